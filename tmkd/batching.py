@@ -1,0 +1,85 @@
+"""Batches of pairs: length-sorted, filled to a token budget, in an order that a resumed run repeats exactly.
+
+Padding is work thrown away (METHOD.md, "Exactly equal, and cheaper"): rows of like length go together, so a
+micro-batch is nearly a full rectangle. Trade-off: the pairs of one optimiser step are of like length, not a fully
+random sample; the window over which they are sorted is small (16 steps), so an epoch still mixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+
+
+def length_sorted_batches(
+    lengths: NDArray[np.integer], token_budget: int, max_pairs: int | None = None
+) -> list[IntArray]:
+    """Rows cut into batches of like length, longest first (so that memory peaks at the start).
+
+    Args:
+        lengths: tokens of each row, [N] int.
+        token_budget: most tokens of a batch, padding included; a longer row is a batch of its own.
+        max_pairs: most rows of a batch.
+
+    Returns:
+        Row indices of each batch, int64; every row exactly once.
+    """
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    batches: list[IntArray] = []
+    start = 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        size = max(1, token_budget // longest)
+        if max_pairs is not None:
+            size = min(size, max_pairs)
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def pad(
+    ids: Sequence[NDArray[np.integer]],
+    type_ids: Sequence[NDArray[np.integer]],
+    rows: Sequence[int] | IntArray,
+    pad_id: int,
+) -> tuple[IntArray, IntArray, IntArray]:
+    """The rows as a rectangle, padded on the right: input ids, attention mask, type ids, each [n, T] int64."""
+    width = max(len(ids[row]) for row in rows)
+    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    types = np.zeros((len(rows), width), dtype=np.int64)
+    for line, row in enumerate(rows):
+        count = len(ids[row])
+        input_ids[line, :count] = ids[row]
+        types[line, :count] = type_ids[row]
+        mask[line, :count] = 1
+    return input_ids, mask, types
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Optimiser steps of one epoch; one of them may hold fewer pairs."""
+    return -(-rows // batch_size)
+
+
+def epoch_steps(
+    lengths: NDArray[np.integer], batch_size: int, epoch: int, seed: int, window: int = 16
+) -> list[IntArray]:
+    """The rows of every optimiser step of one epoch: a pure function of its arguments, so a resume repeats it.
+
+    Rows are shuffled, cut into windows of `window` steps, sorted by length inside the window, cut into steps of
+    `batch_size`, and the window's steps are shuffled: each step is nearly without padding, yet short and long
+    pairs alternate.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    steps: list[IntArray] = []
+    for start in range(0, len(order), window * batch_size):
+        rows = order[start : start + window * batch_size]
+        rows = rows[np.argsort(np.asarray(lengths)[rows], kind="stable")]
+        cuts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        steps.extend(cuts[i] for i in generator.permutation(len(cuts)))
+    return steps

@@ -1,0 +1,264 @@
+"""The command line: one verb per step, thin. Heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tmkd import __version__
+from tmkd.errors import MissingExtraError, TmkdError
+from tmkd.progress import console, say, set_quiet
+
+app = typer.Typer(
+    help="Compress slow question-answering models into a small fast one: two-stage multi-teacher distillation.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="a YAML file, such as recipes/demo.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override keys of the recipe: stage1.epochs=2")
+]
+WorkspaceFolder = Annotated[
+    Path, typer.Option("--workspace", "-w", envvar="TMKD_WORKSPACE", help="where every step's result is kept")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no bars, no notes")]
+DEFAULT = Path("workspace")
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"tmkd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    """Compress slow question-answering models into a small fast one."""
+
+
+def _pipeline(recipe: Path, overrides: list[str] | None, workspace: Path, quiet: bool) -> Any:
+    set_quiet(quiet)
+    from tmkd.recipe import load_recipe
+
+    parsed = load_recipe(recipe, overrides)
+    try:
+        from tmkd.pipeline import Pipeline
+        from tmkd.workspace import Workspace
+    except ImportError as error:
+        raise MissingExtraError(f"training needs {error.name}; install it with: pip install 'tmkd[train]'") from error
+    return Pipeline(parsed, Workspace(workspace))
+
+
+@app.command()
+def run(
+    recipe: RecipeFile, overrides: Overrides = None, workspace: WorkspaceFolder = DEFAULT, quiet: Quiet = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print results.json to standard output")] = False,
+) -> None:  # fmt: skip
+    """Every step of a recipe: teach, label, pretrain, distill, export, report.
+
+    A finished step is not done again; an interrupted one continues.
+
+    Example: tmkd run recipes/demo.yaml seeds=[0,1,2]
+    """
+    pipeline = _pipeline(recipe, overrides, workspace, quiet)
+    from tmkd.reporting import report
+
+    with pipeline.workspace.locked():
+        results = report(pipeline)
+    if as_json:
+        print(json.dumps(results.to_json(), indent=2))
+    elif not quiet:
+        console.print(results.table())
+        _tell_where(pipeline.run)
+
+
+def _tell_where(folder: Path) -> None:
+    say(f"report:  {folder / 'report' / 'report.html'}")
+    say(f"student: {folder / 'export'}  (opens with transformers; tmkd score {folder / 'export'} --pairs FILE)")
+
+
+@app.command()
+def teach(
+    recipe: RecipeFile, overrides: Overrides = None, workspace: WorkspaceFolder = DEFAULT, quiet: Quiet = False
+) -> None:
+    """Fine-tune the teachers on golden labels.
+
+    Example: tmkd teach recipes/demo.yaml
+    """
+    pipeline = _pipeline(recipe, overrides, workspace, quiet)
+    with pipeline.workspace.locked():
+        for teacher, step in pipeline.teachers:
+            say(f"{teacher.name}: {step.folder if step else 'a column of scores'}")
+
+
+@app.command()
+def label(
+    recipe: RecipeFile, overrides: Overrides = None, workspace: WorkspaceFolder = DEFAULT, quiet: Quiet = False
+) -> None:
+    """Label pool and training pairs with every teacher.
+
+    Example: tmkd label recipes/demo.yaml
+    """
+    pipeline = _pipeline(recipe, overrides, workspace, quiet)
+    with pipeline.workspace.locked():
+        pipeline.label_all()
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeFile, overrides: Overrides = None, workspace: WorkspaceFolder = DEFAULT, quiet: Quiet = False
+) -> None:
+    """Stage 1: distillation pre-training on the pool.
+
+    Example: tmkd pretrain recipes/demo.yaml stage1.epochs=4
+    """
+    pipeline = _pipeline(recipe, overrides, workspace, quiet)
+    from tmkd.methods import METHODS
+
+    with pipeline.workspace.locked():
+        for name in pipeline.recipe.methods:
+            if METHODS[name].stage1:
+                for seed in pipeline.recipe.seeds:
+                    step = pipeline.pretrain(METHODS[name], seed)
+                    say(f"{name}, seed {seed}: {getattr(step, 'folder', step)}")
+
+
+@app.command()
+def distill(
+    recipe: RecipeFile, overrides: Overrides = None, workspace: WorkspaceFolder = DEFAULT, quiet: Quiet = False
+) -> None:
+    """Stage 2: the students of every method of the recipe.
+
+    Example: tmkd distill recipes/demo.yaml stage1=workspace/runs/demo/stage1
+    """
+    pipeline = _pipeline(recipe, overrides, workspace, quiet)
+    with pipeline.workspace.locked():
+        for student in pipeline.students:
+            say(f"{student.method.name}: {', '.join(str(step.folder) for step in student.steps)}")
+        pipeline.write_manifest()
+        pipeline.take_away()
+
+
+@app.command()
+def export(
+    recipe: RecipeFile, overrides: Overrides = None, workspace: WorkspaceFolder = DEFAULT, quiet: Quiet = False,
+    backend: Annotated[list[str] | None, typer.Option(help="a back end that must pass, such as onnx-fp32")] = None,
+) -> None:  # fmt: skip
+    """Fold the student, write it for serving, refuse what does not match.
+
+    Example: tmkd export recipes/demo.yaml --backend onnx-fp32
+    """
+    if backend:
+        overrides = [*(overrides or []), f"export.backends={json.dumps(backend)}"]
+    pipeline = _pipeline(recipe, overrides, workspace, quiet)
+    with pipeline.workspace.locked():
+        rows = pipeline.export(named=bool(backend))
+        pipeline.write_manifest()
+    print(json.dumps(rows, indent=2))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, such as workspace/runs/demo")],
+    pairs: Annotated[Path, typer.Option("--pairs", help="labelled pairs: JSONL, CSV, TSV, Parquet, plain or .gz")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the numbers here (- for standard output)")] = None,
+    question: Annotated[str, typer.Option(help="column of the question")] = "question",
+    passage: Annotated[str, typer.Option(help="column of the passage")] = "passage",
+    label: Annotated[str, typer.Option(help="column of the label")] = "label",
+    qid: Annotated[str, typer.Option(help="column that groups rows by question")] = "qid",
+    speed: Annotated[bool, typer.Option("--speed/--no-speed", help="measure pairs per second too")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Measure every model of a run on anyone's labelled pairs.
+
+    Example: tmkd evaluate workspace/runs/demo --pairs my-pairs.jsonl --json numbers.json
+    """
+    set_quiet(quiet)
+    from tmkd.measure import RunModels
+    from tmkd.measure import evaluate as measure_run
+    from tmkd.pairs.files import Columns, read_pairs
+
+    models = RunModels.read(run)
+    columns = Columns(question=question, passage=passage, label=label, qid=qid)
+    rows = read_pairs(pairs, columns=columns, classes=models.recipe.classes, need_labels=True)
+    results = measure_run(models, rows, timed=speed, task=pairs.name)
+    if json_file is None or str(json_file) != "-":
+        console.print(results.table())
+    if json_file is not None:
+        text = json.dumps(results.to_json(), indent=2) + "\n"
+        if str(json_file) == "-":
+            print(text, end="")
+        else:
+            json_file.write_text(text)
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="an exported student, such as workspace/runs/demo/export")],
+    pairs: Annotated[Path, typer.Option("--pairs", help="pairs: JSONL, CSV, TSV, Parquet, plain or .gz")],
+    output: Annotated[str, typer.Option("--output", "-o", help="file to write; - is JSON lines on standard output")] = "-",
+    question: Annotated[str, typer.Option(help="column of the question")] = "question",
+    passage: Annotated[str, typer.Option(help="column of the passage")] = "passage",
+    backend: Annotated[str, typer.Option(help="auto, or one of the export's back ends")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="threads; all cores unless given")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Score a pairs file with an exported student, without PyTorch.
+
+    Example: tmkd score workspace/runs/demo/export --pairs pairs.jsonl --output scored.jsonl
+    """
+    set_quiet(quiet)
+    from tmkd.score import score_file
+
+    score_file(model, pairs, output, question=question, passage=passage, backend=backend, threads=threads)
+
+
+@app.command()
+def clean(
+    workspace: WorkspaceFolder = DEFAULT,
+    yes: Annotated[bool, typer.Option("--yes", help="remove them; without it they are listed")] = False,
+) -> None:
+    """List the steps that no run needs, and remove them on request.
+
+    Example: tmkd clean --yes
+    """
+    import shutil
+
+    from tmkd.workspace import Workspace
+
+    place = Workspace(workspace)
+    with place.locked():
+        for folder in place.unused():
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
+            print(f"{'removed' if yes else 'unused'} {folder} ({size:,.1f} MiB)")
+            if yes:
+                shutil.rmtree(folder)
+
+
+def main() -> None:
+    """Run the command line: errors as one message and exit status 1, Ctrl-C as 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app()
+    except TmkdError as error:
+        print(f"tmkd: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("\ntmkd: interrupted; finished work is kept, the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise SystemExit(0) from None
+
+
+if __name__ == "__main__":
+    main()

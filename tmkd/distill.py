@@ -1,0 +1,200 @@
+"""Students: stage 1 and stage 2 of METHOD.md for any method of the table, each a resumable step of the workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tmkd.encoder.checkpoint import load_encoder, load_student, read_card, save_student
+from tmkd.encoder.find import encoder_fingerprint, find_encoder
+from tmkd.errors import DataError
+from tmkd.losses import golden_loss, soft_loss
+from tmkd.methods import Method
+from tmkd.pairs.record import Pairs
+from tmkd.recipe import Loss, Recipe, Training
+from tmkd.student import Logits, Student
+from tmkd.teachers import golden_only
+from tmkd.tokenizer import PairTokenizer
+from tmkd.training import Fit, train
+from tmkd.workspace import Step, Workspace, write_json
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Soft labels of some pairs.
+
+    Attributes:
+        names: what each header learns, [K] (teachers' fingerprints, or one name for their mean).
+        logits: [N, K, C] float32, in the order of the pairs.
+    """
+
+    names: tuple[str, ...]
+    logits: NDArray[np.float32]
+
+    @classmethod
+    def choose(cls, method: Method, names: list[str], logits: list[NDArray[np.float32]], best: int) -> Targets | None:
+        """What a method learns from K teachers' logits (each [N, C]); None where it learns from none."""
+        if method.targets == "none":
+            return None
+        if method.targets == "one":
+            return cls((names[best],), logits[best][:, None])
+        if method.targets == "mean":
+            return cls(("mean of " + "+".join(names),), ensemble_logits(logits).astype(np.float32)[:, None])
+        return cls(tuple(names), np.stack(logits, axis=1))
+
+
+def ensemble_logits(logits: list[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """Log of the mean of the teachers' probabilities, [N, C] float64: unsquashed, so that ranking never ties."""
+    stacked = torch.from_numpy(np.stack(logits)).double().log_softmax(-1)
+    mean: NDArray[np.float64] = (torch.logsumexp(stacked, dim=0) - np.log(len(logits))).numpy()
+    return mean
+
+
+def pretrain(
+    workspace: Workspace, recipe: Recipe, method: Method, pool: Pairs, targets: Targets, seed: int
+) -> Step:
+    """Stage 1: encoder and soft headers on the soft labels of the pool alone."""
+    assert isinstance(recipe.stage1, Training)
+    depends = {**_common(recipe, recipe.stage1, seed), "pool": pool.digest(), "targets": targets.names}
+    depends["loss"] = recipe.loss.model_dump(exclude={"alpha"})
+
+    def build(folder: Path) -> None:
+        assert isinstance(recipe.stage1, Training)
+        torch.manual_seed(seed)
+        model = _new_student(recipe, recipe.stage1, len(targets.names), use_golden=False)
+        soft = torch.from_numpy(targets.logits)
+
+        def loss(logits: Logits, rows: Tensor) -> Tensor:
+            return soft_loss(logits.soft, soft[rows].to(logits.soft.device), recipe.loss.kind, recipe.loss.temperature)
+
+        _train_and_save(
+            model, recipe, recipe.stage1, pool, loss, folder, seed, f"stage 1 ({method.name}, seed {seed})",
+            {"step": "stage1", "teachers": list(targets.names)},
+        )  # fmt: skip
+
+    return workspace.step("stage1", depends, build, label=f"stage 1 of {method.name}, seed {seed}")
+
+
+def distill(
+    workspace: Workspace,
+    recipe: Recipe,
+    method: Method,
+    rows: Pairs,
+    targets: Targets | None,
+    stage1: Step | Path | None,
+    seed: int,
+) -> Step:
+    """Stage 2, or the only stage of a method without stage 1: golden labels, and soft ones where the method has them.
+
+    Raises:
+        DataError: no row has a golden label.
+    """
+    if not rows.has_labels:
+        raise DataError("the training rows have no golden labels; stage 2 and `finetune` need some")
+    numbers = recipe.stage2 if stage1 is not None else recipe.without_stage1
+    start = stage1.folder if isinstance(stage1, Step) else stage1
+    depends = {**_common(recipe, numbers, seed), "train": rows.digest(), "targets": targets.names if targets else None}
+    depends["loss"] = recipe.loss.model_dump() if targets else None
+    depends["stage1"] = stage1.fingerprint if isinstance(stage1, Step) else (start and encoder_fingerprint(start))
+
+    def build(folder: Path) -> None:
+        torch.manual_seed(seed)
+        count = len(targets.names) if targets else 0
+        if start is None:
+            model = _new_student(recipe, numbers, count, use_golden=True)
+        else:
+            model = _from_stage1(start, recipe, numbers, targets)
+        _train_and_save(
+            model, recipe, numbers, rows, stage2_loss(rows, targets, recipe.loss), folder, seed,
+            f"{method.name}, seed {seed}",
+            {"step": method.name, "teachers": list(targets.names) if targets else []},
+        )  # fmt: skip
+
+    return workspace.step("student", depends, build, label=f"{method.name}, seed {seed}")
+
+
+def stage2_loss(rows: Pairs, targets: Targets | None, loss: Loss) -> Callable[[Logits, Tensor], Tensor]:
+    """L2 = (1 - a) CE(s_g, y) + a soft loss (METHOD.md, "Stage 2"); cross-entropy alone where there are no targets."""
+    labels = torch.from_numpy(rows.labels)
+    if targets is None:
+        plain: Callable[[Logits, Tensor], Tensor] = golden_only(labels)
+        return plain
+    soft = torch.from_numpy(targets.logits)
+
+    def combined(logits: Logits, which: Tensor) -> Tensor:
+        where = logits.golden.device
+        golden = golden_loss(logits.golden, labels[which].to(where))
+        distilled = soft_loss(logits.soft, soft[which].to(where), loss.kind, loss.temperature)
+        return (1 - loss.alpha) * golden + loss.alpha * distilled
+
+    return combined
+
+
+def _common(recipe: Recipe, numbers: Training, seed: int) -> dict[str, Any]:
+    return {
+        "encoder": encoder_fingerprint(find_encoder(recipe.encoder)),
+        "student": recipe.student.model_dump(),
+        "training": numbers.model_dump(),
+        "classes": recipe.classes,
+        "max_length": recipe.max_length,
+        "precision": recipe.precision,
+        "seed": seed,
+    }
+
+
+def _new_student(recipe: Recipe, numbers: Training, soft_headers: int, use_golden: bool) -> Student:
+    encoder = load_encoder(
+        find_encoder(recipe.encoder),
+        recipe.classes,
+        layers=recipe.student.layers,
+        dropout=numbers.dropout,
+        freeze_embeddings=recipe.student.freeze_embeddings,
+    )
+    return Student(encoder, recipe.classes, soft_headers, use_golden=use_golden)
+
+
+def _from_stage1(folder: Path, recipe: Recipe, numbers: Training, targets: Targets | None) -> Student:
+    """The stage-1 encoder; its headers too where the teachers are the same, the golden one as their mean."""
+    before = load_student(folder, dropout=numbers.dropout, freeze_embeddings=recipe.student.freeze_embeddings)
+    same = (
+        targets is not None
+        and read_card(folder).get("teachers") == list(targets.names)
+        and before.classes == recipe.classes
+    )
+    if same:
+        before.start_golden_from_soft()
+        return before
+    encoder = load_encoder(
+        folder, recipe.classes, dropout=numbers.dropout, freeze_embeddings=recipe.student.freeze_embeddings
+    )
+    return Student(encoder, recipe.classes, len(targets.names) if targets else 0)
+
+
+def _train_and_save(
+    model: Student,
+    recipe: Recipe,
+    numbers: Training,
+    rows: Pairs,
+    loss: Callable[[Logits, Tensor], Tensor],
+    folder: Path,
+    seed: int,
+    name: str,
+    about: dict[str, Any],
+) -> None:
+    source = find_encoder(recipe.encoder)
+    tokenizer = PairTokenizer(source, recipe.max_length)
+    fit = Fit(
+        numbers.learning_rate, numbers.epochs, numbers.batch_size, seed,
+        numbers.warmup, numbers.weight_decay, numbers.clip, recipe.precision,
+    )  # fmt: skip
+    encoded = tokenizer.encode(rows.questions, rows.passages)
+    curve = train(model, encoded, tokenizer.pad_id, loss, fit, name=name, state_folder=folder / "state")
+    save_student(model, folder, source, recipe.max_length, about)
+    write_json(folder / "curve.json", curve)

@@ -1,0 +1,185 @@
+"""Models on disk: cut an encoder to n layers, write and read checkpoints that every tool of the ecosystem opens.
+
+A folder is an ordinary sequence-classification checkpoint (config.json, model.safetensors, tokenizer.json) with
+tmkd.json beside it. A student adds headers.safetensors; its model.safetensors holds the folded head.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tmkd.encoder.forward import FirstTokenEncoder, require_supported
+from tmkd.errors import EncoderError
+from tmkd.student import Student
+
+FORMAT = 1
+
+
+def load_encoder(
+    folder: Path, classes: int, *, layers: int | None = None, dropout: float = 0.0, freeze_embeddings: bool = True
+) -> FirstTokenEncoder:
+    """Embeddings, the first `layers` layers and the pooler of a checkpoint, float32.
+
+    MPNet has no pooler of its own in a classification model: `pooler.dense` becomes `classifier.dense`.
+
+    Raises:
+        EncoderError: unsupported architecture, too few layers, or weights that are missing or of another shape.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise EncoderError(f"{folder}/config.json cannot be read: {str(error).splitlines()[0]}") from error
+    require_supported(config.model_type, str(folder))
+    if layers is not None:
+        if not 1 <= layers <= config.num_hidden_layers:
+            raise EncoderError(f"{folder} has {config.num_hidden_layers} layers; a student cannot take {layers} of them")
+        config.num_hidden_layers = layers
+    config.num_labels = classes
+    model = AutoModelForSequenceClassification.from_config(config, torch_dtype=torch.float32)
+    _fill(model, _read_weights(folder), folder)
+    return FirstTokenEncoder(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name == "headers.safetensors":
+            continue
+        try:
+            weights.update(load_file(path))
+        except Exception as error:  # safetensors raises its own class for a damaged header
+            raise EncoderError(f"{path} cannot be read ({error}); the file is damaged, fetch it again") from error
+    return weights
+
+
+def _fill(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
+    """Copy weights by name, with or without the base model's prefix; every parameter but the last linear must come."""
+    prefix = model.base_model_prefix + "."
+    renamed = {}
+    for name, value in weights.items():
+        name = name.removeprefix(prefix)
+        if model.config.model_type == "mpnet" and name.startswith("pooler.dense"):
+            name = name.replace("pooler.dense", "classifier.dense")
+        renamed[name] = value
+    last = "classifier.out_proj." if model.config.model_type == "mpnet" else "classifier."
+    state = model.state_dict()
+    missing = []
+    for name, target in state.items():
+        source = renamed.get(name.removeprefix(prefix))
+        if source is not None and source.shape == target.shape:
+            state[name] = source.to(torch.float32)
+        elif not name.startswith(last):
+            missing.append(name if source is None else f"{name} (shape {list(source.shape)})")
+    if missing:
+        raise EncoderError(
+            f"{folder}: {len(missing)} weights are missing or of another shape, first {missing[0]}; "
+            "this checkpoint does not hold the model that its config.json names"
+        )
+    model.load_state_dict(state)
+
+
+def save_student(student: Student, folder: Path, tokenizer_folder: Path, max_length: int, about: dict[str, Any]) -> None:
+    """Write a teacher or student. `about` joins tmkd.json (name, teachers, step).
+
+    The checkpoint's own head is the folded one, so the folder gives the `logit` combination in any tool.
+    """
+    from tmkd.tokenizer import PairTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = student.encoder
+    weight, bias = student.fold()
+    head = encoder.model.classifier.out_proj if encoder.is_mpnet else encoder.model.classifier
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    encoder.model.save_pretrained(folder, safe_serialization=True)
+    PairTokenizer(tokenizer_folder, max_length).save(folder)
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        if (tokenizer_folder / name).is_file():
+            shutil.copyfile(tokenizer_folder / name, folder / name)
+    _write_tokenizer_length(folder, max_length)
+    if student.soft_headers:
+        headers = {
+            "golden.weight": student.golden.weight,
+            "golden.bias": student.golden.bias,
+            "soft.weight": student.soft_weight,
+            "soft.bias": student.soft_bias,
+        }
+        save_file({name: value.detach().cpu().contiguous() for name, value in headers.items()}, folder / "headers.safetensors")
+    card = {
+        "format": FORMAT,
+        "max_length": max_length,
+        "classes": student.classes,
+        "layers": encoder.layers,
+        "soft_headers": student.soft_headers,
+        "use_golden": student.use_golden,
+        **about,
+    }
+    (folder / "tmkd.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _write_tokenizer_length(folder: Path, max_length: int) -> None:
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    config["model_max_length"] = max_length
+    for stale in ("max_length", "stride", "truncation_side", "truncation_strategy", "pad_to_multiple_of"):
+        config.pop(stale, None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """tmkd.json of a model folder; EncoderError where there is none or it is of another format."""
+    path = folder / "tmkd.json"
+    if not path.is_file():
+        raise EncoderError(f"{folder} has no tmkd.json; it was not written by tmkd")
+    card: dict[str, Any] = json.loads(path.read_text())
+    if card.get("format") != FORMAT:
+        raise EncoderError(f"{path}: format {card.get('format')!r}, this version reads {FORMAT}")
+    return card
+
+
+def load_student(folder: Path, *, dropout: float = 0.0, freeze_embeddings: bool = True) -> Student:
+    """A teacher or student as it was saved."""
+    card = read_card(folder)
+    classes = int(card["classes"])
+    encoder = load_encoder(folder, classes, dropout=dropout, freeze_embeddings=freeze_embeddings)
+    student = Student(encoder, classes, int(card["soft_headers"]), use_golden=bool(card["use_golden"]))
+    with torch.no_grad():
+        if student.soft_headers:
+            headers = load_file(folder / "headers.safetensors")
+            student.golden.weight.copy_(headers["golden.weight"])
+            student.golden.bias.copy_(headers["golden.bias"])
+            student.soft_weight.copy_(headers["soft.weight"])
+            student.soft_bias.copy_(headers["soft.bias"])
+        else:
+            head = encoder.model.classifier.out_proj if encoder.is_mpnet else encoder.model.classifier
+            student.golden.weight.copy_(head.weight)
+            student.golden.bias.copy_(head.bias)
+    return student
+
+
+def load_finished(folder: Path, classes: int) -> Student:
+    """A fine-tuned checkpoint made elsewhere: its own classification head becomes the golden header."""
+    if (folder / "tmkd.json").is_file():
+        return load_student(folder)
+    encoder = load_encoder(folder, classes)
+    weights = _read_weights(folder)
+    name = "classifier.out_proj" if encoder.is_mpnet else "classifier"
+    weight = weights.get(f"{name}.weight")
+    if weight is None or weight.shape[0] != classes:
+        found = "no" if weight is None else str(weight.shape[0])
+        raise EncoderError(f"{folder}: a finished teacher needs a head of {classes} classes, this one has {found}")
+    student = Student(encoder, classes)
+    with torch.no_grad():
+        student.golden.weight.copy_(weight)
+        student.golden.bias.copy_(weights[f"{name}.bias"])
+    return student

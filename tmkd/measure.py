@@ -1,0 +1,182 @@
+"""Measure the models of a run on labelled pairs, and write the report.
+
+The bridge between the pipeline's steps and `tmkd.evaluation`, which knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.distill import ensemble_logits
+from tmkd.encoder.checkpoint import load_student, read_card
+from tmkd.errors import TmkdError
+from tmkd.evaluation.compare import ModelOutput, Results, compare
+from tmkd.evaluation.speed import measure
+from tmkd.pairs.record import Pairs
+from tmkd.recipe import Recipe, parse_recipe
+from tmkd.teachers import column_logits, label
+from tmkd.tokenizer import PairTokenizer
+from tmkd.training import score
+from tmkd.workspace import Step, Workspace
+
+ENSEMBLE = "teacher-ensemble"
+SPEED_PAIRS = 256  # test pairs that the speed is measured on
+
+
+@dataclass(frozen=True)
+class RunModels:
+    """What a run's manifest says: its recipe and the folders of every model."""
+
+    folder: Path
+    recipe: Recipe
+    models: list[dict[str, Any]]
+    take: str
+
+    @classmethod
+    def read(cls, run: Path) -> RunModels:
+        """Read runs/NAME/manifest.json; TmkdError where there is none."""
+        path = run / "manifest.json"
+        if not path.is_file():
+            raise TmkdError(f"{run} is not a finished run (no manifest.json); give a folder such as workspace/runs/demo")
+        content = json.loads(path.read_text())
+        return cls(run, parse_recipe(content["recipe"], str(path)), content["models"], content["take"])
+
+    @property
+    def workspace(self) -> Workspace:
+        """The workspace that holds the run."""
+        return Workspace(self.folder.resolve().parent.parent)
+
+    def steps(self, model: dict[str, Any]) -> list[Step]:
+        """The finished steps of a model, one per seed."""
+        steps = []
+        for name in model["steps"]:
+            kind, _, mark = name.rpartition("-")
+            folder = self.workspace.root / "steps" / name
+            if not folder.is_dir():
+                raise TmkdError(f"{folder} is gone; run the recipe again to make it anew")
+            steps.append(Step(kind, mark, folder))
+        return steps
+
+
+def outputs(run: RunModels, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
+    """Every model of a run on the pairs: teachers, their ensemble, baselines, students."""
+    workspace, recipe = run.workspace, run.recipe
+    columns = {teacher.name: teacher for teacher in recipe.teachers if teacher.scores}
+    found: list[ModelOutput] = []
+    teachers: list[NDArray[np.float32]] = []
+    folders: dict[str, Path] = {}
+    for model in run.models:
+        name = model["name"]
+        column = columns.get(name.removeprefix("teacher:"))
+        if column is not None:
+            if column.scores not in pairs.score_names:
+                continue  # rows of another set have no such column
+            logits = [column_logits(recipe, column, pairs, "evaluation")]
+            sizes: dict[str, Any] = {"parameters": None, "bytes": None, "layers": None}
+        else:
+            steps = run.steps(model)
+            logits = [
+                label(workspace, step, pairs, name=name, precision=recipe.precision).logits_for(pairs.pair_ids)
+                for step in steps
+            ]
+            folders[name] = steps[0].folder
+            sizes = _sizes(steps[0].folder)
+        if model["kind"] == "teacher":
+            teachers.append(logits[0])
+        found.append(ModelOutput(name=name, kind=model["kind"], logits=np.stack(logits), **sizes))
+    if len(teachers) > 1:
+        at = len([output for output in found if output.kind == "teacher"])
+        parts = [output for output in found if output.kind == "teacher"]
+        found.insert(at, _ensemble(teachers, parts))
+    if timed:
+        _time(found, folders, pairs)
+    return found
+
+
+def _sizes(folder: Path) -> dict[str, Any]:
+    student = load_student(folder)
+    unused = {"encoder.model.classifier.weight", "encoder.model.classifier.bias"}
+    unused |= {"encoder.model.classifier.out_proj.weight", "encoder.model.classifier.out_proj.bias"}
+    parameters = sum(p.numel() for name, p in student.named_parameters() if name not in unused)
+    return {
+        "parameters": parameters,
+        "bytes": (folder / "model.safetensors").stat().st_size,
+        "layers": read_card(folder)["layers"],
+    }
+
+
+def _ensemble(logits: list[NDArray[np.float32]], parts: list[ModelOutput]) -> ModelOutput:
+    trained = [part for part in parts if part.parameters is not None]
+    return ModelOutput(
+        name=ENSEMBLE,
+        kind="ensemble",
+        logits=ensemble_logits(logits)[None],
+        parameters=sum(part.parameters or 0 for part in trained) or None,
+        bytes=sum(part.bytes or 0 for part in trained) or None,
+        layers=max((part.layers or 0 for part in trained), default=0) or None,
+    )
+
+
+def _time(found: list[ModelOutput], folders: dict[str, Path], pairs: Pairs) -> None:
+    """Speed of one model per shape (teachers of one encoder are alike), interleaved; the ensemble runs all teachers."""
+    shapes: dict[str, str] = {}
+    for name, folder in folders.items():
+        config = json.loads((folder / "config.json").read_text())
+        shapes[name] = f"{config['model_type']}-{config['num_hidden_layers']}x{config['hidden_size']}"
+    scorers = {}
+    for name, shape in shapes.items():
+        scorers.setdefault(shape, _scorer(folders[name]))
+    chosen = np.random.default_rng(0).permutation(len(pairs))[:SPEED_PAIRS]
+    sample = pairs.take(chosen)
+    speeds = measure(scorers, sample.questions, sample.passages)
+    for output in found:
+        if output.name in shapes:
+            speed = speeds[shapes[output.name]]
+            output.pairs_per_second = speed.pairs_per_second
+            output.milliseconds = dict(speed.milliseconds)
+    timed = [output for output in found if output.kind == "teacher" and output.pairs_per_second]
+    for output in found:
+        if output.name == ENSEMBLE and timed:
+            output.pairs_per_second = 1 / sum(1 / (part.pairs_per_second or 1) for part in timed)
+            output.milliseconds = {
+                size: sum((part.milliseconds or {})[size] for part in timed) for size in timed[0].milliseconds or {}
+            }
+
+
+def _scorer(folder: Path) -> Any:
+    model = load_student(folder)
+    tokenizer = PairTokenizer(folder, read_card(folder)["max_length"])
+
+    def run(questions: Any, passages: Any) -> NDArray[np.float32]:
+        return score(model, tokenizer.encode(questions, passages), tokenizer.pad_id)
+
+    return run
+
+
+def evaluate(run: RunModels, pairs: Pairs, *, timed: bool = True, task: str | None = None) -> Results:
+    """Compare every model of a run on labelled pairs."""
+    if not pairs.has_labels:
+        raise TmkdError("these pairs have no labels; `tmkd evaluate` needs a label column, `tmkd score` does not")
+    if int(pairs.labels.max()) >= run.recipe.classes:
+        raise TmkdError(f"label {int(pairs.labels.max())} is out of range: the run has {run.recipe.classes} classes")
+    return compare(pairs, outputs(run, pairs, timed=timed), classes=run.recipe.classes, task=task or run.recipe.name)
+
+
+def curves(run: RunModels) -> dict[str, list[dict[str, float]]]:
+    """The learning curve of every model's first seed, by name; stage 1 beside its student."""
+    found = {}
+    for model in run.models:
+        for step in run.steps(model)[:1]:
+            path = step.folder / "curve.json"
+            if path.is_file():
+                found[model["name"]] = json.loads(path.read_text())
+    stage1 = run.folder / "stage1" / "curve.json"
+    if stage1.is_file():
+        found["stage 1"] = json.loads(stage1.read_text())
+    return found

@@ -1,0 +1,268 @@
+"""The recipe: one YAML file, validated into typed objects. Each field's text below is also the documentation.
+
+`key=value` on the command line overrides a field: `stage1.epochs=4`, `methods=[teacher,tmkd]`, `stage1=PATH`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tmkd.errors import RecipeError
+from tmkd.methods import METHODS
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Columns(_Part):
+    """The names that your files give to what tmkd reads."""
+
+    question: str = Field("question", description="column of the question (premise)")
+    passage: str = Field("passage", description="column of the passage (hypothesis)")
+    label: str = Field("label", description="column of the golden label, an integer from 0")
+    qid: str = Field("qid", description="column that groups rows by question; without it the question's text does")
+    pid: str = Field("pid", description="column that names the passage")
+
+
+class DebianDocs(_Part):
+    """Sizes of the built-in data set."""
+
+    pool_per_question: Positive = Field(30, description="passages retrieved for each training question")
+    headings: int = Field(4000, ge=0, description="section headings taken as questions of the pool")
+    pool_per_heading: Positive = Field(6, description="passages retrieved for each heading")
+    max_questions: int | None = Field(None, gt=0, description="use only so many FAQ questions (for trials)")
+    packages: tuple[str, ...] | None = Field(None, description="use only these packages (for trials)")
+
+
+class Data(_Part):
+    """Where the pairs come from: `builtin: debian-docs`, files, or a hub data set."""
+
+    builtin: Literal["debian-docs"] | None = Field(None, description="a data set that tmkd builds itself")
+    debian_docs: DebianDocs = Field(default_factory=DebianDocs, description="sizes of the built-in set")
+    hub: str | None = Field(None, description="a hub data set, or a local folder in the hub's layout")
+    train: str | None = Field(None, description="labelled pairs: a file (JSONL, CSV, TSV, Parquet, plain or .gz) or a split")
+    dev: str | None = Field(None, description="development pairs; without it a fifth of train's questions is held out")
+    test: str | None = Field(None, description="test pairs, read once for the report; without it dev stands in and the report says so")
+    pool: str | None = Field(None, description="unlabelled pairs for stage 1; without it the training pairs")
+    columns: Columns = Field(default_factory=Columns, description="column names")
+    scores: dict[str, Literal["logit", "probability"]] = Field(
+        default_factory=dict, description="score columns made elsewhere, each a teacher, and what they hold"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if self.builtin is None and self.train is None:
+            raise ValueError("data: give `builtin: debian-docs` or `train: FILE`")
+        return self
+
+
+class Training(_Part):
+    """The numbers of one training run."""
+
+    learning_rate: Rate
+    epochs: Positive
+    batch_size: Positive = Field(32, description="pairs of one optimiser step")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0, description="gradient norm is clipped at this")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
+
+
+class Teacher(_Part):
+    """One teacher: trained here, a finished checkpoint, or a column of scores."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    encoder: str | None = Field(None, description="what to fine-tune; the recipe's encoder unless given")
+    checkpoint: str | None = Field(None, description="a finished sequence-classification checkpoint instead")
+    scores: str | None = Field(None, description="a column of data.scores instead")
+    seed: int = 0
+    learning_rate: Rate = 1e-4
+    epochs: Positive = 3
+    batch_size: Positive = 32
+    dropout: float = Field(0.0, ge=0, lt=1)
+    max_length: int | None = Field(None, ge=8, description="tokens of a pair; the recipe's unless given")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Teacher:
+        if sum(value is not None for value in (self.encoder, self.checkpoint, self.scores)) > 1:
+            raise ValueError("give one of encoder, checkpoint, scores")
+        return self
+
+
+class StudentShape(_Part):
+    """The shape of the student."""
+
+    layers: Positive = Field(3, description="how many layers it keeps")
+    freeze_embeddings: bool = Field(True, description="leave the embedding tables as they are")
+
+
+class Loss(_Part):
+    """The loss on soft labels."""
+
+    kind: Literal["kl", "mse"] = Field("kl", description="kl: divergence at a temperature; mse: the paper's, on probabilities")
+    temperature: float = Field(1.0, gt=0)
+    alpha: float = Field(0.7, ge=0, le=1, description="share of the soft loss in stage 2; the rest is cross-entropy")
+
+
+class Export(_Part):
+    """What is written for serving."""
+
+    backends: tuple[Literal["onnx-fp32"], ...] = ("onnx-fp32",)
+
+
+class Recipe(_Part):
+    """A task plus the methods to run on it."""
+
+    name: str = Field("tmkd", pattern=r"^[A-Za-z0-9._-]+$", description="the run's name under runs/")
+    encoder: str = Field("builtin:minilm-l6", description="pre-trained encoder: builtin:NAME, a folder, a hub id")
+    classes: int = Field(2, ge=2, description="C")
+    max_length: int = Field(192, ge=8, le=8192, description="tokens of a pair; longer pairs are cut, longest side first")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
+    data: Data
+    teachers: tuple[Teacher, ...] = Field(min_length=1)
+    student: StudentShape = Field(default_factory=StudentShape)
+    stage1: Training | str = Field(
+        default_factory=lambda: Training(learning_rate=3e-4, epochs=4, batch_size=64),
+        description="stage 1, or the path of an earlier run's stage-1 student to start stage 2 from",
+    )
+    stage2: Training = Field(default_factory=lambda: Training(learning_rate=3e-5, epochs=2))
+    without_stage1: Training = Field(
+        default_factory=lambda: Training(learning_rate=2e-4, epochs=4),
+        description="students that skip stage 1 (finetune, 1-o-1, mkd, ...)",
+    )
+    loss: Loss = Field(default_factory=Loss)
+    methods: tuple[str, ...] = ("teacher", "teacher-ensemble", "finetune", "tmkd")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="one student of every method per seed")
+    take: str = Field("tmkd", description="the method whose first seed is exported")
+    export: Export = Field(default_factory=Export)
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in METHODS:
+                raise ValueError(f"{name!r} is not a method; there are: {', '.join(METHODS)}")
+        return names
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        names = [teacher.name for teacher in self.teachers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"teachers: names must differ, got {', '.join(names)}")
+        if self.take not in self.methods or not METHODS[self.take].trains:
+            raise ValueError(f"take: {self.take!r} must be one of the methods that train a student")
+        for teacher in self.teachers:
+            if teacher.scores is not None and teacher.scores not in self.data.scores:
+                raise ValueError(f"teachers: {teacher.name}: score column {teacher.scores!r} is not in data.scores")
+        if any(teacher.scores for teacher in self.teachers) and self.classes != 2:
+            raise ValueError("a column of scores can be a teacher of two classes only")
+        return self
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value` with dots into parts; the value is YAML.
+
+    Raises:
+        RecipeError: missing file, bad YAML, unknown or ill-typed key (the nearest right one is named).
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path}: no such recipe; see recipes/ for examples") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys, this file holds {type(content).__name__}")
+    for override in overrides or []:
+        _override(content, override)
+    return parse_recipe(content, str(path))
+
+
+def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
+    """Validate the content of a recipe; RecipeError says which key, what it holds and what fits."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors() if not _other_branch(detail, error)]
+        raise RecipeError(f"{where}: " + f"\n{where}: ".join(dict.fromkeys(lines))) from error
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r}: write key=value, for example stage1.epochs=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        value = _number(value)
+    *parents, last = key.split(".")
+    place: Any = content
+    for parent in parents:
+        if isinstance(place, list):
+            place = place[_index(place, parent, override)]
+        else:
+            if not isinstance(place.get(parent), dict | list):
+                place[parent] = {}
+            place = place[parent]
+    if isinstance(place, list):
+        place[_index(place, last, override)] = value
+    else:
+        place[last] = value
+
+
+def _index(items: list[Any], text: str, override: str) -> int:
+    if not text.isdigit() or int(text) >= len(items):
+        raise RecipeError(f"override {override!r}: {text!r} is not an index of a list of {len(items)} (they count from 0)")
+    return int(text)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _other_branch(detail: Any, error: ValidationError) -> bool:
+    """Of a `stage1: mapping | path` union, hide the complaint that a mapping is not a path."""
+    return detail["type"] == "string_type" and detail["loc"][:1] == ("stage1",) and len(error.errors()) > 1
+
+
+def _explain(detail: Any) -> str:
+    location = [str(part) for part in detail["loc"] if part not in ("Training", "str")]
+    key = ".".join(location) or "recipe"
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _keys_at(location[:-1]), n=1, cutoff=0.4)
+        known = ", ".join(_keys_at(location[:-1]))
+        return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known are: {known}")
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("missing", "value_error"):
+        return f"{key}: {message}" if detail["type"] == "missing" else f"{key}: {message}"
+    return f"{key}: {message[0].lower() + message[1:]}, got {detail['input']!r}"
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    parts: dict[str, type[BaseModel]] = {
+        "": Recipe, "data": Data, "data.columns": Columns, "data.debian_docs": DebianDocs, "teachers": Teacher,
+        "student": StudentShape, "stage1": Training, "stage2": Training, "without_stage1": Training, "loss": Loss,
+        "export": Export,
+    }  # fmt: skip
+    name = ".".join(part for part in location if not part.isdigit())
+    return list(parts[name].model_fields) if name in parts else []

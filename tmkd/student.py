@@ -1,0 +1,91 @@
+"""The student: an encoder with a golden header and K soft headers over one vector h (METHOD.md, "Student").
+
+A teacher and the `finetune` baseline are the same class with K = 0. All headers are linear in one h, so the mean of
+their logits folds exactly into one linear layer: the folded student is an ordinary checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tmkd.encoder.forward import FirstTokenEncoder
+
+
+class Logits(NamedTuple):
+    """golden: [n, C]; soft: [n, K, C] (K may be 0)."""
+
+    golden: Tensor
+    soft: Tensor
+
+
+class Student(nn.Module):
+    """Encoder and multi-header.
+
+    Args:
+        encoder: gives h, [n, d].
+        classes: C.
+        soft_headers: K, one per teacher; 0 for a model with a golden header only.
+        use_golden: whether the golden header was trained and takes part in the combination. A student that stopped
+            after stage 1 averages its soft headers (METHOD.md, "Stage 1").
+    """
+
+    def __init__(
+        self, encoder: FirstTokenEncoder, classes: int, soft_headers: int = 0, *, use_golden: bool = True
+    ) -> None:
+        super().__init__()
+        if not use_golden and soft_headers == 0:
+            raise ValueError("a student needs a golden header or at least one soft header")
+        self.encoder = encoder
+        self.classes = classes
+        self.use_golden = use_golden
+        width = encoder.hidden_size
+        self.golden = nn.Linear(width, classes)
+        self.soft_weight = nn.Parameter(torch.empty(soft_headers, classes, width))
+        self.soft_bias = nn.Parameter(torch.zeros(soft_headers, classes))
+        nn.init.normal_(self.golden.weight, std=0.02)
+        nn.init.zeros_(self.golden.bias)
+        if soft_headers:
+            nn.init.normal_(self.soft_weight, std=0.02)
+
+    @property
+    def soft_headers(self) -> int:
+        """K."""
+        return self.soft_weight.shape[0]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Logits:
+        """Logits of every header, float32."""
+        h = self.encoder(input_ids, attention_mask, token_type_ids).float()
+        with torch.autocast(h.device.type, enabled=False):  # the headers cost nothing; keep them exact
+            golden = self.golden(h)
+            soft = torch.einsum("nd,kcd->nkc", h, self.soft_weight) + self.soft_bias
+        return Logits(golden, soft)
+
+    def combine(self, logits: Logits) -> Tensor:
+        """The `logit` combination, [n, C]: the mean over the headers that were trained."""
+        if not self.use_golden:
+            return logits.soft.mean(dim=1)
+        return torch.cat([logits.golden[:, None], logits.soft], dim=1).mean(dim=1)
+
+    @torch.no_grad()
+    def fold(self) -> tuple[Tensor, Tensor]:
+        """One linear layer equal to the `logit` combination: weight [C, d], bias [C]."""
+        if not self.use_golden:
+            return self.soft_weight.mean(0), self.soft_bias.mean(0)
+        weight = torch.cat([self.golden.weight[None], self.soft_weight]).mean(0)
+        bias = torch.cat([self.golden.bias[None], self.soft_bias]).mean(0)
+        return weight, bias
+
+    @torch.no_grad()
+    def start_golden_from_soft(self) -> None:
+        """Begin stage 2 with the golden header as the mean of the soft ones (METHOD.md, "Stage 2")."""
+        self.golden.weight.copy_(self.soft_weight.mean(0))
+        self.golden.bias.copy_(self.soft_bias.mean(0))
+        self.use_golden = True
+
+
+def probability_combination(logits: Logits) -> Tensor:
+    """The paper's combination, [n, C]: the mean of the headers' probabilities. It cannot be folded."""
+    return torch.cat([logits.golden[:, None], logits.soft], dim=1).softmax(-1).mean(dim=1)

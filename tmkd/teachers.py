@@ -1,0 +1,124 @@
+"""Teachers: trained here, a checkpoint, or a column of scores made elsewhere. Only their logits travel on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tmkd.encoder.checkpoint import load_encoder, load_finished, load_student, read_card, save_student
+from tmkd.encoder.find import encoder_fingerprint, find_encoder
+from tmkd.errors import DataError
+from tmkd.labels import LabelStore, imported_logits
+from tmkd.losses import golden_loss
+from tmkd.pairs.record import Pairs
+from tmkd.progress import progress
+from tmkd.recipe import Recipe, Teacher
+from tmkd.student import Logits, Student
+from tmkd.tokenizer import PairTokenizer
+from tmkd.training import Fit, score, train
+from tmkd.workspace import Step, Workspace, write_json
+
+CHUNK = 2048  # pairs between two writes of the label store: what a kill can lose
+
+
+def teach(workspace: Workspace, recipe: Recipe, teacher: Teacher, train_rows: Pairs) -> Step:
+    """Fine-tune one teacher on golden labels, or copy a finished checkpoint into the workspace."""
+    length = teacher.max_length or recipe.max_length
+    source = find_encoder(teacher.checkpoint or teacher.encoder or recipe.encoder)
+    depends = {
+        "teacher": teacher.model_dump(exclude={"name"}),
+        "encoder": encoder_fingerprint(source),
+        "classes": recipe.classes,
+        "max_length": length,
+        "precision": recipe.precision,
+        "train": None if teacher.checkpoint else train_rows.digest(),
+    }
+
+    def build(folder: Path) -> None:
+        if teacher.checkpoint:
+            save_student(load_finished(source, recipe.classes), folder, source, length, {"step": "teacher"})
+            return
+        torch.manual_seed(teacher.seed)  # the new head
+        encoder = load_encoder(source, recipe.classes, dropout=teacher.dropout)
+        model = Student(encoder, recipe.classes)
+        fit = Fit(teacher.learning_rate, teacher.epochs, teacher.batch_size, teacher.seed, precision=recipe.precision)
+        tokenizer = PairTokenizer(source, length)
+        labels = torch.from_numpy(train_rows.labels)
+        curve = train(
+            model,
+            tokenizer.encode(train_rows.questions, train_rows.passages),
+            tokenizer.pad_id,
+            golden_only(labels),
+            fit,
+            name=f"teacher {teacher.name}",
+            state_folder=folder / "state",
+        )
+        save_student(model, folder, source, length, {"step": "teacher"})
+        write_json(folder / "curve.json", curve)
+
+    return workspace.step("teacher", depends, build, label=f"teacher {teacher.name}")
+
+
+def golden_only(labels: Tensor) -> Any:
+    """The loss of teachers and of `finetune`: cross-entropy of the golden header. labels: [N] int64."""
+
+    def loss(logits: Logits, rows: Tensor) -> Tensor:
+        return golden_loss(logits.golden, labels[rows].to(logits.golden.device))
+
+    return loss
+
+
+def label(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precision: str) -> LabelStore:
+    """Every logit of one model for every pair, computed once and stored; resumes after the last stored chunk."""
+    unique = pairs.take(np.unique(np.array(pairs.pair_ids), return_index=True)[1])
+    card = read_card(model.folder)
+    header = {
+        "teacher": model.fingerprint,
+        "tokenizer": PairTokenizer(model.folder, card["max_length"]).fingerprint(),
+        "max_length": card["max_length"],
+        "classes": card["classes"],
+        "class_order": list(range(card["classes"])),
+        "dtype": "float32",
+    }
+    depends = {"model": model.fingerprint, "pairs": unique.digest(), "precision": precision}
+
+    def build(folder: Path) -> None:
+        store = LabelStore.open(folder, header=header)
+        done = store.done_ids()
+        ids = np.array(unique.pair_ids)
+        todo = unique.take(np.flatnonzero(~np.isin(ids, np.array(sorted(done), dtype=ids.dtype))))
+        student = load_student(model.folder)
+        tokenizer = PairTokenizer(model.folder, card["max_length"])
+        encoded = tokenizer.encode(todo.questions, todo.passages)
+        # Chunks of like length: the batches inside a chunk hold next to no padding.
+        order = np.argsort([-len(row) for row in encoded.ids], kind="stable")
+        todo_ids = np.array(todo.pair_ids)
+        with progress(f"label with {name}", len(ids), done=len(done)) as bar:
+            for start in range(0, len(order), CHUNK):
+                rows = order[start : start + CHUNK]
+                logits = score(student, encoded, tokenizer.pad_id, rows, precision)
+                store.append(list(todo_ids[rows]), logits)
+                bar.advance(len(rows))
+
+    step = workspace.step("labels", depends, build, label=f"label {len(unique):,} pairs with {name}")
+    return LabelStore.open(step.folder, header=header)
+
+
+def column_logits(recipe: Recipe, teacher: Teacher, pairs: Pairs, where: str) -> NDArray[np.float32]:
+    """The logits of a teacher that is a column of scores, [N, 2] float32.
+
+    Raises:
+        DataError: the column is absent, or some rows have no score.
+    """
+    assert teacher.scores is not None
+    if teacher.scores not in pairs.score_names:
+        raise DataError(f"teacher {teacher.name}: the {where} rows have no column {teacher.scores!r}")
+    values = pairs.score(teacher.scores)
+    if np.isnan(values).any():
+        raise DataError(f"teacher {teacher.name}: {int(np.isnan(values).sum())} {where} rows have no {teacher.scores!r}")
+    return imported_logits(values, recipe.data.scores[teacher.scores]).astype(np.float32)

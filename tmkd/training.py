@@ -1,0 +1,217 @@
+"""The loop: teachers, stage 1 and stage 2 are three uses of it.
+
+A step is N pairs whatever their lengths; a micro-batch of n_i pairs weighs n_i / N. The whole state (weights, AdamW's
+moments, position, curve) is saved at intervals as safetensors; data order and dropout depend only on (seed, step), so
+a killed run that is started again ends in the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tmkd.batching import epoch_steps, length_sorted_batches, pad, steps_per_epoch
+from tmkd.hardware import device, use_bf16
+from tmkd.progress import progress
+from tmkd.student import Logits, Student
+from tmkd.tokenizer import Encoded
+
+TOKENS_TRAINING = 8192  # most tokens of one micro-batch: bounds memory; a step of 64 pairs of 128 tokens is one
+TOKENS_SCORING = 8192
+SAVE_SECONDS = 30.0
+
+LossOfRows = Callable[[Logits, Tensor], Tensor]
+"""(logits of n pairs, their rows [n] int64) -> loss of each pair, [n]."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The numbers of one training run (METHOD.md, "Defaults")."""
+
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    seed: int
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    precision: str = "auto"
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite any more."""
+
+
+def train(
+    model: Student, encoded: Encoded, pad_id: int, loss_of_rows: LossOfRows, fit: Fit, *, name: str, state_folder: Path
+) -> list[dict[str, float]]:
+    """Train in place; resumes from `state_folder` where an interrupted call left its state.
+
+    Args:
+        encoded: token ids of every row.
+        loss_of_rows: the loss of each pair of a micro-batch.
+        state_folder: holds the resumable state; the caller removes it with its step.
+
+    Returns:
+        The learning curve: [{"step", "epoch", "loss", "learning_rate", "pairs_per_second"}], about 100 points.
+
+    Raises:
+        Diverged: a loss that is not finite.
+    """
+    lengths = np.array([len(row) for row in encoded.ids])
+    total = fit.epochs * steps_per_epoch(len(lengths), fit.batch_size)
+    model.to(device())
+    optimiser = _optimiser(model, fit)
+    state = _State(model, optimiser, state_folder)
+    done, curve = state.load()
+    every = max(1, total // 100)
+    model.train()
+    pairs_total = len(lengths) * fit.epochs
+    with progress(name, pairs_total, done=min(done * fit.batch_size, pairs_total)) as bar:
+        recent: list[float] = []
+        began, counted = time.monotonic(), 0
+        for epoch in range(fit.epochs):
+            first = epoch * steps_per_epoch(len(lengths), fit.batch_size)
+            steps = epoch_steps(lengths, fit.batch_size, epoch, fit.seed)
+            for step, rows in enumerate(steps, start=first):
+                if step < done:
+                    continue
+                torch.manual_seed((fit.seed << 32) + step)  # dropout of this step, the same after a resume
+                rate = _schedule(step, total, fit)
+                loss = _step(model, optimiser, encoded, pad_id, rows, loss_of_rows, fit, rate)
+                if not np.isfinite(loss):
+                    raise Diverged(f"{name}: the loss is {loss} at step {step}; lower the learning rate")
+                recent.append(loss)
+                counted += len(rows)
+                if (step + 1) % every == 0 or step + 1 == total:
+                    speed = counted / max(time.monotonic() - began, 1e-9)
+                    point = {"step": step + 1, "epoch": (step + 1) * fit.epochs / total, "loss": float(np.mean(recent))}
+                    curve.append({**point, "learning_rate": rate, "pairs_per_second": speed})
+                    recent = []
+                state.save_sometimes(step + 1, curve)
+                bar.advance(len(rows), f"loss {loss:.4f}")
+    model.eval()
+    return curve
+
+
+def _optimiser(model: Student, fit: Fit) -> torch.optim.AdamW:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": fit.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=fit.learning_rate, fused=True)
+
+
+def _schedule(step: int, total: int, fit: Fit) -> float:
+    """Linear warm-up over the first `warmup` share, then linear decay to 0."""
+    warm = max(1, round(fit.warmup * total))
+    if step < warm:
+        return fit.learning_rate * (step + 1) / warm
+    return fit.learning_rate * max(0.0, (total - step) / max(1, total - warm))
+
+
+def _step(
+    model: Student,
+    optimiser: torch.optim.AdamW,
+    encoded: Encoded,
+    pad_id: int,
+    rows: NDArray[np.int64],
+    loss_of_rows: LossOfRows,
+    fit: Fit,
+    rate: float,
+) -> float:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad(set_to_none=True)
+    lengths = np.array([len(encoded.ids[row]) for row in rows])
+    total = 0.0
+    for batch in length_sorted_batches(lengths, TOKENS_TRAINING):
+        part = rows[batch]
+        logits = _forward(model, encoded, pad_id, part, use_bf16(fit.precision))
+        loss = loss_of_rows(logits, torch.from_numpy(part)).sum() / len(rows)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], fit.clip)
+    optimiser.step()
+    return total
+
+
+def _forward(model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64], bf16: bool) -> Logits:
+    where = device()
+    inputs = [torch.from_numpy(array).to(where) for array in pad(encoded.ids, encoded.type_ids, rows, pad_id)]
+    with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
+        logits: Logits = model(*inputs)
+    return logits
+
+
+def score(
+    model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64] | None = None, precision: str = "auto"
+) -> NDArray[np.float32]:
+    """The `logit` combination of every row (or of `rows`), [N, C] float32, in the order asked for."""
+    rows = np.arange(len(encoded.ids)) if rows is None else rows
+    lengths = np.array([len(encoded.ids[row]) for row in rows])
+    output = np.zeros((len(rows), model.classes), dtype=np.float32)
+    model.to(device()).eval()
+    with torch.inference_mode():
+        for batch in length_sorted_batches(lengths, TOKENS_SCORING):
+            logits = _forward(model, encoded, pad_id, rows[batch], use_bf16(precision))
+            output[batch] = model.combine(logits).float().cpu().numpy()
+    return output
+
+
+class _State:
+    """Weights, moments, position and curve of a run in one folder; a save is written beside and renamed."""
+
+    def __init__(self, model: Student, optimiser: torch.optim.AdamW, folder: Path) -> None:
+        self.model, self.optimiser, self.folder = model, optimiser, folder
+        self.saved = time.monotonic()
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def load(self) -> tuple[int, list[dict[str, float]]]:
+        path = self.folder / "state.safetensors"
+        if not path.is_file():
+            return 0, []
+        tensors = load_file(path)
+        position: dict[str, Any] = json.loads(bytes(tensors["position"].numpy()).decode())
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(tensors[f"weight.{name}"])
+                if f"first.{name}" in tensors:
+                    self.optimiser.state[parameter] = {
+                        "step": tensors[f"step.{name}"].reshape(()).to(parameter.device),
+                        "exp_avg": tensors[f"first.{name}"].to(parameter.device),
+                        "exp_avg_sq": tensors[f"second.{name}"].to(parameter.device),
+                    }
+        return int(position["done"]), position["curve"]
+
+    def save_sometimes(self, done: int, curve: list[dict[str, float]]) -> None:
+        if time.monotonic() - self.saved >= SAVE_SECONDS:
+            self.save(done, curve)
+            self.saved = time.monotonic()
+
+    def save(self, done: int, curve: list[dict[str, float]]) -> None:
+        position = json.dumps({"done": done, "curve": curve}).encode()
+        tensors = {"position": torch.from_numpy(np.frombuffer(position, dtype=np.uint8).copy())}
+        for name, parameter in self.trained.items():
+            tensors[f"weight.{name}"] = parameter.detach().cpu().contiguous()
+            moments = self.optimiser.state.get(parameter)
+            if moments:
+                tensors[f"step.{name}"] = moments["step"].reshape(1).cpu()
+                tensors[f"first.{name}"] = moments["exp_avg"].cpu()
+                tensors[f"second.{name}"] = moments["exp_avg_sq"].cpu()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / "state.tmp"
+        save_file(tensors, temporary)
+        os.replace(temporary, self.folder / "state.safetensors")

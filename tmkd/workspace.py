@@ -1,0 +1,114 @@
+"""A workspace holds every step's result once, as steps/<kind>-<fingerprint>/; a run names the steps it used.
+
+A step is built in a folder beside its target and renamed, so a folder that exists is whole. An interrupted step's
+partial folder stays: whoever builds it again finds what was saved there and continues.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tmkd.errors import TmkdError
+from tmkd.progress import say
+
+FORMAT = 1  # part of every fingerprint: raise it when a step's content changes its meaning
+
+
+def fingerprint(content: Any) -> str:
+    """12 hex digits over JSON-like content and the format's version."""
+    text = json.dumps({"format": FORMAT, "content": content}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finished step: its kind, fingerprint and folder."""
+
+    kind: str
+    fingerprint: str
+    folder: Path
+
+
+class Workspace:
+    """The folder with `steps/` and `runs/`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "steps").mkdir(parents=True, exist_ok=True)
+        self.used: list[Step] = []
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One writer at a time; TmkdError where another process holds the workspace."""
+        with (self.root / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TmkdError(
+                    f"workspace {self.root} is in use by another tmkd process; wait for it, or use --workspace"
+                ) from None
+            yield
+
+    def step(self, kind: str, depends_on: Any, build: Callable[[Path], None], *, label: str) -> Step:
+        """The step's folder, built now unless it is there.
+
+        Args:
+            kind: first part of the folder's name.
+            depends_on: JSON-like; everything that the result depends on.
+            build: fills the folder it is given; may find what an interrupted call left there.
+            label: what the log calls it.
+        """
+        step = Step(kind, mark := fingerprint(depends_on), self.root / "steps" / f"{kind}-{mark}")
+        if step.folder.is_dir():
+            say(f"{label}: done before ({step.folder.name})")
+        else:
+            say(f"{label}: {step.folder.name}")
+            partial = step.folder.with_name(step.folder.name + ".partial")
+            partial.mkdir(exist_ok=True)
+            with disk_errors(partial):
+                build(partial)
+                write_json(partial / "step.json", {"kind": kind, "label": label, "depends_on": depends_on})
+                shutil.rmtree(partial / "state", ignore_errors=True)
+                partial.rename(step.folder)
+        if step not in self.used:
+            self.used.append(step)
+        return step
+
+    def unused(self) -> list[Path]:
+        """Steps, partial ones too, that no run names."""
+        named: set[str] = set()
+        for manifest in (self.root / "runs").glob("*/manifest.json"):
+            named.update(json.loads(manifest.read_text())["steps"])
+        return sorted(p for p in (self.root / "steps").iterdir() if p.is_dir() and p.name not in named)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Say plainly that the disk is full; what was finished stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(folder).free / 2**20
+        raise TmkdError(
+            f"no room on disk at {folder} ({free:,.0f} MiB free). Finished steps are kept: "
+            "free some space (`tmkd clean` lists steps no run needs) and run the same command again"
+        ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON beside and rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
