@@ -41,7 +41,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     """Compress slow question-answering models into a small fast one."""
 
@@ -171,7 +173,9 @@ def export(
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, such as workspace/runs/demo")],
     pairs: Annotated[Path, typer.Option("--pairs", help="labelled pairs: JSONL, CSV, TSV, Parquet, plain or .gz")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the numbers here (- for standard output)")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write the numbers here (- for standard output)")
+    ] = None,
     question: Annotated[str, typer.Option(help="column of the question")] = "question",
     passage: Annotated[str, typer.Option(help="column of the passage")] = "passage",
     label: Annotated[str, typer.Option(help="column of the label")] = "label",
@@ -204,9 +208,13 @@ def evaluate(
 
 @app.command()
 def score(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="an exported student, such as workspace/runs/demo/export")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="an exported student, such as workspace/runs/demo/export")
+    ],
     pairs: Annotated[Path, typer.Option("--pairs", help="pairs: JSONL, CSV, TSV, Parquet, plain or .gz")],
-    output: Annotated[str, typer.Option("--output", "-o", help="file to write; - is JSON lines on standard output")] = "-",
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="file to write; - is JSON lines on standard output")
+    ] = "-",
     question: Annotated[str, typer.Option(help="column of the question")] = "question",
     passage: Annotated[str, typer.Option(help="column of the passage")] = "passage",
     backend: Annotated[str, typer.Option(help="auto, or one of the export's back ends")] = "auto",

@@ -57,9 +57,7 @@ def ensemble_logits(logits: list[NDArray[np.float32]]) -> NDArray[np.float64]:
     return mean
 
 
-def pretrain(
-    workspace: Workspace, recipe: Recipe, method: Method, pool: Pairs, targets: Targets, seed: int
-) -> Step:
+def pretrain(workspace: Workspace, recipe: Recipe, method: Method, pool: Pairs, targets: Targets, seed: int) -> Step:
     """Stage 1: encoder and soft headers on the soft labels of the pool alone."""
     assert isinstance(recipe.stage1, Training)
     depends = {**_common(recipe, recipe.stage1, seed), "pool": pool.digest(), "targets": targets.names}

@@ -1,13 +1,13 @@
 """Every error that tmkd raises on purpose. Each message names what is wrong, where, and the fix.
 
-    TmkdError
-    ├── DataError            a file, row or column that cannot be used
-    ├── FetchError           something that had to be fetched is not to be had
-    ├── RecipeError          the recipe or an override on the command line
-    ├── EncoderError         weights, configuration or tokenizer of a model
-    ├── LabelError           the label store: missing, non-finite or foreign labels
-    ├── ExportError          an export that does not match, or a back end that is not there
-    └── MissingExtraError    an optional dependency that is not installed
+TmkdError
+├── DataError            a file, row or column that cannot be used
+├── FetchError           something that had to be fetched is not to be had
+├── RecipeError          the recipe or an override on the command line
+├── EncoderError         weights, configuration or tokenizer of a model
+├── LabelError           the label store: missing, non-finite or foreign labels
+├── ExportError          an export that does not match, or a back end that is not there
+└── MissingExtraError    an optional dependency that is not installed
 """
 
 from __future__ import annotations

@@ -43,7 +43,9 @@ class RunModels:
         """Read runs/NAME/manifest.json; TmkdError where there is none."""
         path = run / "manifest.json"
         if not path.is_file():
-            raise TmkdError(f"{run} is not a finished run (no manifest.json); give a folder such as workspace/runs/demo")
+            raise TmkdError(
+                f"{run} is not a finished run (no manifest.json); give a folder such as workspace/runs/demo"
+            )
         content = json.loads(path.read_text())
         return cls(run, parse_recipe(content["recipe"], str(path)), content["models"], content["take"])
 
@@ -165,7 +167,12 @@ def evaluate(run: RunModels, pairs: Pairs, *, timed: bool = True, task: str | No
         raise TmkdError("these pairs have no labels; `tmkd evaluate` needs a label column, `tmkd score` does not")
     if int(pairs.labels.max()) >= run.recipe.classes:
         raise TmkdError(f"label {int(pairs.labels.max())} is out of range: the run has {run.recipe.classes} classes")
-    return compare(pairs, outputs(run, pairs, timed=timed), classes=run.recipe.classes, task=task or run.recipe.name)
+    return compare_outputs(run, pairs, outputs(run, pairs, timed=timed), task=task or run.recipe.name)
+
+
+def compare_outputs(run: RunModels, pairs: Pairs, found: list[ModelOutput], *, task: str) -> Results:
+    """The comparison of models that were already run."""
+    return compare(pairs, found, classes=run.recipe.classes, task=task)
 
 
 def curves(run: RunModels) -> dict[str, list[dict[str, float]]]:

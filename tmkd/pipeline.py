@@ -114,7 +114,9 @@ class Pipeline:
         if isinstance(self.recipe.stage1, str):
             folder = Path(self.recipe.stage1)
             if not (folder / "tmkd.json").is_file():
-                raise TmkdError(f"stage1: {folder} is not a stage-1 student (no tmkd.json); an earlier run's is at runs/NAME/stage1")
+                raise TmkdError(
+                    f"stage1: {folder} is not a stage-1 student (no tmkd.json); an earlier run's is at runs/NAME/stage1"
+                )
             return folder
         targets = self.targets(method, self.pool, "pool")
         assert targets is not None

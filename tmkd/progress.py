@@ -53,7 +53,9 @@ class _Plain:
             self.printed = now
             rate = (self.done - self.first) / max(now - self.start, 1e-9)
             left = (self.total - self.done) / rate if rate > 0 else 0.0
-            line = f"{self.name}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.1f} {self.unit}/s, {left:,.0f} s left"
+            line = (
+                f"{self.name}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.1f} {self.unit}/s, {left:,.0f} s left"
+            )
             print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
 
 

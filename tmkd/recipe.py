@@ -49,9 +49,13 @@ class Data(_Part):
     builtin: Literal["debian-docs"] | None = Field(None, description="a data set that tmkd builds itself")
     debian_docs: DebianDocs = Field(default_factory=DebianDocs, description="sizes of the built-in set")
     hub: str | None = Field(None, description="a hub data set, or a local folder in the hub's layout")
-    train: str | None = Field(None, description="labelled pairs: a file (JSONL, CSV, TSV, Parquet, plain or .gz) or a split")
+    train: str | None = Field(
+        None, description="labelled pairs: a file (JSONL, CSV, TSV, Parquet, plain or .gz) or a split"
+    )
     dev: str | None = Field(None, description="development pairs; without it a fifth of train's questions is held out")
-    test: str | None = Field(None, description="test pairs, read once for the report; without it dev stands in and the report says so")
+    test: str | None = Field(
+        None, description="test pairs, read once for the report; without it dev stands in and the report says so"
+    )
     pool: str | None = Field(None, description="unlabelled pairs for stage 1; without it the training pairs")
     columns: Columns = Field(default_factory=Columns, description="column names")
     scores: dict[str, Literal["logit", "probability"]] = Field(
@@ -108,7 +112,9 @@ class StudentShape(_Part):
 class Loss(_Part):
     """The loss on soft labels."""
 
-    kind: Literal["kl", "mse"] = Field("kl", description="kl: divergence at a temperature; mse: the paper's, on probabilities")
+    kind: Literal["kl", "mse"] = Field(
+        "kl", description="kl: divergence at a temperature; mse: the paper's, on probabilities"
+    )
     temperature: float = Field(1.0, gt=0)
     alpha: float = Field(0.7, ge=0, le=1, description="share of the soft loss in stage 2; the rest is cross-entropy")
 
@@ -125,7 +131,9 @@ class Recipe(_Part):
     name: str = Field("tmkd", pattern=r"^[A-Za-z0-9._-]+$", description="the run's name under runs/")
     encoder: str = Field("builtin:minilm-l6", description="pre-trained encoder: builtin:NAME, a folder, a hub id")
     classes: int = Field(2, ge=2, description="C")
-    max_length: int = Field(192, ge=8, le=8192, description="tokens of a pair; longer pairs are cut, longest side first")
+    max_length: int = Field(
+        192, ge=8, le=8192, description="tokens of a pair; longer pairs are cut, longest side first"
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
     data: Data
     teachers: tuple[Teacher, ...] = Field(min_length=1)
@@ -229,7 +237,9 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 def _index(items: list[Any], text: str, override: str) -> int:
     if not text.isdigit() or int(text) >= len(items):
-        raise RecipeError(f"override {override!r}: {text!r} is not an index of a list of {len(items)} (they count from 0)")
+        raise RecipeError(
+            f"override {override!r}: {text!r} is not an index of a list of {len(items)} (they count from 0)"
+        )
     return int(text)
 
 

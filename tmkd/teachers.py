@@ -120,5 +120,7 @@ def column_logits(recipe: Recipe, teacher: Teacher, pairs: Pairs, where: str) ->
         raise DataError(f"teacher {teacher.name}: the {where} rows have no column {teacher.scores!r}")
     values = pairs.score(teacher.scores)
     if np.isnan(values).any():
-        raise DataError(f"teacher {teacher.name}: {int(np.isnan(values).sum())} {where} rows have no {teacher.scores!r}")
+        raise DataError(
+            f"teacher {teacher.name}: {int(np.isnan(values).sum())} {where} rows have no {teacher.scores!r}"
+        )
     return imported_logits(values, recipe.data.scores[teacher.scores]).astype(np.float32)

@@ -41,10 +41,12 @@ def load_encoder(
     require_supported(config.model_type, str(folder))
     if layers is not None:
         if not 1 <= layers <= config.num_hidden_layers:
-            raise EncoderError(f"{folder} has {config.num_hidden_layers} layers; a student cannot take {layers} of them")
+            raise EncoderError(
+                f"{folder} has {config.num_hidden_layers} layers; a student cannot take {layers} of them"
+            )
         config.num_hidden_layers = layers
     config.num_labels = classes
-    model = AutoModelForSequenceClassification.from_config(config, torch_dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     _fill(model, _read_weights(folder), folder)
     return FirstTokenEncoder(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
 
@@ -87,7 +89,9 @@ def _fill(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
     model.load_state_dict(state)
 
 
-def save_student(student: Student, folder: Path, tokenizer_folder: Path, max_length: int, about: dict[str, Any]) -> None:
+def save_student(
+    student: Student, folder: Path, tokenizer_folder: Path, max_length: int, about: dict[str, Any]
+) -> None:
     """Write a teacher or student. `about` joins tmkd.json (name, teachers, step).
 
     The checkpoint's own head is the folded one, so the folder gives the `logit` combination in any tool.
@@ -101,7 +105,10 @@ def save_student(student: Student, folder: Path, tokenizer_folder: Path, max_len
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
-    encoder.model.save_pretrained(folder, safe_serialization=True)
+    encoder.model.config.architectures = [type(encoder.model).__name__]
+    encoder.model.config.save_pretrained(folder)
+    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     PairTokenizer(tokenizer_folder, max_length).save(folder)
     for name in ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         if (tokenizer_folder / name).is_file():
@@ -114,7 +121,9 @@ def save_student(student: Student, folder: Path, tokenizer_folder: Path, max_len
             "soft.weight": student.soft_weight,
             "soft.bias": student.soft_bias,
         }
-        save_file({name: value.detach().cpu().contiguous() for name, value in headers.items()}, folder / "headers.safetensors")
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in headers.items()}, folder / "headers.safetensors"
+        )
     card = {
         "format": FORMAT,
         "max_length": max_length,

@@ -159,5 +159,3 @@ def _hub(spec: str) -> Path:
             f"({type(error).__name__}: {str(error).splitlines()[0]}). Give a folder, or one of: {', '.join(BUILTINS)}"
         ) from error
     return _checked(folder, spec)
-
-

@@ -25,7 +25,7 @@ def require_supported(model_type: str, where: str) -> None:
     if model_type not in SUPPORTED:
         raise EncoderError(
             f"{where}: encoders of type {model_type!r} are not supported; supported are {', '.join(SUPPORTED)} "
-            "(BERT, MiniLM and other models with `\"model_type\": \"bert\"`, and MPNet)"
+            '(BERT, MiniLM and other models with `"model_type": "bert"`, and MPNet)'
         )
 
 

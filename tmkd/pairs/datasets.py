@@ -37,7 +37,9 @@ def load_task(data: Data, classes: int) -> TaskData:
     """Read, split and check the pairs that a recipe names; DataError says what is wrong with which file."""
     task = _builtin(data) if data.builtin else _own(data, classes)
     if len(task.train) == 0 or len(task.dev) == 0:
-        raise DataError(f"the data gives {len(task.train)} training and {len(task.dev)} development rows; both are needed")
+        raise DataError(
+            f"the data gives {len(task.train)} training and {len(task.dev)} development rows; both are needed"
+        )
     for name, part in (("dev", task.dev), ("test", task.test)):
         shared = set(task.train.pair_ids) & set(part.pair_ids)
         if shared:

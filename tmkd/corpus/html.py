@@ -1,0 +1,199 @@
+"""HTML documentation to sections: headings, paragraphs, items, table rows and code, in reading order.
+
+One walker for what the usual generators write (DocBook, Sphinx, AsciiDoc, hand-made pages). Navigation, tables of
+contents, footers, permalinks and language switches are dropped by element, class, id, and by what they are: a list of
+nothing but links. Question-and-answer pages mark questions in other ways than with heading elements: a `dt` that
+ends in a question mark, a paragraph all in bold that is numbered or asks something. Both count as headings.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from lxml import html as lxml_html
+
+from tmkd.corpus.sections import Section, SectionBuilder, clean_heading
+
+_DROP_TAGS = frozenset(
+    "script style nav form svg button iframe noscript head footer img input select textarea object audio video".split()
+)
+_DROP_CLASSES = frozenset(
+    "navheader navfooter toc related sphinxsidebar docnav nosearch fancy_toc fancy-toc menu toplang permalink headerlink "
+    "indexterm footer footnote footnotes contents comments_section lang-toggle up top bottomlang mobile-nav "
+    "documentation_options searchmenu legalnotice revhistory productname edition colophon index genindex imgblock "
+    "mediaobject edit-this-page breadcrumbs".split()
+)
+_DROP_IDS = frozenset(
+    "toc quickview page-header path footer footer-text comments_section searchmenu banner title topics".split()
+)
+_HEADINGS = {f"h{n}": n for n in range(1, 7)}
+_BLOCKS = frozenset(
+    "p div section article main ul ol li dl dt dd blockquote table thead tbody tfoot tr td th pre hr center address "
+    "figure figcaption details summary aside header body caption fieldset".split()
+)
+_BOX_LEVEL = 8  # a box's title stands below every heading element
+_QUESTION_LEVEL = 7
+_NUMBERED = re.compile(r"^\(?\d+[.)]\s*\S")
+
+
+def parse_html(data: bytes) -> list[Section]:
+    """Sections of an HTML document, in reading order; [] where it has no text.
+
+    Args:
+        data: the file's bytes; UTF-8 where they are valid UTF-8, else what the document declares.
+    """
+    if not data.strip():
+        return []
+    root = lxml_html.document_fromstring(data, parser=lxml_html.HTMLParser(encoding=_encoding(data), remove_comments=True))
+    walker = _Walker(_title(root))
+    walker.walk(_main(root))
+    walker.flush()
+    return walker.builder.done()
+
+
+def _encoding(data: bytes) -> str | None:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return "utf-8"
+
+
+def _title(root: Any) -> str:
+    for element in [*root.iter("h1"), *root.iter("title")]:
+        text = clean_heading(_inline(element))
+        if text:
+            return re.sub(r"\s+[—-]\s+(?:Python|Apache)\b.*$| Manual Page$", "", text)
+    return ""
+
+
+def _main(root: Any) -> Any:
+    """The element that holds the text itself, the whole body where none is marked."""
+    for path in ('.//*[@role="main"]', './/*[@id="page-content"]', './/body/*[@id="content"]', ".//body"):
+        found = root.find(path)
+        if found is not None:
+            return found
+    return root
+
+
+def _dropped(element: Any) -> bool:
+    if not isinstance(element.tag, str) or element.tag in _DROP_TAGS:
+        return True
+    classes = element.get("class")
+    if classes and not _DROP_CLASSES.isdisjoint(classes.split()):
+        return True
+    return element.get("id") in _DROP_IDS and element.tag not in _HEADINGS
+
+
+def _inline(element: Any) -> str:
+    """The text of an element without what is dropped, line breaks as spaces."""
+    parts = [element.text or ""]
+    for child in element:
+        if isinstance(child.tag, str) and child.tag == "br":
+            parts.append(" ")
+        elif not _dropped(child):
+            parts.append(_inline(child))
+        parts.append(child.tail or "")
+    return "".join(parts)
+
+
+def _only_links(element: Any) -> bool:
+    """Whether a list is a table of contents: two links or more, and hardly a letter outside them."""
+    links = list(element.iter("a"))
+    if len(links) < 2:
+        return False
+    linked = sum(len("".join(link.itertext()).strip()) for link in links if link.get("href"))
+    text = len("".join("".join(element.itertext()).split()))
+    spaces = sum("".join(link.itertext()).count(" ") for link in links)
+    return text > 0 and linked - spaces >= 0.9 * text
+
+
+def _bold_question(element: Any) -> str | None:
+    """The text of a paragraph that stands all in bold and is numbered or a question, else None."""
+    if (element.text or "").strip() or len(element) != 1 or (element[0].tail or "").strip():
+        return None
+    text = " ".join(_inline(element).split())
+    bold = element[0].tag in ("b", "strong")
+    return text if bold and (_NUMBERED.match(text) or text.endswith("?")) else None
+
+
+class _Walker:
+    """Goes through the elements once; `_buffer` holds the inline text that the next block boundary closes."""
+
+    def __init__(self, title: str) -> None:
+        self.builder = SectionBuilder(title)
+        self._buffer: list[str] = []
+        self._term = ""  # a `dt` waits here for its `dd`
+
+    def flush(self) -> None:
+        text = "".join(self._buffer).strip()
+        self._buffer.clear()
+        if text:
+            if self._term:
+                text = f"{self._term.rstrip(':')}: {text}"
+                self._term = ""
+            self.builder.block(text)
+
+    def walk(self, element: Any) -> None:
+        if element.text:
+            self._buffer.append(element.text)
+        for child in element:
+            if not _dropped(child):
+                self._element(child)
+            if child.tail:
+                self._buffer.append(child.tail)
+
+    def _element(self, element: Any) -> None:
+        tag = element.tag
+        if tag == "br":
+            self._buffer.append(" ")
+        elif tag in _HEADINGS:
+            self._heading(_HEADINGS[tag], _inline(element))
+        elif tag == "pre":
+            self._code(element)
+        elif tag in _BLOCKS:
+            self.flush()
+            self._block(element, tag)
+            self.flush()
+        else:
+            self.walk(element)
+
+    def _heading(self, level: int, text: str) -> None:
+        self.flush()
+        self._term = ""
+        self.builder.heading(level, text)
+
+    def _code(self, element: Any) -> None:
+        self.flush()
+        if self._term:
+            self.builder.block(self._term)
+            self._term = ""
+        self.builder.block("".join(element.itertext()), code=True)
+
+    def _block(self, element: Any, tag: str) -> None:
+        if tag in ("ul", "ol", "dl", "table") and _only_links(element):
+            return
+        if tag == "dt":
+            self._definition(element)
+        elif tag == "p" and (question := _bold_question(element)) is not None:
+            self._heading(_QUESTION_LEVEL, question)
+        elif tag == "p" and "title" in (element.get("class") or "").split():
+            self._heading(_BOX_LEVEL, _inline(element))
+        elif tag == "tr" and not any(cell.tag in ("pre", "ul", "ol", "dl", "table", "div") for cell in element.iter()):
+            cells = [" ".join(_inline(cell).split()) for cell in element if isinstance(cell.tag, str)]
+            self._buffer.append(" | ".join(cell for cell in cells if cell))
+        elif tag in ("div", "aside") and {"sidebar", "admonition"} & set((element.get("class") or "").split()):
+            depth = self.builder.depth
+            self.walk(element)
+            self.flush()
+            self.builder.resume(depth)
+        else:
+            self.walk(element)
+
+    def _definition(self, element: Any) -> None:
+        text = " ".join(_inline(element).split())
+        if text.endswith("?") and len(text.split()) > 2:
+            self._heading(_QUESTION_LEVEL, text)
+        else:  # several terms may share one definition
+            self._term = f"{self._term}, {text}" if self._term else text

@@ -1,0 +1,129 @@
+"""Sections cut into passages of about 60 to 80 words, at sentence ends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tmkd.corpus.sections import Block
+from tmkd.corpus.text import text_hash
+
+TARGET_WORDS = 70
+MOST_WORDS = 95
+_CODE_WORDS = 60  # longer code is cut between lines
+_COLON_COST = 500.0  # for parting "like this:" from what it announces
+_CHARACTERS = 7  # a word of dense code counts by its length
+
+_END = re.compile(r"""(?<=[.!?])(["'”’)\]]*)\s+(?=["'“‘(\[]*[A-Z0-9$@%/_-])""")
+_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|cf|resp|approx|Mr|Mrs|Dr|St|No|Fig|Sec|Ch|ca|al|Inc|Ltd)|\b[A-Z])\.$")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a document's text, without its headings.
+
+    Attributes:
+        pid: names the text: passages whose normalised texts are the same have one pid, wherever they stand.
+        text: prose on one line, code on lines of its own.
+        title: the document's title.
+        heading_path: the headings it stands under, outermost first.
+        source: the package and the file in it.
+        section: names the section (or the answer) that it was cut from.
+        answer_of: the id of the question that the section answers, None where it answers none.
+    """
+
+    pid: str
+    text: str
+    title: str
+    heading_path: tuple[str, ...]
+    source: str
+    section: str
+    answer_of: str | None = None
+
+
+def sentences(text: str) -> list[str]:
+    """Prose cut after `.`, `!` or `?` where a new sentence starts; common abbreviations and initials do not end one."""
+    found: list[str] = []
+    start = 0
+    for match in _END.finditer(text):
+        if _ABBREVIATION.search(text, max(start, match.start() - 10), match.start()):
+            continue
+        found.append(text[start : match.end(1)].strip())
+        start = match.end()
+    found.append(text[start:].strip())
+    return [sentence for sentence in found if sentence]
+
+
+def size(text: str) -> int:
+    """Length in words, where seven characters count as one word at least: dense code has few spaces."""
+    return max(len(text.split()), len("".join(text.split())) // _CHARACTERS)
+
+
+def passage_texts(blocks: Sequence[Block]) -> list[str]:
+    """Cut the blocks of one section into passages, in order.
+
+    Chooses the cuts that bring all passages closest to 70 words (least squares), never between a line that ends in a
+    colon and what follows where that can be helped. No passage is longer than 95 words unless one sentence is.
+    """
+    units = [unit for block in blocks for unit in _units(block)]
+    if not units:
+        return []
+    sizes = [max(1, size(unit.text)) for unit in units]
+    best: list[float] = [0.0] + [float("inf")] * len(units)
+    origin = [0] * (len(units) + 1)
+    for stop in range(1, len(units) + 1):
+        total = 0
+        parting = _COLON_COST if stop < len(units) and units[stop - 1].text.endswith(":") else 0.0
+        for start in range(stop - 1, -1, -1):
+            total += sizes[start]
+            if total > MOST_WORDS and start < stop - 1:
+                break
+            cost = best[start] + (total - TARGET_WORDS) ** 2 + parting
+            if cost < best[stop]:
+                best[stop], origin[stop] = cost, start
+    cuts = [len(units)]
+    while cuts[-1] > 0:
+        cuts.append(origin[cuts[-1]])
+    cuts.reverse()
+    return [_join(units[start:stop]) for start, stop in zip(cuts, cuts[1:], strict=False)]
+
+
+def make_passage(
+    text: str, title: str, heading_path: tuple[str, ...], source: str, section: str, answer_of: str | None = None
+) -> Passage:
+    """A passage with the pid that its text gives it."""
+    return Passage(text_hash(text), text, title, heading_path, source, section, answer_of)
+
+
+def _units(block: Block) -> list[Block]:
+    if block.code:
+        return [Block(piece, code=True) for piece in _groups(block.text.split("\n"), "\n", _CODE_WORDS)]
+    pieces: list[str] = []
+    for sentence in sentences(block.text):
+        if size(sentence) <= MOST_WORDS:
+            pieces.append(sentence)
+        else:
+            pieces.extend(_groups(sentence.split(" "), " ", TARGET_WORDS))
+    return [Block(piece) for piece in pieces]
+
+
+def _groups(parts: list[str], joint: str, most: int) -> list[str]:
+    """Parts put together again in runs of at most `most` words (a longer part stays whole)."""
+    groups: list[list[str]] = [[]]
+    total = 0
+    for part in parts:
+        words = size(part)
+        if groups[-1] and total + words > most:
+            groups.append([])
+            total = 0
+        groups[-1].append(part)
+        total += words
+    return [text for group in groups if (text := joint.join(group).strip("\n")).strip()]
+
+
+def _join(units: Sequence[Block]) -> str:
+    text = units[0].text
+    for before, unit in zip(units, units[1:], strict=False):
+        text += ("\n" if before.code or unit.code else " ") + unit.text
+    return text

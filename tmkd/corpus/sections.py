@@ -1,0 +1,96 @@
+"""What a parsed document is: sections in reading order, each a heading, its place and blocks of prose or code."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from dataclasses import dataclass, field
+
+_NUMBER = re.compile(
+    r"^\s*(?:(?:Chapter|Appendix|Part)\s+[\dA-Z]+(?:\.\d+)*[.:]?\s+|\(\d+\)\s*|[A-Z]?(?:\d+\.)+\d*\.?\s+|[A-Z](?:\.\d+)+\.?\s+)"
+)
+_PILCROW = re.compile(r"[¶#]\s*$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A paragraph, list item or table row (one line), or code (its lines as they were, common indent removed)."""
+
+    text: str
+    code: bool = False
+
+
+@dataclass
+class Section:
+    """A heading and what stands under it, up to the next heading of any level.
+
+    Attributes:
+        heading: the heading, without its number; empty for text before the first heading.
+        path: the headings above it, outermost first, the document's title not among them unless it is a heading.
+        title: the document's title.
+    """
+
+    heading: str
+    path: tuple[str, ...]
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+
+
+def clean_heading(text: str) -> str:
+    """A heading on one line, without section number and permalink sign."""
+    text = _PILCROW.sub("", " ".join(text.split()))
+    stripped = _NUMBER.sub("", text).strip()
+    return stripped or text.strip()
+
+
+def clean_code(text: str) -> str:
+    """Code with tabs as spaces, no common indent, no outer blank lines and at most one blank line in a row."""
+    lines = [line.rstrip() for line in textwrap.dedent(text.expandtabs(4)).splitlines()]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+
+
+class SectionBuilder:
+    """Collects headings and blocks in reading order; the stack of open headings gives each section its path."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._stack: list[tuple[int, str]] = []
+        self.sections: list[Section] = [Section("", (), title)]
+
+    def heading(self, level: int, text: str) -> None:
+        """Open a section; it closes every open one of its level or deeper. A heading without text is ignored."""
+        text = clean_heading(text)
+        if not text:
+            return
+        while self._stack and self._stack[-1][0] >= level:
+            self._stack.pop()
+        self.sections.append(Section(text, tuple(name for _, name in self._stack), self.title))
+        self._stack.append((level, text))
+
+    def resume(self, depth: int) -> None:
+        """Close all but `depth` open headings and go on in the innermost one (after a box set into its text)."""
+        if len(self._stack) <= depth:
+            return
+        del self._stack[depth:]
+        names = [name for _, name in self._stack]
+        self.sections.append(Section(names[-1] if names else "", tuple(names[:-1]), self.title))
+
+    @property
+    def depth(self) -> int:
+        """How many headings are open."""
+        return len(self._stack)
+
+    def block(self, text: str, *, code: bool = False) -> None:
+        """Add a block to the open section; adjoining code becomes one block."""
+        text = clean_code(text) if code else " ".join(text.split())
+        if not text:
+            return
+        blocks = self.sections[-1].blocks
+        if code and blocks and blocks[-1].code:
+            blocks[-1] = Block(f"{blocks[-1].text}\n\n{text}", code=True)
+        else:
+            blocks.append(Block(text, code))
+
+    def done(self) -> list[Section]:
+        """The sections, empty ones among them only where they have a heading (a question may have its answer below)."""
+        return [section for section in self.sections if section.blocks or section.heading]

@@ -1,0 +1,260 @@
+"""Every model of a run side by side on the same rows, and which differences are real."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from rich.table import Table
+
+from tmkd.evaluation.intervals import Interval, Resamples, distributions, interval
+from tmkd.evaluation.metrics import Floats, Questions, log_odds
+from tmkd.pairs.record import Pairs
+
+Kind = Literal["teacher", "ensemble", "baseline", "student"]
+METRICS = ("accuracy", "auc", "mrr", "map", "ndcg@10")
+TITLES = {"accuracy": "accuracy", "auc": "ROC-AUC", "mrr": "MRR", "map": "MAP", "ndcg@10": "nDCG@10"}
+
+
+@dataclass
+class ModelOutput:
+    """One model's logits on the rows, [S, N, C] (S seeds; a teacher has one), its size and its speed."""
+
+    name: str
+    kind: Kind
+    logits: Any
+    parameters: int | None = None
+    bytes: int | None = None
+    layers: int | None = None
+    pairs_per_second: float | None = None
+    milliseconds: dict[int, float] | None = None
+
+
+@dataclass
+class Row:
+    """One line of the comparison: metrics with intervals, and shares of the ensemble where there is one.
+
+    kept: metric / ensemble's. kept_above_chance: both less chance (AUC 0.5, accuracy the majority's share).
+    recovered: (metric - finetune's) / (ensemble's - finetune's).
+    """
+
+    name: str
+    kind: Kind
+    seeds: int
+    metrics: dict[str, Interval]
+    kept: dict[str, float] = field(default_factory=dict)
+    kept_above_chance: dict[str, float] = field(default_factory=dict)
+    recovered: dict[str, float] = field(default_factory=dict)
+    size: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Metrics by name, shares, size and speed; what is unknown is absent."""
+        shares = {"kept": self.kept, "kept_above_chance": self.kept_above_chance, "recovered": self.recovered}
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "seeds": self.seeds,
+            **{name: value.to_json() for name, value in self.metrics.items()},
+            **{name: value for name, value in shares.items() if value},
+            **{name: value for name, value in self.size.items() if value is not None},
+        }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """metric(first) - metric(second) on the same resamples."""
+
+    first: str
+    second: str
+    metric: str
+    value: Interval
+
+    @property
+    def real(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.value.low > 0 or self.value.high < 0
+
+    def sentence(self) -> str:
+        """The difference in words."""
+        verdict = "ahead of" if self.value.mean > 0 else "behind"
+        text = f"{self.first} is {verdict} {self.second} in {TITLES[self.metric]} by {abs(self.value.mean):.3f}"
+        span = f"(95% interval {self.value.low:+.3f} to {self.value.high:+.3f})"
+        return f"{text} {span}" + ("" if self.real else ": not a real difference on these rows")
+
+    def to_json(self) -> dict[str, Any]:
+        """Names, interval and verdict."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "metric": self.metric,
+            **self.value.to_json(),
+            "real": self.real,
+        }
+
+
+@dataclass
+class Results:
+    """The comparison of all models on one set of rows."""
+
+    task: str
+    rows: int
+    questions: int
+    methods: list[Row]
+    differences: list[Difference]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of results.json."""
+        return {
+            "task": self.task,
+            "rows": self.rows,
+            "questions": self.questions,
+            "methods": [row.to_json() for row in self.methods],
+            "differences": [difference.to_json() for difference in self.differences],
+        }
+
+    def table(self) -> Table:
+        """For a terminal."""
+        names = [name for name in METRICS if any(name in row.metrics for row in self.methods)]
+        table = Table(title=f"{self.task}: {self.rows:,} rows, {self.questions:,} questions", title_justify="left")
+        for column in ("model", *(TITLES[name] for name in names), "kept (AUC, MRR)", "pairs/s", "parameters"):
+            table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
+        for row in self.methods:
+            cells = [f"{m.mean:.3f}\n[{m.low:.3f}, {m.high:.3f}]" if (m := row.metrics.get(n)) else "" for n in names]
+            kept = ", ".join(f"{row.kept[name]:.1%}" for name in ("auc", "mrr") if name in row.kept)
+            speed, parameters = row.size.get("pairs_per_second"), row.size.get("parameters")
+            table.add_row(
+                row.name,
+                *cells,
+                kept,
+                f"{speed:,.0f}" if speed else "",
+                f"{parameters / 1e6:.1f} M" if parameters else "",
+            )
+        return table
+
+
+def compare(
+    pairs: Pairs,
+    outputs: Sequence[ModelOutput],
+    *,
+    classes: int,
+    task: str,
+    ensemble: str = "teacher-ensemble",
+    baseline: str = "finetune",
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Results:
+    """Measure every model on the labelled rows of `pairs`.
+
+    Args:
+        outputs: one entry per model; logits [S, N, C] for all N rows.
+        ensemble, baseline: the names that shares are relative to.
+        resamples: bootstrap resamples.
+    """
+    known = np.flatnonzero(pairs.labels >= 0)
+    questions = Questions.of(pairs.labels[known], [pairs.qids[row] for row in known])
+    draws = Resamples(questions, resamples, seed)
+    drawn = {o.name: distributions(draws, np.asarray(o.logits, dtype=np.float64)[:, known]) for o in outputs}
+    chance = {"auc": 0.5, "accuracy": float(np.bincount(questions.labels, minlength=classes).max() / len(known))}
+    rows = []
+    for output in outputs:
+        row = Row(
+            output.name,
+            output.kind,
+            len(output.logits),
+            {name: interval(value, spread) for name, (value, spread) in drawn[output.name].items()},
+            size={
+                "layers": output.layers,
+                "parameters": output.parameters,
+                "bytes": output.bytes,
+                "pairs_per_second": output.pairs_per_second,
+                "milliseconds": output.milliseconds,
+            },
+        )
+        if output.kind in ("student", "baseline"):
+            _shares(row, drawn, chance, ensemble, baseline)
+        rows.append(row)
+    differences = _differences(outputs, drawn, ensemble)
+    return Results(task, len(known), len(questions.names), rows, differences)
+
+
+def _shares(
+    row: Row, drawn: dict[str, dict[str, tuple[float, Floats]]], chance: dict[str, float], ensemble: str, baseline: str
+) -> None:
+    if ensemble not in drawn:
+        return
+    for name, metric in row.metrics.items():
+        top = drawn[ensemble][name][0]
+        if top > 0:
+            row.kept[name] = metric.mean / top
+        if name in chance and top > chance[name]:
+            row.kept_above_chance[name] = (metric.mean - chance[name]) / (top - chance[name])
+        if baseline in drawn and row.name != baseline:
+            base = drawn[baseline][name][0]
+            if top > base:
+                row.recovered[name] = (metric.mean - base) / (top - base)
+
+
+def _differences(
+    outputs: Sequence[ModelOutput], drawn: dict[str, dict[str, tuple[float, Floats]]], ensemble: str
+) -> list[Difference]:
+    """Every student against every other trained small model, and against the ensemble."""
+    found = []
+    for place, first in enumerate(outputs):
+        if first.kind != "student":
+            continue
+        for other, second in enumerate(outputs):
+            rival = second.kind == "baseline" or second.name == ensemble or (second.kind == "student" and other < place)
+            if not rival:
+                continue
+            for name, (value, spread) in drawn[first.name].items():
+                theirs, their_spread = drawn[second.name][name]
+                found.append(Difference(first.name, second.name, name, interval(value - theirs, spread - their_spread)))
+    return found
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A question where the student ranks its first right passage lower than the teachers do."""
+
+    question: str
+    student_rank: int
+    teacher_rank: int
+    student_first: str
+    teacher_first: str
+    student_first_right: bool
+    teacher_first_right: bool
+
+
+def disagreements(pairs: Pairs, student: Floats, teacher: Floats, limit: int = 20) -> list[Disagreement]:
+    """The questions where the student's reciprocal rank falls most below the teachers'.
+
+    Args:
+        student, teacher: logits [N, 2] on the pairs; empty for other numbers of classes.
+    """
+    if student.shape[1] != 2:
+        return []
+    questions = Questions.of(pairs.labels, pairs.qids)
+    texts, passages = pairs.questions, pairs.passages
+    found = []
+    for number in np.flatnonzero(questions.ranked):
+        rows = np.flatnonzero(questions.group == number)
+        orders = [rows[np.argsort(-log_odds(logits[rows]), kind="stable")] for logits in (student, teacher)]
+        ranks = [int(np.flatnonzero(questions.labels[order] == 1)[0]) + 1 for order in orders]
+        if ranks[0] > ranks[1]:
+            first, second = int(orders[0][0]), int(orders[1][0])
+            right = questions.labels == 1
+            found.append(
+                Disagreement(
+                    texts[first],
+                    ranks[0],
+                    ranks[1],
+                    passages[first],
+                    passages[second],
+                    bool(right[first]),
+                    bool(right[second]),
+                )  # fmt: skip
+            )
+    found.sort(key=lambda d: (1 / d.student_rank - 1 / d.teacher_rank, d.question))
+    return found[:limit]

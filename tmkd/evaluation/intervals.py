@@ -1,0 +1,104 @@
+"""Intervals by bootstrap over questions and seeds; two models are compared on the same resamples.
+
+Rows of one question are not independent, so questions are resampled, never rows; where a model has several seeds,
+seeds are resampled too (hierarchical bootstrap). 95% means the 2.5th to the 97.5th percentile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.evaluation.metrics import Floats, Questions, auc_sorted, correct, log_odds, ranking_metrics
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float]:
+        """{"mean", "low", "high"}."""
+        return {"mean": self.mean, "low": self.low, "high": self.high}
+
+
+class Resamples:
+    """Question weights of every bootstrap resample, [B, G]; the same for all models, so differences are paired."""
+
+    def __init__(self, questions: Questions, count: int, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        size = len(questions.names)
+        draws = generator.integers(0, size, (count, size))
+        self.weights = np.stack([np.bincount(draw, minlength=size) for draw in draws]).astype(np.float64)
+        self.seeds = generator.random((count, 64))
+        self.questions = questions
+
+    def pick_seed(self, resample: int, seeds: int) -> NDArray[np.int64]:
+        """Which seeds a resample uses, [S]."""
+        return (self.seeds[resample, :seeds] * seeds).astype(np.int64)
+
+
+def distributions(resamples: Resamples, logits: Floats) -> dict[str, tuple[float, Floats]]:
+    """Each metric's value (mean over seeds) and its bootstrap distribution [B]. A metric without meaning is absent.
+
+    Args:
+        logits: [S, N, C].
+    """
+    questions = resamples.questions
+    seeds, _, classes = logits.shape
+    found: dict[str, tuple[float, Floats]] = {}
+    rows = np.bincount(questions.group, minlength=len(questions.names)).astype(np.float64)
+    right = np.stack([np.bincount(questions.group, correct(questions, one), len(questions.names)) for one in logits])
+    found["accuracy"] = _weighted_mean(resamples, right, rows)
+    if classes != 2:
+        return found
+    if 0 < (questions.labels == 1).sum() < len(questions.labels):
+        found["auc"] = _auc(resamples, logits)
+    if questions.ranked.any():
+        per_seed = [ranking_metrics(questions, log_odds(one)) for one in logits]
+        counted = questions.ranked.astype(np.float64)
+        for name in per_seed[0]:
+            values = np.stack([np.nan_to_num(metrics[name]) for metrics in per_seed])
+            found[name] = _weighted_mean(resamples, values, counted)
+    return found
+
+
+def _weighted_mean(resamples: Resamples, sums: Floats, sizes: Floats) -> tuple[float, Floats]:
+    """sums: [S, G] totals of each question; sizes: [G] what they are divided by."""
+    value = float(sums.sum(axis=1).mean() / sizes.sum())
+    per_seed = resamples.weights @ sums.T  # [B, S]
+    below = np.maximum(resamples.weights @ sizes, 1e-12)
+    picked = np.stack([per_seed[b, resamples.pick_seed(b, len(sums))].mean() for b in range(len(per_seed))])
+    return value, picked / below
+
+
+def _auc(resamples: Resamples, logits: Floats) -> tuple[float, Floats]:
+    questions = resamples.questions
+    ones = np.ones(len(questions.labels))
+    orders, values = [], []
+    for one in logits:
+        scores = log_odds(one)
+        order = np.argsort(scores, kind="stable")
+        prepared = (questions.labels[order] == 1, scores[order], questions.group[order])
+        orders.append(prepared)
+        values.append(auc_sorted(prepared[0], prepared[1], ones))
+    drawn = np.empty(len(resamples.weights))
+    for b, weights in enumerate(resamples.weights):
+        picked, counts = np.unique(resamples.pick_seed(b, len(logits)), return_counts=True)
+        each = [auc_sorted(orders[s][0], orders[s][1], weights[orders[s][2]]) for s in picked]
+        drawn[b] = np.average(each, weights=counts)
+    return float(np.mean(values)), drawn
+
+
+def interval(value: float, drawn: Floats) -> Interval:
+    """The 95% interval around a value, from its bootstrap distribution."""
+    usable = drawn[np.isfinite(drawn)]
+    if len(usable) == 0:
+        return Interval(value, value, value)
+    low, high = np.percentile(usable, [2.5, 97.5])
+    return Interval(value, float(low), float(high))

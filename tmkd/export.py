@@ -1,0 +1,318 @@
+"""Turn a student into an export folder: checkpoint, tokenizer, ONNX; every back end checked, or not written.
+
+The parity gate runs each back end through the runtime (`Scorer`), as a user will, and compares it with the student's
+headers in PyTorch on the development pairs. A back end that does not agree is removed and parity.json says why. The
+folder is built beside its target and renamed: there is never half an export.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tmkd.batching import length_sorted_batches, pad
+from tmkd.encoder.checkpoint import read_card
+from tmkd.encoder.forward import require_supported
+from tmkd.errors import EncoderError, ExportError
+from tmkd.onnx_graph import write_onnx
+from tmkd.pairs.record import Pairs
+from tmkd.parity import Agreement, agreement
+from tmkd.progress import progress, say
+from tmkd.runtime import FORMAT, Scorer, sha256_of
+from tmkd.tokenizer import PairTokenizer
+
+FOLD_LIMIT = 1e-5  # between the checkpoint's own logits and the mean of the headers
+TOKEN_BUDGET = 4096
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A form in which a student can be exported."""
+
+    file: str
+    limit: float  # largest difference of a logit from the PyTorch student
+    write: Callable[[Any, Path], None]  # (sequence-classification module, file)
+
+
+BACKENDS = {"onnx-fp32": Backend("onnx/model.onnx", 1e-4, write_onnx)}
+
+
+def export_student(
+    student_folder: Path,
+    dev: Pairs,
+    out: Path,
+    *,
+    backends: Sequence[str] = ("onnx-fp32",),
+    requested_by_name: bool = False,
+    reference_logits: NDArray[np.float32] | None = None,
+) -> list[dict[str, Any]]:
+    """Export a student and prove that every back end gives its numbers.
+
+    Args:
+        student_folder: a BERT or MPNet sequence-classification checkpoint with tmkd.json and, for a multi-header
+            student, headers.safetensors.
+        dev: the pairs on which back ends are compared, labelled or not.
+        out: the folder to write; an earlier export there is replaced.
+        requested_by_name: whether a back end that fails is an error (raised after everything else is written).
+        reference_logits: the student's logits on `dev`, [N, C] float32; computed from its headers unless given.
+
+    Returns:
+        One row per back end: backend, passed, max_logit_difference, decision_agreement, top1_agreement, kendall_tau,
+        metric_name, metric_pytorch, metric_export, pairs_per_second, bytes, reason. What has no meaning is None.
+
+    Raises:
+        ExportError: an unknown back end, no development pairs, a fold that does not match, no room on disk, an `out`
+            that holds something else. EncoderError: a folder that is no supported checkpoint.
+    """
+    student_folder, out = Path(student_folder), Path(out)
+    _check_request(dev, out, backends)
+    card = read_card(student_folder)
+    fresh = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    with _room_on_disk(out), _removed_afterwards(fresh):
+        fresh.mkdir(parents=True)
+        _copy_checkpoint(student_folder, fresh, int(card["max_length"]))
+        model = load_checkpoint(fresh)
+        reference = _checked_reference(model, fresh, student_folder, card, dev, reference_logits)
+        about = {
+            "format": FORMAT,
+            "max_length": int(card["max_length"]),
+            "classes": int(card["classes"]),
+            "labels": [str(name) for _, name in sorted(model.config.id2label.items())],
+        }
+        rows, passed = [], {}
+        for name in dict.fromkeys(backends):
+            row, entry = _gated(name, model, fresh, about, dev, reference)
+            rows.append(row)
+            if entry is not None:
+                passed[name] = entry
+        _write_json(fresh / "tmkd.json", {**about, "backends": passed, "default": next(iter(passed), None)})
+        _write_json(fresh / "parity.json", rows)
+        _swap_in(fresh, out)
+    failed = [row for row in rows if not row["passed"]]
+    for row in failed:
+        say(f"export: {row['backend']} is not written: {row['reason']}")
+    if failed and requested_by_name:
+        raise ExportError(
+            f"{failed[0]['backend']} was asked for and is not written: {failed[0]['reason']}. "
+            f"The rest of the export is in {out}, the comparison in {out / 'parity.json'}"
+        )
+    return rows
+
+
+def load_checkpoint(folder: Path) -> Any:
+    """The folder's own sequence-classification module, float32, in eval mode; EncoderError where there is none."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        require_supported(config.model_type, str(folder))
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        ).eval()
+    except EncoderError:
+        raise
+    except Exception as error:  # safetensors and the hub's loader raise classes of their own
+        raise EncoderError(f"{folder} cannot be opened as a checkpoint: {str(error).splitlines()[0]}") from error
+
+
+def headers_of(folder: Path, card: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """Weights [H, C, d] and biases [H, C] of the headers that the `logit` combination averages; None without any."""
+    path = folder / "headers.safetensors"
+    if not path.is_file():
+        if card.get("soft_headers"):
+            raise ExportError(
+                f"{path} is missing: without it the folded head cannot be checked; train the student again"
+            )
+        return None
+    try:
+        found = load_file(path)
+        weight, bias = found["soft.weight"], found["soft.bias"]
+        if card.get("use_golden", True):
+            weight = torch.cat([found["golden.weight"][None], weight])
+            bias = torch.cat([found["golden.bias"][None], bias])
+    except Exception as error:  # safetensors raises a class of its own for a damaged file
+        raise ExportError(f"{path} is damaged ({type(error).__name__}: {error}); train the student again") from error
+    return weight.float(), bias.float()
+
+
+def pytorch_logits(
+    model: Any, tokenizer: PairTokenizer, dev: Pairs, headers: tuple[Tensor, Tensor] | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits of the pairs by the checkpoint's own head, and by the mean of the headers over the same h: [N, C] each."""
+    encoded = tokenizer.encode(dev.questions, dev.passages)
+    own = np.empty((len(dev), model.config.num_labels), dtype=np.float32)
+    combined = np.empty_like(own)
+    is_mpnet = model.config.model_type == "mpnet"
+    head = model.classifier.out_proj if is_mpnet else model.classifier
+    seen: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        with torch.inference_mode(), progress("student in PyTorch", len(dev)) as bar:
+            for rows in length_sorted_batches(encoded.lengths, TOKEN_BUDGET):
+                ids, mask, types = map(torch.from_numpy, pad(encoded.ids, encoded.type_ids, rows, tokenizer.pad_id))
+                seen.clear()
+                given = {} if is_mpnet else {"token_type_ids": types}
+                own[rows] = model(input_ids=ids, attention_mask=mask, **given).logits.numpy()
+                combined[rows] = own[rows] if headers is None else _mean_over_headers(seen[0], *headers).numpy()
+                bar.advance(len(rows))
+    finally:
+        hook.remove()
+    return own, combined
+
+
+def _mean_over_headers(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """h [n, d], weight [H, C, d], bias [H, C] -> [n, C]."""
+    return (torch.einsum("nd,hcd->nhc", h, weight) + bias).mean(dim=1)
+
+
+def _check_request(dev: Pairs, out: Path, backends: Sequence[str]) -> None:
+    unknown = [name for name in backends if name not in BACKENDS]
+    if unknown:
+        raise ExportError(f"back end {unknown[0]!r} is not known; there are: {', '.join(BACKENDS)}")
+    if len(dev) == 0:
+        raise ExportError("there are no development pairs; an export is written only where it can be compared")
+    if out.is_dir() and any(out.iterdir()) and not (out / "tmkd.json").is_file():
+        raise ExportError(
+            f"{out} holds files that are no export (it has no tmkd.json); name another folder or empty it"
+        )
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file; name a folder")
+
+
+def _checked_reference(
+    model: Any, fresh: Path, student: Path, card: dict[str, Any], dev: Pairs, given: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """The student's logits on `dev`, once the folded head is seen to give the mean of the headers."""
+    classes = int(card["classes"])
+    if model.config.num_labels != classes:
+        raise ExportError(f"{student}: config.json says {model.config.num_labels} classes, tmkd.json {classes}")
+    if given is not None and given.shape != (len(dev), classes):
+        raise ExportError(f"reference logits have the shape {given.shape}, expected {(len(dev), classes)}")
+    tokenizer = PairTokenizer(fresh, int(card["max_length"]))
+    own, combined = pytorch_logits(model, tokenizer, dev, headers_of(student, card))
+    difference = float(np.abs(own - combined).max())
+    if not difference <= FOLD_LIMIT:
+        raise ExportError(
+            f"{student}: model.safetensors does not hold the mean of its headers (logits differ by {difference:.2e}, "
+            f"at most {FOLD_LIMIT:.0e} is allowed); one of the two files was changed or damaged, save the student again"
+        )
+    return combined if given is None else given
+
+
+def _gated(
+    name: str, model: Any, folder: Path, about: dict[str, Any], dev: Pairs, reference: NDArray[np.float32]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Write one back end, run it through the runtime, keep or delete it: its parity row, its entry in tmkd.json."""
+    backend = BACKENDS[name]
+    path = folder / backend.file
+    found: Agreement | None = None
+    rate: float | None = None
+    size: int | None = None
+    try:
+        say(f"export: writing {name}")
+        backend.write(model, path)
+        size = path.stat().st_size
+        entry = {"file": backend.file, "sha256": sha256_of(path), "passed": True}
+        _write_json(folder / "tmkd.json", {**about, "backends": {name: entry}, "default": name})
+        logits, rate = _timed(Scorer(folder, backend=name), dev, name)
+        found = agreement(reference, logits, dev.qids, dev.labels)
+        reason = _why_refused(found, backend.limit)
+    except ExportError as error:
+        reason, entry = str(error), {}
+    if reason:
+        _delete(path)
+    row = {"backend": name, "passed": not reason, **(found or Agreement()).row()}
+    return row | {"pairs_per_second": rate, "bytes": size, "reason": reason}, None if reason else entry
+
+
+def _delete(path: Path) -> None:
+    """Remove a back end's file, and its folder where nothing else lies in it."""
+    path.unlink(missing_ok=True)
+    if path.parent.is_dir() and not any(path.parent.iterdir()):
+        path.parent.rmdir()
+
+
+def _timed(scorer: Scorer, dev: Pairs, name: str) -> tuple[NDArray[np.float32], float]:
+    """Logits of the pairs by the runtime, [N, C] float32, and pairs per second, tokenizing included."""
+    scorer.logits(dev.questions[:32], dev.passages[:32])  # the first call also allocates
+    with progress(f"gate {name}", len(dev)) as bar:
+        start = time.perf_counter()
+        logits = scorer.logits(dev.questions, dev.passages, bar.advance)
+        seconds = time.perf_counter() - start
+    return logits, len(dev) / max(seconds, 1e-9)
+
+
+def _why_refused(found: Agreement, limit: float) -> str:
+    difference = found.max_logit_difference
+    if difference is None:
+        return "it gives logits that are not finite"
+    if difference > limit:
+        return f"a logit differs by {difference:.2e} from the PyTorch student, at most {limit:.0e} is allowed"
+    return ""
+
+
+def _copy_checkpoint(student: Path, fresh: Path, max_length: int) -> None:
+    """Config, weights and tokenizer, with the student's length in every file that a tool may read it from."""
+    for name in ("config.json", "model.safetensors"):
+        if not (student / name).is_file():
+            raise EncoderError(f"{student} has no {name}; give a student that tmkd saved")
+        shutil.copyfile(student / name, fresh / name)
+    PairTokenizer(student, max_length).save(fresh)
+    for name in TOKENIZER_FILES:
+        if (student / name).is_file():
+            shutil.copyfile(student / name, fresh / name)
+    path = fresh / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    _write_json(path, {**config, "model_max_length": max_length})
+
+
+def _swap_in(fresh: Path, out: Path) -> None:
+    """Rename the finished folder into place; an earlier export goes only then."""
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    if out.exists():
+        out.rename(old)
+    fresh.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _removed_afterwards(folder: Path) -> Iterator[None]:
+    """Remove a temporary folder, whatever happened."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _room_on_disk(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ExportError(
+            f"no room on disk for {out}; nothing was written there. Free some space and export again"
+        ) from error
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

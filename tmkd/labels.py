@@ -1,0 +1,153 @@
+"""The label store: every teacher's logits for every pair, computed once.
+
+One folder per pool and teacher: Parquet parts (pair_id, logits) and a manifest with the teacher's identity and the
+parts' checksums. Joined by pair_id, never by row order. A part is written beside and renamed before the manifest
+names it, so a kill loses at most the part in hand; a damaged part is dropped and its rows are labelled again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tmkd.errors import LabelError
+from tmkd.progress import say
+
+CLIP = 1e-6  # probabilities are clipped to [CLIP, 1 - CLIP] before they become log-odds (METHOD.md, "Teachers")
+
+
+class LabelStore:
+    """Logits by pair id. Use `LabelStore.open`."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, folder: Path, *, header: dict[str, Any]) -> LabelStore:
+        """Create or continue a store.
+
+        Args:
+            header: JSON-like identity: teacher's and tokenizer's fingerprints, max_length, dtype, classes, class order.
+
+        Raises:
+            LabelError: the folder holds labels of another header; the key that differs is named.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "manifest.json"
+        if path.is_file():
+            store = cls(folder, json.loads(path.read_text()))
+            for key, value in header.items():
+                if store.manifest["header"].get(key) != value:
+                    raise LabelError(
+                        f"{folder} holds labels whose {key} is {store.manifest['header'].get(key)!r}, not {value!r}; "
+                        "use another folder"
+                    )
+            store._drop_damaged()
+        else:
+            store = cls(folder, {"format": 1, "header": header, "rows": 0, "parts": []})
+            store._write_manifest()
+        for stray in folder.glob("*.tmp"):
+            stray.unlink()
+        return store
+
+    def _drop_damaged(self) -> None:
+        good = []
+        for part in self.manifest["parts"]:
+            path = self.folder / part["file"]
+            if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == part["sha256"]:
+                good.append(part)
+            else:
+                say(f"{path} is missing or damaged; its {part['rows']:,} rows will be labelled again")
+                path.unlink(missing_ok=True)
+        if len(good) < len(self.manifest["parts"]):
+            self.manifest["parts"] = good
+            self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        self.manifest["rows"] = sum(part["rows"] for part in self.manifest["parts"])
+        self._atomic("manifest.json", (json.dumps(self.manifest, indent=2) + "\n").encode())
+
+    def _atomic(self, name: str, content: bytes) -> None:
+        temporary = self.folder / f"{name}.tmp"
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / name)
+
+    def done_ids(self) -> set[str]:
+        """The ids of the pairs that have labels."""
+        done: set[str] = set()
+        for part in self.manifest["parts"]:
+            done.update(pq.read_table(self.folder / part["file"], columns=["pair_id"]).column(0).to_pylist())
+        return done
+
+    def append(self, pair_ids: Sequence[str], logits: NDArray[np.float32]) -> None:
+        """Store the logits [N, C] float32 of N pairs as one part.
+
+        Raises:
+            LabelError: lengths or classes that do not fit.
+        """
+        classes = self.manifest["header"].get("classes", logits.shape[-1])
+        if logits.shape != (len(pair_ids), classes):
+            raise LabelError(f"expected logits of shape {(len(pair_ids), classes)}, got {logits.shape}")
+        values = pa.FixedSizeListArray.from_arrays(pa.array(logits.astype(np.float32).ravel()), classes)
+        table = pa.table({"pair_id": pa.array(pair_ids, pa.string()), "logits": values})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        content = sink.getvalue().to_pybytes()
+        number = max((int(part["file"][5:10]) for part in self.manifest["parts"]), default=-1) + 1
+        name = f"part-{number:05d}.parquet"
+        self._atomic(name, content)
+        digest = hashlib.sha256(content).hexdigest()
+        self.manifest["parts"].append({"file": name, "rows": len(pair_ids), "sha256": digest})
+        self._write_manifest()
+
+    def logits_for(self, pair_ids: Sequence[str], *, allow_missing: bool = False) -> NDArray[np.float32]:
+        """Logits in the order of `pair_ids`, [N, C] float32.
+
+        Raises:
+            LabelError: pairs without labels or with labels that are not finite, counted (nan with `allow_missing`).
+        """
+        tables = [pq.read_table(self.folder / part["file"]) for part in self.manifest["parts"]]
+        classes = int(self.manifest["header"]["classes"])
+        place: dict[str, int] = {}
+        blocks = []
+        for table in tables:
+            start = sum(len(block) for block in blocks)
+            place.update({name: start + row for row, name in enumerate(table.column("pair_id").to_pylist())})
+            flat = table.column("logits").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            blocks.append(flat.reshape(-1, classes))
+        stored = np.concatenate([*blocks, np.full((1, classes), np.nan, dtype=np.float32)])
+        rows = np.array([place.get(name, -1) for name in pair_ids], dtype=np.int64)
+        found: NDArray[np.float32] = stored[rows].astype(np.float32)
+        bad = ~np.isfinite(found).all(axis=1)
+        if bad.any() and not allow_missing:
+            absent = int((rows < 0).sum())
+            raise LabelError(
+                f"{self.folder}: of {len(rows):,} pairs {absent:,} have no labels and {int(bad.sum()) - absent:,} have "
+                f"labels that are not finite, first {pair_ids[int(np.flatnonzero(bad)[0])]}; label them again"
+            )
+        return found
+
+
+def imported_logits(scores: NDArray[np.float64], kind: Literal["logit", "probability"]) -> NDArray[np.float64]:
+    """Logits [N, 2] of a teacher made elsewhere: (-z/2, z/2), z its log-odds.
+
+    Args:
+        scores: [N] log-odds (`logit`) or probabilities of the positive class, clipped to [1e-6, 1 - 1e-6].
+    """
+    if kind == "probability":
+        clipped = np.clip(scores, CLIP, 1 - CLIP)
+        scores = np.log(clipped) - np.log1p(-clipped)
+    return np.stack([-scores / 2, scores / 2], axis=1)

@@ -1,0 +1,159 @@
+"""The pair record: (question, passage[, label][, scores]), columnar, identified by a hash of its two texts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tmkd.errors import DataError
+
+_FIXED = ("pair_id", "question", "passage", "label", "qid", "pid")
+
+
+def pair_id(question: str, passage: str) -> str:
+    """32 hex digits: BLAKE2b-128 over both texts, the question length-prefixed so that no two pairs run together."""
+    first = question.encode()
+    return hashlib.blake2b(len(first).to_bytes(8, "little") + first + passage.encode(), digest_size=16).hexdigest()
+
+
+class Pairs:
+    """N pairs in one Arrow table.
+
+    Columns: pair_id, question, passage (string); optionally label (int64, null where absent), qid, pid (string), and
+    any number of score columns (float64, null where absent).
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        missing = [name for name in ("pair_id", "question", "passage") if name not in table.column_names]
+        if missing:
+            raise DataError(
+                f"a pairs table needs the columns {', '.join(missing)}; it has {', '.join(table.column_names)}"
+            )
+        self.table = table
+
+    @classmethod
+    def build(
+        cls,
+        questions: Sequence[str],
+        passages: Sequence[str],
+        *,
+        labels: Sequence[int | None] | None = None,
+        qids: Sequence[str] | None = None,
+        pids: Sequence[str] | None = None,
+        scores: Mapping[str, Sequence[float | None]] | None = None,
+    ) -> Pairs:
+        """Make pairs from columns of one length; pair ids are computed."""
+        columns: dict[str, pa.Array] = {
+            "pair_id": pa.array([pair_id(q, p) for q, p in zip(questions, passages, strict=True)], pa.string()),
+            "question": pa.array(questions, pa.string()),
+            "passage": pa.array(passages, pa.string()),
+        }
+        if labels is not None:
+            columns["label"] = pa.array(labels, pa.int64())
+        if qids is not None:
+            columns["qid"] = pa.array(qids, pa.string())
+        if pids is not None:
+            columns["pid"] = pa.array(pids, pa.string())
+        for name, values in (scores or {}).items():
+            columns[name] = pa.array(values, pa.float64())
+        return cls(pa.table(columns))
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def _strings(self, name: str) -> list[str]:
+        found: list[str] = self.table.column(name).to_pylist()
+        return found
+
+    @property
+    def questions(self) -> list[str]:
+        """The questions, N strings."""
+        return self._strings("question")
+
+    @property
+    def passages(self) -> list[str]:
+        """The passages, N strings."""
+        return self._strings("passage")
+
+    @property
+    def pair_ids(self) -> list[str]:
+        """The pairs' ids, N strings of 32 hex digits."""
+        return self._strings("pair_id")
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Golden labels, [N] int64; -1 where a pair has none."""
+        if "label" not in self.table.column_names:
+            return np.full(len(self), -1, dtype=np.int64)
+        filled = self.table.column("label").fill_null(-1)
+        labels: NDArray[np.int64] = filled.to_numpy().astype(np.int64)
+        return labels
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether any pair has a golden label."""
+        return bool((self.labels >= 0).any())
+
+    @property
+    def qids(self) -> list[str]:
+        """What groups pairs by question: the column, or the question's text where there is none."""
+        return self._strings("qid") if "qid" in self.table.column_names else self.questions
+
+    @property
+    def pids(self) -> list[str]:
+        """What names the passages: the column, or the pair's id where there is none."""
+        return self._strings("pid") if "pid" in self.table.column_names else self.pair_ids
+
+    @property
+    def score_names(self) -> list[str]:
+        """The score columns."""
+        return [name for name in self.table.column_names if name not in _FIXED]
+
+    def score(self, name: str) -> NDArray[np.float64]:
+        """One score column, [N] float64; nan where a pair has none."""
+        if name not in self.score_names:
+            raise DataError(f"there is no score column {name!r}; there are: {', '.join(self.score_names) or 'none'}")
+        values: NDArray[np.float64] = self.table.column(name).fill_null(float("nan")).to_numpy()
+        return values
+
+    def take(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Pairs:
+        """The rows at `indices`, in that order."""
+        return Pairs(self.table.take(pa.array(np.asarray(indices, dtype=np.int64))))
+
+    def digest(self) -> str:
+        """A hash of the rows in their order, 16 hex digits: what a step that reads them depends on."""
+        digest = hashlib.sha256()
+        for name in sorted(self.table.column_names):
+            digest.update(f"\n{name}\n".encode())
+            for value in self.table.column(name).to_pylist():
+                digest.update(f"{value!r}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Write Parquet, beside and renamed."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        pq.write_table(self.table, temporary, compression="zstd")
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Pairs:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: no such file, or no pairs table.
+        """
+        try:
+            return cls(pq.read_table(path))
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: no such file") from error
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path}: not a readable Parquet file: {error}") from error

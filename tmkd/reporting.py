@@ -1,0 +1,58 @@
+"""From finished steps to `runs/<name>/`: manifest, student, export and report."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tmkd import __version__
+from tmkd.evaluation.compare import Results, disagreements
+from tmkd.evaluation.report import write_report
+from tmkd.hardware import describe
+from tmkd.measure import ENSEMBLE, RunModels, compare_outputs, curves, outputs
+from tmkd.pipeline import Pipeline
+from tmkd.progress import say
+from tmkd.workspace import disk_errors
+
+
+def report(pipeline: Pipeline) -> Results:
+    """Every step of the recipe, then the report. Test rows are read here and nowhere else."""
+    pipeline.label_all()
+    _ = pipeline.students
+    pipeline.write_manifest()
+    parity = pipeline.export()
+    run = RunModels.read(pipeline.run)
+    test = pipeline.data.test
+    say("measuring every model on the test rows")
+    found = outputs(run, test, timed=True)
+    results = compare_outputs(run, test, found, task=pipeline.recipe.name)
+    by_name = {output.name: output for output in found}
+    student = by_name[run.take].logits.mean(axis=0)
+    teacher = by_name[ENSEMBLE if ENSEMBLE in by_name else found[0].name].logits[0]
+    with disk_errors(pipeline.run):
+        write_report(
+            pipeline.run / "report",
+            results,
+            curves=curves(run),
+            parity=parity,
+            disagreements=disagreements(test, np.asarray(student), np.asarray(teacher)),
+            recipe_text=yaml.safe_dump(pipeline.recipe.model_dump(mode="json"), sort_keys=False),
+            environment=_environment(pipeline),
+        )
+    pipeline.write_manifest()
+    return results
+
+
+def _environment(pipeline: Pipeline) -> dict[str, Any]:
+    return {
+        "tmkd": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "runs on": describe(pipeline.recipe.precision),
+        **{name: version(name) for name in ("torch", "transformers", "onnxruntime")},
+        **{f"data: {key}": value for key, value in pipeline.data.info.items()},
+    }

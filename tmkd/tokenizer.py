@@ -1,0 +1,154 @@
+"""Pairs of texts to token ids, from a tokenizer.json alone (no torch, no transformers).
+
+Published tokenizer.json files often carry a padding and a truncation of their own (the MiniLM packages: both at 128);
+both are cleared here. Truncation is longest-first to one length, which is written into every model folder, so that
+every tool that opens the folder cuts a pair at the same token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from tmkd.errors import DataError, EncoderError
+
+_CHUNK = 1024  # pairs handed to the tokenizer at once: enough for all its threads, little memory held
+_PAD_TOKENS = ("[PAD]", "<pad>")
+
+
+class Encoded(NamedTuple):
+    """Token ids and segment ids of every pair, each an int32 array [T_i] without padding."""
+
+    ids: list[NDArray[np.int32]]
+    type_ids: list[NDArray[np.int32]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every pair, [N] int64."""
+        return np.fromiter((len(row) for row in self.ids), dtype=np.int64, count=len(self.ids))
+
+
+class PairTokenizer:
+    """The tokenizer of a model folder, for pairs.
+
+    Args:
+        folder: a model folder with a tokenizer.json (and, where the padding token is not a usual one, config.json).
+        max_length: most tokens of a pair, special tokens included.
+
+    Raises:
+        EncoderError: no tokenizer.json, a damaged one, no padding token, or a `max_length` without room for text.
+    """
+
+    def __init__(self, folder: Path, max_length: int) -> None:
+        self.folder = Path(folder)
+        self.max_length = max_length
+        self._tokenizer = _load(self.folder)
+        self.pad_id = _pad_id(self._tokenizer, self.folder)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        special = self._tokenizer.num_special_tokens_to_add(True)
+        if max_length < special + 2:
+            raise EncoderError(
+                f"max_length {max_length} leaves no room for text: {self.folder} adds {special} special tokens to a "
+                f"pair; use at least {special + 2}"
+            )
+        self._tokenizer.enable_truncation(max_length, stride=0, strategy="longest_first", direction="right")
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Highest token id + 1 (added tokens included)."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def encode(self, questions: Sequence[str], passages: Sequence[str]) -> Encoded:
+        """Token ids of every pair, in the caller's order, without padding.
+
+        Raises:
+            DataError: the two sequences differ in length, or a text is not a string of valid characters.
+        """
+        encoded = Encoded([], [])
+        for chunk in self.encode_chunks(questions, passages):
+            encoded.ids.extend(chunk.ids)
+            encoded.type_ids.extend(chunk.type_ids)
+        return encoded
+
+    def encode_chunks(self, questions: Sequence[str], passages: Sequence[str]) -> Iterator[Encoded]:
+        """The same in chunks of about a thousand pairs, for a caller that shows progress."""
+        if len(questions) != len(passages):
+            raise DataError(f"{len(questions)} questions but {len(passages)} passages; a pair has one of each")
+        for start in range(0, len(questions), _CHUNK):
+            pairs = list(zip(questions[start : start + _CHUNK], passages[start : start + _CHUNK], strict=True))
+            rows = self._encode(pairs, start)
+            yield Encoded(
+                [np.array(row.ids, dtype=np.int32) for row in rows],
+                [np.array(row.type_ids, dtype=np.int32) for row in rows],
+            )
+
+    def _encode(self, pairs: list[tuple[str, str]], start: int) -> list[Any]:
+        try:
+            rows: list[Any] = self._tokenizer.encode_batch_fast(pairs, add_special_tokens=True)
+        except (TypeError, ValueError) as error:  # UnicodeEncodeError (half a surrogate pair) is a ValueError
+            for number, pair in enumerate(pairs, start):
+                for side, text in zip(("question", "passage"), pair, strict=True):
+                    _require_text(number, side, text)
+            raise DataError(f"pairs {start} to {start + len(pairs) - 1} cannot be tokenized: {error}") from error
+        return rows
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, with the truncation in it and without padding, into an existing folder."""
+        (Path(folder) / "tokenizer.json").write_text(self._tokenizer.to_str(pretty=False), encoding="utf-8")
+
+    def fingerprint(self) -> str:
+        """32 hex characters over everything that decides the ids: vocabulary, rules, truncation."""
+        return hashlib.blake2b(self._tokenizer.to_str(pretty=False).encode(), digest_size=16).hexdigest()
+
+
+def _load(folder: Path) -> Any:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise EncoderError(
+            f"{folder} has no tokenizer.json; write one with "
+            "`AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)`, "
+            "or copy it from where the model came from"
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception for a file it cannot parse
+        raise EncoderError(f"{path} cannot be read ({error}); the file is damaged, fetch it again") from error
+
+
+def _pad_id(tokenizer: Any, folder: Path) -> int:
+    """The padding id: from config.json (MPNet derives its positions from it), else by the token's usual name."""
+    config = folder / "config.json"
+    if config.is_file():
+        try:
+            value = json.loads(config.read_text(encoding="utf-8")).get("pad_token_id")
+        except (ValueError, AttributeError) as error:
+            raise EncoderError(f"{config} cannot be read ({error}); the file is damaged, fetch it again") from error
+        if isinstance(value, int):
+            return value
+    if tokenizer.padding is not None:
+        return int(tokenizer.padding["pad_id"])
+    for token in _PAD_TOKENS:
+        found = tokenizer.token_to_id(token)
+        if found is not None:
+            return int(found)
+    raise EncoderError(f"{folder}/tokenizer.json has no padding token ({' or '.join(_PAD_TOKENS)}); add one")
+
+
+def _require_text(number: int, side: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise DataError(f"pair {number}: the {side} is {type(text).__name__} {text!r}, expected a string")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"pair {number}: the {side} holds half of a surrogate pair at character {error.start}; "
+            "the file was cut or decoded wrongly"
+        ) from error
