@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,8 @@ from tmkd.encoder.find import find_encoder
 from tmkd.pairs.record import Pairs
 from tmkd.tokenizer import PairTokenizer
 
-TEXT = """how do i mount a disk install package the command prints every file in directory and exits with status zero use
-option to set name of server which listens on port change password user group network address read manual page"""
+TEXT = """how do i mount a disk install package the command prints every file in directory and exits with status zero
+use option to set name of server which listens on port change password user group network address read manual page"""
 WORDS = TEXT.split()
 
 
@@ -30,7 +34,7 @@ def minilm_student(folder: Path, *, layers: int = 2, classes: int = 2, soft: int
     weights = load_file(source / "model.safetensors")
     found = model.load_state_dict({f"bert.{name}": value for name, value in weights.items()}, strict=False)
     assert set(found.missing_keys) <= {"classifier.weight", "classifier.bias"}
-    torch.nn.init.normal_(model.bert.pooler.dense.weight, std=0.1)  # the packaged pooler gives all texts nearly one h
+    torch.nn.init.normal_(model.bert.pooler.dense.weight, std=0.5)  # the packaged pooler gives all texts nearly one h
     return _write(folder, model, source, classes, soft, max_length)
 
 
@@ -46,7 +50,8 @@ def mpnet_student(folder: Path, *, classes: int = 2, soft: int = 2, max_length: 
     source = folder / "source"
     source.mkdir()
     tokenizer.save(str(source / "tokenizer.json"))
-    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
     torch.manual_seed(12)
     config = MPNetConfig(
         vocab_size=len(vocabulary),
@@ -101,3 +106,18 @@ def dev_pairs(count: int = 60, classes: int = 2) -> Pairs:
     """Labelled pairs over the same texts."""
     questions, passages = texts(count)
     return Pairs.build(questions, passages, labels=[i % classes for i in range(count)])
+
+
+@functools.cache
+def exported(family: str, classes: int = 2) -> Path:
+    """A folder with student/ and its export out/, made once per test process; tests only read it or copy it."""
+    from tmkd.export import export_student
+
+    folder = Path(tempfile.mkdtemp(prefix="tmkd-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if family == "minilm":
+        student = minilm_student(folder / "student", classes=classes)
+    else:
+        student = mpnet_student(folder / "mpnet", classes=classes).rename(folder / "student")
+    export_student(student, dev_pairs(classes=classes), folder / "out")
+    return folder

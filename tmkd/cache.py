@@ -9,10 +9,7 @@ from pathlib import Path
 def cache_folder(*parts: str) -> Path:
     """A folder in the cache, made if absent: `$TMKD_CACHE`, else `$XDG_CACHE_HOME/tmkd`, else `~/.cache/tmkd`."""
     root = os.environ.get("TMKD_CACHE")
-    if root:
-        base = Path(root)
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tmkd"
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tmkd"
     folder = base.joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -12,7 +12,7 @@ import typer
 
 from tmkd import __version__
 from tmkd.errors import MissingExtraError, TmkdError
-from tmkd.progress import console, say, set_quiet
+from tmkd.progress import say, set_quiet, tables
 
 app = typer.Typer(
     help="Compress slow question-answering models into a small fast one: two-stage multi-teacher distillation.",
@@ -80,7 +80,7 @@ def run(
     if as_json:
         print(json.dumps(results.to_json(), indent=2))
     elif not quiet:
-        console.print(results.table())
+        tables.print(results.table())
         _tell_where(pipeline.run)
 
 
@@ -197,7 +197,7 @@ def evaluate(
     rows = read_pairs(pairs, columns=columns, classes=models.recipe.classes, need_labels=True)
     results = measure_run(models, rows, timed=speed, task=pairs.name)
     if json_file is None or str(json_file) != "-":
-        console.print(results.table())
+        tables.print(results.table())
     if json_file is not None:
         text = json.dumps(results.to_json(), indent=2) + "\n"
         if str(json_file) == "-":

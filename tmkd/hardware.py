@@ -13,7 +13,7 @@ import torch
 def native_bf16() -> bool:
     """Whether bf16 arithmetic is native here (it is never emulated)."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

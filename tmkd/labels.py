@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tmkd.errors import LabelError
 from tmkd.progress import say
 
+MANIFEST = "manifest.json"
 CLIP = 1e-6  # probabilities are clipped to [CLIP, 1 - CLIP] before they become log-odds (METHOD.md, "Teachers")
 
 
@@ -40,24 +41,23 @@ class LabelStore:
             header: JSON-like identity: teacher's and tokenizer's fingerprints, max_length, dtype, classes, class order.
 
         Raises:
-            LabelError: the folder holds labels of another header; the key that differs is named.
+            LabelError: the folder holds labels of another header (the key that differs is named), its manifest is not
+                readable, or the header does not say how many classes there are.
         """
+        if not isinstance(header.get("classes"), int):
+            raise LabelError(f"the header of a label store needs `classes`, an integer; it has {', '.join(header)}")
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "manifest.json"
-        if path.is_file():
-            store = cls(folder, json.loads(path.read_text()))
-            for key, value in header.items():
-                if store.manifest["header"].get(key) != value:
-                    raise LabelError(
-                        f"{folder} holds labels whose {key} is {store.manifest['header'].get(key)!r}, not {value!r}; "
-                        "use another folder"
-                    )
+        if (folder / MANIFEST).is_file():
+            store = cls(folder, _read_manifest(folder / MANIFEST))
+            _require_same(folder, store.manifest["header"], json.loads(json.dumps(header)))
             store._drop_damaged()
         else:
             store = cls(folder, {"format": 1, "header": header, "rows": 0, "parts": []})
             store._write_manifest()
-        for stray in folder.glob("*.tmp"):
-            stray.unlink()
+        named = {part["file"] for part in store.manifest["parts"]}
+        for stray in [*folder.glob("*.tmp"), *folder.glob("part-*.parquet")]:  # what a kill left half done
+            if stray.name not in named:
+                stray.unlink()
         return store
 
     def _drop_damaged(self) -> None:
@@ -75,38 +75,60 @@ class LabelStore:
 
     def _write_manifest(self) -> None:
         self.manifest["rows"] = sum(part["rows"] for part in self.manifest["parts"])
-        self._atomic("manifest.json", (json.dumps(self.manifest, indent=2) + "\n").encode())
+        self._atomic(MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())
 
     def _atomic(self, name: str, content: bytes) -> None:
         temporary = self.folder / f"{name}.tmp"
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / name)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)  # there only if writing failed
+
+    def _parts(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """Each part's pair ids and logits [n, C] float32, oldest first."""
+        for part in self.manifest["parts"]:
+            path = self.folder / part["file"]
+            try:
+                table = pq.ParquetFile(path).read()
+            except (pa.ArrowException, OSError) as error:
+                raise LabelError(f"{path} cannot be read ({error}); run again: its rows are labelled anew") from error
+            flat = table.column("logits").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            yield table.column("pair_id").to_pylist(), flat.reshape(-1, self.classes)
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return int(self.manifest["header"]["classes"])
 
     def done_ids(self) -> set[str]:
-        """The ids of the pairs that have labels."""
+        """The ids of the pairs whose latest labels are finite: what need not be labelled again."""
         done: set[str] = set()
-        for part in self.manifest["parts"]:
-            done.update(pq.read_table(self.folder / part["file"], columns=["pair_id"]).column(0).to_pylist())
+        for names, logits in self._parts():
+            finite: list[bool] = np.isfinite(logits).all(axis=1).tolist()
+            done.difference_update(names)
+            done.update(name for name, good in zip(names, finite, strict=True) if good)
         return done
 
     def append(self, pair_ids: Sequence[str], logits: NDArray[np.float32]) -> None:
-        """Store the logits [N, C] float32 of N pairs as one part.
+        """Store the logits [N, C] float32 of N pairs as one part; a pair labelled before takes the new ones.
 
         Raises:
             LabelError: lengths or classes that do not fit.
         """
-        classes = self.manifest["header"].get("classes", logits.shape[-1])
-        if logits.shape != (len(pair_ids), classes):
-            raise LabelError(f"expected logits of shape {(len(pair_ids), classes)}, got {logits.shape}")
-        values = pa.FixedSizeListArray.from_arrays(pa.array(logits.astype(np.float32).ravel()), classes)
+        if logits.shape != (len(pair_ids), self.classes):
+            raise LabelError(f"expected logits of shape {(len(pair_ids), self.classes)}, got {logits.shape}")
+        if not pair_ids:
+            return
+        values = pa.FixedSizeListArray.from_arrays(pa.array(logits.astype(np.float32).ravel()), self.classes)
         table = pa.table({"pair_id": pa.array(pair_ids, pa.string()), "logits": values})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         content = sink.getvalue().to_pybytes()
-        number = max((int(part["file"][5:10]) for part in self.manifest["parts"]), default=-1) + 1
+        number = max((int(Path(part["file"]).stem[5:]) for part in self.manifest["parts"]), default=-1) + 1
         name = f"part-{number:05d}.parquet"
         self._atomic(name, content)
         digest = hashlib.sha256(content).hexdigest()
@@ -119,17 +141,15 @@ class LabelStore:
         Raises:
             LabelError: pairs without labels or with labels that are not finite, counted (nan with `allow_missing`).
         """
-        tables = [pq.read_table(self.folder / part["file"]) for part in self.manifest["parts"]]
-        classes = int(self.manifest["header"]["classes"])
         place: dict[str, int] = {}
         blocks = []
-        for table in tables:
-            start = sum(len(block) for block in blocks)
-            place.update({name: start + row for row, name in enumerate(table.column("pair_id").to_pylist())})
-            flat = table.column("logits").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            blocks.append(flat.reshape(-1, classes))
-        stored = np.concatenate([*blocks, np.full((1, classes), np.nan, dtype=np.float32)])
-        rows = np.array([place.get(name, -1) for name in pair_ids], dtype=np.int64)
+        start = 0
+        for names, logits in self._parts():
+            place.update({name: start + row for row, name in enumerate(names)})
+            blocks.append(logits)
+            start += len(names)
+        stored = np.concatenate([*blocks, np.full((1, self.classes), np.nan, dtype=np.float32)])
+        rows = np.array([place.get(name, -1) for name in pair_ids], dtype=np.int64)  # -1: the row of nan at the end
         found: NDArray[np.float32] = stored[rows].astype(np.float32)
         bad = ~np.isfinite(found).all(axis=1)
         if bad.any() and not allow_missing:
@@ -138,7 +158,26 @@ class LabelStore:
                 f"{self.folder}: of {len(rows):,} pairs {absent:,} have no labels and {int(bad.sum()) - absent:,} have "
                 f"labels that are not finite, first {pair_ids[int(np.flatnonzero(bad)[0])]}; label them again"
             )
+        found[bad] = np.nan
         return found
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(manifest["header"], dict) and isinstance(manifest["parts"], list):
+            return dict(manifest)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise LabelError(f"{path} is damaged; remove the folder {path.parent}, and its pairs are labelled again")
+
+
+def _require_same(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key in [*wanted, *stored]:
+        if key not in stored or key not in wanted or stored[key] != wanted[key]:
+            raise LabelError(
+                f"{folder} holds labels whose {key} is {stored.get(key)!r}, not {wanted.get(key)!r}; use another folder"
+            )
 
 
 def imported_logits(scores: NDArray[np.float64], kind: Literal["logit", "probability"]) -> NDArray[np.float64]:
@@ -146,7 +185,12 @@ def imported_logits(scores: NDArray[np.float64], kind: Literal["logit", "probabi
 
     Args:
         scores: [N] log-odds (`logit`) or probabilities of the positive class, clipped to [1e-6, 1 - 1e-6].
+
+    Raises:
+        LabelError: another kind.
     """
+    if kind not in ("logit", "probability"):
+        raise LabelError(f"a score is of kind `logit` or `probability`, not {kind!r}")
     if kind == "probability":
         clipped = np.clip(scores, CLIP, 1 - CLIP)
         scores = np.log(clipped) - np.log1p(-clipped)

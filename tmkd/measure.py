@@ -131,7 +131,7 @@ def _time(found: list[ModelOutput], folders: dict[str, Path], pairs: Pairs) -> N
     for name, folder in folders.items():
         config = json.loads((folder / "config.json").read_text())
         shapes[name] = f"{config['model_type']}-{config['num_hidden_layers']}x{config['hidden_size']}"
-    scorers = {}
+    scorers: dict[str, Any] = {}
     for name, shape in shapes.items():
         scorers.setdefault(shape, _scorer(folders[name]))
     chosen = np.random.default_rng(0).permutation(len(pairs))[:SPEED_PAIRS]

@@ -174,7 +174,7 @@ class Pipeline:
                 replace_folder(taken.stage1[0].folder, self.run / "stage1")
 
     def export(self, *, named: bool = False) -> list[dict[str, Any]]:
-        """Fold, write ONNX, gate; the parity table. `named`: the back ends were asked for by name, so failing is an error."""
+        """Fold, write ONNX, gate; the parity table. `named`: a back end that fails is an error."""
         from tmkd.export import export_student
 
         self.take_away()

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 _quiet = False
 _PLAIN_SECONDS = 10.0  # how often a bar prints a line where output is not a terminal
 console = Console(stderr=True)
+tables = Console(width=None if sys.stdout.isatty() else 140)  # to standard output, wide enough where it is a file
 
 
 def set_quiet(quiet: bool) -> None:

@@ -264,7 +264,7 @@ def _explain(detail: Any) -> str:
         return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known are: {known}")
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] in ("missing", "value_error"):
-        return f"{key}: {message}" if detail["type"] == "missing" else f"{key}: {message}"
+        return f"{key}: {message}"
     return f"{key}: {message[0].lower() + message[1:]}, got {detail['input']!r}"
 
 

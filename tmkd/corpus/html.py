@@ -22,7 +22,7 @@ _DROP_CLASSES = frozenset(
     "navheader navfooter toc related sphinxsidebar docnav nosearch fancy_toc fancy-toc menu toplang permalink headerlink "
     "indexterm footer footnote footnotes contents comments_section lang-toggle up top bottomlang mobile-nav "
     "documentation_options searchmenu legalnotice revhistory productname edition colophon index genindex imgblock "
-    "mediaobject edit-this-page breadcrumbs".split()
+    "mediaobject admonition-title edit-this-page breadcrumbs".split()
 )
 _DROP_IDS = frozenset(
     "toc quickview page-header path footer footer-text comments_section searchmenu banner title topics".split()
@@ -32,8 +32,10 @@ _BLOCKS = frozenset(
     "p div section article main ul ol li dl dt dd blockquote table thead tbody tfoot tr td th pre hr center address "
     "figure figcaption details summary aside header body caption fieldset".split()
 )
+_NOTES = frozenset("note tip warning caution important".split())
 _BOX_LEVEL = 8  # a box's title stands below every heading element
 _QUESTION_LEVEL = 7
+_COMPLAINT = re.compile(r"(?:I|I['’]m|I['’]ve|My)\s.*\.$")  # "My hook does not run."
 _NUMBERED = re.compile(r"^\(?\d+[.)]\s*\S")
 
 
@@ -178,22 +180,44 @@ class _Walker:
             self._definition(element)
         elif tag == "p" and (question := _bold_question(element)) is not None:
             self._heading(_QUESTION_LEVEL, question)
-        elif tag == "p" and "title" in (element.get("class") or "").split():
-            self._heading(_BOX_LEVEL, _inline(element))
         elif tag == "tr" and not any(cell.tag in ("pre", "ul", "ol", "dl", "table", "div") for cell in element.iter()):
-            cells = [" ".join(_inline(cell).split()) for cell in element if isinstance(cell.tag, str)]
-            self._buffer.append(" | ".join(cell for cell in cells if cell))
-        elif tag in ("div", "aside") and {"sidebar", "admonition"} & set((element.get("class") or "").split()):
-            depth = self.builder.depth
-            self.walk(element)
-            self.flush()
-            self.builder.resume(depth)
+            self._row(element)
+        elif tag in ("div", "aside") and (classes := set((element.get("class") or "").split())):
+            self._box(element, classes)
         else:
             self.walk(element)
 
+    def _box(self, element: Any, classes: set[str]) -> None:
+        """A division; a note loses its label ("Tip"), a sidebar is a section of its own inside the text."""
+        if "sidebar" in classes:
+            depth = self.builder.depth
+            title = element.find('.//p[@class="title"]')
+            if title is not None:
+                for kind in title.findall(".//em"):  # "BACK TO BASICS", the kind of box
+                    kind.text = None
+                self._heading(_BOX_LEVEL, _inline(title))
+                title.getparent().remove(title)
+            self.walk(element)
+            self.flush()
+            self.builder.resume(depth)
+            return
+        if classes & _NOTES:
+            for label in [child for child in element.iter() if child.tag in _HEADINGS or child.tag == "th"]:
+                label.clear()
+                label.tag = "span"
+        self.walk(element)
+
+    def _row(self, element: Any) -> None:
+        """A table's row: one line, its cells parted by bars; a lone cell is prose in a frame."""
+        cells = [text for cell in element if isinstance(cell.tag, str) and (text := " ".join(_inline(cell).split()))]
+        if len(cells) > 1:
+            self.builder.block(" | ".join(cells), code=True, joint="\n")
+        else:
+            self._buffer.extend(cells)
+
     def _definition(self, element: Any) -> None:
         text = " ".join(_inline(element).split())
-        if text.endswith("?") and len(text.split()) > 2:
+        if len(text.split()) > 2 and (text.endswith("?") or _COMPLAINT.match(text)):
             self._heading(_QUESTION_LEVEL, text)
         else:  # several terms may share one definition
             self._term = f"{self._term}, {text}" if self._term else text

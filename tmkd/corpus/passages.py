@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tmkd.corpus.sections import Block
-from tmkd.corpus.text import text_hash
 
 TARGET_WORDS = 70
 MOST_WORDS = 95
@@ -31,6 +30,7 @@ class Passage:
         source: the package and the file in it.
         section: names the section (or the answer) that it was cut from.
         answer_of: the id of the question that the section answers, None where it answers none.
+        code: the share of its words that stand in code or tables, 0 to 1.
     """
 
     pid: str
@@ -40,6 +40,7 @@ class Passage:
     source: str
     section: str
     answer_of: str | None = None
+    code: float = 0.0
 
 
 def sentences(text: str) -> list[str]:
@@ -60,8 +61,8 @@ def size(text: str) -> int:
     return max(len(text.split()), len("".join(text.split())) // _CHARACTERS)
 
 
-def passage_texts(blocks: Sequence[Block]) -> list[str]:
-    """Cut the blocks of one section into passages, in order.
+def cut(blocks: Sequence[Block]) -> list[tuple[str, float]]:
+    """Cut the blocks of one section into passages, in order: each one's text, and the share of code in it.
 
     Chooses the cuts that bring all passages closest to 70 words (least squares), never between a line that ends in a
     colon and what follows where that can be helped. No passage is longer than 95 words unless one sentence is.
@@ -86,14 +87,11 @@ def passage_texts(blocks: Sequence[Block]) -> list[str]:
     while cuts[-1] > 0:
         cuts.append(origin[cuts[-1]])
     cuts.reverse()
-    return [_join(units[start:stop]) for start, stop in zip(cuts, cuts[1:], strict=False)]
-
-
-def make_passage(
-    text: str, title: str, heading_path: tuple[str, ...], source: str, section: str, answer_of: str | None = None
-) -> Passage:
-    """A passage with the pid that its text gives it."""
-    return Passage(text_hash(text), text, title, heading_path, source, section, answer_of)
+    found = []
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        code = sum(words for unit, words in zip(units[start:stop], sizes[start:stop], strict=True) if unit.code)
+        found.append((_join(units[start:stop]), code / sum(sizes[start:stop])))
+    return found
 
 
 def _units(block: Block) -> list[Block]:

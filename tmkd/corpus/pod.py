@@ -9,49 +9,62 @@ from tmkd.corpus.sections import Section, SectionBuilder
 _ENTITIES = {"lt": "<", "gt": ">", "verbar": "|", "sol": "/", "quot": '"', "amp": "&", "apos": "'", "nbsp": " "}
 _OPEN = re.compile(r"([A-Z])(<(?:<+\s)?)")
 _COMMAND = re.compile(r"=([a-zA-Z]\w*)\s*(.*)", re.DOTALL)
-_BULLET = re.compile(r"^(?:\*|\d+\.?|-)?\s*")
+_BULLET = re.compile(r"^(?:\*\s*|(?:\d+\.?|-)\s*$)")
 
 
 def parse_pod(text: str) -> list[Section]:
     """Sections of a POD document, in reading order; text outside POD (code of a module) is left out."""
     paragraphs = re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n"))
-    builder = SectionBuilder(_title(paragraphs))
-    inside, skipping, item = False, False, ""
+    reader = _Reader(SectionBuilder(_title(paragraphs)))
     for paragraph in paragraphs:
-        paragraph = paragraph.strip("\n")
-        command = _COMMAND.match(paragraph)
-        if command is None:
-            if not inside or skipping or not paragraph.strip():
-                continue
-            code = paragraph[0] in " \t"
-            if code and item:
-                builder.block(item)
-                item = ""
-            builder.block(paragraph if code else _joined(item, render(paragraph)), code=code)
-            item = "" if not code else item
-            continue
-        name, argument = command.group(1), command.group(2)
+        reader.paragraph(paragraph.strip("\n"))
+    reader.end_item()
+    return reader.builder.done()
+
+
+class _Reader:
+    """Takes one paragraph after the other; a list item's label waits for the paragraph it belongs to."""
+
+    def __init__(self, builder: SectionBuilder) -> None:
+        self.builder = builder
+        self._inside = False  # between a command and `=cut`
+        self._foreign = False  # between `=begin html` and `=end html`
+        self._item = ""
+
+    def paragraph(self, text: str) -> None:
+        command = _COMMAND.match(text)
+        if command is not None:
+            self._command(command.group(1), command.group(2))
+        elif not self._inside or self._foreign or not text.strip():
+            return
+        elif text[0] in " \t":
+            self.end_item()
+            self.builder.block(text, code=True)
+        else:
+            self.builder.block(f"{self._item}: {render(text)}" if self._item else render(text))
+            self._item = ""
+
+    def end_item(self) -> None:
+        """Write a label that no paragraph followed."""
+        self.builder.block(self._item)
+        self._item = ""
+
+    def _command(self, name: str, argument: str) -> None:
+        self._inside = name != "cut"
         if name == "begin":
-            skipping = not argument.startswith(":")
+            self._foreign = not argument.startswith(":")
         elif name == "end":
-            skipping = False
-        inside = name != "cut"
-        if item and name in ("item", "back", "over") or name.startswith("head"):
-            if item and name != "item":
-                builder.block(item)
-                item = ""
-        if name.startswith("head") and name[4:].isdigit() and not skipping:
-            builder.heading(int(name[4:]), render(argument))
-        elif name == "item" and not skipping:
-            label = _BULLET.sub("", render(argument), count=1).strip()
-            item = f"{item}, {label}" if item and label else item or label
-    if item:
-        builder.block(item)
-    return builder.done()
-
-
-def _joined(item: str, text: str) -> str:
-    return f"{item}: {text}" if item else text
+            self._foreign = False
+        elif self._foreign:
+            return
+        elif re.fullmatch(r"head[1-6]", name):
+            self.end_item()
+            self.builder.heading(int(name[4:]), render(argument))
+        elif name in ("over", "back"):
+            self.end_item()
+        elif name == "item":
+            label = " ".join(_BULLET.sub("", render(argument), count=1).split())
+            self._item = f"{self._item}, {label}" if self._item and label else self._item or label
 
 
 def _title(paragraphs: list[str]) -> str:

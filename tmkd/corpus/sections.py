@@ -14,7 +14,7 @@ _PILCROW = re.compile(r"[¶#]\s*$")
 
 @dataclass(frozen=True)
 class Block:
-    """A paragraph, list item or table row (one line), or code (its lines as they were, common indent removed)."""
+    """A paragraph or list item (one line), or code (its lines as they were) and tables (a line for each row)."""
 
     text: str
     code: bool = False
@@ -80,14 +80,14 @@ class SectionBuilder:
         """How many headings are open."""
         return len(self._stack)
 
-    def block(self, text: str, *, code: bool = False) -> None:
-        """Add a block to the open section; adjoining code becomes one block."""
+    def block(self, text: str, *, code: bool = False, joint: str = "\n\n") -> None:
+        """Add a block to the open section; adjoining code becomes one block, with `joint` between."""
         text = clean_code(text) if code else " ".join(text.split())
         if not text:
             return
         blocks = self.sections[-1].blocks
         if code and blocks and blocks[-1].code:
-            blocks[-1] = Block(f"{blocks[-1].text}\n\n{text}", code=True)
+            blocks[-1] = Block(f"{blocks[-1].text}{joint}{text}", code=True)
         else:
             blocks.append(Block(text, code))
 

@@ -58,8 +58,13 @@ class Row:
             "seeds": self.seeds,
             **{name: value.to_json() for name, value in self.metrics.items()},
             **{name: value for name, value in shares.items() if value},
-            **{name: value for name, value in self.size.items() if value is not None},
+            **{name: _plain(value) for name, value in self.size.items() if value is not None},
         }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has text keys only."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class Results:
         for column in ("model", *(TITLES[name] for name in names), "kept (AUC, MRR)", "pairs/s", "parameters"):
             table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
         for row in self.methods:
-            cells = [f"{m.mean:.3f}\n[{m.low:.3f}, {m.high:.3f}]" if (m := row.metrics.get(n)) else "" for n in names]
+            cells = [f"{m.mean:.3f}\n{m.low:.2f}-{m.high:.2f}" if (m := row.metrics.get(n)) else "" for n in names]
             kept = ", ".join(f"{row.kept[name]:.1%}" for name in ("auc", "mrr") if name in row.kept)
             speed, parameters = row.size.get("pairs_per_second"), row.size.get("parameters")
             table.add_row(
@@ -245,16 +250,7 @@ def disagreements(pairs: Pairs, student: Floats, teacher: Floats, limit: int = 2
         if ranks[0] > ranks[1]:
             first, second = int(orders[0][0]), int(orders[1][0])
             right = questions.labels == 1
-            found.append(
-                Disagreement(
-                    texts[first],
-                    ranks[0],
-                    ranks[1],
-                    passages[first],
-                    passages[second],
-                    bool(right[first]),
-                    bool(right[second]),
-                )  # fmt: skip
-            )
+            right = [bool(questions.labels[row] == 1) for row in (first, second)]
+            found.append(Disagreement(texts[first], *ranks, passages[first], passages[second], *right))
     found.sort(key=lambda d: (1 / d.student_rank - 1 / d.teacher_rank, d.question))
     return found[:limit]

@@ -50,10 +50,11 @@ def distributions(resamples: Resamples, logits: Floats) -> dict[str, tuple[float
         logits: [S, N, C].
     """
     questions = resamples.questions
-    seeds, _, classes = logits.shape
+    classes = logits.shape[2]
     found: dict[str, tuple[float, Floats]] = {}
     rows = np.bincount(questions.group, minlength=len(questions.names)).astype(np.float64)
-    right = np.stack([np.bincount(questions.group, correct(questions, one), len(questions.names)) for one in logits])
+    count = len(questions.names)
+    right: Floats = np.stack([np.bincount(questions.group, correct(questions, one), count) for one in logits], dtype=float)
     found["accuracy"] = _weighted_mean(resamples, right, rows)
     if classes != 2:
         return found

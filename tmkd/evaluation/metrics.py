@@ -50,7 +50,8 @@ def log_odds(logits: Floats) -> Floats:
 
 def correct(questions: Questions, logits: Floats) -> Floats:
     """1 where the decision is the label, [N]."""
-    return (logits.argmax(axis=1) == questions.labels).astype(np.float64)
+    right: Floats = (logits.argmax(axis=1) == questions.labels).astype(np.float64)
+    return right
 
 
 def auc_weighted(labels: NDArray[np.int64], scores: Floats, weights: Floats) -> float:

@@ -5,6 +5,8 @@ Every error names the file, the line and the fix; nothing is guessed or skipped.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import csv
 import gzip
 import io
@@ -13,7 +15,7 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +24,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tmkd.errors import DataError
-from tmkd.pairs.record import Pairs
+from tmkd.pairs.record import Pairs, pair_id
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 ScoreKinds = Mapping[str, Literal["logit", "probability"]]
+_MOST_CLASSES = 2**31
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,13 @@ def file_format(path: Path | str) -> str:
 
 
 def line_of(path: Path | str, row: int) -> str:
-    """`file:line` of a row (from 0), or `file, row N` where the format has no lines."""
-    extension = file_format(path)
-    if extension == ".parquet":
+    """`file:line` where a row (from 0) of a readable file ends, or `file, row N` where the format has no lines.
+
+    Blank lines and quoted line breaks part rows from lines, so the file is read again: for errors, not for loops.
+    """
+    if file_format(path) == ".parquet":
         return f"{path}, row {row + 1}"
-    return f"{path}:{row + (2 if extension in ('.csv', '.tsv') else 1)}"
+    return f"{path}:{_numbered_rows(Path(path))[row][0]}"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -62,15 +67,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: no such file, an empty one, damaged gzip, undecodable bytes, malformed JSON or CSV (file:line).
     """
+    return [row for _, row in _numbered_rows(path)]
+
+
+def _numbered_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     extension = file_format(path)
     content = _bytes(path)
     if not content.strip():
         raise DataError(f"{path} is empty")
     if extension == ".parquet":
-        try:
-            rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(content)).to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+        rows = list(enumerate(_parquet_rows(path, content), start=1))
     else:
         text = _decode(path, content)
         rows = _json_rows(path, text) if extension in (".jsonl", ".ndjson") else _delimited_rows(path, text, extension)
@@ -105,50 +111,78 @@ def _decode(path: Path, content: bytes) -> str:
         ) from error
 
 
-def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
+def _parquet_rows(path: Path, content: bytes) -> list[dict[str, Any]]:
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        _require_once(file.schema_arrow.names, str(path))
+        rows: list[dict[str, Any]] = file.read().to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file ({error}); fetch or write it again") from error
+    return rows
+
+
+def _require_once(names: Sequence[str], where: str) -> None:
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise DataError(f"{where}: a column is named twice: {', '.join(map(repr, twice))}; rename one of the two")
+
+
+def _json_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) < len(members):
+        _require_once([name for name, _ in members], "the object")
+    return found
+
+
+def _json_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_json_object)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{number}: not valid JSON: {error.msg} at column {error.colno}") from error
         except RecursionError as error:
             raise DataError(f"{path}:{number}: JSON nested too deeply") from error
+        except (ValueError, DataError) as error:  # an integer of thousands of digits; a key twice
+            raise DataError(f"{path}:{number}: {error}") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: a row is a JSON object, this is {type(row).__name__}")
-        rows.append(row)
+        rows.append((number, row))
     return rows
 
 
-def _delimited_rows(path: Path, text: str, extension: str) -> list[dict[str, Any]]:
+def _delimited_rows(path: Path, text: str, extension: str) -> list[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if extension == ".tsv" else ",", strict=True)
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[int, dict[str, Any]]] = []
     try:
         header = next(reader)
-        if len(set(header)) < len(header):
-            raise DataError(f"{path}:1: the header names a column twice: {', '.join(header)}")
+        if not any(header):
+            raise DataError(f"{path}:1: the first line is blank; it must name the columns")
+        _require_once(header, f"{path}:1")
         for fields in reader:
             if not fields:
                 continue
             if len(fields) != len(header):
                 raise DataError(f"{path}:{reader.line_num}: {len(fields)} fields, the header has {len(header)}")
-            rows.append(dict(zip(header, fields, strict=True)))
+            rows.append((reader.line_num, dict(zip(header, fields, strict=True))))
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: malformed: {error}") from error
+        raise DataError(
+            f"{path}:{reader.line_num}: malformed: {error}; a field that holds a quote is quoted, and the quote doubled"
+        ) from error
     return rows
 
 
 def write_rows(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows in the format of the extension, beside and renamed; `-` is JSON lines on standard output.
 
-    A CSV or TSV cell that is a list becomes JSON.
+    A CSV or TSV cell that is a list becomes JSON; in JSON a time becomes ISO text and bytes become base64.
     """
     if str(path) == "-":
         for row in rows:
-            sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+            sys.stdout.write(_json_line(row))
         return
     target = Path(path)
     content = _encoded(rows, file_format(target))
@@ -159,26 +193,60 @@ def write_rows(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
         temporary.write_bytes(content)
         os.replace(temporary, target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _json_line(row: Mapping[str, Any]) -> str:
+    line = json.dumps(row, ensure_ascii=False, default=_json_value)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # an unpaired surrogate, which only an escape can carry
+        line = json.dumps(row, default=_json_value)
+    return line + "\n"
+
+
+def _json_value(value: Any) -> str:
+    """What JSON has no type for and Parquet has: times, decimals, bytes."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
 
 
 def _encoded(rows: Sequence[Mapping[str, Any]], extension: str) -> bytes:
     if extension == ".parquet":
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), sink, compression="zstd")
+        pq.write_table(_arrow_table(rows), sink, compression="zstd")
         return bytes(sink.getvalue().to_pybytes())
     if extension in (".jsonl", ".ndjson"):
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        return "".join(map(_json_line, rows)).encode()
     buffer = io.StringIO(newline="")
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = _names(rows)
     writer = csv.DictWriter(buffer, names, delimiter="\t" if extension == ".tsv" else ",", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow(
-            {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in row.items()}
-        )
-    return buffer.getvalue().encode()
+        writer.writerow({key: _cell(value) for key, value in row.items()})
+    return buffer.getvalue().encode(errors="backslashreplace")
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, default=_json_value) if isinstance(value, list | dict) else value
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every column that any row has, in the order of their first appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _arrow_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    columns = {}
+    for name in _names(rows):
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            raise DataError(f"column {name!r} does not fit Parquet ({error}); write .jsonl instead") from error
+    return pa.table(columns)
 
 
 def read_pairs(
@@ -188,14 +256,16 @@ def read_pairs(
     scores: ScoreKinds | None = None,
     classes: int | None = None,
     need_labels: bool = False,
+    need_scores: bool = False,
 ) -> Pairs:
     """Read and check a pairs file.
 
     Args:
         columns: the names in the file.
-        scores: score columns and what they hold.
+        scores: score columns and what they hold; one that the file has not is left out.
         classes: C; a label outside [0, C) is refused.
-        need_labels: refuse a file without a label column.
+        need_labels: refuse a file without a label column, or with nothing in it.
+        need_scores: refuse a file without one of the score columns.
 
     Raises:
         DataError: see `read_rows`; a missing column, an empty side, a bad label or score (file:line).
@@ -203,7 +273,7 @@ def read_pairs(
     rows = read_rows(path)
     return rows_to_pairs(
         rows, str(path), columns=columns, scores=scores, classes=classes, need_labels=need_labels,
-        where=lambda row: line_of(path, row),
+        need_scores=need_scores, where=lambda row: line_of(path, row),
     )  # fmt: skip
 
 
@@ -215,74 +285,109 @@ def rows_to_pairs(
     scores: ScoreKinds | None = None,
     classes: int | None = None,
     need_labels: bool = False,
-    where: Any = None,
+    need_scores: bool = False,
+    where: Callable[[int], str] | None = None,
 ) -> Pairs:
-    """Check rows and make pairs of them; `where(row)` tells the place of a row for errors."""
+    """Check rows and make pairs of them; `where(row)` tells the place of a row for errors.
+
+    Raises:
+        DataError: a missing column, an empty side, a bad label or score; the place is in the message.
+    """
     columns = columns or Columns()
     place = where or (lambda row: f"{source}, row {row + 1}")
-    present = list(dict.fromkeys(name for row in rows for name in row))
-    scores = {name: kind for name, kind in (scores or {}).items() if name in present}
-    needed = [columns.question, columns.passage, *([columns.label] if need_labels and columns.label else [])]
+    present = _names(rows)
+    needed = [columns.question, columns.passage, *(scores or {} if need_scores else {})]
+    needed += [columns.label] if need_labels and columns.label else []
     for name in needed:
         if name not in present:
             raise DataError(
                 f"{source}: there is no column {name!r}; there are: {', '.join(present)}. "
                 "Name yours in data.columns of the recipe, or with --question, --passage, --label"
             )
+
+    def column(name: str, check: Callable[[Any], Any]) -> list[Any]:
+        values = []
+        for number, row in enumerate(rows):
+            try:
+                values.append(check(row.get(name)))
+            except _BadValue as error:
+                raise DataError(f"{place(number)}: {name!r} {error}") from None
+        return values
+
+    questions = column(columns.question, _text)
+    passages = column(columns.passage, _text)
     labels = None
     if columns.label is not None and columns.label in present:
-        labels = [_label(row.get(columns.label), place(i), columns.label, classes) for i, row in enumerate(rows)]
+        labels = column(columns.label, lambda value: _label(value, classes))
+        if need_labels and all(label is None for label in labels):
+            raise DataError(f"{source}: the column {columns.label!r} is empty in every row; labels are needed here")
+    ids = {name: column(name, _identifier) for name in (columns.qid, columns.pid) if name in present}
     return Pairs.build(
-        [_text(row, columns.question, place(i)) for i, row in enumerate(rows)],
-        [_text(row, columns.passage, place(i)) for i, row in enumerate(rows)],
+        questions,
+        passages,
         labels=labels,
-        qids=[str(row.get(columns.qid)) for row in rows] if columns.qid in present else None,
-        pids=[str(row.get(columns.pid)) for row in rows] if columns.pid in present else None,
+        # Rows without an id stand for themselves: one shared "None" would make one question of them all.
+        qids=_filled(ids[columns.qid], lambda row: str(questions[row])) if columns.qid in ids else None,
+        pids=_filled(ids[columns.pid], lambda row: pair_id(questions[row], passages[row]))
+        if columns.pid in ids
+        else None,
         scores={
-            name: [_score(row.get(name), place(i), name, kind) for i, row in enumerate(rows)]
-            for name, kind in scores.items()
+            name: column(name, lambda value, kind=kind: _score(value, kind))  # type: ignore[misc]
+            for name, kind in (scores or {}).items()
+            if name in present
         },
     )
 
 
-def _text(row: Mapping[str, Any], name: str, where: str) -> str:
-    value = row.get(name)
+class _BadValue(Exception):
+    """A cell that cannot be used; the message goes behind its place and column."""
+
+
+def _filled(ids: Sequence[str | None], otherwise: Callable[[int], str]) -> list[str]:
+    return [otherwise(row) if found is None else found for row, found in enumerate(ids)]
+
+
+def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{where}: {name!r} is {'absent' if value is None else type(value).__name__}, it must be text")
+        raise _BadValue(f"is {'absent' if value is None else type(value).__name__}, it must be text")
     if not value.strip():
-        raise DataError(f"{where}: {name!r} is empty; remove the row or fill it")
+        raise _BadValue("is empty; remove the row or fill it")
     try:
         value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {name!r} holds an unpaired surrogate, which is not text") from error
+    except UnicodeEncodeError:
+        raise _BadValue("holds an unpaired surrogate, which is not text") from None
     return value
 
 
-def _label(value: Any, where: str, name: str, classes: int | None) -> int | None:
+def _identifier(value: Any) -> str | None:
+    return None if value is None or value == "" else _text(str(value))
+
+
+def _label(value: Any, classes: int | None) -> int | None:
     if value is None or value == "":
         return None
     try:
         number = float(value)
         whole = int(number)
     except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{where}: {name!r} is {value!r}, it must be an integer from 0") from None
-    if isinstance(value, bool) or number != whole:
-        raise DataError(f"{where}: {name!r} is {value!r}, it must be an integer from 0")
-    if whole < 0 or (classes is not None and whole >= classes):
-        span = f"0 to {classes - 1}" if classes is not None else "0 and up"
-        raise DataError(f"{where}: {name!r} is {whole}, out of range; labels are {span} (`classes` in the recipe)")
+        raise _BadValue(f"is {value!r}, it must be an integer from 0") from None
+    if isinstance(value, bool) or number != whole or "_" in str(value):
+        raise _BadValue(f"is {value!r}, it must be an integer from 0")
+    if whole < 0 or whole >= (_MOST_CLASSES if classes is None else classes):
+        span = "0 and up" if classes is None else f"0 to {classes - 1}"
+        raise _BadValue(f"is {value}, out of range; labels are {span} (`classes` in the recipe)")
     return whole
 
 
-def _score(value: Any, where: str, name: str, kind: str) -> float | None:
+def _score(value: Any, kind: str) -> float | None:
     if value is None or value == "":
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: score {name!r} is {value!r}, it must be a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise _BadValue(f"is the score {value!r}, it must be a number") from None
     if not math.isfinite(number):
-        raise DataError(f"{where}: score {name!r} is {number}, it must be finite; leave it empty where there is none")
+        raise _BadValue(f"is the score {number}, it must be finite; leave it empty where there is none")
     if kind == "probability" and not 0 <= number <= 1:
-        raise DataError(f"{where}: score {name!r} is {number}, a probability is within 0 and 1 (or declare it `logit`)")
+        raise _BadValue(f"is the score {number}, a probability is within 0 and 1 (or declare it `logit`)")
     return number

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from tmkd.errors import DataError, MissingExtraError
 from tmkd.pairs.files import Columns, ScoreKinds, rows_to_pairs
 from tmkd.pairs.record import Pairs
@@ -15,8 +18,11 @@ def read_hub(
     scores: ScoreKinds | None = None,
     classes: int | None = None,
     need_labels: bool = False,
+    need_scores: bool = False,
 ) -> Pairs:
-    """Read one split. `name` may carry a configuration after a colon: `glue:rte`.
+    """Read one split of a hub id or a local folder. A hub id may carry a configuration after a colon: `glue:rte`.
+
+    A label column that the data set declares as classes may hold -1, which there means "no label".
 
     Raises:
         MissingExtraError: `datasets` is not installed.
@@ -26,11 +32,21 @@ def read_hub(
         from datasets import load_dataset
     except ImportError as error:
         raise MissingExtraError("hub data sets need `datasets`; install it with: pip install 'tmkd[hub]'") from error
-    path, _, configuration = name.partition(":")
+    path, configuration = (name, "") if Path(name).exists() else (name.partition(":")[0], name.partition(":")[2])
     try:
-        rows = load_dataset(path, configuration or None, split=split)
+        found = load_dataset(path, configuration or None, split=split)
+        rows = _unlabelled_as_none(found.to_list(), found.features, (columns or Columns()).label)
     except Exception as error:  # the library raises many classes, network ones among them
         raise DataError(f"hub data set {name!r}, split {split!r}: {type(error).__name__}: {error}") from error
     return rows_to_pairs(
-        list(rows), f"{name}[{split}]", columns=columns, scores=scores, classes=classes, need_labels=need_labels
-    )
+        rows, f"{name}[{split}]", columns=columns, scores=scores, classes=classes, need_labels=need_labels,
+        need_scores=need_scores,
+    )  # fmt: skip
+
+
+def _unlabelled_as_none(rows: list[dict[str, Any]], features: Any, label: str | None) -> list[dict[str, Any]]:
+    from datasets import ClassLabel
+
+    if label is None or not isinstance(features.get(label), ClassLabel):
+        return rows
+    return [{**row, label: None} if row[label] == -1 else row for row in rows]

@@ -63,6 +63,8 @@ class Pairs:
         if pids is not None:
             columns["pid"] = pa.array(pids, pa.string())
         for name, values in (scores or {}).items():
+            if name in _FIXED:
+                raise DataError(f"a score column cannot be named {name!r}; rename it")
             columns[name] = pa.array(values, pa.float64())
         return cls(pa.table(columns))
 
@@ -141,8 +143,11 @@ class Pairs:
         """Write Parquet, beside and renamed."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        pq.write_table(self.table, temporary, compression="zstd")
-        os.replace(temporary, path)
+        try:
+            pq.write_table(self.table, temporary, compression="zstd")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)  # there only if writing failed
 
     @classmethod
     def load(cls, path: Path) -> Pairs:
@@ -152,8 +157,8 @@ class Pairs:
             DataError: no such file, or no pairs table.
         """
         try:
-            return cls(pq.read_table(path))
+            return cls(pq.ParquetFile(path).read())
         except FileNotFoundError as error:
             raise DataError(f"{path}: no such file") from error
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: not a readable Parquet file: {error}") from error

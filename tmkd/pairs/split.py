@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tmkd.errors import DataError
 from tmkd.pairs.record import Pairs
 
 
@@ -16,8 +17,38 @@ def share_of(text: str, seed: int = 0) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def split(pairs: Pairs, *, fractions: Sequence[float], seed: int = 0) -> tuple[Pairs, ...]:
-    """Parts of about these shares of the questions, rows in their order."""
+def split(pairs: Pairs, fractions: Sequence[float], seed: int = 0) -> tuple[Pairs, ...]:
+    """Parts of about these shares of the questions, rows in their order.
+
+    Rows stay together where they share a question's text or its qid: either one alone can be the finer.
+
+    Raises:
+        DataError: shares that are not positive or do not add up to 1.
+    """
+    if not fractions or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise DataError(f"shares of a split must be above 0 and add up to 1, not {tuple(fractions)}")
     bounds = np.cumsum(fractions)[:-1]
-    part = np.array([int(np.searchsorted(bounds, share_of(qid, seed), side="right")) for qid in pairs.qids])
+    names = _group_names(pairs.questions, pairs.qids)
+    share = {name: share_of(name, seed) for name in set(names)}
+    part = np.searchsorted(bounds, np.array([share[name] for name in names]), side="right")
     return tuple(pairs.take(np.flatnonzero(part == number)) for number in range(len(fractions)))
+
+
+def _group_names(questions: Sequence[str], qids: Sequence[str]) -> list[str]:
+    """For each row the first question, in order of text, of its group (union-find over questions and qids)."""
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(node: tuple[str, str]) -> tuple[str, str]:
+        while (above := parent.setdefault(node, node)) != node:
+            parent[node] = parent[above]
+            node = above
+        return node
+
+    for question, qid in zip(questions, qids, strict=True):
+        first, second = root(("question", question)), root(("qid", qid))
+        parent[max(first, second)] = min(first, second)
+    lowest: dict[tuple[str, str], str] = {}
+    for question in questions:
+        group = root(("question", question))
+        lowest[group] = min(lowest.get(group, question), question)
+    return [lowest[root(("question", question))] for question in questions]

@@ -1,0 +1,87 @@
+"""Shared fixtures: small real text and real weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+TOPICS = {
+    "copy": ("How do I copy a file?", "The cp command duplicates a file under another name; use -r for folders."),
+    "print": ("How do I print a list in Python?", "Call print with the list, or join its items into one string first."),
+    "index": (
+        "Why is my index not used?",
+        "The planner prefers a sequential scan when the table is small or statistics are old.",
+    ),
+    "merge": (
+        "How do I undo a merge?",
+        "Reset the branch to the commit before it, or revert the merge commit with -m 1.",
+    ),
+    "port": (
+        "Which port does the server listen on?",
+        "The Listen directive names the address and port; 80 is the usual one.",
+    ),
+    "sort": (
+        "How do I sort a hash by value?",
+        "Sort the keys with a comparison of the values, then walk the sorted keys.",
+    ),
+    "mail": ("How do I report a bug?", "Write to the bug tracking system by mail, naming package and version."),
+    "lock": (
+        "What does database is locked mean?",
+        "Another connection holds a write lock; wait, or set a busy timeout.",
+    ),
+}
+
+
+def pair_rows(copies: int = 2) -> list[dict[str, object]]:
+    """Each question with its own answer (1) and with three answers of others (0)."""
+    rows: list[dict[str, object]] = []
+    names = list(TOPICS)
+    for copy in range(copies):
+        for place, name in enumerate(names):
+            question = TOPICS[name][0] if copy == 0 else f"{TOPICS[name][0]} ({copy})"
+            rows.append({"question": question, "passage": TOPICS[name][1], "label": 1})
+            for step in (1, 2, 3):
+                rows.append(
+                    {"question": question, "passage": TOPICS[names[(place + step) % len(names)]][1], "label": 0}
+                )
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
+    """Write rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(2)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    """A whole recipe on a few rows: two teachers and students of one layer."""
+    train = write_jsonl(tmp_path / "train.jsonl", pair_rows(2))
+    test = write_jsonl(
+        tmp_path / "test.jsonl", [{**r, "question": "Please: " + str(r["question"])} for r in pair_rows(1)]
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"""
+name: tiny
+encoder: builtin:minilm-l6
+max_length: 64
+precision: fp32
+data: {{train: {train}, test: {test}}}
+teachers:
+  - {{name: a, learning_rate: 1.0e-4, epochs: 1, seed: 1, batch_size: 8}}
+  - {{name: b, learning_rate: 5.0e-5, epochs: 1, seed: 2, batch_size: 8}}
+student: {{layers: 1}}
+stage1: {{learning_rate: 3.0e-4, epochs: 1, batch_size: 8}}
+stage2: {{learning_rate: 3.0e-5, epochs: 1, batch_size: 8}}
+without_stage1: {{learning_rate: 2.0e-4, epochs: 1, batch_size: 8}}
+""")
+    return path

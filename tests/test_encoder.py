@@ -1,0 +1,186 @@
+"""The forward against transformers' own; finding, cutting, refusing encoders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import pair_rows
+from safetensors.torch import load_file, save_file
+
+from tmkd.batching import pad
+from tmkd.encoder import find
+from tmkd.encoder.checkpoint import load_encoder, load_student, save_student
+from tmkd.encoder.find import find_encoder
+from tmkd.errors import EncoderError
+from tmkd.losses import golden_loss
+from tmkd.student import Student, probability_combination
+from tmkd.tokenizer import PairTokenizer
+
+
+def inputs(folder: Path, count: int = 12) -> list[torch.Tensor]:
+    rows = pair_rows()[:count]
+    tokenizer = PairTokenizer(folder, 64)
+    encoded = tokenizer.encode([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows])
+    return [torch.from_numpy(a) for a in pad(encoded.ids, encoded.type_ids, list(range(count)), tokenizer.pad_id)]
+
+
+def tiny_mpnet(folder: Path) -> Path:
+    """A small random MPNet with a real tokenizer (MiniLM's word pieces, MPNet's pair template does not matter here)."""
+    from transformers import MPNetConfig, MPNetModel
+
+    torch.manual_seed(0)
+    config = MPNetConfig(
+        vocab_size=30527, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96
+    )
+    MPNetModel(config).save_pretrained(folder)
+    shutil.copy(find_encoder("builtin:minilm-l6") / "tokenizer.json", folder)
+    return folder
+
+
+@pytest.fixture(params=["bert", "mpnet"])
+def encoder_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return find_encoder("builtin:minilm-l6") if request.param == "bert" else tiny_mpnet(tmp_path / "mpnet")
+
+
+def test_forward_and_gradients_equal_transformers(encoder_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    ours = Student(load_encoder(encoder_folder, 2, layers=2, freeze_embeddings=False), 2)
+    torch.nn.init.normal_(ours.golden.weight, std=0.5)
+    save_student(ours, tmp_path / "saved", encoder_folder, 64, {})
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    ids, mask, types = inputs(encoder_folder)
+    labels = torch.arange(len(ids)) % 2
+    golden_loss(ours(ids, mask, types).golden, labels).mean().backward()
+    extra = {} if ours.encoder.is_mpnet else {"token_type_ids": types}
+    output = theirs(input_ids=ids, attention_mask=mask, **extra).logits
+    torch.nn.functional.cross_entropy(output, labels).backward()
+    assert torch.allclose(ours(ids, mask, types).golden, output, atol=1e-5)
+    reference = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    mine = {name: p.grad for name, p in ours.encoder.model.named_parameters() if p.grad is not None}
+    assert set(mine) | {n for n in reference if "classifier" in n} >= set(reference)
+    norm = torch.sqrt(sum((reference[name] ** 2).sum() for name in mine))
+    off = torch.sqrt(sum(((mine[name] - reference[name]) ** 2).sum() for name in mine))
+    assert off / norm < 1e-4
+
+
+def test_fold_equals_mean_of_headers_in_any_tool(encoder_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    student = Student(load_encoder(encoder_folder, 3, layers=2), 3, soft_headers=3).eval()
+    torch.nn.init.normal_(student.soft_weight)
+    torch.nn.init.normal_(student.soft_bias)
+    save_student(student, tmp_path / "saved", encoder_folder, 64, {})
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    ids, mask, types = inputs(encoder_folder)
+    with torch.no_grad():
+        logits = student(ids, mask, types)
+        extra = {} if student.encoder.is_mpnet else {"token_type_ids": types}
+        folded = theirs(input_ids=ids, attention_mask=mask, **extra).logits
+        expected = torch.stack([logits.golden, *logits.soft.unbind(1)]).mean(0)
+        again = load_student(tmp_path / "saved").eval()(ids, mask, types)
+    assert torch.allclose(folded, expected, atol=1e-5)
+    assert torch.allclose(student.combine(logits), expected, atol=1e-6)
+    assert torch.equal(again.soft, logits.soft)
+    assert torch.allclose(probability_combination(logits).sum(-1), torch.ones(len(ids)))
+
+
+def test_stage1_student_averages_soft_headers_only(tmp_path: Path) -> None:
+    folder = find_encoder("builtin:minilm-l6")
+    student = Student(load_encoder(folder, 2, layers=1), 2, soft_headers=2, use_golden=False).eval()
+    save_student(student, tmp_path / "s", folder, 64, {})
+    again = load_student(tmp_path / "s").eval()
+    with torch.no_grad():
+        logits = again(*inputs(folder))
+    assert not again.use_golden
+    assert torch.equal(again.combine(logits), logits.soft.mean(1))
+    again.start_golden_from_soft()
+    with torch.no_grad():
+        assert torch.allclose(again(*inputs(folder)).golden, logits.soft.mean(1), atol=1e-6)
+
+
+def test_tokenizer_of_a_saved_model_truncates_at_the_recipes_length(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = find_encoder("builtin:minilm-l6")
+    save_student(Student(load_encoder(folder, 2, layers=1), 2), tmp_path / "s", folder, 40, {})
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "s")
+    assert tokenizer.model_max_length == 40
+    long = tokenizer("why", "word " * 300, truncation=True)["input_ids"]
+    assert len(long) == 40
+    ours = PairTokenizer(tmp_path / "s", 40).encode(["why", "a"], ["word " * 300, "b"])
+    assert list(ours.ids[0]) == long
+    assert len(ours.ids[1]) == 5  # no fixed padding
+
+
+def test_builtin_weights_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"not the weights")
+    monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(EncoderError, match="SHA-256"):
+        find._verified(weights, find.MINILM.sha256, find.MINILM.install)
+
+
+def test_folder_without_tokenizer_or_weights(tmp_path: Path) -> None:
+    source = find_encoder("builtin:minilm-l6")
+    shutil.copy(source / "config.json", tmp_path)
+    with pytest.raises(EncoderError, match=r"safetensors"):
+        find_encoder(str(tmp_path))
+    (tmp_path / "model.safetensors").symlink_to(source / "model.safetensors")
+    with pytest.raises(EncoderError, match=r"tokenizer\.json"):
+        find_encoder(str(tmp_path))
+    with pytest.raises(EncoderError, match="no such folder"):
+        find_encoder("./nowhere")
+    with pytest.raises(EncoderError, match="builtin:minilm-l6"):
+        find_encoder("builtin:nothing")
+
+
+def test_hub_id_that_cannot_be_had_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(EncoderError, match="neither a local folder nor"):
+        find_encoder("nobody/nothing")
+
+
+def test_other_architectures_and_damaged_weights_are_refused(tmp_path: Path) -> None:
+    source = find_encoder("builtin:minilm-l6")
+    folder = tmp_path / "copy"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("model.safetensors"))
+    weights = load_file(source / "model.safetensors")
+    removed = weights.pop("pooler.dense.weight")
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(EncoderError, match="pooler"):
+        load_encoder(folder, 2)
+    save_file({**weights, "pooler.dense.weight": removed}, folder / "model.safetensors")
+    with pytest.raises(EncoderError, match="6 layers"):
+        load_encoder(folder, 2, layers=7)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "t5"}))
+    with pytest.raises(EncoderError, match="bert, mpnet"):
+        load_encoder(folder, 2)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00garbage!")
+    with pytest.raises(EncoderError, match="damaged"):
+        load_encoder(folder, 2)
+
+
+def test_padding_does_not_change_scores() -> None:
+    folder = find_encoder("builtin:minilm-l6")
+    model = Student(load_encoder(folder, 2, layers=2), 2).eval()
+    ids, mask, types = inputs(folder)
+    with torch.no_grad():
+        together = model(ids, mask, types).golden.numpy()
+        alone = []
+        for row in range(len(ids)):
+            size = int(mask[row].sum())
+            alone.append(
+                model(ids[row : row + 1, :size], mask[row : row + 1, :size], types[row : row + 1, :size]).golden.numpy()
+            )
+    np.testing.assert_allclose(np.concatenate(alone), together, atol=1e-5)

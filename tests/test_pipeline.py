@@ -1,0 +1,180 @@
+"""The whole path on a few rows: the command line as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import pair_rows, write_jsonl
+
+from tmkd.recipe import load_recipe
+
+
+def tmkd(
+    *arguments: str | Path, check: bool = True, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tmkd.cli", *map(str, arguments)], capture_output=True, text=True, check=False,
+        env={**os.environ, **(environment or {})},
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def test_run_score_evaluate_and_run_again(recipe_file: Path, tmp_path: Path) -> None:
+    first = tmkd("run", recipe_file, "methods=[teacher,teacher-ensemble,finetune,mkd,tmkd]", "--json")
+    results = json.loads(first.stdout)
+    names = [row["name"] for row in results["methods"]]
+    assert names == ["teacher:a", "teacher:b", "teacher-ensemble", "finetune", "mkd", "tmkd"]
+    for row in results["methods"]:
+        assert row["auc"]["low"] <= row["auc"]["mean"] <= row["auc"]["high"]
+        assert {"accuracy", "mrr", "map", "ndcg@10", "parameters", "bytes", "pairs_per_second"} <= set(row)
+    run = tmp_path / "workspace" / "runs" / "tiny"
+    assert json.loads((run / "report" / "results.json").read_text()) == results
+    page = (run / "report" / "report.html").read_text()
+    assert "<svg" in page
+    assert "teacher-ensemble" in page
+
+    second = tmkd("run", recipe_file, "methods=[teacher,teacher-ensemble,finetune,mkd,tmkd]")
+    assert second.stderr.count("done before") >= 10
+    assert "pairs/s, 0 s left, loss" not in second.stderr  # nothing was trained again
+
+    pairs = write_jsonl(tmp_path / "mine.jsonl", [{**row, "note": "kept"} for row in pair_rows(1)])
+    tmkd("score", run / "export", "--pairs", pairs, "--output", tmp_path / "scored.jsonl")
+    scored = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+    assert [row["question"] for row in scored] == [row["question"] for row in pair_rows(1)]
+    for row in scored:
+        assert row["note"] == "kept"
+        assert row["tmkd_score"] == pytest.approx(row["tmkd_logits"][1] - row["tmkd_logits"][0], abs=1e-5)
+        assert row["tmkd_predicted"] == int(row["tmkd_score"] > 0)
+
+    tmkd("evaluate", run, "--pairs", pairs, "--json", tmp_path / "numbers.json", "--no-speed")
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["rows"] == len(scored)
+    assert [row["name"] for row in numbers["methods"]] == names
+
+    reused = tmkd("distill", recipe_file, f"stage1={run / 'stage1'}", "name=again", "seeds=[4]")
+    assert "again" in str(list((tmp_path / "workspace" / "runs").iterdir()))
+    assert "stage 1 of" not in reused.stderr
+
+
+def test_one_changed_key_redoes_only_what_hangs_on_it(recipe_file: Path, tmp_path: Path) -> None:
+    tmkd("distill", recipe_file, "methods=[tmkd]")
+    before = {p.name for p in (tmp_path / "workspace" / "steps").iterdir()}
+    tmkd("distill", recipe_file, "methods=[tmkd]", "loss.alpha=0.3")
+    after = {p.name for p in (tmp_path / "workspace" / "steps").iterdir()}
+    assert [name.split("-")[0] for name in after - before] == ["student"]
+    assert before <= after
+    listed = tmkd("clean").stdout
+    assert "unused" in listed
+    assert len(listed.splitlines()) == 1
+    tmkd("clean", "--yes")
+    assert len(list((tmp_path / "workspace" / "steps").iterdir())) == len(after) - 1
+
+
+def test_a_column_of_scores_is_a_teacher(recipe_file: Path, tmp_path: Path) -> None:
+    rows = [{**row, "judge": 0.9 if row["label"] else 0.2} for row in pair_rows(2)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    tmkd(
+        "distill", recipe_file, "data.scores={judge: probability}", "teachers=[{name: judge, scores: judge}]",
+        "methods=[mkd]", "take=mkd",
+    )  # fmt: skip
+    card = json.loads((tmp_path / "workspace" / "runs" / "tiny" / "student" / "tmkd.json").read_text())
+    assert card["soft_headers"] == 1
+
+
+def test_three_classes(recipe_file: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{**row, "label": place % 3} for place, row in enumerate(pair_rows(2))])
+    write_jsonl(tmp_path / "test.jsonl", [{**row, "question": f"Q {place}", "label": place % 3} for place, row in enumerate(pair_rows(1))])  # fmt: skip
+    results = json.loads(tmkd("run", recipe_file, "classes=3", "--json").stdout)
+    for row in results["methods"]:
+        assert "accuracy" in row
+        assert not {"auc", "mrr", "map", "ndcg@10"} & set(row)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_in_training_then_continued(recipe_file: Path, tmp_path: Path, sent: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tmkd.cli", "teach", str(recipe_file), "teachers.0.epochs=60"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    partial = tmp_path / "workspace" / "steps"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(partial.glob("teacher-*.partial")):
+        time.sleep(0.1)
+    time.sleep(2)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if sent != signal.SIGKILL else -signal.SIGKILL)
+    if sent != signal.SIGKILL:
+        assert "the same command continues" in errors
+        assert "Traceback" not in errors
+    assert not [p for p in partial.iterdir() if not p.name.endswith(".partial")]
+    tmkd("teach", recipe_file, "teachers.0.epochs=1")
+
+
+def test_errors_name_the_value_and_the_fix(recipe_file: Path, tmp_path: Path) -> None:
+    for override, expected in {
+        "stage1.epoch=2": "did you mean 'epochs'",
+        "studnt.layers=2": "did you mean 'student'",
+        "stage2.epochs=two": "got 'two'",
+        "methods=[tmdk]": "'tmdk' is not a method",
+        "data.train=gone.jsonl": "gone.jsonl: no such file",
+        "encoder=./gone": "no such folder",
+        "student.layers=9": "has 6 layers",
+        "stage1=./gone": "is not a stage-1 student",
+        "data.columns.label=target": "there is no column 'target'; there are: question, passage, label",
+        "nonsense": "write key=value",
+    }.items():
+        done = tmkd("distill", recipe_file, override, "teachers=[{name: a, epochs: 1}]", check=False)
+        assert done.returncode == 1, (override, done.stderr)
+        assert expected in done.stderr, (override, done.stderr)
+        assert "Traceback" not in done.stderr
+    assert "did not" not in tmkd("--help").stdout
+    assert "no such recipe" in tmkd("run", "gone.yaml", check=False).stderr
+
+
+def test_test_rows_among_training_rows_are_refused(recipe_file: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "test.jsonl", pair_rows(1))
+    done = tmkd("teach", recipe_file, check=False)
+    assert done.returncode == 1
+    assert "also training rows" in done.stderr
+
+
+def test_a_full_disk_is_said_plainly(recipe_file: Path) -> None:
+    """A file size limit stands for a full disk: the kernel refuses the write in the same place."""
+    script = (
+        "import errno, os, sys\n"
+        "import safetensors.torch as st, tmkd.encoder.checkpoint as c\n"
+        "def full(*a, **k): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "c.save_file = full\n"
+        "import tmkd.cli as cli\n"
+        f"sys.argv = ['tmkd', 'teach', {str(recipe_file)!r}]\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no room on disk" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_writers_do_not_share_a_workspace(recipe_file: Path, tmp_path: Path) -> None:
+    from tmkd.workspace import Workspace
+
+    with Workspace(tmp_path / "workspace").locked():
+        done = tmkd("teach", recipe_file, check=False)
+    assert done.returncode == 1
+    assert "in use by another" in done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (Path(__file__).parents[1] / "recipes").glob("*.yaml")))
+def test_shipped_recipes_are_valid(name: str) -> None:
+    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / name)
+    assert len(recipe.teachers) >= 3

@@ -1,0 +1,130 @@
+"""The loop: what a step is, exact resume, losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import pair_rows
+
+from tmkd import training
+from tmkd.batching import epoch_steps, length_sorted_batches
+from tmkd.encoder.checkpoint import load_encoder
+from tmkd.encoder.find import find_encoder
+from tmkd.losses import golden_loss, soft_kl, soft_loss, soft_mse
+from tmkd.pairs.record import Pairs
+from tmkd.student import Logits, Student
+from tmkd.teachers import golden_only
+from tmkd.tokenizer import PairTokenizer
+from tmkd.training import Diverged, Fit, score, train
+
+
+def setting() -> tuple[Student, PairTokenizer, Pairs]:
+    folder = find_encoder("builtin:minilm-l6")
+    torch.manual_seed(0)
+    rows = pair_rows()
+    pairs = Pairs.build(
+        [str(r["question"]) for r in rows],
+        [str(r["passage"]) for r in rows],
+        labels=[int(str(r["label"])) for r in rows],
+    )
+    return Student(load_encoder(folder, 2, layers=1, dropout=0.1), 2), PairTokenizer(folder, 64), pairs
+
+
+def weights(model: Student) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = Fit(1e-4, 2, 8, seed=3, precision="fp32")
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+
+    def go(folder: Path, die_at: int | None) -> Student:
+        model, tokenizer, pairs = setting()
+        plain = golden_only(torch.from_numpy(pairs.labels))
+        calls = 0
+
+        def loss(logits: Logits, rows: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if die_at is not None and calls > die_at:
+                raise KeyboardInterrupt
+            found: torch.Tensor = plain(logits, rows)
+            return found
+
+        encoded = tokenizer.encode(pairs.questions, pairs.passages)
+        train(model, encoded, tokenizer.pad_id, loss, fit, name="t", state_folder=folder)
+        return model
+
+    whole = go(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "cut", 5)
+    resumed = go(tmp_path / "cut", None)
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for budget in (100_000, 100):
+        monkeypatch.setattr(training, "TOKENS_TRAINING", budget)
+        model, tokenizer, pairs = setting()
+        model.encoder.dropout = 0.0
+        encoded = tokenizer.encode(pairs.questions, pairs.passages)
+        fit = Fit(1e-4, 1, 16, seed=0, precision="fp32")
+        loss = golden_only(torch.from_numpy(pairs.labels))
+        train(model, encoded, tokenizer.pad_id, loss, fit, name="t", state_folder=tmp_path / str(budget))
+        results.append(score(model, encoded, tokenizer.pad_id, precision="fp32"))
+    np.testing.assert_allclose(results[0], results[1], atol=2e-4)
+
+
+def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
+    model, tokenizer, pairs = setting()
+    before = model.encoder.base.embeddings.word_embeddings.weight.clone()
+    encoded = tokenizer.encode(pairs.questions, pairs.passages)
+    fit = Fit(3e-4, 6, 8, seed=0)
+    curve = train(
+        model,
+        encoded,
+        tokenizer.pad_id,
+        golden_only(torch.from_numpy(pairs.labels)),
+        fit,
+        name="t",
+        state_folder=tmp_path,
+    )
+    assert curve[-1]["loss"] < 0.6 * curve[0]["loss"]
+    assert torch.equal(before, model.encoder.base.embeddings.word_embeddings.weight)
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
+    model, tokenizer, pairs = setting()
+    encoded = tokenizer.encode(pairs.questions, pairs.passages)
+    with pytest.raises(Diverged, match="learning rate"):
+        train(model, encoded, tokenizer.pad_id, lambda z, r: z.golden.sum(1) * torch.nan, Fit(1e-4, 1, 8, 0), name="t", state_folder=tmp_path)  # fmt: skip
+
+
+def test_losses_against_their_definitions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(5, 3, 2, generator=generator), torch.randn(5, 3, 2, generator=generator)
+    p, r = student.softmax(-1), teacher.softmax(-1)
+    for row in range(5):
+        mse = sum(((p[row, k] - r[row, k]) ** 2).mean() for k in range(3)) / 3
+        kl = sum((r[row, k] * (r[row, k] / p[row, k]).log()).sum() for k in range(3)) / 3
+        assert soft_mse(student, teacher)[row] == pytest.approx(float(mse), rel=1e-5)
+        assert soft_kl(student, teacher)[row] == pytest.approx(float(kl), rel=1e-4)
+    assert torch.equal(soft_loss(student, teacher, "mse", 1.0), soft_mse(student, teacher))
+    assert float(soft_kl(teacher, teacher + 5.0).abs().max()) < 1e-6  # softmax does not see a common shift
+    assert list(golden_loss(student[:2, 0], torch.tensor([-1, 1])) > 0) == [False, True]
+
+
+def test_every_row_once_and_the_same_order_on_every_call() -> None:
+    lengths = np.random.default_rng(0).integers(5, 90, 333)
+    steps = epoch_steps(lengths, 32, epoch=1, seed=7)
+    again = epoch_steps(lengths, 32, epoch=1, seed=7)
+    assert sorted(np.concatenate(steps)) == list(range(333))
+    assert all(np.array_equal(a, b) for a, b in zip(steps, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(steps, epoch_steps(lengths, 32, 2, 7), strict=True))
+    batches = length_sorted_batches(lengths, 256, max_pairs=8)
+    assert sorted(np.concatenate(batches)) == list(range(333))
+    assert all(lengths[batch].max() * len(batch) <= 256 and len(batch) <= 8 for batch in batches)

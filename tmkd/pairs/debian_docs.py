@@ -1,0 +1,299 @@
+"""The built-in data set `debian-docs`: real questions, real answers, from the documentation that Debian packages.
+
+Labelled pairs come from FAQs: a passage of a question's own answer is positive, the best BM25 passages of anything else
+are negative. The unlabelled pool pairs each training question, and headings taken as questions, with what BM25 finds.
+
+What keeps the measurement honest: the split hashes the question; a training question that is nearly one of development
+or test is dropped; a passage of a development or test answer (or one nearly the same, or one that quotes such a
+question) is in no training row and no pool row; a passage that contains the question it is paired with is not used.
+A negative may still answer the question: another page can say the same. That noise is the same for every method.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tmkd.cache import cache_folder
+from tmkd.corpus.debian import fetch
+from tmkd.corpus.index import PassageIndex
+from tmkd.corpus.passages import Passage
+from tmkd.corpus.text import contains, jaccard, normalise, tokens, unit_hash
+from tmkd.errors import DataError
+from tmkd.pairs.faq import Corpus, Question, pick_headings, read_corpus, repeats
+from tmkd.pairs.record import Pairs
+from tmkd.progress import progress, say
+
+FORMAT = 1  # raise it when the code below, the parsers or the cutting change what comes out
+TRAIN, DEV = 0.55, 0.15  # the rest is test
+MOST_POSITIVES = 4
+MOST_CODE = 0.6  # a later passage of an answer with more code than this hardly answers on its own
+NEAR = 0.8  # token-set Jaccard from which two texts count as the same
+_PARTS = ("train", "dev", "test", "pool")
+
+
+@dataclass(frozen=True)
+class DebianDocs:
+    """The data set.
+
+    Attributes:
+        train, dev, test: labelled pairs (0 or 1), with qid and pid.
+        pool: unlabelled pairs, with qid and pid.
+        passages: the passage corpus, each text once.
+        info: package versions, options, counts, and `digest`, the hash of all rows.
+    """
+
+    train: Pairs
+    dev: Pairs
+    test: Pairs
+    pool: Pairs
+    passages: list[Passage]
+    info: dict[str, Any]
+
+
+@dataclass
+class _Rows:
+    questions: list[str] = field(default_factory=list)
+    passages: list[str] = field(default_factory=list)
+    labels: list[int | None] = field(default_factory=list)
+    qids: list[str] = field(default_factory=list)
+    pids: list[str] = field(default_factory=list)
+
+    def add(self, question: str, qid: str, passage: Passage, label: int | None) -> None:
+        self.questions.append(question)
+        self.passages.append(passage.text)
+        self.labels.append(label)
+        self.qids.append(qid)
+        self.pids.append(passage.pid)
+
+    def pairs(self, *, labelled: bool) -> Pairs:
+        labels = self.labels if labelled else None
+        return Pairs.build(self.questions, self.passages, labels=labels, qids=self.qids, pids=self.pids)
+
+
+def build(
+    *,
+    pool_per_question: int = 30,
+    headings: int = 4000,
+    pool_per_heading: int = 6,
+    train_negatives: int = 4,
+    eval_negatives: int = 9,
+    packages: Sequence[str] | None = None,
+    seed: int = 0,
+    max_questions: int | None = None,
+) -> DebianDocs:
+    """Build the data set, or read what an earlier call with the same packages and options built.
+
+    Args:
+        pool_per_question: passages retrieved for each training question.
+        headings: how many section headings are taken as questions of the pool.
+        pool_per_heading: passages retrieved for each.
+        train_negatives, eval_negatives: BM25 negatives of a question in train, and in dev and test.
+        packages: names from tmkd.corpus.catalogue (perl-doc, debian-faq, ...); None is all.
+        seed: chooses the headings, and the questions where `max_questions` is set; the split does not depend on it.
+        max_questions: use only so many questions.
+
+    Raises:
+        FetchError: the packages are not to be had; says what else there is.
+        DataError: an unknown package name, or no question left for train, dev or test.
+    """
+    options = {
+        "pool_per_question": pool_per_question,
+        "headings": headings,
+        "pool_per_heading": pool_per_heading,
+        "train_negatives": train_negatives,
+        "eval_negatives": eval_negatives,
+        "seed": seed,
+        "max_questions": max_questions,
+    }
+    fetched = fetch(packages)
+    versions = {package.name: package.version for package in fetched}
+    key = hashlib.sha256(json.dumps([FORMAT, versions, options], sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder("debian-docs", "built") / key
+    if not folder.is_dir():
+        corpus = read_corpus(fetched)
+        docs = _Builder(corpus, options).build({"packages": versions, "options": options})
+        _save(docs, folder)
+    return _load(folder)
+
+
+class _Builder:
+    """Holds the corpus, its index, and which passages training must not see."""
+
+    def __init__(self, corpus: Corpus, options: dict[str, Any]) -> None:
+        self.passages = corpus.passages
+        self.headings = corpus.headings
+        self.options = options
+        self.index = PassageIndex.build(corpus.passages)
+        self.held_questions: list[frozenset[str]] = []
+        self.held_passages: set[int] = set()
+        self.parts = self._split([question for question in corpus.questions if self._positives(question)])
+
+    def build(self, info: dict[str, Any]) -> DebianDocs:
+        """All rows; `info` gets the counts and the digest added."""
+        train, dev, test = (self._labelled(self.parts[name], name) for name in ("train", "dev", "test"))
+        pool, counts = self._pool()
+        for name, part in (("train", train), ("dev", dev), ("test", test)):
+            if not len(part):
+                raise DataError(f"debian-docs: no question is left for {name}; use more packages or more questions")
+        rows = dict(zip(_PARTS, (train, dev, test, pool), strict=True))
+        digest = hashlib.sha256("".join(part.digest() for part in rows.values()).encode()).hexdigest()[:32]
+        info |= {
+            "rows": {name: len(part) for name, part in rows.items()},
+            "questions": {name: len(found) for name, found in self.parts.items()},
+            "questions_per_source": dict(Counter(one.source for found in self.parts.values() for one in found)),
+            "positives": {name: int((rows[name].labels == 1).sum()) for name in ("train", "dev", "test")},
+            "pool": counts,
+            "passages": len(self.passages),
+            "held_out_passages": len(self.held_passages),
+            "digest": digest,
+        }
+        return DebianDocs(train, dev, test, pool, self.passages, info)
+
+    def _positives(self, question: Question) -> list[int]:
+        """The first passages of the answer, without those that quote the question and later ones that are mostly code."""
+        usable = [number for number in question.passages if not repeats(self.passages[number], question.text)]
+        return [number for number in usable if number == usable[0] or self.passages[number].code <= MOST_CODE][:MOST_POSITIVES]
+
+    def _split(self, questions: Sequence[Question]) -> dict[str, list[Question]]:
+        """Train, dev and test by hash; then drop from train, and from dev, what is nearly a question held out from it."""
+        most = self.options["max_questions"]
+        if most is not None:
+            questions = sorted(questions, key=lambda one: unit_hash(one.text, f"use {self.options['seed']}"))[:most]
+        parts: dict[str, list[Question]] = {"train": [], "dev": [], "test": []}
+        for question in questions:
+            place = unit_hash(question.text, "split")
+            parts["train" if place < TRAIN else "dev" if place < TRAIN + DEV else "test"].append(question)
+        self.held_questions = [tokens(question.text) for question in parts["test"]]
+        parts["dev"] = [question for question in parts["dev"] if not self._near_held(question.text)]
+        self.held_questions += [tokens(question.text) for question in parts["dev"]]
+        parts["train"] = [question for question in parts["train"] if not self._near_held(question.text)]
+        held = [*parts["dev"], *parts["test"]]
+        with progress("hold out", len(held), "questions") as bar:
+            for question in held:
+                self._hold_out(question)
+                bar.advance(1)
+        # an answer that two questions share is the held-out one's
+        parts["train"] = [one for one in parts["train"] if not self.held_passages.intersection(one.passages)]
+        return parts
+
+    def _near_held(self, text: str) -> bool:
+        words = tokens(text)
+        return any(jaccard(words, held) >= NEAR for held in self.held_questions)
+
+    def _hold_out(self, question: Question) -> None:
+        """Keep from training: the answer's passages, what is nearly one of them, and what quotes the question."""
+        self.held_passages.update(question.passages)
+        for number in question.passages:
+            text = self.passages[number].text
+            words = tokens(text)
+            for other, _ in self.index.search(text, 6):
+                if other not in self.held_passages and jaccard(words, tokens(self.passages[other].text)) >= NEAR:
+                    self.held_passages.add(other)
+        if len(normalise(question.text).split()) > 2:
+            for other, _ in self.index.search(question.text, 50):
+                if contains(self.passages[other].text, question.text):
+                    self.held_passages.add(other)
+
+    def _retrieve(self, question: str, count: int, *, training: bool, without: Sequence[int] = ()) -> Iterator[Passage]:
+        """The best passages for a question that may stand beside it; `without` and what is nearly one of it are left out."""
+        own = [tokens(self.passages[number].text) for number in without]
+        excluded = set(without) | (self.held_passages if training else set())
+        found = 0
+        for number, _ in self.index.search(question, 2 * count + 40):
+            passage = self.passages[number]
+            if number in excluded or repeats(passage, question):
+                continue
+            if own and any(jaccard(tokens(passage.text), words) >= NEAR for words in own):
+                continue
+            yield passage
+            found += 1
+            if found == count:
+                return
+
+    def _labelled(self, questions: Sequence[Question], name: str) -> Pairs:
+        rows = _Rows()
+        negatives = self.options["train_negatives" if name == "train" else "eval_negatives"]
+        with progress(f"{name} rows", len(questions), "questions") as bar:
+            for question in questions:
+                for number in self._positives(question):
+                    rows.add(question.text, question.qid, self.passages[number], 1)
+                others = self._retrieve(question.text, negatives, training=name == "train", without=question.passages)
+                for passage in others:
+                    rows.add(question.text, question.qid, passage, 0)
+                bar.advance(1)
+        return rows.pairs(labelled=True)
+
+    def _pool(self) -> tuple[Pairs, dict[str, int]]:
+        rows = _Rows()
+        asked = {one.qid for found in self.parts.values() for one in found}
+        train = self.parts["train"]
+        headings = self._pool_headings()
+        with progress("pool", len(train) + len(headings), "questions") as bar:
+            for question in train:
+                for passage in self._retrieve(question.text, self.options["pool_per_question"], training=True):
+                    rows.add(question.text, question.qid, passage, None)
+                bar.advance(1)
+            of_questions = len(rows.questions)
+            for heading in headings:
+                qid = f"h-{hashlib.blake2b(heading.encode(), digest_size=8).hexdigest()}"
+                assert qid not in asked
+                for passage in self._retrieve(heading, self.options["pool_per_heading"], training=True):
+                    rows.add(heading, qid, passage, None)
+                bar.advance(1)
+        counts = {"of_questions": of_questions, "of_headings": len(rows.questions) - of_questions, "headings": len(headings)}
+        return rows.pairs(labelled=False), counts
+
+    def _pool_headings(self) -> list[str]:
+        """Headings for the pool: not one that is nearly a development or test question, nor a training question again."""
+        train = {normalise(question.text) for question in self.parts["train"]}
+        usable = [one for one in self.headings if normalise(one[0]) not in train]
+        wanted = int(self.options["headings"])
+        ranked = pick_headings(usable, len(usable), self.options["seed"])
+        chosen: list[str] = []
+        for heading, _ in ranked:
+            if len(chosen) == wanted:
+                break
+            if not self._near_held(heading):
+                chosen.append(heading)
+        return chosen
+
+
+def _save(docs: DebianDocs, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as temporary:
+        place = Path(temporary) / "whole"
+        for name in _PARTS:
+            getattr(docs, name).save(place / f"{name}.parquet")
+        columns = {
+            name: [getattr(passage, name) for passage in docs.passages]
+            for name in ("pid", "text", "title", "source", "section", "answer_of", "code")
+        }
+        table = pa.table({**columns, "heading_path": [list(passage.heading_path) for passage in docs.passages]})
+        pq.write_table(table, place / "passages.parquet", compression="zstd")
+        (place / "info.json").write_text(json.dumps(docs.info, indent=2))
+        if folder.exists():  # another process was faster
+            shutil.rmtree(place)
+        else:
+            os.replace(place, folder)
+    say(f"debian-docs: {docs.info['rows']} rows, {docs.info['passages']:,} passages, digest {docs.info['digest']}")
+
+
+def _load(folder: Path) -> DebianDocs:
+    table = pq.read_table(folder / "passages.parquet")
+    names = ("pid", "text", "title", "heading_path", "source", "section", "answer_of", "code")
+    columns = [table.column(name).to_pylist() for name in names]
+    columns[3] = [tuple(path) for path in columns[3]]
+    passages = [Passage(*fields) for fields in zip(*columns, strict=True)]
+    parts = [Pairs.load(folder / f"{name}.parquet") for name in _PARTS]
+    return DebianDocs(*parts, passages, json.loads((folder / "info.json").read_text()))
