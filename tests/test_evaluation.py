@@ -156,7 +156,9 @@ def test_the_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
                "metric_export": 0.9, "pairs_per_second": 200.0, "reason": ""}]  # fmt: skip
     curve = [{"step": i, "epoch": i / 10, "loss": 1 / (i + 1)} for i in range(10)]
     found = disagreements(pairs, outputs(pairs)[3].logits[0], outputs(pairs)[2].logits[0])
-    write_report(tmp_path, results, curves={"tmkd": curve}, parity=parity, disagreements=found, recipe_text="a: 1", environment={"torch": "2"})  # fmt: skip
+    write_report(
+        tmp_path, results, curves={"tmkd": curve}, parity=parity, disagreements=found, environment={"torch": "2"}
+    )
     page = (tmp_path / "report.html").read_text()
     assets = _Assets()
     assets.feed(page)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tmkd.errors import LabelError
 from tmkd.labels import LabelStore, imported_logits
+from tmkd.progress import set_quiet
 
 HEADER: dict[str, Any] = {
     "teacher": "abc",
@@ -153,6 +154,7 @@ def test_what_a_kill_left_is_cleaned(tmp_path: Path) -> None:
 def test_damaged_part_is_reported_and_its_rows_are_labelled_again(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    set_quiet(False)
     filled(tmp_path)
     path = tmp_path / "part-00000.parquet"
     content = bytearray(path.read_bytes())
@@ -175,7 +177,7 @@ def test_damaged_part_is_reported_and_its_rows_are_labelled_again(
 def test_part_that_breaks_after_opening_is_an_error_of_ours(tmp_path: Path) -> None:
     store = filled(tmp_path)
     (tmp_path / "part-00000.parquet").write_bytes(b"nothing")
-    with pytest.raises(LabelError, match="part-00000.parquet cannot be read"):
+    with pytest.raises(LabelError, match=r"part-00000\.parquet cannot be read"):
         store.logits_for(["1"])
 
 

@@ -3,31 +3,53 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest import pair_rows, write_jsonl
 
+from tmkd import cli
 from tmkd.recipe import load_recipe
 
 
-def tmkd(
-    *arguments: str | Path, check: bool = True, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tmkd.cli", *map(str, arguments)], capture_output=True, text=True, check=False,
-        env={**os.environ, **(environment or {})},
-    )  # fmt: skip
-    assert not check or done.returncode == 0, done.stderr
-    return done
+@dataclass
+class Done:
+    """What a call of the command line gave."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_run_score_evaluate_and_run_again(recipe_file: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def tmkd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The command line in this process (a new one imports PyTorch for seconds each time)."""
+
+    def call(*arguments: str | Path, check: bool = True) -> Done:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["tmkd", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        done = Done(code, *capfd.readouterr())
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return call
+
+
+Tmkd = Callable[..., Done]
+
+
+def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     first = tmkd("run", recipe_file, "methods=[teacher,teacher-ensemble,finetune,mkd,tmkd]", "--json")
     results = json.loads(first.stdout)
     names = [row["name"] for row in results["methods"]]
@@ -64,7 +86,7 @@ def test_run_score_evaluate_and_run_again(recipe_file: Path, tmp_path: Path) -> 
     assert "stage 1 of" not in reused.stderr
 
 
-def test_one_changed_key_redoes_only_what_hangs_on_it(recipe_file: Path, tmp_path: Path) -> None:
+def test_one_changed_key_redoes_only_what_hangs_on_it(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     tmkd("distill", recipe_file, "methods=[tmkd]")
     before = {p.name for p in (tmp_path / "workspace" / "steps").iterdir()}
     tmkd("distill", recipe_file, "methods=[tmkd]", "loss.alpha=0.3")
@@ -78,7 +100,7 @@ def test_one_changed_key_redoes_only_what_hangs_on_it(recipe_file: Path, tmp_pat
     assert len(list((tmp_path / "workspace" / "steps").iterdir())) == len(after) - 1
 
 
-def test_a_column_of_scores_is_a_teacher(recipe_file: Path, tmp_path: Path) -> None:
+def test_a_column_of_scores_is_a_teacher(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     rows = [{**row, "judge": 0.9 if row["label"] else 0.2} for row in pair_rows(2)]
     write_jsonl(tmp_path / "train.jsonl", rows)
     tmkd(
@@ -89,9 +111,10 @@ def test_a_column_of_scores_is_a_teacher(recipe_file: Path, tmp_path: Path) -> N
     assert card["soft_headers"] == 1
 
 
-def test_three_classes(recipe_file: Path, tmp_path: Path) -> None:
+def test_three_classes(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", [{**row, "label": place % 3} for place, row in enumerate(pair_rows(2))])
-    write_jsonl(tmp_path / "test.jsonl", [{**row, "question": f"Q {place}", "label": place % 3} for place, row in enumerate(pair_rows(1))])  # fmt: skip
+    test = [{**row, "question": f"Q {place}", "label": place % 3} for place, row in enumerate(pair_rows(1))]
+    write_jsonl(tmp_path / "test.jsonl", test)
     results = json.loads(tmkd("run", recipe_file, "classes=3", "--json").stdout)
     for row in results["methods"]:
         assert "accuracy" in row
@@ -99,7 +122,9 @@ def test_three_classes(recipe_file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_interrupted_in_training_then_continued(recipe_file: Path, tmp_path: Path, sent: signal.Signals) -> None:
+def test_interrupted_in_training_then_continued(
+    tmkd: Tmkd, recipe_file: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tmkd.cli", "teach", str(recipe_file), "teachers.0.epochs=60"],
         stderr=subprocess.PIPE,
@@ -120,7 +145,7 @@ def test_interrupted_in_training_then_continued(recipe_file: Path, tmp_path: Pat
     tmkd("teach", recipe_file, "teachers.0.epochs=1")
 
 
-def test_errors_name_the_value_and_the_fix(recipe_file: Path, tmp_path: Path) -> None:
+def test_errors_name_the_value_and_the_fix(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     for override, expected in {
         "stage1.epoch=2": "did you mean 'epochs'",
         "studnt.layers=2": "did you mean 'student'",
@@ -141,7 +166,7 @@ def test_errors_name_the_value_and_the_fix(recipe_file: Path, tmp_path: Path) ->
     assert "no such recipe" in tmkd("run", "gone.yaml", check=False).stderr
 
 
-def test_test_rows_among_training_rows_are_refused(recipe_file: Path, tmp_path: Path) -> None:
+def test_test_rows_among_training_rows_are_refused(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "test.jsonl", pair_rows(1))
     done = tmkd("teach", recipe_file, check=False)
     assert done.returncode == 1
@@ -165,7 +190,7 @@ def test_a_full_disk_is_said_plainly(recipe_file: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_two_writers_do_not_share_a_workspace(recipe_file: Path, tmp_path: Path) -> None:
+def test_two_writers_do_not_share_a_workspace(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     from tmkd.workspace import Workspace
 
     with Workspace(tmp_path / "workspace").locked():

@@ -100,8 +100,17 @@ def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
     model, tokenizer, pairs = setting()
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
+    fit = Fit(1e-4, 1, 8, 0)
     with pytest.raises(Diverged, match="learning rate"):
-        train(model, encoded, tokenizer.pad_id, lambda z, r: z.golden.sum(1) * torch.nan, Fit(1e-4, 1, 8, 0), name="t", state_folder=tmp_path)  # fmt: skip
+        train(
+            model,
+            encoded,
+            tokenizer.pad_id,
+            lambda z, r: z.golden.sum(1) * torch.nan,
+            fit,
+            name="t",
+            state_folder=tmp_path,
+        )
 
 
 def test_losses_against_their_definitions() -> None:

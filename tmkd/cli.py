@@ -231,6 +231,17 @@ def score(
     score_file(model, pairs, output, question=question, passage=passage, backend=backend, threads=threads)
 
 
+@app.command(name="recipe")
+def describe_recipe() -> None:
+    """Every key of a recipe: its type, its default and what it means.
+
+    Example: tmkd recipe
+    """
+    from tmkd.recipe import describe
+
+    print(describe())
+
+
 @app.command()
 def clean(
     workspace: WorkspaceFolder = DEFAULT,

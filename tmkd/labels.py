@@ -108,9 +108,9 @@ class LabelStore:
         """The ids of the pairs whose latest labels are finite: what need not be labelled again."""
         done: set[str] = set()
         for names, logits in self._parts():
-            finite: list[bool] = np.isfinite(logits).all(axis=1).tolist()
+            finite = np.isfinite(logits).all(axis=1)
             done.difference_update(names)
-            done.update(name for name, good in zip(names, finite, strict=True) if good)
+            done.update(names[row] for row in np.flatnonzero(finite))
         return done
 
     def append(self, pair_ids: Sequence[str], logits: NDArray[np.float32]) -> None:

@@ -72,11 +72,11 @@ class Data(_Part):
 class Training(_Part):
     """The numbers of one training run."""
 
-    learning_rate: Rate
-    epochs: Positive
+    learning_rate: Rate = Field(description="AdamW's learning rate at its peak")
+    epochs: Positive = Field(description="passes over the rows")
     batch_size: Positive = Field(32, description="pairs of one optimiser step")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="of matrices, not of biases and norms")
     clip: float = Field(1.0, gt=0, description="gradient norm is clipped at this")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
 
@@ -84,15 +84,15 @@ class Training(_Part):
 class Teacher(_Part):
     """One teacher: trained here, a finished checkpoint, or a column of scores."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="what the report calls it")
     encoder: str | None = Field(None, description="what to fine-tune; the recipe's encoder unless given")
     checkpoint: str | None = Field(None, description="a finished sequence-classification checkpoint instead")
     scores: str | None = Field(None, description="a column of data.scores instead")
-    seed: int = 0
-    learning_rate: Rate = 1e-4
-    epochs: Positive = 3
-    batch_size: Positive = 32
-    dropout: float = Field(0.0, ge=0, lt=1)
+    seed: int = Field(0, description="of its new head and the order of its rows")
+    learning_rate: Rate = Field(1e-4, description="AdamW's learning rate at its peak")
+    epochs: Positive = Field(3, description="passes over the training rows")
+    batch_size: Positive = Field(32, description="pairs of one optimiser step")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
     max_length: int | None = Field(None, ge=8, description="tokens of a pair; the recipe's unless given")
 
     @model_validator(mode="after")
@@ -115,14 +115,16 @@ class Loss(_Part):
     kind: Literal["kl", "mse"] = Field(
         "kl", description="kl: divergence at a temperature; mse: the paper's, on probabilities"
     )
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, description="of kl")
     alpha: float = Field(0.7, ge=0, le=1, description="share of the soft loss in stage 2; the rest is cross-entropy")
 
 
 class Export(_Part):
     """What is written for serving."""
 
-    backends: tuple[Literal["onnx-fp32"], ...] = ("onnx-fp32",)
+    backends: tuple[Literal["onnx-fp32"], ...] = Field(
+        ("onnx-fp32",), description="what to write beside the checkpoint"
+    )
 
 
 class Recipe(_Part):
@@ -135,23 +137,27 @@ class Recipe(_Part):
         192, ge=8, le=8192, description="tokens of a pair; longer pairs are cut, longest side first"
     )
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
-    data: Data
-    teachers: tuple[Teacher, ...] = Field(min_length=1)
-    student: StudentShape = Field(default_factory=StudentShape)
+    data: Data = Field(description="where the pairs come from")
+    teachers: tuple[Teacher, ...] = Field(min_length=1, description="K teachers")
+    student: StudentShape = Field(default_factory=StudentShape, description="the student's shape")
     stage1: Training | str = Field(
         default_factory=lambda: Training(learning_rate=3e-4, epochs=4, batch_size=64),
         description="stage 1, or the path of an earlier run's stage-1 student to start stage 2 from",
     )
-    stage2: Training = Field(default_factory=lambda: Training(learning_rate=3e-5, epochs=2))
+    stage2: Training = Field(
+        default_factory=lambda: Training(learning_rate=3e-5, epochs=2), description="students that had stage 1"
+    )
     without_stage1: Training = Field(
         default_factory=lambda: Training(learning_rate=2e-4, epochs=4),
         description="students that skip stage 1 (finetune, 1-o-1, mkd, ...)",
     )
-    loss: Loss = Field(default_factory=Loss)
-    methods: tuple[str, ...] = ("teacher", "teacher-ensemble", "finetune", "tmkd")
+    loss: Loss = Field(default_factory=Loss, description="the loss on soft labels")
+    methods: tuple[str, ...] = Field(
+        ("teacher", "teacher-ensemble", "finetune", "tmkd"), description=f"of: {', '.join(METHODS)}"
+    )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="one student of every method per seed")
     take: str = Field("tmkd", description="the method whose first seed is exported")
-    export: Export = Field(default_factory=Export)
+    export: Export = Field(default_factory=Export, description="what is written for serving")
 
     @field_validator("methods")
     @classmethod
@@ -250,6 +256,36 @@ def _number(text: str) -> float | str:
         return text
 
 
+def describe() -> str:
+    """The documentation of every key, one line each."""
+    lines: list[str] = []
+    _describe(Recipe, "", lines)
+    return "\n".join(lines)
+
+
+_PARTS: dict[str, type[BaseModel]] = {
+    "data": Data,
+    "teachers": Teacher,
+    "columns": Columns,
+    "debian_docs": DebianDocs,
+    "student": StudentShape,
+    "loss": Loss,
+    "export": Export,
+    "stage1": Training,
+    "stage2": Training,
+    "without_stage1": Training,
+}
+
+
+def _describe(part: type[BaseModel], prefix: str, lines: list[str]) -> None:
+    for name, field in part.model_fields.items():
+        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
+        inner = _PARTS.get(name)
+        lines.append(f"{prefix}{name}: {field.description or ''}" + ("" if inner else f" (default: {default})"))
+        if inner is not None:
+            _describe(inner, prefix + f"{name}" + (".0." if name == "teachers" else "."), lines)
+
+
 def _other_branch(detail: Any, error: ValidationError) -> bool:
     """Of a `stage1: mapping | path` union, hide the complaint that a mapping is not a path."""
     return detail["type"] == "string_type" and detail["loc"][:1] == ("stage1",) and len(error.errors()) > 1
@@ -269,10 +305,6 @@ def _explain(detail: Any) -> str:
 
 
 def _keys_at(location: list[str]) -> list[str]:
-    parts: dict[str, type[BaseModel]] = {
-        "": Recipe, "data": Data, "data.columns": Columns, "data.debian_docs": DebianDocs, "teachers": Teacher,
-        "student": StudentShape, "stage1": Training, "stage2": Training, "without_stage1": Training, "loss": Loss,
-        "export": Export,
-    }  # fmt: skip
-    name = ".".join(part for part in location if not part.isdigit())
-    return list(parts[name].model_fields) if name in parts else []
+    names = [part for part in location if not part.isdigit()]
+    part = _PARTS.get(names[-1]) if names else Recipe
+    return list(part.model_fields) if part is not None else []

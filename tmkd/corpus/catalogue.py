@@ -56,7 +56,17 @@ SOURCES = (
         r"python3\.\d+-doc",
         tuple(
             f"usr/share/doc/python3*/html/{part}/*.html"
-            for part in ("faq", "howto", "library", "tutorial", "reference", "using", "c-api", "extending", "installing")
+            for part in (
+                "faq",
+                "howto",
+                "library",
+                "tutorial",
+                "reference",
+                "using",
+                "c-api",
+                "extending",
+                "installing",
+            )
         ),
         skip=r"/index\.html$",
         faq=r"/faq/[^/]+\.html$",

@@ -93,8 +93,8 @@ def _fetch(wanted: Sequence[Source], anything: bool) -> list[Package]:
             say(f"debian-docs: no {missing[0]} here; done without {', '.join(one.name for one in wanted)}")
             return []
         raise FetchError(
-            f"the data set debian-docs is made from Debian's documentation packages, and there is no {missing[0]} on this "
-            f"machine. {_OTHER_WAYS}"
+            f"the data set debian-docs is made from Debian's documentation packages, and there is no {missing[0]} "
+            f"on this machine. {_OTHER_WAYS}"
         )
     apt = _Apt()
     packages = []
@@ -102,8 +102,9 @@ def _fetch(wanted: Sequence[Source], anything: bool) -> list[Package]:
         for one in wanted:
             resolved = apt.resolve(one)
             if resolved is None:
-                _absence_note(one).touch()
-                say(f"debian-docs: this release has no {one.name}; done without it (delete {_absence_note(one)} to ask again)")
+                note = _absence_note(one)
+                note.touch()
+                say(f"debian-docs: this release has no {one.name}; done without it (delete {note} to ask again)")
             else:
                 packages.append(_unpack(one, *resolved, apt))
             bar.advance(1, one.name)
@@ -119,7 +120,9 @@ def _unpack(wanted: Source, name: str, version: str, apt: _Apt) -> Package:
         _run(["dpkg-deb", "-x", str(archive), str(root)], f"unpack {archive.name}")
         kept = wanted.paths(root)
         if not kept:
-            raise FetchError(f"{name} {version} holds none of the files {', '.join(wanted.files)}; its layout has changed")
+            raise FetchError(
+                f"{name} {version} holds none of the files {', '.join(wanted.files)}; its layout has changed"
+            )
         place = Path(temporary) / "kept"
         for path in kept:  # the other languages and the pictures would be most of it
             target = place / path.relative_to(root)
@@ -193,7 +196,12 @@ class _Apt:
         self._own = True
         self._options = [
             *("-o", f"Dir::State={base / 'state'}", "-o", f"Dir::Cache={base / 'cache'}"),
-            *("-o", f"Dir::State::lists={base / 'state/lists'}", "-o", f"Dir::Cache::archives={base / 'cache/archives'}"),
+            *(
+                "-o",
+                f"Dir::State::lists={base / 'state/lists'}",
+                "-o",
+                f"Dir::Cache::archives={base / 'cache/archives'}",
+            ),
             *("-o", "Dir::State::status=/var/lib/dpkg/status", "-o", "APT::Sandbox::User=root"),
         ]
         _run(["apt-get", *self._options, "-q", "update"], "fetch the package lists")

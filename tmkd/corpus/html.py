@@ -11,28 +11,38 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from lxml import etree
 from lxml import html as lxml_html
 
 from tmkd.corpus.sections import Section, SectionBuilder, clean_heading
+from tmkd.corpus.text import word_set
 
-_DROP_TAGS = frozenset(
-    "script style nav form svg button iframe noscript head footer img input select textarea object audio video".split()
+_DROP_TAGS = word_set(
+    """
+    script style nav form svg button iframe noscript head footer img input select textarea object audio video
+    """
 )
-_DROP_CLASSES = frozenset(
-    "navheader navfooter toc related sphinxsidebar docnav nosearch fancy_toc fancy-toc menu toplang permalink headerlink "
-    "indexterm footer footnote footnotes contents comments_section lang-toggle up top bottomlang mobile-nav "
-    "documentation_options searchmenu legalnotice revhistory productname edition colophon index genindex imgblock "
-    "mediaobject admonition-title edit-this-page breadcrumbs".split()
+_DROP_CLASSES = word_set(
+    """
+    navheader navfooter toc related sphinxsidebar docnav nosearch fancy_toc fancy-toc menu toplang permalink
+    headerlink indexterm footer footnote footnotes contents comments_section lang-toggle up top bottomlang
+    mobile-nav documentation_options searchmenu legalnotice revhistory productname edition colophon index
+    genindex imgblock mediaobject admonition-title edit-this-page breadcrumbs
+    """
 )
-_DROP_IDS = frozenset(
-    "toc quickview page-header path footer footer-text comments_section searchmenu banner title topics".split()
+_DROP_IDS = word_set(
+    """
+    toc quickview page-header path footer footer-text comments_section searchmenu banner title topics
+    """
 )
 _HEADINGS = {f"h{n}": n for n in range(1, 7)}
-_BLOCKS = frozenset(
-    "p div section article main ul ol li dl dt dd blockquote table thead tbody tfoot tr td th pre hr center address "
-    "figure figcaption details summary aside header body caption fieldset".split()
+_BLOCKS = word_set(
+    """
+    p div section article main ul ol li dl dt dd blockquote table thead tbody tfoot tr td th pre hr center
+    address figure figcaption details summary aside header body caption fieldset
+    """
 )
-_NOTES = frozenset("note tip warning caution important".split())
+_NOTES = word_set("note tip warning caution important")
 _BOX_LEVEL = 8  # a box's title stands below every heading element
 _QUESTION_LEVEL = 7
 _COMPLAINT = re.compile(r"(?:I|I['’]m|I['’]ve|My)\s.*\.$")  # "My hook does not run."
@@ -47,7 +57,11 @@ def parse_html(data: bytes) -> list[Section]:
     """
     if not data.strip():
         return []
-    root = lxml_html.document_fromstring(data, parser=lxml_html.HTMLParser(encoding=_encoding(data), remove_comments=True))
+    parser = lxml_html.HTMLParser(encoding=_encoding(data), remove_comments=True)
+    try:
+        root = lxml_html.document_fromstring(data, parser=parser)
+    except etree.ParserError:  # nothing but comments
+        return []
     walker = _Walker(_title(root))
     walker.walk(_main(root))
     walker.flush()

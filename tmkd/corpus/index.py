@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tmkd.corpus.passages import Passage
+from tmkd.corpus.text import word_set
 from tmkd.errors import MissingExtraError
 from tmkd.progress import progress
 
@@ -14,10 +15,12 @@ _WORD = re.compile(r"[^\W_]+")
 _LONGEST_WORD = 40  # Tantivy's tokenizer drops longer ones
 _HEAP = 512 << 20  # large enough for one segment, so that documents keep their order
 _EXTRA = 20  # read beyond k, so that ties at the border are broken by passage number
-_STOP = frozenset(
-    "a an and are as at be but by can could do does did for from had has have how i if in into is it its me my no not of on "
-    "or s should so t that the their then there these they this to was we what when where which who why will with would "
-    "you your".split()
+_STOP = word_set(
+    """
+    a an and are as at be but by can could do does did for from had has have how i if in into is it its me my no
+    not of on or s should so t that the their then there these they this to was we what when where which who why
+    will with would you your
+    """
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tmkd.corpus.sections import Block
 
@@ -15,7 +16,9 @@ _COLON_COST = 500.0  # for parting "like this:" from what it announces
 _CHARACTERS = 7  # a word of dense code counts by its length
 
 _END = re.compile(r"""(?<=[.!?])(["'”’)\]]*)\s+(?=["'“‘(\[]*[A-Z0-9$@%/_-])""")
-_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|cf|resp|approx|Mr|Mrs|Dr|St|No|Fig|Sec|Ch|ca|al|Inc|Ltd)|\b[A-Z])\.$")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:e\.g|i\.e|etc|vs|cf|resp|approx|Mr|Mrs|Dr|St|No|Fig|Sec|Ch|ca|al|Inc|Ltd)|\b[A-Z])\.$"
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def cut(blocks: Sequence[Block]) -> list[tuple[str, float]]:
         cuts.append(origin[cuts[-1]])
     cuts.reverse()
     found = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         code = sum(words for unit, words in zip(units[start:stop], sizes[start:stop], strict=True) if unit.code)
         found.append((_join(units[start:stop]), code / sum(sizes[start:stop])))
     return found
@@ -122,6 +125,6 @@ def _groups(parts: list[str], joint: str, most: int) -> list[str]:
 
 def _join(units: Sequence[Block]) -> str:
     text = units[0].text
-    for before, unit in zip(units, units[1:], strict=False):
+    for before, unit in pairwise(units):
         text += ("\n" if before.code or unit.code else " ") + unit.text
     return text

@@ -9,6 +9,11 @@ import unicodedata
 _WORD = re.compile(r"[^\W_]+")
 
 
+def word_set(text: str) -> frozenset[str]:
+    """The words of a list written as one string."""
+    return frozenset(text.split())
+
+
 def normalise(text: str) -> str:
     """Lower-case letters and digits, one space between words: what is left when layout and punctuation go."""
     return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).lower()))

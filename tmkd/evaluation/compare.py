@@ -249,8 +249,16 @@ def disagreements(pairs: Pairs, student: Floats, teacher: Floats, limit: int = 2
         ranks = [int(np.flatnonzero(questions.labels[order] == 1)[0]) + 1 for order in orders]
         if ranks[0] > ranks[1]:
             first, second = int(orders[0][0]), int(orders[1][0])
-            right = questions.labels == 1
-            right = [bool(questions.labels[row] == 1) for row in (first, second)]
-            found.append(Disagreement(texts[first], *ranks, passages[first], passages[second], *right))
+            found.append(
+                Disagreement(
+                    question=texts[first],
+                    student_rank=ranks[0],
+                    teacher_rank=ranks[1],
+                    student_first=passages[first],
+                    teacher_first=passages[second],
+                    student_first_right=bool(questions.labels[first] == 1),
+                    teacher_first_right=bool(questions.labels[second] == 1),
+                )
+            )
     found.sort(key=lambda d: (1 / d.student_rank - 1 / d.teacher_rank, d.question))
     return found[:limit]

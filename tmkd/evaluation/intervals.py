@@ -54,7 +54,9 @@ def distributions(resamples: Resamples, logits: Floats) -> dict[str, tuple[float
     found: dict[str, tuple[float, Floats]] = {}
     rows = np.bincount(questions.group, minlength=len(questions.names)).astype(np.float64)
     count = len(questions.names)
-    right: Floats = np.stack([np.bincount(questions.group, correct(questions, one), count) for one in logits], dtype=float)
+    right: Floats = np.stack(
+        [np.bincount(questions.group, correct(questions, one), count) for one in logits], dtype=float
+    )
     found["accuracy"] = _weighted_mean(resamples, right, rows)
     if classes != 2:
         return found

@@ -162,12 +162,13 @@ class _Builder:
         return DebianDocs(train, dev, test, pool, self.passages, info)
 
     def _positives(self, question: Question) -> list[int]:
-        """The first passages of the answer, without those that quote the question and later ones that are mostly code."""
+        """The first passages of the answer, without what quotes the question and what is later and mostly code."""
         usable = [number for number in question.passages if not repeats(self.passages[number], question.text)]
-        return [number for number in usable if number == usable[0] or self.passages[number].code <= MOST_CODE][:MOST_POSITIVES]
+        told = [number for number in usable if number == usable[0] or self.passages[number].code <= MOST_CODE]
+        return told[:MOST_POSITIVES]
 
     def _split(self, questions: Sequence[Question]) -> dict[str, list[Question]]:
-        """Train, dev and test by hash; then drop from train, and from dev, what is nearly a question held out from it."""
+        """Train, dev and test by hash; train and dev lose what is nearly a question held out from them."""
         most = self.options["max_questions"]
         if most is not None:
             questions = sorted(questions, key=lambda one: unit_hash(one.text, f"use {self.options['seed']}"))[:most]
@@ -207,20 +208,24 @@ class _Builder:
                     self.held_passages.add(other)
 
     def _retrieve(self, question: str, count: int, *, training: bool, without: Sequence[int] = ()) -> Iterator[Passage]:
-        """The best passages for a question that may stand beside it; `without` and what is nearly one of it are left out."""
+        """The best passages that may stand beside a question; `without`, and what is nearly one of it, is left out."""
         own = [tokens(self.passages[number].text) for number in without]
         excluded = set(without) | (self.held_passages if training else set())
         found = 0
-        for number, _ in self.index.search(question, 2 * count + 40):
-            passage = self.passages[number]
-            if number in excluded or repeats(passage, question):
-                continue
-            if own and any(jaccard(tokens(passage.text), words) >= NEAR for words in own):
-                continue
-            yield passage
-            found += 1
-            if found == count:
-                return
+        # a question of one rare word finds too little: then its answer, where it has one, asks as well
+        more = [f"{question} {self.passages[number].text}" for number in without[:1]]
+        for query in (question, *more):
+            for number, _ in self.index.search(query, 2 * count + 40):
+                if found == count:
+                    return
+                passage = self.passages[number]
+                if number in excluded or repeats(passage, question):
+                    continue
+                if own and any(jaccard(tokens(passage.text), words) >= NEAR for words in own):
+                    continue
+                yield passage
+                excluded.add(number)
+                found += 1
 
     def _labelled(self, questions: Sequence[Question], name: str) -> Pairs:
         rows = _Rows()
@@ -252,11 +257,15 @@ class _Builder:
                 for passage in self._retrieve(heading, self.options["pool_per_heading"], training=True):
                     rows.add(heading, qid, passage, None)
                 bar.advance(1)
-        counts = {"of_questions": of_questions, "of_headings": len(rows.questions) - of_questions, "headings": len(headings)}
+        counts = {
+            "of_questions": of_questions,
+            "of_headings": len(rows.questions) - of_questions,
+            "headings": len(headings),
+        }
         return rows.pairs(labelled=False), counts
 
     def _pool_headings(self) -> list[str]:
-        """Headings for the pool: not one that is nearly a development or test question, nor a training question again."""
+        """Headings for the pool: none that is nearly a development or test question or repeats a training question."""
         train = {normalise(question.text) for question in self.parts["train"]}
         usable = [one for one in self.headings if normalise(one[0]) not in train]
         wanted = int(self.options["headings"])
@@ -295,5 +304,5 @@ def _load(folder: Path) -> DebianDocs:
     columns = [table.column(name).to_pylist() for name in names]
     columns[3] = [tuple(path) for path in columns[3]]
     passages = [Passage(*fields) for fields in zip(*columns, strict=True)]
-    parts = [Pairs.load(folder / f"{name}.parquet") for name in _PARTS]
-    return DebianDocs(*parts, passages, json.loads((folder / "info.json").read_text()))
+    train, dev, test, pool = (Pairs.load(folder / f"{name}.parquet") for name in _PARTS)
+    return DebianDocs(train, dev, test, pool, passages, json.loads((folder / "info.json").read_text()))

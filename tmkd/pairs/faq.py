@@ -12,7 +12,7 @@ from tmkd.corpus.catalogue import parse_file
 from tmkd.corpus.debian import Package
 from tmkd.corpus.passages import Passage, cut
 from tmkd.corpus.sections import Block, Section
-from tmkd.corpus.text import contains, normalise, text_hash, unit_hash
+from tmkd.corpus.text import contains, normalise, text_hash, unit_hash, word_set
 from tmkd.progress import progress
 
 LEAST_WORDS = 8  # a shorter passage says nothing on its own
@@ -22,14 +22,19 @@ _ASKING = re.compile(
     re.IGNORECASE,
 )
 _STATEMENT = re.compile(r"\b(?:I|I['’]m|My|my|not|doesn't|don't)\b|[.!]$")
-_BOILERPLATE = re.compile(r"^\((?:contributed|this answer contributed|thanks|from|largely borrowed)[^)]{0,120}\)\s*", re.IGNORECASE)
-_GENERIC = frozenset(
-    "description notes options synopsis examples example see also author authors name overview introduction usage summary "
-    "background history copyright license parameters arguments return value values compatibility environment files bugs "
-    "caveats diagnostics remarks general information miscellaneous other functions variables index references contents "
-    "configuration module directive objects type types documentation and the of a further reading more details".split()
+_BOILERPLATE = re.compile(
+    r"^\((?:contributed|this answer contributed|thanks|from|largely borrowed)[^)]{0,120}\)\s*", re.IGNORECASE
 )
-_UNFINISHED = frozenset("a an and at by for from in into of on or the to via with".split())  # the rest was dropped
+_GENERIC = word_set(
+    """
+    description notes options synopsis examples example see also author authors name overview introduction usage
+    summary background history copyright license parameters arguments return value values compatibility
+    environment files bugs caveats diagnostics remarks general information miscellaneous other functions
+    variables index references contents configuration module directive objects type types documentation and the
+    of a further reading more details
+    """
+)
+_UNFINISHED = word_set("a an and at by for from in into of on or the to via with")  # the rest was dropped
 
 
 @dataclass
@@ -132,7 +137,9 @@ def _answers(sections: Iterable[Section]) -> list[tuple[str | None, Section]]:
 
 def _clean(section: Section) -> list[Block]:
     """The blocks without who contributed them, and without a first line that only repeats the heading."""
-    blocks = [block if block.code else replace(block, text=_BOILERPLATE.sub("", block.text)) for block in section.blocks]
+    blocks = [
+        block if block.code else replace(block, text=_BOILERPLATE.sub("", block.text)) for block in section.blocks
+    ]
     while blocks and section.heading and normalise(blocks[0].text) == normalise(section.heading):
         blocks = blocks[1:]
     return [block for block in blocks if block.text.strip()]
