@@ -100,6 +100,16 @@ def test_one_changed_key_redoes_only_what_hangs_on_it(tmkd: Tmkd, recipe_file: P
     assert len(list((tmp_path / "workspace" / "steps").iterdir())) == len(after) - 1
 
 
+def test_labels_damaged_in_a_finished_step_are_made_again(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    tmkd("label", recipe_file)
+    part = sorted((tmp_path / "workspace" / "steps").glob("labels-*/part-*.parquet"))[0]
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-9])
+    again = tmkd("label", recipe_file)
+    assert "labelled again" in again.stderr
+    assert sorted(part.parent.glob("part-*.parquet"))[0].stat().st_size == len(whole)
+
+
 def test_a_column_of_scores_is_a_teacher(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     rows = [{**row, "judge": 0.9 if row["label"] else 0.2} for row in pair_rows(2)]
     write_jsonl(tmp_path / "train.jsonl", rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -264,18 +265,28 @@ def clean(
                 shutil.rmtree(folder)
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C or a polite kill; a class of its own, since the command-line library swallows KeyboardInterrupt."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise _Interrupted
+
+
 def main() -> None:
     """Run the command line: errors as one message and exit status 1, Ctrl-C as 130."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         app()
     except TmkdError as error:
         print(f"tmkd: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
+    except _Interrupted:
         print("\ntmkd: interrupted; finished work is kept, the same command continues", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:
+    except BrokenPipeError:  # `tmkd score ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
 
 

@@ -88,25 +88,31 @@ def label(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precisi
     depends = {"model": model.fingerprint, "pairs": unique.digest(), "precision": precision}
 
     def build(folder: Path) -> None:
-        store = LabelStore.open(folder, header=header)
-        done = store.done_ids()
-        ids = np.array(unique.pair_ids)
-        todo = unique.take(np.flatnonzero(~np.isin(ids, np.array(sorted(done), dtype=ids.dtype))))
-        student = load_student(model.folder)
-        tokenizer = PairTokenizer(model.folder, card["max_length"])
-        encoded = tokenizer.encode(todo.questions, todo.passages)
-        # Chunks of like length: the batches inside a chunk hold next to no padding.
-        order = np.argsort([-len(row) for row in encoded.ids], kind="stable")
-        todo_ids = np.array(todo.pair_ids)
-        with progress(f"label with {name}", len(ids), done=len(done)) as bar:
-            for start in range(0, len(order), CHUNK):
-                rows = order[start : start + CHUNK]
-                logits = score(student, encoded, tokenizer.pad_id, rows, precision)
-                store.append(list(todo_ids[rows]), logits)
-                bar.advance(len(rows))
+        _fill(LabelStore.open(folder, header=header), model, unique, name, precision)
 
     step = workspace.step("labels", depends, build, label=f"label {len(unique):,} pairs with {name}")
-    return LabelStore.open(step.folder, header=header)
+    store = LabelStore.open(step.folder, header=header)
+    _fill(store, model, unique, name, precision)  # a part that was damaged since is labelled again
+    return store
+
+
+def _fill(store: LabelStore, model: Step, pairs: Pairs, name: str, precision: str) -> None:
+    """Label the pairs that the store does not have yet."""
+    done = store.done_ids()
+    todo = pairs.take(np.flatnonzero([name not in done for name in pairs.pair_ids]))
+    if len(todo) == 0:
+        return
+    student = load_student(model.folder)
+    tokenizer = PairTokenizer(model.folder, read_card(model.folder)["max_length"])
+    encoded = tokenizer.encode(todo.questions, todo.passages)
+    # Chunks of like length: the batches inside a chunk hold next to no padding.
+    order = np.argsort([-len(row) for row in encoded.ids], kind="stable")
+    ids = np.array(todo.pair_ids)
+    with progress(f"label with {name}", len(pairs), done=len(pairs) - len(todo)) as bar:
+        for start in range(0, len(order), CHUNK):
+            rows = order[start : start + CHUNK]
+            store.append(list(ids[rows]), score(student, encoded, tokenizer.pad_id, rows, precision))
+            bar.advance(len(rows))
 
 
 def column_logits(recipe: Recipe, teacher: Teacher, pairs: Pairs, where: str) -> NDArray[np.float32]:
