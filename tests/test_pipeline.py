@@ -184,7 +184,7 @@ def test_test_rows_among_training_rows_are_refused(tmkd: Tmkd, recipe_file: Path
 
 
 def test_a_full_disk_is_said_plainly(recipe_file: Path) -> None:
-    """A file size limit stands for a full disk: the kernel refuses the write in the same place."""
+    """The write of the weights fails as it does on a full disk."""
     script = (
         "import errno, os, sys\n"
         "import safetensors.torch as st, tmkd.encoder.checkpoint as c\n"

@@ -196,7 +196,8 @@ def evaluate(
     models = RunModels.read(run)
     columns = Columns(question=question, passage=passage, label=label, qid=qid)
     rows = read_pairs(pairs, columns=columns, classes=models.recipe.classes, need_labels=True)
-    results = measure_run(models, rows, timed=speed, task=pairs.name)
+    with models.workspace.locked():
+        results = measure_run(models, rows, timed=speed, task=pairs.name)
     if json_file is None or str(json_file) != "-":
         tables.print(results.table())
     if json_file is not None:

@@ -6,7 +6,8 @@ The bridge between the pipeline's steps and `tmkd.evaluation`, which knows nothi
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import platform
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from tmkd.encoder.checkpoint import load_student, read_card
 from tmkd.errors import TmkdError
 from tmkd.evaluation.compare import ModelOutput, Results, compare
 from tmkd.evaluation.speed import measure
+from tmkd.hardware import describe
 from tmkd.pairs.record import Pairs
 from tmkd.recipe import Recipe, parse_recipe
 from tmkd.teachers import column_logits, label
 from tmkd.tokenizer import PairTokenizer
 from tmkd.training import score
-from tmkd.workspace import Step, Workspace
+from tmkd.workspace import Step, Workspace, write_json
 
 ENSEMBLE = "teacher-ensemble"
 SPEED_PAIRS = 256  # test pairs that the speed is measured on
@@ -97,7 +99,7 @@ def outputs(run: RunModels, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
         parts = [output for output in found if output.kind == "teacher"]
         found.insert(at, _ensemble(teachers, parts))
     if timed:
-        _time(found, folders, pairs)
+        _time(workspace, found, folders, pairs, recipe.precision)
     return found
 
 
@@ -125,23 +127,21 @@ def _ensemble(logits: list[NDArray[np.float32]], parts: list[ModelOutput]) -> Mo
     )
 
 
-def _time(found: list[ModelOutput], folders: dict[str, Path], pairs: Pairs) -> None:
+def _time(
+    workspace: Workspace, found: list[ModelOutput], folders: dict[str, Path], pairs: Pairs, precision: str
+) -> None:
     """Speed of one model per shape (teachers of one encoder are alike), interleaved; the ensemble runs all teachers."""
     shapes: dict[str, str] = {}
     for name, folder in folders.items():
         config = json.loads((folder / "config.json").read_text())
         shapes[name] = f"{config['model_type']}-{config['num_hidden_layers']}x{config['hidden_size']}"
-    scorers: dict[str, Any] = {}
-    for name, shape in shapes.items():
-        scorers.setdefault(shape, _scorer(folders[name]))
-    chosen = np.random.default_rng(0).permutation(len(pairs))[:SPEED_PAIRS]
-    sample = pairs.take(chosen)
-    speeds = measure(scorers, sample.questions, sample.passages)
+    one_of = {shape: folders[name] for name, shape in reversed(shapes.items())}
+    speeds = _speeds(workspace, one_of, pairs, precision)
     for output in found:
         if output.name in shapes:
             speed = speeds[shapes[output.name]]
-            output.pairs_per_second = speed.pairs_per_second
-            output.milliseconds = dict(speed.milliseconds)
+            output.pairs_per_second = speed["pairs_per_second"]
+            output.milliseconds = {int(size): value for size, value in speed["milliseconds"].items()}
     timed = [output for output in found if output.kind == "teacher" and output.pairs_per_second]
     for output in found:
         if output.name == ENSEMBLE and timed:
@@ -151,12 +151,27 @@ def _time(found: list[ModelOutput], folders: dict[str, Path], pairs: Pairs) -> N
             }
 
 
-def _scorer(folder: Path) -> Any:
+def _speeds(workspace: Workspace, one_of: dict[str, Path], pairs: Pairs, precision: str) -> dict[str, Any]:
+    """Speed of one model per shape, measured once for these rows on this machine."""
+    sample = pairs.take(np.random.default_rng(0).permutation(len(pairs))[:SPEED_PAIRS])
+    depends = {"shapes": sorted(one_of), "pairs": sample.digest(), "machine": [platform.node(), describe(precision)]}
+
+    def build(folder: Path) -> None:
+        scorers = {shape: _scorer(model, precision) for shape, model in one_of.items()}
+        found = measure(scorers, sample.questions, sample.passages)
+        write_json(folder / "speed.json", {shape: asdict(speed) for shape, speed in found.items()})
+
+    step = workspace.step("speed", depends, build, label="measure speed")
+    speeds: dict[str, Any] = json.loads((step.folder / "speed.json").read_text())
+    return speeds
+
+
+def _scorer(folder: Path, precision: str) -> Any:
     model = load_student(folder)
     tokenizer = PairTokenizer(folder, read_card(folder)["max_length"])
 
     def run(questions: Any, passages: Any) -> NDArray[np.float32]:
-        return score(model, tokenizer.encode(questions, passages), tokenizer.pad_id)
+        return score(model, tokenizer.encode(questions, passages), tokenizer.pad_id, precision=precision)
 
     return run
 

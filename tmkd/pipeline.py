@@ -6,6 +6,7 @@ Choices (which teacher is best) are made on development rows; test rows are read
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.distill import Targets, distill, ensemble_logits, pretrain
-from tmkd.errors import TmkdError
+from tmkd.distill import Targets, distill, pretrain
+from tmkd.errors import ExportError, TmkdError
 from tmkd.hardware import describe, set_threads
 from tmkd.methods import METHODS, Method
 from tmkd.pairs.datasets import TaskData, load_task
@@ -174,15 +175,28 @@ class Pipeline:
                 replace_folder(taken.stage1[0].folder, self.run / "stage1")
 
     def export(self, *, named: bool = False) -> list[dict[str, Any]]:
-        """Fold, write ONNX, gate; the parity table. `named`: a back end that fails is an error."""
+        """Fold, write ONNX, gate; the parity table. `named`: a back end that fails is an error.
+
+        Raises:
+            ExportError: a back end asked for by name did not pass (everything else is written).
+        """
         from tmkd.export import export_student
 
         self.take_away()
-        student = self.run / "student"
-        target = self.run / "export"
-        return export_student(
-            student, self.data.dev, target, backends=self.recipe.export.backends, requested_by_name=named
-        )
+        student, backends = self.taken().steps[0], self.recipe.export.backends
+        depends = {"student": student.fingerprint, "dev": self.data.dev.digest(), "backends": backends}
+
+        def build(folder: Path) -> None:
+            export_student(student.folder, self.data.dev, folder / "export", backends=backends)
+
+        step = self.workspace.step("export", depends, build, label="export")
+        with disk_errors(self.run):
+            replace_folder(step.folder / "export", self.run / "export")
+        rows: list[dict[str, Any]] = json.loads((step.folder / "export" / "parity.json").read_text())
+        failed = [row for row in rows if not row["passed"]]
+        if named and failed:
+            raise ExportError(f"{failed[0]['backend']} was asked for and is not written: {failed[0]['reason']}")
+        return rows
 
 
 def replace_folder(source: Path, target: Path) -> None:
@@ -192,6 +206,3 @@ def replace_folder(source: Path, target: Path) -> None:
     shutil.copytree(source, fresh)
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
-
-
-__all__ = ["Pipeline", "Student", "ensemble_logits", "replace_folder"]
