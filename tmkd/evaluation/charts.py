@@ -1,21 +1,26 @@
-"""The report's charts as inline SVG: text stays text, colours follow the page (light or dark)."""
+"""The report's charts as inline SVG: text stays text, colours follow the page (light or dark), names never overlap."""
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-matplotlib.use("svg")
-from matplotlib import pyplot as plt
+from tmkd.evaluation.compare import TITLES, Kind, Results
+from tmkd.evaluation.intervals import Interval
 
-from tmkd.evaluation.compare import METRICS, TITLES, Results
-
-COLOURS = {"teacher": "#7a8ba3", "ensemble": "#3b5b92", "baseline": "#b07d3c", "student": "#1f8a5b"}
-_INK = "#123456"  # replaced by currentColor, so that axes and labels follow the page
+# Colours that stand for names of the page's style sheet: axes and text follow currentColor, a kind has a variable.
+_INK = "#123456"
+_COLOURS: dict[Kind, str] = {"teacher": "#100001", "ensemble": "#100002", "baseline": "#100003", "student": "#100004"}
+_MARKS: dict[Kind, str] = {"teacher": "o", "ensemble": "D", "baseline": "s", "student": "^"}
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tmkd",
@@ -29,88 +34,149 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+_LINE, _LETTER, _DODGE = 13.0, 6.4, 10.0  # points: height of a name, width of a letter (a wide one), between two marks
+_WIDTHS = (7.2, 9.0, 11.0, 14.0)  # inches: the first one in which no name meets a mark
+
+
+@dataclass
+class _Point:
+    """One model in the chart; `x` is where its mark stands after dodging, in points."""
+
+    name: str
+    kind: Kind
+    milliseconds: float
+    value: Interval
+    x: float = 0.0
 
 
 def quality_against_latency(results: Results, passages: int = 25) -> str:
-    """Each model's quality over the time of one question with so many passages; empty where nothing was timed."""
-    points = []
-    metric = next(
-        (name for name in ("mrr", "auc", "accuracy") if any(name in row.metrics for row in results.methods)), ""
-    )
-    for row in results.methods:
-        times = row.size.get("milliseconds") or {}
-        if passages in times and metric in row.metrics:
-            points.append((times[passages], row.metrics[metric], row.name, row.kind))
+    """Each model's quality over the time of one question with so many passages; empty where fewer than two were timed.
+
+    Models of one shape have one latency: their marks stand side by side and their names beside them, one a line.
+    """
+    metric = next((name for name in ("mrr", "auc", "accuracy") if name in results.metrics), "")
+    points = [
+        _Point(row.name, row.kind, row.size["milliseconds"][passages], row.metrics[metric])
+        for row in results.methods
+        if passages in (row.size.get("milliseconds") or {}) and metric in row.metrics
+    ]
     if len(points) < 2:
         return ""
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(7, 3.8))
-        axes.set_xscale("log")
-        labels = _grouped_labels(points)
-        for x, value, name, kind in points:
-            spread = [[value.mean - value.low], [value.high - value.mean]]
-            axes.errorbar(x, value.mean, yerr=spread, fmt="o", color=COLOURS[kind], capsize=3, markersize=7, alpha=0.9)
-            if name in labels:
-                axes.annotate(
-                    labels[name],
-                    (x, value.mean),
-                    xytext=(9, 0),
-                    textcoords="offset points",
-                    va="center",
-                    color=COLOURS[kind],
-                )
-        axes.set_xlabel(f"milliseconds for one question with {passages} passages (log scale)")
-        axes.set_ylabel(f"{TITLES[metric]} (95% interval)")
-        low, high = axes.get_xlim()
-        axes.set_xlim(low / 1.15, high * 1.9)  # room for the names
-        axes.set_xticks(
-            [x for x in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if low / 1.15 <= x <= high * 1.9]
-        )
-        axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-        return _svg(figure, "Quality against latency of every model")
+    clusters = _clusters(points)
+    said = "; ".join(f"{p.name} {p.value.mean:.3f} at {p.milliseconds:.0f} ms" for p in points)
+    with matplotlib.rc_context(_STYLE):
+        for width in _WIDTHS:
+            figure, fits = _draw(clusters, width, metric, passages)
+            if fits:
+                break
+        return _svg(figure, f"{TITLES[metric]} against milliseconds for {passages} passages: {said}")
 
 
-def _grouped_labels(points: Sequence[Any]) -> dict[str, str]:
-    """One name per model; teachers stand close together and share one."""
-    teachers = [point for point in points if point[3] == "teacher"]
-    labels = {point[2]: point[2] for point in points if point[3] != "teacher"}
-    if teachers:
-        middle = sorted(teachers, key=lambda point: point[1].mean)[len(teachers) // 2]
-        labels[middle[2]] = "teachers" if len(teachers) > 1 else middle[2]
-    return labels
+def _clusters(points: Sequence[_Point]) -> list[list[_Point]]:
+    """Models within 3% of one latency together, fast to slow; the best first in each."""
+    found: list[list[_Point]] = []
+    for point in sorted(points, key=lambda p: p.milliseconds):
+        if found and point.milliseconds <= 1.03 * found[-1][0].milliseconds:
+            found[-1].append(point)
+        else:
+            found.append([point])
+    return [sorted(cluster, key=lambda p: -p.value.mean) for cluster in found]
 
 
-def learning_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Loss over the epochs of every training run."""
-    drawn = {name: points for name, points in curves.items() if len(points) > 1}
-    if not drawn:
-        return ""
-    columns = min(3, len(drawn))
-    lines = -(-len(drawn) // columns)
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(lines, columns, figsize=(3.2 * columns, 2.4 * lines), squeeze=False)
-        for place, (name, points) in zip(axes.flat, drawn.items(), strict=False):
-            place.plot(
-                [p["epoch"] for p in points], [p["loss"] for p in points], color=COLOURS["ensemble"], linewidth=1.4
-            )
-            place.set_title(name, fontsize=10)
-            place.set_xlabel("epoch")
-            place.set_ylim(bottom=0)
-        for place in list(axes.flat)[len(drawn) :]:
-            place.set_visible(False)
-        return _svg(figure, "Training loss over epochs of every model")
+def _draw(clusters: list[list[_Point]], width: float, metric: str, passages: int) -> tuple[Figure, bool]:
+    """The chart, and whether every name has its own room."""
+    figure = Figure(figsize=(width, 4.2))
+    axes = figure.add_axes((0.75 / width, 0.13, 1 - 0.85 / width, 0.84))
+    axes.set_xscale("log")
+    low, high = clusters[0][0].milliseconds, clusters[-1][0].milliseconds
+    wide = 72 * (width - 0.85)
+    room = 2 * _DODGE + _names_width(clusters[-1])  # right of the slowest
+    axes.set_xlim(low * 0.85, high * (high / low * 1.2) ** (room / max(wide - room, 1)))
+    values = [p.value for cluster in clusters for p in cluster]
+    bottom, top = min(v.low for v in values), max(v.high for v in values)
+    margin = 0.06 * (top - bottom) or 0.01
+    axes.set_ylim(bottom - margin, top + margin)
+    to_points = 72 / figure.dpi
+    edges = []
+    for cluster in clusters:
+        for place, point in enumerate(cluster):
+            centre = axes.transData.transform((cluster[0].milliseconds, point.value.mean))[0] * to_points
+            point.x = centre + place * _DODGE
+        edges.append((cluster[0].x, cluster[-1].x + _DODGE + _names_width(cluster)))
+        _draw_cluster(axes, cluster, to_points)
+    axes.set_xlabel(f"milliseconds for one question with {passages} passages (log scale)")
+    axes.set_ylabel(f"{TITLES[metric]} (95% interval)")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    return figure, all(end + _DODGE / 2 < start for (_, end), (start, _) in pairwise(edges))
 
 
-def _svg(figure: Any, label: str) -> str:
-    figure.tight_layout()
+def _names_width(cluster: Sequence[_Point]) -> float:
+    return _DODGE + _LETTER * max(len(point.name) for point in cluster)
+
+
+def _draw_cluster(axes: Any, cluster: Sequence[_Point], to_points: float) -> None:
+    heights = [axes.transData.transform((p.milliseconds, p.value.mean))[1] * to_points for p in cluster]
+    box = axes.get_window_extent()
+    lines = spread(heights, _LINE, box.y0 * to_points + _LINE / 2, box.y1 * to_points - _LINE / 2)
+    column = cluster[-1].x + _DODGE
+    inverse = axes.transData.inverted()
+    for point, height, line in zip(cluster, heights, lines, strict=True):
+        colour = _COLOURS[point.kind]
+        x = inverse.transform((point.x / to_points, height / to_points))[0]
+        away = [[point.value.mean - point.value.low], [point.value.high - point.value.mean]]
+        axes.errorbar(x, point.value.mean, yerr=away, fmt=_MARKS[point.kind], color=colour, capsize=3, markersize=6.5)
+        axes.annotate(
+            point.name, (x, point.value.mean), xytext=(column - point.x, line - height), textcoords="offset points",
+            va="center", color=colour, parse_math=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.5, "shrinkB": 4},
+        )  # fmt: skip
+
+
+def spread(heights: Sequence[float], apart: float, bottom: float, top: float) -> list[float]:
+    """Move falling heights as little as one pass down and one up need to stand `apart`, inside [bottom, top]."""
+    lines = []
+    above = top + apart
+    for height in heights:
+        above = min(height, above - apart)
+        lines.append(above)
+    below = bottom - apart
+    for place in reversed(range(len(lines))):
+        below = max(lines[place], below + apart)
+        lines[place] = below
+    return lines
+
+
+def learning_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
+    """Loss over the epochs (steps, where there are no epochs), one chart for each run of two points or more."""
+    drawn = []
+    for name, points in curves.items():
+        if len(points) < 2:
+            continue
+        unit = "epoch" if all("epoch" in point for point in points) else "step"
+        with matplotlib.rc_context(_STYLE):
+            figure = Figure(figsize=(3.2, 2.3), layout="constrained")
+            axes = figure.add_subplot()
+            axes.plot([p[unit] for p in points], [p["loss"] for p in points], color=_COLOURS["ensemble"], linewidth=1.4)
+            axes.set_title(name, fontsize=10, parse_math=False)
+            axes.set_xlabel(unit)
+            axes.set_ylabel("loss")
+            axes.set_ylim(bottom=0)
+            ends = f"{points[0]['loss']:.3g} at the start, {points[-1]['loss']:.3g} at the end"
+            drawn.append(_svg(figure, f"Training loss of {name}: {ends}"))
+    return drawn
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The figure for a page: no ids (several share the page), no metadata, colours by the page's variables."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    plt.close(figure)
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
-
-
-__all__ = ["COLOURS", "METRICS", "learning_curves", "quality_against_latency"]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    text = re.sub(r'<g id="[^"]*"', "<g", text).replace(_INK, "currentColor")
+    for kind, colour in _COLOURS.items():
+        text = text.replace(colour, f"var(--{kind})")
+    width = 96 * figure.get_figwidth()  # of a page's pixels; narrower than 3/4 of it the text is too small to read
+    style = f'style="min-width: {0.75 * width:.0f}px" ' if width > 400 else ""
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" {style}', 1)

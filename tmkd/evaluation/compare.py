@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from rich.table import Table
 
-from tmkd.evaluation.intervals import Interval, Resamples, distributions, interval
-from tmkd.evaluation.metrics import Floats, Questions, log_odds
+from tmkd.errors import DataError
+from tmkd.evaluation.intervals import MAX_SEEDS, Interval, Resamples, distributions, interval
+from tmkd.evaluation.metrics import RANKING, Floats, Questions, log_odds, ranking
 from tmkd.pairs.record import Pairs
 
 Kind = Literal["teacher", "ensemble", "baseline", "student"]
@@ -83,8 +84,10 @@ class Difference:
 
     def sentence(self) -> str:
         """The difference in words."""
-        verdict = "ahead of" if self.value.mean > 0 else "behind"
-        text = f"{self.first} is {verdict} {self.second} in {TITLES[self.metric]} by {abs(self.value.mean):.3f}"
+        by = f"{abs(self.value.mean):.3f}"
+        verdict = "level with" if by == "0.000" else "ahead of" if self.value.mean > 0 else "behind"
+        text = f"{self.first} is {verdict} {self.second} in {TITLES[self.metric]}"
+        text += "" if by == "0.000" else f" by {by}"
         span = f"(95% interval {self.value.low:+.3f} to {self.value.high:+.3f})"
         return f"{text} {span}" + ("" if self.real else ": not a real difference on these rows")
 
@@ -108,6 +111,17 @@ class Results:
     questions: int
     methods: list[Row]
     differences: list[Difference]
+    ranked: int = 0  # questions that MRR, MAP and nDCG@10 are over: those with a positive and a negative row
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that have a meaning for these rows, in the order of METRICS."""
+        return [name for name in METRICS if any(name in row.metrics for row in self.methods)]
+
+    @property
+    def shared(self) -> list[str]:
+        """The metrics that the short texts name: ROC-AUC and MRR, or accuracy where there are neither."""
+        return [name for name in ("auc", "mrr") if name in self.metrics] or ["accuracy"]
 
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""
@@ -115,19 +129,21 @@ class Results:
             "task": self.task,
             "rows": self.rows,
             "questions": self.questions,
+            "ranked_questions": self.ranked,
             "methods": [row.to_json() for row in self.methods],
             "differences": [difference.to_json() for difference in self.differences],
         }
 
     def table(self) -> Table:
         """For a terminal."""
-        names = [name for name in METRICS if any(name in row.metrics for row in self.methods)]
+        names = self.metrics
+        kept_of = f"kept ({', '.join(TITLES[name].removeprefix('ROC-') for name in self.shared)})"
         table = Table(title=f"{self.task}: {self.rows:,} rows, {self.questions:,} questions", title_justify="left")
-        for column in ("model", *(TITLES[name] for name in names), "kept (AUC, MRR)", "pairs/s", "parameters"):
+        for column in ("model", *(TITLES[name] for name in names), kept_of, "pairs/s", "parameters"):
             table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
         for row in self.methods:
             cells = [f"{m.mean:.3f}\n{m.low:.2f}-{m.high:.2f}" if (m := row.metrics.get(n)) else "" for n in names]
-            kept = ", ".join(f"{row.kept[name]:.1%}" for name in ("auc", "mrr") if name in row.kept)
+            kept = ", ".join(f"{row.kept[name]:.1%}" for name in self.shared if name in row.kept)
             speed, parameters = row.size.get("pairs_per_second"), row.size.get("parameters")
             table.add_row(
                 row.name,
@@ -156,11 +172,17 @@ def compare(
         outputs: one entry per model; logits [S, N, C] for all N rows.
         ensemble, baseline: the names that shares are relative to.
         resamples: bootstrap resamples.
+
+    Raises:
+        DataError: no row is labelled, or a model's logits have another shape or are not finite.
     """
     known = np.flatnonzero(pairs.labels >= 0)
-    questions = Questions.of(pairs.labels[known], [pairs.qids[row] for row in known])
+    if len(known) == 0:
+        raise DataError("no row has a label, so nothing can be measured; give pairs with a label column")
+    qids = pairs.qids
+    questions = Questions.of(pairs.labels[known], [qids[row] for row in known])
     draws = Resamples(questions, resamples, seed)
-    drawn = {o.name: distributions(draws, np.asarray(o.logits, dtype=np.float64)[:, known]) for o in outputs}
+    drawn = {o.name: distributions(draws, _checked(o, len(pairs), classes)[:, known]) for o in outputs}
     chance = {"auc": 0.5, "accuracy": float(np.bincount(questions.labels, minlength=classes).max() / len(known))}
     rows = []
     for output in outputs:
@@ -180,8 +202,25 @@ def compare(
         if output.kind in ("student", "baseline"):
             _shares(row, drawn, chance, ensemble, baseline)
         rows.append(row)
-    differences = _differences(outputs, drawn, ensemble)
-    return Results(task, len(known), len(questions.names), rows, differences)
+    differences = _differences(outputs, drawn, ensemble, questions)
+    return Results(task, len(known), len(questions.names), rows, differences, int(questions.ranked.sum()))
+
+
+def _checked(output: ModelOutput, rows: int, classes: int) -> Floats:
+    """The logits as float64 [S, N, C]; a nan would be ranked somewhere and look like an answer."""
+    logits = np.asarray(output.logits, dtype=np.float64)
+    if logits.ndim != 3 or logits.shape[1:] != (rows, classes) or not 0 < len(logits) <= MAX_SEEDS:
+        raise DataError(
+            f"logits of {output.name} have shape {logits.shape}; expected (seeds, {rows}, {classes}) with 1 to "
+            f"{MAX_SEEDS} seeds: one [N, C] array for each seed, N being the rows of the pairs"
+        )
+    bad = np.argwhere(~np.isfinite(logits))
+    if len(bad):
+        raise DataError(
+            f"logits of {output.name} hold {len(bad)} values that are not finite, the first at seed {bad[0][0]}, row "
+            f"{bad[0][1]}; label the pairs again, or train that model with a lower learning rate"
+        )
+    return logits
 
 
 def _shares(
@@ -202,9 +241,17 @@ def _shares(
 
 
 def _differences(
-    outputs: Sequence[ModelOutput], drawn: dict[str, dict[str, tuple[float, Floats]]], ensemble: str
+    outputs: Sequence[ModelOutput],
+    drawn: dict[str, dict[str, tuple[float, Floats]]],
+    ensemble: str,
+    questions: Questions,
 ) -> list[Difference]:
-    """Every student against every other trained small model, and against the ensemble."""
+    """Every student against every other trained small model, and against the ensemble.
+
+    A metric over a single question is left out: every resample is that question, and an interval without width would
+    call any difference real.
+    """
+    counts = {name: int(questions.ranked.sum()) if name in RANKING else len(questions.names) for name in METRICS}
     found = []
     for place, first in enumerate(outputs):
         if first.kind != "student":
@@ -214,6 +261,8 @@ def _differences(
             if not rival:
                 continue
             for name, (value, spread) in drawn[first.name].items():
+                if counts[name] < 2:
+                    continue
                 theirs, their_spread = drawn[second.name][name]
                 found.append(Difference(first.name, second.name, name, interval(value - theirs, spread - their_spread)))
     return found
@@ -240,12 +289,15 @@ def disagreements(pairs: Pairs, student: Floats, teacher: Floats, limit: int = 2
     """
     if student.shape[1] != 2:
         return []
+    known = np.flatnonzero(pairs.labels >= 0)
+    pairs, student, teacher = pairs.take(known), student[known], teacher[known]
     questions = Questions.of(pairs.labels, pairs.qids)
     texts, passages = pairs.questions, pairs.passages
+    by_question = np.split(np.argsort(questions.group, kind="stable"), np.cumsum(np.bincount(questions.group))[:-1])
     found = []
     for number in np.flatnonzero(questions.ranked):
-        rows = np.flatnonzero(questions.group == number)
-        orders = [rows[np.argsort(-log_odds(logits[rows]), kind="stable")] for logits in (student, teacher)]
+        rows = by_question[number]
+        orders = [rows[ranking(log_odds(logits[rows]), questions.labels[rows])] for logits in (student, teacher)]
         ranks = [int(np.flatnonzero(questions.labels[order] == 1)[0]) + 1 for order in orders]
         if ranks[0] > ranks[1]:
             first, second = int(orders[0][0]), int(orders[1][0])

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.evaluation.metrics import Floats, Questions, auc_sorted, correct, log_odds, ranking_metrics
+from tmkd.evaluation.metrics import Floats, Questions, SortedRows, auc, correct, log_odds, ranking_metrics
+
+MAX_SEEDS = 64  # of one model
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,14 @@ class Resamples:
     def __init__(self, questions: Questions, count: int, seed: int) -> None:
         generator = np.random.default_rng(seed)
         size = len(questions.names)
-        draws = generator.integers(0, size, (count, size))
-        self.weights = np.stack([np.bincount(draw, minlength=size) for draw in draws]).astype(np.float64)
-        self.seeds = generator.random((count, 64))
+        self.weights = np.empty((count, size))
+        for row in self.weights:  # one draw at a time: all of them at once would double the memory
+            row[:] = np.bincount(generator.integers(0, size, size), minlength=size)
+        self.seeds = generator.random((count, MAX_SEEDS))
         self.questions = questions
 
     def pick_seed(self, resample: int, seeds: int) -> NDArray[np.int64]:
-        """Which seeds a resample uses, [S]."""
+        """Which seeds a resample uses, [S]; S up to MAX_SEEDS."""
         return (self.seeds[resample, :seeds] * seeds).astype(np.int64)
 
 
@@ -72,30 +75,26 @@ def distributions(resamples: Resamples, logits: Floats) -> dict[str, tuple[float
 
 
 def _weighted_mean(resamples: Resamples, sums: Floats, sizes: Floats) -> tuple[float, Floats]:
-    """sums: [S, G] totals of each question; sizes: [G] what they are divided by."""
+    """sums: [S, G] totals of each question; sizes: [G] what they are divided by. nan where a resample has no weight."""
     value = float(sums.sum(axis=1).mean() / sizes.sum())
     per_seed = resamples.weights @ sums.T  # [B, S]
-    below = np.maximum(resamples.weights @ sizes, 1e-12)
+    below = resamples.weights @ sizes
     picked = np.stack([per_seed[b, resamples.pick_seed(b, len(sums))].mean() for b in range(len(per_seed))])
-    return value, picked / below
+    return value, np.divide(picked, below, out=np.full(len(below), np.nan), where=below > 0)
 
 
 def _auc(resamples: Resamples, logits: Floats) -> tuple[float, Floats]:
     questions = resamples.questions
-    ones = np.ones(len(questions.labels))
-    orders, values = [], []
-    for one in logits:
-        scores = log_odds(one)
-        order = np.argsort(scores, kind="stable")
-        prepared = (questions.labels[order] == 1, scores[order], questions.group[order])
-        orders.append(prepared)
-        values.append(auc_sorted(prepared[0], prepared[1], ones))
+    scores = [log_odds(one) for one in logits]
+    rows = [SortedRows.of(questions.labels, one) for one in scores]
+    groups = [questions.group[one.order] for one in rows]
     drawn = np.empty(len(resamples.weights))
     for b, weights in enumerate(resamples.weights):
-        picked, counts = np.unique(resamples.pick_seed(b, len(logits)), return_counts=True)
-        each = [auc_sorted(orders[s][0], orders[s][1], weights[orders[s][2]]) for s in picked]
-        drawn[b] = np.average(each, weights=counts)
-    return float(np.mean(values)), drawn
+        counts = np.bincount(resamples.pick_seed(b, len(logits)), minlength=len(logits))
+        picked = np.flatnonzero(counts)  # a seed drawn twice is computed once
+        each = [rows[s].auc(weights[groups[s]]) for s in picked]
+        drawn[b] = np.average(each, weights=counts[picked])
+    return float(np.mean([auc(questions.labels, one) for one in scores])), drawn
 
 
 def interval(value: float, drawn: Floats) -> Interval:

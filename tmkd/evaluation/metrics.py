@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytrec_eval
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
 Floats = NDArray[np.float64]
 RANKING = {"mrr": "recip_rank", "map": "map", "ndcg@10": "ndcg_cut_10"}
@@ -54,40 +55,74 @@ def correct(questions: Questions, logits: Floats) -> Floats:
     return right
 
 
-def auc_weighted(labels: NDArray[np.int64], scores: Floats, weights: Floats) -> float:
-    """ROC-AUC with a weight per row; a tie counts one half. nan where one class has no weight.
+def auc(labels: NDArray[np.int64], scores: Floats) -> float:
+    """ROC-AUC of labels [N] (1: positive) and scores [N], by scikit-learn; both classes must occur."""
+    return float(roc_auc_score(labels == 1, scores))
 
-    Equal to scikit-learn's `roc_auc_score(labels, scores, sample_weight=weights)` (tested), but the caller sorts once.
+
+@dataclass(frozen=True)
+class SortedRows:
+    """Rows sorted by score once, so that ROC-AUC under other row weights needs no sorting.
+
+    Attributes:
+        order: the sorted rows, [N] int64.
+        positive: [N] bool, in that order.
+        starts: where each run of equal scores starts, [T]; None where no two scores are equal.
     """
-    order = np.argsort(scores, kind="stable")
-    return auc_sorted(labels[order] == 1, scores[order], weights[order])
+
+    order: NDArray[np.int64]
+    positive: NDArray[np.bool_]
+    starts: NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, labels: NDArray[np.int64], scores: Floats) -> SortedRows:
+        """Sort by score, ascending."""
+        order = np.argsort(scores, kind="stable")
+        starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
+        return cls(order, labels[order] == 1, starts if len(starts) < len(order) else None)
+
+    def auc(self, weights: Floats) -> float:
+        """ROC-AUC with a weight per sorted row; a tie counts one half. nan where one class has no weight.
+
+        Equal to scikit-learn's `roc_auc_score(labels, scores, sample_weight=weights)`.
+        """
+        up = weights * self.positive
+        down = weights - up
+        if self.starts is not None:
+            up, down = np.add.reduceat(up, self.starts), np.add.reduceat(down, self.starts)
+        below = np.cumsum(down)
+        total = up.sum() * below[-1]
+        return float(up @ (below - down / 2) / total) if total > 0 else float("nan")
 
 
-def auc_sorted(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> float:
-    """`auc_weighted` for rows already sorted by score."""
-    ends = np.flatnonzero(np.append(np.diff(scores) != 0, True))
-    up = np.diff(np.append(0.0, np.cumsum(weights * positive)[ends]))
-    down = np.diff(np.append(0.0, np.cumsum(weights * ~positive)[ends]))
-    total = up.sum() * down.sum()
-    if total <= 0:
-        return float("nan")
-    return float((up * (np.cumsum(down) - down / 2)).sum() / total)
+def auc_weighted(labels: NDArray[np.int64], scores: Floats, weights: Floats) -> float:
+    """ROC-AUC with a weight per row, [N]; see `SortedRows.auc`."""
+    rows = SortedRows.of(labels, scores)
+    return rows.auc(weights[rows.order])
+
+
+def ranking(scores: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows from the best score to the worst, [N]; among equal scores positives come last, then the earlier row.
+
+    So a model that gives every passage one score is not rewarded, whatever the order of the rows.
+    """
+    return np.lexsort((labels == 1, -scores))
 
 
 def ranking_metrics(questions: Questions, scores: Floats) -> dict[str, Floats]:
     """MRR, MAP and nDCG@10 of every question, each [G]; nan where a question has no positive or no negative.
 
-    trec_eval breaks ties by document id, descending; ids are given so that negatives come first among equals: a model
-    that gives every passage one score is not rewarded.
+    trec_eval keeps scores in single precision and breaks ties by document id; it is given places of our own order
+    (`ranking`) in place of scores, so that neither matters.
     """
     qrels: dict[str, dict[str, int]] = {}
     runs: dict[str, dict[str, float]] = {}
-    for row in np.flatnonzero(questions.ranked[questions.group]):
-        question = str(questions.group[row])
-        relevant = int(questions.labels[row] == 1)
-        document = f"{1 - relevant}-{row:09d}"
-        qrels.setdefault(question, {})[document] = relevant
-        runs.setdefault(question, {})[document] = float(scores[row])
+    counted = np.flatnonzero(questions.ranked[questions.group])
+    for row in counted[ranking(scores[counted], questions.labels[counted])]:
+        question, document = str(questions.group[row]), str(row)
+        run = runs.setdefault(question, {})
+        run[document] = -float(len(run))
+        qrels.setdefault(question, {})[document] = int(questions.labels[row] == 1)
     found = {name: np.full(len(questions.names), np.nan) for name in RANKING}
     if qrels:
         evaluator = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank", "map", "ndcg_cut.10"})

@@ -11,9 +11,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tmkd.evaluation.charts import learning_curves, quality_against_latency
-from tmkd.evaluation.compare import METRICS, TITLES, Disagreement, Results, Row
+from tmkd.evaluation.compare import TITLES, Difference, Disagreement, Results, Row
 
 ENSEMBLE = "teacher-ensemble"
+_COSTS = {"layers": "layers", "parameters": "parameters", "bytes": "file", "pairs_per_second": "pairs/s"}
 
 
 def write_report(
@@ -41,20 +42,50 @@ def write_report(
     )  # fmt: skip
     page.filters["count"] = lambda value: f"{value:,.0f}"
     text = page.get_template("report.html.jinja").render(
+        **_columns(results),
+        **_differences(results),
         results=results,
-        metrics=[name for name in METRICS if any(name in row.metrics for row in results.methods)],
+        metrics=results.metrics,
         titles=TITLES,
+        ranking_titles="MRR, MAP and nDCG@10",
         headline=headline(results),
         speedup=speedups(results),
         latency_chart=quality_against_latency(results),
-        curves_chart=learning_curves(curves or {}),
+        curve_charts=learning_curves(curves or {}),
         parity=list(parity),
+        ranked_parity=any(row.get("kendall_tau") is not None for row in parity),
+        parity_reasons=any(row.get("reason") for row in parity),
         disagreements=list(disagreements),
         recipe_text=recipe_text,
         environment=dict(environment or {}),
     )
     _write(folder / "results.json", json.dumps(results.to_json(), indent=2, allow_nan=False) + "\n")
     _write(folder / "report.html", text)
+
+
+def _columns(results: Results) -> dict[str, Any]:
+    """The columns of the table of shares and costs: those that have a number in some row."""
+    rows = results.methods
+    names = [*dict.fromkeys(("accuracy", *results.shared))]
+    return {
+        "shares": [name for name in names if any(name in row.kept for row in rows)],
+        "chance": [name for name in names if any(name in row.kept_above_chance for row in rows)],
+        "recovered": [name for name in results.shared if any(name in row.recovered for row in rows)],
+        "costs": {key: title for key, title in _COSTS.items() if any(row.size.get(key) for row in rows)},
+    }
+
+
+def _differences(results: Results) -> dict[str, list[Difference]]:
+    """Those that the student of the headline takes part in, and the others."""
+    named = [difference for difference in results.differences if difference.metric in results.shared]
+    student = _headlined(results)
+    own = [difference for difference in named if student and student.name in (difference.first, difference.second)]
+    return {"differences": own, "other_differences": [difference for difference in named if difference not in own]}
+
+
+def _headlined(results: Results) -> Row | None:
+    students = [row for row in results.methods if row.kind == "student"]
+    return next((row for row in students if row.name == "tmkd"), students[0] if students else None)
 
 
 def _write(path: Path, text: str) -> None:
@@ -77,25 +108,20 @@ def speedups(results: Results) -> dict[str, float]:
 
 def headline(results: Results) -> str:
     """One sentence: what became what, what was kept, how much faster."""
-    students = [row for row in results.methods if row.kind == "student"]
-    if not students:
+    student = _headlined(results)
+    if student is None:
         return ""
-    student: Row = next((row for row in students if row.name == "tmkd"), students[0])
     teachers = [row for row in results.methods if row.kind == "teacher"]
-    deepest = max((row.size.get("layers") or 0 for row in teachers), default=0)
-    text = f"{len(teachers)} teachers"
-    if deepest:
-        text += f" of {deepest} layers"
-    text += (
-        f" became one student of {student.size['layers']} layers"
-        if student.size.get("layers")
-        else " became one student"
-    )
+    depths = {row.size.get("layers") or 0 for row in teachers}
+    text = "1 teacher" if len(teachers) == 1 else f"{len(teachers)} teachers"
+    if any(depths):
+        text += f" of {'up to ' if len(depths) > 1 else ''}{max(depths)} layers"
+    text += " became one student"
+    if student.size.get("layers"):
+        text += f" of {student.size['layers']} layer{'s' if student.size['layers'] > 1 else ''}"
     kept = [
-        f"{student.kept[name]:.1%} of the ensemble's {TITLES[name]}" for name in ("auc", "mrr") if name in student.kept
+        f"{student.kept[name]:.1%} of the ensemble's {TITLES[name]}" for name in results.shared if name in student.kept
     ]
-    if not kept and "accuracy" in student.kept:
-        kept = [f"{student.kept['accuracy']:.1%} of the ensemble's accuracy"]
     if kept:
         text += f" that keeps {' and '.join(kept)}"
     every = speedups(results)
