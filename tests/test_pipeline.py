@@ -86,6 +86,13 @@ def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_pat
     assert "stage 1 of" not in reused.stderr
 
 
+def test_one_teacher_of_several_is_the_best_on_development_rows(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    done = tmkd("distill", recipe_file, "methods=[tkd]", "take=tkd")
+    assert "best teacher on development rows: " in done.stderr
+    card = json.loads((tmp_path / "workspace" / "runs" / "tiny" / "student" / "tmkd.json").read_text())
+    assert card["soft_headers"] == 1
+
+
 def test_one_changed_key_redoes_only_what_hangs_on_it(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     tmkd("distill", recipe_file, "methods=[tmkd]")
     before = {p.name for p in (tmp_path / "workspace" / "steps").iterdir()}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tmkd.distill import ensemble_logits
 from tmkd.encoder.checkpoint import load_student, read_card
 from tmkd.errors import TmkdError
-from tmkd.evaluation.compare import ModelOutput, Results, compare
+from tmkd.evaluation.compare import ENSEMBLE, ModelOutput, Results, compare
 from tmkd.evaluation.speed import measure
 from tmkd.hardware import describe
 from tmkd.pairs.record import Pairs
@@ -27,7 +27,6 @@ from tmkd.tokenizer import PairTokenizer
 from tmkd.training import score
 from tmkd.workspace import Step, Workspace, write_json
 
-ENSEMBLE = "teacher-ensemble"
 SPEED_PAIRS = 256  # test pairs that the speed is measured on
 
 
@@ -95,9 +94,8 @@ def outputs(run: RunModels, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
             teachers.append(logits[0])
         found.append(ModelOutput(name=name, kind=model["kind"], logits=np.stack(logits), **sizes))
     if len(teachers) > 1:
-        at = len([output for output in found if output.kind == "teacher"])
         parts = [output for output in found if output.kind == "teacher"]
-        found.insert(at, _ensemble(teachers, parts))
+        found.insert(len(parts), _ensemble(teachers, parts))
     if timed:
         _time(workspace, found, folders, pairs, recipe.precision)
     return found

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from tmkd.distill import Targets, distill, pretrain
 from tmkd.errors import ExportError, TmkdError
@@ -98,9 +99,7 @@ class Pipeline:
         known = np.flatnonzero(labels >= 0)
         losses = []
         for logits in self.teacher_logits(self.data.dev, "dev"):
-            probabilities = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-            probabilities -= np.log(np.exp(probabilities).sum(axis=1, keepdims=True))
-            losses.append(-probabilities[known, labels[known]].mean())
+            losses.append(-log_softmax(logits.astype(np.float64), axis=1)[known, labels[known]].mean())
         best = int(np.argmin(losses))
         say(f"best teacher on development rows: {self.teachers[best][0].name}")
         return best

@@ -10,10 +10,10 @@ import numpy as np
 import yaml
 
 from tmkd import __version__
-from tmkd.evaluation.compare import Results, disagreements
+from tmkd.evaluation.compare import ENSEMBLE, Results, disagreements
 from tmkd.evaluation.report import write_report
 from tmkd.hardware import describe
-from tmkd.measure import ENSEMBLE, RunModels, compare_outputs, curves, outputs
+from tmkd.measure import RunModels, compare_outputs, curves, outputs
 from tmkd.pipeline import Pipeline
 from tmkd.progress import say
 from tmkd.workspace import disk_errors

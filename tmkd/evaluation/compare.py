@@ -16,6 +16,7 @@ from tmkd.pairs.record import Pairs
 
 Kind = Literal["teacher", "ensemble", "baseline", "student"]
 METRICS = ("accuracy", "auc", "mrr", "map", "ndcg@10")
+ENSEMBLE = "teacher-ensemble"
 TITLES = {"accuracy": "accuracy", "auc": "ROC-AUC", "mrr": "MRR", "map": "MAP", "ndcg@10": "nDCG@10"}
 
 
@@ -161,7 +162,7 @@ def compare(
     *,
     classes: int,
     task: str,
-    ensemble: str = "teacher-ensemble",
+    ensemble: str = ENSEMBLE,
     baseline: str = "finetune",
     resamples: int = 1000,
     seed: int = 0,

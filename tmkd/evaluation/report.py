@@ -11,9 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tmkd.evaluation.charts import learning_curves, quality_against_latency
-from tmkd.evaluation.compare import TITLES, Difference, Disagreement, Results, Row
+from tmkd.evaluation.compare import ENSEMBLE, TITLES, Difference, Disagreement, Results, Row
 
-ENSEMBLE = "teacher-ensemble"
 _COSTS = {"layers": "layers", "parameters": "parameters", "bytes": "file", "pairs_per_second": "pairs/s"}
 
 
