@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification
 from tmkd.batching import pad
 from tmkd.encoder.checkpoint import load_encoder, save_student
 from tmkd.encoder.find import find_encoder
-from tmkd.hardware import describe, set_threads
+from tmkd.hardware import describe, prepare
 from tmkd.pairs.debian_docs import build
 from tmkd.progress import say
 from tmkd.student import Student
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    set_threads()
+    prepare()
     source = find_encoder("builtin:minilm-l6")
     tokenizer = PairTokenizer(source, LENGTH)
     pairs = build().train

@@ -18,7 +18,7 @@ from scipy.special import log_softmax
 
 from tmkd.distill import Targets, distill, pretrain
 from tmkd.errors import ExportError, TmkdError
-from tmkd.hardware import describe, set_threads
+from tmkd.hardware import describe, prepare
 from tmkd.methods import METHODS, Method
 from tmkd.pairs.datasets import TaskData, load_task
 from tmkd.pairs.record import Pairs
@@ -45,7 +45,7 @@ class Pipeline:
         self.workspace = workspace
         self.run = workspace.root / "runs" / recipe.name
         self.run.mkdir(parents=True, exist_ok=True)
-        set_threads()
+        prepare()
         say(f"running on {describe(recipe.precision)}")
 
     @functools.cached_property
