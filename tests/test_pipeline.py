@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from conftest import pair_rows, write_jsonl
 
 from tmkd import cli
+from tmkd.export import BACKENDS
 from tmkd.recipe import load_recipe
 
 
@@ -75,6 +76,9 @@ def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_pat
         assert row["note"] == "kept"
         assert row["tmkd_score"] == pytest.approx(row["tmkd_logits"][1] - row["tmkd_logits"][0], abs=1e-5)
         assert row["tmkd_predicted"] == int(row["tmkd_score"] > 0)
+
+    tmkd("score", run / "export", "--pairs", run / "test.jsonl", "--output", tmp_path / "test-scored.csv")
+    assert (tmp_path / "test-scored.csv").read_text().count("tmkd_score") == 1
 
     tmkd("evaluate", run, "--pairs", pairs, "--json", tmp_path / "numbers.json", "--no-speed")
     numbers = json.loads((tmp_path / "numbers.json").read_text())
@@ -160,6 +164,61 @@ def test_interrupted_in_training_then_continued(
         assert "Traceback" not in errors
     assert not [p for p in partial.iterdir() if not p.name.endswith(".partial")]
     tmkd("teach", recipe_file, "teachers.0.epochs=1")
+
+
+def _killed_in(recipe_file: Path, verb: str, patch: str) -> None:
+    """The verb in a process of its own that kills itself at a chosen moment."""
+    script = (
+        "import os, signal, sys\n"
+        "def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{patch}\n"
+        "import tmkd.cli as cli\n"
+        f"sys.argv = ['tmkd', {verb!r}, {str(recipe_file)!r}]\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_killed_while_labelling_then_continued(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    patch = (
+        "import tmkd.teachers as t\n"
+        "t.CHUNK, append, calls = 8, t.LabelStore.append, []\n"
+        "def two(*a): (die if len(calls) == 2 else append)(*a); calls.append(1)\n"
+        "t.LabelStore.append = two\n"
+    )
+    _killed_in(recipe_file, "label", patch)
+    (partial,) = (tmp_path / "workspace" / "steps").glob("labels-*.partial")
+    kept = {part.name: part.read_bytes() for part in partial.glob("part-*.parquet")}
+    assert len(kept) == 2
+    again = tmkd("label", recipe_file)
+    assert "16/" in again.stderr  # the bar starts after the stored chunks
+    finished = partial.with_suffix("")
+    assert {name: (finished / name).read_bytes() for name in kept} == kept
+    assert len(list(finished.glob("part-*.parquet"))) == 3
+
+
+def test_killed_while_exporting_then_exported(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    tmkd("distill", recipe_file)
+    _killed_in(recipe_file, "export", "import tmkd.export as e; e.swap_in = die")
+    run = tmp_path / "workspace" / "runs" / "tiny"
+    assert not (run / "export").exists()
+    tmkd("export", recipe_file)
+    assert json.loads((run / "export" / "parity.json").read_text())[0]["passed"]
+    (step,) = (tmp_path / "workspace" / "steps").glob("export-*")
+    assert sorted(path.name for path in step.iterdir()) == ["export", "step.json"]
+
+
+def test_a_back_end_asked_for_by_name_must_pass(
+    tmkd: Tmkd, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = replace(BACKENDS["onnx-fp32"], limit=-1.0)  # no difference is small enough
+    monkeypatch.setitem(BACKENDS, "onnx-fp32", limit)
+    done = tmkd("export", recipe_file, "--backend", "onnx-fp32", check=False)
+    assert done.returncode == 1
+    assert "onnx-fp32 was asked for and is not written: a logit differs by" in done.stderr
+    assert not (tmp_path / "workspace" / "runs" / "tiny" / "export" / "onnx").exists()
+    tmkd("export", recipe_file)  # not by name: the table says it, the run goes on
 
 
 def test_errors_name_the_value_and_the_fix(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:

@@ -13,6 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
+WIDTH_STEP = 8  # batches are padded to a multiple of this: few shapes, so that the kernels made for a shape are reused
+
+
+def padded_width(longest: int) -> int:
+    """The width of a batch whose longest row has `longest` tokens: the next multiple of WIDTH_STEP."""
+    return max(1, -(-longest // WIDTH_STEP)) * WIDTH_STEP
 
 
 def length_sorted_batches(
@@ -32,13 +38,24 @@ def length_sorted_batches(
     batches: list[IntArray] = []
     start = 0
     while start < len(order):
-        longest = max(1, int(lengths[order[start]]))
-        size = max(1, token_budget // longest)
+        size = max(1, token_budget // padded_width(int(lengths[order[start]])))
         if max_pairs is not None:
             size = min(size, max_pairs)
         batches.append(order[start : start + size])
         start += size
     return batches
+
+
+def micro_batches(lengths: NDArray[np.integer], token_budget: int) -> list[IntArray]:
+    """The rows of one step in equal parts of like length, each within the token budget, longest first.
+
+    Equal, so that a step's shapes depend on little more than its longest row: a short last part would be a shape of
+    its own nearly every time. Arguments and result as in `length_sorted_batches`.
+    """
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    most = max(1, token_budget // padded_width(int(lengths[order[0]])))
+    size = -(-len(order) // -(-len(order) // most))
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def pad(
@@ -48,7 +65,7 @@ def pad(
     pad_id: int,
 ) -> tuple[IntArray, IntArray, IntArray]:
     """The rows as a rectangle, padded on the right: input ids, attention mask, type ids, each [n, T] int64."""
-    width = max(len(ids[row]) for row in rows)
+    width = padded_width(max(len(ids[row]) for row in rows))
     input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.int64)
     types = np.zeros((len(rows), width), dtype=np.int64)

@@ -86,8 +86,9 @@ def run(
 
 
 def _tell_where(folder: Path) -> None:
-    say(f"report:  {folder / 'report' / 'report.html'}")
-    say(f"student: {folder / 'export'}  (opens with transformers; tmkd score {folder / 'export'} --pairs FILE)")
+    say(f"report:    {folder / 'report' / 'report.html'}")
+    say(f"student:   {folder / 'export'}  (opens with transformers; tmkd score {folder / 'export'} --pairs FILE)")
+    say(f"test rows: {folder / 'test.jsonl'}")
 
 
 @app.command()

@@ -15,6 +15,7 @@ from torch import Tensor
 from tmkd.encoder.checkpoint import load_encoder, load_student, read_card, save_student
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.errors import DataError
+from tmkd.files import write_json
 from tmkd.losses import golden_loss, soft_loss
 from tmkd.methods import Method
 from tmkd.pairs.record import Pairs
@@ -23,7 +24,7 @@ from tmkd.student import Logits, Student
 from tmkd.teachers import golden_only
 from tmkd.tokenizer import PairTokenizer
 from tmkd.training import Fit, train
-from tmkd.workspace import Step, Workspace, write_json
+from tmkd.workspace import Step, Workspace
 
 
 @dataclass(frozen=True)

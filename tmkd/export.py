@@ -7,9 +7,7 @@ folder is built beside its target and renamed: there is never half an export.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,11 +26,12 @@ from tmkd.batching import length_sorted_batches, pad
 from tmkd.encoder.checkpoint import read_card
 from tmkd.encoder.forward import require_supported
 from tmkd.errors import EncoderError, ExportError
+from tmkd.files import disk_errors, sha256_of, swap_in, write_json
 from tmkd.onnx_graph import write_onnx
 from tmkd.pairs.record import Pairs
 from tmkd.parity import Agreement, agreement
 from tmkd.progress import progress, say
-from tmkd.runtime import FORMAT, Scorer, sha256_of
+from tmkd.runtime import FORMAT, Scorer
 from tmkd.tokenizer import PairTokenizer
 
 FOLD_LIMIT = 1e-5  # between the checkpoint's own logits and the mean of the headers
@@ -58,7 +57,6 @@ def export_student(
     out: Path,
     *,
     backends: Sequence[str] = ("onnx-fp32",),
-    requested_by_name: bool = False,
     reference_logits: NDArray[np.float32] | None = None,
 ) -> list[dict[str, Any]]:
     """Export a student and prove that every back end gives its numbers.
@@ -68,7 +66,6 @@ def export_student(
             student, headers.safetensors.
         dev: the pairs on which back ends are compared, labelled or not.
         out: the folder to write; an earlier export there is replaced.
-        requested_by_name: whether a back end that fails is an error (raised after everything else is written).
         reference_logits: the student's logits on `dev`, [N, C] float32; computed from its headers unless given.
 
     Returns:
@@ -76,14 +73,14 @@ def export_student(
         metric_name, metric_pytorch, metric_export, pairs_per_second, bytes, reason. What has no meaning is None.
 
     Raises:
-        ExportError: an unknown back end, no development pairs, a fold that does not match, no room on disk, an `out`
-            that holds something else. EncoderError: a folder that is no supported checkpoint.
+        ExportError: an unknown back end, no development pairs, a fold that does not match, an `out` that holds
+            something else. EncoderError: a folder that is no supported checkpoint. TmkdError: no room on disk.
     """
     student_folder, out = Path(student_folder), Path(out)
     _check_request(dev, out, backends)
     card = read_card(student_folder)
-    fresh = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    with _room_on_disk(out), _removed_afterwards(fresh):
+    fresh = out.with_name(f".{out.name}.partial")
+    with disk_errors(out), _removed_afterwards(fresh):
         fresh.mkdir(parents=True)
         _copy_checkpoint(student_folder, fresh, int(card["max_length"]))
         model = load_checkpoint(fresh)
@@ -100,17 +97,12 @@ def export_student(
             rows.append(row)
             if entry is not None:
                 passed[name] = entry
-        _write_json(fresh / "tmkd.json", {**about, "backends": passed, "default": next(iter(passed), None)})
-        _write_json(fresh / "parity.json", rows)
-        _swap_in(fresh, out)
-    failed = [row for row in rows if not row["passed"]]
-    for row in failed:
-        say(f"export: {row['backend']} is not written: {row['reason']}")
-    if failed and requested_by_name:
-        raise ExportError(
-            f"{failed[0]['backend']} was asked for and is not written: {failed[0]['reason']}. "
-            f"The rest of the export is in {out}, the comparison in {out / 'parity.json'}"
-        )
+        write_json(fresh / "tmkd.json", {**about, "backends": passed, "default": next(iter(passed), None)})
+        write_json(fresh / "parity.json", rows)
+        swap_in(fresh, out)
+    for row in rows:
+        if not row["passed"]:
+            say(f"export: {row['backend']} is not written: {row['reason']}")
     return rows
 
 
@@ -230,7 +222,7 @@ def _gated(
         backend.write(model, path)
         size = path.stat().st_size
         entry = {"file": backend.file, "sha256": sha256_of(path), "passed": True}
-        _write_json(folder / "tmkd.json", {**about, "backends": {name: entry}, "default": name})
+        write_json(folder / "tmkd.json", {**about, "backends": {name: entry}, "default": name})
         logits, rate = _timed(Scorer(folder, backend=name), dev, name)
         found = agreement(reference, logits, dev.qids, dev.labels)
         reason = _why_refused(found, backend.limit)
@@ -280,16 +272,7 @@ def _copy_checkpoint(student: Path, fresh: Path, max_length: int) -> None:
             shutil.copyfile(student / name, fresh / name)
     path = fresh / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    _write_json(path, {**config, "model_max_length": max_length})
-
-
-def _swap_in(fresh: Path, out: Path) -> None:
-    """Rename the finished folder into place; an earlier export goes only then."""
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    if out.exists():
-        out.rename(old)
-    fresh.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    write_json(path, {**config, "model_max_length": max_length})
 
 
 @contextmanager
@@ -300,19 +283,3 @@ def _removed_afterwards(folder: Path) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _room_on_disk(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ExportError(
-            f"no room on disk for {out}; nothing was written there. Free some space and export again"
-        ) from error
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

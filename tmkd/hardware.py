@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-# mallopt(3): M_MMAP_MAX = 0, M_TRIM_THRESHOLD = never, M_TOP_PAD = 64 MiB
-_KEEP_MEMORY = ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20))
+# mallopt(3): M_MMAP_THRESHOLD = 32 MiB (its limit), M_TRIM_THRESHOLD = 256 MiB. Without mappings at all, or without
+# trimming, blocks of many sizes fragment the heap to several times what is in use.
+_KEEP_MEMORY = ((-3, 32 << 20), (-1, 256 << 20))
 
 
 @functools.cache

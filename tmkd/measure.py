@@ -19,13 +19,14 @@ from tmkd.encoder.checkpoint import load_student, read_card
 from tmkd.errors import TmkdError
 from tmkd.evaluation.compare import ENSEMBLE, ModelOutput, Results, compare
 from tmkd.evaluation.speed import measure
+from tmkd.files import write_json
 from tmkd.hardware import describe
 from tmkd.pairs.record import Pairs
 from tmkd.recipe import Recipe, parse_recipe
 from tmkd.teachers import column_logits, label
 from tmkd.tokenizer import PairTokenizer
 from tmkd.training import score
-from tmkd.workspace import Step, Workspace, write_json
+from tmkd.workspace import Step, Workspace
 
 SPEED_PAIRS = 256  # test pairs that the speed is measured on
 
@@ -185,7 +186,7 @@ def evaluate(run: RunModels, pairs: Pairs, *, timed: bool = True, task: str | No
 
 def compare_outputs(run: RunModels, pairs: Pairs, found: list[ModelOutput], *, task: str) -> Results:
     """The comparison of models that were already run."""
-    return compare(pairs, found, classes=run.recipe.classes, task=task)
+    return compare(pairs, found, classes=run.recipe.classes, task=task, taken=run.take)
 
 
 def curves(run: RunModels) -> dict[str, list[dict[str, float]]]:

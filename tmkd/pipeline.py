@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from scipy.special import log_softmax
 
 from tmkd.distill import Targets, distill, pretrain
 from tmkd.errors import ExportError, TmkdError
+from tmkd.files import copy_folder, disk_errors, write_json
 from tmkd.hardware import describe, prepare
 from tmkd.methods import METHODS, Method
 from tmkd.pairs.datasets import TaskData, load_task
@@ -25,7 +25,7 @@ from tmkd.pairs.record import Pairs
 from tmkd.progress import say
 from tmkd.recipe import Recipe, Teacher
 from tmkd.teachers import column_logits, label, teach
-from tmkd.workspace import Step, Workspace, disk_errors, write_json
+from tmkd.workspace import Step, Workspace
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,9 @@ class Pipeline:
         """Copy the student (and its stage-1 student) out of the steps into the run's folder."""
         taken = self.taken()
         with disk_errors(self.run):
-            replace_folder(taken.steps[0].folder, self.run / "student")
+            copy_folder(taken.steps[0].folder, self.run / "student")
             if taken.stage1:
-                replace_folder(taken.stage1[0].folder, self.run / "stage1")
+                copy_folder(taken.stage1[0].folder, self.run / "stage1")
 
     def export(self, *, named: bool = False) -> list[dict[str, Any]]:
         """Fold, write ONNX, gate; the parity table. `named`: a back end that fails is an error.
@@ -190,18 +190,9 @@ class Pipeline:
 
         step = self.workspace.step("export", depends, build, label="export")
         with disk_errors(self.run):
-            replace_folder(step.folder / "export", self.run / "export")
+            copy_folder(step.folder / "export", self.run / "export")
         rows: list[dict[str, Any]] = json.loads((step.folder / "export" / "parity.json").read_text())
         failed = [row for row in rows if not row["passed"]]
         if named and failed:
             raise ExportError(f"{failed[0]['backend']} was asked for and is not written: {failed[0]['reason']}")
         return rows
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """Copy a folder beside the target and swap it in."""
-    fresh = target.with_name(target.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(source, fresh)
-    shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)

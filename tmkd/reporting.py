@@ -12,11 +12,12 @@ import yaml
 from tmkd import __version__
 from tmkd.evaluation.compare import ENSEMBLE, Results, disagreements
 from tmkd.evaluation.report import write_report
+from tmkd.files import disk_errors
 from tmkd.hardware import describe
 from tmkd.measure import RunModels, compare_outputs, curves, outputs
+from tmkd.pairs.files import write_rows
 from tmkd.pipeline import Pipeline
 from tmkd.progress import say
-from tmkd.workspace import disk_errors
 
 
 def report(pipeline: Pipeline) -> Results:
@@ -43,6 +44,7 @@ def report(pipeline: Pipeline) -> Results:
             recipe_text=yaml.safe_dump(pipeline.recipe.model_dump(mode="json"), sort_keys=False),
             environment=_environment(pipeline),
         )
+        write_rows(pipeline.run / "test.jsonl", test.table.drop_columns(["pair_id"]).to_pylist())
     pipeline.write_manifest()
     return results
 

@@ -10,7 +10,6 @@ budget, so that little of the work is padding; results come back in the caller's
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from tmkd.batching import length_sorted_batches, pad
 from tmkd.errors import DataError, ExportError
+from tmkd.files import sha256_of
 from tmkd.tokenizer import Encoded, PairTokenizer
 
 FORMAT = 1
@@ -214,9 +214,3 @@ def _open(path: Path, threads: int) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own, without a common public base
         raise ExportError(f"{path} cannot be opened ({str(error).splitlines()[0]}); export again") from error
-
-
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

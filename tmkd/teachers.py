@@ -13,6 +13,7 @@ from torch import Tensor
 from tmkd.encoder.checkpoint import load_encoder, load_finished, load_student, read_card, save_student
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.errors import DataError
+from tmkd.files import write_json
 from tmkd.labels import LabelStore, imported_logits
 from tmkd.losses import golden_loss
 from tmkd.pairs.record import Pairs
@@ -21,7 +22,7 @@ from tmkd.recipe import Recipe, Teacher
 from tmkd.student import Logits, Student
 from tmkd.tokenizer import PairTokenizer
 from tmkd.training import Fit, score, train
-from tmkd.workspace import Step, Workspace, write_json
+from tmkd.workspace import Step, Workspace
 
 CHUNK = 2048  # pairs between two writes of the label store: what a kill can lose
 

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tmkd.batching import epoch_steps, length_sorted_batches, pad, steps_per_epoch
+from tmkd.batching import epoch_steps, length_sorted_batches, micro_batches, pad, steps_per_epoch
 from tmkd.hardware import device, use_bf16
 from tmkd.progress import progress
 from tmkd.student import Logits, Student
 from tmkd.tokenizer import Encoded
 
-TOKENS_TRAINING = 8192  # most tokens of one micro-batch: bounds memory; a step of 64 pairs of 128 tokens is one
-TOKENS_SCORING = 8192
+TOKENS_TRAINING = 4096  # most tokens of one micro-batch: bounds memory, and its activations stay near the cache
+TOKENS_SCORING = 4096
 SAVE_SECONDS = 30.0
 
 LossOfRows = Callable[[Logits, Tensor], Tensor]
@@ -137,7 +137,7 @@ def _step(
     optimiser.zero_grad(set_to_none=True)
     lengths = np.array([len(encoded.ids[row]) for row in rows])
     total = 0.0
-    for batch in length_sorted_batches(lengths, TOKENS_TRAINING):
+    for batch in micro_batches(lengths, TOKENS_TRAINING):
         part = rows[batch]
         logits = _forward(model, encoded, pad_id, part, use_bf16(fit.precision))
         loss = loss_of_rows(logits, torch.from_numpy(part)).sum() / len(rows)

@@ -6,11 +6,9 @@ partial folder stays: whoever builds it again finds what was saved there and con
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tmkd.errors import TmkdError
+from tmkd.files import disk_errors, write_json
 from tmkd.progress import say
 
 FORMAT = 1  # part of every fingerprint: raise it when a step's content changes its meaning
@@ -90,25 +89,3 @@ class Workspace:
         for manifest in (self.root / "runs").glob("*/manifest.json"):
             named.update(json.loads(manifest.read_text())["steps"])
         return sorted(p for p in (self.root / "steps").iterdir() if p.is_dir() and p.name not in named)
-
-
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Say plainly that the disk is full; what was finished stays."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(folder).free / 2**20
-        raise TmkdError(
-            f"no room on disk at {folder} ({free:,.0f} MiB free). Finished steps are kept: "
-            "free some space (`tmkd clean` lists steps no run needs) and run the same command again"
-        ) from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON beside and rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmkd.cache import cache_folder
 from tmkd.corpus.catalogue import SOURCES, Source, source
 from tmkd.errors import FetchError
+from tmkd.files import cache_folder
 from tmkd.progress import progress, say
 
 _OTHER_WAYS = (

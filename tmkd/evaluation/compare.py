@@ -36,10 +36,11 @@ class ModelOutput:
 
 @dataclass
 class Row:
-    """One line of the comparison: metrics with intervals, and shares of the ensemble where there is one.
+    """One line of the comparison: metrics with intervals, and shares of the ensemble (or of the only teacher).
 
     kept: metric / ensemble's. kept_above_chance: both less chance (AUC 0.5, accuracy the majority's share).
-    recovered: (metric - finetune's) / (ensemble's - finetune's).
+    recovered: (metric - finetune's) / (ensemble's - finetune's), where the ensemble is really ahead (95% interval of
+        the difference above zero).
     """
 
     name: str
@@ -113,6 +114,8 @@ class Results:
     methods: list[Row]
     differences: list[Difference]
     ranked: int = 0  # questions that MRR, MAP and nDCG@10 are over: those with a positive and a negative row
+    taken: str = "tmkd"  # the model that the run exports
+    reference: str = ENSEMBLE  # the model that shares are relative to
 
     @property
     def metrics(self) -> list[str]:
@@ -164,6 +167,7 @@ def compare(
     task: str,
     ensemble: str = ENSEMBLE,
     baseline: str = "finetune",
+    taken: str = "tmkd",
     resamples: int = 1000,
     seed: int = 0,
 ) -> Results:
@@ -171,12 +175,17 @@ def compare(
 
     Args:
         outputs: one entry per model; logits [S, N, C] for all N rows.
-        ensemble, baseline: the names that shares are relative to.
+        ensemble, baseline: the names that shares are relative to; a run of one teacher has no ensemble, there the
+            teacher stands for it.
+        taken: the name of the model that the run exports.
         resamples: bootstrap resamples.
 
     Raises:
         DataError: no row is labelled, or a model's logits have another shape or are not finite.
     """
+    teachers = [output.name for output in outputs if output.kind == "teacher"]
+    if len(teachers) == 1 and ensemble not in {output.name for output in outputs}:
+        ensemble = teachers[0]
     known = np.flatnonzero(pairs.labels >= 0)
     if len(known) == 0:
         raise DataError("no row has a label, so nothing can be measured; give pairs with a label column")
@@ -204,7 +213,9 @@ def compare(
             _shares(row, drawn, chance, ensemble, baseline)
         rows.append(row)
     differences = _differences(outputs, drawn, ensemble, questions)
-    return Results(task, len(known), len(questions.names), rows, differences, int(questions.ranked.sum()))
+    return Results(
+        task, len(known), len(questions.names), rows, differences, int(questions.ranked.sum()), taken, ensemble
+    )
 
 
 def _checked(output: ModelOutput, rows: int, classes: int) -> Floats:
@@ -237,7 +248,7 @@ def _shares(
             row.kept_above_chance[name] = (metric.mean - chance[name]) / (top - chance[name])
         if baseline in drawn and row.name != baseline:
             base = drawn[baseline][name][0]
-            if top > base:
+            if interval(top - base, drawn[ensemble][name][1] - drawn[baseline][name][1]).low > 0:
                 row.recovered[name] = (metric.mean - base) / (top - base)
 
 

@@ -83,8 +83,8 @@ def _differences(results: Results) -> dict[str, list[Difference]]:
 
 
 def _headlined(results: Results) -> Row | None:
-    students = [row for row in results.methods if row.kind == "student"]
-    return next((row for row in students if row.name == "tmkd"), students[0] if students else None)
+    students = [row for row in results.methods if row.kind in ("student", "baseline")]
+    return next((row for row in students if row.name == results.taken), students[-1] if students else None)
 
 
 def _write(path: Path, text: str) -> None:
@@ -118,9 +118,8 @@ def headline(results: Results) -> str:
     text += " became one student"
     if student.size.get("layers"):
         text += f" of {student.size['layers']} layer{'s' if student.size['layers'] > 1 else ''}"
-    kept = [
-        f"{student.kept[name]:.1%} of the ensemble's {TITLES[name]}" for name in results.shared if name in student.kept
-    ]
+    whose = "the ensemble's" if results.reference == ENSEMBLE else "the teacher's"
+    kept = [f"{student.kept[name]:.1%} of {whose} {TITLES[name]}" for name in results.shared if name in student.kept]
     if kept:
         text += f" that keeps {' and '.join(kept)}"
     every = speedups(results)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tmkd.errors import DataError
-from tmkd.pairs.files import Columns, read_pairs
+from tmkd.pairs.files import Columns, Expected, read_pairs
 from tmkd.pairs.record import Pairs
 from tmkd.pairs.split import split
 from tmkd.progress import say
@@ -62,30 +61,27 @@ def _builtin(data: Data) -> TaskData:
 
 
 def _own(data: Data, classes: int) -> TaskData:
-    columns = Columns(**data.columns.model_dump())
+    common = Expected(columns=Columns(**data.columns.model_dump()), scores=data.scores, classes=classes)
 
-    def read(source: str, labels: bool) -> Pairs:
+    def read(source: str, *, labels: bool, scores: bool) -> Pairs:
+        expected: Expected = {**common, "need_labels": labels, "need_scores": scores}
         if data.hub is not None:
             from tmkd.pairs.hub import read_hub
 
-            return read_hub(data.hub, source, columns=columns, scores=data.scores, classes=classes, need_labels=labels)
-        return read_pairs(Path(source), columns=columns, scores=data.scores, classes=classes, need_labels=labels)
+            return read_hub(data.hub, source, **expected)
+        return read_pairs(Path(source), **expected)
 
     assert data.train is not None
-    train = read(data.train, True)
-    return _complete(train, data, read)
-
-
-def _complete(train: Pairs, data: Data, read: Callable[[str, bool], Pairs]) -> TaskData:
+    train = read(data.train, labels=True, scores=True)
     info: dict[str, Any] = {"train": data.train, "hub": data.hub}
     if data.dev is not None:
-        dev = read(data.dev, True)
+        dev = read(data.dev, labels=True, scores=False)
     else:
         train, dev = split(train, fractions=(1 - DEV_SHARE, DEV_SHARE), seed=0)
         say(f"data: no dev given; {len(dev):,} rows ({DEV_SHARE:.0%} of the questions) are held out of train")
-    test = dev if data.test is None else read(data.test, True)
+    test = dev if data.test is None else read(data.test, labels=True, scores=False)
     if data.test is None:
         say("data: no test given; the report is on the development rows, which also made the choices")
         info["note"] = "No test rows were given: the numbers are on development rows."
-    pool = None if data.pool is None else read(data.pool, False)
+    pool = None if data.pool is None else read(data.pool, labels=False, scores=True)
     return TaskData(train, dev, test, pool, info)

@@ -25,12 +25,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tmkd.cache import cache_folder
 from tmkd.corpus.debian import fetch
 from tmkd.corpus.index import PassageIndex
 from tmkd.corpus.passages import Passage
 from tmkd.corpus.text import contains, jaccard, normalise, tokens, unit_hash
 from tmkd.errors import DataError
+from tmkd.files import cache_folder
 from tmkd.pairs.faq import Corpus, Question, pick_headings, read_corpus, repeats
 from tmkd.pairs.record import Pairs
 from tmkd.progress import progress, say

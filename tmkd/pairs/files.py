@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -249,54 +249,47 @@ def _arrow_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.table(columns)
 
 
-def read_pairs(
-    path: Path,
-    *,
-    columns: Columns | None = None,
-    scores: ScoreKinds | None = None,
-    classes: int | None = None,
-    need_labels: bool = False,
-    need_scores: bool = False,
-) -> Pairs:
-    """Read and check a pairs file.
+class Expected(TypedDict, total=False):
+    """What a reader expects of the rows; every key may be left out.
 
-    Args:
-        columns: the names in the file.
-        scores: score columns and what they hold; one that the file has not is left out.
-        classes: C; a label outside [0, C) is refused.
-        need_labels: refuse a file without a label column, or with nothing in it.
-        need_scores: refuse a file without one of the score columns.
+    columns: the names in the source. scores: score columns and what they hold; one that is not there is left out.
+    classes: C; a label outside [0, C) is refused. need_labels: refuse rows without a label column, or with nothing in
+    it. need_scores: refuse rows without one of the score columns.
+    """
+
+    columns: Columns
+    scores: ScoreKinds
+    classes: int
+    need_labels: bool
+    need_scores: bool
+
+
+def read_pairs(path: Path, **expected: Unpack[Expected]) -> Pairs:
+    """Read and check a pairs file.
 
     Raises:
         DataError: see `read_rows`; a missing column, an empty side, a bad label or score (file:line).
     """
-    rows = read_rows(path)
-    return rows_to_pairs(
-        rows, str(path), columns=columns, scores=scores, classes=classes, need_labels=need_labels,
-        need_scores=need_scores, where=lambda row: line_of(path, row),
-    )  # fmt: skip
+    return rows_to_pairs(read_rows(path), str(path), where=lambda row: line_of(path, row), **expected)
 
 
 def rows_to_pairs(
     rows: Sequence[Mapping[str, Any]],
     source: str,
     *,
-    columns: Columns | None = None,
-    scores: ScoreKinds | None = None,
-    classes: int | None = None,
-    need_labels: bool = False,
-    need_scores: bool = False,
     where: Callable[[int], str] | None = None,
+    **expected: Unpack[Expected],
 ) -> Pairs:
     """Check rows and make pairs of them; `where(row)` tells the place of a row for errors.
 
     Raises:
         DataError: a missing column, an empty side, a bad label or score; the place is in the message.
     """
-    columns = columns or Columns()
+    columns, scores = expected.get("columns", Columns()), expected.get("scores", {})
+    need_labels, classes = expected.get("need_labels", False), expected.get("classes")
     place = where or (lambda row: f"{source}, row {row + 1}")
     present = _names(rows)
-    needed = [columns.question, columns.passage, *(scores or {} if need_scores else {})]
+    needed = [columns.question, columns.passage, *(scores if expected.get("need_scores") else {})]
     needed += [columns.label] if need_labels and columns.label else []
     for name in needed:
         if name not in present:
@@ -333,7 +326,7 @@ def rows_to_pairs(
         else None,
         scores={
             name: column(name, lambda value, kind=kind: _score(value, kind))  # type: ignore[misc]
-            for name, kind in (scores or {}).items()
+            for name, kind in scores.items()
             if name in present
         },
     )

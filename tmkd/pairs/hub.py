@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from tmkd.errors import DataError, MissingExtraError
-from tmkd.pairs.files import Columns, ScoreKinds, rows_to_pairs
+from tmkd.pairs.files import Columns, Expected, rows_to_pairs
 from tmkd.pairs.record import Pairs
 
 
-def read_hub(
-    name: str,
-    split: str,
-    *,
-    columns: Columns | None = None,
-    scores: ScoreKinds | None = None,
-    classes: int | None = None,
-    need_labels: bool = False,
-    need_scores: bool = False,
-) -> Pairs:
+def read_hub(name: str, split: str, **expected: Unpack[Expected]) -> Pairs:
     """Read one split of a hub id or a local folder. A hub id may carry a configuration after a colon: `glue:rte`.
 
     A label column that the data set declares as classes may hold -1, which there means "no label".
@@ -35,13 +26,10 @@ def read_hub(
     path, configuration = (name, "") if Path(name).exists() else (name.partition(":")[0], name.partition(":")[2])
     try:
         found = load_dataset(path, configuration or None, split=split)
-        rows = _unlabelled_as_none(found.to_list(), found.features, (columns or Columns()).label)
+        rows = _unlabelled_as_none(found.to_list(), found.features, expected.get("columns", Columns()).label)
     except Exception as error:  # the library raises many classes, network ones among them
         raise DataError(f"hub data set {name!r}, split {split!r}: {type(error).__name__}: {error}") from error
-    return rows_to_pairs(
-        rows, f"{name}[{split}]", columns=columns, scores=scores, classes=classes, need_labels=need_labels,
-        need_scores=need_scores,
-    )  # fmt: skip
+    return rows_to_pairs(rows, f"{name}[{split}]", **expected)
 
 
 def _unlabelled_as_none(rows: list[dict[str, Any]], features: Any, label: str | None) -> list[dict[str, Any]]:

@@ -1,0 +1,74 @@
+"""Files and folders: the cache, hashes, and writing that never leaves half a file or half a folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tmkd.errors import TmkdError
+
+
+def cache_folder(*parts: str) -> Path:
+    """A folder for downloads and built data: `$TMKD_CACHE`, else `$XDG_CACHE_HOME/tmkd`, else `~/.cache/tmkd`."""
+    root = os.environ.get("TMKD_CACHE")
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tmkd"
+    folder = base.joinpath(*parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON beside and rename."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # there only if writing failed
+
+
+def swap_in(fresh: Path, target: Path) -> None:
+    """Rename a finished folder into place; what stood there goes only then."""
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)  # a kill may have left it
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder beside the target and swap it in."""
+    fresh = target.with_name(target.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(source, fresh)
+    swap_in(fresh, target)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Say plainly that the disk is full; what was finished stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        there = next(parent for parent in (folder, *folder.resolve().parents) if parent.is_dir())
+        free = shutil.disk_usage(there).free / 2**20
+        raise TmkdError(
+            f"no room on disk at {folder} ({free:,.0f} MiB free). Finished work is kept: "
+            "free some space (`tmkd clean` lists steps no run needs) and run the same command again"
+        ) from error
