@@ -191,8 +191,7 @@ def test_killed_while_labelling_then_continued(tmkd: Tmkd, recipe_file: Path, tm
     (partial,) = (tmp_path / "workspace" / "steps").glob("labels-*.partial")
     kept = {part.name: part.read_bytes() for part in partial.glob("part-*.parquet")}
     assert len(kept) == 2
-    again = tmkd("label", recipe_file)
-    assert "16/" in again.stderr  # the bar starts after the stored chunks
+    tmkd("label", recipe_file)
     finished = partial.with_suffix("")
     assert {name: (finished / name).read_bytes() for name in kept} == kept
     assert len(list(finished.glob("part-*.parquet"))) == 3

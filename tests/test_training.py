@@ -81,9 +81,10 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(tmp_path: Path, monke
 
 def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
     model, tokenizer, pairs = setting()
+    model.encoder.dropout = 0.0
     before = model.encoder.base.embeddings.word_embeddings.weight.clone()
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
-    fit = Fit(3e-4, 6, 8, seed=0)
+    fit = Fit(3e-4, 12, 8, seed=0)
     curve = train(
         model,
         encoded,
@@ -93,7 +94,8 @@ def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
         name="t",
         state_folder=tmp_path,
     )
-    assert curve[-1]["loss"] < 0.6 * curve[0]["loss"]
+    losses = [point["loss"] for point in curve]  # one point per step, 8 steps an epoch
+    assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:8])  # one step's rows alone are easy or hard by chance
     assert torch.equal(before, model.encoder.base.embeddings.word_embeddings.weight)
 
 
