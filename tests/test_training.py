@@ -21,7 +21,7 @@ from tmkd.tokenizer import PairTokenizer
 from tmkd.training import Diverged, Fit, score, train
 
 
-def setting() -> tuple[Student, PairTokenizer, Pairs]:
+def setting(layers: int = 1, dropout: float = 0.1) -> tuple[Student, PairTokenizer, Pairs]:
     folder = find_encoder("builtin:minilm-l6")
     torch.manual_seed(0)
     rows = pair_rows()
@@ -30,7 +30,7 @@ def setting() -> tuple[Student, PairTokenizer, Pairs]:
         [str(r["passage"]) for r in rows],
         labels=[int(str(r["label"])) for r in rows],
     )
-    return Student(load_encoder(folder, 2, layers=1, dropout=0.1), 2), PairTokenizer(folder, 64), pairs
+    return Student(load_encoder(folder, 2, layers=layers, dropout=dropout), 2), PairTokenizer(folder, 64), pairs
 
 
 def weights(model: Student) -> torch.Tensor:
@@ -69,8 +69,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(tmp_path: Path, monke
     results = []
     for budget in (100_000, 100):
         monkeypatch.setattr(training, "TOKENS_TRAINING", budget)
-        model, tokenizer, pairs = setting()
-        model.encoder.dropout = 0.0
+        model, tokenizer, pairs = setting(dropout=0.0)
         encoded = tokenizer.encode(pairs.questions, pairs.passages)
         fit = Fit(1e-4, 1, 16, seed=0, precision="fp32")
         loss = golden_only(torch.from_numpy(pairs.labels))
@@ -80,8 +79,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(tmp_path: Path, monke
 
 
 def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
-    model, tokenizer, pairs = setting()
-    model.encoder.dropout = 0.0
+    # One or two layers learn no more of these rows than the share of their labels (loss 0.562).
+    model, tokenizer, pairs = setting(layers=3, dropout=0.0)
     before = model.encoder.base.embeddings.word_embeddings.weight.clone()
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
     fit = Fit(3e-4, 12, 8, seed=0)
