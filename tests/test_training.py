@@ -21,7 +21,7 @@ from tmkd.tokenizer import PairTokenizer
 from tmkd.training import Diverged, Fit, score, train
 
 
-def setting(layers: int = 1, dropout: float = 0.1) -> tuple[Student, PairTokenizer, Pairs]:
+def setting(dropout: float = 0.1) -> tuple[Student, PairTokenizer, Pairs]:
     folder = find_encoder("builtin:minilm-l6")
     torch.manual_seed(0)
     rows = pair_rows()
@@ -30,7 +30,7 @@ def setting(layers: int = 1, dropout: float = 0.1) -> tuple[Student, PairTokeniz
         [str(r["passage"]) for r in rows],
         labels=[int(str(r["label"])) for r in rows],
     )
-    return Student(load_encoder(folder, 2, layers=layers, dropout=dropout), 2), PairTokenizer(folder, 64), pairs
+    return Student(load_encoder(folder, 2, layers=1, dropout=dropout), 2), PairTokenizer(folder, 64), pairs
 
 
 def weights(model: Student) -> torch.Tensor:
@@ -79,8 +79,9 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(tmp_path: Path, monke
 
 
 def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
-    # One or two layers learn no more of these rows than the share of their labels (loss 0.562).
-    model, tokenizer, pairs = setting(layers=3, dropout=0.0)
+    model, tokenizer, pairs = setting()
+    topics = sorted(set(pairs.passages))
+    labels = torch.tensor([topics.index(passage) % 2 for passage in pairs.passages])
     before = model.encoder.base.embeddings.word_embeddings.weight.clone()
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
     fit = Fit(3e-4, 12, 8, seed=0)
@@ -88,13 +89,13 @@ def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
         model,
         encoded,
         tokenizer.pad_id,
-        golden_only(torch.from_numpy(pairs.labels)),
+        golden_only(labels),
         fit,
         name="t",
         state_folder=tmp_path,
     )
     losses = [point["loss"] for point in curve]  # one point per step, 8 steps an epoch
-    assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:8])  # one step's rows alone are easy or hard by chance
+    assert np.mean(losses[-8:]) < 0.2 * np.mean(losses[:8])
     assert torch.equal(before, model.encoder.base.embeddings.word_embeddings.weight)
 
 
