@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from conftest import pair_rows, write_jsonl
 
@@ -119,6 +121,24 @@ def test_labels_damaged_in_a_finished_step_are_made_again(tmkd: Tmkd, recipe_fil
     again = tmkd("label", recipe_file)
     assert "labelled again" in again.stderr
     assert sorted(part.parent.glob("part-*.parquet"))[0].stat().st_size == len(whole)
+
+
+def test_no_pair_is_labelled_twice(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    pool = write_jsonl(tmp_path / "pool.jsonl", pair_rows(1))  # all of them are training or development rows too
+    done = tmkd("label", recipe_file, f"data.pool={pool}", "teachers=[{name: a, epochs: 1}]")
+    shared = re.search(r"(\d+) of the pairs are labelled already", done.stderr)
+    assert shared
+    first, second = (
+        {
+            row["pair_id"]: row["logits"]
+            for part in store.glob("part-*.parquet")
+            for row in pq.read_table(part).to_pylist()
+        }
+        for store in (tmp_path / "workspace" / "steps").glob("labels-*")
+    )
+    both = first.keys() & second.keys()
+    assert len(both) == int(shared.group(1)) > 10
+    assert all(first[name] == second[name] for name in both)
 
 
 def test_a_column_of_scores_is_a_teacher(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:

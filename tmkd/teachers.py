@@ -17,7 +17,7 @@ from tmkd.files import write_json
 from tmkd.labels import LabelStore, imported_logits
 from tmkd.losses import golden_loss
 from tmkd.pairs.record import Pairs
-from tmkd.progress import progress
+from tmkd.progress import progress, say
 from tmkd.recipe import Recipe, Teacher
 from tmkd.student import Logits, Student
 from tmkd.tokenizer import PairTokenizer
@@ -89,12 +89,28 @@ def label(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precisi
     depends = {"model": model.fingerprint, "pairs": unique.digest(), "precision": precision}
 
     def build(folder: Path) -> None:
-        _fill(LabelStore.open(folder, header=header), model, unique, name, precision)
+        store = LabelStore.open(folder, header=header)
+        _borrow(store, workspace, unique, depends)
+        _fill(store, model, unique, name, precision)
 
     step = workspace.step("labels", depends, build, label=f"label {len(unique):,} pairs with {name}")
     store = LabelStore.open(step.folder, header=header)
     _fill(store, model, unique, name, precision)  # a part that was damaged since is labelled again
     return store
+
+
+def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, depends: dict[str, Any]) -> None:
+    """Take over what other stores of this model and precision hold of the pairs: no pair is labelled twice."""
+    wanted = set(pairs.pair_ids) - store.done_ids()
+    for folder, theirs in workspace.finished("labels"):
+        if {**theirs, "pairs": None} != {**depends, "pairs": None}:
+            continue
+        other = LabelStore.open(folder, header=store.manifest["header"])
+        shared = sorted(wanted & other.done_ids())
+        if shared:
+            say(f"{len(shared):,} of the pairs are labelled already ({folder.name})")
+            store.append(shared, other.logits_for(shared))
+            wanted.difference_update(shared)
 
 
 def _fill(store: LabelStore, model: Step, pairs: Pairs, name: str, precision: str) -> None:

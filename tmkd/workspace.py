@@ -83,6 +83,12 @@ class Workspace:
             self.used.append(step)
         return step
 
+    def finished(self, kind: str) -> list[tuple[Path, Any]]:
+        """The finished steps of a kind: folder, and what it depends on."""
+        records = sorted(self.root.glob(f"steps/{kind}-*/step.json"))
+        found = [(path.parent, json.loads(path.read_text())["depends_on"]) for path in records]
+        return [(folder, depends) for folder, depends in found if folder.suffix != ".partial"]
+
     def unused(self) -> list[Path]:
         """Steps, partial ones too, that no run names."""
         named: set[str] = set()
