@@ -141,7 +141,7 @@ class Recipe(_Part):
     teachers: tuple[Teacher, ...] = Field(min_length=1, description="K teachers")
     student: StudentShape = Field(default_factory=StudentShape, description="the student's shape")
     stage1: Training | str = Field(
-        default_factory=lambda: Training(learning_rate=3e-4, epochs=4, batch_size=64),
+        default_factory=lambda: Training(learning_rate=3e-4, epochs=4),
         description="stage 1, or the path of an earlier run's stage-1 student to start stage 2 from",
     )
     stage2: Training = Field(

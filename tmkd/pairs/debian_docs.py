@@ -1,7 +1,8 @@
 """The built-in data set `debian-docs`: real questions, real answers, from the documentation that Debian packages.
 
 Labelled pairs come from FAQs: a passage of a question's own answer is positive, the best BM25 passages of anything else
-are negative. The unlabelled pool pairs each training question, and headings taken as questions, with what BM25 finds.
+are negative. The unlabelled pool pairs each training question with the passages of its own answer and with what BM25
+finds, and headings, taken as questions, with what BM25 finds.
 
 What keeps the measurement honest: the split hashes the question; a training question that is nearly one of development
 or test is dropped; a passage of a development or test answer (or one nearly the same, or one that quotes such a
@@ -35,7 +36,7 @@ from tmkd.pairs.faq import Corpus, Question, pick_headings, read_corpus, repeats
 from tmkd.pairs.record import Pairs
 from tmkd.progress import progress, say
 
-FORMAT = 1  # raise it when the code below, the parsers or the cutting change what comes out
+FORMAT = 2  # raise it when the code below, the parsers or the cutting change what comes out
 TRAIN, DEV = 0.55, 0.15  # the rest is test
 MOST_POSITIVES = 4
 MOST_CODE = 0.6  # a later passage of an answer with more code than this hardly answers on its own
@@ -96,7 +97,7 @@ def build(
     """Build the data set, or read what an earlier call with the same packages and options built.
 
     Args:
-        pool_per_question: passages retrieved for each training question.
+        pool_per_question: passages retrieved for each training question, beside those of its own answer.
         headings: how many section headings are taken as questions of the pool.
         pool_per_heading: passages retrieved for each.
         train_negatives, eval_negatives: BM25 negatives of a question in train, and in dev and test.
@@ -247,7 +248,9 @@ class _Builder:
         headings = self._pool_headings()
         with progress("pool", len(train) + len(headings), "questions") as bar:
             for question in train:
-                for passage in self._retrieve(question.text, self.options["pool_per_question"], training=True):
+                found = self._retrieve(question.text, self.options["pool_per_question"], training=True)
+                own = (self.passages[number] for number in self._positives(question))
+                for passage in {passage.pid: passage for passage in (*own, *found)}.values():
                     rows.add(question.text, question.qid, passage, None)
                 bar.advance(1)
             of_questions = len(rows.questions)
