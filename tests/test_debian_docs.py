@@ -11,7 +11,6 @@ from tmkd.corpus.debian import fetch
 from tmkd.corpus.sections import Block, Section
 from tmkd.corpus.text import contains, jaccard, normalise, tokens
 from tmkd.errors import DataError
-from tmkd.pairs import debian_docs
 from tmkd.pairs.debian_docs import DebianDocs, build
 from tmkd.pairs.faq import _answers, _worthwhile, is_question
 
@@ -165,4 +164,3 @@ def test_headings_that_say_nothing_are_dropped():
     assert [heading for heading, _ in _worthwhile([(heading, "x") for heading in headings])] == [
         "Using regular expressions in loops"
     ]
-    assert debian_docs.FORMAT == 1
