@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import resource
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pairs_fixtures import ROWS, refused
 
-from tmkd.errors import DataError, MissingExtraError
+from tmkd.errors import MissingExtraError
 from tmkd.pairs.files import Columns, rows_to_pairs, write_rows
 from tmkd.pairs.hub import read_hub
 from tmkd.pairs.record import Pairs, pair_id
 from tmkd.pairs.split import split
-
-ROWS: list[dict[str, Any]] = [
-    {"question": "what is öl?", "passage": 'a "fat",\nliquid', "label": 1},
-    {"question": "who?", "passage": "tab\there", "label": 0},
-    {"question": "who?", "passage": "nobody\u2028new", "label": 1},
-]
-EXTENSIONS = [f"{name}{gz}" for name in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet") for gz in ("", ".gz")]
-
-
-def refused(call: Callable[[], Any], *parts: str) -> str:
-    """The message of the DataError that `call` raises; every part must be in it."""
-    with pytest.raises(DataError) as caught:
-        call()
-    message = str(caught.value)
-    for part in parts:
-        assert part in message, message
-    return message
-
 
 # --- the record
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pairs_fixtures import EXTENSIONS, ROWS, refused
 
-from tmkd.errors import DataError
 from tmkd.pairs.files import Columns, line_of, read_pairs, read_rows, rows_to_pairs, write_rows
 from tmkd.pairs.record import pair_id
-
-ROWS: list[dict[str, Any]] = [
-    {"question": "what is öl?", "passage": 'a "fat",\nliquid', "label": 1},
-    {"question": "who?", "passage": "tab\there", "label": 0},
-    {"question": "who?", "passage": "nobody\u2028new", "label": 1},
-]
-EXTENSIONS = [f"{name}{gz}" for name in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet") for gz in ("", ".gz")]
-
-
-def refused(call: Callable[[], Any], *parts: str) -> str:
-    """The message of the DataError that `call` raises; every part must be in it."""
-    with pytest.raises(DataError) as caught:
-        call()
-    message = str(caught.value)
-    for part in parts:
-        assert part in message, message
-    return message
 
 
 def jsonl(path: Path, *rows: dict[str, Any]) -> Path:
