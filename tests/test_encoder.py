@@ -184,3 +184,16 @@ def test_padding_does_not_change_scores() -> None:
                 model(ids[row : row + 1, :size], mask[row : row + 1, :size], types[row : row + 1, :size]).golden.numpy()
             )
     np.testing.assert_allclose(np.concatenate(alone), together, atol=1e-5)
+
+
+def test_a_pooler_that_was_never_trained_begins_as_the_identity(tmp_path: Path) -> None:
+    source = find_encoder("builtin:minilm-l6")
+    kept = load_encoder(source, 2, layers=1)
+    assert torch.equal(kept.dense.weight, load_file(source / "model.safetensors")["pooler.dense.weight"])
+    assert torch.equal(load_encoder(source, 2, layers=1, pooler="auto").dense.weight, torch.eye(384))
+    assert torch.equal(load_encoder(tiny_mpnet(tmp_path / "mpnet"), 2, pooler="auto").dense.weight, torch.eye(48))
+    with torch.no_grad():
+        kept.dense.bias[0] = 0.5  # a trained one
+    save_student(Student(kept, 2), tmp_path / "trained", source, 64, {})
+    assert torch.equal(load_encoder(tmp_path / "trained", 2, pooler="auto").dense.weight, kept.dense.weight)
+    assert torch.equal(load_encoder(tmp_path / "trained", 2, pooler="identity").dense.weight, torch.eye(384))

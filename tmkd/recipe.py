@@ -94,6 +94,11 @@ class Teacher(_Part):
     batch_size: Positive = Field(32, description="pairs of one optimiser step")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
     max_length: int | None = Field(None, ge=8, description="tokens of a pair; the recipe's unless given")
+    pooler: Literal["auto", "keep", "identity"] = Field(
+        "auto",
+        description="how its pooler begins: as the checkpoint has it, or as the identity; "
+        "auto: the identity where it was never trained (a bias of zeros, as in mean-pooled encoders)",
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Teacher:

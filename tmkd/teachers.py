@@ -45,7 +45,7 @@ def teach(workspace: Workspace, recipe: Recipe, teacher: Teacher, train_rows: Pa
             save_student(load_finished(source, recipe.classes), folder, source, length, {"step": "teacher"})
             return
         torch.manual_seed(teacher.seed)  # the new head
-        encoder = load_encoder(source, recipe.classes, dropout=teacher.dropout)
+        encoder = load_encoder(source, recipe.classes, dropout=teacher.dropout, pooler=teacher.pooler)
         model = Student(encoder, recipe.classes)
         fit = Fit(teacher.learning_rate, teacher.epochs, teacher.batch_size, teacher.seed, precision=recipe.precision)
         tokenizer = PairTokenizer(source, length)

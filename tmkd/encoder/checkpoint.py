@@ -17,17 +17,29 @@ from torch import Tensor
 
 from tmkd.encoder.forward import FirstTokenEncoder, require_supported
 from tmkd.errors import EncoderError
+from tmkd.progress import say
 from tmkd.student import Student
 
 FORMAT = 1
 
 
 def load_encoder(
-    folder: Path, classes: int, *, layers: int | None = None, dropout: float = 0.0, freeze_embeddings: bool = True
+    folder: Path,
+    classes: int,
+    *,
+    layers: int | None = None,
+    dropout: float = 0.0,
+    freeze_embeddings: bool = True,
+    pooler: str = "keep",
 ) -> FirstTokenEncoder:
     """Embeddings, the first `layers` layers and the pooler of a checkpoint, float32.
 
     MPNet has no pooler of its own in a classification model: `pooler.dense` becomes `classifier.dense`.
+
+    Args:
+        pooler: `keep` it as the checkpoint has it; begin with the `identity`; `auto`: the identity where it was never
+            trained. Small random weights give nearly the same h for all texts, and few labels are spent on growing
+            them; with the identity h is the first token's last state.
 
     Raises:
         EncoderError: unsupported architecture, too few layers, or weights that are missing or of another shape.
@@ -48,7 +60,12 @@ def load_encoder(
     config.num_labels = classes
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     _fill(model, _read_weights(folder), folder)
-    return FirstTokenEncoder(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
+    encoder = FirstTokenEncoder(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
+    if pooler == "identity" or (pooler == "auto" and not bool(encoder.dense.bias.any())):
+        say(f"{folder}: the pooler begins as the identity" + (", it was never trained" if pooler == "auto" else ""))
+        torch.nn.init.eye_(encoder.dense.weight)
+        torch.nn.init.zeros_(encoder.dense.bias)
+    return encoder
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

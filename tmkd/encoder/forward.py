@@ -52,6 +52,7 @@ class FirstTokenEncoder(nn.Module):
         self.activation = ACT2FN[model.config.hidden_act]
         self.is_mpnet = model.config.model_type == "mpnet"
         self.base = model.mpnet if self.is_mpnet else model.bert
+        self.dense = model.classifier.dense if self.is_mpnet else self.base.pooler.dense
         for parameter in self.base.embeddings.parameters():
             parameter.requires_grad_(not freeze_embeddings)
         unused = model.classifier.out_proj if self.is_mpnet else model.classifier
@@ -70,9 +71,8 @@ class FirstTokenEncoder(nn.Module):
         bias = self._attention_bias(x, attention_mask)
         for number, layer in enumerate(self.base.encoder.layer):
             x = self._layer(layer, x, bias, first_only=number == self.layers - 1)
-        dense = self.model.classifier.dense if self.is_mpnet else self.base.pooler.dense
         first = x[:, 0]
-        return self._drop(torch.tanh(dense(self._drop(first) if self.is_mpnet else first)))
+        return self._drop(torch.tanh(self.dense(self._drop(first) if self.is_mpnet else first)))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout > 0 else x
