@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import pair_rows
+from encoder_fixtures import OURS, THEIRS, inputs, tiny
 from safetensors.torch import load_file, save_file
 
-from tmkd.batching import pad
 from tmkd.encoder import find
 from tmkd.encoder.checkpoint import load_encoder, load_student, save_student
+from tmkd.encoder.families import takes_token_types
 from tmkd.encoder.find import find_encoder
 from tmkd.errors import EncoderError
 from tmkd.losses import golden_loss
@@ -22,32 +22,14 @@ from tmkd.student import Student, probability_combination
 from tmkd.tokenizer import PairTokenizer
 
 
-def inputs(folder: Path, count: int = 12) -> list[torch.Tensor]:
-    rows = pair_rows()[:count]
-    tokenizer = PairTokenizer(folder, 64)
-    encoded = tokenizer.encode([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows])
-    return [torch.from_numpy(a) for a in pad(encoded.ids, encoded.type_ids, list(range(count)), tokenizer.pad_id)]
-
-
-def tiny_mpnet(folder: Path) -> Path:
-    """A small random MPNet with a real tokenizer (MiniLM's word pieces, MPNet's pair template does not matter here)."""
-    from transformers import MPNetConfig, MPNetModel
-
-    torch.manual_seed(0)
-    config = MPNetConfig(
-        vocab_size=30527, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96
-    )
-    MPNetModel(config).save_pretrained(folder)
-    shutil.copy(find_encoder("builtin:minilm-l6") / "tokenizer.json", folder)
-    return folder
-
-
-@pytest.fixture(params=["bert", "mpnet"])
+@pytest.fixture(params=["minilm", *OURS, *THEIRS])
 def encoder_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return find_encoder("builtin:minilm-l6") if request.param == "bert" else tiny_mpnet(tmp_path / "mpnet")
+    if request.param == "minilm":
+        return find_encoder("builtin:minilm-l6")
+    return tiny(request.param, tmp_path / request.param)
 
 
-def test_forward_and_gradients_equal_transformers(encoder_folder: Path, tmp_path: Path) -> None:
+def test_outputs_and_gradients_equal_transformers(encoder_folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(0)
@@ -58,7 +40,7 @@ def test_forward_and_gradients_equal_transformers(encoder_folder: Path, tmp_path
     ids, mask, types = inputs(encoder_folder)
     labels = torch.arange(len(ids)) % 2
     golden_loss(ours(ids, mask, types).golden, labels).mean().backward()
-    extra = {} if ours.encoder.is_mpnet else {"token_type_ids": types}
+    extra = {"token_type_ids": types} if takes_token_types(theirs.config) else {}
     output = theirs(input_ids=ids, attention_mask=mask, **extra).logits
     torch.nn.functional.cross_entropy(output, labels).backward()
     assert torch.allclose(ours(ids, mask, types).golden, output, atol=1e-5)
@@ -68,6 +50,32 @@ def test_forward_and_gradients_equal_transformers(encoder_folder: Path, tmp_path
     norm = torch.sqrt(sum((reference[name] ** 2).sum() for name in mine))
     off = torch.sqrt(sum(((mine[name] - reference[name]) ** 2).sum() for name in mine))
     assert off / norm < 1e-4
+
+
+@pytest.mark.parametrize("model_type", ["bert", "distilbert"])
+def test_dropout_is_what_was_asked_for(model_type: str, tmp_path: Path) -> None:
+    folder = tiny(model_type, tmp_path / "tiny")
+    ids, mask, types = inputs(folder)
+    for dropout, same in ((0.0, True), (0.5, False)):
+        encoder = load_encoder(folder, 2, dropout=dropout).train()
+        assert torch.equal(encoder(ids, mask, types), encoder(ids, mask, types)) == same
+
+
+def test_layers_between_encoder_and_head_begin_anew_where_the_checkpoint_has_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny("distilbert", tmp_path / "tiny")
+    torch.manual_seed(3)
+    encoder = load_encoder(folder, 2)
+    assert "pre_classifier.weight" in capsys.readouterr().err
+    save_student(Student(encoder, 2), tmp_path / "saved", folder, 64, {})
+    again = load_student(tmp_path / "saved")
+    assert torch.equal(again.encoder.model.pre_classifier.weight, encoder.model.pre_classifier.weight)
+    weights = load_file(tmp_path / "saved" / "model.safetensors")
+    del weights["pre_classifier.weight"]
+    save_file(weights, tmp_path / "saved" / "model.safetensors")
+    with pytest.raises(EncoderError, match=r"pre_classifier\.weight"):
+        load_student(tmp_path / "saved")
 
 
 def test_fold_equals_mean_of_headers_in_any_tool(encoder_folder: Path, tmp_path: Path) -> None:
@@ -82,7 +90,7 @@ def test_fold_equals_mean_of_headers_in_any_tool(encoder_folder: Path, tmp_path:
     ids, mask, types = inputs(encoder_folder)
     with torch.no_grad():
         logits = student(ids, mask, types)
-        extra = {} if student.encoder.is_mpnet else {"token_type_ids": types}
+        extra = {"token_type_ids": types} if takes_token_types(theirs.config) else {}
         folded = theirs(input_ids=ids, attention_mask=mask, **extra).logits
         expected = torch.stack([logits.golden, *logits.soft.unbind(1)]).mean(0)
         again = load_student(tmp_path / "saved").eval()(ids, mask, types)
@@ -154,16 +162,17 @@ def test_other_architectures_and_damaged_weights_are_refused(tmp_path: Path) -> 
     folder = tmp_path / "copy"
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("model.safetensors"))
     weights = load_file(source / "model.safetensors")
-    removed = weights.pop("pooler.dense.weight")
+    name = "encoder.layer.0.output.dense.weight"
+    removed = weights.pop(name)
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(EncoderError, match="pooler"):
+    with pytest.raises(EncoderError, match=name):
         load_encoder(folder, 2)
-    save_file({**weights, "pooler.dense.weight": removed}, folder / "model.safetensors")
+    save_file({**weights, name: removed}, folder / "model.safetensors")
     with pytest.raises(EncoderError, match="6 layers"):
         load_encoder(folder, 2, layers=7)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "t5"}))
-    with pytest.raises(EncoderError, match="bert, mpnet"):
+    with pytest.raises(EncoderError, match="bert, roberta, xlm-roberta, mpnet"):
         load_encoder(folder, 2)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00garbage!")
@@ -191,7 +200,7 @@ def test_a_pooler_that_was_never_trained_begins_as_the_identity(tmp_path: Path) 
     kept = load_encoder(source, 2, layers=1)
     assert torch.equal(kept.dense.weight, load_file(source / "model.safetensors")["pooler.dense.weight"])
     assert torch.equal(load_encoder(source, 2, layers=1, pooler="auto").dense.weight, torch.eye(384))
-    assert torch.equal(load_encoder(tiny_mpnet(tmp_path / "mpnet"), 2, pooler="auto").dense.weight, torch.eye(48))
+    assert torch.equal(load_encoder(tiny("mpnet", tmp_path / "mpnet"), 2, pooler="auto").dense.weight, torch.eye(48))
     with torch.no_grad():
         kept.dense.bias[0] = 0.5  # a trained one
     save_student(Student(kept, 2), tmp_path / "trained", source, 64, {})

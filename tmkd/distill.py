@@ -23,6 +23,7 @@ from tmkd.recipe import Loss, Recipe, Training
 from tmkd.student import Logits, Student
 from tmkd.teachers import golden_only
 from tmkd.tokenizer import PairTokenizer
+from tmkd.tokens import tokens_of
 from tmkd.training import Fit, train
 from tmkd.workspace import Step, Workspace
 
@@ -74,7 +75,7 @@ def pretrain(workspace: Workspace, recipe: Recipe, method: Method, pool: Pairs, 
             return soft_loss(logits.soft, soft[rows].to(logits.soft.device), recipe.loss.kind, recipe.loss.temperature)
 
         _train_and_save(
-            model, recipe, recipe.stage1, pool, loss, folder, seed, f"stage 1 ({method.name}, seed {seed})",
+            workspace, model, recipe, recipe.stage1, pool, loss, folder, seed, f"stage 1 ({method.name}, seed {seed})",
             {"step": "stage1", "teachers": list(targets.names)},
         )  # fmt: skip
 
@@ -111,7 +112,7 @@ def distill(
         else:
             model = _from_stage1(start, recipe, numbers, targets)
         _train_and_save(
-            model, recipe, numbers, rows, stage2_loss(rows, targets, recipe.loss), folder, seed,
+            workspace, model, recipe, numbers, rows, stage2_loss(rows, targets, recipe.loss), folder, seed,
             f"{method.name}, seed {seed}",
             {"step": method.name, "teachers": list(targets.names) if targets else []},
         )  # fmt: skip
@@ -177,6 +178,7 @@ def _from_stage1(folder: Path, recipe: Recipe, numbers: Training, targets: Targe
 
 
 def _train_and_save(
+    workspace: Workspace,
     model: Student,
     recipe: Recipe,
     numbers: Training,
@@ -193,7 +195,14 @@ def _train_and_save(
         numbers.learning_rate, numbers.epochs, numbers.batch_size, seed,
         numbers.warmup, numbers.weight_decay, numbers.clip, recipe.precision,
     )  # fmt: skip
-    encoded = tokenizer.encode(rows.questions, rows.passages)
-    curve = train(model, encoded, tokenizer.pad_id, loss, fit, name=name, state_folder=folder / "state")
+    curve = train(
+        model,
+        tokens_of(workspace, tokenizer, rows),
+        tokenizer.pad_id,
+        loss,
+        fit,
+        name=name,
+        state_folder=folder / "state",
+    )
     save_student(model, folder, source, recipe.max_length, about)
     write_json(folder / "curve.json", curve)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tmkd.batching import length_sorted_batches, pad
 from tmkd.encoder.checkpoint import read_card
-from tmkd.encoder.forward import require_supported
+from tmkd.encoder.families import family_of, last_linear, takes_token_types
 from tmkd.errors import EncoderError, ExportError
 from tmkd.files import disk_errors, sha256_of, swap_in, write_json
 from tmkd.onnx_graph import write_onnx
@@ -62,7 +62,7 @@ def export_student(
     """Export a student and prove that every back end gives its numbers.
 
     Args:
-        student_folder: a BERT or MPNet sequence-classification checkpoint with tmkd.json and, for a multi-header
+        student_folder: a sequence-classification checkpoint of a known family with tmkd.json and, for a multi-header
             student, headers.safetensors.
         dev: the pairs on which back ends are compared, labelled or not.
         out: the folder to write; an earlier export there is replaced.
@@ -114,7 +114,7 @@ def load_checkpoint(folder: Path) -> Any:
     logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        require_supported(config.model_type, str(folder))
+        family_of(config.model_type, str(folder))
         return AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
         ).eval()
@@ -151,16 +151,14 @@ def pytorch_logits(
     encoded = tokenizer.encode(dev.questions, dev.passages)
     own = np.empty((len(dev), model.config.num_labels), dtype=np.float32)
     combined = np.empty_like(own)
-    is_mpnet = model.config.model_type == "mpnet"
-    head = model.classifier.out_proj if is_mpnet else model.classifier
     seen: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    hook = last_linear(model).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:
         with torch.inference_mode(), progress("student in PyTorch", len(dev)) as bar:
             for rows in length_sorted_batches(encoded.lengths, TOKEN_BUDGET):
                 ids, mask, types = map(torch.from_numpy, pad(encoded.ids, encoded.type_ids, rows, tokenizer.pad_id))
                 seen.clear()
-                given = {} if is_mpnet else {"token_type_ids": types}
+                given = {"token_type_ids": types} if takes_token_types(model.config) else {}
                 own[rows] = model(input_ids=ids, attention_mask=mask, **given).logits.numpy()
                 combined[rows] = own[rows] if headers is None else _mean_over_headers(seen[0], *headers).numpy()
                 bar.advance(len(rows))

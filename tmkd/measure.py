@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tmkd.distill import ensemble_logits
 from tmkd.encoder.checkpoint import load_student, read_card
+from tmkd.encoder.families import last_linear
 from tmkd.errors import TmkdError
 from tmkd.evaluation.compare import ENSEMBLE, ModelOutput, Results, compare
 from tmkd.evaluation.speed import measure
@@ -104,9 +105,8 @@ def outputs(run: RunModels, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
 
 def _sizes(folder: Path) -> dict[str, Any]:
     student = load_student(folder)
-    unused = {"encoder.model.classifier.weight", "encoder.model.classifier.bias"}
-    unused |= {"encoder.model.classifier.out_proj.weight", "encoder.model.classifier.out_proj.bias"}
-    parameters = sum(p.numel() for name, p in student.named_parameters() if name not in unused)
+    unused = {id(parameter) for parameter in last_linear(student.encoder.model).parameters()}  # our headers replace it
+    parameters = sum(p.numel() for p in student.parameters() if id(p) not in unused)
     return {
         "parameters": parameters,
         "bytes": (folder / "model.safetensors").stat().st_size,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tmkd.encoder.forward import FirstTokenEncoder
+from tmkd.encoder.forward import PairEncoder
 
 
 class Logits(NamedTuple):
@@ -32,9 +32,7 @@ class Student(nn.Module):
             after stage 1 averages its soft headers (METHOD.md, "Stage 1").
     """
 
-    def __init__(
-        self, encoder: FirstTokenEncoder, classes: int, soft_headers: int = 0, *, use_golden: bool = True
-    ) -> None:
+    def __init__(self, encoder: PairEncoder, classes: int, soft_headers: int = 0, *, use_golden: bool = True) -> None:
         super().__init__()
         if not use_golden and soft_headers == 0:
             raise ValueError("a student needs a golden header or at least one soft header")
@@ -55,8 +53,8 @@ class Student(nn.Module):
         """K."""
         return self.soft_weight.shape[0]
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Logits:
-        """Logits of every header, float32."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> Logits:
+        """Logits of every header, float32; arguments as in `PairEncoder.forward`."""
         h = self.encoder(input_ids, attention_mask, token_type_ids).float()
         with torch.autocast(h.device.type, enabled=False):  # the headers cost nothing; keep them exact
             golden = self.golden(h)

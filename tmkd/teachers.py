@@ -21,6 +21,7 @@ from tmkd.progress import progress, say
 from tmkd.recipe import Recipe, Teacher
 from tmkd.student import Logits, Student
 from tmkd.tokenizer import PairTokenizer
+from tmkd.tokens import tokens_of
 from tmkd.training import Fit, score, train
 from tmkd.workspace import Step, Workspace
 
@@ -52,7 +53,7 @@ def teach(workspace: Workspace, recipe: Recipe, teacher: Teacher, train_rows: Pa
         labels = torch.from_numpy(train_rows.labels)
         curve = train(
             model,
-            tokenizer.encode(train_rows.questions, train_rows.passages),
+            tokens_of(workspace, tokenizer, train_rows),
             tokenizer.pad_id,
             golden_only(labels),
             fit,
@@ -91,11 +92,11 @@ def label(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precisi
     def build(folder: Path) -> None:
         store = LabelStore.open(folder, header=header)
         _borrow(store, workspace, unique, depends)
-        _fill(store, model, unique, name, precision)
+        _fill(store, model, unique, name, precision, workspace)
 
     step = workspace.step("labels", depends, build, label=f"label {len(unique):,} pairs with {name}")
     store = LabelStore.open(step.folder, header=header)
-    _fill(store, model, unique, name, precision)  # a part that was damaged since is labelled again
+    _fill(store, model, unique, name, precision, workspace)  # a part that was damaged since is labelled again
     return store
 
 
@@ -113,18 +114,19 @@ def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, depends: dict
             wanted.difference_update(shared)
 
 
-def _fill(store: LabelStore, model: Step, pairs: Pairs, name: str, precision: str) -> None:
+def _fill(store: LabelStore, model: Step, pairs: Pairs, name: str, precision: str, workspace: Workspace) -> None:
     """Label the pairs that the store does not have yet."""
     done = store.done_ids()
-    todo = pairs.take(np.flatnonzero([name not in done for name in pairs.pair_ids]))
+    todo = np.flatnonzero([pair_id not in done for pair_id in pairs.pair_ids])
     if len(todo) == 0:
         return
     student = load_student(model.folder)
+    say(f"{name}: {student.encoder.path}")
     tokenizer = PairTokenizer(model.folder, read_card(model.folder)["max_length"])
-    encoded = tokenizer.encode(todo.questions, todo.passages)
+    encoded = tokens_of(workspace, tokenizer, pairs)
     # Chunks of like length: the batches inside a chunk hold next to no padding.
-    order = np.argsort([-len(row) for row in encoded.ids], kind="stable")
-    ids = np.array(todo.pair_ids)
+    order = todo[np.argsort(-encoded.lengths[todo], kind="stable")]
+    ids = np.array(pairs.pair_ids)
     with progress(f"label with {name}", len(pairs), done=len(pairs) - len(todo)) as bar:
         for start in range(0, len(order), CHUNK):
             rows = order[start : start + CHUNK]

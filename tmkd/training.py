@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tmkd.batching import epoch_steps, length_sorted_batches, micro_batches, pad, steps_per_epoch
 from tmkd.hardware import device, use_bf16
-from tmkd.progress import progress
+from tmkd.progress import progress, say
 from tmkd.student import Logits, Student
 from tmkd.tokenizer import Encoded
 
@@ -76,6 +76,7 @@ def train(
     state = _State(model, optimiser, state_folder)
     done, curve = state.load()
     every = max(1, total // 100)
+    say(f"{name}: {model.encoder.path}")
     model.train()
     pairs_total = len(lengths) * fit.epochs
     with progress(name, pairs_total, done=min(done * fit.batch_size, pairs_total)) as bar:
@@ -150,9 +151,12 @@ def _step(
 
 def _forward(model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64], bf16: bool) -> Logits:
     where = device()
-    inputs = [torch.from_numpy(array).to(where) for array in pad(encoded.ids, encoded.type_ids, rows, pad_id)]
+    input_ids, mask, types = (
+        torch.from_numpy(array).to(where) for array in pad(encoded.ids, encoded.type_ids, rows, pad_id)
+    )
+    padded = int(mask.shape[1]) * len(rows) > sum(len(encoded.ids[row]) for row in rows)
     with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
-        logits: Logits = model(*inputs)
+        logits: Logits = model(input_ids, mask if padded else None, types)
     return logits
 
 

@@ -58,20 +58,22 @@ class Workspace:
                 ) from None
             yield
 
-    def step(self, kind: str, depends_on: Any, build: Callable[[Path], None], *, label: str) -> Step:
+    def step(self, kind: str, depends_on: Any, build: Callable[[Path], None], *, label: str | None) -> Step:
         """The step's folder, built now unless it is there.
 
         Args:
             kind: first part of the folder's name.
             depends_on: JSON-like; everything that the result depends on.
             build: fills the folder it is given; may find what an interrupted call left there.
-            label: what the log calls it.
+            label: what the log calls it; None: it is not worth a line.
         """
         step = Step(kind, mark := fingerprint(depends_on), self.root / "steps" / f"{kind}-{mark}")
         if step.folder.is_dir():
-            say(f"{label}: done before ({step.folder.name})")
+            if label:
+                say(f"{label}: done before ({step.folder.name})")
         else:
-            say(f"{label}: {step.folder.name}")
+            if label:
+                say(f"{label}: {step.folder.name}")
             partial = step.folder.with_name(step.folder.name + ".partial")
             partial.mkdir(exist_ok=True)
             with disk_errors(partial):

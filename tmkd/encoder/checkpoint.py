@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tmkd.encoder.forward import FirstTokenEncoder, require_supported
+from tmkd.encoder.families import Family, family_of, last_linear
+from tmkd.encoder.forward import PairEncoder, encoder_of
 from tmkd.errors import EncoderError
 from tmkd.progress import say
 from tmkd.student import Student
@@ -31,15 +32,18 @@ def load_encoder(
     dropout: float = 0.0,
     freeze_embeddings: bool = True,
     pooler: str = "keep",
-) -> FirstTokenEncoder:
+    new_head: bool = True,
+) -> PairEncoder:
     """Embeddings, the first `layers` layers and the pooler of a checkpoint, float32.
 
-    MPNet has no pooler of its own in a classification model: `pooler.dense` becomes `classifier.dense`.
+    MPNet and RoBERTa have no pooler of their own in a classification model: `pooler.dense` becomes `classifier.dense`.
 
     Args:
         pooler: `keep` it as the checkpoint has it; begin with the `identity`; `auto`: the identity where it was never
             trained. Small random weights give nearly the same h for all texts, and few labels are spent on growing
             them; with the identity h is the first token's last state.
+        new_head: layers between the encoder and the last linear one that the checkpoint lacks (a pre-trained encoder
+            of most families does) begin anew, by torch's random state; False: they are required.
 
     Raises:
         EncoderError: unsupported architecture, too few layers, or weights that are missing or of another shape.
@@ -50,22 +54,30 @@ def load_encoder(
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise EncoderError(f"{folder}/config.json cannot be read: {str(error).splitlines()[0]}") from error
-    require_supported(config.model_type, str(folder))
+    family = family_of(config.model_type, str(folder))
     if layers is not None:
-        if not 1 <= layers <= config.num_hidden_layers:
-            raise EncoderError(
-                f"{folder} has {config.num_hidden_layers} layers; a student cannot take {layers} of them"
-            )
-        config.num_hidden_layers = layers
+        _cut(config, layers, folder)
     config.num_labels = classes
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    _fill(model, _read_weights(folder), folder)
-    encoder = FirstTokenEncoder(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
-    if pooler == "identity" or (pooler == "auto" and not bool(encoder.dense.bias.any())):
+    _fill(model, _read_weights(folder), folder, family, new_head=new_head)
+    encoder = encoder_of(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
+    if encoder.dense is not None and _starts_as_identity(encoder, pooler):
         say(f"{folder}: the pooler begins as the identity" + (", it was never trained" if pooler == "auto" else ""))
         torch.nn.init.eye_(encoder.dense.weight)
         torch.nn.init.zeros_(encoder.dense.bias)
     return encoder
+
+
+def _cut(config: Any, layers: int, folder: Path) -> None:
+    if not 1 <= layers <= config.num_hidden_layers:
+        raise EncoderError(f"{folder} has {config.num_hidden_layers} layers; a student cannot take {layers} of them")
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):  # ModernBERT names each layer's kind of attention
+        config.layer_types = config.layer_types[:layers]
+
+
+def _starts_as_identity(encoder: PairEncoder, pooler: str) -> bool:
+    return pooler == "identity" or (pooler == "auto" and not bool(encoder.dense.bias.any()))
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -80,29 +92,32 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _fill(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
-    """Copy weights by name, with or without the base model's prefix; every parameter but the last linear must come."""
-    prefix = model.base_model_prefix + "."
-    renamed = {}
-    for name, value in weights.items():
-        name = name.removeprefix(prefix)
-        if model.config.model_type == "mpnet" and name.startswith("pooler.dense"):
-            name = name.replace("pooler.dense", "classifier.dense")
-        renamed[name] = value
-    last = "classifier.out_proj." if model.config.model_type == "mpnet" else "classifier."
+def _fill(model: Any, weights: dict[str, Tensor], folder: Path, family: Family, *, new_head: bool) -> None:
+    """Copy weights by name, with or without the base model's prefix; the last linear layer need not come."""
+    prefix = family.base + "."
+    found = {name.removeprefix(prefix): value for name, value in weights.items()}
+    if family.dense == "classifier.dense":
+        for part in ("weight", "bias"):
+            if f"pooler.dense.{part}" in found:
+                found.setdefault(f"classifier.dense.{part}", found[f"pooler.dense.{part}"])
     state = model.state_dict()
-    missing = []
+    missing, anew = [], []
     for name, target in state.items():
-        source = renamed.get(name.removeprefix(prefix))
+        source = found.get(name.removeprefix(prefix))
         if source is not None and source.shape == target.shape:
             state[name] = source.to(torch.float32)
-        elif not name.startswith(last):
+        elif source is None and new_head and (not name.startswith(prefix) or "pooler." in name):
+            anew.append(name)
+        elif not name.startswith(family.last + "."):
             missing.append(name if source is None else f"{name} (shape {list(source.shape)})")
     if missing:
         raise EncoderError(
             f"{folder}: {len(missing)} weights are missing or of another shape, first {missing[0]}; "
             "this checkpoint does not hold the model that its config.json names"
         )
+    anew = [name for name in anew if not name.startswith(family.last + ".")]
+    if anew:
+        say(f"{folder} has no {', '.join(anew)}: begins anew")
     model.load_state_dict(state)
 
 
@@ -118,7 +133,7 @@ def save_student(
     folder.mkdir(parents=True, exist_ok=True)
     encoder = student.encoder
     weight, bias = student.fold()
-    head = encoder.model.classifier.out_proj if encoder.is_mpnet else encoder.model.classifier
+    head = last_linear(encoder.model)
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
@@ -177,7 +192,7 @@ def load_student(folder: Path, *, dropout: float = 0.0, freeze_embeddings: bool 
     """A teacher or student as it was saved."""
     card = read_card(folder)
     classes = int(card["classes"])
-    encoder = load_encoder(folder, classes, dropout=dropout, freeze_embeddings=freeze_embeddings)
+    encoder = load_encoder(folder, classes, dropout=dropout, freeze_embeddings=freeze_embeddings, new_head=False)
     student = Student(encoder, classes, int(card["soft_headers"]), use_golden=bool(card["use_golden"]))
     with torch.no_grad():
         if student.soft_headers:
@@ -187,7 +202,7 @@ def load_student(folder: Path, *, dropout: float = 0.0, freeze_embeddings: bool 
             student.soft_weight.copy_(headers["soft.weight"])
             student.soft_bias.copy_(headers["soft.bias"])
         else:
-            head = encoder.model.classifier.out_proj if encoder.is_mpnet else encoder.model.classifier
+            head = last_linear(encoder.model)
             student.golden.weight.copy_(head.weight)
             student.golden.bias.copy_(head.bias)
     return student
@@ -197,9 +212,9 @@ def load_finished(folder: Path, classes: int) -> Student:
     """A fine-tuned checkpoint made elsewhere: its own classification head becomes the golden header."""
     if (folder / "tmkd.json").is_file():
         return load_student(folder)
-    encoder = load_encoder(folder, classes)
+    encoder = load_encoder(folder, classes, new_head=False)
     weights = _read_weights(folder)
-    name = "classifier.out_proj" if encoder.is_mpnet else "classifier"
+    name = encoder.family.last
     weight = weights.get(f"{name}.weight")
     if weight is None or weight.shape[0] != classes:
         found = "no" if weight is None else str(weight.shape[0])

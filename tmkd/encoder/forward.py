@@ -1,8 +1,8 @@
-"""Our forward over the modules of a transformers checkpoint: same parameters, same names, less work.
+"""Pairs in, h out: our forward over the modules of a transformers checkpoint, or that module itself.
 
-Two things are cheaper here and exactly equal (METHOD.md, "Exactly equal, and cheaper"): only the first token of the
-last layer is computed, and attention is two plain matrix products (SDPA's CPU backward is slow at these lengths).
-BERT-like and MPNet encoders are known; others are refused with the list of what works.
+Our forward has the same parameters under the same names and does less work. Two things are cheaper and exactly equal
+(METHOD.md, "Exactly equal, and cheaper"): only the first token of the last layer is computed, and attention is two
+plain matrix products (SDPA's CPU backward is slow at these lengths). The same code trains, labels and is exported.
 """
 
 from __future__ import annotations
@@ -15,103 +15,172 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from tmkd.errors import EncoderError
+from tmkd.encoder.families import family_of, last_linear, takes_token_types
 
-SUPPORTED = ("bert", "mpnet")
-
-
-def require_supported(model_type: str, where: str) -> None:
-    """Refuse an architecture that has no forward here."""
-    if model_type not in SUPPORTED:
-        raise EncoderError(
-            f"{where}: encoders of type {model_type!r} are not supported; supported are {', '.join(SUPPORTED)} "
-            '(BERT, MiniLM and other models with `"model_type": "bert"`, and MPNet)'
-        )
+MASKED = -1e9  # added to the attention score of a padding token; its weight is exactly zero after the softmax
 
 
-class FirstTokenEncoder(nn.Module):
-    """A sequence-classification checkpoint without its last linear layer: pairs in, h out.
+def encoder_of(model: Any, *, dropout: float = 0.0, freeze_embeddings: bool = True) -> PairEncoder:
+    """The fastest equal way to run a sequence-classification module without its last linear layer.
 
-    Attributes:
-        model: the transformers module that holds the parameters (its own head's linear layer is not used).
-        hidden_size: d.
+    Args:
         dropout: probability used in training mode on attention weights, block outputs and h.
         freeze_embeddings: keep the embedding tables (and their LayerNorm) as they are.
+
+    Raises:
+        EncoderError: an unsupported architecture.
+    """
+    kind = ModuleEncoder if _why_theirs(model.config) else FirstTokenEncoder
+    return kind(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
+
+
+def _why_theirs(config: Any) -> str:
+    """Why our forward cannot stand for the transformers module; empty where it can."""
+    if family_of(config.model_type, "encoder").parts is None:
+        return "there is no forward of ours for it"
+    if getattr(config, "is_decoder", False):
+        return "it is a decoder"
+    positions = getattr(config, "position_embedding_type", "absolute")
+    return "" if positions in (None, "absolute") else f"its positions are {positions}"
+
+
+class PairEncoder(nn.Module):
+    """What both ways share.
+
+    Attributes:
+        model: the transformers module that holds the parameters (its own last linear layer is not used).
+        hidden_size: d. layers: n.
+        dense: the linear layer whose tanh is h; None where the family has none of that kind.
+        path: one line for the log: which way runs, and why.
     """
 
-    def __init__(self, model: Any, *, dropout: float = 0.0, freeze_embeddings: bool = True) -> None:
+    path: str
+
+    def __init__(self, model: Any, *, dropout: float, freeze_embeddings: bool) -> None:
         super().__init__()
-        require_supported(model.config.model_type, "encoder")
         self.model = model
         self.config = model.config
-        self.hidden_size: int = model.config.hidden_size
+        self.family = family_of(model.config.model_type, "encoder")
+        self.hidden_size: int = last_linear(model).in_features
         self.layers: int = model.config.num_hidden_layers
-        self.heads: int = model.config.num_attention_heads
         self.dropout = dropout
         self.freeze_embeddings = freeze_embeddings
-        self.activation = ACT2FN[model.config.hidden_act]
-        self.is_mpnet = model.config.model_type == "mpnet"
-        self.base = model.mpnet if self.is_mpnet else model.bert
-        self.dense = model.classifier.dense if self.is_mpnet else self.base.pooler.dense
+        self.base = model.get_submodule(self.family.base)
+        self.dense: Any = None if self.family.dense is None else model.get_submodule(self.family.dense)
         for parameter in self.base.embeddings.parameters():
             parameter.requires_grad_(not freeze_embeddings)
-        unused = model.classifier.out_proj if self.is_mpnet else model.classifier
-        for parameter in unused.parameters():
+        for parameter in last_linear(model).parameters():
             parameter.requires_grad_(False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> Tensor:
         """h of every pair, [n, d]: what the checkpoint's own class feeds to its last linear layer.
 
         Args:
             input_ids: [n, T] int64, padded on the right.
-            attention_mask: [n, T], 1 for a token and 0 for padding.
-            token_type_ids: [n, T] int64; ignored by MPNet, which has none.
+            attention_mask: [n, T], 1 for a token and 0 for padding; None where there is no padding.
+            token_type_ids: [n, T] int64, or None for zeros; ignored by families that have none.
         """
+        raise NotImplementedError
+
+
+class ModuleEncoder(PairEncoder):
+    """The transformers module as it is: every token of every layer."""
+
+    def __init__(self, model: Any, *, dropout: float, freeze_embeddings: bool) -> None:
+        super().__init__(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
+        self.path = f"{model.config.model_type}: the transformers module runs, {_why_theirs(model.config)}"
+        self._types = takes_token_types(model.config)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = dropout
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = dropout
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> Tensor:
+        """See `PairEncoder.forward`."""
+        given = {"token_type_ids": token_type_ids} if self._types and token_type_ids is not None else {}
+        seen: list[Tensor] = []
+        hook = last_linear(self.model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            self.model(input_ids=input_ids, attention_mask=attention_mask, **given)
+        finally:
+            hook.remove()
+        return seen[0]
+
+
+class FirstTokenEncoder(PairEncoder):
+    """Our forward. In operations that export to ONNX with a free batch and length axis."""
+
+    distances: Tensor
+
+    def __init__(self, model: Any, *, dropout: float, freeze_embeddings: bool) -> None:
+        super().__init__(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
+        self.path = f"{model.config.model_type}: our forward, only the first token in the last layer"
+        self.heads: int = model.config.num_attention_heads
+        self.activation = ACT2FN[model.config.hidden_act]
+        if self.family.relative_positions:
+            # One row per distance: no logarithm has to round the same way in two libraries.
+            self.furthest = int(model.config.max_position_embeddings) - 1
+            steps = torch.arange(-self.furthest, self.furthest + 1)
+            buckets = self.base.encoder.relative_position_bucket(steps)  # [2 * furthest + 1]
+            self.register_buffer("distances", buckets, persistent=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> Tensor:
+        """See `PairEncoder.forward`."""
         x = self._embed(input_ids, token_type_ids)
         bias = self._attention_bias(x, attention_mask)
         for number, layer in enumerate(self.base.encoder.layer):
             x = self._layer(layer, x, bias, first_only=number == self.layers - 1)
-        first = x[:, 0]
-        return self._drop(torch.tanh(self.dense(self._drop(first) if self.is_mpnet else first)))
+        first = self._drop(x[:, 0]) if self.family.dropout_before_dense else x[:, 0]
+        return self._drop(torch.tanh(self.dense(first)))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout > 0 else x
 
-    def _embed(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+    def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         tables = self.base.embeddings
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        if self.family.position_offset:  # these count from padding_idx + 1; padded on the right they are an arange
+            positions = positions + (tables.padding_idx + 1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_embeddings):
-            x = tables.word_embeddings(input_ids)
-            if self.is_mpnet:
-                # MPNet counts positions from padding_idx + 1; with padding on the right they are an arange.
-                x = x + tables.position_embeddings(positions + tables.padding_idx + 1)
-            else:
-                x = x + tables.position_embeddings(positions) + tables.token_type_embeddings(token_type_ids)
+            x = tables.word_embeddings(input_ids) + tables.position_embeddings(positions)
+            types = getattr(tables, "token_type_embeddings", None)
+            if types is not None:
+                x = x + (types.weight[0] if token_type_ids is None else types(token_type_ids))
             x = tables.LayerNorm(x)
         return self._drop(x)
 
-    def _attention_bias(self, x: Tensor, attention_mask: Tensor) -> Tensor | None:
+    def _attention_bias(self, x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """What is added to attention scores, broadcastable to [n, heads, T, T]; None where nothing is."""
         bias: Tensor | None = None
-        if self.is_mpnet:
-            bias = self.base.encoder.compute_position_bias(x[:1])
-        if not bool(attention_mask.all()):
-            padding = torch.zeros(attention_mask.shape, dtype=x.dtype, device=x.device)
-            padding = padding.masked_fill(attention_mask == 0, torch.finfo(torch.float32).min / 2)[:, None, None, :]
-            bias = padding if bias is None else bias + padding
+        if attention_mask is not None:
+            bias = ((1 - attention_mask).to(x.dtype) * MASKED)[:, None, None, :]
+        if self.family.relative_positions:
+            by_distance = self._distance_bias(x.shape[1], x.device)
+            bias = by_distance if bias is None else bias + by_distance
         return bias
 
+    def _distance_bias(self, width: int, device: torch.device) -> Tensor:
+        """MPNet's bias by distance, [1, heads, T, T]."""
+        positions = torch.arange(width, device=device)
+        table: Tensor = self.base.encoder.relative_attention_bias(self.distances)  # [2 * furthest + 1, heads]
+        return table[positions[None] - positions[:, None] + self.furthest].permute(2, 0, 1)[None]
+
     def _layer(self, layer: Any, x: Tensor, bias: Tensor | None, first_only: bool) -> Tensor:
-        q, k, v, out, norm = _attention_parts(layer, self.is_mpnet)
+        parts = self.family.parts
+        assert parts is not None
+        query, key, value, out, norm = (
+            layer.get_submodule(name) for name in (parts.query, parts.key, parts.value, parts.out, parts.norm)
+        )
         queries = x[:, :1] if first_only else x  # keys and values are needed of all tokens, the rest of one
-        if first_only and bias is not None:
-            bias = bias[:, :, :1] if bias.shape[2] > 1 else bias
-        scaled = q(queries) * (1.0 / math.sqrt(self.hidden_size // self.heads))
-        scores = self._split(scaled) @ self._split(k(x)).transpose(-1, -2)
+        scaled = query(queries) * (1.0 / math.sqrt(x.shape[-1] // self.heads))
+        scores = self._split(scaled) @ self._split(key(x)).transpose(-1, -2)
         if bias is not None:
+            if first_only and self.family.relative_positions:
+                bias = bias[:, :, :1]
             scores += bias.to(scores.dtype)  # a wider bias would widen all that follows
         weights = self._drop(torch.softmax(scores, dim=-1))
-        values = self._split(v(x))
+        values = self._split(value(x))
         context = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
         x = norm(self._drop(out(context)) + queries)
         wide = self.activation(layer.intermediate.dense(x))
@@ -119,13 +188,3 @@ class FirstTokenEncoder(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
-
-
-def _attention_parts(layer: Any, is_mpnet: bool) -> tuple[Any, Any, Any, Any, Any]:
-    """query, key, value, output projection and LayerNorm of a layer, under either family's names."""
-    if is_mpnet:
-        attention = layer.attention.attn
-        return attention.q, attention.k, attention.v, attention.o, layer.attention.LayerNorm
-    attention = layer.attention
-    inner = attention.self
-    return inner.query, inner.key, inner.value, attention.output.dense, attention.output.LayerNorm

@@ -1,0 +1,53 @@
+"""A small random encoder of every family, and a padded batch of real text."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from conftest import pair_rows
+
+from tmkd.batching import pad
+from tmkd.encoder.find import find_encoder
+from tmkd.tokenizer import PairTokenizer
+
+
+def inputs(folder: Path, count: int = 12) -> list[torch.Tensor]:
+    rows = pair_rows()[:count]
+    tokenizer = PairTokenizer(folder, 64)
+    encoded = tokenizer.encode([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows])
+    return [torch.from_numpy(a) for a in pad(encoded.ids, encoded.type_ids, list(range(count)), tokenizer.pad_id)]
+
+
+TINY = {
+    "vocab_size": 30527,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "pad_token_id": 0,
+}
+OURS = ("bert", "roberta", "xlm-roberta", "mpnet")
+THEIRS = ("distilbert", "electra", "deberta-v2", "modernbert")
+
+
+def tiny(model_type: str, folder: Path) -> Path:
+    """A small random encoder of a family with a real tokenizer (MiniLM's word pieces)."""
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(0)
+    special = {
+        "electra": {"embedding_size": 32},
+        "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 16},
+        "modernbert": {"cls_token_id": 101, "sep_token_id": 102, "bos_token_id": 101, "eos_token_id": 102},
+    }
+    config = AutoConfig.for_model(model_type, **TINY, **special.get(model_type, {}))
+    model = AutoModel.from_config(config)
+    for name, parameter in model.named_parameters():  # as they come most weights are nearly or exactly zero
+        torch.nn.init.normal_(parameter, std=0.1, mean=1.0 if "norm" in name.lower() and "weight" in name else 0.0)
+    if getattr(model, "pooler", None) is not None:
+        torch.nn.init.zeros_(model.pooler.dense.bias)
+    model.save_pretrained(folder)
+    shutil.copy(find_encoder("builtin:minilm-l6") / "tokenizer.json", folder)
+    return folder
