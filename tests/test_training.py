@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import pair_rows
+from encoder_fixtures import tiny
 
-from tmkd import training
+from tmkd import hardware, training
 from tmkd.batching import epoch_steps, length_sorted_batches
 from tmkd.encoder.checkpoint import load_encoder
 from tmkd.encoder.find import find_encoder
@@ -76,6 +77,31 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(tmp_path: Path, monke
         train(model, encoded, tokenizer.pad_id, loss, fit, name="t", state_folder=tmp_path / str(budget))
         results.append(score(model, encoded, tokenizer.pad_id, precision="fp32"))
     np.testing.assert_allclose(results[0], results[1], atol=2e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "packed"])
+@pytest.mark.parametrize("family", ["minilm", "mpnet", "roberta"])
+def test_every_attention_gives_the_same_outputs_and_gradients(
+    family: str, attention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = find_encoder("builtin:minilm-l6") if family == "minilm" else tiny(family, tmp_path / "tiny")
+    torch.manual_seed(0)
+    model = Student(load_encoder(folder, 2, layers=2), 2)
+    torch.nn.init.normal_(model.golden.weight, std=0.5)
+    tokenizer, pairs = PairTokenizer(folder, 64), setting()[2]
+    encoded = tokenizer.encode(pairs.questions, pairs.passages)
+    found = []
+    for how in ("matmul", attention):
+        monkeypatch.setattr(hardware, "_forced_attention", how)
+        model.zero_grad()
+        logits = training._forward(model, encoded, tokenizer.pad_id, np.arange(len(pairs)), bf16=False)
+        golden_loss(logits.golden, torch.from_numpy(pairs.labels)).mean().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((logits.golden.detach(), gradient))
+    (plain, plain_gradient), (other, other_gradient) = found
+    assert model.encoder.packs == (family != "mpnet")  # a bias by distance: padded, whatever is forced
+    assert torch.allclose(plain, other, atol=1e-5)
+    assert (plain_gradient - other_gradient).norm() / plain_gradient.norm() < 1e-4
 
 
 def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:

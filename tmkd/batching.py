@@ -77,6 +77,16 @@ def pad(
     return input_ids, mask, types
 
 
+def pack(
+    ids: Sequence[NDArray[np.integer]], type_ids: Sequence[NDArray[np.integer]], rows: Sequence[int] | IntArray
+) -> tuple[IntArray, IntArray, NDArray[np.int32]]:
+    """The rows one after another: input ids and type ids, [tokens] int64; where each begins, and the end, [n + 1]."""
+    lengths = [len(ids[row]) for row in rows]
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    input_ids = np.concatenate([ids[row] for row in rows]).astype(np.int64)
+    return input_ids, np.concatenate([type_ids[row] for row in rows]).astype(np.int64), starts
+
+
 def steps_per_epoch(rows: int, batch_size: int) -> int:
     """Optimiser steps of one epoch; one of them may hold fewer pairs."""
     return -(-rows // batch_size)

@@ -45,7 +45,7 @@ class Pipeline:
         self.workspace = workspace
         self.run = workspace.root / "runs" / recipe.name
         self.run.mkdir(parents=True, exist_ok=True)
-        prepare()
+        prepare(attention=recipe.attention)
         say(f"running on {describe(recipe.precision)}")
 
     @functools.cached_property

@@ -142,6 +142,9 @@ class Recipe(_Part):
         192, ge=8, le=8192, description="tokens of a pair; longer pairs are cut, longest side first"
     )
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
+    attention: Literal["auto", "matmul", "sdpa", "packed"] = Field(
+        "auto", description="auto: what is fastest on the device; the results are the same, to rounding"
+    )
     data: Data = Field(description="where the pairs come from")
     teachers: tuple[Teacher, ...] = Field(min_length=1, description="K teachers")
     student: StudentShape = Field(default_factory=StudentShape, description="the student's shape")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tmkd.encoder.forward import PairEncoder
+from tmkd.encoder.forward import Packing, PairEncoder
 
 
 class Logits(NamedTuple):
@@ -53,9 +53,15 @@ class Student(nn.Module):
         """K."""
         return self.soft_weight.shape[0]
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> Logits:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        packing: Packing | None = None,
+    ) -> Logits:
         """Logits of every header, float32; arguments as in `PairEncoder.forward`."""
-        h = self.encoder(input_ids, attention_mask, token_type_ids).float()
+        h = self.encoder(input_ids, attention_mask, token_type_ids, packing).float()
         with torch.autocast(h.device.type, enabled=False):  # the headers cost nothing; keep them exact
             golden = self.golden(h)
             soft = torch.einsum("nd,kcd->nkc", h, self.soft_weight) + self.soft_bias

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tmkd.batching import epoch_steps, length_sorted_batches, micro_batches, pad, steps_per_epoch
-from tmkd.hardware import device, use_bf16
+from tmkd.batching import epoch_steps, length_sorted_batches, micro_batches, pack, pad, steps_per_epoch
+from tmkd.encoder.forward import Packing
+from tmkd.hardware import attention, device, use_bf16
 from tmkd.progress import progress, say
 from tmkd.student import Logits, Student
 from tmkd.tokenizer import Encoded
@@ -151,13 +152,16 @@ def _step(
 
 def _forward(model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64], bf16: bool) -> Logits:
     where = device()
-    input_ids, mask, types = (
-        torch.from_numpy(array).to(where) for array in pad(encoded.ids, encoded.type_ids, rows, pad_id)
-    )
-    padded = int(mask.shape[1]) * len(rows) > sum(len(encoded.ids[row]) for row in rows)
     with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
-        logits: Logits = model(input_ids, mask if padded else None, types)
-    return logits
+        if attention() == "packed" and model.encoder.packs:
+            ids, types, starts = (torch.from_numpy(a).to(where) for a in pack(encoded.ids, encoded.type_ids, rows))
+            packing = Packing(starts, max(len(encoded.ids[row]) for row in rows))
+            packed: Logits = model(ids, None, types, packing)
+            return packed
+        ids, mask, types = (torch.from_numpy(a).to(where) for a in pad(encoded.ids, encoded.type_ids, rows, pad_id))
+        full = ids.numel() == sum(len(encoded.ids[row]) for row in rows)
+        logits: Logits = model(ids, None if full else mask, types)
+        return logits
 
 
 def score(

@@ -1,20 +1,21 @@
 """Pairs in, h out: our forward over the modules of a transformers checkpoint, or that module itself.
 
 Our forward has the same parameters under the same names and does less work. Two things are cheaper and exactly equal
-(METHOD.md, "Exactly equal, and cheaper"): only the first token of the last layer is computed, and attention is two
-plain matrix products (SDPA's CPU backward is slow at these lengths). The same code trains, labels and is exported.
+(METHOD.md, "Exactly equal, and cheaper"): only the first token of the last layer is computed, and attention runs in
+the layout that suits the machine (tmkd/encoder/attention.py). The same code trains, labels and is exported.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from tmkd import hardware
+from tmkd.encoder.attention import Attention, Packed, Padded
 from tmkd.encoder.families import family_of, last_linear, takes_token_types
 
 MASKED = -1e9  # added to the attention score of a padding token; its weight is exactly zero after the softmax
@@ -42,6 +43,13 @@ def _why_theirs(config: Any) -> str:
         return "it is a decoder"
     positions = getattr(config, "position_embedding_type", "absolute")
     return "" if positions in (None, "absolute") else f"its positions are {positions}"
+
+
+class Packing(NamedTuple):
+    """A packed batch: where each pair begins, and the end, [n + 1] int32; most tokens of a pair."""
+
+    starts: Tensor
+    longest: int
 
 
 class PairEncoder(nn.Module):
@@ -72,13 +80,25 @@ class PairEncoder(nn.Module):
         for parameter in last_linear(model).parameters():
             parameter.requires_grad_(False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> Tensor:
+    @property
+    def packs(self) -> bool:
+        """Whether packed batches can be given (`Packing`)."""
+        return False
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        packing: Packing | None = None,
+    ) -> Tensor:
         """h of every pair, [n, d]: what the checkpoint's own class feeds to its last linear layer.
 
         Args:
-            input_ids: [n, T] int64, padded on the right.
+            input_ids: [n, T] int64, padded on the right; packed: [tokens].
             attention_mask: [n, T], 1 for a token and 0 for padding; None where there is no padding.
-            token_type_ids: [n, T] int64, or None for zeros; ignored by families that have none.
+            token_type_ids: shaped as input_ids, int64, or None for zeros; ignored by families that have none.
+            packing: where each pair lies in a packed batch; None for a padded one.
         """
         raise NotImplementedError
 
@@ -96,8 +116,15 @@ class ModuleEncoder(PairEncoder):
             if isinstance(getattr(module, "attention_dropout", None), float):
                 module.attention_dropout = dropout
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> Tensor:
-        """See `PairEncoder.forward`."""
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        """See `PairEncoder.forward`; never packed."""
+        assert packing is None
         given = {"token_type_ids": token_type_ids} if self._types and token_type_ids is not None else {}
         seen: list[Tensor] = []
         hook = last_linear(self.model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -125,21 +152,40 @@ class FirstTokenEncoder(PairEncoder):
             buckets = self.base.encoder.relative_position_bucket(steps)  # [2 * furthest + 1]
             self.register_buffer("distances", buckets, persistent=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> Tensor:
+    @property
+    def packs(self) -> bool:
+        """Flash attention takes no bias by distance, and has no dropout."""
+        return not self.family.relative_positions and self.dropout == 0
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        packing: Packing | None = None,
+    ) -> Tensor:
         """See `PairEncoder.forward`."""
-        x = self._embed(input_ids, token_type_ids)
-        bias = self._attention_bias(x, attention_mask)
-        for number, layer in enumerate(self.base.encoder.layer):
-            x = self._layer(layer, x, bias, first_only=number == self.layers - 1)
-        first = self._drop(x[:, 0]) if self.family.dropout_before_dense else x[:, 0]
+        x = self._embed(input_ids, token_type_ids, packing)
+        attention: Attention
+        if packing is None:
+            attention = Padded(self._attention_bias(x, attention_mask), fused=hardware.attention() != "matmul")
+        else:
+            attention = Packed(*packing)
+        for layer in self.base.encoder.layer[:-1]:
+            x = self._layer(layer, x, x, attention)
+        first, of_first = attention.first(x)
+        first = self._layer(self.base.encoder.layer[-1], first, x, of_first).flatten(0, -2)
+        first = self._drop(first) if self.family.dropout_before_dense else first
         return self._drop(torch.tanh(self.dense(first)))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout > 0 else x
 
-    def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+    def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None, packing: Packing | None) -> Tensor:
         tables = self.base.embeddings
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        positions = torch.arange(input_ids.shape[-1], device=input_ids.device)
+        if packing is not None:
+            positions = positions - packing.starts[:-1].long().repeat_interleave(packing.starts.diff())
         if self.family.position_offset:  # these count from padding_idx + 1; padded on the right they are an arange
             positions = positions + (tables.padding_idx + 1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_embeddings):
@@ -166,25 +212,15 @@ class FirstTokenEncoder(PairEncoder):
         table: Tensor = self.base.encoder.relative_attention_bias(self.distances)  # [2 * furthest + 1, heads]
         return table[positions[None] - positions[:, None] + self.furthest].permute(2, 0, 1)[None]
 
-    def _layer(self, layer: Any, x: Tensor, bias: Tensor | None, first_only: bool) -> Tensor:
+    def _layer(self, layer: Any, asking: Tensor, x: Tensor, attention: Attention) -> Tensor:
+        """The layer's output for the tokens `asking`, which look at all tokens x of their pairs."""
         parts = self.family.parts
         assert parts is not None
         query, key, value, out, norm = (
             layer.get_submodule(name) for name in (parts.query, parts.key, parts.value, parts.out, parts.norm)
         )
-        queries = x[:, :1] if first_only else x  # keys and values are needed of all tokens, the rest of one
-        scaled = query(queries) * (1.0 / math.sqrt(x.shape[-1] // self.heads))
-        scores = self._split(scaled) @ self._split(key(x)).transpose(-1, -2)
-        if bias is not None:
-            if first_only and self.family.relative_positions:
-                bias = bias[:, :, :1]
-            scores += bias.to(scores.dtype)  # a wider bias would widen all that follows
-        weights = self._drop(torch.softmax(scores, dim=-1))
-        values = self._split(value(x))
-        context = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
-        x = norm(self._drop(out(context)) + queries)
-        wide = self.activation(layer.intermediate.dense(x))
-        return layer.output.LayerNorm(self._drop(layer.output.dense(wide)) + x)  # type: ignore[no-any-return]
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+        dropout = self.dropout if self.training else 0.0
+        context = attention(query(asking), key(x), value(x), self.heads, dropout)
+        y = norm(self._drop(out(context)) + asking)
+        wide = self.activation(layer.intermediate.dense(y))
+        return layer.output.LayerNorm(self._drop(layer.output.dense(wide)) + y)  # type: ignore[no-any-return]

@@ -1,0 +1,96 @@
+"""Attention over one batch of pairs, in the two layouts that a batch can have: padded or packed.
+
+Which is faster depends on the machine: `tmkd/hardware.py` chooses. All give the same numbers, to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Attention(Protocol):
+    """What a layer needs of a batch's layout. Rows of x are tokens, in whatever shape the layout has."""
+
+    def first(self, x: Tensor) -> tuple[Tensor, Attention]:
+        """The first token of every pair, and the attention in which these alone ask."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
+        """Softmax(q k' / sqrt(d / heads)) v inside every pair; shapes as the layout's x. dropout: of the weights."""
+
+
+class Padded:
+    """Rectangles: x is [n, T, d].
+
+    Args:
+        bias: added to the scores, broadcastable to [n, heads, T, T]; None where nothing is.
+        fused: PyTorch's scaled-dot-product attention rather than two plain matrix products, which are faster on a CPU
+            at these lengths (its backward above all).
+    """
+
+    def __init__(self, bias: Tensor | None, *, fused: bool) -> None:
+        self.bias, self.fused = bias, fused
+
+    def first(self, x: Tensor) -> tuple[Tensor, Attention]:
+        """See `Attention.first`."""
+        bias = self.bias
+        if bias is not None:
+            bias = bias[:, :, :1]  # one row is all there is where the bias is of padding only
+        return x[:, :1], Padded(bias, fused=self.fused)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
+        """See `Attention.__call__`."""
+        q, k, v = (x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2) for x in (q, k, v))
+        if self.fused:
+            bias = None if self.bias is None else self.bias.to(q.dtype)
+            return F.scaled_dot_product_attention(q, k, v, bias, dropout).transpose(1, 2).flatten(2)
+        scores = (q * (1.0 / math.sqrt(q.shape[-1]))) @ k.transpose(-1, -2)
+        if self.bias is not None:
+            scores += self.bias.to(scores.dtype)  # a wider bias would widen all that follows
+        weights = torch.softmax(scores, dim=-1)
+        if dropout > 0:
+            weights = F.dropout(weights, dropout)
+        return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+class Packed:
+    """Pairs one after another without padding: x is [tokens, d].
+
+    On a GPU by PyTorch's variable-length flash attention; elsewhere pair by pair, correct and slow.
+
+    Args:
+        starts: where each pair begins, and the end, [n + 1] int32.
+        longest: most tokens of a pair.
+    """
+
+    def __init__(self, starts: Tensor, longest: int, asking: Tensor | None = None) -> None:
+        self.starts, self.longest = starts, longest
+        self.asking = starts if asking is None else asking  # the same for the queries
+
+    def first(self, x: Tensor) -> tuple[Tensor, Attention]:
+        """See `Attention.first`."""
+        one_each = torch.arange(len(self.starts), dtype=torch.int32, device=x.device)
+        return x[self.starts[:-1].long()], Packed(self.starts, self.longest, one_each)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
+        """See `Attention.__call__`; without dropout."""
+        assert dropout == 0, "packed batches have no dropout on attention weights"
+        q, k, v = (x.view(x.shape[0], heads, -1) for x in (q, k, v))
+        if q.is_cuda:
+            from torch.nn.attention.varlen import varlen_attn
+
+            longest_asking = self.longest if self.asking is self.starts else 1
+            out = varlen_attn(q, k, v, self.asking, self.starts, longest_asking, self.longest)
+            assert isinstance(out, Tensor)
+            return out.flatten(1)
+        asked, starts = self.asking.tolist(), self.starts.tolist()
+        found = []
+        for i in range(len(starts) - 1):
+            inside = slice(starts[i], starts[i + 1])
+            q_i, k_i, v_i = (x.transpose(0, 1) for x in (q[asked[i] : asked[i + 1]], k[inside], v[inside]))
+            found.append(F.scaled_dot_product_attention(q_i, k_i, v_i).transpose(0, 1).flatten(1))
+        return torch.cat(found)
