@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -265,6 +266,51 @@ def clean(
             print(f"{'removed' if yes else 'unused'} {folder} ({size:,.1f} MiB)")
             if yes:
                 shutil.rmtree(folder)
+
+
+class Bench(StrEnum):
+    """What can be measured."""
+
+    train = "train"
+    label = "label"
+    score = "score"
+    latency = "latency"
+    factors = "factors"
+
+
+@app.command()
+def bench(
+    what: Annotated[Bench, typer.Argument(help="what is measured")],
+    model: Annotated[str, typer.Option(help="an export, a checkpoint, a builtin or a hub id")] = "builtin:minilm-l6",
+    layers: Annotated[int, typer.Option(min=1, help="layers kept, where the model is no export")] = 3,
+    count: Annotated[int, typer.Option(min=8, help="pairs of one turn")] = 512,
+    rounds: Annotated[int, typer.Option(min=1, help="turns of each contestant")] = 5,
+    max_length: Annotated[int, typer.Option(min=8, help="tokens of a pair, where the model is no export")] = 192,
+    pairs: Annotated[Path | None, typer.Option(help="a file of pairs; the built-in ones unless given")] = None,
+    peers: Annotated[
+        str | None, typer.Option(help="beginnings of names, with commas; `none`; all unless given")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the numbers there too")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure tmkd beside what people use today: interleaved rounds, the same weights and rows, medians and spreads.
+
+    Peers run in environments of their own, built once in the cache folder.
+
+    Example: tmkd bench score --model workspace/runs/demo/export --peers FlashRank,sentence --json score.json
+    """
+    set_quiet(quiet)
+    try:
+        from tmkd.bench.command import Options, run
+    except ImportError as error:
+        raise MissingExtraError(f"a bench needs {error.name}; install it with: pip install 'tmkd[train]'") from error
+    from tmkd.files import write_json
+
+    chosen = None if peers is None else tuple(name for name in peers.split(",") if name not in ("", "none"))
+    outcome = run(Options(what.value, model, layers, max_length, count, rounds, pairs, chosen))
+    outcome.show()
+    if json_file is not None:
+        write_json(json_file, outcome.to_json())
 
 
 class _Interrupted(BaseException):

@@ -47,7 +47,7 @@ def write_onnx(model: Any, path: Path) -> None:
     graph = _Graph(model).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _quiet_exporter(), torch.no_grad():
+        with quiet_exporter(), torch.no_grad():
             torch.onnx.export(
                 graph,
                 sample,
@@ -72,7 +72,7 @@ def write_onnx(model: Any, path: Path) -> None:
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Without the exporter's notes about its own internals and about packages that it could also use."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -1,0 +1,172 @@
+"""`tmkd bench`: contestants are processes that take turns; one that fails does not end the rest. Nothing is timed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import pair_rows, write_jsonl
+
+from tmkd.bench import environments, worker
+from tmkd.bench.command import Options, run
+from tmkd.bench.material import rows_of, weights
+from tmkd.bench.rounds import Result, compete, ratios
+from tmkd.bench.worker import Contestant, Failed, Worker
+from tmkd.errors import TmkdError
+
+ECHO = """
+from protocol import serve
+
+def load(options):
+    if options.get("bad"):
+        raise ValueError("no such weights")
+    turns = 0
+    def run(questions, passages, labels):
+        nonlocal turns
+        turns += 1
+        if turns == options.get("dies_at"):
+            import os
+            print("out of memory")
+            os._exit(1)
+        print("a library prints this")
+        return [len(passage) for passage in passages]
+    return run
+
+serve(load)
+"""
+
+
+@pytest.fixture
+def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "workers"
+    folder.mkdir()
+    (folder / "protocol.py").write_text((worker.WORKERS / "protocol.py").read_text())
+    (folder / "echo.py").write_text(ECHO)
+    monkeypatch.setattr(worker, "WORKERS", folder)
+    return folder
+
+
+def turn(one: Worker) -> dict[str, list[float]]:
+    seconds, scores = one.run(["q", "q"], ["ab", "c"], [0, 1])
+    assert scores == [2.0, 1.0]
+    assert seconds >= 0
+    return {"pairs/s": [2.0]}
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_one_that_fails_is_a_row_that_says_why_and_the_others_go_on(scripts: Path, tmp_path: Path) -> None:
+    names = {"good": {}, "cannot load": {"bad": True}, "dies": {"dies_at": 3}}
+    contestants = [Contestant(name, "echo.py", options) for name, options in names.items()]
+    good, cannot, dies = compete(contestants, turn, 4, tmp_path)
+    assert good.values == {"pairs/s": [2.0] * 4}
+    assert "ValueError: no such weights" in cannot.error
+    assert "it died: out of memory" in dies.error
+    assert dies.rows() == [{"name": "dies", "ours": False, "error": dies.error}]
+
+
+def test_turns_are_interleaved_and_the_order_rotates(scripts: Path, tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def watched(one: Worker) -> dict[str, list[float]]:
+        order.append(one.contestant.name)
+        return turn(one)
+
+    compete([Contestant(name, "echo.py") for name in "abc"], watched, 3, tmp_path)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"  # the first round warms up
+
+
+def test_processes_end_with_the_bench_whatever_ends_it(scripts: Path, tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    def interrupted(one: Worker) -> dict[str, list[float]]:
+        pids.append(one.process.pid)
+        if len(pids) == 2:
+            raise KeyboardInterrupt
+        return turn(one)
+
+    with pytest.raises(KeyboardInterrupt):
+        compete([Contestant(name, "echo.py") for name in "ab"], interrupted, 1, tmp_path)
+    assert len(pids) == 2
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_cores_are_as_many_as_asked_for(scripts: Path, tmp_path: Path) -> None:
+    with Worker(Contestant("one", "echo.py", threads=1), tmp_path / "log") as one:
+        assert len(os.sched_getaffinity(one.process.pid)) == 1
+
+
+def test_environment_that_cannot_be_built_is_a_failure_of_that_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(environments, "REQUIREMENTS", tmp_path)
+    (tmp_path / "nowhere.txt").write_text(f"{tmp_path}/no-such-package\n")
+    with pytest.raises(Failed, match="environment of nowhere cannot be built"):
+        Worker(Contestant("peer", "echo.py", environment="nowhere"), tmp_path / "log")
+
+
+def test_ratios_are_the_median_of_the_rounds_own() -> None:
+    ours = Result("ours", True, {"pairs/s": [10.0, 20.0, 40.0], "ms, 10 passages": [1.0, 2.0, 4.0]})
+    peer = Result("peer", False, {"pairs/s": [5.0, 5.0, 5.0], "ms, 10 passages": [4.0, 4.0, 4.0]})
+    assert ratios([ours, peer], "pairs/s") == {"peer": 4.0}
+    assert ratios([ours, peer], "ms, 10 passages") == {"peer": 2.0}
+    (row,) = [row for row in ours.rows() if row["unit"].startswith("ms")]
+    assert row["p99"] == pytest.approx(3.96)
+    assert (row["median"], row["min"], row["max"]) == (2.0, 1.0, 4.0)
+
+
+def test_every_peer_is_pinned() -> None:
+    for path in environments.REQUIREMENTS.glob("*.txt"):
+        assert all("==" in line for line in path.read_text().split())
+
+
+def test_a_whole_bench_with_ours_and_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2))
+    options = Options("score", layers=1, max_length=48, count=8, rounds=1, pairs=pairs, peers=("transformers, fp32",))
+    began = time.monotonic()
+    outcome = run(options)
+    content = json.loads(json.dumps(outcome.to_json()))
+    assert {"name", "ours", "unit", "median", "min", "max"} <= set(content["rows"][0])
+    assert content["bench"] == "score"
+    rates = {row["name"]: row["median"] for row in content["rows"]}
+    assert all(8 / rate < time.monotonic() - began for name, rate in rates.items() if "product" not in name)
+    differences = {name: float(text) for name, text in outcome.beside["scores differ by"].items()}
+    assert differences["tmkd, onnx-fp32"] < 1e-4
+    assert differences["transformers, fp32, length-sorted"] < 1e-4
+    outcome.show()
+
+
+def test_useful_operations_leave_out_padding_and_the_last_layers_other_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
+    rows = rows_of(write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2)))
+    model = weights("builtin:minilm-l6", 2, 48, rows, export=False)
+    questions, passages, _ = rows.first(1)
+    d, wide, tokens = 384, 1536, 0
+    from tmkd.tokenizer import PairTokenizer
+
+    (tokens,) = PairTokenizer(model.student, 48).encode(questions, passages).lengths
+    projections = 4 * 2 * tokens * d * d + 2 * 2 * tokens * d * wide
+    attention = 2 * 2 * tokens * tokens * d
+    last = 2 * 2 * tokens * d * d + 2 * 2 * d * d + 2 * 2 * d * wide + 2 * 2 * tokens * d
+    assert np.isclose(model.flops(questions, passages), projections + attention + last)
+
+
+def test_unknown_peer_names_those_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2))
+    with pytest.raises(TmkdError, match=r"no peer 'vespa'.*sentence-transformers trainer"):
+        run(Options("train", layers=1, max_length=48, pairs=pairs, peers=("vespa",)))

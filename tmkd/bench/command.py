@@ -1,0 +1,169 @@
+"""A bench from its options to its table: who takes part, what one turn is, what the table says besides."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tmkd.bench.contestants import PROBE, factors, labelling, latency, scoring, training
+from tmkd.bench.material import Rows, Weights, rows_of, weights
+from tmkd.bench.rounds import Measure, Result, compete, table
+from tmkd.bench.worker import Contestant, Worker
+from tmkd.errors import TmkdError
+from tmkd.files import cache_folder
+from tmkd.progress import say, tables
+
+SIZES = (10, 25, 50, 100)  # passages of one question
+BENCHES: dict[str, Callable[[Weights], list[Contestant]]] = {
+    "train": training,
+    "label": labelling,
+    "score": scoring,
+    "latency": latency,
+    "factors": factors,
+}
+EXPORTED = ("score", "latency", "factors")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a bench is asked to do.
+
+    Attributes:
+        model: an export, a checkpoint, a builtin or a hub id. layers: how many are kept, where it is no export.
+        count: pairs of one turn. pairs: a file of them; None: the built-in ones.
+        peers: beginnings of the peers' names to keep; None: all; empty: none.
+    """
+
+    bench: str
+    model: str = "builtin:minilm-l6"
+    layers: int = 3
+    max_length: int = 192
+    count: int = 512
+    rounds: int = 5
+    pairs: Path | None = None
+    peers: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Results, and per contestant the columns that go beside them."""
+
+    bench: str
+    results: list[Result]
+    beside: dict[str, dict[str, str]]
+
+    def show(self) -> None:
+        """The table on standard output."""
+        tables.print(table(f"tmkd bench {self.bench}: {machine()}", self.results, self.beside))
+
+    def to_json(self) -> dict[str, Any]:
+        """{"bench", "machine", "rows": [{"name", "ours", "unit", "median", "min", "max"}]}."""
+        rows = [row for one in self.results for row in one.rows()]
+        return {"bench": self.bench, "machine": machine(), "rows": rows}
+
+
+def run(options: Options) -> Outcome:
+    """One bench, start to end.
+
+    Raises:
+        TmkdError: an unknown peer, rows or a model that cannot be used.
+    """
+    rows = rows_of(options.pairs)
+    exported = options.bench in EXPORTED
+    model = weights(options.model, options.layers, options.max_length, rows, export=exported)
+    contestants = _chosen(BENCHES[options.bench](model), options.peers)
+    logs = cache_folder("bench", "logs")
+    scores: dict[str, list[float]] = {}
+    turn = _latency_turn(rows) if options.bench == "latency" else _rate_turn(rows, options.count, scores)
+    results = compete(contestants, turn, options.rounds, logs)
+    say(f"bench: what the contestants printed is in {logs}")
+    beside: dict[str, dict[str, str]] = {}
+    if options.bench != "latency":
+        questions, passages, _ = rows.first(options.count)
+        per_pair = model.flops(questions, passages) / len(questions) * (3 if options.bench == "train" else 1)
+        beside = _arithmetic(contestants, results, per_pair)
+    if len(scores) > 1:
+        beside["scores differ by"] = _differences(scores)
+    return Outcome(options.bench, results, beside)
+
+
+def _chosen(contestants: list[Contestant], wanted: tuple[str, ...] | None) -> list[Contestant]:
+    if wanted is None:
+        return contestants
+    peers = [one.name for one in contestants if not one.ours]
+    for beginning in wanted:
+        if not any(name.startswith(beginning) for name in peers):
+            raise TmkdError(f"no peer {beginning!r} in this bench; there are: {', '.join(peers)}")
+    return [one for one in contestants if one.ours or one.name.startswith(wanted)]
+
+
+def _rate_turn(rows: Rows, count: int, scores: dict[str, list[float]]) -> Measure:
+    """Pairs per second; of a probe, the rate that it gives. Keeps everyone's scores of the same rows."""
+
+    def measure(worker: Worker) -> dict[str, list[float]]:
+        one = worker.contestant
+        share = max(1, count // one.share)
+        seconds, found = worker.run(*rows.first(share))
+        if one.script_does == PROBE:
+            assert found is not None
+            return {"GFLOP/s": found}
+        if found is not None and one.same_weights:
+            scores[one.name] = found
+        return {"pairs/s": [share / seconds]}
+
+    return measure
+
+
+def _latency_turn(rows: Rows, repeats: int = 10) -> Measure:
+    """Milliseconds of one question, by its number of passages, for `repeats` questions a turn."""
+
+    def measure(worker: Worker) -> dict[str, list[float]]:
+        turns = max(1, repeats // worker.contestant.share)
+        return {
+            f"ms, {size} passages": [1000 * worker.run(*rows.one_question(size, turn))[0] for turn in range(turns)]
+            for size in SIZES
+        }
+
+    return measure
+
+
+def _arithmetic(contestants: list[Contestant], results: list[Result], per_pair: float) -> dict[str, dict[str, str]]:
+    """Useful operations per second, and their share of the machine's best matrix-product rate in the same run."""
+    probes = [value for one in results for value in one.values.get("GFLOP/s", [])]
+    useful = {
+        one.name: statistics.median(result.values["pairs/s"]) * per_pair / 1e9
+        for one, result in zip(contestants, results, strict=True)
+        if one.same_weights and "pairs/s" in result.values
+    }
+    found = {"useful GFLOP/s": {name: f"{rate:,.0f}" for name, rate in useful.items()}}
+    if probes:
+        found["of the machine's"] = {name: f"{rate / max(probes):.0%}" for name, rate in useful.items()}
+    return found
+
+
+def _differences(scores: dict[str, list[float]]) -> dict[str, str]:
+    """Largest difference of a score from the first contestant's (plain transformers in fp32)."""
+    first = next(iter(scores.values()))
+    return {
+        name: f"{np.abs(np.subtract(first, found)).max():.1e}"
+        for name, found in scores.items()
+        if len(found) == len(first)
+    }
+
+
+def machine() -> str:
+    """One line: processor, cores, what its arithmetic offers."""
+    info = Path("/proc/cpuinfo")
+    lines = [line.split(":", 1) for line in info.read_text().splitlines() if ":" in line] if info.is_file() else []
+    found = {key.strip(): value.strip() for key, value in lines}
+    known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    offers = [flag for flag in known if flag in found.get("flags", "").split()]
+    model = found.get("model name") or platform.processor() or platform.machine()
+    return ", ".join([model, f"{len(os.sched_getaffinity(0))} cores", *offers])

@@ -1,0 +1,150 @@
+"""Who takes part in each bench. The first that gives scores is what the others are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tmkd.bench.material import Weights
+from tmkd.bench.worker import Contestant
+from tmkd.hardware import native_bf16
+from tmkd.runtime import read_manifest
+
+PROBE = "probe"
+ST = "sentence-transformers"
+DEEP = {
+    "model_type": "bert",
+    "num_hidden_layers": 24,
+    "hidden_size": 1024,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "num_labels": 1,
+}
+
+
+def probes() -> list[Contestant]:
+    """The machine's own matrix-product rate, in each precision that it has."""
+    kinds = ["fp32", "bf16"] if native_bf16() else ["fp32"]
+    return [_ours(f"matrix product, {kind}", PROBE, precision=kind) for kind in kinds]
+
+
+def training(model: Weights) -> list[Contestant]:
+    """One epoch over the same rows."""
+    bf16 = {"per_device_train_batch_size": 32, "bf16": True} if native_bf16() else {"per_device_train_batch_size": 32}
+    return [
+        _ours("tmkd", "train", model=model.student, max_length=model.max_length),
+        _plain(model, "transformers, batch 32, fp32", "train"),
+        _peer(model, f"{ST} trainer, defaults", "sentence_transformers_peer.py", ST, do_what="train"),
+        _peer(
+            model, f"{ST} trainer, batch 32{', bf16' if native_bf16() else ''}", "sentence_transformers_peer.py", ST,
+            do_what="train", arguments=bf16,
+        ),
+        *probes(),
+    ]  # fmt: skip
+
+
+def labelling(model: Weights) -> list[Contestant]:
+    """Logits of the pool, in PyTorch: what a teacher does."""
+    return [
+        _plain(model, "transformers, fp32", "score"),
+        _plain(model, "transformers, fp32, length-sorted", "score", sorted=True),
+        *_torch(model),
+        _predict(model, "torch"),
+        *probes(),
+    ]
+
+
+def scoring(model: Weights) -> list[Contestant]:
+    """The exported student against everything that runs the same weights, and the deep teacher beside it."""
+    return [
+        _plain(model, "transformers, fp32", "score"),
+        _plain(model, "transformers, fp32, length-sorted", "score", sorted=True),
+        *_exports(model),
+        *_torch(model),
+        _predict(model, "torch"),
+        _predict(model, "onnx"),
+        _predict(model, "onnx", int8="avx512_vnni"),
+        _predict(model, "openvino"),
+        _flashrank(model, "fp32", "model.onnx"),
+        _flashrank(model, "int8", "model_int8.onnx"),
+        _peer(model, "fastembed", "fastembed_peer.py", "fastembed", do_what="score"),
+        *_deep(model),
+        *probes(),
+    ]
+
+
+def latency(model: Weights) -> list[Contestant]:
+    """One question at a time."""
+    return [*_exports(model), _predict(model, "torch"), _flashrank(model, "int8", "model_int8.onnx")]
+
+
+def factors(model: Weights) -> list[Contestant]:
+    """From the deep teacher in a plain loop to the export, one change a row; each row keeps what came before."""
+    one = {"threads": 1}
+    chain = [
+        _deep_one(model, "24 x 1024, fp32, padded, 1 thread", "fp32", threads=1, sorted=False),
+        _plain(model, "fewer and narrower layers", "score", **one),
+        _plain(model, "+ no padding (length-sorted)", "score", sorted=True, **one),
+        _ours("+ first token only, our batches", "score", model=model.student, max_length=model.max_length,
+              precision="fp32", **one),
+    ]  # fmt: skip
+    if native_bf16():
+        chain.append(
+            _ours("+ bf16", "score", model=model.student, max_length=model.max_length, precision="bf16", **one)
+        )
+    exports = _exports(model)
+    return [*chain, *_exports(model, suffix=", 1 thread", **one), *exports]
+
+
+def _exports(model: Weights, suffix: str = "", **more: Any) -> list[Contestant]:
+    names = [name for name, entry in read_manifest(model.export).backends.items() if entry.get("passed")]
+    return [_ours(f"tmkd, {name}{suffix}", "export", model=model.export, backend=name, **more) for name in names]
+
+
+def _torch(model: Weights) -> list[Contestant]:
+    kinds: Sequence[str] = ("fp32", "bf16") if native_bf16() else ("fp32",)
+    return [
+        _ours(f"tmkd, PyTorch {kind}", "score", model=model.student, max_length=model.max_length, precision=kind)
+        for kind in kinds
+    ]
+
+
+def _ours(name: str, does: str, *, threads: int = 0, **options: Any) -> Contestant:
+    return Contestant(name, "ours.py", {"do_what": does, **_texts(options)}, ours=True, threads=threads)
+
+
+def _plain(model: Weights, name: str, does: str, *, threads: int = 0, **options: Any) -> Contestant:
+    given = {"do_what": does, "model": model.single, "tokenizer": model.single, "max_length": model.max_length}
+    return Contestant(name, "plain.py", _texts({**given, **options}), threads=threads)
+
+
+def _peer(model: Weights, name: str, script: str, environment: str, **options: Any) -> Contestant:
+    given = {"model": model.single, "max_length": model.max_length, **options}
+    return Contestant(name, script, _texts(given), environment=environment)
+
+
+def _predict(model: Weights, backend: str, **options: Any) -> Contestant:
+    name = f"{ST} predict, {backend}" + (" int8" if options else "")
+    return _peer(model, name, "sentence_transformers_peer.py", ST, do_what="score", backend=backend, **options)
+
+
+def _flashrank(model: Weights, name: str, file: str) -> Contestant:
+    where = model.single / "onnx" / file
+    return _peer(model, f"FlashRank {name}", "flashrank_peer.py", "flashrank", do_what="score", file=where)
+
+
+def _deep(model: Weights) -> list[Contestant]:
+    """A teacher of 24 layers, 1024 wide: random weights serve for speed."""
+    kinds = ("fp32", "bf16") if native_bf16() else ("fp32",)
+    return [_deep_one(model, f"teacher of 24 x 1024, {kind}, length-sorted", kind) for kind in kinds]
+
+
+def _deep_one(model: Weights, name: str, precision: str, *, threads: int = 0, sorted: bool = True) -> Contestant:
+    options = {"do_what": "score", "tokenizer": model.single, "max_length": model.max_length, "config": DEEP}
+    options |= {"precision": precision, "sorted": sorted}
+    return Contestant(name, "plain.py", _texts(options), threads=threads, share=8, same_weights=False)
+
+
+def _texts(options: dict[str, Any]) -> dict[str, Any]:
+    """Paths as strings: options travel as JSON."""
+    return {key: value if isinstance(value, (bool, int, dict)) else str(value) for key, value in options.items()}

@@ -1,0 +1,48 @@
+"""The peers' own Python environments, built once in the cache folder from pinned lists."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tmkd.errors import TmkdError
+from tmkd.files import cache_folder
+from tmkd.progress import say
+
+REQUIREMENTS = Path(__file__).parent / "requirements"
+OURS = "tmkd"
+
+
+def interpreter(name: str) -> Path:
+    """The Python of an environment, built first where it is not there yet.
+
+    Raises:
+        TmkdError: it cannot be built; the last line of the installer says why.
+    """
+    if name == OURS:
+        return Path(sys.executable)
+    wanted = REQUIREMENTS / f"{name}.txt"
+    mark = hashlib.sha256(wanted.read_bytes()).hexdigest()[:12]
+    folder = cache_folder("bench") / f"{name}-{mark}"
+    python = folder / "bin" / "python"
+    if not (folder / ".ready").is_file():
+        say(f"bench: building the environment of {name} in {folder} (once)")
+        shutil.rmtree(folder, ignore_errors=True)
+        _run([sys.executable, "-m", "venv", str(folder)], name)
+        # torch alone and first: together with others an installer may prefer a build with gigabytes of GPU libraries.
+        pins = wanted.read_text().split()
+        for part in ([pin for pin in pins if pin.startswith("torch==")], pins):
+            if part:
+                _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *part], name)
+        (folder / ".ready").touch()
+    return python
+
+
+def _run(command: list[str], name: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise TmkdError(f"the environment of {name} cannot be built: {last}")

@@ -1,0 +1,115 @@
+"""Interleaved rounds over live contestants, and what is told of them: medians, spread, table, JSON."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from tmkd.bench.worker import Contestant, Failed, Worker
+from tmkd.progress import progress, say
+
+Measure = Callable[[Worker], dict[str, list[float]]]
+"""One turn of one contestant: values by unit (a unit may name a case: `ms, 100 passages`)."""
+
+
+@dataclass
+class Result:
+    """What was measured of one contestant. values: by unit, one or more numbers a round. error: why there are none."""
+
+    name: str
+    ours: bool
+    values: dict[str, list[float]] = field(default_factory=dict)
+    error: str = ""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per unit, as the JSON has them."""
+        if self.error:
+            return [{"name": self.name, "ours": self.ours, "error": self.error}]
+        found = []
+        for unit, values in self.values.items():
+            numbers = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+            if unit.startswith("ms"):
+                numbers["p99"] = float(np.percentile(values, 99))
+            found.append({"name": self.name, "ours": self.ours, "unit": unit, **numbers})
+        return found
+
+
+def compete(contestants: Sequence[Contestant], measure: Measure, rounds: int, logs: Path) -> list[Result]:
+    """Start all, warm each up with one turn, then `rounds` rounds in which each has one turn, in a rotated order.
+
+    A contestant that fails is a row that says why; the others go on.
+    """
+    results = {one.name: Result(one.name, one.ours) for one in contestants}
+    with ExitStack() as stack:
+        live: list[Worker] = []
+        with progress("load and warm up", len(contestants), unit="contestants") as bar:
+            for number, one in enumerate(contestants):
+                bar.advance(0, one.name)
+                try:
+                    worker = stack.enter_context(Worker(one, logs / f"{number:02d}.log"))
+                    measure(worker)
+                    live.append(worker)
+                except Failed as error:
+                    _fail(results[one.name], error)
+                bar.advance(1, one.name)
+        with progress("rounds", rounds * len(live), unit="turns") as bar:
+            for number in range(rounds):
+                turn = number % len(live) if live else 0
+                for worker in [*live[turn:], *live[:turn]]:
+                    result = results[worker.contestant.name]
+                    bar.advance(0, result.name)
+                    if not result.error:
+                        try:
+                            for unit, values in measure(worker).items():
+                                result.values.setdefault(unit, []).extend(values)
+                        except Failed as error:
+                            _fail(result, error)
+                    bar.advance(1, result.name)
+    return list(results.values())
+
+
+def _fail(result: Result, error: Failed) -> None:
+    result.error = str(error)
+    say(f"bench: {result.name}: {error}")
+
+
+def ratios(results: Sequence[Result], unit: str) -> dict[str, float]:
+    """How many times faster the best of ours is than each peer: median of the rounds' own ratios, by name."""
+    ours = [one for one in results if one.ours and unit in one.values]
+    if not ours or not unit.startswith(("pairs/s", "ms")):
+        return {}
+    rate = unit.startswith("pairs/s")
+    best = (max if rate else min)(ours, key=lambda one: statistics.median(one.values[unit]))
+    found = {}
+    for peer in results:
+        if unit in peer.values and peer is not best:
+            turns = zip(best.values[unit], peer.values[unit], strict=False)
+            found[peer.name] = statistics.median(a / b if rate else b / a for a, b in turns)
+    return found
+
+
+def table(title: str, results: Sequence[Result], extra: dict[str, dict[str, str]]) -> Table:
+    """The terminal's table. extra: further columns by title, each by contestant."""
+    shown = Table(title=title, title_justify="left")
+    rows = [row for one in results if not one.error for row in one.rows()]
+    keys = ["median", "min", "max", *(["p99"] if any("p99" in row for row in rows) else [])]
+    for column in ("", "unit", *keys, "best of ours is", *extra):
+        shown.add_column(column, justify="left" if column in ("", "unit") else "right")
+    for one in results:
+        style = "bold" if one.ours else None
+        if one.error:
+            shown.add_row(one.name, f"[red]{one.error}[/red]")
+        for row in one.rows() if not one.error else []:
+            faster = ratios(results, row["unit"]).get(one.name)
+            numbers = [f"{row[key]:,.1f}" for key in keys]
+            more = [column.get(one.name, "") for column in extra.values()]
+            ratio = "" if faster is None else f"{faster:.1f}x"
+            shown.add_row(one.name, row["unit"], *numbers, ratio, *more, style=style)
+    return shown

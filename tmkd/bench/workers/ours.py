@@ -1,0 +1,98 @@
+"""tmkd itself: training, scoring in PyTorch, scoring an export; and the machine's own matrix-product rate."""
+
+import tempfile
+import time
+from pathlib import Path
+
+from protocol import serve
+
+
+def load(options):
+    return {"train": train, "score": score, "export": export, "probe": probe}[options["do_what"]](options)
+
+
+def train(options):
+    import torch
+
+    from tmkd.encoder.checkpoint import load_encoder
+    from tmkd.hardware import prepare
+    from tmkd.student import Student
+    from tmkd.teachers import golden_only
+    from tmkd.tokenizer import PairTokenizer
+    from tmkd.training import Fit, train
+
+    prepare(options["threads"])
+    folder = Path(options["model"])
+    tokenizer = PairTokenizer(folder, options["max_length"])
+
+    def run(questions, passages, labels):
+        torch.manual_seed(0)
+        model = Student(load_encoder(folder, 2), 2)
+        fit = Fit(1e-5, 1, 32, 0, precision=options.get("precision", "auto"))
+        with tempfile.TemporaryDirectory() as state:
+            train(
+                model,
+                tokenizer.encode(questions, passages),
+                tokenizer.pad_id,
+                golden_only(torch.tensor(labels)),
+                fit,
+                name="tmkd",
+                state_folder=Path(state),
+            )
+
+    return run
+
+
+def score(options):
+    from tmkd.encoder.checkpoint import load_student
+    from tmkd.hardware import prepare
+    from tmkd.tokenizer import PairTokenizer
+    from tmkd.training import score
+
+    prepare(options["threads"])
+    folder = Path(options["model"])
+    tokenizer, model = PairTokenizer(folder, options["max_length"]), load_student(folder)
+
+    def run(questions, passages, labels):
+        encoded = tokenizer.encode(questions, passages)
+        logits = score(model, encoded, tokenizer.pad_id, precision=options.get("precision", "auto"))
+        return logits[:, 1] - logits[:, 0]
+
+    return run
+
+
+def export(options):
+    from tmkd.runtime import Scorer
+
+    scorer = Scorer(Path(options["model"]), backend=options["backend"], threads=options["threads"])
+
+    def run(questions, passages, labels):
+        return scorer.scores(questions, passages)
+
+    return run
+
+
+def probe(options):
+    """Matrix products of the shapes of a layer: gives one number, GFLOP/s, in place of scores."""
+    import torch
+
+    from tmkd.hardware import prepare
+
+    prepare(options["threads"])
+    kind = torch.bfloat16 if options["precision"] == "bf16" else torch.float32
+    left, right = torch.randn(4096, 384).to(kind), torch.randn(384, 1536).to(kind)
+
+    def run(questions, passages, labels):
+        best = 0.0
+        with torch.inference_mode():
+            for _ in range(5):
+                start = time.perf_counter()
+                for _ in range(20):
+                    left @ right
+                best = max(best, 20 * 2 * 4096 * 384 * 1536 / (time.perf_counter() - start) / 1e9)
+        return [best]
+
+    return run
+
+
+serve(load)
