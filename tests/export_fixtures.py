@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification, MPNetConfig
 
+from tmkd.batching import pad
 from tmkd.encoder.find import find_encoder
+from tmkd.export import export_student
 from tmkd.pairs.record import Pairs
 from tmkd.tokenizer import PairTokenizer
 
@@ -36,6 +38,34 @@ def minilm_student(folder: Path, *, layers: int = 2, classes: int = 2, soft: int
     assert set(found.missing_keys) <= {"classifier.weight", "classifier.bias"}
     torch.nn.init.normal_(model.bert.pooler.dense.weight, std=0.5)  # the packaged pooler gives all texts nearly one h
     return _write(folder, model, source, classes, soft, max_length)
+
+
+def ranking_student(folder: Path) -> Path:
+    """One layer of the MiniLM, trained for a few steps to tell the passages of `clear_pairs` apart.
+
+    The untrained students' scores are small differences of large numbers, of which 8 bits leave little.
+    """
+    minilm_student(folder, layers=1, soft=1)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = PairTokenizer(folder, 48)
+    pairs = clear_pairs(50)
+    encoded = tokenizer.encode(pairs.questions, pairs.passages)
+    ids, mask, types = map(torch.from_numpy, pad(encoded.ids, encoded.type_ids, range(50), tokenizer.pad_id))
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    with torch.no_grad():
+        model.bert.pooler.dense.weight.copy_(torch.eye(384))
+    model.bert.embeddings.requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4, weight_decay=0.0)
+    for _ in range(25):
+        loss = model(**given, labels=torch.from_numpy(pairs.labels)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    weight, bias = model.classifier.weight.detach(), model.classifier.bias.detach()
+    headers = {"golden.weight": weight, "golden.bias": bias, "soft.weight": weight[None], "soft.bias": bias[None]}
+    save_file({name: value.clone() for name, value in headers.items()}, folder / "headers.safetensors")
+    return folder
 
 
 def mpnet_student(folder: Path, *, classes: int = 2, soft: int = 2, max_length: int = 40) -> Path:
@@ -108,16 +138,42 @@ def dev_pairs(count: int = 60, classes: int = 2) -> Pairs:
     return Pairs.build(questions, passages, labels=[i % classes for i in range(count)])
 
 
+def clear_pairs(count: int = 60) -> Pairs:
+    """Questions with one passage of words and four times the same numbers, labelled 1 and 0."""
+    questions, passages = texts(count)
+    numbers = ["1 2 3 5 8 13 21 34 55 89", "2 4 8 16 32 64 128 256", "0 0 1 1 0 1 0 0 1 1 0 1 0 1"]
+    return Pairs.build(
+        questions,
+        [passages[i] if i % 5 == 0 else numbers[i // 5 % 3] for i in range(count)],
+        labels=[int(i % 5 == 0) for i in range(count)],
+        pids=[str(i) for i in range(count)],
+    )
+
+
 @functools.cache
 def exported(family: str, classes: int = 2) -> Path:
-    """A folder with student/ and its export out/, made once per test process; tests only read it or copy it."""
-    from tmkd.export import export_student
+    """A folder with student/ and its fp32 export out/, made once per test process; tests only read it or copy it."""
 
     folder = Path(tempfile.mkdtemp(prefix="tmkd-test-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    if family == "minilm":
+    if family == "ranking":
+        student = ranking_student(folder / "student")
+    elif family == "minilm":
         student = minilm_student(folder / "student", classes=classes)
     else:
         student = mpnet_student(folder / "mpnet", classes=classes).rename(folder / "student")
-    export_student(student, dev_pairs(classes=classes), folder / "out")
+    export_student(student, dev_pairs(classes=classes), folder / "out", backends=["onnx-fp32"])
     return folder
+
+
+@functools.cache
+def with_every_backend(family: str, classes: int = 2) -> Path:
+    """An export with all back ends (those that pass); beside it student/ and out/ (fp32 alone).
+
+    `ranking` is a student whose scores survive 8 bits; the heads of the others read mostly noise.
+    """
+    folder = Path(shutil.copytree(exported(family, classes), tempfile.mkdtemp(prefix="tmkd-test-") + "/e"))
+    atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
+    dev = clear_pairs() if family == "ranking" else dev_pairs(classes=classes)
+    export_student(folder / "student", dev, folder / "every", calibration=dev)
+    return folder / "every"

@@ -18,11 +18,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tmkd.errors import EncoderError, ExportError, TmkdError
-from tmkd.export import BACKENDS, export_student
+from tmkd.export import export_student
+from tmkd.gate import BACKENDS, Material
 from tmkd.onnx_graph import write_onnx
 from tmkd.pairs.record import Pairs
 from tmkd.parity import agreement
 from tmkd.runtime import Scorer
+
+FP32 = ["onnx-fp32"]
 
 
 @pytest.mark.parametrize("family", ["minilm", "mpnet"])
@@ -33,12 +36,14 @@ def test_export_holds_what_the_contract_of_the_folder_says(family: str) -> None:
     assert row["reason"] == ""
     assert row["max_logit_difference"] <= 1e-4
     assert row["decision_agreement"] == row["top1_agreement"] == 1.0
-    assert row["kendall_tau"] > 0.999
+    assert row["kendall_tau"] in (None, 1.0)  # None: these scores lie too near one another
     assert row["metric_name"] == "auc"
     assert row["metric_export"] == pytest.approx(row["metric_pytorch"], abs=1e-6)
     assert row["bytes"] == (folder / "out" / "onnx" / "model.onnx").stat().st_size
     card = json.loads((folder / "out" / "tmkd.json").read_text())
-    assert card["default"] == "onnx-fp32"
+    assert list(card["backends"]) == ["onnx-fp32"]
+    assert card["backends"]["onnx-fp32"]["pairs_per_second"] == row["pairs_per_second"] > 0
+    assert len(json.loads((folder / "out" / "probes.json").read_text())["questions"]) == 60
     assert not (folder / "out" / "headers.safetensors").exists()
     assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
 
@@ -80,7 +85,7 @@ def test_far_positions_of_mpnet_agree(tmp_path: Path) -> None:
     student = mpnet_student(tmp_path, max_length=280)  # its position buckets end at a distance of 128
     long = dev_pairs(6)
     pairs = Pairs.build(long.questions, [f"{text} " * 40 for text in long.passages])
-    (row,) = export_student(student, pairs, tmp_path / "out")
+    (row,) = export_student(student, pairs, tmp_path / "out", backends=FP32)
     assert row["passed"]
     assert row["metric_name"] is None  # no labels
 
@@ -99,13 +104,13 @@ def test_a_changed_folded_head_is_refused_and_nothing_is_written(tmp_path: Path)
     weights["classifier.out_proj.weight"][0, 0] += 0.01
     save_file(weights, student / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ExportError, match="does not hold the mean of its headers"):
-        export_student(student, dev_pairs(), tmp_path / "out")
+        export_student(student, dev_pairs(), tmp_path / "out", backends=FP32)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "student"]
 
 
-def _perturbed(model: object, path: Path) -> None:
+def _perturbed(material: Material, path: Path) -> None:
     """A writer whose file is slightly wrong: one weight of the feed-forward block is changed."""
-    write_onnx(model, path)
+    write_onnx(material.model, path)
     graph = onnx.load(path)
     target = max(
         (tensor for tensor in graph.graph.initializer if len(tensor.dims) == 2 and 64 in tensor.dims),
@@ -117,15 +122,15 @@ def _perturbed(model: object, path: Path) -> None:
     onnx.save(graph, path)
 
 
-def _broken(model: object, path: Path) -> None:
-    write_onnx(model, path)
+def _broken(material: Material, path: Path) -> None:
+    write_onnx(material.model, path)
     path.write_bytes(path.read_bytes()[:-5000])
 
 
-def _not_finite(model: object, path: Path) -> None:
+def _not_finite(material: Material, path: Path) -> None:
     with torch.no_grad():
-        model.classifier.out_proj.bias[0] = float("nan")  # type: ignore[attr-defined]
-    write_onnx(model, path)
+        material.model.classifier.out_proj.bias[0] = float("nan")
+    write_onnx(material.model, path)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +142,7 @@ def test_a_wrong_back_end_is_removed_and_the_table_says_why(
 ) -> None:
     monkeypatch.setitem(BACKENDS, "onnx-fp32", replace(BACKENDS["onnx-fp32"], write=writer))
     student = mpnet_student(tmp_path)
-    (row,) = export_student(student, dev_pairs(), tmp_path / "out")
+    (row,) = export_student(student, dev_pairs(), tmp_path / "out", backends=FP32)
     assert json.loads((tmp_path / "out" / "parity.json").read_text()) == [row]
     assert not row["passed"]
     assert reason in row["reason"]
@@ -152,12 +157,12 @@ def test_full_disk_leaves_the_earlier_export(tmp_path: Path, monkeypatch: pytest
     shutil.copytree(exported("mpnet") / "out", tmp_path / "out")
     before = (tmp_path / "out" / "tmkd.json").read_bytes()
 
-    def full(model: object, path: Path) -> None:
+    def full(material: Material, path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setitem(BACKENDS, "onnx-fp32", replace(BACKENDS["onnx-fp32"], write=full))
     with pytest.raises(TmkdError, match="no room on disk"):
-        export_student(student, dev_pairs(), tmp_path / "out")
+        export_student(student, dev_pairs(), tmp_path / "out", backends=FP32)
     assert (tmp_path / "out" / "tmkd.json").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "student"]
 
@@ -170,35 +175,35 @@ def test_three_classes_and_a_golden_header_only(tmp_path: Path) -> None:
     student = mpnet_student(tmp_path)
     (student / "headers.safetensors").unlink()
     with pytest.raises(ExportError, match=r"headers\.safetensors is missing"):
-        export_student(student, dev_pairs(), tmp_path / "out")
+        export_student(student, dev_pairs(), tmp_path / "out", backends=FP32)
     card = json.loads((student / "tmkd.json").read_text())
     (student / "tmkd.json").write_text(json.dumps({**card, "soft_headers": 0}))
-    assert export_student(student, dev_pairs(), tmp_path / "out")[0]["passed"]
+    assert export_student(student, dev_pairs(), tmp_path / "out", backends=FP32)[0]["passed"]
 
 
 def test_reference_logits_are_what_the_gate_compares_with(tmp_path: Path) -> None:
     student = mpnet_student(tmp_path)
     wrong = np.zeros((60, 2), dtype=np.float32)
-    (row,) = export_student(student, dev_pairs(), tmp_path / "out", reference_logits=wrong)
+    (row,) = export_student(student, dev_pairs(), tmp_path / "out", reference_logits=wrong, backends=FP32)
     assert not row["passed"]
     with pytest.raises(ExportError, match=r"shape \(5, 2\), expected \(60, 2\)"):
-        export_student(student, dev_pairs(), tmp_path / "out", reference_logits=wrong[:5])
+        export_student(student, dev_pairs(), tmp_path / "out", reference_logits=wrong[:5], backends=FP32)
 
 
 def test_bad_requests_are_refused(tmp_path: Path) -> None:
     student = mpnet_student(tmp_path)
-    with pytest.raises(ExportError, match="'onnx-int3' is not known; there are: onnx-fp32"):
+    with pytest.raises(ExportError, match="'onnx-int3' is not known; there are: onnx-fp32, openvino-bf16"):
         export_student(student, dev_pairs(), tmp_path / "out", backends=["onnx-int3"])
     with pytest.raises(ExportError, match="no development pairs"):
-        export_student(student, dev_pairs(0), tmp_path / "out")
+        export_student(student, dev_pairs(0), tmp_path / "out", backends=FP32)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
     with pytest.raises(ExportError, match="holds files that are no export"):
-        export_student(student, dev_pairs(), tmp_path / "mine")
+        export_student(student, dev_pairs(), tmp_path / "mine", backends=FP32)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"
     (student / "tokenizer.json").unlink()
     with pytest.raises(EncoderError, match=r"has no tokenizer\.json"):
-        export_student(student, dev_pairs(), tmp_path / "out")
+        export_student(student, dev_pairs(), tmp_path / "out", backends=FP32)
     assert not (tmp_path / "out").exists()
 
 
@@ -207,12 +212,12 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     content = (student / "model.safetensors").read_bytes()
     (student / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(EncoderError, match="cannot be opened as a checkpoint"):
-        export_student(student, dev_pairs(), tmp_path / "out")
+        export_student(student, dev_pairs(), tmp_path / "out", backends=FP32)
     assert not (tmp_path / "out").exists()
 
 
 def test_one_layer_student(tmp_path: Path) -> None:
-    (row,) = export_student(minilm_student(tmp_path / "s", layers=1), dev_pairs(20), tmp_path / "out")
+    (row,) = export_student(minilm_student(tmp_path / "s", layers=1), dev_pairs(20), tmp_path / "out", backends=FP32)
     assert row["passed"]
 
 

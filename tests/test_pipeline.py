@@ -17,7 +17,8 @@ import pytest
 from conftest import pair_rows, write_jsonl
 
 from tmkd import cli
-from tmkd.export import BACKENDS
+from tmkd.gate import BACKENDS
+from tmkd.parity import EXACT
 from tmkd.recipe import load_recipe
 
 
@@ -231,8 +232,8 @@ def test_killed_while_exporting_then_exported(tmkd: Tmkd, recipe_file: Path, tmp
 def test_a_back_end_asked_for_by_name_must_pass(
     tmkd: Tmkd, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = replace(BACKENDS["onnx-fp32"], limit=-1.0)  # no difference is small enough
-    monkeypatch.setitem(BACKENDS, "onnx-fp32", limit)
+    limits = replace(EXACT, logit_difference=-1.0)  # no difference is small enough
+    monkeypatch.setitem(BACKENDS, "onnx-fp32", replace(BACKENDS["onnx-fp32"], limits=limits))
     done = tmkd("export", recipe_file, "--backend", "onnx-fp32", check=False)
     assert done.returncode == 1
     assert "onnx-fp32 was asked for and is not written: a logit differs by" in done.stderr

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 WIDTH_STEP = 8  # batches are padded to a multiple of this: few shapes, so that the kernels made for a shape are reused
+NO_BUDGET = 1 << 60  # tokens: a batch is limited by its pairs alone
 
 
 def padded_width(longest: int) -> int:
@@ -41,6 +42,32 @@ def length_sorted_batches(
         size = max(1, token_budget // padded_width(int(lengths[order[start]])))
         if max_pairs is not None:
             size = min(size, max_pairs)
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def engine_batches(lengths: NDArray[np.integer], token_budget: int, parts: int) -> list[IntArray]:
+    """Rows cut for an inference engine, which prepares itself anew for every shape it has not seen and keeps that.
+
+    Every batch has a power of two of rows, so that the shapes are few whatever the calls: at most one for each width
+    and power of two. Nothing is padded for it: what is left over is cut into smaller powers.
+
+    Args:
+        lengths: tokens of each row, [N] int.
+        token_budget: most tokens of a batch, padding included; a longer row is a batch of its own.
+        parts: batches that run at once; a call with few rows is cut into at least so many.
+
+    Returns:
+        Row indices of each batch, int64, longest rows first; every row exactly once.
+    """
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    share = -(-len(order) // parts)
+    batches: list[IntArray] = []
+    start = 0
+    while start < len(order):
+        most = min(token_budget // padded_width(int(lengths[order[start]])), share, len(order) - start)
+        size = 1 << (max(1, most).bit_length() - 1)
         batches.append(order[start : start + size])
         start += size
     return batches

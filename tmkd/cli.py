@@ -157,11 +157,11 @@ def distill(
 @app.command()
 def export(
     recipe: RecipeFile, overrides: Overrides = None, workspace: WorkspaceFolder = DEFAULT, quiet: Quiet = False,
-    backend: Annotated[list[str] | None, typer.Option(help="a back end that must pass, such as onnx-fp32")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="a back end that must pass, such as openvino-int8")] = None,
 ) -> None:  # fmt: skip
     """Fold the student, write it for serving, refuse what does not match.
 
-    Example: tmkd export recipes/demo.yaml --backend onnx-fp32
+    Example: tmkd export recipes/demo.yaml --backend onnx-fp32 --backend openvino-int8
     """
     if backend:
         overrides = [*(overrides or []), f"export.backends={json.dumps(backend)}"]

@@ -1,18 +1,15 @@
 """Turn a student into an export folder: checkpoint, tokenizer, ONNX; every back end checked, or not written.
 
-The parity gate runs each back end through the runtime (`Scorer`), as a user will, and compares it with the student's
-headers in PyTorch on the development pairs. A back end that does not agree is removed and parity.json says why. The
-folder is built beside its target and renamed: there is never half an export.
+Back ends are written and judged by `tmkd.gate`; one that does not agree with the student is removed and parity.json
+says why. The folder is built beside its target and renamed: there is never half an export.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +23,11 @@ from tmkd.batching import length_sorted_batches, pad
 from tmkd.encoder.checkpoint import read_card
 from tmkd.encoder.families import family_of, last_linear, takes_token_types
 from tmkd.errors import EncoderError, ExportError
-from tmkd.files import disk_errors, sha256_of, swap_in, write_json
-from tmkd.onnx_graph import write_onnx
+from tmkd.files import disk_errors, swap_in, write_json
+from tmkd.gate import BACKENDS, Material, gate, writable
 from tmkd.pairs.record import Pairs
-from tmkd.parity import Agreement, agreement
 from tmkd.progress import progress, say
-from tmkd.runtime import FORMAT, Scorer
+from tmkd.runtime import FORMAT
 from tmkd.tokenizer import PairTokenizer
 
 FOLD_LIMIT = 1e-5  # between the checkpoint's own logits and the mean of the headers
@@ -39,24 +35,13 @@ TOKEN_BUDGET = 4096
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
-@dataclass(frozen=True)
-class Backend:
-    """A form in which a student can be exported."""
-
-    file: str
-    limit: float  # largest difference of a logit from the PyTorch student
-    write: Callable[[Any, Path], None]  # (sequence-classification module, file)
-
-
-BACKENDS = {"onnx-fp32": Backend("onnx/model.onnx", 1e-4, write_onnx)}
-
-
 def export_student(
     student_folder: Path,
     dev: Pairs,
     out: Path,
     *,
-    backends: Sequence[str] = ("onnx-fp32",),
+    calibration: Pairs | None = None,
+    backends: Sequence[str] | None = None,
     reference_logits: NDArray[np.float32] | None = None,
 ) -> list[dict[str, Any]]:
     """Export a student and prove that every back end gives its numbers.
@@ -66,17 +51,22 @@ def export_student(
             student, headers.safetensors.
         dev: the pairs on which back ends are compared, labelled or not.
         out: the folder to write; an earlier export there is replaced.
+        calibration: training pairs that int8 is calibrated on, relevant and irrelevant (`choose_calibration` takes
+            some of many). There is no int8 without them.
+        backends: names out of BACKENDS; every one whose tools are installed unless given.
         reference_logits: the student's logits on `dev`, [N, C] float32; computed from its headers unless given.
 
     Returns:
-        One row per back end: backend, passed, max_logit_difference, decision_agreement, top1_agreement, kendall_tau,
-        metric_name, metric_pytorch, metric_export, pairs_per_second, bytes, reason. What has no meaning is None.
+        One row per back end: backend, passed, the numbers of `Agreement` and `Invariance`, pairs_per_second, bytes,
+        reason. What has no meaning or was not measured is None.
 
     Raises:
         ExportError: an unknown back end, no development pairs, a fold that does not match, an `out` that holds
             something else. EncoderError: a folder that is no supported checkpoint. TmkdError: no room on disk.
     """
     student_folder, out = Path(student_folder), Path(out)
+    if backends is None:
+        backends = [name for name in writable() if calibration is not None or not name.endswith("-int8")]
     _check_request(dev, out, backends)
     card = read_card(student_folder)
     fresh = out.with_name(f".{out.name}.partial")
@@ -91,13 +81,10 @@ def export_student(
             "classes": int(card["classes"]),
             "labels": [str(name) for _, name in sorted(model.config.id2label.items())],
         }
-        rows, passed = [], {}
-        for name in dict.fromkeys(backends):
-            row, entry = _gated(name, model, fresh, about, dev, reference)
-            rows.append(row)
-            if entry is not None:
-                passed[name] = entry
-        write_json(fresh / "tmkd.json", {**about, "backends": passed, "default": next(iter(passed), None)})
+        tokenizer = PairTokenizer(fresh, int(card["max_length"]))
+        material = Material(model, fresh, tokenizer, dev.take([]) if calibration is None else calibration)
+        rows, passed = gate(backends, material, about, dev, reference)
+        write_json(fresh / "tmkd.json", {**about, "backends": passed})
         write_json(fresh / "parity.json", rows)
         swap_in(fresh, out)
     for row in rows:
@@ -204,58 +191,6 @@ def _checked_reference(
             f"at most {FOLD_LIMIT:.0e} is allowed); one of the two files was changed or damaged, save the student again"
         )
     return combined if given is None else given
-
-
-def _gated(
-    name: str, model: Any, folder: Path, about: dict[str, Any], dev: Pairs, reference: NDArray[np.float32]
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Write one back end, run it through the runtime, keep or delete it: its parity row, its entry in tmkd.json."""
-    backend = BACKENDS[name]
-    path = folder / backend.file
-    found: Agreement | None = None
-    rate: float | None = None
-    size: int | None = None
-    try:
-        say(f"export: writing {name}")
-        backend.write(model, path)
-        size = path.stat().st_size
-        entry = {"file": backend.file, "sha256": sha256_of(path), "passed": True}
-        write_json(folder / "tmkd.json", {**about, "backends": {name: entry}, "default": name})
-        logits, rate = _timed(Scorer(folder, backend=name), dev, name)
-        found = agreement(reference, logits, dev.qids, dev.labels)
-        reason = _why_refused(found, backend.limit)
-    except ExportError as error:
-        reason, entry = str(error), {}
-    if reason:
-        _delete(path)
-    row = {"backend": name, "passed": not reason, **(found or Agreement()).row()}
-    return row | {"pairs_per_second": rate, "bytes": size, "reason": reason}, None if reason else entry
-
-
-def _delete(path: Path) -> None:
-    """Remove a back end's file, and its folder where nothing else lies in it."""
-    path.unlink(missing_ok=True)
-    if path.parent.is_dir() and not any(path.parent.iterdir()):
-        path.parent.rmdir()
-
-
-def _timed(scorer: Scorer, dev: Pairs, name: str) -> tuple[NDArray[np.float32], float]:
-    """Logits of the pairs by the runtime, [N, C] float32, and pairs per second, tokenizing included."""
-    scorer.logits(dev.questions[:32], dev.passages[:32])  # the first call also allocates
-    with progress(f"gate {name}", len(dev)) as bar:
-        start = time.perf_counter()
-        logits = scorer.logits(dev.questions, dev.passages, bar.advance)
-        seconds = time.perf_counter() - start
-    return logits, len(dev) / max(seconds, 1e-9)
-
-
-def _why_refused(found: Agreement, limit: float) -> str:
-    difference = found.max_logit_difference
-    if difference is None:
-        return "it gives logits that are not finite"
-    if difference > limit:
-        return f"a logit differs by {difference:.2e} from the PyTorch student, at most {limit:.0e} is allowed"
-    return ""
 
 
 def _copy_checkpoint(student: Path, fresh: Path, max_length: int) -> None:

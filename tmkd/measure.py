@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.backends import installed
 from tmkd.distill import ensemble_logits
 from tmkd.encoder.checkpoint import load_student, read_card
 from tmkd.encoder.families import last_linear
@@ -23,7 +24,9 @@ from tmkd.evaluation.speed import measure
 from tmkd.files import write_json
 from tmkd.hardware import describe
 from tmkd.pairs.record import Pairs
+from tmkd.progress import progress
 from tmkd.recipe import Recipe, parse_recipe
+from tmkd.runtime import Scorer, read_manifest
 from tmkd.teachers import column_logits, label
 from tmkd.tokenizer import PairTokenizer
 from tmkd.training import score
@@ -187,6 +190,38 @@ def evaluate(run: RunModels, pairs: Pairs, *, timed: bool = True, task: str | No
 def compare_outputs(run: RunModels, pairs: Pairs, found: list[ModelOutput], *, task: str) -> Results:
     """The comparison of models that were already run."""
     return compare(pairs, found, classes=run.recipe.classes, task=task, taken=run.take)
+
+
+def measure_exports(workspace: Workspace, export: Step, pairs: Pairs, *, classes: int) -> list[dict[str, Any]]:
+    """Every back end of an export on labelled pairs, through the runtime, done once for these rows on this machine.
+
+    Returns:
+        One entry per back end: backend, the metrics that have a meaning for the task (as in `Row`, without intervals),
+        pairs_per_second (tokenising included, measured in turn on the same rows).
+    """
+    depends = {"export": export.fingerprint, "pairs": pairs.digest(), "machine": [platform.node(), describe("auto")]}
+
+    def build(folder: Path) -> None:
+        write_json(folder / "exports.json", _measured_exports(export.folder / "export", pairs, classes))
+
+    step = workspace.step("exports", depends, build, label="measure the export")
+    rows: list[dict[str, Any]] = json.loads((step.folder / "exports.json").read_text())
+    return rows
+
+
+def _measured_exports(folder: Path, pairs: Pairs, classes: int) -> list[dict[str, Any]]:
+    scorers = {name: Scorer(folder, backend=name) for name in read_manifest(folder).backends if installed(name)}
+    some = pairs.take(np.random.default_rng(0).permutation(len(pairs))[:SPEED_PAIRS])
+    timed = {name: scorer.logits for name, scorer in scorers.items()}
+    speeds = measure(timed, some.questions, some.passages, sizes=())
+    found: list[dict[str, Any]] = []
+    for name, scorer in scorers.items():
+        with progress(f"{name} on the test rows", len(pairs)) as bar:
+            logits = scorer.logits(pairs.questions, pairs.passages, bar.advance)
+        compared = compare(pairs, [ModelOutput(name, "student", logits[None])], classes=classes, task="", resamples=1)
+        metrics = {metric: value.mean for metric, value in compared.methods[0].metrics.items()}
+        found.append({"backend": name, **metrics, "pairs_per_second": speeds[name].pairs_per_second})
+    return found
 
 
 def curves(run: RunModels) -> dict[str, list[dict[str, float]]]:

@@ -1,23 +1,33 @@
-"""How well two sets of logits of the same pairs agree: the numbers of the parity table."""
+"""How well two sets of logits of the same pairs agree, and what the gate asks of an export: the parity table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import kendalltau
 from sklearn.metrics import roc_auc_score
 
+from tmkd.evaluation.metrics import Questions, ranking_metrics
+
 Logits = NDArray[np.float32]
-_TIE = 1e-6  # scores nearer than this are one score: the same passage twice under a question
+INDIFFERENT = 0.1  # log-odds nearer than this may change places: no reader could tell which passage is better
+BATCH_SIZES = (1, 8, 64)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Numbers of the parity table; None where one has no meaning for the task or the logits are not finite."""
+    """Numbers of the parity table; None where one has no meaning for the task or the logits are not finite.
+
+    Attributes:
+        top1_agreement: share of questions whose first passage is the same, or within INDIFFERENT of the first.
+        kendall_tau: over all pairs of passages of one question at least INDIFFERENT apart: the share in the same order
+            less the share in another.
+        metric_name: `auc` for two classes, `accuracy` for more; of the student and of the export.
+        ndcg_pytorch, ndcg_export: mean nDCG@10 over questions with a right and a wrong passage.
+    """
 
     max_logit_difference: float | None = None
     decision_agreement: float | None = None
@@ -26,10 +36,44 @@ class Agreement:
     metric_name: str | None = None
     metric_pytorch: float | None = None
     metric_export: float | None = None
+    ndcg_pytorch: float | None = None
+    ndcg_export: float | None = None
 
     def row(self) -> dict[str, Any]:
         """The numbers by name."""
         return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Invariance:
+    """What the other pairs of a call do to a pair's logits.
+
+    Attributes:
+        batch_difference: the largest difference of a logit between micro-batches of BATCH_SIZES pairs.
+        repeats: whether the same call gives the same bits again.
+    """
+
+    batch_difference: float | None = None
+    repeats: bool | None = None
+
+    def row(self) -> dict[str, Any]:
+        """The numbers by name."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the gate asks; None asks nothing. A number that has no meaning for the task passes."""
+
+    batch_difference: float
+    logit_difference: float | None = None
+    quality_loss: float | None = None  # of ROC-AUC (of accuracy, for more than two classes) and of nDCG@10
+    top1_agreement: float | None = None  # the first passage; for more than two classes the decision
+    kendall_tau: float | None = None
+
+
+EXACT = Limits(batch_difference=1e-4, logit_difference=1e-4)
+CLOSE = Limits(batch_difference=0.02, quality_loss=0.005, top1_agreement=0.98, kendall_tau=0.95)
 
 
 def agreement(reference: Logits, found: Logits, qids: Sequence[str], labels: NDArray[np.int64]) -> Agreement:
@@ -52,7 +96,61 @@ def agreement(reference: Logits, found: Logits, qids: Sequence[str], labels: NDA
         metric_name=name,
         metric_pytorch=before,
         metric_export=_metric(found, labels)[1],
+        ndcg_pytorch=_ndcg(reference, qids, labels),
+        ndcg_export=_ndcg(found, qids, labels),
     )
+
+
+def invariance(score: Callable[[int | None], Logits]) -> Invariance:
+    """Score the same pairs in micro-batches of several sizes, and twice in the same way.
+
+    Args:
+        score: logits [N, C] of the same pairs in micro-batches of that many, or as the runtime cuts them (None).
+    """
+    found = np.stack([score(size) for size in BATCH_SIZES])
+    first, again = score(None), score(None)
+    apart = float((found.max(axis=0) - found.min(axis=0)).max())
+    return Invariance(apart if np.isfinite(apart) else None, bool(np.array_equal(first, again)))
+
+
+def why_refused(found: Agreement, steady: Invariance, limits: Limits) -> str:
+    """Why the gate refuses an export with these numbers; empty where it passes."""
+    difference = found.max_logit_difference
+    if difference is None or steady.batch_difference is None:
+        return "it gives logits that are not finite"
+    if limits.logit_difference is not None and difference > limits.logit_difference:
+        return (
+            f"a logit differs by {difference:.2e} from the PyTorch student, at most {limits.logit_difference:.0e} is "
+            "allowed"
+        )
+    reasons = [
+        _lost(f"{found.metric_name}", found.metric_pytorch, found.metric_export, limits.quality_loss),
+        _lost("nDCG@10", found.ndcg_pytorch, found.ndcg_export, limits.quality_loss),
+        _below("the first passage is the same", found.top1_agreement, limits.top1_agreement),
+        _below("Kendall's tau", found.kendall_tau, limits.kendall_tau),
+    ]
+    if found.top1_agreement is None:
+        reasons.append(_below("the decision is the same", found.decision_agreement, limits.top1_agreement))
+    if steady.batch_difference > limits.batch_difference:
+        reasons.append(
+            f"a pair's logit changes by {steady.batch_difference:.2e} with the pairs beside it, at most "
+            f"{limits.batch_difference:.0e} is allowed"
+        )
+    if not steady.repeats:
+        reasons.append("the same call does not give the same logits again")
+    return "; ".join(reason for reason in reasons if reason)
+
+
+def _lost(name: str, before: float | None, after: float | None, limit: float | None) -> str:
+    if limit is None or before is None or after is None or before - after <= limit:
+        return ""
+    return f"{name} falls from {before:.4f} to {after:.4f}, at most {limit} is allowed"
+
+
+def _below(what: str, value: float | None, limit: float | None) -> str:
+    if limit is None or value is None or value >= limit:
+        return ""
+    return f"{what}: {value:.4f}, at least {limit} is asked"
 
 
 def _margin(logits: Logits) -> NDArray[np.float64]:
@@ -62,20 +160,22 @@ def _margin(logits: Logits) -> NDArray[np.float64]:
 def _ranking(
     reference: NDArray[np.float64], found: NDArray[np.float64], qids: Sequence[str]
 ) -> tuple[float | None, float | None]:
-    """Share of questions with the same first passage, and mean Kendall's tau-b, over questions with two passages up."""
+    """`top1_agreement` and `kendall_tau` of `Agreement`, over questions with two passages or more."""
     groups: dict[str, list[int]] = {}
     for row, qid in enumerate(qids):
         groups.setdefault(qid, []).append(row)
-    same, taus = [], []
+    same: list[bool] = []
+    ordered = compared = 0
     for rows in groups.values():
         if len(rows) < 2:
             continue
         before, after = reference[rows], found[rows]
-        same.append(bool(before[after.argmax()] >= before.max() - _TIE))
-        tau = float(kendalltau(before, after).statistic)
-        if np.isfinite(tau):  # undefined where all passages of a question tie
-            taus.append(tau)
-    return (float(np.mean(same)) if same else None, float(np.mean(taus)) if taus else None)
+        same.append(bool(before[after.argmax()] >= before.max() - INDIFFERENT))
+        apart = before[:, None] - before[None]
+        told = apart >= INDIFFERENT  # each pair of passages once: the better one first
+        ordered += int(np.sign(after[:, None] - after[None])[told].sum())
+        compared += int(told.sum())
+    return (float(np.mean(same)) if same else None, ordered / compared if compared else None)
 
 
 def _metric(logits: Logits, labels: NDArray[np.int64]) -> tuple[str | None, float | None]:
@@ -88,3 +188,14 @@ def _metric(logits: Logits, labels: NDArray[np.int64]) -> tuple[str | None, floa
     if len(np.unique(labels[rows])) < 2:
         return None, None
     return "auc", float(roc_auc_score(labels[rows], _margin(logits[rows])))
+
+
+def _ndcg(logits: Logits, qids: Sequence[str], labels: NDArray[np.int64]) -> float | None:
+    """Mean nDCG@10 over the questions it has a meaning for; None where there are none."""
+    rows = np.flatnonzero(labels >= 0).tolist()
+    if logits.shape[1] != 2 or not rows:
+        return None
+    questions = Questions.of(labels[rows], [qids[row] for row in rows])
+    if not questions.ranked.any():
+        return None
+    return float(np.nanmean(ranking_metrics(questions, _margin(logits[rows]))["ndcg@10"]))

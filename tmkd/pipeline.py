@@ -173,22 +173,36 @@ class Pipeline:
             if taken.stage1:
                 copy_folder(taken.stage1[0].folder, self.run / "stage1")
 
+    @functools.cached_property
+    def exported(self) -> Step:
+        """The export of the taken student, folder `export/` of its step."""
+        from tmkd.export import export_student
+        from tmkd.gate import writable
+        from tmkd.quantise import choose_calibration
+
+        student, dev = self.taken().steps[0], self.data.dev
+        backends = list(self.recipe.export.backends or writable())
+        calibration = choose_calibration(self.data.train)
+        depends = {
+            "student": student.fingerprint,
+            "dev": dev.digest(),
+            "calibration": calibration.digest(),
+            "backends": backends,
+        }
+
+        def build(folder: Path) -> None:
+            export_student(student.folder, dev, folder / "export", calibration=calibration, backends=backends)
+
+        return self.workspace.step("export", depends, build, label="export")
+
     def export(self, *, named: bool = False) -> list[dict[str, Any]]:
-        """Fold, write ONNX, gate; the parity table. `named`: a back end that fails is an error.
+        """Fold, write every back end, gate; the parity table. `named`: a back end that fails is an error.
 
         Raises:
             ExportError: a back end asked for by name did not pass (everything else is written).
         """
-        from tmkd.export import export_student
-
         self.take_away()
-        student, backends = self.taken().steps[0], self.recipe.export.backends
-        depends = {"student": student.fingerprint, "dev": self.data.dev.digest(), "backends": backends}
-
-        def build(folder: Path) -> None:
-            export_student(student.folder, self.data.dev, folder / "export", backends=backends)
-
-        step = self.workspace.step("export", depends, build, label="export")
+        step = self.exported
         with disk_errors(self.run):
             copy_folder(step.folder / "export", self.run / "export")
         rows: list[dict[str, Any]] = json.loads((step.folder / "export" / "parity.json").read_text())

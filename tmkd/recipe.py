@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tmkd.backends import KNOWN_BACKENDS, BackendName
 from tmkd.errors import RecipeError
 from tmkd.methods import METHODS
 
@@ -127,8 +128,10 @@ class Loss(_Part):
 class Export(_Part):
     """What is written for serving."""
 
-    backends: tuple[Literal["onnx-fp32"], ...] = Field(
-        ("onnx-fp32",), description="what to write beside the checkpoint"
+    backends: tuple[BackendName, ...] | None = Field(
+        None,
+        description=f"what to write beside the checkpoint, of: {', '.join(KNOWN_BACKENDS)}; every one whose tools are "
+        "installed unless given",
     )
 
 

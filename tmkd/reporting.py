@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tmkd.evaluation.compare import ENSEMBLE, Results, disagreements
 from tmkd.evaluation.report import write_report
 from tmkd.files import disk_errors
 from tmkd.hardware import describe
-from tmkd.measure import RunModels, compare_outputs, curves, outputs
+from tmkd.measure import RunModels, compare_outputs, curves, measure_exports, outputs
 from tmkd.pairs.files import write_rows
 from tmkd.pipeline import Pipeline
 from tmkd.progress import say
@@ -31,6 +32,7 @@ def report(pipeline: Pipeline) -> Results:
     say("measuring every model on the test rows")
     found = outputs(run, test, timed=True)
     results = compare_outputs(run, test, found, task=pipeline.recipe.name)
+    results.exports = measure_exports(pipeline.workspace, pipeline.exported, test, classes=pipeline.recipe.classes)
     by_name = {output.name: output for output in found}
     student = by_name[run.take].logits.mean(axis=0)
     teacher = by_name[ENSEMBLE if ENSEMBLE in by_name else found[0].name].logits[0]
@@ -49,12 +51,16 @@ def report(pipeline: Pipeline) -> Results:
     return results
 
 
+def _installed(name: str) -> bool:
+    return find_spec(name) is not None
+
+
 def _environment(pipeline: Pipeline) -> dict[str, Any]:
     return {
         "tmkd": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
         "runs on": describe(pipeline.recipe.precision),
-        **{name: version(name) for name in ("torch", "transformers", "onnxruntime")},
+        **{name: version(name) for name in ("torch", "transformers", "onnxruntime", "openvino") if _installed(name)},
         **{f"data: {key}": value for key, value in pipeline.data.info.items()},
     }

@@ -1,11 +1,16 @@
-"""Score pairs with an exported student. Needs numpy, tokenizers and onnxruntime; never torch.
+"""Score pairs with an exported student. Needs numpy, tokenizers and onnxruntime or openvino; never torch.
 
 An export folder describes itself in tmkd.json: maximum length, classes, and one entry per back end with its file and
 that file's SHA-256, which is checked on loading. Pairs are sorted by length and run in micro-batches of a fixed token
-budget, so that little of the work is padding; results come back in the caller's order.
+budget, so that little of the work is padding, as many at once as there are threads; results come back in the caller's
+order.
 
     scorer = Scorer(Path("workspace/runs/demo/export"))
     scorer.scores(["how do I mount a disk?"], ["Use the mount command ..."])  # log-odds, float64
+
+`auto` is the fastest back end that passed the parity gate and can run here. Another CPU may compute int8 or bf16 in
+another way; so an export carries a few pairs with their fp32 logits (probes.json), and a back end that is further from
+them here than it was when exported is not used: `auto` then warns and scores in fp32.
 """
 
 from __future__ import annotations
@@ -13,22 +18,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from tmkd.batching import length_sorted_batches, pad
+from tmkd.backends import KNOWN_BACKENDS, SAFE_BACKEND, installed, open_engine
+from tmkd.batching import NO_BUDGET, engine_batches, length_sorted_batches, pad
 from tmkd.errors import DataError, ExportError
 from tmkd.files import sha256_of
+from tmkd.progress import say
 from tmkd.tokenizer import Encoded, PairTokenizer
 
 FORMAT = 1
-KNOWN_BACKENDS = ("onnx-fp32",)  # the best first: `auto` takes the first of these that the export holds
-TOKEN_BUDGET = 2048  # tokens of a micro-batch: activations stay in the cache (4096 is 8% slower on two cores)
+PROBES = "probes.json"
+TOKEN_BUDGET = 2048  # tokens of a micro-batch: activations stay in the cache
 WINDOW = 16384  # pairs tokenized and sorted at once: bounds memory on long files
 
 OnBatch = Callable[[int], None]
@@ -43,7 +51,14 @@ class Manifest:
     classes: int
     labels: tuple[str, ...]
     backends: dict[str, dict[str, Any]]
-    default: str | None
+
+    def has(self, backend: str) -> bool:
+        """Whether the export holds this back end, passed by the gate."""
+        return bool(self.backends.get(backend, {}).get("passed"))
+
+    def speed(self, backend: str) -> float:
+        """Pairs per second of a back end where the export was made; 0 where that is not known."""
+        return float(self.backends[backend].get("pairs_per_second") or 0.0)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -69,25 +84,25 @@ def read_manifest(folder: Path) -> Manifest:
             classes=int(content["classes"]),
             labels=tuple(str(label) for label in content["labels"]),
             backends={str(name): dict(entry) for name, entry in content["backends"].items()},
-            default=content.get("default"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from error
 
 
 class Scorer:
-    """An exported student, ready to score. Safe to share between threads.
+    """An exported student, ready to score. Safe to share between threads; a repeated call gives the same bits.
 
     Args:
         folder: an export folder, as `tmkd export` writes it.
-        backend: `auto` (the export's default) or the name of one of its back ends.
-        threads: threads of one call; all usable cores unless given.
+        backend: `auto` (the fastest that can run here) or the name of one of the export's back ends.
+        threads: micro-batches that run at once, each on one thread; all usable cores unless given.
 
     Attributes:
         classes: C. labels: their names. max_length: tokens of a pair. backend: the back end that was chosen.
 
     Raises:
-        ExportError: no export, no such back end, a file that is missing or damaged.
+        ExportError: no export, no such back end, a file that is missing or damaged, a back end asked for by name
+            whose numbers differ on this machine. MissingExtraError: it needs a package that is not installed.
         EncoderError: the tokenizer is missing or damaged.
     """
 
@@ -97,19 +112,50 @@ class Scorer:
         self.manifest = read_manifest(Path(folder))
         self.classes, self.labels = self.manifest.classes, self.manifest.labels
         self.max_length = self.manifest.max_length
-        self.backend = _choose(self.manifest, backend)
         self.threads = threads or len(os.sched_getaffinity(0))
+        self.backend = _choose(self.manifest, backend)
         self._tokenizer = PairTokenizer(self.manifest.folder, self.max_length)
-        self._session = _open(_checked_file(self.manifest, self.backend), self.threads)
-        self._inputs = tuple(value.name for value in self._session.get_inputs())
+        path = _checked_file(self.manifest, self.backend)
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="tmkd-score")
+        problem = self._open(path)
+        if problem and backend == "auto" and self.manifest.has(SAFE_BACKEND) and self.backend != SAFE_BACKEND:
+            say(f"warning: {problem}; scoring with {SAFE_BACKEND}, which is slower")
+            self.backend = SAFE_BACKEND
+            problem = self._open(_checked_file(self.manifest, SAFE_BACKEND))
+        if problem:
+            raise ExportError(problem)
+
+    def _open(self, path: Path) -> str:
+        """Open the chosen back end and compare it with the probes; what is wrong with it, or an empty text."""
+        try:
+            self._engine = open_engine(self.backend, path, self.threads)
+        except ExportError as error:
+            return str(error)
+        limit = self.manifest.backends[self.backend].get("probe_limit")
+        if limit is None or self.backend == SAFE_BACKEND:
+            return ""
+        questions, passages, wanted = read_probes(self.manifest.folder, self.classes)
+        difference = float(np.abs(self.logits(questions, passages) - wanted).max())
+        if difference <= float(limit):
+            return ""
+        return (
+            f"{self.backend} does not give this student's logits on this machine (they are off by {difference:.3f} on "
+            f"the export's probes, at most {float(limit):.3f} is allowed)"
+        )
 
     def logits(
-        self, questions: Sequence[str], passages: Sequence[str], on_batch: OnBatch | None = None
+        self,
+        questions: Sequence[str],
+        passages: Sequence[str],
+        on_batch: OnBatch | None = None,
+        *,
+        batch_size: int | None = None,
     ) -> NDArray[np.float32]:
         """Logits of every pair, [N, C] float32, in the caller's order.
 
         Args:
             on_batch: called with the number of pairs of every finished micro-batch.
+            batch_size: pairs of a micro-batch; by their length unless given.
 
         Raises:
             DataError: the two sequences differ in length, or a text is not a string.
@@ -120,8 +166,13 @@ class Scorer:
         for start in range(0, len(questions), WINDOW):
             stop = min(start + WINDOW, len(questions))
             encoded = self._tokenizer.encode(questions[start:stop], passages[start:stop])
-            for rows in length_sorted_batches(encoded.lengths, TOKEN_BUDGET):
-                result[start + rows] = self._run(encoded, rows)
+            batches = (
+                engine_batches(encoded.lengths, TOKEN_BUDGET, self.threads)
+                if batch_size is None
+                else length_sorted_batches(encoded.lengths, NO_BUDGET, batch_size)
+            )
+            for rows, found in zip(batches, self._pool.map(partial(self._run, encoded), batches), strict=True):
+                result[start + rows] = found
                 if on_batch is not None:
                     on_batch(len(rows))
         return result
@@ -140,9 +191,27 @@ class Scorer:
 
     def _run(self, encoded: Encoded, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         input_ids, mask, types = pad(encoded.ids, encoded.type_ids, rows, self._tokenizer.pad_id)
-        given = {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types}
-        output: NDArray[np.float32] = self._session.run(["logits"], {name: given[name] for name in self._inputs})[0]
-        return output
+        return self._engine({"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types})
+
+
+def read_probes(folder: Path, classes: int) -> tuple[list[str], list[str], NDArray[np.float32]]:
+    """The export's probes: questions, passages and their fp32 logits, [P, C] float32.
+
+    Raises:
+        ExportError: probes.json is missing or damaged.
+    """
+    path = folder / PROBES
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        logits = np.array(content["logits"], dtype=np.float32)
+        questions, passages = list(content["questions"]), list(content["passages"])
+        if logits.shape != (len(questions), classes) or len(questions) != len(passages):
+            raise ValueError(f"{len(questions)} questions, {len(passages)} passages, logits {logits.shape}")
+    except FileNotFoundError as error:
+        raise ExportError(f"{path} is missing; export again or copy it anew") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from error
+    return questions, passages, logits
 
 
 def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -166,20 +235,13 @@ def log_odds(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def _choose(manifest: Manifest, backend: str) -> str:
-    there = [name for name, entry in manifest.backends.items() if entry.get("passed")]
+    there = [name for name in manifest.backends if manifest.has(name)]
     if not there:
         raise ExportError(
             f"{manifest.folder} holds no back end: none passed the parity gate (see parity.json there); export again"
         )
     if backend == "auto":
-        if manifest.default in there:
-            return manifest.default
-        usable = [name for name in KNOWN_BACKENDS if name in there]
-        if not usable:
-            raise ExportError(
-                f"{manifest.folder} holds {', '.join(there)}; this version runs {', '.join(KNOWN_BACKENDS)}"
-            )
-        return usable[0]
+        return _fastest(manifest, there)
     if backend not in KNOWN_BACKENDS:
         raise ExportError(
             f"back end {backend!r} is not known; this version runs {', '.join(KNOWN_BACKENDS)}, or `auto`"
@@ -187,6 +249,21 @@ def _choose(manifest: Manifest, backend: str) -> str:
     if backend not in there:
         raise ExportError(f"{manifest.folder} holds no back end {backend!r}; it holds {', '.join(there)}")
     return backend
+
+
+def _fastest(manifest: Manifest, there: list[str]) -> str:
+    """The fastest, as measured when it was exported, of the back ends whose engine is installed."""
+    known = [name for name in KNOWN_BACKENDS if name in there]
+    ordered = sorted(known, key=manifest.speed, reverse=True)
+    usable = [name for name in ordered if installed(name)]
+    if not usable:
+        raise ExportError(
+            f"{manifest.folder} holds {', '.join(there)}; this version runs {', '.join(KNOWN_BACKENDS)}"
+            + ("; run: pip install 'tmkd[fast]'" if known else "")
+        )
+    if usable[0] != ordered[0]:
+        say(f"scoring with {usable[0]}; {ordered[0]} is faster and needs: pip install 'tmkd[fast]'")
+    return usable[0]
 
 
 def _checked_file(manifest: Manifest, backend: str) -> Path:
@@ -203,14 +280,3 @@ def _checked_file(manifest: Manifest, backend: str) -> Path:
             "export again or copy it anew"
         )
     return path
-
-
-def _open(path: Path, threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own, without a common public base
-        raise ExportError(f"{path} cannot be opened ({str(error).splitlines()[0]}); export again") from error

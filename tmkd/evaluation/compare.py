@@ -116,6 +116,7 @@ class Results:
     ranked: int = 0  # questions that MRR, MAP and nDCG@10 are over: those with a positive and a negative row
     taken: str = "tmkd"  # the model that the run exports
     reference: str = ENSEMBLE  # the model that shares are relative to
+    exports: list[dict[str, Any]] = field(default_factory=list)  # the run's back ends on the same rows
 
     @property
     def metrics(self) -> list[str]:
@@ -136,6 +137,7 @@ class Results:
             "ranked_questions": self.ranked,
             "methods": [row.to_json() for row in self.methods],
             "differences": [difference.to_json() for difference in self.differences],
+            **({"exports": self.exports} if self.exports else {}),
         }
 
     def table(self) -> Table:

@@ -53,6 +53,8 @@ def write_report(
         curve_charts=learning_curves(curves or {}),
         parity=list(parity),
         ranked_parity=any(row.get("kendall_tau") is not None for row in parity),
+        ndcg_parity=any(row.get("ndcg_pytorch") is not None for row in parity),
+        exports=results.exports,
         parity_reasons=any(row.get("reason") for row in parity),
         disagreements=list(disagreements),
         recipe_text=recipe_text,

@@ -1,0 +1,111 @@
+"""The engines that run an exported student, each as one function from padded token ids to logits.
+
+An engine answers one micro-batch on one thread; `tmkd.runtime.Scorer` runs as many at once as it may use cores. That
+is faster than one micro-batch on all cores, whose threads wait for one another after every matrix product, and the
+result of a micro-batch never depends on what runs beside it.
+
+Every engine is imported when it is opened, so that naming them costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.errors import ExportError, MissingExtraError
+
+BackendName = Literal["openvino-int8", "openvino-bf16", "onnx-int8", "onnx-fp32"]
+KNOWN_BACKENDS: tuple[str, ...] = get_args(BackendName)
+SAFE_BACKEND = "onnx-fp32"  # what a scorer falls back to: the arithmetic that the others are measured against
+
+Inputs = Mapping[str, NDArray[np.int64]]  # input_ids, attention_mask, token_type_ids: [n, T]; a student may not use all
+Engine = Callable[[Inputs], NDArray[np.float32]]  # logits [n, C]; safe to call from several threads at once
+
+
+def installed(backend: str) -> bool:
+    """Whether the package that runs a back end is installed (it is not imported)."""
+    return importlib.util.find_spec(_package(backend)) is not None
+
+
+def open_engine(backend: str, path: Path, threads: int) -> Engine:
+    """Open a file with the engine of a back end.
+
+    Args:
+        backend: one of KNOWN_BACKENDS.
+        path: the ONNX file, already checked.
+        threads: how many micro-batches may run at once.
+
+    Raises:
+        MissingExtraError: the engine is not installed. ExportError: it cannot open the file.
+    """
+    if not installed(backend):
+        raise MissingExtraError(
+            f"back end {backend} needs {_package(backend)}, which is not installed; run: pip install 'tmkd[fast]'"
+        )
+    try:
+        return _OpenVino(path, threads) if _package(backend) == "openvino" else _OnnxRuntime(path)
+    except Exception as error:  # both engines raise classes of their own, without a common public base
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"{path} cannot be opened by {_package(backend)} ({reason}); export again") from error
+
+
+def _package(backend: str) -> str:
+    return "openvino" if backend.startswith("openvino-") else "onnxruntime"
+
+
+class _OnnxRuntime:
+    """A session of ONNX Runtime, one thread a call."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._names = tuple(value.name for value in self._session.get_inputs())
+
+    def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
+        output: NDArray[np.float32] = self._session.run(["logits"], {name: inputs[name] for name in self._names})[0]
+        return output
+
+
+class _OpenVino:
+    """A model compiled by OpenVINO, a stream of one thread for each call that may run at once.
+
+    What is not int8 runs in bf16 where the CPU computes with it, else in fp32. Threads are not pinned to cores: other
+    processes on the machine would be pinned to the same ones.
+    """
+
+    def __init__(self, path: Path, streams: int) -> None:
+        import openvino
+
+        core = openvino.Core()
+        settings = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams, "ENABLE_CPU_PINNING": False}
+        native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        try:
+            compiled = core.compile_model(
+                str(path), "CPU", {**settings, "INFERENCE_PRECISION_HINT": "bf16" if native else "f32"}
+            )
+        except RuntimeError:  # a CPU whose kernels are limited to an older instruction set says bf16 and has none
+            if not native:
+                raise
+            compiled = core.compile_model(str(path), "CPU", {**settings, "INFERENCE_PRECISION_HINT": "f32"})
+        self._names = tuple(value.get_any_name() for value in compiled.inputs)
+        self._free: SimpleQueue[Any] = SimpleQueue()  # a request serves one call at a time
+        for _ in range(streams):
+            self._free.put(compiled.create_infer_request())
+
+    def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
+        request = self._free.get()
+        try:
+            request.infer({name: inputs[name] for name in self._names})
+            return np.array(request.get_output_tensor(0).data, dtype=np.float32)  # a copy: the request is used again
+        finally:
+            self._free.put(request)
