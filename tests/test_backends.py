@@ -102,7 +102,7 @@ def test_one_scorer_serves_many_threads(backend: str) -> None:
 def test_scoring_with_openvino_needs_no_torch() -> None:
     code = (
         "import sys; from pathlib import Path; from tmkd.runtime import Scorer; early = 'openvino' in sys.modules;"
-        f"Scorer(Path({str(with_every_backend('minilm'))!r}), backend='openvino-int8').scores(['a'], ['b']);"
+        f"Scorer(Path({str(with_every_backend('ranking'))!r}), backend='openvino-int8').scores(['a'], ['b']);"
         "print(early, *[n for n in ('torch', 'nncf', 'transformers', 'pyarrow') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
@@ -130,7 +130,7 @@ def test_int8_gives_the_same_scores_on_a_cpu_without_vnni() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     here = Scorer(folder, backend="openvino-int8").logits(questions, passages)
-    np.testing.assert_allclose(np.array(found), here, atol=0.02 * np.abs(here).max())  # the rest is then fp32, not bf16
+    np.testing.assert_allclose(np.array(found), here, atol=0.2)  # clipped sums are whole logits off
 
 
 def test_auto_takes_the_fastest_as_measured(copy: Path) -> None:
