@@ -230,8 +230,10 @@ def score(
     Example: tmkd score workspace/runs/demo/export --pairs pairs.jsonl --output scored.jsonl
     """
     set_quiet(quiet)
+    from tmkd.memory import keep_freed_memory
     from tmkd.score import score_file
 
+    keep_freed_memory()
     score_file(model, pairs, output, question=question, passage=passage, backend=backend, threads=threads)
 
 

@@ -22,7 +22,7 @@ from tmkd.errors import TmkdError
 from tmkd.evaluation.compare import ENSEMBLE, ModelOutput, Results, compare
 from tmkd.evaluation.speed import measure
 from tmkd.files import write_json
-from tmkd.hardware import describe
+from tmkd.hardware import describe, prepare
 from tmkd.pairs.record import Pairs
 from tmkd.progress import progress
 from tmkd.recipe import Recipe, parse_recipe
@@ -184,6 +184,7 @@ def evaluate(run: RunModels, pairs: Pairs, *, timed: bool = True, task: str | No
         raise TmkdError("these pairs have no labels; `tmkd evaluate` needs a label column, `tmkd score` does not")
     if int(pairs.labels.max()) >= run.recipe.classes:
         raise TmkdError(f"label {int(pairs.labels.max())} is out of range: the run has {run.recipe.classes} classes")
+    prepare(attention=run.recipe.attention)
     return compare_outputs(run, pairs, outputs(run, pairs, timed=timed), task=task or run.recipe.name)
 
 

@@ -62,8 +62,10 @@ def score(options):
 
 
 def export(options):
+    from tmkd.memory import keep_freed_memory
     from tmkd.runtime import Scorer
 
+    keep_freed_memory()  # as `tmkd score` does
     scorer = Scorer(Path(options["model"]), backend=options["backend"], threads=options["threads"])
 
     def run(questions, passages, labels):
