@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,11 +77,14 @@ class Workspace:
                 say(f"{label}: {step.folder.name}")
             partial = step.folder.with_name(step.folder.name + ".partial")
             partial.mkdir(exist_ok=True)
+            began = time.monotonic()
             with disk_errors(partial):
                 build(partial)
                 write_json(partial / "step.json", {"kind": kind, "label": label, "depends_on": depends_on})
                 shutil.rmtree(partial / "state", ignore_errors=True)
                 partial.rename(step.folder)
+            if label:
+                say(f"{label}: done in {time.monotonic() - began:,.0f} s")
         if step not in self.used:
             self.used.append(step)
         return step
