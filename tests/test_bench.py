@@ -12,7 +12,7 @@ import pytest
 from conftest import pair_rows, write_jsonl
 
 from tmkd.bench import environments, worker
-from tmkd.bench.command import Options, run
+from tmkd.bench.command import Options, Outcome, run
 from tmkd.bench.material import rows_of, weights
 from tmkd.bench.rounds import Result, compete, ratios
 from tmkd.bench.worker import Contestant, Failed, Worker
@@ -75,6 +75,29 @@ def test_one_that_fails_is_a_row_that_says_why_and_the_others_go_on(scripts: Pat
     assert dies.rows() == [{"name": "dies", "ours": False, "error": dies.error}]
 
 
+def test_whatever_a_peer_says_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = Result("peer", False, error="needs optimum[openvino], [/tmp/a/model.onnx] is missing")
+    Outcome("score", [failed], {}).show()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "optimum[openvino]" in shown
+    assert "[/tmp/a/model.onnx]" in shown
+
+
+def test_one_that_does_not_answer_is_given_up(scripts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "PATIENCE", 0.5)
+    (scripts / "echo.py").write_text("import time; time.sleep(600)")
+    with pytest.raises(Failed, match="no answer"):
+        Worker(Contestant("hangs", "echo.py"), tmp_path / "log")
+
+
+def test_what_a_contestant_leaves_in_temporary_folders_goes_with_it(scripts: Path, tmp_path: Path) -> None:
+    (scripts / "echo.py").write_text(ECHO.replace("turns = 0", "turns = 0; import tempfile; tempfile.mkdtemp()", 1))
+    with Worker(Contestant("one", "echo.py"), tmp_path / "log") as one:
+        folder = Path(one.scratch.name)
+        assert len(list(folder.iterdir())) == 1
+    assert not folder.exists()
+
+
 def test_turns_are_interleaved_and_the_order_rotates(scripts: Path, tmp_path: Path) -> None:
     order: list[str] = []
 
@@ -134,17 +157,19 @@ def test_every_peer_is_pinned() -> None:
 def test_a_whole_bench_with_ours_and_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
     pairs = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2))
-    options = Options("score", layers=1, max_length=48, count=8, rounds=1, pairs=pairs, peers=("transformers, fp32",))
+    options = Options("score", layers=1, max_length=48, count=500, rounds=1, pairs=pairs, peers=())
     began = time.monotonic()
     outcome = run(options)
     content = json.loads(json.dumps(outcome.to_json()))
     assert {"name", "ours", "unit", "median", "min", "max"} <= set(content["rows"][0])
     assert content["bench"] == "score"
     rates = {row["name"]: row["median"] for row in content["rows"]}
-    assert all(8 / rate < time.monotonic() - began for name, rate in rates.items() if "product" not in name)
+    assert all(32 / rate < time.monotonic() - began for name, rate in rates.items() if "product" not in name)
     differences = {name: float(text) for name, text in outcome.beside["scores differ by"].items()}
     assert differences["tmkd, onnx-fp32"] < 1e-4
     assert differences["transformers, fp32, length-sorted"] < 1e-4
+    slower = {row["name"]: row.get("slower") for row in content["rows"]}
+    assert slower["transformers, fp32"] > 0
     outcome.show()
 
 
@@ -163,6 +188,20 @@ def test_useful_operations_leave_out_padding_and_the_last_layers_other_tokens(
     attention = 2 * 2 * tokens * tokens * d
     last = 2 * 2 * tokens * d * d + 2 * 2 * d * d + 2 * 2 * d * wide + 2 * 2 * tokens * d
     assert np.isclose(model.flops(questions, passages), projections + attention + last)
+
+
+def test_weights_half_written_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
+    rows = rows_of(write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2)))
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("onnxruntime.quantization.quantize_dynamic", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            weights("builtin:minilm-l6", 1, 48, rows, export=False)
+    assert (weights("builtin:minilm-l6", 1, 48, rows, export=False).single / "onnx" / "model_int8.onnx").is_file()
 
 
 def test_unknown_peer_names_those_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

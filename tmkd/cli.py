@@ -284,7 +284,9 @@ class Bench(StrEnum):
 def bench(
     what: Annotated[Bench, typer.Argument(help="what is measured")],
     model: Annotated[str, typer.Option(help="an export, a checkpoint, a builtin or a hub id")] = "builtin:minilm-l6",
-    layers: Annotated[int, typer.Option(min=1, help="layers kept, where the model is no export")] = 3,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="layers kept, where the model is no export: 6 to label, else 3")
+    ] = None,
     count: Annotated[int, typer.Option(min=8, help="pairs of one turn")] = 512,
     rounds: Annotated[int, typer.Option(min=1, help="turns of each contestant")] = 5,
     max_length: Annotated[int, typer.Option(min=8, help="tokens of a pair, where the model is no export")] = 192,
@@ -292,6 +294,7 @@ def bench(
     peers: Annotated[
         str | None, typer.Option(help="beginnings of names, with commas; `none`; all unless given")
     ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="of each contestant; 0: all usable cores")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the numbers there too")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -309,10 +312,10 @@ def bench(
     from tmkd.files import write_json
 
     chosen = None if peers is None else tuple(name for name in peers.split(",") if name not in ("", "none"))
-    outcome = run(Options(what.value, model, layers, max_length, count, rounds, pairs, chosen))
-    outcome.show()
+    outcome = run(Options(what.value, model, layers, max_length, count, rounds, pairs, chosen, threads))
     if json_file is not None:
         write_json(json_file, outcome.to_json())
+    outcome.show()
 
 
 class _Interrupted(BaseException):

@@ -13,15 +13,22 @@ from tmkd.memory import keep_freed_memory
 
 
 @functools.cache
+def cpu_flags() -> frozenset[str]:
+    """What the CPU offers, as Linux names it (x86: flags, Arm: Features); empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    named = [line.partition(":") for line in lines]
+    return frozenset(flag for key, _, text in named if key.strip() in ("flags", "Features") for flag in text.split())
+
+
+@functools.cache
 def native_bf16() -> bool:
     """Whether bf16 arithmetic is native here (it is never emulated)."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16 "))
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def device() -> torch.device:

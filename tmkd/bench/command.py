@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import numpy as np
 
 from tmkd.bench.contestants import PROBE, factors, labelling, latency, scoring, training
 from tmkd.bench.material import Rows, Weights, rows_of, weights
-from tmkd.bench.rounds import Measure, Result, compete, table
+from tmkd.bench.rounds import Measure, Result, compete, ratios, table
 from tmkd.bench.worker import Contestant, Worker
 from tmkd.errors import TmkdError
 from tmkd.files import cache_folder
+from tmkd.hardware import cpu_flags
 from tmkd.progress import say, tables
 
 SIZES = (10, 25, 50, 100)  # passages of one question
@@ -36,19 +37,22 @@ class Options:
     """What a bench is asked to do.
 
     Attributes:
-        model: an export, a checkpoint, a builtin or a hub id. layers: how many are kept, where it is no export.
+        model: an export, a checkpoint, a builtin or a hub id. layers: how many are kept, where it is no export; None:
+            a teacher's 6 to label with, else a student's 3.
         count: pairs of one turn. pairs: a file of them; None: the built-in ones.
-        peers: beginnings of the peers' names to keep; None: all; empty: none.
+        peers: beginnings of the peers' names to keep; None: all; empty: none. The plain loops always stay.
+        threads: of every contestant that does not say its own; 0: all usable cores.
     """
 
     bench: str
     model: str = "builtin:minilm-l6"
-    layers: int = 3
+    layers: int | None = None
     max_length: int = 192
     count: int = 512
     rounds: int = 5
     pairs: Path | None = None
     peers: tuple[str, ...] | None = None
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,15 @@ class Outcome:
         tables.print(table(f"tmkd bench {self.bench}: {machine()}", self.results, self.beside))
 
     def to_json(self) -> dict[str, Any]:
-        """{"bench", "machine", "rows": [{"name", "ours", "unit", "median", "min", "max"}]}."""
+        """{"bench", "machine", "rows": [{"name", "ours", "unit", "median", "min", "max", ...}]}.
+
+        A row has too: `slower`, by what factor it is slower than the best of ours, and the columns beside the table.
+        """
         rows = [row for one in self.results for row in one.rows()]
+        for row in rows:
+            slower = ratios(self.results, row.get("unit", "")).get(row["name"])
+            row |= {} if slower is None else {"slower": slower}
+            row |= {title: column[row["name"]] for title, column in self.beside.items() if row["name"] in column}
         return {"bench": self.bench, "machine": machine(), "rows": rows}
 
 
@@ -77,8 +88,10 @@ def run(options: Options) -> Outcome:
     """
     rows = rows_of(options.pairs)
     exported = options.bench in EXPORTED
-    model = weights(options.model, options.layers, options.max_length, rows, export=exported)
+    layers = options.layers or (6 if options.bench == "label" else 3)
+    model = weights(options.model, layers, options.max_length, rows, export=exported)
     contestants = _chosen(BENCHES[options.bench](model), options.peers)
+    contestants = [replace(one, threads=one.threads or options.threads) for one in contestants]
     logs = cache_folder("bench", "logs")
     scores: dict[str, list[float]] = {}
     turn = _latency_turn(rows) if options.bench == "latency" else _rate_turn(rows, options.count, scores)
@@ -97,11 +110,11 @@ def run(options: Options) -> Outcome:
 def _chosen(contestants: list[Contestant], wanted: tuple[str, ...] | None) -> list[Contestant]:
     if wanted is None:
         return contestants
-    peers = [one.name for one in contestants if not one.ours]
+    peers = [one.name for one in contestants if not (one.ours or one.baseline)]
     for beginning in wanted:
         if not any(name.startswith(beginning) for name in peers):
             raise TmkdError(f"no peer {beginning!r} in this bench; there are: {', '.join(peers)}")
-    return [one for one in contestants if one.ours or one.name.startswith(wanted)]
+    return [one for one in contestants if one.ours or one.baseline or one.name.startswith(wanted)]
 
 
 def _rate_turn(rows: Rows, count: int, scores: dict[str, list[float]]) -> Measure:
@@ -109,14 +122,14 @@ def _rate_turn(rows: Rows, count: int, scores: dict[str, list[float]]) -> Measur
 
     def measure(worker: Worker) -> dict[str, list[float]]:
         one = worker.contestant
-        share = max(1, count // one.share)
-        seconds, found = worker.run(*rows.first(share))
+        given = rows.first(max(1, count // one.share))
+        seconds, found = worker.run(*given)
         if one.script_does == PROBE:
             assert found is not None
             return {"GFLOP/s": found}
         if found is not None and one.same_weights:
             scores[one.name] = found
-        return {"pairs/s": [share / seconds]}
+        return {"pairs/s": [len(given[0]) / seconds]}
 
     return measure
 
@@ -144,12 +157,12 @@ def _arithmetic(contestants: list[Contestant], results: list[Result], per_pair: 
     }
     found = {"useful GFLOP/s": {name: f"{rate:,.0f}" for name, rate in useful.items()}}
     if probes:
-        found["of the machine's"] = {name: f"{rate / max(probes):.0%}" for name, rate in useful.items()}
+        found["of the machine's best"] = {name: f"{rate / max(probes):.0%}" for name, rate in useful.items()}
     return found
 
 
 def _differences(scores: dict[str, list[float]]) -> dict[str, str]:
-    """Largest difference of a score from the first contestant's (plain transformers in fp32)."""
+    """Largest difference of a score from the first contestant's: plain transformers in fp32, where it takes part."""
     first = next(iter(scores.values()))
     return {
         name: f"{np.abs(np.subtract(first, found)).max():.1e}"
@@ -164,6 +177,6 @@ def machine() -> str:
     lines = [line.split(":", 1) for line in info.read_text().splitlines() if ":" in line] if info.is_file() else []
     found = {key.strip(): value.strip() for key, value in lines}
     known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-    offers = [flag for flag in known if flag in found.get("flags", "").split()]
+    offers = [flag for flag in known if flag in cpu_flags()]
     model = found.get("model name") or platform.processor() or platform.machine()
     return ", ".join([model, f"{len(os.sched_getaffinity(0))} cores", *offers])

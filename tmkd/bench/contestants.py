@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tmkd.bench.material import Weights
 from tmkd.bench.worker import Contestant
-from tmkd.hardware import native_bf16
+from tmkd.hardware import cpu_flags, native_bf16
 from tmkd.runtime import read_manifest
 
 PROBE = "probe"
@@ -20,6 +21,7 @@ DEEP = {
     "intermediate_size": 4096,
     "num_labels": 1,
 }
+TEACHER = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
 
 
 def probes() -> list[Contestant]:
@@ -63,8 +65,9 @@ def scoring(model: Weights) -> list[Contestant]:
         *_torch(model),
         _predict(model, "torch"),
         _predict(model, "onnx"),
-        _predict(model, "onnx", int8="avx512_vnni"),
+        _predict(model, "onnx", int8="avx512_vnni" if "avx512_vnni" in cpu_flags() else "avx2"),
         _predict(model, "openvino"),
+        _predict(model, "openvino", int8="static", calibration=model.calibration),
         _flashrank(model, "fp32", "model.onnx"),
         _flashrank(model, "int8", "model_int8.onnx"),
         _peer(model, "fastembed", "fastembed_peer.py", "fastembed", do_what="score"),
@@ -75,18 +78,25 @@ def scoring(model: Weights) -> list[Contestant]:
 
 def latency(model: Weights) -> list[Contestant]:
     """One question at a time."""
-    return [*_exports(model), _predict(model, "torch"), _flashrank(model, "int8", "model_int8.onnx")]
+    return [
+        *_exports(model),
+        _predict(model, "torch"),
+        _flashrank(model, "int8", "model_int8.onnx"),
+        _random(model, "teacher of 6 x 384, transformers, fp32", {**DEEP, **TEACHER}, "fp32"),
+    ]
 
 
 def factors(model: Weights) -> list[Contestant]:
     """From the deep teacher in a plain loop to the export, one change a row; each row keeps what came before."""
     one = {"threads": 1}
     chain = [
-        _deep_one(model, "24 x 1024, fp32, padded, 1 thread", "fp32", threads=1, sorted=False),
+        replace(_random(model, "24 x 1024, fp32, padded, 1 thread", DEEP, "fp32", threads=1, share=8), baseline=True),
         _plain(model, "fewer and narrower layers", "score", **one),
         _plain(model, "+ no padding (length-sorted)", "score", sorted=True, **one),
-        _ours("+ first token only, our batches", "score", model=model.student, max_length=model.max_length,
-              precision="fp32", **one),
+        _ours(
+            "+ first token only, our batches and attention", "score", model=model.student,
+            max_length=model.max_length, precision="fp32", **one,
+        ),
     ]  # fmt: skip
     if native_bf16():
         chain.append(
@@ -115,7 +125,7 @@ def _ours(name: str, does: str, *, threads: int = 0, **options: Any) -> Contesta
 
 def _plain(model: Weights, name: str, does: str, *, threads: int = 0, **options: Any) -> Contestant:
     given = {"do_what": does, "model": model.single, "tokenizer": model.single, "max_length": model.max_length}
-    return Contestant(name, "plain.py", _texts({**given, **options}), threads=threads)
+    return Contestant(name, "plain.py", _texts({**given, **options}), threads=threads, baseline=True)
 
 
 def _peer(model: Weights, name: str, script: str, environment: str, **options: Any) -> Contestant:
@@ -136,13 +146,19 @@ def _flashrank(model: Weights, name: str, file: str) -> Contestant:
 def _deep(model: Weights) -> list[Contestant]:
     """A teacher of 24 layers, 1024 wide: random weights serve for speed."""
     kinds = ("fp32", "bf16") if native_bf16() else ("fp32",)
-    return [_deep_one(model, f"teacher of 24 x 1024, {kind}, length-sorted", kind) for kind in kinds]
+    return [
+        _random(model, f"teacher of 24 x 1024, {kind}, length-sorted", DEEP, kind, share=8, sorted=True)
+        for kind in kinds
+    ]
 
 
-def _deep_one(model: Weights, name: str, precision: str, *, threads: int = 0, sorted: bool = True) -> Contestant:
-    options = {"do_what": "score", "tokenizer": model.single, "max_length": model.max_length, "config": DEEP}
-    options |= {"precision": precision, "sorted": sorted}
-    return Contestant(name, "plain.py", _texts(options), threads=threads, share=8, same_weights=False)
+def _random(
+    model: Weights, name: str, config: dict[str, Any], precision: str, *, threads: int = 0, share: int = 1, **more: Any
+) -> Contestant:
+    """A transformers module with random weights."""
+    options = {"do_what": "score", "tokenizer": model.single, "max_length": model.max_length, "config": config}
+    options |= {"precision": precision, **more}
+    return Contestant(name, "plain.py", _texts(options), threads=threads, share=share, same_weights=False)
 
 
 def _texts(options: dict[str, Any]) -> dict[str, Any]:

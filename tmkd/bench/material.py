@@ -25,14 +25,14 @@ from tmkd.errors import TmkdError
 from tmkd.files import cache_folder, write_json
 from tmkd.onnx_graph import quiet_exporter
 from tmkd.pairs.debian_docs import build
-from tmkd.pairs.files import read_pairs
+from tmkd.pairs.files import read_pairs, write_rows
 from tmkd.pairs.record import Pairs
 from tmkd.progress import say
 from tmkd.runtime import read_manifest
 from tmkd.student import Student
 from tmkd.tokenizer import PairTokenizer
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ class Weights:
         """The export."""
         return self.folder / "export"
 
+    @property
+    def calibration(self) -> Path:
+        """Texts that a peer calibrates on."""
+        return self.folder / "calibration"
+
     def flops(self, questions: list[str], passages: list[str]) -> float:
         """Useful operations of one forward over these pairs: no padding, only the first token in the last layer."""
         config = _config(self.student)
@@ -110,18 +115,35 @@ def weights(model: str, layers: int, max_length: int, rows: Rows, *, export: boo
     folder = cache_folder("bench") / f"weights-{name}"
     length = read_manifest(source).max_length if exported else max_length
     found = Weights(folder, length)
-    if not (found.single / "onnx").is_dir():
+    if not folder.is_dir():
         say(f"bench: writing the weights in the forms that are compared, {folder} (once)")
-        shutil.rmtree(folder, ignore_errors=True)
-        _write(found, source, exported, layers)
+        partial = Weights(folder.with_name(f".{name}.partial"), length)
+        shutil.rmtree(partial.folder, ignore_errors=True)
+        _write(partial, source, exported, layers)
+        partial.folder.rename(folder)
+    _write_calibration(found, rows)
     if exported:
         shutil.rmtree(found.export, ignore_errors=True)
         shutil.copytree(source, found.export)
-    elif export and not found.export.is_dir():
+    elif export:  # every time: it is what this version exports that is measured
         from tmkd.export import export_student
 
-        export_student(found.student, rows.calibration.take(range(min(200, len(rows.calibration)))), found.export)
+        half = len(rows.calibration) // 2
+        dev, calibration = rows.calibration.take(range(half)), rows.calibration.take(range(half, 2 * half))
+        export_student(
+            found.student,
+            dev.take(range(min(half, 200))),
+            found.export,
+            calibration=calibration.take(range(min(half, 300))),
+        )
     return found
+
+
+def _write_calibration(found: Weights, rows: Rows) -> None:
+    few = rows.calibration.take(range(min(300, len(rows.calibration))))
+    found.calibration.mkdir(exist_ok=True)
+    lines = [{"text": f"{q} {p}"} for q, p in zip(few.questions, few.passages, strict=True)]
+    write_rows(found.calibration / "train.jsonl", lines)
 
 
 def _write(found: Weights, source: Path, exported: bool, layers: int) -> None:

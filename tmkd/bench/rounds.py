@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tmkd.bench.worker import Contestant, Failed, Worker
 from tmkd.progress import progress, say
@@ -105,11 +107,11 @@ def table(title: str, results: Sequence[Result], extra: dict[str, dict[str, str]
     for one in results:
         style = "bold" if one.ours else None
         if one.error:
-            shown.add_row(one.name, f"[red]{one.error}[/red]")
+            shown.add_row(escape(one.name), Text(one.error, style="red"))
         for row in one.rows() if not one.error else []:
             faster = ratios(results, row["unit"]).get(one.name)
             numbers = [f"{row[key]:,.1f}" for key in keys]
             more = [column.get(one.name, "") for column in extra.values()]
             ratio = "" if faster is None else f"{faster:.1f}x"
-            shown.add_row(one.name, row["unit"], *numbers, ratio, *more, style=style)
+            shown.add_row(escape(one.name), row["unit"], *numbers, ratio, *more, style=style)
     return shown

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from tmkd.bench.environments import OURS, interpreter
 from tmkd.errors import TmkdError
 
+PATIENCE = 1800.0  # seconds for one answer
 WORKERS = Path(__file__).parent / "workers"
 
 
@@ -26,6 +29,7 @@ class Contestant:
         environment: whose Python runs it. threads: 0: all usable cores.
         share: it is given only one of so many rows (a very slow one).
         same_weights: whether its scores and its arithmetic can be compared.
+        baseline: it takes part whichever peers are chosen.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Contestant:
     threads: int = 0
     share: int = 1
     same_weights: bool = True
+    baseline: bool = False
 
     @property
     def script_does(self) -> str:
@@ -63,6 +68,8 @@ class Worker:
             python = interpreter(contestant.environment)
         except TmkdError as error:
             raise Failed(str(error)) from error
+        self.scratch = tempfile.TemporaryDirectory(prefix="tmkd-bench-", ignore_cleanup_errors=True)
+        variables["TMPDIR"] = self.scratch.name  # whatever it leaves there goes with it
         with log.open("w") as errors:
             self.process = subprocess.Popen(
                 [str(python), str(WORKERS / contestant.script)],
@@ -90,6 +97,9 @@ class Worker:
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
+            answered, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+            if not answered:
+                raise Failed(f"it gave no answer for {PATIENCE / 60:.0f} minutes (see {self.log})")
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
@@ -106,6 +116,7 @@ class Worker:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self.scratch.cleanup()
 
     def __enter__(self) -> Worker:
         return self
