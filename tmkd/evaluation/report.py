@@ -40,6 +40,7 @@ def write_report(
         lstrip_blocks=True,
     )  # fmt: skip
     page.filters["count"] = lambda value: f"{value:,.0f}"
+    page.filters["quality"] = _quality
     text = page.get_template("report.html.jinja").render(
         **_columns(results),
         **_differences(results),
@@ -52,6 +53,7 @@ def write_report(
         latency_chart=quality_against_latency(results),
         curve_charts=learning_curves(curves or {}),
         parity=list(parity),
+        parity_metric=next((TITLES.get(row["metric_name"], "") for row in parity if row.get("metric_name")), "quality"),
         ranked_parity=any(row.get("kendall_tau") is not None for row in parity),
         ndcg_parity=any(row.get("ndcg_pytorch") is not None for row in parity),
         exports=results.exports,
@@ -62,6 +64,12 @@ def write_report(
     )
     _write(folder / "results.json", json.dumps(results.to_json(), indent=2, allow_nan=False) + "\n")
     _write(folder / "report.html", text)
+
+
+def _quality(row: Mapping[str, Any], whose: str) -> str:
+    """The task's metric and nDCG@10 of a parity row, of the `export` or of the `pytorch` student."""
+    values = [row.get(f"{metric}_{whose}") for metric in ("metric", "ndcg")]
+    return ", ".join(f"{value:.4f}" for value in values if value is not None)
 
 
 def _columns(results: Results) -> dict[str, Any]:
@@ -129,4 +137,8 @@ def headline(results: Results) -> str:
         text += f", {every[student.name]:.1f} times as fast as one teacher"
         if ENSEMBLE in every:
             text += f" and {every[student.name] / every[ENSEMBLE]:.1f} times as fast as the ensemble"
+        fastest = max(results.exports, key=lambda row: float(row["pairs_per_second"]), default=None)
+        if fastest is not None and student.name == results.taken:
+            base = (student.size["pairs_per_second"] or 1) / every[student.name]
+            text += f"; exported ({fastest['backend']}) {fastest['pairs_per_second'] / base:.1f} times as fast as one"
     return text + "."
