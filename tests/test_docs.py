@@ -13,10 +13,11 @@ from conftest import write_jsonl
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+COMMANDS = README + (ROOT / "docs" / "performance.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
 
 
 def tmkd(*arguments: str) -> str:
@@ -25,9 +26,12 @@ def tmkd(*arguments: str) -> str:
     return done.stdout
 
 
-def test_every_command_of_the_readme_exists_with_its_options() -> None:
+def test_every_command_of_the_docs_exists_with_its_options() -> None:
     lines = [
-        line.split("#")[0].split() for block in blocks("sh") for line in block.splitlines() if line.startswith("tmkd ")
+        line.split("#")[0].split()
+        for block in blocks("sh", COMMANDS)
+        for line in block.splitlines()
+        if line.startswith("tmkd ")
     ]
     assert len(lines) >= 6
     for words in lines:
@@ -38,7 +42,19 @@ def test_every_command_of_the_readme_exists_with_its_options() -> None:
 
 def test_every_verb_has_help_with_an_example() -> None:
     page = tmkd("--help")
-    for verb in ("run", "teach", "label", "pretrain", "distill", "export", "evaluate", "score", "clean", "recipe"):
+    for verb in (
+        "run",
+        "teach",
+        "label",
+        "pretrain",
+        "distill",
+        "export",
+        "evaluate",
+        "score",
+        "clean",
+        "recipe",
+        "bench",
+    ):
         assert verb in page
         assert f"Example: tmkd {verb}" in tmkd(verb, "--help")
 
