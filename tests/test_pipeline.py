@@ -112,6 +112,9 @@ def test_one_changed_key_redoes_only_what_hangs_on_it(tmkd: Tmkd, recipe_file: P
     assert len(listed.splitlines()) == 1
     tmkd("clean", "--yes")
     assert len(list((tmp_path / "workspace" / "steps").iterdir())) == len(after) - 1
+    assert any((tmp_path / "workspace" / "tokens").iterdir())
+    assert "tokens" in tmkd("clean", "--tokens", "--yes").stdout
+    assert not (tmp_path / "workspace" / "tokens").exists()
 
 
 def test_labels_damaged_in_a_finished_step_are_made_again(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:

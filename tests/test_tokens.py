@@ -10,7 +10,6 @@ import pytest
 from conftest import TOPICS
 
 from tmkd.encoder.find import find_encoder
-from tmkd.errors import TmkdError
 from tmkd.pairs.record import Pairs
 from tmkd.tokenizer import PairTokenizer
 from tmkd.tokens import tokens_of
@@ -23,8 +22,8 @@ def pairs() -> Pairs:
     return Pairs.build(list(questions), list(passages))
 
 
-def steps(workspace: Workspace) -> list[Path]:
-    return sorted((workspace.root / "steps").iterdir())
+def kept(workspace: Workspace) -> list[Path]:
+    return sorted((workspace.root / "tokens").iterdir())
 
 
 def test_the_same_ids_come_back_without_tokenizing(
@@ -42,7 +41,7 @@ def test_the_same_ids_come_back_without_tokenizing(
     for found in (first, tokens_of(workspace, tokenizer, pairs)):
         for mine, theirs in ((found.ids, plain.ids), (found.type_ids, plain.type_ids)):
             assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(mine, theirs, strict=True))
-    assert len(steps(workspace)) == 1
+    assert len(kept(workspace)) == 1
 
 
 def test_another_length_or_other_pairs_are_tokenized_anew(tmp_path: Path, pairs: Pairs) -> None:
@@ -51,7 +50,7 @@ def test_another_length_or_other_pairs_are_tokenized_anew(tmp_path: Path, pairs:
     assert max(tokens_of(workspace, PairTokenizer(folder, 24), pairs).lengths) == 24
     assert max(tokens_of(workspace, PairTokenizer(folder, 12), pairs).lengths) == 12
     assert len(tokens_of(workspace, PairTokenizer(folder, 12), pairs.take([3, 1])).ids) == 2
-    assert len(steps(workspace)) == 3
+    assert len(kept(workspace)) == 3
 
 
 def test_no_pairs(tmp_path: Path, pairs: Pairs) -> None:
@@ -59,11 +58,14 @@ def test_no_pairs(tmp_path: Path, pairs: Pairs) -> None:
     assert len(tokens_of(Workspace(tmp_path / "w"), tokenizer, pairs.take([])).ids) == 0
 
 
-def test_a_damaged_file_is_named(tmp_path: Path, pairs: Pairs) -> None:
+def test_a_damaged_file_is_made_again(tmp_path: Path, pairs: Pairs, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = PairTokenizer(find_encoder("builtin:minilm-l6"), 24)
     workspace = Workspace(tmp_path / "w")
-    tokens_of(workspace, tokenizer, pairs)
-    (folder,) = steps(workspace)
-    (folder / "tokens.safetensors").write_bytes(b"cut off")
-    with pytest.raises(TmkdError, match=r"tokens\.safetensors is damaged.*remove"):
-        tokens_of(workspace, tokenizer, pairs)
+    first = tokens_of(workspace, tokenizer, pairs)
+    (path,) = kept(workspace)
+    path.write_bytes(b"cut off")
+    again = tokens_of(workspace, tokenizer, pairs)
+    assert "is damaged" in capsys.readouterr().err
+    assert all(np.array_equal(a, b) for a, b in zip(first.ids, again.ids, strict=True))
+    assert len(tokens_of(workspace, tokenizer, pairs).ids) == len(pairs)
+    assert "is damaged" not in capsys.readouterr().err

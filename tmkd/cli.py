@@ -252,6 +252,7 @@ def describe_recipe() -> None:
 def clean(
     workspace: WorkspaceFolder = DEFAULT,
     yes: Annotated[bool, typer.Option("--yes", help="remove them; without it they are listed")] = False,
+    tokens: Annotated[bool, typer.Option("--tokens", help="kept token ids too; they are made again")] = False,
 ) -> None:
     """List the steps that no run needs, and remove them on request.
 
@@ -263,7 +264,7 @@ def clean(
 
     place = Workspace(workspace)
     with place.locked():
-        for folder in place.unused():
+        for folder in place.unused() + ([place.tokens] if tokens and place.tokens.is_dir() else []):
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
             print(f"{'removed' if yes else 'unused'} {folder} ({size:,.1f} MiB)")
             if yes:

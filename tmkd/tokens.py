@@ -1,28 +1,33 @@
-"""Token ids of a set of pairs: computed once for a tokenizer and a length, kept as a step beside the others."""
+"""Token ids of a set of pairs: computed once for a tokenizer and a length, kept in the workspace's `tokens/`.
+
+They are a cache beside the steps, not a step: no result depends on their being there.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tmkd.errors import TmkdError
+from tmkd.files import disk_errors
 from tmkd.pairs.record import Pairs
-from tmkd.progress import progress
+from tmkd.progress import progress, say
 from tmkd.tokenizer import Encoded, PairTokenizer
-from tmkd.workspace import Workspace
+from tmkd.workspace import Workspace, fingerprint
 
 
 def tokens_of(workspace: Workspace, tokenizer: PairTokenizer, pairs: Pairs) -> Encoded:
-    """Token ids of every pair, in the pairs' order. Another tokenizer, length or pair makes another step."""
-    depends = {"tokenizer": tokenizer.fingerprint(), "pairs": pairs.digest()}
-
-    def build(folder: Path) -> None:
-        _write(folder / "tokens.safetensors", _encode(tokenizer, pairs))
-
-    step = workspace.step("tokens", depends, build, label=None)
-    return _read(step.folder / "tokens.safetensors")
+    """Token ids of every pair, in the pairs' order. Another tokenizer, length or pair is tokenized anew."""
+    name = fingerprint({"tokenizer": tokenizer.fingerprint(), "pairs": pairs.digest()})
+    path = workspace.tokens / f"{name}.safetensors"
+    found = _read(path) if path.is_file() else None
+    if found is None:
+        found = _encode(tokenizer, pairs)
+        with disk_errors(workspace.root):
+            _write(path, found)
+    return found
 
 
 def _encode(tokenizer: PairTokenizer, pairs: Pairs) -> Encoded:
@@ -37,23 +42,27 @@ def _encode(tokenizer: PairTokenizer, pairs: Pairs) -> Encoded:
 
 def _write(path: Path, encoded: Encoded) -> None:
     nothing = [np.empty(0, dtype=np.int32)]
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp")
     save_file(
         {
             "ids": np.concatenate(encoded.ids or nothing),
             "type_ids": np.concatenate(encoded.type_ids or nothing).astype(np.uint8),
             "lengths": encoded.lengths,
         },
-        path,
+        temporary,
     )
+    os.replace(temporary, path)
 
 
-def _read(path: Path) -> Encoded:
+def _read(path: Path) -> Encoded | None:
+    """What was kept; None where the file is damaged."""
     try:
         stored = load_file(path)
     except Exception as error:  # safetensors raises its own class for a damaged header
-        raise TmkdError(f"{path} is damaged ({error}); remove {path.parent}, it is made again") from error
-    ends = np.cumsum(stored["lengths"])[:-1]
-    type_ids = stored["type_ids"].astype(np.int32)
+        say(f"{path} is damaged ({error}); the pairs are tokenized again")
+        return None
     if len(stored["lengths"]) == 0:
         return Encoded([], [])
-    return Encoded(np.split(stored["ids"], ends), np.split(type_ids, ends))
+    ends = np.cumsum(stored["lengths"])[:-1]
+    return Encoded(np.split(stored["ids"], ends), np.split(stored["type_ids"].astype(np.int32), ends))

@@ -44,6 +44,7 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.tokens = root / "tokens"  # a cache: see tmkd/tokens.py
         (root / "steps").mkdir(parents=True, exist_ok=True)
         self.used: list[Step] = []
 
@@ -59,22 +60,20 @@ class Workspace:
                 ) from None
             yield
 
-    def step(self, kind: str, depends_on: Any, build: Callable[[Path], None], *, label: str | None) -> Step:
+    def step(self, kind: str, depends_on: Any, build: Callable[[Path], None], *, label: str) -> Step:
         """The step's folder, built now unless it is there.
 
         Args:
             kind: first part of the folder's name.
             depends_on: JSON-like; everything that the result depends on.
             build: fills the folder it is given; may find what an interrupted call left there.
-            label: what the log calls it; None: it is not worth a line.
+            label: what the log calls it.
         """
         step = Step(kind, mark := fingerprint(depends_on), self.root / "steps" / f"{kind}-{mark}")
         if step.folder.is_dir():
-            if label:
-                say(f"{label}: done before ({step.folder.name})")
+            say(f"{label}: done before ({step.folder.name})")
         else:
-            if label:
-                say(f"{label}: {step.folder.name}")
+            say(f"{label}: {step.folder.name}")
             partial = step.folder.with_name(step.folder.name + ".partial")
             partial.mkdir(exist_ok=True)
             began = time.monotonic()
@@ -83,8 +82,7 @@ class Workspace:
                 write_json(partial / "step.json", {"kind": kind, "label": label, "depends_on": depends_on})
                 shutil.rmtree(partial / "state", ignore_errors=True)
                 partial.rename(step.folder)
-            if label:
-                say(f"{label}: done in {time.monotonic() - began:,.0f} s")
+            say(f"{label}: done in {time.monotonic() - began:,.0f} s")
         if step not in self.used:
             self.used.append(step)
         return step

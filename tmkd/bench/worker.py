@@ -62,7 +62,12 @@ class Worker:
     def __init__(self, contestant: Contestant, log: Path) -> None:
         self.contestant, self.log = contestant, log
         cores = sorted(os.sched_getaffinity(0))[: contestant.threads or None]
-        variables = {**os.environ, "TMKD_BENCH_CORES": ",".join(map(str, cores)), "HF_HUB_OFFLINE": "1"}
+        variables = {
+            **os.environ,
+            "TMKD_BENCH_CORES": ",".join(map(str, cores)),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
         variables |= {"OMP_NUM_THREADS": str(len(cores)), "TOKENIZERS_PARALLELISM": "true"}
         try:
             python = interpreter(contestant.environment)
