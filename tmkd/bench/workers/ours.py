@@ -24,10 +24,9 @@ def train(options):
     prepare(options["threads"])
     folder = Path(options["model"])
     tokenizer = PairTokenizer(folder, options["max_length"])
+    model = Student(load_encoder(folder, 2), 2)  # trained on from turn to turn, as the peers' is
 
     def run(questions, passages, labels):
-        torch.manual_seed(0)
-        model = Student(load_encoder(folder, 2), 2)
         fit = Fit(1e-5, 1, 32, 0, precision=options.get("precision", "auto"))
         with tempfile.TemporaryDirectory() as state:
             train(

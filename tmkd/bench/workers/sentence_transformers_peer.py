@@ -68,9 +68,10 @@ def train(options):
     from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
+    model = CrossEncoder(options["model"], max_length=options["max_length"])
+
     def run(questions, passages, labels):
         with tempfile.TemporaryDirectory() as out:
-            model = CrossEncoder(options["model"], max_length=options["max_length"])
             rows = Dataset.from_dict(
                 {"question": questions, "passage": passages, "label": [float(label) for label in labels]}
             )
