@@ -49,7 +49,7 @@ def quantised(model, backend, folder, options):
             quantization_config=None,
             model_name_or_path=folder,
             dataset_name=options["calibration"],
-            dataset_config_name=None,
+            dataset_config_name="default",
             dataset_split="train",
             column_name="text",
         )
