@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -12,7 +13,7 @@ import pytest
 from conftest import pair_rows, write_jsonl
 
 from tmkd.bench import environments, worker
-from tmkd.bench.command import Options, Outcome, run
+from tmkd.bench.command import Options, Outcome, run, steps
 from tmkd.bench.material import rows_of, weights
 from tmkd.bench.rounds import Result, compete, ratios
 from tmkd.bench.worker import Contestant, Failed, Worker
@@ -209,3 +210,21 @@ def test_unknown_peer_names_those_there_are(tmp_path: Path, monkeypatch: pytest.
     pairs = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2))
     with pytest.raises(TmkdError, match=r"no peer 'vespa'.*sentence-transformers trainer"):
         run(Options("train", layers=1, max_length=48, pairs=pairs, peers=("vespa",)))
+
+
+def test_rows_stay_with_their_question_and_calibration_has_other_questions(tmp_path: Path) -> None:
+    rows = rows_of(write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2)))
+    runs = [question for question, _ in itertools.groupby(rows.pairs.questions)]
+    assert len(runs) == len(set(runs))
+    assert not set(rows.pairs.questions) & set(rows.calibration.questions)
+
+
+def test_a_row_of_the_factors_gains_over_the_row_above_it() -> None:
+    rates = {
+        "deep": [2.0, 4.0, 3.0],
+        "+ small": [20.0, 40.0, 60.0],
+        "matrix product": [],
+        "+ sorted": [50.0, 40.0, 60.0],
+    }
+    results = [Result(name, True, {"pairs/s": found} if found else {}) for name, found in rates.items()]
+    assert steps(results) == {"+ small": "10.0x", "+ sorted": "1.0x"}

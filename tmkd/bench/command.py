@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import statistics
@@ -102,6 +103,8 @@ def run(options: Options) -> Outcome:
         questions, passages, _ = rows.first(options.count)
         per_pair = model.flops(questions, passages) / len(questions) * (3 if options.bench == "train" else 1)
         beside = _arithmetic(contestants, results, per_pair)
+    if options.bench == "factors":
+        beside = {"times the row above": steps(results), **beside}
     if len(scores) > 1:
         beside["scores differ by"] = _differences(scores)
     return Outcome(options.bench, results, beside)
@@ -159,6 +162,15 @@ def _arithmetic(contestants: list[Contestant], results: list[Result], per_pair: 
     if probes:
         found["of the machine's best"] = {name: f"{rate / max(probes):.0%}" for name, rate in useful.items()}
     return found
+
+
+def steps(results: list[Result]) -> dict[str, str]:
+    """What each row gains over the one above it: median of the rounds' own ratios."""
+    rates = [(one.name, one.values["pairs/s"]) for one in results if "pairs/s" in one.values]
+    return {
+        name: f"{statistics.median(a / b for a, b in zip(after, before, strict=False)):.1f}x"
+        for (_, before), (name, after) in itertools.pairwise(rates)
+    }
 
 
 def _differences(scores: dict[str, list[float]]) -> dict[str, str]:

@@ -37,7 +37,7 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Rows:
-    """Real pairs, shuffled; labels are 0 or 1. calibration: other pairs of the same kind."""
+    """Real pairs, question by question; labels are 0 or 1. calibration: other questions' pairs of the same kind."""
 
     pairs: Pairs
     calibration: Pairs
@@ -55,14 +55,28 @@ class Rows:
 
 
 def rows_of(path: Path | None, seed: int = 0) -> Rows:
-    """The built-in training pairs, or a file's: half of them to measure with, half for calibration."""
-    # The demo's numbers: its data set is built already.
-    pairs = read_pairs(path) if path else build(pool_per_question=12, headings=100, pool_per_heading=6).train
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    half = len(order) // 2
-    if half < 16:
-        raise TmkdError(f"{path} has {len(pairs)} pairs; a bench needs 32 or more")
-    return Rows(pairs.take(order[:half]), pairs.take(order[half:]))
+    """The built-in development pairs (ten a question), calibrated on training pairs; or a file's, half of them each."""
+    if path is None:  # the demo's numbers: its data set is built already
+        built = build(pool_per_question=12, headings=100, pool_per_heading=6)
+        return Rows(_by_question(built.dev, seed), _by_question(built.train, seed))
+    pairs = _by_question(read_pairs(path), seed)
+    half = len(pairs) // 2
+    while half < len(pairs) and pairs.questions[half] == pairs.questions[half - 1]:
+        half += 1
+    if min(half, len(pairs) - half) < 16:
+        raise TmkdError(
+            f"{path}: {len(pairs)} pairs, {len(set(pairs.questions))} questions; a bench needs 16 or more in each half"
+        )
+    return Rows(pairs.take(range(half)), pairs.take(range(half, len(pairs))))
+
+
+def _by_question(pairs: Pairs, seed: int) -> Pairs:
+    """The questions in a random order, the rows of each together, as a reranker gets them."""
+    rows: dict[str, list[int]] = {}
+    for row, question in enumerate(pairs.questions):
+        rows.setdefault(question, []).append(row)
+    groups = list(rows.values())
+    return pairs.take([row for i in np.random.default_rng(seed).permutation(len(groups)) for row in groups[i]])
 
 
 @dataclass(frozen=True)

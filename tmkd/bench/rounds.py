@@ -103,7 +103,7 @@ def table(title: str, results: Sequence[Result], extra: dict[str, dict[str, str]
     rows = [row for one in results if not one.error for row in one.rows()]
     keys = ["median", "min", "max", *(["p99"] if any("p99" in row for row in rows) else [])]
     for column in ("", "unit", *keys, "best of ours is", *extra):
-        shown.add_column(column, justify="left" if column in ("", "unit") else "right")
+        shown.add_column(column, justify="left" if column in ("", "unit") else "right", no_wrap=not column)
     for one in results:
         style = "bold" if one.ours else None
         if one.error:

@@ -44,6 +44,7 @@ def train(options):
 
 def score(options):
     from tmkd.encoder.checkpoint import load_student
+    from tmkd.encoder.forward import ModuleEncoder
     from tmkd.hardware import prepare
     from tmkd.tokenizer import PairTokenizer
     from tmkd.training import score
@@ -51,6 +52,8 @@ def score(options):
     prepare(options["threads"])
     folder = Path(options["model"])
     tokenizer, model = PairTokenizer(folder, options["max_length"]), load_student(folder)
+    if options.get("whole_module"):  # every token of every layer, as transformers computes it
+        model.encoder = ModuleEncoder(model.encoder.model, dropout=0.0, freeze_embeddings=True)
 
     def run(questions, passages, labels):
         encoded = tokenizer.encode(questions, passages)
