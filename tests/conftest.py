@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+
+from tmkd import cli
 
 TOPICS = {
     "copy": ("How do I copy a file?", "The cp command duplicates a file under another name; use -r for folders."),
@@ -85,3 +90,34 @@ stage2: {{learning_rate: 3.0e-5, epochs: 1, batch_size: 8}}
 without_stage1: {{learning_rate: 2.0e-4, epochs: 1, batch_size: 8}}
 """)
     return path
+
+
+@dataclass
+class Done:
+    """What a call of the command line gave."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def tmkd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The command line in this process (a new one imports PyTorch for seconds each time)."""
+
+    def call(*arguments: str | Path, check: bool = True) -> Done:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["tmkd", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        done = Done(code, *capfd.readouterr())
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return call
+
+
+Tmkd = Callable[..., Done]

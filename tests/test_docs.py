@@ -54,6 +54,7 @@ def test_every_verb_has_help_with_an_example() -> None:
         "clean",
         "recipe",
         "bench",
+        "study",
     ):
         assert verb in page
         assert f"Example: tmkd {verb}" in tmkd(verb, "--help")

@@ -8,49 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import pair_rows, write_jsonl
+from conftest import Tmkd, pair_rows, write_jsonl
 
-from tmkd import cli
 from tmkd.gate import BACKENDS
 from tmkd.parity import EXACT
 from tmkd.recipe import load_recipe
-
-
-@dataclass
-class Done:
-    """What a call of the command line gave."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def tmkd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The command line in this process (a new one imports PyTorch for seconds each time)."""
-
-    def call(*arguments: str | Path, check: bool = True) -> Done:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["tmkd", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        done = Done(code, *capfd.readouterr())
-        assert not check or done.returncode == 0, done.stderr
-        return done
-
-    return call
-
-
-Tmkd = Callable[..., Done]
 
 
 def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,14 +55,20 @@ def _root(
 def _pipeline(recipe: Path, overrides: list[str] | None, workspace: Path, quiet: bool) -> Any:
     set_quiet(quiet)
     from tmkd.recipe import load_recipe
+    from tmkd.workspace import Workspace
 
     parsed = load_recipe(recipe, overrides)
-    try:
+    with _train_extra():
         from tmkd.pipeline import Pipeline
-        from tmkd.workspace import Workspace
-    except ImportError as error:
-        raise MissingExtraError(f"training needs {error.name}; install it with: pip install 'tmkd[train]'") from error
     return Pipeline(parsed, Workspace(workspace))
+
+
+@contextmanager
+def _train_extra() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(f"this needs {error.name}; install it with: pip install 'tmkd[train]'") from error
 
 
 @app.command()
@@ -211,6 +219,39 @@ def evaluate(
 
 
 @app.command()
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY", help="a YAML file, such as recipes/studies/options.yaml")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override keys of the study: seeds=[0,1]")
+    ] = None,
+    workspace: WorkspaceFolder = DEFAULT,
+    quiet: Quiet = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the numbers there too")] = None,
+) -> None:
+    """Variants of recipes over several seeds, on development rows, held against the first variant.
+
+    Students that are there already are not trained again; an interrupted study continues.
+
+    Example: tmkd study recipes/studies/options.yaml seeds=[0,1,2] --json options.json
+    """
+    set_quiet(quiet)
+    from tmkd.files import write_json
+    from tmkd.workspace import Workspace
+
+    with _train_extra():
+        from tmkd.study import load_study, run_study
+
+    parsed, place = load_study(file, overrides), Workspace(workspace)
+    with place.locked():
+        outcome = run_study(parsed, place)
+    for path in [place.root / "studies" / parsed.name / "results.json", *([json_file] if json_file else [])]:
+        write_json(path, outcome.to_json())
+    tables.print(outcome.table())
+    for sentence in outcome.sentences():
+        say(sentence)
+
+
+@app.command()
 def score(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="an exported student, such as workspace/runs/demo/export")
@@ -306,10 +347,8 @@ def bench(
     Example: tmkd bench score --model workspace/runs/demo/export --peers FlashRank,sentence --json score.json
     """
     set_quiet(quiet)
-    try:
+    with _train_extra():
         from tmkd.bench.command import Options, run
-    except ImportError as error:
-        raise MissingExtraError(f"a bench needs {error.name}; install it with: pip install 'tmkd[train]'") from error
     from tmkd.files import write_json
 
     chosen = None if peers is None else tuple(name for name in peers.split(",") if name not in ("", "none"))

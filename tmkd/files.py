@@ -31,7 +31,8 @@ def sha256_of(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON beside and rename."""
+    """Write JSON beside and rename; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")

@@ -44,7 +44,6 @@ class Pipeline:
         self.recipe = recipe
         self.workspace = workspace
         self.run = workspace.root / "runs" / recipe.name
-        self.run.mkdir(parents=True, exist_ok=True)
         prepare(attention=recipe.attention)
         say(f"running on {describe(recipe.precision)}")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,13 +18,16 @@ from tmkd.methods import METHODS
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+P = TypeVar("P", bound="Part")
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A mapping of a recipe: unknown keys are errors, and it does not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Columns(_Part):
+class Columns(Part):
     """The names that your files give to what tmkd reads."""
 
     question: str = Field("question", description="column of the question (premise)")
@@ -34,7 +37,7 @@ class Columns(_Part):
     pid: str = Field("pid", description="column that names the passage")
 
 
-class DebianDocs(_Part):
+class DebianDocs(Part):
     """Sizes of the built-in data set."""
 
     pool_per_question: Positive = Field(30, description="passages retrieved for each training question")
@@ -44,7 +47,7 @@ class DebianDocs(_Part):
     packages: tuple[str, ...] | None = Field(None, description="use only these packages (for trials)")
 
 
-class Data(_Part):
+class Data(Part):
     """Where the pairs come from: `builtin: debian-docs`, files, or a hub data set."""
 
     builtin: Literal["debian-docs"] | None = Field(None, description="a data set that tmkd builds itself")
@@ -70,7 +73,7 @@ class Data(_Part):
         return self
 
 
-class Training(_Part):
+class Training(Part):
     """The numbers of one training run."""
 
     learning_rate: Rate = Field(description="AdamW's learning rate at its peak")
@@ -82,7 +85,7 @@ class Training(_Part):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
 
 
-class Teacher(_Part):
+class Teacher(Part):
     """One teacher: trained here, a finished checkpoint, or a column of scores."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="what the report calls it")
@@ -108,14 +111,14 @@ class Teacher(_Part):
         return self
 
 
-class StudentShape(_Part):
+class StudentShape(Part):
     """The shape of the student."""
 
     layers: Positive = Field(3, description="how many layers it keeps")
     freeze_embeddings: bool = Field(True, description="leave the embedding tables as they are")
 
 
-class Loss(_Part):
+class Loss(Part):
     """The loss on soft labels."""
 
     kind: Literal["kl", "mse"] = Field(
@@ -125,7 +128,7 @@ class Loss(_Part):
     alpha: float = Field(0.7, ge=0, le=1, description="share of the soft loss in stage 2; the rest is cross-entropy")
 
 
-class Export(_Part):
+class Export(Part):
     """What is written for serving."""
 
     backends: tuple[BackendName, ...] | None = Field(
@@ -135,7 +138,7 @@ class Export(_Part):
     )
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """A task plus the methods to run on it."""
 
     name: str = Field("tmkd", pattern=r"^[A-Za-z0-9._-]+$", description="the run's name under runs/")
@@ -203,6 +206,15 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         RecipeError: missing file, bad YAML, unknown or ill-typed key (the nearest right one is named).
     """
+    return parse_recipe(read_content(path, overrides), str(path))
+
+
+def read_content(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The mapping that a YAML file holds, with `key=value` overrides applied; not validated.
+
+    Raises:
+        RecipeError: missing file, bad YAML, an override that does not fit.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -215,15 +227,20 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{path}: a recipe is a mapping of keys, this file holds {type(content).__name__}")
     for override in overrides or []:
         _override(content, override)
-    return parse_recipe(content, str(path))
+    return content
 
 
 def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
     """Validate the content of a recipe; RecipeError says which key, what it holds and what fits."""
+    return validate(Recipe, content, where)
+
+
+def validate(kind: type[P], content: dict[str, Any], where: str) -> P:
+    """Validate a mapping as one kind of part; RecipeError says which key, what it holds and what fits."""
     try:
-        return Recipe.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors() if not _other_branch(detail, error)]
+        lines = [_explain(detail, kind) for detail in error.errors() if not _other_branch(detail, error)]
         raise RecipeError(f"{where}: " + f"\n{where}: ".join(dict.fromkeys(lines))) from error
 
 
@@ -274,24 +291,17 @@ def describe() -> str:
     return "\n".join(lines)
 
 
-_PARTS: dict[str, type[BaseModel]] = {
-    "data": Data,
-    "teachers": Teacher,
-    "columns": Columns,
-    "debian_docs": DebianDocs,
-    "student": StudentShape,
-    "loss": Loss,
-    "export": Export,
-    "stage1": Training,
-    "stage2": Training,
-    "without_stage1": Training,
-}
+def _inner(annotation: Any) -> type[BaseModel] | None:
+    """The part that a field holds, alone, in a tuple or in a union; None where it holds none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inside in get_args(annotation) if (found := _inner(inside))), None)
 
 
 def _describe(part: type[BaseModel], prefix: str, lines: list[str]) -> None:
     for name, field in part.model_fields.items():
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        inner = _PARTS.get(name)
+        inner = _inner(field.annotation)
         lines.append(f"{prefix}{name}: {field.description or ''}" + ("" if inner else f" (default: {default})"))
         if inner is not None:
             _describe(inner, prefix + f"{name}" + (".0." if name == "teachers" else "."), lines)
@@ -302,12 +312,12 @@ def _other_branch(detail: Any, error: ValidationError) -> bool:
     return detail["type"] == "string_type" and detail["loc"][:1] == ("stage1",) and len(error.errors()) > 1
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any, root: type[BaseModel]) -> str:
     location = [str(part) for part in detail["loc"] if part not in ("Training", "str")]
     key = ".".join(location) or "recipe"
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _keys_at(location[:-1]), n=1, cutoff=0.4)
-        known = ", ".join(_keys_at(location[:-1]))
+        near = difflib.get_close_matches(location[-1], _keys_at(location[:-1], root), n=1, cutoff=0.4)
+        known = ", ".join(_keys_at(location[:-1], root))
         return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known are: {known}")
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] in ("missing", "value_error"):
@@ -315,7 +325,9 @@ def _explain(detail: Any) -> str:
     return f"{key}: {message[0].lower() + message[1:]}, got {detail['input']!r}"
 
 
-def _keys_at(location: list[str]) -> list[str]:
-    names = [part for part in location if not part.isdigit()]
-    part = _PARTS.get(names[-1]) if names else Recipe
+def _keys_at(location: list[str], root: type[BaseModel]) -> list[str]:
+    part: type[BaseModel] | None = root
+    for name in location:
+        if part is not None and not name.isdigit():
+            part = _inner(part.model_fields[name].annotation) if name in part.model_fields else None
     return list(part.model_fields) if part is not None else []

@@ -94,8 +94,8 @@ class Workspace:
         return [(folder, depends) for folder, depends in found if folder.suffix != ".partial"]
 
     def unused(self) -> list[Path]:
-        """Steps, partial ones too, that no run names."""
+        """Steps, partial ones too, that no run and no study names."""
         named: set[str] = set()
-        for manifest in (self.root / "runs").glob("*/manifest.json"):
+        for manifest in [*self.root.glob("runs/*/manifest.json"), *self.root.glob("studies/*/manifest.json")]:
             named.update(json.loads(manifest.read_text())["steps"])
         return sorted(p for p in (self.root / "steps").iterdir() if p.is_dir() and p.name not in named)
