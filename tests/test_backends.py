@@ -26,10 +26,11 @@ from tmkd.export import export_student
 from tmkd.gate import BACKENDS, Material
 from tmkd.pairs.record import Pairs
 from tmkd.parity import CLOSE, EXACT, Agreement, Invariance, agreement, why_refused
-from tmkd.quantise import choose_calibration
+from tmkd.quantise import choose_calibration, left_in_float
 from tmkd.runtime import Scorer
 
 FAST = [name for name in KNOWN_BACKENDS if name != "onnx-fp32"]
+INT8 = BACKENDS["openvino-int8"].write
 ROOT = Path(__file__).parent.parent
 
 
@@ -185,9 +186,9 @@ def test_damaged_probes_and_files_are_refused(copy: Path) -> None:
         Scorer(copy, backend="openvino-int8")
 
 
-def _broken_scale(material: Material, path: Path) -> None:
+def _broken_scale(material: Material, path: Path, attempt: int) -> None:
     """int8 whose activations are clipped: a scale is a hundredth of what was calibrated."""
-    BACKENDS["openvino-int8"].write(material, path)
+    INT8(material, path, attempt)
     model = onnx.load(path)
     scales = {node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     for tensor in model.graph.initializer:
@@ -196,7 +197,7 @@ def _broken_scale(material: Material, path: Path) -> None:
     onnx.save(model, path)
 
 
-def _dynamic(material: Material, path: Path) -> None:
+def _dynamic(material: Material, path: Path, attempt: int) -> None:
     """int8 with ranges taken from the batch at hand."""
     from onnxruntime.quantization import quantize_dynamic
 
@@ -207,9 +208,9 @@ def _dynamic(material: Material, path: Path) -> None:
     ("write", "reason"), [(_broken_scale, "at least|at most"), (_dynamic, "changes by .* with the pairs beside it")]
 )
 def test_a_bad_int8_is_refused_and_removed(
-    write: Callable[[Material, Path], None], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write: Callable[[Material, Path, int], None], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BACKENDS, "onnx-int8", replace(BACKENDS["onnx-int8"], write=write))
+    monkeypatch.setitem(BACKENDS, "onnx-int8", replace(BACKENDS["onnx-int8"], write=write, attempts=1))
     folder = exported("ranking")
     rows = export_student(
         folder / "student",
@@ -222,6 +223,45 @@ def test_a_bad_int8_is_refused_and_removed(
     assert re.search(reason, rows[1]["reason"])
     assert list(_card(tmp_path / "out")["backends"]) == ["onnx-fp32"]
     assert [path.name for path in (tmp_path / "out" / "onnx").iterdir()] == ["model.onnx"]
+
+
+def test_int8_that_is_refused_is_written_again_with_less_of_it_in_8_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempts: list[int] = []
+
+    def write(material: Material, path: Path, attempt: int) -> None:
+        attempts.append(attempt)
+        (_broken_scale if attempt == 0 else INT8)(material, path, attempt)
+
+    for name in ("onnx-int8", "openvino-int8"):
+        monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], write=write))
+    rows = export_student(
+        exported("ranking") / "student", clear_pairs(), tmp_path / "out", calibration=clear_pairs(),
+        backends=["onnx-fp32", "onnx-int8", "openvino-int8"],
+    )  # fmt: skip
+    assert attempts == [0, 1]
+    assert all(row["passed"] for row in rows)
+    assert "again, with less of it in 8 bits" in capsys.readouterr().err
+    assert Scorer(tmp_path / "out", backend="openvino-int8").backend == "openvino-int8"
+
+
+def test_what_stays_in_float_is_the_second_feed_forward_product_and_what_only_the_first_token_passes() -> None:
+    model = onnx.load(exported("ranking") / "out" / "onnx" / "model.onnx")
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    products = {node.name: node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")}
+    config = json.loads((exported("ranking") / "out" / "config.json").read_text())
+    narrowing = (config["intermediate_size"], config["hidden_size"])
+
+    def kept(step: int) -> list[tuple[int, ...]]:
+        return [shapes[products[name].input[1]] for name in left_in_float(model, step)]
+
+    assert kept(0) == []
+    behind = 5  # attention output, two of the feed-forward, pooler, classifier
+    layers = config["num_hidden_layers"]
+    assert kept(2).count(narrowing) == layers
+    assert len(kept(2)) == layers - 1 + behind
+    assert len(kept(1)) == min(layers - 1, 1) + behind
 
 
 def test_int8_alone_leaves_no_other_file_and_needs_its_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def test_a_changed_folded_head_is_refused_and_nothing_is_written(tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "student"]
 
 
-def _perturbed(material: Material, path: Path) -> None:
+def _perturbed(material: Material, path: Path, attempt: int) -> None:
     """A writer whose file is slightly wrong: one weight of the feed-forward block is changed."""
     write_onnx(material.model, path)
     graph = onnx.load(path)
@@ -122,12 +122,12 @@ def _perturbed(material: Material, path: Path) -> None:
     onnx.save(graph, path)
 
 
-def _broken(material: Material, path: Path) -> None:
+def _broken(material: Material, path: Path, attempt: int) -> None:
     write_onnx(material.model, path)
     path.write_bytes(path.read_bytes()[:-5000])
 
 
-def _not_finite(material: Material, path: Path) -> None:
+def _not_finite(material: Material, path: Path, attempt: int) -> None:
     with torch.no_grad():
         material.model.classifier.out_proj.bias[0] = float("nan")
     write_onnx(material.model, path)
@@ -157,7 +157,7 @@ def test_full_disk_leaves_the_earlier_export(tmp_path: Path, monkeypatch: pytest
     shutil.copytree(exported("mpnet") / "out", tmp_path / "out")
     before = (tmp_path / "out" / "tmkd.json").read_bytes()
 
-    def full(material: Material, path: Path) -> None:
+    def full(material: Material, path: Path, attempt: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setitem(BACKENDS, "onnx-fp32", replace(BACKENDS["onnx-fp32"], write=full))

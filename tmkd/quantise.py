@@ -6,6 +6,10 @@ times as much, since relevant pairs reach further. The result is one ONNX file w
 which both engines read: in OpenVINO it is as fast and as near as NNCF's own format for OpenVINO.
 
 Weights use 7 of the 8 bits: CPUs without VNNI add two products of 8 bits in 16 and would clip the sum.
+
+Not every product bears 8 bits equally well. What follows an activation function with a few values far from the rest
+loses most: the second feed-forward product, that of the first layer above all. Where the gate refuses the whole graph
+in int8, these stay in float (`FLOAT_STEPS`).
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +30,7 @@ from tmkd.pairs.record import Pairs
 from tmkd.tokenizer import PairTokenizer
 
 CALIBRATION_PAIRS = 300
+FLOAT_STEPS = 3  # how much stays in float: 0 nothing, 1 the product that loses most, 2 all products of its kind
 _BATCH = 8  # pairs that are run at once while ranges are measured
 
 
@@ -41,12 +47,13 @@ def choose_calibration(train: Pairs, count: int = CALIBRATION_PAIRS, seed: int =
     return train.take(np.sort(rows))
 
 
-def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: Pairs) -> None:
+def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: Pairs, float_step: int = 0) -> None:
     """Write the int8 form of an fp32 ONNX file.
 
     Args:
         graph: what `write_onnx` wrote. path: the file to write.
         calibration: pairs that the ranges of activations are measured on (see `choose_calibration`).
+        float_step: how much stays in float, from 0 to FLOAT_STEPS - 1.
 
     Raises:
         MissingExtraError: NNCF is not installed. ExportError: no calibration pairs, or the graph cannot be quantised.
@@ -76,6 +83,7 @@ def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: P
                 nncf.Dataset(batches),
                 model_type=nncf.ModelType.TRANSFORMER,
                 subset_size=len(batches),
+                ignored_scope=nncf.IgnoredScope(names=left_in_float(model, float_step)),
                 advanced_parameters=options,
             )
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +93,29 @@ def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: P
     except Exception as error:  # NNCF and the engine under it raise classes of their own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(f"the student cannot be written in int8: {reason}") from error
+
+
+def left_in_float(model: Any, float_step: int) -> list[str]:
+    """Names of the products that are not quantised: of a graph with products in the order of the forward.
+
+    Beside the second feed-forward products go those behind the last attention: only the first token passes there, so
+    they cost nothing.
+    """
+    if float_step == 0:
+        return []
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
+    shapes = [
+        next((weights[name] for name in node.input if len(weights.get(name, ())) == 2), None) for node in products
+    ]
+    last_attention = max((i for i, shape in enumerate(shapes) if shape is None), default=-1)
+    narrowing = [
+        i
+        for i, shape in enumerate(shapes)
+        if shape is not None and shape[0] > shape[1] and i < len(shapes) - 1  # the last one is the classifier
+    ]
+    kept = {*narrowing[: 1 if float_step == 1 else None], *range(last_attention + 1, len(products))}
+    return [products[i].name for i in sorted(kept)]
 
 
 def _batches(tokenizer: PairTokenizer, pairs: Pairs) -> Iterator[dict[str, NDArray[np.int64]]]:
