@@ -177,7 +177,7 @@ class Pipeline:
         """The export of the taken student, folder `export/` of its step."""
         from tmkd.export import export_student
         from tmkd.gate import writable
-        from tmkd.quantise import choose_calibration
+        from tmkd.quantise import FLOAT_STEPS, choose_calibration
 
         student, dev = self.taken().steps[0], self.data.dev
         backends = list(self.recipe.export.backends or writable())
@@ -187,6 +187,7 @@ class Pipeline:
             "dev": dev.digest(),
             "calibration": calibration.digest(),
             "backends": backends,
+            "int8": FLOAT_STEPS,
         }
 
         def build(folder: Path) -> None:
