@@ -110,23 +110,33 @@ def gate(
     probes = _probe_rows(dev)
     _write_probes(material.folder / PROBES, dev.take(probes), reference[probes])
     wanted = [name for name in BACKENDS if name in set(names)]
+
+    def judged(name: str, attempt: int) -> _Trial:
+        return _Trial(name, material, about, attempt).run(dev, reference, probes)
+
     found: list[_Trial] = []
     for file in dict.fromkeys(BACKENDS[name].file for name in wanted):
         sharing = [name for name in wanted if BACKENDS[name].file == file]
-        for attempt in range(BACKENDS[sharing[0]].attempts):
-            trials = [_Trial(name, material, about, attempt).run(dev, reference, probes) for name in sharing]
-            disagrees = next((trial for trial in trials if trial.disagrees), None)
-            if disagrees is None or attempt + 1 == BACKENDS[disagrees.name].attempts:
-                break
-            say(f"export: {disagrees.name} is refused ({disagrees.reason}); again, with less of it in 8 bits")
-            _delete(material.folder / file)
-        found += trials
+        found += _first_that_agrees(material.folder / file, sharing, judged)
     _time([trial for trial in found if trial.scorer is not None], dev)
     entries = {trial.name: trial.entry for trial in found if not trial.reason}
     kept = {entry["file"] for entry in entries.values()}
     for file in {BACKENDS[trial.name].file for trial in found} - kept:
         _delete(material.folder / file)
     return [trial.row() for trial in found], entries
+
+
+def _first_that_agrees(path: Path, names: Sequence[str], judged: Callable[[str, int], _Trial]) -> list[_Trial]:
+    """Back ends that share a file, judged on the first way of writing it that all of them pass, else on the last."""
+    last = BACKENDS[names[0]].attempts - 1
+    for attempt in range(last):
+        trials = [judged(name, attempt) for name in names]
+        refused = next((trial for trial in trials if trial.disagrees), None)
+        if refused is None:
+            return trials
+        say(f"export: {refused.name} is refused ({refused.reason}); again, with less of it in 8 bits")
+        _delete(path)
+    return [judged(name, last) for name in names]
 
 
 class _Trial:

@@ -191,11 +191,8 @@ def run_study(study: Study, workspace: Workspace) -> Outcome:
         for task, by_variant in drawn.items()
         for variant, found in by_variant.items()
     ]
-    if len(drawn) > 1:
-        together = {variant: _mean([found[variant] for found in drawn.values()]) for variant in study.all_variants()}
-        cells += [Cell("all", name, interval(*found), _ahead(together, name)) for name, found in together.items()]
-    else:
-        cells += [Cell("all", cell.variant, cell.value, cell.ahead) for cell in list(cells)]
+    together = {variant: _mean([found[variant] for found in drawn.values()]) for variant in study.all_variants()}
+    cells += [Cell("all", name, interval(*found), _ahead(together, name)) for name, found in together.items()]
     return Outcome(study, cells)
 
 
@@ -203,8 +200,8 @@ def _measure(pipeline: Pipeline, metric: str, seed: int) -> Distribution:
     """The taken method's metric on development rows, over seeds; `seed` draws the same resamples for every variant."""
     dev = pipeline.data.dev
     known = np.flatnonzero(dev.labels >= 0)
-    qids = dev.qids
-    questions = Questions.of(dev.labels[known], [qids[row] for row in known])
+    labelled = dev.take(known)
+    questions = Questions.of(labelled.labels, labelled.qids)
     taken = pipeline.taken()
     logits = [pipeline.logits(step, dev, taken.method.name)[known] for step in taken.steps]
     found = distributions(Resamples(questions, 2000, seed), np.stack(logits).astype(np.float64))
