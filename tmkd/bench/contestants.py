@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,8 +25,12 @@ TEACHER = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12
 
 def probes() -> list[Contestant]:
     """The machine's own matrix-product rate, in each precision that it has."""
-    kinds = ["fp32", "bf16"] if native_bf16() else ["fp32"]
-    return [_ours(f"matrix product, {kind}", PROBE, precision=kind) for kind in kinds]
+    return [_ours(f"matrix product, {kind}", PROBE, precision=kind) for kind in _precisions()]
+
+
+def _precisions() -> list[str]:
+    """fp32, and bf16 where it is native."""
+    return ["fp32", "bf16"] if native_bf16() else ["fp32"]
 
 
 def training(model: Weights) -> list[Contestant]:
@@ -92,13 +95,12 @@ def factors(model: Weights) -> list[Contestant]:
     ours: dict[str, Any] = {"model": model.student, "max_length": model.max_length, **one}
     deep = _random(model, "24 x 1024, fp32, batches of 32, 1 core", DEEP, "fp32", threads=1, share=8)
     fastest = max(_passed(model), key=read_manifest(model.export).speed)
-    kinds = ("fp32", "bf16") if native_bf16() else ("fp32",)
     return [
         replace(deep, baseline=True),
         _plain(model, "+ fewer and narrower layers", "score", **one),
         _ours("+ length-sorted, token-budget batches", "score", precision="fp32", whole_module=True, **ours),
         _ours("+ only the first token in the last layer", "score", precision="fp32", **ours),
-        *(_ours(f"+ {kind}", "score", precision=kind, **ours) for kind in kinds[1:]),
+        *(_ours(f"+ {kind}", "score", precision=kind, **ours) for kind in _precisions()[1:]),
         _ours(f"+ exported, {fastest}", "export", model=model.export, backend=fastest, **one),
         _ours("+ all cores", "export", model=model.export, backend=fastest),
     ]
@@ -113,10 +115,9 @@ def _passed(model: Weights) -> list[str]:
 
 
 def _torch(model: Weights) -> list[Contestant]:
-    kinds: Sequence[str] = ("fp32", "bf16") if native_bf16() else ("fp32",)
     return [
         _ours(f"tmkd, PyTorch {kind}", "score", model=model.student, max_length=model.max_length, precision=kind)
-        for kind in kinds
+        for kind in _precisions()
     ]
 
 
@@ -146,10 +147,9 @@ def _flashrank(model: Weights, name: str, file: str) -> Contestant:
 
 def _deep(model: Weights) -> list[Contestant]:
     """A teacher of 24 layers, 1024 wide: random weights serve for speed."""
-    kinds = ("fp32", "bf16") if native_bf16() else ("fp32",)
     return [
         _random(model, f"teacher of 24 x 1024, {kind}, length-sorted", DEEP, kind, share=8, sorted=True)
-        for kind in kinds
+        for kind in _precisions()
     ]
 
 
