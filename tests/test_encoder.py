@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tmkd.encoder import find
 from tmkd.encoder.checkpoint import load_encoder, load_student, save_student
 from tmkd.encoder.families import takes_token_types
 from tmkd.encoder.find import find_encoder
+from tmkd.encoder.forward import PairEncoder
 from tmkd.errors import EncoderError
 from tmkd.losses import golden_loss
 from tmkd.student import Student, probability_combination
@@ -50,6 +52,28 @@ def test_outputs_and_gradients_equal_transformers(encoder_folder: Path, tmp_path
     norm = torch.sqrt(sum((reference[name] ** 2).sum() for name in mine))
     off = torch.sqrt(sum(((mine[name] - reference[name]) ** 2).sum() for name in mine))
     assert off / norm < 1e-4
+
+
+def test_layers_are_the_bottom_ones_evenly_spaced_ones_or_new_ones(encoder_folder: Path) -> None:
+    def layer(encoder: PairEncoder, number: int) -> dict[str, torch.Tensor]:
+        named = {re.sub(rf"^.*layers?\.{number}\.", "", name): p for name, p in encoder.model.named_parameters()
+                 if re.search(rf"layers?\.{number}\..*weight$", name)}  # fmt: skip
+        assert named
+        return named
+
+    whole = load_encoder(encoder_folder, 2)
+    wanted = {"bottom": [0, 1], "spaced": {3: [1, 2], 6: [2, 5]}[whole.layers]}
+    for start, numbers in wanted.items():
+        cut = load_encoder(encoder_folder, 2, layers=2, start=start)
+        assert cut.layers == 2
+        for at, number in enumerate(numbers):  # ModernBERT's first layer has a norm less
+            theirs = layer(whole, number)
+            assert all(torch.equal(weight, theirs[name]) for name, weight in layer(cut, at).items())
+    new = load_encoder(encoder_folder, 2, layers=2, start="random")
+    dense = [name for name, weight in layer(new, 0).items() if weight.ndim == 2]
+    assert not any(torch.equal(layer(new, 0)[name], layer(whole, 0)[name]) for name in dense)
+    theirs, mine = whole.base.embeddings.state_dict(), new.base.embeddings.state_dict()
+    assert all(torch.equal(theirs[name], mine[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "distilbert"])

@@ -67,6 +67,28 @@ def test_one_teacher_of_several_is_the_best_on_development_rows(tmkd: Tmkd, reci
     assert card["soft_headers"] == 1
 
 
+def test_a_student_can_begin_with_a_teachers_layers(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    methods = ("methods=[finetune,mkd]", "take=mkd")
+    done = tmkd("distill", recipe_file, *methods, "student.start=teacher")
+    assert re.search(r"the student begins with layers of teacher [ab]\n", done.stderr)
+    again = tmkd("distill", recipe_file, *methods, "student.start=spaced")
+    assert "finetune, seed 0: done before" in again.stderr  # it learns from no teacher, so it begins with none
+    assert "mkd, seed 0: done before" not in again.stderr
+
+
+def test_a_student_cannot_begin_with_a_column_of_scores(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{**row, "judge": 0.9 if row["label"] else 0.2} for row in pair_rows(2)])
+    write_jsonl(
+        tmp_path / "dev.jsonl", [{**row, "judge": 0.5, "question": f"Q {row['question']}"} for row in pair_rows(1)]
+    )
+    refused = tmkd(
+        "distill", recipe_file, "data.scores={judge: probability}", "teachers=[{name: judge, scores: judge}]",
+        "methods=[mkd]", "take=mkd", "student.start=teacher", f"data.dev={tmp_path / 'dev.jsonl'}", check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert "student.start: teacher needs a teacher that is fine-tuned from 'builtin:minilm-l6'" in refused.stderr
+
+
 def test_one_changed_key_redoes_only_what_hangs_on_it(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     tmkd("distill", recipe_file, "methods=[tmkd]")
     before = {p.name for p in (tmp_path / "workspace" / "steps").iterdir()}

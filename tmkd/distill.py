@@ -59,16 +59,29 @@ def ensemble_logits(logits: list[NDArray[np.float32]]) -> NDArray[np.float64]:
     return mean
 
 
-def pretrain(workspace: Workspace, recipe: Recipe, method: Method, pool: Pairs, targets: Targets, seed: int) -> Step:
-    """Stage 1: encoder and soft headers on the soft labels of the pool alone."""
+def pretrain(
+    workspace: Workspace,
+    recipe: Recipe,
+    method: Method,
+    pool: Pairs,
+    targets: Targets,
+    seed: int,
+    *,
+    teacher: Step | None = None,
+) -> Step:
+    """Stage 1: encoder and soft headers on the soft labels of the pool alone.
+
+    Args:
+        teacher: whose layers the student begins with; the recipe's encoder's unless given.
+    """
     assert isinstance(recipe.stage1, Training)
-    depends = {**_common(recipe, recipe.stage1, seed), "pool": pool.digest(), "targets": targets.names}
+    depends = {**_common(recipe, recipe.stage1, seed, teacher), "pool": pool.digest(), "targets": targets.names}
     depends["loss"] = recipe.loss.model_dump(exclude={"alpha"})
 
     def build(folder: Path) -> None:
         assert isinstance(recipe.stage1, Training)
         torch.manual_seed(seed)
-        model = _new_student(recipe, recipe.stage1, len(targets.names), use_golden=False)
+        model = _new_student(recipe, recipe.stage1, len(targets.names), teacher, use_golden=False)
         soft = torch.from_numpy(targets.logits)
 
         def loss(logits: Logits, rows: Tensor) -> Tensor:
@@ -90,8 +103,13 @@ def distill(
     targets: Targets | None,
     stage1: Step | Path | None,
     seed: int,
+    *,
+    teacher: Step | None = None,
 ) -> Step:
     """Stage 2, or the only stage of a method without stage 1: golden labels, and soft ones where the method has them.
+
+    Args:
+        teacher: as in `pretrain`, for a method without stage 1.
 
     Raises:
         DataError: no row has a golden label.
@@ -100,7 +118,8 @@ def distill(
         raise DataError("the training rows have no golden labels; stage 2 and `finetune` need some")
     numbers = recipe.stage2 if stage1 is not None else recipe.without_stage1
     start = stage1.folder if isinstance(stage1, Step) else stage1
-    depends = {**_common(recipe, numbers, seed), "train": rows.digest(), "targets": targets.names if targets else None}
+    depends = _common(recipe, numbers, seed, None if stage1 is not None else teacher)
+    depends |= {"train": rows.digest(), "targets": targets.names if targets else None}
     depends["loss"] = recipe.loss.model_dump() if targets else None
     depends["stage1"] = stage1.fingerprint if isinstance(stage1, Step) else (start and encoder_fingerprint(start))
 
@@ -108,7 +127,7 @@ def distill(
         torch.manual_seed(seed)
         count = len(targets.names) if targets else 0
         if start is None:
-            model = _new_student(recipe, numbers, count, use_golden=True)
+            model = _new_student(recipe, numbers, count, teacher, use_golden=True)
         else:
             model = _from_stage1(start, recipe, numbers, targets)
         _train_and_save(
@@ -137,10 +156,12 @@ def stage2_loss(rows: Pairs, targets: Targets | None, loss: Loss) -> Callable[[L
     return combined
 
 
-def _common(recipe: Recipe, numbers: Training, seed: int) -> dict[str, Any]:
+def _common(recipe: Recipe, numbers: Training, seed: int, teacher: Step | None) -> dict[str, Any]:
+    shape = recipe.student.model_dump() | {"start": _start(recipe, teacher)}
+    usual = {key for key, value in (("start", "bottom"), ("pooler", "keep")) if shape[key] == value}
     return {
-        "encoder": encoder_fingerprint(find_encoder(recipe.encoder)),
-        "student": recipe.student.model_dump(),
+        "encoder": teacher.fingerprint if teacher else encoder_fingerprint(find_encoder(recipe.encoder)),
+        "student": {key: value for key, value in shape.items() if key not in usual},
         "training": numbers.model_dump(),
         "classes": recipe.classes,
         "max_length": recipe.max_length,
@@ -149,13 +170,23 @@ def _common(recipe: Recipe, numbers: Training, seed: int) -> dict[str, Any]:
     }
 
 
-def _new_student(recipe: Recipe, numbers: Training, soft_headers: int, use_golden: bool) -> Student:
+def _start(recipe: Recipe, teacher: Step | None) -> str:
+    """`student.start`, as a student without a teacher to begin with reads it."""
+    return "spaced" if recipe.student.start == "teacher" and teacher is None else recipe.student.start
+
+
+def _new_student(
+    recipe: Recipe, numbers: Training, soft_headers: int, teacher: Step | None, *, use_golden: bool
+) -> Student:
+    shape = recipe.student
     encoder = load_encoder(
-        find_encoder(recipe.encoder),
+        find_encoder(recipe.encoder) if teacher is None else teacher.folder,
         recipe.classes,
-        layers=recipe.student.layers,
+        layers=shape.layers,
+        start="spaced" if teacher is not None else _start(recipe, teacher),
         dropout=numbers.dropout,
-        freeze_embeddings=recipe.student.freeze_embeddings,
+        freeze_embeddings=shape.freeze_embeddings,
+        pooler=shape.pooler if teacher is None else "keep",  # a teacher's was trained
     )
     return Student(encoder, recipe.classes, soft_headers, use_golden=use_golden)
 

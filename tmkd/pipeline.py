@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from tmkd.distill import Targets, distill, pretrain
-from tmkd.errors import ExportError, TmkdError
+from tmkd.errors import ExportError, RecipeError, TmkdError
 from tmkd.files import copy_folder, disk_errors, write_json
 from tmkd.hardware import describe, prepare
 from tmkd.methods import METHODS, Method
@@ -92,16 +92,42 @@ class Pipeline:
         return Targets.choose(method, names, self.teacher_logits(pairs, where), best)
 
     @functools.cached_property
-    def best_teacher(self) -> int:
-        """The teacher with the lowest cross-entropy on development rows (an index)."""
+    def teacher_losses(self) -> list[float]:
+        """Each teacher's cross-entropy on development rows."""
         labels = self.data.dev.labels
         known = np.flatnonzero(labels >= 0)
-        losses = []
-        for logits in self.teacher_logits(self.data.dev, "dev"):
-            losses.append(-log_softmax(logits.astype(np.float64), axis=1)[known, labels[known]].mean())
-        best = int(np.argmin(losses))
+        return [
+            float(-log_softmax(logits.astype(np.float64), axis=1)[known, labels[known]].mean())
+            for logits in self.teacher_logits(self.data.dev, "dev")
+        ]
+
+    @functools.cached_property
+    def best_teacher(self) -> int:
+        """The teacher with the lowest cross-entropy on development rows (an index)."""
+        best = int(np.argmin(self.teacher_losses))
         say(f"best teacher on development rows: {self.teachers[best][0].name}")
         return best
+
+    @functools.cached_property
+    def best_teacher_of_encoder(self) -> Step:
+        """The best on development rows of the teachers that are fine-tuned from the recipe's own encoder.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        own = [
+            (loss, step, teacher.name)
+            for loss, (teacher, step) in zip(self.teacher_losses, self.teachers, strict=True)
+            if step is not None and not teacher.checkpoint and teacher.encoder in (None, self.recipe.encoder)
+        ]
+        if not own:
+            raise RecipeError(
+                f"student.start: teacher needs a teacher that is fine-tuned from {self.recipe.encoder!r}, and there is "
+                "none; use spaced"
+            )
+        _, step, name = min(own, key=lambda one: one[0])
+        say(f"the student begins with layers of teacher {name}")
+        return step
 
     def label_all(self) -> None:
         """Every teacher's labels for pool and training pairs."""
@@ -119,7 +145,13 @@ class Pipeline:
             return folder
         targets = self.targets(method, self.pool, "pool")
         assert targets is not None
-        return pretrain(self.workspace, self.recipe, method, self.pool, targets, seed)
+        return pretrain(self.workspace, self.recipe, method, self.pool, targets, seed, teacher=self.begins_with(method))
+
+    def begins_with(self, method: Method) -> Step | None:
+        """The teacher whose layers a method's student takes; None: the recipe's encoder's."""
+        if self.recipe.student.start != "teacher" or method.targets == "none":
+            return None
+        return self.best_teacher_of_encoder
 
     @functools.cached_property
     def students(self) -> list[Student]:
@@ -135,7 +167,12 @@ class Pipeline:
                 if isinstance(first, Step):
                     firsts.append(first)
                 soft = self.targets(method, self.data.train, "train")
-                steps.append(distill(self.workspace, self.recipe, method, self.data.train, soft, first, seed))
+                steps.append(
+                    distill(
+                        self.workspace, self.recipe, method, self.data.train, soft, first, seed,
+                        teacher=None if first is not None else self.begins_with(method),
+                    )
+                )  # fmt: skip
             found.append(Student(method, tuple(steps), tuple(firsts)))
         return found
 

@@ -7,6 +7,7 @@ tmkd.json beside it. A student adds headers.safetensors; its model.safetensors h
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tmkd.progress import say
 from tmkd.student import Student
 
 FORMAT = 1
+_LAYER = re.compile(r"(.*\blayers?\.)(\d+)(\..+)")  # every family numbers its layers so
 
 
 def load_encoder(
@@ -29,16 +31,19 @@ def load_encoder(
     classes: int,
     *,
     layers: int | None = None,
+    start: str = "bottom",
     dropout: float = 0.0,
     freeze_embeddings: bool = True,
     pooler: str = "keep",
     new_head: bool = True,
 ) -> PairEncoder:
-    """Embeddings, the first `layers` layers and the pooler of a checkpoint, float32.
+    """Embeddings, `layers` layers and the pooler of a checkpoint, float32.
 
     MPNet and RoBERTa have no pooler of their own in a classification model: `pooler.dense` becomes `classifier.dense`.
 
     Args:
+        layers: how many; all unless given.
+        start: which: the `bottom` ones, evenly `spaced` ones with the last among them, or `random` new ones.
         pooler: `keep` it as the checkpoint has it; begin with the `identity`; `auto`: the identity where it was never
             trained. Small random weights give nearly the same h for all texts, and few labels are spent on growing
             them; with the identity h is the first token's last state.
@@ -55,11 +60,16 @@ def load_encoder(
     except (OSError, ValueError, KeyError) as error:
         raise EncoderError(f"{folder}/config.json cannot be read: {str(error).splitlines()[0]}") from error
     family = family_of(config.model_type, str(folder))
+    chosen = None
     if layers is not None:
-        _cut(config, layers, folder)
+        chosen = _chosen_layers(config.num_hidden_layers, layers, start, folder)
+        _cut(config, chosen)
     config.num_labels = classes
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    _fill(model, _read_weights(folder), folder, family, new_head=new_head)
+    weights = _read_weights(folder)
+    if chosen is not None:
+        weights = _layers_only(weights, chosen, model, family, random=start == "random")
+    _fill(model, weights, folder, family, new_head=new_head)
     encoder = encoder_of(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
     if encoder.dense is not None and _starts_as_identity(encoder, pooler):
         say(f"{folder}: the pooler begins as the identity" + (", it was never trained" if pooler == "auto" else ""))
@@ -68,12 +78,38 @@ def load_encoder(
     return encoder
 
 
-def _cut(config: Any, layers: int, folder: Path) -> None:
-    if not 1 <= layers <= config.num_hidden_layers:
-        raise EncoderError(f"{folder} has {config.num_hidden_layers} layers; a student cannot take {layers} of them")
-    config.num_hidden_layers = layers
+def _chosen_layers(there: int, layers: int, start: str, folder: Path) -> list[int]:
+    """Which of an encoder's layers a student of `layers` layers takes, bottom first."""
+    if not 1 <= layers <= there:
+        raise EncoderError(f"{folder} has {there} layers; a student cannot take {layers} of them")
+    if start == "spaced":
+        return [round((layer + 1) * there / layers) - 1 for layer in range(layers)]
+    return list(range(layers))
+
+
+def _cut(config: Any, chosen: list[int]) -> None:
+    config.num_hidden_layers = len(chosen)
     if getattr(config, "layer_types", None):  # ModernBERT names each layer's kind of attention
-        config.layer_types = config.layer_types[:layers]
+        config.layer_types = [config.layer_types[layer] for layer in chosen]
+
+
+def _layers_only(
+    weights: dict[str, Tensor], chosen: list[int], model: Any, family: Family, *, random: bool
+) -> dict[str, Tensor]:
+    """The weights with only the chosen layers, renumbered from 0; `random`: as the new model has them."""
+    kept = {}
+    for name, value in weights.items():
+        match = _LAYER.match(name)
+        if match is None:
+            kept[name] = value
+        elif int(match[2]) in chosen:
+            kept[f"{match[1]}{chosen.index(int(match[2]))}{match[3]}"] = value
+    if random:
+        fresh = {name: value for name, value in model.state_dict().items() if _LAYER.match(name)}
+        kept = {name: value for name, value in kept.items() if not _LAYER.match(name)} | {
+            name.removeprefix(family.base + "."): value for name, value in fresh.items()
+        }
+    return kept
 
 
 def _starts_as_identity(encoder: PairEncoder, pooler: str) -> bool:
