@@ -36,7 +36,7 @@ class OverlapScorer:
 def document(key: str, *texts: str) -> Document:
     """A document of these passages."""
     passages = [Passage(text_hash(text), text, key.split(".")[0], ("Use",), key, text_hash(key)) for text in texts]
-    return Document(key, text_hash(" ".join(texts)), sum(map(len, texts)), lambda: passages)
+    return Document(key, text_hash(" ".join(texts)), lambda: passages)
 
 
 def index_of(folder: Path, texts: dict[str, str] | None = None) -> DocumentIndex:

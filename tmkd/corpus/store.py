@@ -38,13 +38,11 @@ class Document:
     Attributes:
         key: names it in the index; the same for its next version.
         digest: changes when its passages may.
-        size: bytes, for progress.
         passages: reads and cuts it; called only where it is new or has changed.
     """
 
     key: str
     digest: str
-    size: int
     passages: Callable[[], Sequence[Passage]]
 
 
@@ -59,7 +57,10 @@ class Found:
 
 @dataclass
 class Changes:
-    """What an update did, in documents; `passages` is how many the index holds afterwards."""
+    """What an update did, in documents; `passages` is how many the index holds afterwards.
+
+    skipped: files that could not be read, and are not in the index.
+    """
 
     added: int = 0
     changed: int = 0
@@ -151,16 +152,11 @@ class DocumentIndex:
         return found
 
 
-def update_index(
-    folder: Path,
-    documents: Callable[[], Iterable[Document | None]],
-    on_document: Callable[[Document], None] | None = None,
-) -> Changes:
+def update_index(folder: Path, documents: Callable[[], Iterable[Document]]) -> Changes:
     """Make the index in `folder` hold these documents and no others: what is new, changed or gone is written, at once.
 
     Args:
-        documents: called when the index is locked; yields every document, None for one that had to be skipped.
-        on_document: called after each.
+        documents: called when the index is locked; yields every document.
 
     Raises:
         DataError: a folder that holds something else, an index of another format, two documents of one key, or another
@@ -172,7 +168,7 @@ def update_index(
         index = _create(folder)
         writer = _writer(index, folder)
         try:
-            changes = _Update(index, writer).run(documents(), on_document)
+            changes = _Update(index, writer).run(documents())
             writer.commit()
         except BaseException:
             with suppress(Exception):
@@ -192,17 +188,12 @@ class _Update:
         self.before = _digests(index)
         self.seen: set[str] = set()
 
-    def run(self, documents: Iterable[Document | None], on_document: Callable[[Document], None] | None) -> Changes:
+    def run(self, documents: Iterable[Document]) -> Changes:
         for document in documents:
-            if document is None:
-                self.changes.skipped += 1
-                continue
             if document.key in self.seen:
                 raise DataError(f"two documents are named {document.key}; rename one of them")
             self.seen.add(document.key)
             self._take(document)
-            if on_document is not None:
-                on_document(document)
         for key in self.before.keys() - self.seen:
             self.writer.delete_documents_by_term("document", key)
             self.changes.deleted += 1
