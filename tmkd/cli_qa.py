@@ -56,7 +56,12 @@ def index(
 
     began = time.monotonic()
     fields = Fields(id_field, title_field, text_field, url_field)
-    changes = index_documents(docs, out, Reading(fields, url, max_mb << 20, strict))
+    try:
+        changes = index_documents(docs, out, Reading(fields, url, max_mb << 20, strict))
+    except BaseException as error:
+        if not isinstance(error, Exception):  # interrupted
+            say(f"{out} is as it was before this call")
+        raise
     if as_json:
         print(json.dumps({"index": str(out), **asdict(changes), "seconds": round(time.monotonic() - began, 3)}))
     else:

@@ -217,6 +217,8 @@ class DocumentReader:
                 for number, line in enumerate(_lines(lines, self.reading.most_bytes, file.name), start=1):
                     if line.strip():
                         row = _Row.of(line, f"{file.name}:{number}", self.reading.fields)
+                        if row.id in places and not row.named:
+                            continue
                         if row.id in places:
                             raise DataError(
                                 f"{file.name}:{number}: the id {row.id!r} is in line {places[row.id]} already; "
@@ -238,9 +240,10 @@ class DocumentReader:
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of JSON lines."""
+    """A line of JSON lines; `named`: it has an id, else its content names it."""
 
     id: str
+    named: bool
     title: str
     text: str
     url: str
@@ -263,7 +266,8 @@ class _Row:
         if isinstance(identifier, dict | list):
             raise DataError(f"{where}: {fields.id!r} is {type(identifier).__name__}, it must be text or a number")
         digits = _digest(title.encode(), text.encode(), url.encode())[:16]
-        return cls(digits if identifier in (None, "") else _clean(str(identifier)), title, text, url)
+        named = identifier not in (None, "")
+        return cls(_clean(str(identifier)) if named else digits, named, title, text, url)
 
     def digest(self) -> str:
         return _digest(self.title.encode(), self.text.encode(), self.url.encode())
