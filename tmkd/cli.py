@@ -201,11 +201,12 @@ def evaluate(
     set_quiet(quiet)
     from tmkd.measure import RunModels
     from tmkd.measure import evaluate as measure_run
-    from tmkd.pairs.files import Columns, read_pairs
+    from tmkd.pairs.datasets import read_measured
+    from tmkd.pairs.files import Columns
 
     models = RunModels.read(run)
     columns = Columns(question=question, passage=passage, label=label, qid=qid)
-    rows = read_pairs(pairs, columns=columns, classes=models.recipe.classes, need_labels=True)
+    rows = read_measured(models.recipe.data, models.recipe.classes, pairs, columns)
     with models.workspace.locked():
         results = measure_run(models, rows, timed=speed, task=pairs.name)
     if json_file is None or str(json_file) != "-":

@@ -27,6 +27,9 @@ from tmkd.tokens import tokens_of
 from tmkd.training import Fit, train
 from tmkd.workspace import Step, Workspace
 
+MEAN = "mean of "  # before the names of the teachers whose mean a header learns
+COLUMN = "column "  # before the name of a score column, where a header's teacher is one
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -48,7 +51,7 @@ class Targets:
         if method.targets == "one":
             return cls((names[best],), logits[best][:, None])
         if method.targets == "mean":
-            return cls(("mean of " + "+".join(names),), ensemble_logits(logits).astype(np.float32)[:, None])
+            return cls((MEAN + "+".join(names),), ensemble_logits(logits).astype(np.float32)[:, None])
         return cls(tuple(names), np.stack(logits, axis=1))
 
 
@@ -77,11 +80,12 @@ def pretrain(
     assert isinstance(recipe.stage1, Training)
     depends = {**_common(recipe, recipe.stage1, seed, teacher), "pool": pool.digest(), "targets": targets.names}
     depends["loss"] = recipe.loss.model_dump(exclude={"alpha"})
+    classes = depends["classes"] = targets.logits.shape[2]  # of the pool's task, where that is another one
 
     def build(folder: Path) -> None:
         assert isinstance(recipe.stage1, Training)
         torch.manual_seed(seed)
-        model = _new_student(recipe, recipe.stage1, len(targets.names), teacher, use_golden=False)
+        model = _new_student(recipe, recipe.stage1, classes, len(targets.names), teacher, use_golden=False)
         soft = torch.from_numpy(targets.logits)
 
         def loss(logits: Logits, rows: Tensor) -> Tensor:
@@ -121,13 +125,17 @@ def distill(
     depends = _common(recipe, numbers, seed, None if stage1 is not None else teacher)
     depends |= {"train": rows.digest(), "targets": targets.names if targets else None}
     depends["loss"] = recipe.loss.model_dump() if targets else None
+    if rows.reference:
+        depends["reference"] = rows.reference
     depends["stage1"] = stage1.fingerprint if isinstance(stage1, Step) else (start and encoder_fingerprint(start))
+    if start is not None and targets is not None and None in (carried_headers(start, recipe.classes, targets) or ()):
+        depends["headers"] = "those of the same teachers"
 
     def build(folder: Path) -> None:
         torch.manual_seed(seed)
         count = len(targets.names) if targets else 0
         if start is None:
-            model = _new_student(recipe, numbers, count, teacher, use_golden=True)
+            model = _new_student(recipe, numbers, recipe.classes, count, teacher, use_golden=True)
         else:
             model = _from_stage1(start, recipe, numbers, targets)
         _train_and_save(
@@ -141,7 +149,7 @@ def distill(
 
 def stage2_loss(rows: Pairs, targets: Targets | None, loss: Loss) -> Callable[[Logits, Tensor], Tensor]:
     """L2 = (1 - a) CE(s_g, y) + a soft loss (METHOD.md, "Stage 2"); cross-entropy alone where there are no targets."""
-    labels = torch.from_numpy(rows.labels)
+    labels = torch.from_numpy(rows.golden)
     if targets is None:
         plain: Callable[[Logits, Tensor], Tensor] = golden_only(labels)
         return plain
@@ -176,36 +184,52 @@ def _start(recipe: Recipe, teacher: Step | None) -> str:
 
 
 def _new_student(
-    recipe: Recipe, numbers: Training, soft_headers: int, teacher: Step | None, *, use_golden: bool
+    recipe: Recipe, numbers: Training, classes: int, soft_headers: int, teacher: Step | None, *, use_golden: bool
 ) -> Student:
     shape = recipe.student
     encoder = load_encoder(
         find_encoder(recipe.encoder) if teacher is None else teacher.folder,
-        recipe.classes,
+        classes,
         layers=shape.layers,
         start="spaced" if teacher is not None else _start(recipe, teacher),
         dropout=numbers.dropout,
         freeze_embeddings=shape.freeze_embeddings,
         pooler=shape.pooler if teacher is None else "keep",  # a teacher's was trained
     )
-    return Student(encoder, recipe.classes, soft_headers, use_golden=use_golden)
+    return Student(encoder, classes, soft_headers, use_golden=use_golden)
 
 
 def _from_stage1(folder: Path, recipe: Recipe, numbers: Training, targets: Targets | None) -> Student:
     """The stage-1 encoder; its headers too where the teachers are the same, the golden one as their mean."""
     before = load_student(folder, dropout=numbers.dropout, freeze_embeddings=recipe.student.freeze_embeddings)
-    same = (
-        targets is not None
-        and read_card(folder).get("teachers") == list(targets.names)
-        and before.classes == recipe.classes
-    )
-    if same:
+    carried = targets and carried_headers(folder, recipe.classes, targets)
+    if carried:
         before.start_golden_from_soft()
+        before.take_soft_headers(carried)
         return before
     encoder = load_encoder(
         folder, recipe.classes, dropout=numbers.dropout, freeze_embeddings=recipe.student.freeze_embeddings
     )
     return Student(encoder, recipe.classes, len(targets.names) if targets else 0)
+
+
+def carried_headers(folder: Path, classes: int, targets: Targets) -> list[int | None] | None:
+    """For each target the header of a stage-1 student that goes on with it; None: no header goes on.
+
+    They do where the teachers are the same. A column of scores that the pool did not carry joins in stage 2: its header
+    (None in the list) begins as the mean of the others; a mean of teachers goes on when a column joins it.
+    """
+    card = read_card(folder)
+    before, now = list(card.get("teachers", ())), list(targets.names)
+    if not before or int(card["classes"]) != classes:
+        return None
+    if len(before) == len(now) == 1 and before[0].startswith(MEAN) and now[0].startswith(MEAN):
+        joined = now[0].removeprefix(before[0])
+        return [0] if not joined or (joined != now[0] and joined.startswith(f"+{COLUMN}")) else None
+    known = [name for name in now if name in before]
+    if known != before or any(not name.startswith(COLUMN) for name in now if name not in before):
+        return None
+    return [before.index(name) if name in before else None for name in now]
 
 
 def _train_and_save(

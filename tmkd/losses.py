@@ -9,7 +9,13 @@ from torch import Tensor
 
 
 def golden_loss(golden: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, [n]. golden: logits [n, C]; labels: [n] int64, -1 where a pair has none (its loss is 0)."""
+    """Cross-entropy, [n].
+
+    golden: logits [n, C]; labels: [n] int64, -1 where a pair has none, or probabilities [n, C], zeros where it has
+    none (its loss is 0).
+    """
+    if labels.ndim == 2:
+        return F.cross_entropy(golden, labels, reduction="none")
     return F.cross_entropy(golden, labels, ignore_index=-1, reduction="none")
 
 

@@ -24,10 +24,10 @@ from tmkd.evaluation.speed import measure
 from tmkd.files import write_json
 from tmkd.hardware import describe, prepare
 from tmkd.pairs.record import Pairs
-from tmkd.progress import progress
+from tmkd.progress import progress, say
 from tmkd.recipe import Recipe, parse_recipe
 from tmkd.runtime import Scorer, read_manifest
-from tmkd.teachers import column_logits, label
+from tmkd.teachers import column_logits, label, made_reference
 from tmkd.tokenizer import PairTokenizer
 from tmkd.training import score
 from tmkd.workspace import Step, Workspace
@@ -85,6 +85,9 @@ def outputs(run: RunModels, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
         if column is not None:
             if column.scores not in pairs.score_names:
                 continue  # rows of another set have no such column
+            if made_reference(column, pairs):
+                say(f"{name} made the reference {column.scores!r}: it is not measured, nor is an ensemble with it")
+                continue
             logits = [column_logits(recipe, column, pairs, "evaluation")]
             sizes: dict[str, Any] = {"parameters": None, "bytes": None, "layers": None}
         else:

@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
-from tmkd.distill import Targets, distill, pretrain
+from tmkd.distill import COLUMN, Targets, distill, pretrain
+from tmkd.encoder.checkpoint import read_card
+from tmkd.encoder.find import find_encoder
 from tmkd.errors import ExportError, RecipeError, TmkdError
 from tmkd.files import copy_folder, disk_errors, write_json
 from tmkd.hardware import describe, prepare
+from tmkd.losses import golden_loss
 from tmkd.methods import METHODS, Method
 from tmkd.pairs.datasets import TaskData, load_task
 from tmkd.pairs.record import Pairs
+from tmkd.pool import pool_of, pool_teachers
 from tmkd.progress import say
 from tmkd.recipe import Recipe, Teacher
-from tmkd.teachers import column_logits, label, teach
+from tmkd.teachers import column_logits, label, made_reference, teach
+from tmkd.tokenizer import PairTokenizer
 from tmkd.workspace import Step, Workspace
 
 
@@ -55,10 +61,14 @@ class Pipeline:
         say(f"data: train {len(task.train):,}, dev {len(task.dev):,}, test {len(task.test):,}{pool} pairs")
         return task
 
+    @functools.cached_property
+    def _mined(self) -> tuple[Pairs, list[dict[str, Any]]]:
+        return pool_of(self.workspace, self.recipe, self.data)
+
     @property
     def pool(self) -> Pairs:
         """The pairs of stage 1: the pool, or the training pairs where there is none."""
-        return self.data.pool if self.data.pool is not None else self.data.train
+        return self._mined[0]
 
     @functools.cached_property
     def teachers(self) -> list[tuple[Teacher, Step | None]]:
@@ -68,10 +78,18 @@ class Pipeline:
             for teacher in self.recipe.teachers
         ]
 
-    def teacher_logits(self, pairs: Pairs, where: str) -> list[NDArray[np.float32]]:
-        """Each teacher's logits for the pairs, K arrays [N, C] in the order of the pairs."""
+    def labellers(self, pairs: Pairs) -> list[int]:
+        """The teachers that can label the pairs (indices): a column of scores only where the pairs carry it."""
+        return [
+            number
+            for number, (teacher, _) in enumerate(self.teachers)
+            if teacher.scores is None or teacher.scores in pairs.score_names
+        ]
+
+    def teacher_logits(self, pairs: Pairs, where: str, which: Sequence[int] | None = None) -> list[NDArray[np.float32]]:
+        """Each teacher's logits for the pairs (or those of `which`), K arrays [N, C] in the order of the pairs."""
         logits = []
-        for teacher, step in self.teachers:
+        for teacher, step in self.teachers if which is None else [self.teachers[number] for number in which]:
             if step is None:
                 logits.append(column_logits(self.recipe, teacher, pairs, where))
             else:
@@ -87,24 +105,32 @@ class Pipeline:
         """What a method learns on these pairs."""
         if method.targets == "none":
             return None
-        names = [step.fingerprint if step else f"column {teacher.scores}" for teacher, step in self.teachers]
-        best = self.best_teacher if method.targets == "one" else 0
-        return Targets.choose(method, names, self.teacher_logits(pairs, where), best)
+        which = self.labellers(pairs)
+        if not which:
+            raise TmkdError(f"no teacher can label the {where} rows: they carry none of the recipe's score columns")
+        chosen = [self.teachers[number] for number in which]
+        names = [step.fingerprint if step else f"{COLUMN}{teacher.scores}" for teacher, step in chosen]
+        best = which.index(self.best_of(method)) if method.targets == "one" else 0
+        return Targets.choose(method, names, self.teacher_logits(pairs, where, which), best)
 
     @functools.cached_property
-    def teacher_losses(self) -> list[float]:
-        """Each teacher's cross-entropy on development rows."""
-        labels = self.data.dev.labels
-        known = np.flatnonzero(labels >= 0)
-        return [
-            float(-log_softmax(logits.astype(np.float64), axis=1)[known, labels[known]].mean())
-            for logits in self.teacher_logits(self.data.dev, "dev")
-        ]
+    def dev_losses(self) -> list[float]:
+        """Each teacher's cross-entropy on development rows, [K]; inf where it has no say there: its column is absent,
+        or it is the reference itself."""
+        dev = self.data.dev
+        golden = torch.from_numpy(dev.golden)
+        golden = golden.double() if golden.ndim == 2 else golden
+        known = np.flatnonzero(dev.labels >= 0)
+        losses = [float("inf")] * len(self.teachers)
+        measured = [n for n in self.labellers(dev) if not made_reference(self.teachers[n][0], dev)]
+        for number, logits in zip(measured, self.teacher_logits(dev, "dev", measured), strict=True):
+            losses[number] = float(golden_loss(torch.from_numpy(logits).double(), golden)[known].mean())
+        return losses
 
-    @functools.cached_property
-    def best_teacher(self) -> int:
-        """The teacher with the lowest cross-entropy on development rows (an index)."""
-        best = int(np.argmin(self.teacher_losses))
+    def best_of(self, method: Method) -> int:
+        """The best teacher on development rows (an index), of those that take part in every stage of the method."""
+        which = self.labellers(self.pool) if method.stage1 and not self.foreign_pool else range(len(self.teachers))
+        best = min(which, key=lambda number: self.dev_losses[number])
         say(f"best teacher on development rows: {self.teachers[best][0].name}")
         return best
 
@@ -117,7 +143,7 @@ class Pipeline:
         """
         own = [
             (loss, step, teacher.name)
-            for loss, (teacher, step) in zip(self.teacher_losses, self.teachers, strict=True)
+            for loss, (teacher, step) in zip(self.dev_losses, self.teachers, strict=True)
             if step is not None and not teacher.checkpoint and teacher.encoder in (None, self.recipe.encoder)
         ]
         if not own:
@@ -131,19 +157,49 @@ class Pipeline:
 
     def label_all(self) -> None:
         """Every teacher's labels for pool and training pairs."""
-        for where, pairs in (("pool", self.pool), ("train", self.data.train)):
-            self.teacher_logits(pairs, where)
+        if isinstance(self.recipe.stage1, str):
+            self.stage1_student(self.recipe.stage1)  # an error comes now, not after hours
+        elif self.foreign_pool:
+            self.foreign_logits()
+        else:
+            self.teacher_logits(self.pool, "pool", self.labellers(self.pool))
+        self.teacher_logits(self.data.train, "train")
+
+    @property
+    def foreign_pool(self) -> bool:
+        """Whether the pool is of another task, with teachers of its own (`pool.teachers`)."""
+        return self.recipe.pool is not None and bool(self.recipe.pool.teachers)
+
+    def foreign_logits(self) -> tuple[list[str], list[NDArray[np.float32]]]:
+        """Names and logits of the pool's own teachers, in their own classes."""
+        steps = pool_teachers(self.workspace, self.recipe)
+        logits = [self.logits(step, self.pool, f"pool teacher {n}") for n, step in enumerate(steps, start=1)]
+        return [step.fingerprint for step in steps], logits
+
+    def stage1_student(self, path: str) -> Path:
+        """The folder of an earlier run's stage-1 student, checked against the recipe."""
+        folder = Path(path)
+        if not (folder / "tmkd.json").is_file():
+            raise TmkdError(
+                f"stage1: {folder} is not a stage-1 student (no tmkd.json); an earlier run's is at runs/NAME/stage1"
+            )
+        length, encoder = self.recipe.max_length, find_encoder(self.recipe.encoder)
+        if PairTokenizer(folder, length).fingerprint() != PairTokenizer(encoder, length).fingerprint():
+            raise TmkdError(
+                f"stage1: {folder} reads text with another tokenizer than the encoder, {self.recipe.encoder}"
+            )
+        if (layers := read_card(folder)["layers"]) != self.recipe.student.layers:
+            raise TmkdError(f"stage1: {folder} has {layers} layers, student.layers is {self.recipe.student.layers}")
+        return folder
 
     def pretrain(self, method: Method, seed: int) -> Step | Path:
         """The stage-1 student of a method, or the one the recipe names."""
         if isinstance(self.recipe.stage1, str):
-            folder = Path(self.recipe.stage1)
-            if not (folder / "tmkd.json").is_file():
-                raise TmkdError(
-                    f"stage1: {folder} is not a stage-1 student (no tmkd.json); an earlier run's is at runs/NAME/stage1"
-                )
-            return folder
-        targets = self.targets(method, self.pool, "pool")
+            return self.stage1_student(self.recipe.stage1)
+        if self.foreign_pool:
+            targets = Targets.choose(method, *self.foreign_logits(), best=0)
+        else:
+            targets = self.targets(method, self.pool, "pool")
         assert targets is not None
         return pretrain(self.workspace, self.recipe, method, self.pool, targets, seed, teacher=self.begins_with(method))
 
@@ -198,6 +254,7 @@ class Pipeline:
                 "models": models,
                 "take": self.recipe.take,
                 "data": self.data.info,
+                **({"pool": self._mined[1]} if "_mined" in self.__dict__ and self._mined[1] else {}),
             },
         )
 

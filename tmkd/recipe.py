@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from tmkd.backends import KNOWN_BACKENDS, BackendName
 from tmkd.errors import RecipeError
 from tmkd.methods import METHODS
+from tmkd.recipe_parts import HoldOut, Pool
+from tmkd.recipe_parts import Part as Part
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 P = TypeVar("P", bound="Part")
 
 
-class Part(BaseModel):
-    """A mapping of a recipe: unknown keys are errors, and it does not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+def _text_keys(labels: Any) -> Any:
+    """YAML reads a bare 0 as a number; label maps are by text."""
+    return {str(key): value for key, value in labels.items()} if isinstance(labels, dict) else labels
 
 
 class Columns(Part):
@@ -53,6 +54,7 @@ class Data(Part):
     builtin: Literal["debian-docs"] | None = Field(None, description="a data set that tmkd builds itself")
     debian_docs: DebianDocs = Field(default_factory=DebianDocs, description="sizes of the built-in set")
     hub: str | None = Field(None, description="a hub data set, or a local folder in the hub's layout")
+    config: str | None = Field(None, description="configuration of the hub data set, such as `mnli` of nyu-mll/glue")
     train: str | None = Field(
         None, description="labelled pairs: a file (JSONL, CSV, TSV, Parquet, plain or .gz) or a split"
     )
@@ -60,16 +62,34 @@ class Data(Part):
     test: str | None = Field(
         None, description="test pairs, read once for the report; without it dev stands in and the report says so"
     )
+    hold_out: HoldOut | None = Field(None, description="shares of train's questions set aside")
     pool: str | None = Field(None, description="unlabelled pairs for stage 1; without it the training pairs")
     columns: Columns = Field(default_factory=Columns, description="column names")
     scores: dict[str, Literal["logit", "probability"]] = Field(
         default_factory=dict, description="score columns made elsewhere, each a teacher, and what they hold"
     )
+    labels: dict[str, int | None] = Field(
+        default_factory=dict,
+        description="classes by what the label column holds: {entailment: 0, neutral: 1}; null: leave such rows out",
+    )
+    reference: str | None = Field(
+        None, description="the score column that stands for golden labels, where there are none; declared in scores"
+    )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _named(cls, labels: Any) -> Any:
+        return _text_keys(labels)
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
         if self.builtin is None and self.train is None:
             raise ValueError("data: give `builtin: debian-docs` or `train: FILE`")
+        for part in ("dev", "test"):
+            if self.hold_out is not None and getattr(self.hold_out, part) and getattr(self, part):
+                raise ValueError(f"data: give {part} or hold_out.{part}, not both")
+        if self.reference is not None and self.reference not in self.scores:
+            raise ValueError(f"data: reference: {self.reference!r} is not in scores; declare it there")
         return self
 
 
@@ -98,16 +118,26 @@ class Teacher(Part):
     batch_size: Positive = Field(32, description="pairs of one optimiser step")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
     max_length: int | None = Field(None, ge=8, description="tokens of a pair; the recipe's unless given")
+    label_map: dict[str, int] | None = Field(
+        None, description="of a checkpoint whose classes are in another order: the class that each of its names is"
+    )
     pooler: Literal["auto", "keep", "identity"] = Field(
         "auto",
         description="how its pooler begins: as the checkpoint has it, or as the identity; "
         "auto: the identity where it was never trained (a bias of zeros, as in mean-pooled encoders)",
     )
 
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _named(cls, labels: Any) -> Any:
+        return _text_keys(labels)
+
     @model_validator(mode="after")
     def _one_kind(self) -> Teacher:
         if sum(value is not None for value in (self.encoder, self.checkpoint, self.scores)) > 1:
             raise ValueError("give one of encoder, checkpoint, scores")
+        if self.label_map is not None and self.checkpoint is None:
+            raise ValueError("label_map is for a checkpoint; what is trained here has the task's classes")
         return self
 
 
@@ -159,6 +189,7 @@ class Recipe(Part):
         "auto", description="auto: what is fastest on the device; the results are the same, to rounding"
     )
     data: Data = Field(description="where the pairs come from")
+    pool: Pool | None = Field(None, description="the pairs of stage 1, mined or taken in part")
     teachers: tuple[Teacher, ...] = Field(min_length=1, description="K teachers")
     student: StudentShape = Field(default_factory=StudentShape, description="the student's shape")
     stage1: Training | str = Field(
@@ -198,9 +229,24 @@ class Recipe(Part):
         for teacher in self.teachers:
             if teacher.scores is not None and teacher.scores not in self.data.scores:
                 raise ValueError(f"teachers: {teacher.name}: score column {teacher.scores!r} is not in data.scores")
-        if any(teacher.scores for teacher in self.teachers) and self.classes != 2:
-            raise ValueError("a column of scores can be a teacher of two classes only")
+        if (self.data.reference or any(teacher.scores for teacher in self.teachers)) and self.classes != 2:
+            raise ValueError("a column of scores can be a teacher or the reference of two classes only")
+        if self.data.reference and all(teacher.scores == self.data.reference for teacher in self.teachers):
+            raise ValueError("teachers: the reference cannot be the only one, it is not measured against itself")
+        self._classes_fit()
         return self
+
+    def _classes_fit(self) -> None:
+        """Label maps name every class of the task and no other."""
+        maps = {"data.labels": {name: value for name, value in self.data.labels.items() if value is not None}}
+        maps |= {f"teachers: {teacher.name}: label_map": teacher.label_map or {} for teacher in self.teachers}
+        for where, found in maps.items():
+            for name, value in found.items():
+                if not 0 <= value < self.classes:
+                    raise ValueError(f"{where}: {name!r} is class {value}; there are {self.classes}, counted from 0")
+            absent = sorted(set(range(self.classes)) - set(found.values()))
+            if found and absent:
+                raise ValueError(f"{where}: nothing stands for class {absent[0]} of {self.classes}")
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -311,7 +357,7 @@ def _describe(part: type[BaseModel], prefix: str, lines: list[str]) -> None:
         inner = _inner(field.annotation)
         lines.append(f"{prefix}{name}: {field.description or ''}" + ("" if inner else f" (default: {default})"))
         if inner is not None:
-            _describe(inner, prefix + f"{name}" + (".0." if name == "teachers" else "."), lines)
+            _describe(inner, prefix + f"{name}" + (".0." if name in ("teachers", "sources") else "."), lines)
 
 
 def _other_branch(detail: Any, error: ValidationError) -> bool:

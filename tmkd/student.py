@@ -6,6 +6,7 @@ their logits folds exactly into one linear layer: the folded student is an ordin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,6 +89,14 @@ class Student(nn.Module):
         self.golden.weight.copy_(self.soft_weight.mean(0))
         self.golden.bias.copy_(self.soft_bias.mean(0))
         self.use_golden = True
+
+    @torch.no_grad()
+    def take_soft_headers(self, which: Sequence[int | None]) -> None:
+        """Soft headers in another order or number; None begins as the mean of those there were."""
+        weights, biases = self.soft_weight, self.soft_bias
+        rows = [(weights.mean(0), biases.mean(0)) if n is None else (weights[n], biases[n]) for n in which]
+        self.soft_weight = nn.Parameter(torch.stack([weight for weight, _ in rows]))
+        self.soft_bias = nn.Parameter(torch.stack([bias for _, bias in rows]))
 
 
 def probability_combination(logits: Logits) -> Tensor:

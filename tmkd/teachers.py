@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tmkd.class_order import class_order, reorder
 from tmkd.encoder.checkpoint import load_encoder, load_finished, load_student, read_card, save_student
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.errors import DataError
@@ -29,28 +30,37 @@ CHUNK = 2048  # pairs between two writes of the label store: what a kill can los
 
 
 def teach(workspace: Workspace, recipe: Recipe, teacher: Teacher, train_rows: Pairs) -> Step:
-    """Fine-tune one teacher on golden labels, or copy a finished checkpoint into the workspace."""
+    """Fine-tune one teacher on golden labels, or copy a finished checkpoint into the workspace.
+
+    Raises:
+        EncoderError, RecipeError: a checkpoint with other classes than the task's, or in an order that is not told.
+    """
     length = teacher.max_length or recipe.max_length
     source = find_encoder(teacher.checkpoint or teacher.encoder or recipe.encoder)
+    order = class_order(source, teacher, recipe) if teacher.checkpoint else []
+    unset = {"label_map"} if teacher.label_map is None else set()
     depends = {
-        "teacher": teacher.model_dump(exclude={"name"}),
+        "teacher": teacher.model_dump(exclude={"name", *unset}),
         "encoder": encoder_fingerprint(source),
         "classes": recipe.classes,
         "max_length": length,
         "precision": recipe.precision,
         "train": None if teacher.checkpoint else train_rows.digest(),
+        **({"reference": train_rows.reference} if train_rows.reference and not teacher.checkpoint else {}),
     }
 
     def build(folder: Path) -> None:
         if teacher.checkpoint:
-            save_student(load_finished(source, recipe.classes), folder, source, length, {"step": "teacher"})
+            finished = load_finished(source, recipe.classes)
+            reorder(finished, order)
+            save_student(finished, folder, source, length, {"step": "teacher", "class_order": order})
             return
         torch.manual_seed(teacher.seed)  # the new head
         encoder = load_encoder(source, recipe.classes, dropout=teacher.dropout, pooler=teacher.pooler)
         model = Student(encoder, recipe.classes)
         fit = Fit(teacher.learning_rate, teacher.epochs, teacher.batch_size, teacher.seed, precision=recipe.precision)
         tokenizer = PairTokenizer(source, length)
-        labels = torch.from_numpy(train_rows.labels)
+        labels = torch.from_numpy(train_rows.golden)
         curve = train(
             model,
             tokens_of(workspace, tokenizer, train_rows),
@@ -67,7 +77,7 @@ def teach(workspace: Workspace, recipe: Recipe, teacher: Teacher, train_rows: Pa
 
 
 def golden_only(labels: Tensor) -> Any:
-    """The loss of teachers and of `finetune`: cross-entropy of the golden header. labels: [N] int64."""
+    """The loss of teachers and of `finetune`: cross-entropy of the golden header. labels: `Pairs.golden`."""
 
     def loss(logits: Logits, rows: Tensor) -> Tensor:
         return golden_loss(logits.golden, labels[rows].to(logits.golden.device))
@@ -84,7 +94,7 @@ def label(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precisi
         "tokenizer": PairTokenizer(model.folder, card["max_length"]).fingerprint(),
         "max_length": card["max_length"],
         "classes": card["classes"],
-        "class_order": list(range(card["classes"])),
+        "class_order": card.get("class_order", list(range(card["classes"]))),
         "dtype": "float32",
     }
     depends = {"model": model.fingerprint, "pairs": unique.digest(), "precision": precision}
@@ -132,6 +142,11 @@ def _fill(store: LabelStore, model: Step, pairs: Pairs, name: str, precision: st
             rows = order[start : start + CHUNK]
             store.append(list(ids[rows]), score(student, encoded, tokenizer.pad_id, rows, precision))
             bar.advance(len(rows))
+
+
+def made_reference(teacher: Teacher, pairs: Pairs) -> bool:
+    """Whether the pairs' labels are this teacher's own scores: then it is not measured on them (METHOD.md)."""
+    return pairs.reference is not None and teacher.scores == pairs.reference.column
 
 
 def column_logits(recipe: Recipe, teacher: Teacher, pairs: Pairs, where: str) -> NDArray[np.float32]:

@@ -247,16 +247,21 @@ def load_student(folder: Path, *, dropout: float = 0.0, freeze_embeddings: bool 
 def load_finished(folder: Path, classes: int) -> Student:
     """A fine-tuned checkpoint made elsewhere: its own classification head becomes the golden header."""
     if (folder / "tmkd.json").is_file():
+        if (found := int(read_card(folder)["classes"])) != classes:
+            raise EncoderError(_other_classes(folder, classes, str(found)))
         return load_student(folder)
     encoder = load_encoder(folder, classes, new_head=False)
     weights = _read_weights(folder)
     name = encoder.family.last
     weight = weights.get(f"{name}.weight")
     if weight is None or weight.shape[0] != classes:
-        found = "no" if weight is None else str(weight.shape[0])
-        raise EncoderError(f"{folder}: a finished teacher needs a head of {classes} classes, this one has {found}")
+        raise EncoderError(_other_classes(folder, classes, "no" if weight is None else str(weight.shape[0])))
     student = Student(encoder, classes)
     with torch.no_grad():
         student.golden.weight.copy_(weight)
         student.golden.bias.copy_(weights[f"{name}.bias"])
     return student
+
+
+def _other_classes(folder: Path, classes: int, found: str) -> str:
+    return f"{folder}: a finished teacher needs a head of {classes} classes, this one has {found}"

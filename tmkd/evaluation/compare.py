@@ -15,9 +15,16 @@ from tmkd.evaluation.metrics import RANKING, Floats, Questions, log_odds, rankin
 from tmkd.pairs.record import Pairs
 
 Kind = Literal["teacher", "ensemble", "baseline", "student"]
-METRICS = ("accuracy", "auc", "mrr", "map", "ndcg@10")
+METRICS = ("accuracy", "auc", "spearman", "mrr", "map", "ndcg@10")
 ENSEMBLE = "teacher-ensemble"
-TITLES = {"accuracy": "accuracy", "auc": "ROC-AUC", "mrr": "MRR", "map": "MAP", "ndcg@10": "nDCG@10"}
+TITLES = {
+    "accuracy": "accuracy",
+    "auc": "ROC-AUC",
+    "spearman": "Spearman",
+    "mrr": "MRR",
+    "map": "MAP",
+    "ndcg@10": "nDCG@10",
+}
 
 
 @dataclass
@@ -117,6 +124,7 @@ class Results:
     taken: str = "tmkd"  # the model that the run exports
     reference: str = ENSEMBLE  # the model that shares are relative to
     exports: list[dict[str, Any]] = field(default_factory=list)  # the run's back ends on the same rows
+    against: str | None = None  # the score column that stood for golden labels; it and what contains it is left out
 
     @property
     def metrics(self) -> list[str]:
@@ -137,6 +145,7 @@ class Results:
             "ranked_questions": self.ranked,
             "methods": [row.to_json() for row in self.methods],
             "differences": [difference.to_json() for difference in self.differences],
+            **({"reference": self.against} if self.against else {}),
             **({"exports": self.exports} if self.exports else {}),
         }
 
@@ -144,7 +153,9 @@ class Results:
         """For a terminal."""
         names = self.metrics
         kept_of = f"kept ({', '.join(TITLES[name].removeprefix('ROC-') for name in self.shared)})"
-        table = Table(title=f"{self.task}: {self.rows:,} rows, {self.questions:,} questions", title_justify="left")
+        title = f"{self.task}: {self.rows:,} rows, {self.questions:,} questions"
+        title += f", against the reference {self.against!r} (no golden labels)" if self.against else ""
+        table = Table(title=title, title_justify="left")
         for column in ("model", *(TITLES[name] for name in names), kept_of, "pairs/s", "parameters"):
             table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
         for row in self.methods:
@@ -192,7 +203,9 @@ def compare(
     if len(known) == 0:
         raise DataError("no row has a label, so nothing can be measured; give pairs with a label column")
     qids = pairs.qids
-    questions = Questions.of(pairs.labels[known], [qids[row] for row in known])
+    probabilities = pairs.reference_probabilities
+    reference = None if probabilities is None else probabilities[known]
+    questions = Questions.of(pairs.labels[known], [qids[row] for row in known], reference)
     draws = Resamples(questions, resamples, seed)
     drawn = {o.name: distributions(draws, _checked(o, len(pairs), classes)[:, known]) for o in outputs}
     chance = {"auc": 0.5, "accuracy": float(np.bincount(questions.labels, minlength=classes).max() / len(known))}
@@ -216,8 +229,9 @@ def compare(
         rows.append(row)
     differences = _differences(outputs, drawn, ensemble, questions)
     return Results(
-        task, len(known), len(questions.names), rows, differences, int(questions.ranked.sum()), taken, ensemble
-    )
+        task, len(known), len(questions.names), rows, differences, int(questions.ranked.sum()), taken, ensemble,
+        against=pairs.reference.column if pairs.reference else None,
+    )  # fmt: skip
 
 
 def _checked(output: ModelOutput, rows: int, classes: int) -> Floats:

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.evaluation.metrics import Floats, Questions, SortedRows, auc, correct, log_odds, ranking_metrics
+from tmkd.evaluation.metrics import (
+    Floats,
+    Questions,
+    Ranks,
+    SortedRows,
+    auc,
+    correct,
+    log_odds,
+    ranking_metrics,
+    spearman,
+)  # fmt: skip
 
 MAX_SEEDS = 64  # of one model
 
@@ -65,6 +75,8 @@ def distributions(resamples: Resamples, logits: Floats) -> dict[str, tuple[float
         return found
     if 0 < (questions.labels == 1).sum() < len(questions.labels):
         found["auc"] = _auc(resamples, logits)
+    if questions.reference is not None:
+        found["spearman"] = _spearman(resamples, logits)
     if questions.ranked.any():
         per_seed = [ranking_metrics(questions, log_odds(one)) for one in logits]
         counted = questions.ranked.astype(np.float64)
@@ -95,6 +107,18 @@ def _auc(resamples: Resamples, logits: Floats) -> tuple[float, Floats]:
         each = [rows[s].auc(weights[groups[s]]) for s in picked]
         drawn[b] = np.average(each, weights=counts[picked])
     return float(np.mean([auc(questions.labels, one) for one in scores])), drawn
+
+
+def _spearman(resamples: Resamples, logits: Floats) -> tuple[float, Floats]:
+    questions = resamples.questions
+    assert questions.reference is not None
+    reference, every = Ranks.of(questions.reference), np.ones(len(questions.labels))
+    models = [Ranks.of(log_odds(one)) for one in logits]
+    drawn = np.empty(len(resamples.weights))
+    for b, weights in enumerate(resamples.weights):
+        rows = weights[questions.group]
+        drawn[b] = np.mean([spearman(models[s], reference, rows) for s in resamples.pick_seed(b, len(models))])
+    return float(np.mean([spearman(model, reference, every) for model in models])), drawn
 
 
 def interval(value: float, drawn: Floats) -> Interval:

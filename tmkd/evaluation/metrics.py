@@ -27,20 +27,22 @@ class Questions:
         group: the question of each row, [N] int64 in [0, G).
         names: the questions' ids, [G].
         ranked: questions with at least one positive and one negative row, [G] bool.
+        reference: the reference's probability of every row, [N] float64, where it stands for golden labels.
     """
 
     labels: NDArray[np.int64]
     group: NDArray[np.int64]
     names: list[str]
     ranked: NDArray[np.bool_]
+    reference: Floats | None = None
 
     @classmethod
-    def of(cls, labels: NDArray[np.int64], qids: Sequence[str]) -> Questions:
+    def of(cls, labels: NDArray[np.int64], qids: Sequence[str], reference: Floats | None = None) -> Questions:
         """Group rows by question id."""
         names, group = np.unique(np.asarray(qids, dtype=object).astype(str), return_inverse=True)
         positive = np.bincount(group, labels == 1, minlength=len(names)) > 0
         negative = np.bincount(group, labels == 0, minlength=len(names)) > 0
-        return cls(labels, group.astype(np.int64), [str(name) for name in names], positive & negative)
+        return cls(labels, group.astype(np.int64), [str(name) for name in names], positive & negative, reference)
 
 
 def log_odds(logits: Floats) -> Floats:
@@ -93,6 +95,39 @@ class SortedRows:
         below = np.cumsum(down)
         total = up.sum() * below[-1]
         return float(up @ (below - down / 2) / total) if total > 0 else float("nan")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Values sorted once, so that their ranks among rows of other weights need no sorting.
+
+    Attributes:
+        order: the sorted rows, [N] int64. ties: the run of equal values of each sorted row, [N] int64.
+    """
+
+    order: NDArray[np.int64]
+    ties: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: Floats) -> Ranks:
+        """Sort by value, ascending."""
+        order = np.argsort(values, kind="stable")
+        return cls(order, np.cumsum(np.append(False, np.diff(values[order]) != 0)))
+
+    def among(self, weights: Floats) -> Floats:
+        """Each row's rank, [N], where a row counts as often as its weight says; equal values share their mean rank."""
+        runs = np.bincount(self.ties, weights[self.order])
+        ranks = np.empty(len(self.order))
+        ranks[self.order] = (np.cumsum(runs) - runs / 2)[self.ties]
+        return ranks
+
+
+def spearman(first: Ranks, second: Ranks, weights: Floats) -> float:
+    """Spearman's rank correlation of two values of every row, rows weighted, [N]; nan where one of them is constant."""
+    one, other = first.among(weights), second.among(weights)
+    one, other = (ranks - np.average(ranks, weights=weights) for ranks in (one, other))
+    spread = np.sqrt((weights @ one**2) * (weights @ other**2))
+    return float(weights @ (one * other) / spread) if spread > 0 else float("nan")
 
 
 def auc_weighted(labels: NDArray[np.int64], scores: Floats, weights: Floats) -> float:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tmkd.errors import DataError
 from tmkd.pairs.files import Columns, Expected, read_pairs
-from tmkd.pairs.record import Pairs
+from tmkd.pairs.record import Pairs, Reference
 from tmkd.pairs.split import split
 from tmkd.progress import say
 from tmkd.recipe import Data
+
+if TYPE_CHECKING:
+    from tmkd.pairs.debian_docs import DebianDocs
 
 DEV_SHARE = 0.2
 
@@ -46,42 +49,103 @@ def load_task(data: Data, classes: int) -> TaskData:
     return task
 
 
-def _builtin(data: Data) -> TaskData:
+def built_in(data: Data) -> DebianDocs:
+    """The built-in data set in the sizes that a recipe's `data.debian_docs` says."""
     from tmkd.pairs.debian_docs import build
 
     size = data.debian_docs
-    docs = build(
+    return build(
         pool_per_question=size.pool_per_question,
         headings=size.headings,
         pool_per_heading=size.pool_per_heading,
         packages=size.packages,
         max_questions=size.max_questions,
     )
+
+
+def _builtin(data: Data) -> TaskData:
+    docs = built_in(data)
     return TaskData(docs.train, docs.dev, docs.test, docs.pool, docs.info)
 
 
 def _own(data: Data, classes: int) -> TaskData:
-    common = Expected(columns=Columns(**data.columns.model_dump()), scores=data.scores, classes=classes)
-
-    def read(source: str, *, labels: bool, scores: bool) -> Pairs:
-        expected: Expected = {**common, "need_labels": labels, "need_scores": scores}
-        if data.hub is not None:
-            from tmkd.pairs.hub import read_hub
-
-            return read_hub(data.hub, source, **expected)
-        return read_pairs(Path(source), **expected)
-
     assert data.train is not None
-    train = read(data.train, labels=True, scores=True)
+    train = _read(data, classes, data.train, scores=True)
     info: dict[str, Any] = {"train": data.train, "hub": data.hub}
+    if data.reference is not None:
+        info["reference"] = data.reference
+    train, dev, test = _held_out(data, train)
     if data.dev is not None:
-        dev = read(data.dev, labels=True, scores=False)
-    else:
-        train, dev = split(train, fractions=(1 - DEV_SHARE, DEV_SHARE), seed=0)
-        say(f"data: no dev given; {len(dev):,} rows ({DEV_SHARE:.0%} of the questions) are held out of train")
-    test = dev if data.test is None else read(data.test, labels=True, scores=False)
-    if data.test is None:
+        dev = _read(data, classes, data.dev, scores=False)
+    if data.test is not None:
+        test = _read(data, classes, data.test, scores=False)
+    assert dev is not None
+    if test is None:
         say("data: no test given; the report is on the development rows, which also made the choices")
         info["note"] = "No test rows were given: the numbers are on development rows."
-    pool = None if data.pool is None else read(data.pool, labels=False, scores=True)
-    return TaskData(train, dev, test, pool, info)
+    pool = None if data.pool is None else _read(data, classes, data.pool, scores=False, labels=False)
+    return TaskData(train, dev, dev if test is None else test, pool, info)
+
+
+def _held_out(data: Data, train: Pairs) -> tuple[Pairs, Pairs | None, Pairs | None]:
+    """Train, and the shares of its questions that stand in for dev and test; None where they are given or absent."""
+    hold = data.hold_out
+    dev = None if data.dev is not None else (hold and hold.dev) or DEV_SHARE
+    test = hold.test if hold is not None and data.test is None else None
+    shares = [share for share in (dev, test) if share is not None]
+    if not shares:
+        return train, None, None
+    kept, *parts = split(train, fractions=(1 - sum(shares), *shares), seed=0)
+    for name, share in (("dev", dev), ("test", test)):
+        if share is not None:
+            rows = len(parts[0 if name == "dev" else -1])
+            say(f"data: no {name} given; {rows:,} rows ({share:.0%} of the questions) are held out of train")
+    return kept, parts[0] if dev is not None else None, parts[-1] if test is not None else None
+
+
+def _read(data: Data, classes: int, source: str, *, scores: bool, labels: bool = True) -> Pairs:
+    """One file or split of a recipe's data. scores: whether every score column must be there."""
+    reference = data.reference if labels else None
+    columns = Columns(**data.columns.model_dump())
+    if not labels and data.labels:
+        columns = replace(columns, label=None)  # names that only labelled rows must have
+    expected: Expected = {
+        "columns": columns,
+        "scores": data.scores,
+        "classes": classes,
+        "need_labels": labels and reference is None,
+        "need_scores": scores,
+        "labels": data.labels,
+    }
+    if data.hub is not None:
+        from tmkd.pairs.hub import read_hub
+
+        pairs = read_hub(data.hub, source, config=data.config, **expected)
+    else:
+        pairs = read_pairs(Path(source), **expected)
+    return pairs if reference is None else _referred(pairs, Reference(reference, data.scores[reference]), source)
+
+
+def _referred(pairs: Pairs, reference: Reference, source: str) -> Pairs:
+    try:
+        return pairs.with_reference(reference)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+
+
+def read_measured(data: Data, classes: int, path: Path, columns: Columns) -> Pairs:
+    """Anyone's labelled pairs for the models of a recipe; where there are no golden labels, by the recipe's reference.
+
+    Labels are the task's classes, or names that the recipe maps.
+
+    Raises:
+        DataError: rows that cannot be used, or neither labels nor the reference.
+    """
+    names = {name: value for name, value in data.labels.items() if not name.lstrip("-").isdigit()}
+    known = {**{str(number): number for number in range(classes)}, **names} if names else {}
+    expected: Expected = {"columns": columns, "classes": classes, "scores": data.scores, "labels": known}
+    expected["need_labels"] = data.reference is None
+    pairs = read_pairs(path, **expected)
+    if data.reference is None or pairs.has_labels:
+        return pairs
+    return _referred(pairs, Reference(data.reference, data.scores[data.reference]), str(path))

@@ -33,6 +33,7 @@ from tmkd.corpus.text import contains, jaccard, normalise, tokens, unit_hash
 from tmkd.errors import DataError
 from tmkd.files import cache_folder
 from tmkd.pairs.faq import Corpus, Question, pick_headings, read_corpus, repeats
+from tmkd.pairs.leaks import NEAR
 from tmkd.pairs.record import Pairs
 from tmkd.progress import progress, say
 
@@ -40,7 +41,6 @@ FORMAT = 2  # raise it when the code below, the parsers or the cutting change wh
 TRAIN, DEV = 0.55, 0.15  # the rest is test
 MOST_POSITIVES = 4
 MOST_CODE = 0.6  # a later passage of an answer with more code than this hardly answers on its own
-NEAR = 0.8  # token-set Jaccard from which two texts count as the same
 _PARTS = ("train", "dev", "test", "pool")
 
 

@@ -11,7 +11,6 @@ import csv
 import gzip
 import io
 import json
-import math
 import os
 import sys
 import zlib
@@ -24,11 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tmkd.errors import DataError
+from tmkd.pairs import cells
 from tmkd.pairs.record import Pairs, pair_id
+from tmkd.progress import say
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 ScoreKinds = Mapping[str, Literal["logit", "probability"]]
-_MOST_CLASSES = 2**31
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,15 @@ def line_of(path: Path | str, row: int) -> str:
     if file_format(path) == ".parquet":
         return f"{path}, row {row + 1}"
     return f"{path}:{_numbered_rows(Path(path))[row][0]}"
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, plain or .gz.
+
+    Raises:
+        DataError: no such file, damaged gzip, undecodable bytes.
+    """
+    return _decode(path, _bytes(path))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -254,7 +263,8 @@ class Expected(TypedDict, total=False):
 
     columns: the names in the source. scores: score columns and what they hold; one that is not there is left out.
     classes: C; a label outside [0, C) is refused. need_labels: refuse rows without a label column, or with nothing in
-    it. need_scores: refuse rows without one of the score columns.
+    it. need_scores: refuse rows without one of the score columns. labels: classes by what the label column holds, where
+    labels are needed; None: rows to leave out.
     """
 
     columns: Columns
@@ -262,6 +272,7 @@ class Expected(TypedDict, total=False):
     classes: int
     need_labels: bool
     need_scores: bool
+    labels: Mapping[str, int | None]
 
 
 def read_pairs(path: Path, **expected: Unpack[Expected]) -> Pairs:
@@ -287,6 +298,7 @@ def rows_to_pairs(
     """
     columns, scores = expected.get("columns", Columns()), expected.get("scores", {})
     need_labels, classes = expected.get("need_labels", False), expected.get("classes")
+    names = expected.get("labels", {}) if need_labels else {}
     place = where or (lambda row: f"{source}, row {row + 1}")
     present = _names(rows)
     needed = [columns.question, columns.passage, *(scores if expected.get("need_scores") else {})]
@@ -303,19 +315,22 @@ def rows_to_pairs(
         for number, row in enumerate(rows):
             try:
                 values.append(check(row.get(name)))
-            except _BadValue as error:
+            except cells.BadValue as error:
                 raise DataError(f"{place(number)}: {name!r} {error}") from None
         return values
 
-    questions = column(columns.question, _text)
-    passages = column(columns.passage, _text)
+    questions = column(columns.question, cells.text)
+    passages = column(columns.passage, cells.text)
     labels = None
     if columns.label is not None and columns.label in present:
-        labels = column(columns.label, lambda value: _label(value, classes))
+        labels = column(columns.label, lambda value: cells.label(value, classes, names))
         if need_labels and all(label is None for label in labels):
-            raise DataError(f"{source}: the column {columns.label!r} is empty in every row; labels are needed here")
-    ids = {name: column(name, _identifier) for name in (columns.qid, columns.pid) if name in present}
-    return Pairs.build(
+            raise DataError(
+                f"{source}: the column {columns.label!r} is empty in every row (or -1, a hidden label); labels are "
+                "needed here. Name rows that have some, such as another split"
+            )
+    ids = {name: column(name, cells.identifier) for name in (columns.qid, columns.pid) if name in present}
+    pairs = Pairs.build(
         questions,
         passages,
         labels=labels,
@@ -325,62 +340,21 @@ def rows_to_pairs(
         if columns.pid in ids
         else None,
         scores={
-            name: column(name, lambda value, kind=kind: _score(value, kind))  # type: ignore[misc]
+            name: column(name, lambda value, kind=kind: cells.score(value, kind))  # type: ignore[misc]
             for name, kind in scores.items()
             if name in present
         },
     )
+    return _left_out(pairs, [names.get(str(row.get(columns.label or "")), 0) is None for row in rows], source)
 
 
-class _BadValue(Exception):
-    """A cell that cannot be used; the message goes behind its place and column."""
+def _left_out(pairs: Pairs, without: Sequence[bool], source: str) -> Pairs:
+    """The pairs less those whose label says that they have none; how many is told."""
+    if not any(without):
+        return pairs
+    say(f"{source}: {sum(without):,} of {len(without):,} rows have no label and are left out")
+    return pairs.take([row for row, absent in enumerate(without) if not absent])
 
 
 def _filled(ids: Sequence[str | None], otherwise: Callable[[int], str]) -> list[str]:
     return [otherwise(row) if found is None else found for row, found in enumerate(ids)]
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise _BadValue(f"is {'absent' if value is None else type(value).__name__}, it must be text")
-    if not value.strip():
-        raise _BadValue("is empty; remove the row or fill it")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _BadValue("holds an unpaired surrogate, which is not text") from None
-    return value
-
-
-def _identifier(value: Any) -> str | None:
-    return None if value is None or value == "" else _text(str(value))
-
-
-def _label(value: Any, classes: int | None) -> int | None:
-    if value is None or value == "":
-        return None
-    try:
-        number = float(value)
-        whole = int(number)
-    except (TypeError, ValueError, OverflowError):
-        raise _BadValue(f"is {value!r}, it must be an integer from 0") from None
-    if isinstance(value, bool) or number != whole or "_" in str(value):
-        raise _BadValue(f"is {value!r}, it must be an integer from 0")
-    if whole < 0 or whole >= (_MOST_CLASSES if classes is None else classes):
-        span = "0 and up" if classes is None else f"0 to {classes - 1}"
-        raise _BadValue(f"is {value}, out of range; labels are {span} (`classes` in the recipe)")
-    return whole
-
-
-def _score(value: Any, kind: str) -> float | None:
-    if value is None or value == "":
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise _BadValue(f"is the score {value!r}, it must be a number") from None
-    if not math.isfinite(number):
-        raise _BadValue(f"is the score {number}, it must be finite; leave it empty where there is none")
-    if kind == "probability" and not 0 <= number <= 1:
-        raise _BadValue(f"is the score {number}, a probability is within 0 and 1 (or declare it `logit`)")
-    return number

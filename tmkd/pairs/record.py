@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,20 +24,32 @@ def pair_id(question: str, passage: str) -> str:
     return hashlib.blake2b(len(first).to_bytes(8, "little") + first + passage.encode(), digest_size=16).hexdigest()
 
 
+class Reference(NamedTuple):
+    """A score column that stands for golden labels, and what it holds."""
+
+    column: str
+    kind: Literal["logit", "probability"]
+
+
 class Pairs:
     """N pairs in one Arrow table.
 
     Columns: pair_id, question, passage (string); optionally label (int64, null where absent), qid, pid (string), and
     any number of score columns (float64, null where absent).
+
+    Attributes:
+        reference: the score column that stands for golden labels: the labels are its classes, 1 from a probability
+            of 0.5 on, and `golden` is the probability itself. None: the labels are golden.
     """
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, reference: Reference | None = None) -> None:
         missing = [name for name in ("pair_id", "question", "passage") if name not in table.column_names]
         if missing:
             raise DataError(
                 f"a pairs table needs the columns {', '.join(missing)}; it has {', '.join(table.column_names)}"
             )
         self.table = table
+        self.reference = reference
 
     @classmethod
     def build(
@@ -100,6 +112,26 @@ class Pairs:
         return labels
 
     @property
+    def golden(self) -> NDArray[np.int64] | NDArray[np.float32]:
+        """What cross-entropy is taken against: the labels, [N] int64 (-1: none); of a reference its probabilities,
+        [N, 2] float32 (zeros: none)."""
+        positive = self.reference_probabilities
+        if positive is None:
+            return self.labels
+        both = np.stack([1 - positive, positive], axis=1)
+        return np.nan_to_num(both, nan=0.0).astype(np.float32)
+
+    @property
+    def reference_probabilities(self) -> NDArray[np.float64] | None:
+        """The reference's probability of class 1, [N] float64, nan where a pair has none; None without a reference."""
+        if self.reference is None:
+            return None
+        values = self.score(self.reference.column)
+        if self.reference.kind == "logit":
+            values = np.exp(-np.logaddexp(0, -values))
+        return values
+
+    @property
     def has_labels(self) -> bool:
         """Whether any pair has a golden label."""
         return bool((self.labels >= 0).any())
@@ -128,7 +160,23 @@ class Pairs:
 
     def take(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Pairs:
         """The rows at `indices`, in that order."""
-        return Pairs(self.table.take(pa.array(np.asarray(indices, dtype=np.int64))))
+        return Pairs(self.table.take(pa.array(np.asarray(indices, dtype=np.int64))), self.reference)
+
+    def with_reference(self, reference: Reference) -> Pairs:
+        """These pairs with a score column in place of golden labels (METHOD.md, "Teachers").
+
+        Raises:
+            DataError: no such column, an empty one, or pairs that have golden labels.
+        """
+        if self.has_labels:
+            raise DataError(f"there are golden labels; the reference {reference.column!r} is for rows that have none")
+        found = Pairs(self.table, reference).reference_probabilities
+        assert found is not None
+        labels = pa.array([None if np.isnan(value) else int(value >= 0.5) for value in found], pa.int64())
+        if labels.null_count == len(labels):
+            raise DataError(f"the reference column {reference.column!r} is empty in every row")
+        rest = self.table.drop_columns([name for name in self.table.column_names if name == "label"])
+        return Pairs(rest.append_column("label", labels), reference)
 
     def digest(self) -> str:
         """A hash of the rows in their order, 16 hex digits: what a step that reads them depends on."""

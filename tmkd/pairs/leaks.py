@@ -1,0 +1,77 @@
+"""What must not be in training: questions and answers of development and test rows, and what is nearly one of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from tmkd.corpus.text import contains, jaccard, normalise, tokens
+from tmkd.pairs.record import Pairs
+
+NEAR = 0.8  # token-set Jaccard from which two texts count as the same
+_LEAST_QUOTED = 3  # words: a shorter question stands in many texts by chance
+
+
+class NearTexts:
+    """Texts that others are held against; exact, by prefix filtering.
+
+    Two sets of Jaccard t or more share at least ceil(t n) words of either (n its size), so they share one of the
+    n - ceil(t n) + 1 rarest (Bayardo, Ma, Srikant 2007, "Scaling up all pairs similarity search").
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._sets = sorted({words for text in texts if (words := tokens(text))}, key=sorted)
+        self._counts = Counter(word for words in self._sets for word in words)
+        self._places: dict[str, list[int]] = defaultdict(list)
+        for place, words in enumerate(self._sets):
+            for word in self._rarest(words):
+                self._places[word].append(place)
+
+    def __contains__(self, text: str) -> bool:
+        """Whether one of the texts is nearly this one (Jaccard of distinct words at least NEAR)."""
+        words = tokens(text)
+        places = {place for word in self._rarest(words) for place in self._places.get(word, ())}
+        return any(jaccard(words, self._sets[place]) >= NEAR for place in places)
+
+    def _rarest(self, words: frozenset[str]) -> list[str]:
+        count = len(words) - math.ceil(NEAR * len(words)) + 1
+        return sorted(words, key=lambda word: (self._counts[word], word))[:count] if words else []
+
+
+class HeldOut:
+    """Development and test rows: which questions, passages and pairs a pool must leave out.
+
+    Of the passages those are left out that answer a development or test question (class 1 of two), that are nearly such
+    an answer, or that quote such a question.
+    """
+
+    def __init__(self, parts: Sequence[Pairs], classes: int) -> None:
+        questions = {question for part in parts for question in part.questions}
+        self.questions = NearTexts(questions)
+        self.pair_ids = {name for part in parts for name in part.pair_ids}
+        answers: set[str] = set()
+        if classes == 2:
+            for part in parts:
+                texts = part.passages
+                answers.update(texts[row] for row in np.flatnonzero(part.labels == 1))
+        self._answers = NearTexts(answers)
+        self._quotable: dict[str, list[str]] = defaultdict(list)  # by their rarest word
+        words_of = {question: normalise(question).split() for question in questions}
+        counts = Counter(word for words in words_of.values() for word in words)
+        for question in sorted(questions):
+            words = words_of[question]
+            if len(words) >= _LEAST_QUOTED:
+                self._quotable[min(words, key=lambda word: (counts[word], word))].append(question)
+
+    def question(self, text: str) -> bool:
+        """Whether it is, or nearly is, a development or test question."""
+        return text in self.questions
+
+    def passage(self, text: str) -> bool:
+        """Whether it answers a development or test question, nearly does, or quotes one."""
+        if text in self._answers:
+            return True
+        return any(contains(text, question) for word in tokens(text) for question in self._quotable.get(word, ()))

@@ -1,0 +1,112 @@
+"""The texts and pairs that a pool's sources name: the task's own rows, files, hub data sets, documentation."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tmkd.corpus.passages import cut
+from tmkd.corpus.sections import Block
+from tmkd.errors import DataError
+from tmkd.pairs import cells
+from tmkd.pairs.files import FORMATS, Columns, line_of, read_rows, read_text, rows_to_pairs
+from tmkd.pairs.record import Pairs
+from tmkd.recipe_parts import ReadyPairs, Source, Texts
+
+OWN, DOCS = "own", "debian-docs"
+
+
+def read_texts(texts: Texts, train: Pairs, side: str, key: str, documentation: Callable[[], list[str]]) -> list[str]:
+    """The texts of a source, each once, in order.
+
+    Args:
+        train: the task's training rows, which `own` stands for.
+        documentation: gives the passages that `debian-docs` stands for.
+        side: `question` or `passage`.
+        key: the recipe's key, for errors.
+
+    Raises:
+        DataError: an unknown source, a missing column, rows that are not text, or nothing in it.
+    """
+    if texts.file == OWN:
+        found = train.questions if side == "question" else train.passages
+    elif texts.file == DOCS and side == "passage":
+        found = documentation()
+    elif texts.file is not None and _path(texts, key, side).name.removesuffix(".gz").endswith(".txt"):
+        found = _plain(Path(texts.file), paragraphs=side == "passage")
+    else:
+        rows, called = _rows(texts, key, side)
+        found = _column(rows, texts.column or side, called, texts)
+    if texts.cut:
+        found = [piece for text in found for piece in _pieces(text)]
+    found = list(dict.fromkeys(found))
+    if not found:
+        raise DataError(f"{key}: {texts.name} holds no {side}")
+    return found
+
+
+def read_ready(ready: ReadyPairs, train: Pairs, key: str) -> Pairs:
+    """Ready-made pairs: question and passage of every row."""
+    if ready.file == OWN:
+        return Pairs.build(train.questions, train.passages)
+    rows, called = _rows(ready, key, "pair")
+    columns = Columns(question=ready.question, passage=ready.passage, label=None, qid="", pid="")
+    path = ready.file
+    where = None if path is None else lambda row: line_of(path, row)
+    return rows_to_pairs(rows, called, columns=columns, where=where)
+
+
+def _path(source: Source, key: str, side: str) -> Path:
+    assert source.file is not None
+    path = Path(source.file)
+    if path.is_file():
+        return path
+    named = [OWN, DOCS] if side == "passage" else [OWN]
+    near = difflib.get_close_matches(source.file, named, n=1)
+    raise DataError(
+        f"{key}: {source.file!r} is neither a file nor {' nor '.join(named)}"
+        + (f"; did you mean {near[0]!r}?" if near else "; a hub data set is written {hub: NAME, split: train}")
+    )
+
+
+def _rows(source: Source, key: str, side: str) -> tuple[list[dict[str, Any]], str]:
+    if source.hub is not None:
+        from tmkd.pairs.hub import hub_rows
+
+        rows, _, called = hub_rows(source.hub, source.split, source.config)
+        return rows, called
+    path = _path(source, key, side)
+    if not path.name.removesuffix(".gz").lower().endswith(FORMATS):
+        raise DataError(f"{key}: {path}: unknown extension; known are {', '.join(FORMATS)} and, for texts, .txt")
+    return read_rows(path), str(path)
+
+
+def _column(rows: Sequence[dict[str, Any]], column: str, called: str, source: Source) -> list[str]:
+    present = list(dict.fromkeys(name for row in rows[:100] for name in row))
+    if column not in present:
+        there = ", ".join(present)
+        raise DataError(f"{called}: there is no column {column!r}; there are: {there}. Name yours with `column`")
+    found = []
+    for number, row in enumerate(rows):
+        try:
+            found.append(cells.text(row.get(column)))
+        except cells.BadValue as error:
+            place = f"{called}, row {number + 1}" if source.file is None else line_of(source.file, number)
+            raise DataError(f"{place}: {column!r} {error}") from None
+    return found
+
+
+def _plain(path: Path, *, paragraphs: bool) -> list[str]:
+    """A text file: one text a line, or one a paragraph (blank lines between)."""
+    text = read_text(path)
+    if not paragraphs:
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    blocks = "\n".join(line.strip() for line in text.splitlines()).split("\n\n")
+    return [" ".join(block.split()) for block in blocks if block.strip()]
+
+
+def _pieces(text: str) -> list[str]:
+    blocks = [Block(" ".join(block.split())) for block in text.split("\n\n") if block.strip()]
+    return [piece for piece, _ in cut(blocks)]

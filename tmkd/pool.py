@@ -1,0 +1,91 @@
+"""The pairs of stage 1 as a step of the workspace: mined once (tmkd/pairs/mining.py), and who labels them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tmkd.encoder.checkpoint import read_card
+from tmkd.encoder.find import encoder_fingerprint
+from tmkd.errors import RecipeError
+from tmkd.files import write_json
+from tmkd.pairs.datasets import TaskData, built_in
+from tmkd.pairs.leaks import HeldOut
+from tmkd.pairs.mining import mine, read_sources, subsample
+from tmkd.pairs.record import Pairs
+from tmkd.recipe import Recipe, Teacher
+from tmkd.teachers import teach
+from tmkd.workspace import Step, Workspace
+
+FORMAT = 1  # raise it when mining gives other pairs for the same recipe
+
+
+def pool_of(workspace: Workspace, recipe: Recipe, data: TaskData) -> tuple[Pairs, list[dict[str, Any]]]:
+    """The pairs of stage 1, and what came of each source (empty where nothing was mined).
+
+    Raises:
+        DataError: a source that cannot be read or gives no pair.
+        RecipeError: a size without a pool.
+    """
+    wanted = recipe.pool
+    if wanted is None or (not wanted.sources and wanted.size is None):
+        return (data.pool if data.pool is not None else data.train), []
+    if not wanted.sources:
+        if data.pool is None:
+            raise RecipeError("pool.size: there is no pool to take from; give pool.sources or data.pool")
+        assert wanted.size is not None
+        return subsample(data.pool, wanted.size, wanted.seed), []
+    if recipe.data.pool is not None:
+        raise RecipeError("give pool.sources or data.pool, not both; a file is a source too: {pairs: FILE}")
+    materials = read_sources(wanted, data.train, lambda: [passage.text for passage in built_in(recipe.data).passages])
+    depends = {
+        "format": FORMAT,
+        "size": wanted.size,
+        "passages_per_question": wanted.passages_per_question,
+        "seed": wanted.seed,
+        "classes": recipe.classes,
+        "sources": [[one.source.share, one.source.ask, one.name, one.digest()] for one in materials],
+        "held_out": [data.dev.digest(), data.test.digest()],
+        "train": data.train.digest() if any(one.source.ask == "passages" for one in materials) else None,
+    }
+
+    def build(folder: Path) -> None:
+        pairs, counts = mine(wanted, materials, data.train, HeldOut([data.dev, data.test], recipe.classes))
+        pairs.save(folder / "pool.parquet")
+        write_json(folder / "counts.json", counts)
+
+    step = workspace.step("pool", depends, build, label="mine the pool")
+    return Pairs.load(step.folder / "pool.parquet"), json.loads((step.folder / "counts.json").read_text())
+
+
+def pool_teachers(workspace: Workspace, recipe: Recipe) -> list[Step]:
+    """The finished teachers that `pool.teachers` names: checkpoints, and every trained teacher of a run.
+
+    Raises:
+        RecipeError: neither a checkpoint nor a finished run, or teachers whose numbers of classes differ.
+        EncoderError: a checkpoint without a classification head.
+    """
+    assert recipe.pool is not None
+    steps = [step for place in recipe.pool.teachers for step in _finished(workspace, recipe, Path(place))]
+    classes = {int(read_card(step.folder)["classes"]): step.folder for step in steps}
+    if len(classes) > 1:
+        told = ", ".join(f"{folder} has {count}" for count, folder in classes.items())
+        raise RecipeError(f"pool.teachers: their numbers of classes differ: {told}")
+    return steps
+
+
+def _finished(workspace: Workspace, recipe: Recipe, folder: Path) -> list[Step]:
+    if (folder / "manifest.json").is_file():
+        models = json.loads((folder / "manifest.json").read_text())["models"]
+        names = [model["steps"][0] for model in models if model["kind"] == "teacher" and model["steps"]]
+        steps = folder.resolve().parent.parent / "steps"
+        return [Step("teacher", name.rpartition("-")[2], steps / name) for name in names]
+    if (folder / "tmkd.json").is_file():
+        return [Step("teacher", encoder_fingerprint(folder), folder)]
+    if not (folder / "config.json").is_file():
+        raise RecipeError(f"pool.teachers: {folder} is neither a checkpoint (config.json) nor a run (manifest.json)")
+    classes = len(json.loads((folder / "config.json").read_text()).get("id2label") or "??")
+    other = {"classes": classes, "data": recipe.data.model_copy(update={"labels": {}})}
+    teacher = Teacher(name="pool", checkpoint=str(folder))
+    return [teach(workspace, recipe.model_copy(update=other), teacher, Pairs.build([], []))]

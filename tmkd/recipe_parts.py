@@ -1,0 +1,119 @@
+"""Parts of a recipe that stand alone: shares held out, and the pool of stage 1 and where it is mined from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Part(BaseModel):
+    """A mapping of a recipe: unknown keys are errors, and it does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HoldOut(Part):
+    """Shares of the training questions (premises) that are set aside by a hash of their text."""
+
+    dev: Share | None = Field(None, description="for development, where data.dev is not given; a fifth unless given")
+    test: Share | None = Field(None, description="for test, where data.test is not given")
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> HoldOut:
+        if (self.dev or 0) + (self.test or 0) >= 1:
+            raise ValueError(f"dev {self.dev:g} and test {self.test:g} leave nothing to train on")
+        return self
+
+
+class Source(Part):
+    """A place that texts come from. A bare word or path stands for `{file: ...}`."""
+
+    file: str | None = Field(None, description="`own` (the task's training rows), or a file")
+    hub: str | None = Field(None, description="a hub data set, or a local folder in the hub's layout, instead")
+    config: str | None = Field(None, description="configuration of the hub data set")
+    split: str = Field("train", description="split of the hub data set, such as train or train[:5000]")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Source:
+        if (self.file is None) == (self.hub is None):
+            raise ValueError("give one of file, hub")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        if self.hub is None:
+            return str(self.file)
+        return f"{self.hub}{f':{self.config}' if self.config else ''}[{self.split}]"
+
+
+class Texts(Source):
+    """Questions or passages: of a file with columns, or of a text file (a question a line, a passage a paragraph)."""
+
+    column: str | None = Field(None, description="their column; `question` or `passage` unless given")
+    cut: bool = Field(False, description="cut them into passages of about 70 words, for whole documents")
+
+
+class ReadyPairs(Source):
+    """Pairs that are taken as they are."""
+
+    question: str = Field("question", description="column of the question (premise)")
+    passage: str = Field("passage", description="column of the passage (hypothesis)")
+
+
+class PoolSource(Part):
+    """One source of the pool: questions that search passages, or ready-made pairs."""
+
+    share: float = Field(1.0, ge=0, allow_inf_nan=False, description="its part of `size`, relative to the others'")
+    questions: Texts | None = Field(None, description="`own`, a file, or a hub data set")
+    passages: Texts | None = Field(None, description="`own`, `debian-docs`, a file, or a hub data set")
+    pairs: ReadyPairs | None = Field(None, description="ready-made pairs instead: `own`, a file, or a hub data set")
+    ask: Literal["questions", "passages"] = Field(
+        "questions",
+        description="which side searches the other; `passages`: each passage (hypothesis) is paired with the questions "
+        "(premises) that it finds, its own in the training rows left out",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> PoolSource:
+        mined = self.questions is not None and self.passages is not None
+        if mined == (self.pairs is not None) or (self.questions is None) != (self.passages is None):
+            raise ValueError("give `questions` and `passages`, or `pairs`")
+        return self
+
+
+class Pool(Part):
+    """The unlabelled pairs of stage 1."""
+
+    size: int | None = Field(
+        None, gt=0, description="pairs in all; a smaller pool is part of a larger one. Every pair there is unless given"
+    )
+    sources: tuple[PoolSource, ...] = Field(
+        (), description="where it is mined from; without any, `size` takes from data.pool or the built-in pool"
+    )
+    passages_per_question: int = Field(30, gt=0, description="passages retrieved for each question")
+    seed: int = Field(0, description="chooses the questions that come first")
+    teachers: tuple[str, ...] = Field(
+        (),
+        description="who labels it in place of the recipe's teachers, where it is of another task (Q&A pairs for an "
+        "NLI task): finished checkpoints, or a run's folder for all teachers trained there. Stage 2 then goes on with "
+        "encoder and pooler only",
+    )
+
+    @model_validator(mode="after")
+    def _shares(self) -> Pool:
+        shares = [source.share for source in self.sources]
+        if shares and sum(shares) <= 0:
+            told = ", ".join(f"{share:g}" for share in shares)
+            raise ValueError(f"the shares of pool.sources are {told}; one must be above 0")
+        if self.size is None and len(set(shares)) > 1:
+            raise ValueError("shares that differ are shares of `size`; give pool.size")
+        return self
