@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tmkd.pairs.record import Pairs
 from tmkd.progress import say
 from tmkd.recipe import Recipe, Teacher
 from tmkd.teachers import column_logits, label, teach
-from tmkd.workspace import Step, Workspace
+from tmkd.workspace import Step, Workspace, fingerprint
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,41 @@ class Student:
     stage1: tuple[Step, ...]
 
 
+@dataclass
+class Shared:
+    """What the pipelines of one process have in common: rows, labels in memory, and what the log said already."""
+
+    tasks: dict[str, TaskData] = field(default_factory=dict)
+    logits: dict[tuple[str, str, str], NDArray[np.float32]] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
+
+    def say(self, text: str) -> None:
+        """A line of the log, once."""
+        if text not in self.said:
+            say(text)
+            self.said.add(text)
+
+
 class Pipeline:
     """One recipe in one workspace. Every part is computed when it is first asked for."""
 
-    def __init__(self, recipe: Recipe, workspace: Workspace) -> None:
+    def __init__(self, recipe: Recipe, workspace: Workspace, shared: Shared | None = None) -> None:
         self.recipe = recipe
         self.workspace = workspace
+        self.shared = shared or Shared()
         self.run = workspace.root / "runs" / recipe.name
         prepare(attention=recipe.attention)
-        say(f"running on {describe(recipe.precision)}")
+        self.shared.say(f"running on {describe(recipe.precision)}")
 
     @functools.cached_property
     def data(self) -> TaskData:
         """Train, dev, test and pool."""
-        task = load_task(self.recipe.data, self.recipe.classes)
+        key = fingerprint([self.recipe.data.model_dump(), self.recipe.classes])
+        if key in self.shared.tasks:
+            return self.shared.tasks[key]
+        task = self.shared.tasks[key] = load_task(self.recipe.data, self.recipe.classes)
         pool = f", pool {len(task.pool):,}" if task.pool is not None else ""
-        say(f"data: train {len(task.train):,}, dev {len(task.dev):,}, test {len(task.test):,}{pool} pairs")
+        self.shared.say(f"data: train {len(task.train):,}, dev {len(task.dev):,}, test {len(task.test):,}{pool} pairs")
         return task
 
     @property
@@ -80,8 +99,11 @@ class Pipeline:
 
     def logits(self, model: Step, pairs: Pairs, name: str) -> NDArray[np.float32]:
         """A model's stored logits for the pairs, [N, C]."""
-        store = label(self.workspace, model, pairs, name=name, precision=self.recipe.precision)
-        return store.logits_for(pairs.pair_ids)
+        key = (model.fingerprint, pairs.digest(), self.recipe.precision)
+        if key not in self.shared.logits:
+            store = label(self.workspace, model, pairs, name=name, precision=self.recipe.precision)
+            self.shared.logits[key] = store.logits_for(pairs.pair_ids)
+        return self.shared.logits[key]
 
     def targets(self, method: Method, pairs: Pairs, where: str) -> Targets | None:
         """What a method learns on these pairs."""
@@ -105,7 +127,7 @@ class Pipeline:
     def best_teacher(self) -> int:
         """The teacher with the lowest cross-entropy on development rows (an index)."""
         best = int(np.argmin(self.teacher_losses))
-        say(f"best teacher on development rows: {self.teachers[best][0].name}")
+        self.shared.say(f"best teacher on development rows: {self.teachers[best][0].name}")
         return best
 
     @functools.cached_property
@@ -126,7 +148,7 @@ class Pipeline:
                 "none; use spaced"
             )
         _, step, name = min(own, key=lambda one: one[0])
-        say(f"the student begins with layers of teacher {name}")
+        self.shared.say(f"the student begins with layers of teacher {name}")
         return step
 
     def label_all(self) -> None:

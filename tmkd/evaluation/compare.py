@@ -104,6 +104,31 @@ class Difference:
         }
 
 
+def verdict(whose: str, differences: Sequence[Difference]) -> str:
+    """One sentence for `whose`, which takes part in every difference (all of one metric): what is real, what is not.
+
+    Real: the 95% interval of that difference leaves zero out; each interval stands for itself.
+    """
+    ahead, behind, open_ = [], [], []
+    for difference in differences:
+        other = difference.second if difference.first == whose else difference.first
+        value = difference.value if difference.first == whose else difference.value.negated()
+        span = f"{value.low:+.3f} to {value.high:+.3f}"
+        if not difference.real:
+            open_.append(f"{other} ({span})")
+        elif value.mean > 0:
+            ahead.append(f"{other} by {value.mean:.3f} ({span})")
+        else:
+            behind.append(f"{other} by {-value.mean:.3f} ({span})")
+    parts = [f"is really {word} {_listed(names)}" for word, names in (("ahead of", ahead), ("behind", behind)) if names]
+    parts += [f"is not shown to differ from {_listed(open_)}"] if open_ else []
+    return f"In {TITLES[differences[0].metric]} {whose} {'; it '.join(parts)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 @dataclass
 class Results:
     """The comparison of all models on one set of rows."""
