@@ -168,11 +168,15 @@ def test_a_grid_gives_every_combination() -> None:
     study = Study.model_validate(
         {"name": "g", "tasks": [{"recipe": "r"}], "grid": {"student.layers": [2, 3], "loss.kind": ["kl", "mse"]}}
     )
+    assert study.short("student.layers") == "layers"
+    assert study.model_copy(update={"grid": {"stage1.epochs": [1], "stage2.epochs": [2]}}).all_variants() == {
+        "stage1.epochs=1, stage2.epochs=2": {"stage1.epochs": 1, "stage2.epochs": 2}
+    }
     assert study.all_variants() == {
-        "student.layers=2, loss.kind=kl": {"student.layers": 2, "loss.kind": "kl"},
-        "student.layers=2, loss.kind=mse": {"student.layers": 2, "loss.kind": "mse"},
-        "student.layers=3, loss.kind=kl": {"student.layers": 3, "loss.kind": "kl"},
-        "student.layers=3, loss.kind=mse": {"student.layers": 3, "loss.kind": "mse"},
+        "layers=2, kind=kl": {"student.layers": 2, "loss.kind": "kl"},
+        "layers=2, kind=mse": {"student.layers": 2, "loss.kind": "mse"},
+        "layers=3, kind=kl": {"student.layers": 3, "loss.kind": "kl"},
+        "layers=3, kind=mse": {"student.layers": 3, "loss.kind": "mse"},
     }
 
 

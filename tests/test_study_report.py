@@ -78,10 +78,19 @@ def test_a_verdict_takes_the_side_of_the_one_it_is_about() -> None:
 
 
 def test_any_variant_can_be_the_one_that_others_are_held_against() -> None:
-    found = outcome(study(grid={"student.layers": [1, 2, 3]}, against="student.layers=3"), [0.5, 1.0, 1.5])
-    assert found.sentences()[0].startswith("In ROC-AUC student.layers=3 is really ahead of student.layers=1 by")
-    assert found.against_reference("t", "student.layers=1", "auc") is not None
+    found = outcome(study(grid={"student.layers": [1, 2, 3]}, against="layers=3"), [0.5, 1.0, 1.5])
+    assert found.sentences()[0].startswith("In ROC-AUC layers=3 is really ahead of layers=1 by")
+    assert found.against_reference("t", "layers=1", "auc") is not None
     assert [line[2] for line in found.lines()][2] == ""  # the reference has nothing to stand against
+
+
+def test_many_variants_are_counted_in_the_lead() -> None:
+    found = outcome(study(grid={"x": [1, 2, 3, 4, 5, 6]}), [1.0, 1.6, 1.5, 1.0, 0.2, 0.1])
+    assert re.fullmatch(
+        r"Of the 5 other variants 2 are really better in ROC-AUC than x=1 \(0\.\d+\), 2 really worse, "
+        r"1 not shown to differ; the highest number is x=2 \(0\.\d+\)\.",
+        found.lead(),
+    ), found.lead()
 
 
 def test_the_mean_over_tasks_has_what_every_task_has() -> None:
@@ -89,7 +98,7 @@ def test_the_mean_over_tasks_has_what_every_task_has() -> None:
     assert found.tasks == ["t", "other", "all"]
     value = {(row.task, row.variant): row.metrics["map"].mean for row in found.rows}
     assert value["all", "better"] == pytest.approx((value["t", "better"] + value["other", "better"]) / 2)
-    assert [sentence.split(":")[0] for sentence in found.sentences()] == ["t", "other", "all"]
+    assert [sentence.split(":")[0] for sentence in found.sentences()] == ["t", "other", "mean of all tasks"]
     width = {
         task: (d := next(d for d in found.differences[task] if (d.first, d.metric) == ("better", "auc"))).value.high
         - d.value.low

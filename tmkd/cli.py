@@ -91,6 +91,8 @@ def run(
         print(json.dumps(results.to_json(), indent=2))
     elif not quiet:
         tables.print(results.table())
+        for sentence in results.verdicts():
+            say(sentence)
         _tell_where(pipeline.run)
 
 

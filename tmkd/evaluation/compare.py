@@ -153,6 +153,13 @@ class Results:
         """The metrics that the short texts name: ROC-AUC and MRR, or accuracy where there are neither."""
         return [name for name in ("auc", "mrr") if name in self.metrics] or ["accuracy"]
 
+    def verdicts(self, name: str = "") -> list[str]:
+        """What is real and what is not shown about a model (the taken one unless named), a sentence a metric."""
+        name = name or self.taken
+        own = [difference for difference in self.differences if name in (difference.first, difference.second)]
+        by_metric = {metric: [d for d in own if d.metric == metric] for metric in self.shared}
+        return [verdict(name, found) for found in by_metric.values() if found]
+
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""
         return {
@@ -162,6 +169,7 @@ class Results:
             "ranked_questions": self.ranked,
             "methods": [row.to_json() for row in self.methods],
             "differences": [difference.to_json() for difference in self.differences],
+            "verdicts": self.verdicts(),
             **({"exports": self.exports} if self.exports else {}),
         }
 
@@ -285,20 +293,18 @@ def _differences(
     ensemble: str,
     questions: Questions,
 ) -> list[Difference]:
-    """Every student against every other trained small model, and against the ensemble.
+    """Every two trained small models, and each of them against the ensemble; a student is named before a baseline.
 
     A metric over a single question is left out: every resample is that question, and an interval without width would
     call any difference real.
     """
     counts = {name: int(questions.ranked.sum()) if name in RANKING else len(questions.names) for name in METRICS}
+    order = {"baseline": 0, "student": 1}
+    small = sorted((o for o in outputs if o.kind in order), key=lambda o: order[o.kind])
+    tops = [output for output in outputs if output.name == ensemble]
     found = []
-    for place, first in enumerate(outputs):
-        if first.kind != "student":
-            continue
-        for other, second in enumerate(outputs):
-            rival = second.kind == "baseline" or second.name == ensemble or (second.kind == "student" and other < place)
-            if not rival:
-                continue
+    for place, first in enumerate(small):
+        for second in (*small[:place], *tops):
             for name, (value, spread) in drawn[first.name].items():
                 if counts[name] < 2:
                     continue

@@ -46,6 +46,7 @@ def write_report(
             titles=TITLES,
             ranking_titles="MRR, MAP and nDCG@10",
             headline=headline(results),
+            verdicts=results.verdicts(student.name) if (student := _headlined(results)) else [],
             speedup=speedups(results),
             latency_chart=quality_against_latency(results),
             curve_charts=learning_curves(curves or {}),

@@ -160,12 +160,28 @@ class Outcome:
         found = []
         for task in self.tasks:
             own = [d for d in self.differences[task] if d.second == reference and d.metric == self.study.metric]
-            where = f"{task}: " if len(self.tasks) > 1 else ""
+            where = "" if len(self.tasks) == 1 else "mean of all tasks: " if task == TOGETHER else f"{task}: "
             found.append(where + verdict(reference, own) if own else f"{where}nothing to compare on one question")
         for name, passed in self.no_worse.items():
             told = "no worse than" if passed else "not shown to be as good as"
             found.append(f"{reference} is {told} {name} (margin {margin:g})")
         return found
+
+    def lead(self) -> str:
+        """What the study says, short: the verdict, or its counts where there are many variants."""
+        own = [d for d in self.differences[self.last] if d.second == self.study.reference]
+        own = [d for d in own if d.metric == self.study.metric]
+        if len(own) <= 4:
+            return self.sentences()[len(self.tasks) - 1]
+        value = {row.variant: row.metrics[self.study.metric] for row in self.rows if row.task == self.last}
+        best = max(value, key=lambda variant: value[variant].mean)
+        better, worse = (sum(d.real and d.value.mean * sign > 0 for d in own) for sign in (1, -1))
+        return (
+            f"Of the {len(own)} other variants {better} {'is' if better == 1 else 'are'} really better in "
+            f"{TITLES[self.study.metric]} than {self.study.reference} ({value[self.study.reference].mean:.3f}), "
+            f"{worse} really worse, {len(own) - better - worse} not shown to differ; the highest number is {best} "
+            f"({value[best].mean:.3f})."
+        )
 
 
 def _span(value: Interval, sign: str = "") -> str:

@@ -29,7 +29,6 @@ def write_study(folder: Path, outcome: Outcome, environment: Mapping[str, Any] |
         outcome=outcome,
         sections=sections,
         sentences=outcome.sentences(),
-        task_count=len(outcome.tasks),
         titles=TITLES,
         variants=len(study.all_variants()),
         sizes=outcome.sizes,

@@ -73,13 +73,18 @@ class Study(Part):
         return self
 
     def all_variants(self) -> dict[str, dict[str, Any]]:
-        """The named variants, then the grid's combinations, named by their values."""
+        """The named variants, then the grid's combinations, named by their keys' last parts and values."""
         found = dict(self.variants)
         if self.grid:
             for values in itertools.product(*self.grid.values()):
                 keys = dict(zip(self.grid, values, strict=True))
-                found[", ".join(f"{key}={value}" for key, value in keys.items())] = keys
+                found[", ".join(f"{self.short(key)}={value}" for key, value in keys.items())] = keys
         return found
+
+    def short(self, key: str) -> str:
+        """A key of the grid as variants are named by it: its last part, where no other key ends so."""
+        last = key.rpartition(".")[2]
+        return last if sum(other.rpartition(".")[2] == last for other in self.grid) == 1 else key
 
     @property
     def reference(self) -> str:
