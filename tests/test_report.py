@@ -99,8 +99,8 @@ def test_the_page_shows_the_students_differences_and_folds_the_others(tmp_path: 
     results = many()
     write_report(tmp_path, results)
     page = (tmp_path / "report.html").read_text()
-    folded = page[page.index(" more, of the other students") : page.index("Paired bootstrap")]
-    shown = page[page.index("Which differences are real") : page.index(" more, of the other students")]
+    folded = page[page.index(" more, of the other models") : page.index("Paired bootstrap")]
+    shown = page[page.index("Which differences are real") : page.index(" more, of the other models")]
     assert all("tmkd" in line for line in re.findall(r"<li[^>]*>([^<]*)</li>", shown))
     assert len(re.findall("<li", shown + folded)) == sum(d.metric in ("auc", "mrr") for d in results.differences)
     assert "ROC‑AUC kept<small>above chance</small>" in page
@@ -137,3 +137,21 @@ def test_the_terminals_table_names_what_is_kept() -> None:
     text = console.export_text()
     assert "kept (AUC, MRR)" in text
     assert "kept (accuracy)" in text
+
+
+def test_the_taken_model_is_held_against_every_other_and_each_is_said_once() -> None:
+    results = many()
+    sentences = results.verdicts()
+    assert [sentence.split(" tmkd ")[0] for sentence in sentences] == ["In ROC-AUC", "In MRR"]
+    for sentence in sentences:
+        for name in (*SMALL[:-1], "teacher-ensemble"):
+            assert len(re.findall(rf"[ ,]{name} (by|\()", sentence)) == 1, (name, sentence)
+    baseline = results.verdicts("1-o-1")[0]  # a method without stage 1 may be the one that is taken
+    assert re.search(r"1avg-o-1 (by|\()", baseline)
+    assert results.to_json()["verdicts"] == sentences
+
+
+def test_the_page_says_the_verdict_in_a_sentence(tmp_path: Path) -> None:
+    results = many()
+    write_report(tmp_path, results)
+    assert f"<p>{results.verdicts()[0]}</p>" in (tmp_path / "report.html").read_text()

@@ -91,6 +91,8 @@ def run(
         print(json.dumps(results.to_json(), indent=2))
     elif not quiet:
         tables.print(results.table())
+        for sentence in results.verdicts():
+            say(sentence)
         _tell_where(pipeline.run)
 
 
@@ -211,8 +213,13 @@ def evaluate(
         results = measure_run(models, rows, timed=speed, task=pairs.name)
     if json_file is None or str(json_file) != "-":
         tables.print(results.table())
+    _write_numbers(json_file, results.to_json())
+
+
+def _write_numbers(json_file: Path | None, content: Any) -> None:
+    """Numbers as JSON: into a file, or to standard output where its name is -."""
     if json_file is not None:
-        text = json.dumps(results.to_json(), indent=2) + "\n"
+        text = json.dumps(content, indent=2) + "\n"
         if str(json_file) == "-":
             print(text, end="")
         else:
@@ -227,29 +234,28 @@ def study(
     ] = None,
     workspace: WorkspaceFolder = DEFAULT,
     quiet: Quiet = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the numbers there too")] = None,
-) -> None:
-    """Variants of recipes over several seeds, on development rows, held against the first variant.
+    only_list: Annotated[bool, typer.Option("--list", help="tell what is there, what is missing; run nothing")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write the numbers there too (- for standard output)")
+    ] = None,
+) -> None:  # fmt: skip
+    """Variants of recipes over several seeds, on development rows: report, figures and which differences are real.
 
     Students that are there already are not trained again; an interrupted study continues.
 
-    Example: tmkd study recipes/studies/options.yaml seeds=[0,1,2] --json options.json
+    Example: tmkd study recipes/studies/options.yaml seeds=[0,1,2] --list
     """
     set_quiet(quiet)
-    from tmkd.files import write_json
-    from tmkd.workspace import Workspace
-
     with _train_extra():
-        from tmkd.study import load_study, run_study
+        from tmkd.study.command import list_study, study_and_report
 
-    parsed, place = load_study(file, overrides), Workspace(workspace)
-    with place.locked():
-        outcome = run_study(parsed, place)
-    for path in [place.root / "studies" / parsed.name / "results.json", *([json_file] if json_file else [])]:
-        write_json(path, outcome.to_json())
-    tables.print(outcome.table())
-    for sentence in outcome.sentences():
-        say(sentence)
+    call = list_study if only_list else study_and_report
+    shown, content, notes = call(file, overrides, workspace)
+    if json_file is None or str(json_file) != "-":
+        tables.print(shown)
+    _write_numbers(json_file, content)
+    for note in notes:
+        say(note)
 
 
 @app.command()

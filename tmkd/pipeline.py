@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from tmkd.progress import say
 from tmkd.recipe import Recipe, Teacher
 from tmkd.teachers import column_logits, label, made_reference, teach
 from tmkd.tokenizer import PairTokenizer
-from tmkd.workspace import Step, Workspace
+from tmkd.workspace import Step, Workspace, fingerprint
 
 
 @dataclass(frozen=True)
@@ -43,22 +43,41 @@ class Student:
     stage1: tuple[Step, ...]
 
 
+@dataclass
+class Shared:
+    """What the pipelines of one process have in common: rows, labels in memory, and what the log said already."""
+
+    tasks: dict[str, TaskData] = field(default_factory=dict)
+    logits: dict[tuple[str, str, str], NDArray[np.float32]] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
+
+    def say(self, text: str) -> None:
+        """A line of the log, once."""
+        if text not in self.said:
+            say(text)
+            self.said.add(text)
+
+
 class Pipeline:
     """One recipe in one workspace. Every part is computed when it is first asked for."""
 
-    def __init__(self, recipe: Recipe, workspace: Workspace) -> None:
+    def __init__(self, recipe: Recipe, workspace: Workspace, shared: Shared | None = None) -> None:
         self.recipe = recipe
         self.workspace = workspace
+        self.shared = shared or Shared()
         self.run = workspace.root / "runs" / recipe.name
         prepare(attention=recipe.attention)
-        say(f"running on {describe(recipe.precision)}")
+        self.shared.say(f"running on {describe(recipe.precision)}")
 
     @functools.cached_property
     def data(self) -> TaskData:
         """Train, dev, test and pool."""
-        task = load_task(self.recipe.data, self.recipe.classes)
+        key = fingerprint([self.recipe.data.model_dump(), self.recipe.classes])
+        if key in self.shared.tasks:
+            return self.shared.tasks[key]
+        task = self.shared.tasks[key] = load_task(self.recipe.data, self.recipe.classes)
         pool = f", pool {len(task.pool):,}" if task.pool is not None else ""
-        say(f"data: train {len(task.train):,}, dev {len(task.dev):,}, test {len(task.test):,}{pool} pairs")
+        self.shared.say(f"data: train {len(task.train):,}, dev {len(task.dev):,}, test {len(task.test):,}{pool} pairs")
         return task
 
     @functools.cached_property
@@ -98,8 +117,11 @@ class Pipeline:
 
     def logits(self, model: Step, pairs: Pairs, name: str) -> NDArray[np.float32]:
         """A model's stored logits for the pairs, [N, C]."""
-        store = label(self.workspace, model, pairs, name=name, precision=self.recipe.precision)
-        return store.logits_for(pairs.pair_ids)
+        key = (model.fingerprint, pairs.digest(), self.recipe.precision)
+        if key not in self.shared.logits:
+            store = label(self.workspace, model, pairs, name=name, precision=self.recipe.precision)
+            self.shared.logits[key] = store.logits_for(pairs.pair_ids)
+        return self.shared.logits[key]
 
     def targets(self, method: Method, pairs: Pairs, where: str) -> Targets | None:
         """What a method learns on these pairs."""
@@ -131,7 +153,7 @@ class Pipeline:
         """The best teacher on development rows (an index), of those that take part in every stage of the method."""
         which = self.labellers(self.pool) if method.stage1 and not self.foreign_pool else range(len(self.teachers))
         best = min(which, key=lambda number: self.dev_losses[number])
-        say(f"best teacher on development rows: {self.teachers[best][0].name}")
+        self.shared.say(f"best teacher on development rows: {self.teachers[best][0].name}")
         return best
 
     @functools.cached_property
@@ -152,7 +174,7 @@ class Pipeline:
                 "none; use spaced"
             )
         _, step, name = min(own, key=lambda one: one[0])
-        say(f"the student begins with layers of teacher {name}")
+        self.shared.say(f"the student begins with layers of teacher {name}")
         return step
 
     def label_all(self) -> None:

@@ -23,6 +23,11 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def is_quiet() -> bool:
+    """Whether bars and notes are silenced."""
+    return _quiet
+
+
 def say(text: str) -> None:
     """One line to standard error, unless quiet. Rich markup is not interpreted."""
     if not _quiet:

@@ -305,36 +305,43 @@ def _override(content: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        value = _number(value)
+    set_key(content, key, value, f"override {override!r}")
+
+
+def set_key(content: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set a key of a recipe's content in place; `key` has dots into parts, `where` begins an error's text.
+
+    Raises:
+        RecipeError: an index that a list does not have.
+    """
+    value = number(value)
     *parents, last = key.split(".")
     place: Any = content
     for parent in parents:
         if isinstance(place, list):
-            place = place[_index(place, parent, override)]
+            place = place[_index(place, parent, where)]
         else:
             if not isinstance(place.get(parent), dict | list):
                 place[parent] = {}
             place = place[parent]
     if isinstance(place, list):
-        place[_index(place, last, override)] = value
+        place[_index(place, last, where)] = value
     else:
         place[last] = value
 
 
-def _index(items: list[Any], text: str, override: str) -> int:
+def _index(items: list[Any], text: str, where: str) -> int:
     if not text.isdigit() or int(text) >= len(items):
-        raise RecipeError(
-            f"override {override!r}: {text!r} is not an index of a list of {len(items)} (they count from 0)"
-        )
+        raise RecipeError(f"{where}: {text!r} is not an index of a list of {len(items)} (they count from 0)")
     return int(text)
 
 
-def _number(text: str) -> float | str:
+def number(value: Any) -> Any:
+    """The number that a text holds, since YAML 1.1 reads 1e-4 as text; anything else as it is."""
     try:
-        return float(text)
+        return float(value) if isinstance(value, str) else value
     except ValueError:
-        return text
+        return value
 
 
 def describe() -> str:

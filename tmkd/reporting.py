@@ -44,7 +44,7 @@ def report(pipeline: Pipeline) -> Results:
             parity=parity,
             disagreements=disagreements(test, np.asarray(student), np.asarray(teacher)),
             recipe_text=yaml.safe_dump(pipeline.recipe.model_dump(mode="json"), sort_keys=False),
-            environment=_environment(pipeline),
+            environment=environment(pipeline),
         )
         write_rows(pipeline.run / "test.jsonl", test.table.drop_columns(["pair_id"]).to_pylist())
     pipeline.write_manifest()
@@ -55,7 +55,8 @@ def _installed(name: str) -> bool:
     return find_spec(name) is not None
 
 
-def _environment(pipeline: Pipeline) -> dict[str, Any]:
+def environment(pipeline: Pipeline) -> dict[str, Any]:
+    """Versions, machine and data: what a reader needs to do it again."""
     return {
         "tmkd": __version__,
         "python": platform.python_version(),

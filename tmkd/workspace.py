@@ -71,7 +71,8 @@ class Workspace:
         """
         step = Step(kind, mark := fingerprint(depends_on), self.root / "steps" / f"{kind}-{mark}")
         if step.folder.is_dir():
-            say(f"{label}: done before ({step.folder.name})")
+            if step not in self.used:
+                say(f"{label}: done before ({step.folder.name})")
         else:
             say(f"{label}: {step.folder.name}")
             partial = step.folder.with_name(step.folder.name + ".partial")

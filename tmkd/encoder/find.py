@@ -6,6 +6,7 @@ are data: safetensors only, no pickle, no remote code.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -61,7 +62,13 @@ def find_encoder(spec: str) -> Path:
 def encoder_fingerprint(folder: Path) -> str:
     """A hash over configuration, tokenizer and weights: what a step that starts from this encoder depends on."""
     files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors"} or p.name in _IDENTITY)
-    return hashlib.sha256("".join(f"{p.name}:{sha256_of(p)}\n" for p in files).encode()).hexdigest()[:16]
+    return _fingerprint(tuple((p, (stat := p.stat()).st_size, stat.st_mtime_ns) for p in files))
+
+
+@functools.cache
+def _fingerprint(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Weights are read once a process while their size and time stay."""
+    return hashlib.sha256("".join(f"{p.name}:{sha256_of(p)}\n" for p, *_ in files).encode()).hexdigest()[:16]
 
 
 _IDENTITY = {"config.json", "tokenizer.json", "vocab.txt"}

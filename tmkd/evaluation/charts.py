@@ -18,19 +18,22 @@ from tmkd.evaluation.compare import TITLES, Kind, Results
 from tmkd.evaluation.intervals import Interval
 
 # Colours that stand for names of the page's style sheet: axes and text follow currentColor, a kind has a variable.
-_INK = "#123456"
-_COLOURS: dict[Kind, str] = {"teacher": "#100001", "ensemble": "#100002", "baseline": "#100003", "student": "#100004"}
+INK = "#123456"
+COLOURS: dict[Kind, str] = {"teacher": "#100001", "ensemble": "#100002", "baseline": "#100003", "student": "#100004"}
+_LIGHT = {
+    "ink": "#1c2430", "teacher": "#5f6b7a", "ensemble": "#2f4f8f", "baseline": "#8a5a12", "student": "#157a4c",
+}  # fmt: skip
 _MARKS: dict[Kind, str] = {"teacher": "o", "ensemble": "D", "baseline": "s", "student": "^"}
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tmkd",
     "font.size": 10,
     "font.family": "sans-serif",
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
@@ -64,12 +67,12 @@ def quality_against_latency(results: Results, passages: int = 25) -> str:
         return ""
     clusters = _clusters(points)
     said = "; ".join(f"{p.name} {p.value.mean:.3f} at {p.milliseconds:.0f} ms" for p in points)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for width in _WIDTHS:
             figure, fits = _draw(clusters, width, metric, passages)
             if fits:
                 break
-        return _svg(figure, f"{TITLES[metric]} against milliseconds for {passages} passages: {said}")
+        return svg_of(figure, f"{TITLES[metric]} against milliseconds for {passages} passages: {said}")
 
 
 def _clusters(points: Sequence[_Point]) -> list[list[_Point]]:
@@ -123,7 +126,7 @@ def _draw_cluster(axes: Any, cluster: Sequence[_Point], to_points: float) -> Non
     column = cluster[-1].x + _DODGE
     inverse = axes.transData.inverted()
     for point, height, line in zip(cluster, heights, lines, strict=True):
-        colour = _COLOURS[point.kind]
+        colour = COLOURS[point.kind]
         x = inverse.transform((point.x / to_points, height / to_points))[0]
         away = [[point.value.mean - point.value.low], [point.value.high - point.value.mean]]
         axes.errorbar(x, point.value.mean, yerr=away, fmt=_MARKS[point.kind], color=colour, capsize=3, markersize=6.5)
@@ -155,27 +158,37 @@ def learning_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> list
         if len(points) < 2:
             continue
         unit = "epoch" if all("epoch" in point for point in points) else "step"
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(3.2, 2.3), layout="constrained")
             axes = figure.add_subplot()
-            axes.plot([p[unit] for p in points], [p["loss"] for p in points], color=_COLOURS["ensemble"], linewidth=1.4)
+            axes.plot([p[unit] for p in points], [p["loss"] for p in points], color=COLOURS["ensemble"], linewidth=1.4)
             axes.set_title(name, fontsize=10, parse_math=False)
             axes.set_xlabel(unit)
             axes.set_ylabel("loss")
             axes.set_ylim(bottom=0)
             ends = f"{points[0]['loss']:.3g} at the start, {points[-1]['loss']:.3g} at the end"
-            drawn.append(_svg(figure, f"Training loss of {name}: {ends}"))
+            drawn.append(svg_of(figure, f"Training loss of {name}: {ends}"))
     return drawn
 
 
-def _svg(figure: Figure, label: str) -> str:
+def standalone(svg: str) -> str:
+    """A page's chart as a file of its own: the light page's colours, on white."""
+    for kind, colour in _LIGHT.items():
+        svg = svg.replace(f"var(--{kind})", colour)
+    end = svg.index(">") + 1
+    return svg[:end].replace("<svg ", f'<svg color="{_LIGHT["ink"]}" ', 1) + (
+        '<rect width="100%" height="100%" fill="#ffffff"/>' + svg[end:]
+    )
+
+
+def svg_of(figure: Figure, label: str) -> str:
     """The figure for a page: no ids (several share the page), no metadata, colours by the page's variables."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    text = re.sub(r'<g id="[^"]*"', "<g", text).replace(_INK, "currentColor")
-    for kind, colour in _COLOURS.items():
+    text = re.sub(r'<g id="[^"]*"', "<g", text).replace(INK, "currentColor")
+    for kind, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{kind})")
     width = 96 * figure.get_figwidth()  # of a page's pixels; narrower than 3/4 of it the text is too small to read
     style = f'style="min-width: {0.75 * width:.0f}px" ' if width > 400 else ""

@@ -111,6 +111,31 @@ class Difference:
         }
 
 
+def verdict(whose: str, differences: Sequence[Difference]) -> str:
+    """One sentence for `whose`, which takes part in every difference (all of one metric): what is real, what is not.
+
+    Real: the 95% interval of that difference leaves zero out; each interval stands for itself.
+    """
+    ahead, behind, open_ = [], [], []
+    for difference in differences:
+        other = difference.second if difference.first == whose else difference.first
+        value = difference.value if difference.first == whose else difference.value.negated()
+        span = f"{value.low:+.3f} to {value.high:+.3f}"
+        if not difference.real:
+            open_.append(f"{other} ({span})")
+        elif value.mean > 0:
+            ahead.append(f"{other} by {value.mean:.3f} ({span})")
+        else:
+            behind.append(f"{other} by {-value.mean:.3f} ({span})")
+    parts = [f"is really {word} {_listed(names)}" for word, names in (("ahead of", ahead), ("behind", behind)) if names]
+    parts += [f"is not shown to differ from {_listed(open_)}"] if open_ else []
+    return f"In {TITLES[differences[0].metric]} {whose} {'; it '.join(parts)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 @dataclass
 class Results:
     """The comparison of all models on one set of rows."""
@@ -136,6 +161,13 @@ class Results:
         """The metrics that the short texts name: ROC-AUC and MRR, or accuracy where there are neither."""
         return [name for name in ("auc", "mrr") if name in self.metrics] or ["accuracy"]
 
+    def verdicts(self, name: str = "") -> list[str]:
+        """What is real and what is not shown about a model (the taken one unless named), a sentence a metric."""
+        name = name or self.taken
+        own = [difference for difference in self.differences if name in (difference.first, difference.second)]
+        by_metric = {metric: [d for d in own if d.metric == metric] for metric in self.shared}
+        return [verdict(name, found) for found in by_metric.values() if found]
+
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""
         return {
@@ -146,6 +178,7 @@ class Results:
             "methods": [row.to_json() for row in self.methods],
             "differences": [difference.to_json() for difference in self.differences],
             **({"reference": self.against} if self.against else {}),
+            "verdicts": self.verdicts(),
             **({"exports": self.exports} if self.exports else {}),
         }
 
@@ -274,20 +307,18 @@ def _differences(
     ensemble: str,
     questions: Questions,
 ) -> list[Difference]:
-    """Every student against every other trained small model, and against the ensemble.
+    """Every two trained small models, and each of them against the ensemble; a student is named before a baseline.
 
     A metric over a single question is left out: every resample is that question, and an interval without width would
     call any difference real.
     """
     counts = {name: int(questions.ranked.sum()) if name in RANKING else len(questions.names) for name in METRICS}
+    order = {"baseline": 0, "student": 1}
+    small = sorted((o for o in outputs if o.kind in order), key=lambda o: order[o.kind])
+    tops = [output for output in outputs if output.name == ensemble]
     found = []
-    for place, first in enumerate(outputs):
-        if first.kind != "student":
-            continue
-        for other, second in enumerate(outputs):
-            rival = second.kind == "baseline" or second.name == ensemble or (second.kind == "student" and other < place)
-            if not rival:
-                continue
+    for place, first in enumerate(small):
+        for second in (*small[:place], *tops):
             for name, (value, spread) in drawn[first.name].items():
                 if counts[name] < 2:
                     continue

@@ -34,6 +34,10 @@ class Interval:
     low: float
     high: float
 
+    def negated(self) -> Interval:
+        """Of the same difference, the other way round."""
+        return Interval(-self.mean, -self.high, -self.low)
+
     def to_json(self) -> dict[str, float]:
         """{"mean", "low", "high"}."""
         return {"mean": self.mean, "low": self.low, "high": self.high}

@@ -45,6 +45,13 @@ class Questions:
         return cls(labels, group.astype(np.int64), [str(name) for name in names], positive & negative, reference)
 
 
+def meaningful(questions: Questions, classes: int) -> tuple[str, ...]:
+    """The metrics that have a meaning on these rows: accuracy, auc, and those of ranking where there is any."""
+    both = 0 < int((questions.labels == 1).sum()) < len(questions.labels)
+    ranked = tuple(RANKING) if questions.ranked.any() else ()
+    return ("accuracy", *((("auc",) if both else ()) + ranked if classes == 2 else ()))
+
+
 def log_odds(logits: Floats) -> Floats:
     """Unsquashed score of the positive class, [N], from logits [N, 2]."""
     odds: Floats = logits[:, 1] - logits[:, 0]

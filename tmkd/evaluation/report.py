@@ -35,35 +35,47 @@ def write_report(
         recipe_text, environment: what a reader needs to do it again.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    text = (
+        page_templates()
+        .get_template("report.html.jinja")
+        .render(
+            **_columns(results),
+            **_differences(results),
+            results=results,
+            metrics=results.metrics,
+            titles=TITLES,
+            ranking_titles="MRR, MAP and nDCG@10",
+            headline=headline(results),
+            verdicts=results.verdicts(student.name) if (student := _headlined(results)) else [],
+            speedup=speedups(results),
+            latency_chart=quality_against_latency(results),
+            curve_charts=learning_curves(curves or {}),
+            parity=list(parity),
+            parity_metric=next(
+                (TITLES.get(row["metric_name"], "") for row in parity if row.get("metric_name")), "quality"
+            ),
+            ranked_parity=any(row.get("kendall_tau") is not None for row in parity),
+            ndcg_parity=any(row.get("ndcg_pytorch") is not None for row in parity),
+            exports=results.exports,
+            parity_reasons=any(row.get("reason") for row in parity),
+            disagreements=list(disagreements),
+            recipe_text=recipe_text,
+            environment=dict(environment or {}),
+        )
+    )
+    write_text(folder / "results.json", json.dumps(results.to_json(), indent=2, allow_nan=False) + "\n")
+    write_text(folder / "report.html", text)
+
+
+def page_templates() -> Environment:
+    """The pages of this package, with the filters they use."""
     page = Environment(
         loader=PackageLoader("tmkd.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     page.filters["count"] = lambda value: f"{value:,.0f}"
     page.filters["quality"] = _quality
-    text = page.get_template("report.html.jinja").render(
-        **_columns(results),
-        **_differences(results),
-        results=results,
-        metrics=results.metrics,
-        titles=TITLES,
-        ranking_titles="MRR, MAP and nDCG@10",
-        headline=headline(results),
-        speedup=speedups(results),
-        latency_chart=quality_against_latency(results),
-        curve_charts=learning_curves(curves or {}),
-        parity=list(parity),
-        parity_metric=next((TITLES.get(row["metric_name"], "") for row in parity if row.get("metric_name")), "quality"),
-        ranked_parity=any(row.get("kendall_tau") is not None for row in parity),
-        ndcg_parity=any(row.get("ndcg_pytorch") is not None for row in parity),
-        exports=results.exports,
-        parity_reasons=any(row.get("reason") for row in parity),
-        disagreements=list(disagreements),
-        recipe_text=recipe_text,
-        environment=dict(environment or {}),
-    )
-    _write(folder / "results.json", json.dumps(results.to_json(), indent=2, allow_nan=False) + "\n")
-    _write(folder / "report.html", text)
+    return page
 
 
 def _quality(row: Mapping[str, Any], whose: str) -> str:
@@ -97,7 +109,8 @@ def _headlined(results: Results) -> Row | None:
     return next((row for row in students if row.name == results.taken), students[-1] if students else None)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file beside and rename."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -50,6 +50,7 @@ class Pairs:
             )
         self.table = table
         self.reference = reference
+        self._digest: str | None = None
 
     @classmethod
     def build(
@@ -180,12 +181,14 @@ class Pairs:
 
     def digest(self) -> str:
         """A hash of the rows in their order, 16 hex digits: what a step that reads them depends on."""
-        digest = hashlib.sha256()
-        for name in sorted(self.table.column_names):
-            digest.update(f"\n{name}\n".encode())
-            for value in self.table.column(name).to_pylist():
-                digest.update(f"{value!r}\n".encode())
-        return digest.hexdigest()[:16]
+        if self._digest is None:  # Arrow tables do not change
+            digest = hashlib.sha256()
+            for name in sorted(self.table.column_names):
+                digest.update(f"\n{name}\n".encode())
+                for value in self.table.column(name).to_pylist():
+                    digest.update(f"{value!r}\n".encode())
+            self._digest = digest.hexdigest()[:16]
+        return self._digest
 
     def save(self, path: Path) -> None:
         """Write Parquet, beside and renamed."""

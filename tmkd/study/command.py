@@ -1,0 +1,43 @@
+"""`tmkd study`: list it, or run it and write its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from tmkd.files import disk_errors
+from tmkd.pipeline import Pipeline, Shared
+from tmkd.reporting import environment
+from tmkd.study.board import Status
+from tmkd.study.page import write_study
+from tmkd.study.plan import load_study
+from tmkd.study.run import look, run_study, seconds_of
+from tmkd.workspace import Workspace
+
+
+def list_study(file: Path, overrides: list[str] | None, root: Path) -> tuple[Table, dict[str, Any], list[str]]:
+    """What is there and what is missing; nothing is run. Table, JSON-like content, notes."""
+    plan = load_study(file, overrides)
+    found = look(plan, root)
+    cells = [
+        {"task": cell.task, "variant": cell.variant, "seed": cell.seed, "missing": found.missing.get(place)}
+        for place, cell in enumerate(plan.cells)
+    ]
+    status = Status(plan, set(found.measured), seconds_of(plan, root))
+    first = list(dict.fromkeys(found.missing.values()))
+    notes = [f"to do next: {'; '.join(first[:5])}{' and more' if len(first) > 5 else ''}"] if first else []
+    return status.table(), {"study": plan.study.name, "cells": cells, "seconds_left": status.left()}, notes
+
+
+def study_and_report(file: Path, overrides: list[str] | None, root: Path) -> tuple[Table, dict[str, Any], list[str]]:
+    """Run what is missing and write studies/<name>/. Table, JSON-like content, notes."""
+    plan, workspace = load_study(file, overrides), Workspace(root)
+    folder = root / "studies" / plan.study.name
+    shared = Shared()
+    with workspace.locked():
+        outcome = run_study(plan, workspace, shared)
+        with disk_errors(root):
+            write_study(folder, outcome, environment(Pipeline(plan.cells[0].recipe, workspace, shared)))
+    return outcome.table(), outcome.to_json(), [*outcome.sentences(), f"report: {folder / 'report.html'}"]

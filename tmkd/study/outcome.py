@@ -1,0 +1,245 @@
+"""What a finished study says: means over seeds with intervals, and which differences between variants are real."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from tmkd.evaluation.compare import METRICS, TITLES, Difference, verdict
+from tmkd.evaluation.intervals import Interval, Resamples, distributions, interval
+from tmkd.evaluation.metrics import Floats, Questions
+from tmkd.pairs.record import Pairs
+from tmkd.study.plan import Cell, Study
+
+Distribution = tuple[float, Floats]
+"""A metric's value and its bootstrap distribution, [B]."""
+TOGETHER = "all"
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One student on the development rows: logits [N, C] float64; seconds its last stage trained, if known."""
+
+    logits: Floats
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant on one task, or on the mean of several (task: "all").
+
+    Attributes:
+        metrics: mean over seeds with its 95% interval, of every metric that has a meaning.
+        seconds: of training the last stage of one student, mean over seeds; None where it is not known.
+    """
+
+    task: str
+    variant: str
+    metrics: dict[str, Interval]
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished study.
+
+    Attributes:
+        rows: by task and variant; a study of several tasks ends with their mean.
+        differences: by task, of every two variants (the later less the earlier; the study's reference always second)
+            in every metric, on the same resamples of questions and seeds.
+        sizes: by task, its development rows with golden labels and their questions.
+    """
+
+    study: Study
+    rows: list[Row]
+    differences: dict[str, list[Difference]]
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, "all" last where there are several."""
+        return list(dict.fromkeys(row.task for row in self.rows))
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that have a meaning for some task: the study's first, then in the order of METRICS."""
+        there = [name for name in METRICS if any(name in row.metrics for row in self.rows)]
+        return [self.study.metric, *(name for name in there if name != self.study.metric)]
+
+    @property
+    def last(self) -> str:
+        """What the study's verdict is about: the only task, or the mean of all."""
+        return self.tasks[-1]
+
+    def against_reference(self, task: str, variant: str, metric: str) -> Difference | None:
+        """The variant less the reference."""
+        wanted = (variant, self.study.reference, metric)
+        found = self.differences.get(task, [])
+        return next((d for d in found if (d.first, d.second, d.metric) == wanted), None)
+
+    @property
+    def no_worse(self) -> dict[str, bool]:
+        """By variant: whether the reference is worse than it by no more than the margin (lower 95% bound)."""
+        margin, found = self.study.margin, {}
+        for difference in self.differences[self.last] if margin is not None else []:
+            if difference.second == self.study.reference and difference.metric == self.study.metric:
+                found[difference.first] = -difference.value.high > -(margin or 0)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """{"study", "metric", "seeds", "against", "rows": [{"task", "variant", metric: {"mean", ...}}], ...}."""
+        rows = []
+        for row in self.rows:
+            told: dict[str, Any] = {"task": row.task, "variant": row.variant}
+            told |= {name: value.to_json() for name, value in row.metrics.items()}
+            rows.append(told | ({} if row.seconds is None else {"seconds": row.seconds}))
+        study = self.study
+        return {
+            "study": study.name,
+            "metric": study.metric,
+            "seeds": list(study.seeds),
+            "against": study.reference,
+            "tasks": {task: {"rows": rows, "questions": questions} for task, (rows, questions) in self.sizes.items()},
+            "rows": rows,
+            "differences": [
+                {"task": task, **difference.to_json()}
+                for task, found in self.differences.items()
+                for difference in found
+            ],
+            "verdicts": self.sentences(),
+            **({} if study.margin is None else {"margin": study.margin, "no_worse": self.no_worse}),
+        }
+
+    def columns(self) -> list[str]:
+        """The head of the table: task (where there are several), variant, metrics, difference, seconds."""
+        names = [TITLES[name] for name in self.metrics]
+        names.insert(1, f"{TITLES[self.study.metric]} against {self.study.reference}")
+        return [*(["task"] if len(self.tasks) > 1 else []), "variant", *names, "s a student"]
+
+    def lines(self) -> list[list[str]]:
+        """The table's cells, a line for each row."""
+        found = []
+        for row in self.rows:
+            cells = [_span(row.metrics[name]) if name in row.metrics else "" for name in self.metrics]
+            difference = self.against_reference(row.task, row.variant, self.study.metric)
+            cells.insert(1, "" if difference is None else _span(difference.value, "+"))
+            seconds = "" if row.seconds is None else f"{row.seconds:,.0f}"
+            found.append([*([row.task] if len(self.tasks) > 1 else []), row.variant, *cells, seconds])
+        return found
+
+    def table(self) -> Table:
+        """For a terminal."""
+        seeds = len(self.study.seeds)
+        title = f"{self.study.name}: {seeds} seed{'s' if seeds > 1 else ''}, development rows, 95% intervals"
+        shown = Table(title=title, title_justify="left")
+        for column in self.columns():
+            shown.add_column(column, justify="left" if column in ("task", "variant") else "right")
+        for line in self.lines():
+            shown.add_row(*line)
+        return shown
+
+    def markdown(self) -> str:
+        """The table and the verdicts, for docs."""
+        columns = self.columns()
+        rule = ["---" if name in ("task", "variant") else "---:" for name in columns]
+        table = "\n".join(f"| {' | '.join(_plain(cell) for cell in line)} |" for line in [columns, rule, *self.lines()])
+        sizes = ", ".join(f"{rows:,} rows of {questions:,} questions" for rows, questions in self.sizes.values())
+        seeds = ", ".join(str(seed) for seed in self.study.seeds)
+        note = f"Development rows ({sizes}); mean over seeds {seeds} with its 95% interval."
+        return f"{table}\n\n{note}\n\n" + "\n".join(f"- {sentence}" for sentence in self.sentences()) + "\n"
+
+    def sentences(self) -> list[str]:
+        """Which differences are real and which are not shown, one sentence a task; then what the margin asks."""
+        reference, margin = self.study.reference, self.study.margin
+        found = []
+        for task in self.tasks:
+            own = [d for d in self.differences[task] if d.second == reference and d.metric == self.study.metric]
+            where = "" if len(self.tasks) == 1 else "mean of all tasks: " if task == TOGETHER else f"{task}: "
+            found.append(where + verdict(reference, own) if own else f"{where}nothing to compare on one question")
+        for name, passed in self.no_worse.items():
+            told = "no worse than" if passed else "not shown to be as good as"
+            found.append(f"{reference} is {told} {name} (margin {margin:g})")
+        return found
+
+    def lead(self) -> str:
+        """What the study says, short: the verdict, or its counts where there are many variants."""
+        own = [d for d in self.differences[self.last] if d.second == self.study.reference]
+        own = [d for d in own if d.metric == self.study.metric]
+        if len(own) <= 4:
+            return self.sentences()[len(self.tasks) - 1]
+        value = {row.variant: row.metrics[self.study.metric] for row in self.rows if row.task == self.last}
+        best = max(value, key=lambda variant: value[variant].mean)
+        better, worse = (sum(d.real and d.value.mean * sign > 0 for d in own) for sign in (1, -1))
+        return (
+            f"Of the {len(own)} other variants {better} {'is' if better == 1 else 'are'} really better in "
+            f"{TITLES[self.study.metric]} than {self.study.reference} ({value[self.study.reference].mean:.3f}), "
+            f"{worse} really worse, {len(own) - better - worse} not shown to differ; the highest number is {best} "
+            f"({value[best].mean:.3f})."
+        )
+
+
+def _span(value: Interval, sign: str = "") -> str:
+    return f"{value.mean:{sign}.4f} ({value.low:{sign}.4f} to {value.high:{sign}.4f})"
+
+
+def _plain(cell: str) -> str:
+    return cell.replace("|", "\\|")
+
+
+def outcome_of(study: Study, cells: Sequence[tuple[Cell, Measured]], rows: Mapping[str, Pairs]) -> Outcome:
+    """Intervals and differences from the logits of every cell.
+
+    Args:
+        cells: every cell of the study, the seeds of a variant one after another.
+        rows: each task's development rows, all with golden labels; the N of the logits.
+    """
+    found, differences, sizes = [], {}, {}
+    drawn: dict[str, dict[str, dict[str, Distribution]]] = {}  # by task, variant, metric
+    for number, (task, pairs) in enumerate(rows.items()):
+        questions = Questions.of(pairs.labels, pairs.qids)
+        sizes[task] = (len(pairs), len(questions.names))
+        draws = Resamples(questions, RESAMPLES, seed=number)  # the same for every variant: differences are paired
+        drawn[task] = {}
+        for variant in study.all_variants():
+            own = [measured for cell, measured in cells if (cell.task, cell.variant) == (task, variant)]
+            drawn[task][variant] = distributions(draws, np.stack([measured.logits for measured in own]))
+            times = [measured.seconds for measured in own if measured.seconds is not None]
+            metrics = {name: interval(*one) for name, one in drawn[task][variant].items()}
+            found.append(Row(task, variant, metrics, float(np.mean(times)) if times else None))
+    if len(drawn) > 1:
+        drawn[TOGETHER] = {name: _mean([one[name] for one in drawn.values()]) for name in study.all_variants()}
+        for variant, one in drawn[TOGETHER].items():
+            found.append(Row(TOGETHER, variant, {name: interval(*values) for name, values in one.items()}))
+    few = {task: questions < 2 for task, (_, questions) in sizes.items()}
+    for task, by_variant in drawn.items():
+        differences[task] = [] if few.get(task, any(few.values())) else _differences(by_variant, study.reference)
+    return Outcome(study, found, differences, sizes)
+
+
+def _differences(by_variant: dict[str, dict[str, Distribution]], reference: str) -> list[Difference]:
+    """Every two variants in every metric: the later less the earlier, the reference counted as the earliest."""
+    names = [reference, *(name for name in by_variant if name != reference)]
+    found = []
+    for earlier, later in combinations(names, 2):
+        for metric, (value, spread) in by_variant[later].items():
+            theirs, their_spread = by_variant[earlier][metric]
+            found.append(Difference(later, earlier, metric, interval(value - theirs, spread - their_spread)))
+    return found
+
+
+def _mean(found: Sequence[dict[str, Distribution]]) -> dict[str, Distribution]:
+    """Over tasks, of the metrics that all have; their questions differ, so their resamples are independent."""
+    shared = [name for name in found[0] if all(name in one for one in found)]
+    return {
+        name: (
+            float(np.mean([one[name][0] for one in found])),
+            np.mean([one[name][1] for one in found], axis=0),
+        )
+        for name in shared
+    }

@@ -1,0 +1,89 @@
+"""`studies/<name>/`: report.html (self-contained), results.json, table.md and figures/*.svg of a finished study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tmkd.evaluation.charts import standalone
+from tmkd.evaluation.compare import TITLES, verdict
+from tmkd.evaluation.report import page_templates, write_text
+from tmkd.study.charts import Points, differences_chart, metric_over_values
+from tmkd.study.outcome import Outcome
+
+
+def write_study(folder: Path, outcome: Outcome, environment: Mapping[str, Any] | None = None) -> None:
+    """Write the study's files into `folder`, each beside and renamed.
+
+    Args:
+        environment: what a reader needs to do it again.
+    """
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    sections = [_section(outcome, task) for task in outcome.tasks]
+    study = outcome.study
+    text = page_templates().get_template("study.html.jinja").render(
+        outcome=outcome,
+        sections=sections,
+        sentences=outcome.sentences(),
+        titles=TITLES,
+        variants=len(study.all_variants()),
+        sizes=outcome.sizes,
+        seeds=study.seeds,
+        environment=dict(environment or {}),
+        study_text=yaml.safe_dump(study.model_dump(mode="json", exclude_none=True), sort_keys=False),
+    )  # fmt: skip
+    for section in sections:
+        for number, figure in enumerate(section["figures"]):
+            kind = "differences" if number == len(section["figures"]) - 1 else "values"
+            write_text(folder / "figures" / f"{_file_name(section['task'])}-{kind}.svg", standalone(figure))
+    write_text(folder / "table.md", outcome.markdown())
+    write_text(folder / "results.json", json.dumps(outcome.to_json(), indent=2, allow_nan=False) + "\n")
+    write_text(folder / "report.html", text)
+
+
+def _file_name(task: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in task.replace(", ", "-"))
+
+
+def _section(outcome: Outcome, task: str) -> dict[str, Any]:
+    rows = [row for row in outcome.rows if row.task == task]
+    study, found = outcome.study, outcome.differences[task]
+    own = [d for d in found if d.second == study.reference]
+    deciding = [d for d in own if d.metric == study.metric]
+    metrics = [name for name in outcome.metrics if any(name in row.metrics for row in rows)]
+    figures = [values_chart(outcome, task), differences_chart(deciding) if deciding else ""]
+    return {
+        "task": task,
+        "rows": rows,
+        "metrics": metrics,
+        "timed": any(row.seconds is not None for row in rows),
+        "figures": [figure for figure in figures if figure],
+        "metrics_differences": [
+            verdict(study.reference, [d for d in own if d.metric == name]) for name in metrics if own
+        ],
+        "others": [d for d in found if d.second != study.reference and d.metric == study.metric],
+    }  # fmt: skip
+
+
+def values_chart(outcome: Outcome, task: str) -> str:
+    """The metric over a grid's values: a grid of one key of numbers, or of two of which one is; else nothing."""
+    grid, metric = outcome.study.grid, outcome.study.metric
+    numeric = [key for key, values in grid.items() if all(_is_number(value) for value in values) and len(values) > 1]
+    if outcome.study.variants or not numeric or len(grid) > 2:
+        return ""
+    key = numeric[0]
+    by = next((other for other in grid if other != key), "")
+    lines: dict[str, list[tuple[float, Any]]] = {}
+    value_of = {row.variant: row.metrics[metric] for row in outcome.rows if row.task == task and metric in row.metrics}
+    for variant, keys in outcome.study.all_variants().items():
+        lines.setdefault(str(keys[by]) if by else "", []).append((float(keys[key]), value_of[variant]))
+    shown: dict[str, Points] = dict(lines.items())
+    return metric_over_values(shown, key, by, metric)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

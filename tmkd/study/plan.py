@@ -1,0 +1,166 @@
+"""What a study is: variants of recipes, several seeds each; read, checked and laid out as cells before it runs."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from tmkd.errors import RecipeError
+from tmkd.evaluation.compare import METRICS
+from tmkd.recipe import Part, Recipe, number, parse_recipe, read_content, set_key, validate
+
+OWN_KEYS = ("seeds", "methods")  # of a recipe, set by the study
+
+
+class Task(Part):
+    """One recipe, and what every variant changes in it."""
+
+    recipe: str = Field(description="a recipe's file, beside the study's or as given")
+    keys: dict[str, Any] = Field(default_factory=dict, description="keys of the recipe, such as `stage1.epochs: 2`")
+
+
+class Study(Part):
+    """Variants of recipes over seeds."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="the study's name under studies/")
+    tasks: tuple[Task, ...] = Field(min_length=1, description="measured together: a number is the mean over them")
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict, description="keys of the recipe by variant")
+    grid: dict[str, list[Any]] = Field(
+        default_factory=dict, description="values by key of the recipe; each combination of them is a variant"
+    )
+    against: str | None = Field(None, description="the variant that others are held against; the first unless given")
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="one student of every variant per seed")
+    metric: str = Field("auc", description=f"what decides, of: {', '.join(METRICS)}; the others are in the table")
+    margin: float | None = Field(
+        None, gt=0, description="also ask whether the variant `against` is worse than another by no more than this"
+    )
+
+    @field_validator("grid")
+    @classmethod
+    def _values(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for key, values in grid.items():
+            if not values:
+                raise ValueError(f"{key} has no values; list two or more")
+            if len({repr(number(value)) for value in values}) < len(values):
+                raise ValueError(f"{key} has a value twice: {values}")
+        return {key: [number(value) for value in values] for key, values in grid.items()}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric: {self.metric!r} is not one; there are: {', '.join(METRICS)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: one of them is there twice: {list(self.seeds)}")
+        names = list(self.all_variants())
+        if len(names) < 2:
+            raise ValueError("give two or more `variants`, or a `grid` of two or more values")
+        if self.against is not None and self.against not in names:
+            near = difflib.get_close_matches(self.against, names, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+            raise ValueError(f"against: {self.against!r} is not a variant; {hint}")
+        own = {key: f"variant {name!r}" for name, keys in self.all_variants().items() for key in keys}
+        own |= {key: f"task {task.recipe}" for task in self.tasks for key in task.keys}
+        for key in OWN_KEYS:
+            if key in own:
+                raise ValueError(f"{own[key]} sets {key!r}, which a study sets itself (a method is the key `take`)")
+        return self
+
+    def all_variants(self) -> dict[str, dict[str, Any]]:
+        """The named variants, then the grid's combinations, named by their keys' last parts and values."""
+        found = dict(self.variants)
+        if self.grid:
+            for values in itertools.product(*self.grid.values()):
+                keys = dict(zip(self.grid, values, strict=True))
+                found[", ".join(f"{self.short(key)}={value}" for key, value in keys.items())] = keys
+        return found
+
+    def short(self, key: str) -> str:
+        """A key of the grid as variants are named by it: its last part, where no other key ends so."""
+        last = key.rpartition(".")[2]
+        return last if sum(other.rpartition(".")[2] == last for other in self.grid) == 1 else key
+
+    @property
+    def reference(self) -> str:
+        """The variant that others are held against."""
+        return self.against or next(iter(self.all_variants()))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student to train and measure: a task, a variant, a seed; `recipe` trains it and no other."""
+
+    task: str
+    variant: str
+    seed: int
+    recipe: Recipe
+
+    def __str__(self) -> str:
+        return f"{self.task}, {self.variant}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study and its cells: task by task, variant by variant, seed by seed."""
+
+    study: Study
+    cells: list[Cell]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks' names."""
+        return list(dict.fromkeys(cell.task for cell in self.cells))
+
+
+def load_study(path: Path, overrides: list[str] | None = None) -> Plan:
+    """Read and validate a study and, so that nothing fails late, every recipe that it would run; each file once.
+
+    Raises:
+        RecipeError: as `load_recipe` does, naming the variant where a variant's keys are at fault; two tasks that
+            cannot be told apart; a metric that the number of classes gives no meaning.
+    """
+    study = validate(Study, read_content(path, overrides), str(path))
+    contents: dict[str, dict[str, Any]] = {}
+    cells: list[Cell] = []
+    for task in study.tasks:
+        file = str(found if (found := path.parent / task.recipe).is_file() else task.recipe)
+        if file not in contents:
+            contents[file] = read_content(Path(file))
+        by_variant = {
+            name: _recipe(study, contents[file], file, task, name, keys) for name, keys in study.all_variants().items()
+        }
+        name = _name(by_variant.values())
+        if name in {cell.task for cell in cells}:
+            raise RecipeError(f"{path}: two tasks are called {name!r}; give one of them another `keys: {{name: ...}}`")
+        for variant, recipe in by_variant.items():
+            cells += [Cell(name, variant, seed, recipe.model_copy(update={"seeds": (seed,)})) for seed in study.seeds]
+    return Plan(study, cells)
+
+
+def _recipe(study: Study, content: dict[str, Any], file: str, task: Task, variant: str, keys: dict[str, Any]) -> Recipe:
+    """The recipe of one variant: it trains what is measured and no more."""
+    where = f"study {study.name}, variant {variant!r}"
+    changed, recipe_keys = copy.deepcopy(content), {**task.keys, **keys}
+    try:
+        for key, value in recipe_keys.items():
+            set_key(changed, key, copy.deepcopy(value), f"key {key!r}")
+        if "take" in recipe_keys:
+            changed["methods"] = [changed["take"]]
+        recipe = parse_recipe(changed, file)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    if recipe.classes != 2 and study.metric != "accuracy":
+        raise RecipeError(f"{where}: metric {study.metric!r} has no meaning for {recipe.classes} classes; use accuracy")
+    return recipe.model_copy(update={"methods": (recipe.take,)})
+
+
+def _name(recipes: Iterable[Recipe]) -> str:
+    """The recipe's name, and the method where it is the same in every variant."""
+    names, taken = ({getattr(recipe, key): None for recipe in recipes} for key in ("name", "take"))
+    return ", ".join([next(iter(names)), *(taken if len(taken) == 1 else [])])

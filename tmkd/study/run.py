@@ -1,0 +1,178 @@
+"""Run a study: find what is there, train what is missing, measure on development rows.
+
+Every student is a step of the workspace, so variants share what they have in common (teachers, labels, stage 1), an
+interrupted study continues, and a longer one trains only what is new.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tmkd.errors import RecipeError
+from tmkd.evaluation.metrics import Floats, Questions, meaningful
+from tmkd.files import write_json
+from tmkd.pairs.record import Pairs
+from tmkd.pipeline import Pipeline, Shared
+from tmkd.progress import say
+from tmkd.study.board import Board, Status
+from tmkd.study.outcome import Measured, Outcome, outcome_of
+from tmkd.study.plan import Cell, Plan
+from tmkd.workspace import Step, Workspace, fingerprint
+
+
+class _Missing(Exception):
+    """A step that is not there yet; holds its label."""
+
+
+class Survey(Workspace):
+    """A workspace that is only looked at: a step that is not there is not built, and no folder is made."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.tokens = root / "tokens"
+        self.used: list[Step] = []
+
+    def step(self, kind: str, depends_on: Any, build: Callable[[Path], None], *, label: str) -> Step:
+        """The finished step."""
+        step = Step(kind, mark := fingerprint(depends_on), self.root / "steps" / f"{kind}-{mark}")
+        if not step.folder.is_dir():
+            raise _Missing(label)
+        if step not in self.used:
+            self.used.append(step)
+        return step
+
+
+@dataclass
+class Found:
+    """What a look at the workspace gave.
+
+    Attributes:
+        measured: the finished cells, by their place in the plan.
+        missing: of every other cell, the first step that is not there.
+        steps: folders of the steps that finished cells use.
+        rows: each task's development rows with golden labels, where they could be read.
+    """
+
+    measured: dict[int, Measured]
+    missing: dict[int, str]
+    steps: list[str]
+    rows: dict[str, Pairs]
+
+
+def look(plan: Plan, root: Path, shared: Shared | None = None) -> Found:
+    """Find the finished cells of a study. Nothing is trained, and nothing is written but damaged labels made anew.
+
+    Raises:
+        RecipeError: variants that change the development rows, or a metric that has no meaning on them.
+    """
+    survey, shared = Survey(root), shared or Shared()
+    found = Found({}, {}, [], {})
+    for place, cell in enumerate(plan.cells):
+        pipeline = Pipeline(cell.recipe, survey, shared)
+        try:
+            _check_rows(plan, cell, pipeline, found.rows)
+            found.measured[place] = _measure(pipeline)
+        except _Missing as missing:
+            found.missing[place] = str(missing)
+    found.steps = [step.folder.name for step in survey.used]
+    return found
+
+
+def _check_rows(plan: Plan, cell: Cell, pipeline: Pipeline, rows: dict[str, Pairs]) -> None:
+    """Every variant of a task is measured on the same rows, and the metric has a meaning there."""
+    dev = pipeline.data.dev
+    known = dev.take(np.flatnonzero(dev.labels >= 0))
+    if cell.task not in rows:
+        there = meaningful(Questions.of(known.labels, known.qids), cell.recipe.classes) if len(known) else ()
+        if plan.study.metric not in there:
+            raise RecipeError(
+                f"study {plan.study.name}: metric {plan.study.metric!r} has no meaning on the development rows of "
+                f"{cell.task}; there are: {', '.join(there) or 'none, since no row has a label'}"
+            )
+        rows[cell.task] = known
+    elif rows[cell.task].digest() != known.digest():
+        raise RecipeError(
+            f"study {plan.study.name}: variant {cell.variant!r} has other development rows than the first one, so a "
+            f"difference would mean nothing; give {cell.task} `data.dev`, or leave that key out of the study"
+        )
+
+
+def run_study(plan: Plan, workspace: Workspace, shared: Shared | None = None) -> Outcome:
+    """Train what is missing, measure on development rows. Interrupted, it keeps every finished cell."""
+    shared = shared or Shared()
+    found = look(plan, workspace.root, shared)
+    record = _Record(plan, workspace, found)
+    status = Status(plan, set(found.measured), seconds_of(plan, workspace.root))
+    try:
+        with Board(status) as board:
+            for place in found.missing:
+                cell = plan.cells[place]
+                board.start(place)
+                began = time.monotonic()
+                pipeline = Pipeline(cell.recipe, workspace, shared)
+                _check_rows(plan, cell, pipeline, found.rows)
+                found.measured[place] = _measure(pipeline)
+                seconds = time.monotonic() - began
+                record.write({str(cell): seconds})
+                board.finish(place, seconds)
+    except BaseException:
+        say(f"study {plan.study.name}: {status.sentence()}")
+        raise
+    finally:
+        record.write()
+    return outcome_of(plan.study, [(cell, found.measured[place]) for place, cell in enumerate(plan.cells)], found.rows)
+
+
+def _manifest(plan: Plan, root: Path) -> Path:
+    return root / "studies" / plan.study.name / "manifest.json"
+
+
+def _took(manifest: Path) -> dict[str, float]:
+    return dict(json.loads(manifest.read_text()).get("seconds", {})) if manifest.is_file() else {}
+
+
+def seconds_of(plan: Plan, root: Path) -> dict[int, float]:
+    """How long cells took in earlier calls, by their place in the plan, where it is known."""
+    took = _took(_manifest(plan, root))
+    return {place: took[str(cell)] for place, cell in enumerate(plan.cells) if str(cell) in took}
+
+
+class _Record:
+    """studies/<name>/manifest.json: the steps that `clean` must leave, and how long cells took."""
+
+    def __init__(self, plan: Plan, workspace: Workspace, found: Found) -> None:
+        self.plan, self.workspace, self.found = plan, workspace, found
+        self.path = _manifest(plan, workspace.root)
+        self.took = _took(self.path)
+
+    def write(self, more: dict[str, float] | None = None) -> None:
+        """Write what is known by now."""
+        self.took |= more or {}
+        steps = dict.fromkeys([*self.found.steps, *(step.folder.name for step in self.workspace.used)])
+        content = {"study": self.plan.study.model_dump(), "steps": list(steps), "seconds": self.took}
+        write_json(self.path, content)
+
+
+def _measure(pipeline: Pipeline) -> Measured:
+    """The taken method's logits on the development rows that have a golden label."""
+    dev = pipeline.data.dev
+    known = np.flatnonzero(dev.labels >= 0)
+    taken = pipeline.taken()
+    (step,) = taken.steps
+    logits: Floats = pipeline.logits(step, dev, taken.method.name)[known].astype(np.float64)
+    return Measured(logits, _training_seconds(step.folder / "curve.json", len(pipeline.data.train)))
+
+
+def _training_seconds(curve: Path, rows: int) -> float | None:
+    """Of a student's last stage: pairs over the rate that its curve ends with; None where there is no curve."""
+    if not curve.is_file():
+        return None
+    last = json.loads(curve.read_text())[-1]
+    return float(rows * last["epoch"] / last["pairs_per_second"])
