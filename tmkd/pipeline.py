@@ -24,7 +24,7 @@ from tmkd.pairs.datasets import TaskData, load_task
 from tmkd.pairs.record import Pairs
 from tmkd.progress import say
 from tmkd.recipe import Recipe, Teacher
-from tmkd.teachers import column_logits, label, teach
+from tmkd.teachers import column_logits, label, method_logits, teach
 from tmkd.workspace import Step, Workspace
 
 
@@ -82,6 +82,13 @@ class Pipeline:
         """A model's stored logits for the pairs, [N, C]."""
         store = label(self.workspace, model, pairs, name=name, precision=self.recipe.precision)
         return store.logits_for(pairs.pair_ids)
+
+    def student_logits(self, student: Student, pairs: Pairs) -> NDArray[np.float64]:
+        """The outputs of a method's students under the recipe's combination, [S, N, C], one for every seed."""
+        return method_logits(
+            self.workspace, student.steps, pairs, self.recipe.combination,
+            name=student.method.name, precision=self.recipe.precision,
+        )  # fmt: skip
 
     def targets(self, method: Method, pairs: Pairs, where: str) -> Targets | None:
         """What a method learns on these pairs."""

@@ -203,8 +203,7 @@ def _measure(pipeline: Pipeline, metric: str, seed: int) -> Distribution:
     labelled = dev.take(known)
     questions = Questions.of(labelled.labels, labelled.qids)
     taken = pipeline.taken()
-    logits = [pipeline.logits(step, dev, taken.method.name)[known] for step in taken.steps]
-    found = distributions(Resamples(questions, 2000, seed), np.stack(logits).astype(np.float64))
+    found = distributions(Resamples(questions, 2000, seed), pipeline.student_logits(taken, dev)[:, known])
     if metric not in found:
         raise RecipeError(f"metric: {metric!r} has no meaning on {pipeline.recipe.name}; there are: {', '.join(found)}")
     return found[metric]
