@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tmkd.losses import golden_loss, soft_loss
 from tmkd.methods import Method
 from tmkd.pairs.record import Pairs
 from tmkd.recipe import Loss, Recipe, Training
-from tmkd.student import Logits, Student
+from tmkd.student import Logits, Student, combine
 from tmkd.teachers import golden_only
 from tmkd.tokenizer import PairTokenizer
 from tmkd.tokens import tokens_of
@@ -55,11 +55,9 @@ class Targets:
         return cls(tuple(names), np.stack(logits, axis=1))
 
 
-def ensemble_logits(logits: list[NDArray[np.float32]]) -> NDArray[np.float64]:
+def ensemble_logits(logits: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.float64]:
     """Log of the mean of the teachers' probabilities, [N, C] float64: unsquashed, so that ranking never ties."""
-    stacked = torch.from_numpy(np.stack(logits)).double().log_softmax(-1)
-    mean: NDArray[np.float64] = (torch.logsumexp(stacked, dim=0) - np.log(len(logits))).numpy()
-    return mean
+    return combine(np.stack(logits, axis=1), "probability")
 
 
 def pretrain(

@@ -38,7 +38,8 @@ class LabelStore:
         """Create or continue a store.
 
         Args:
-            header: JSON-like identity: teacher's and tokenizer's fingerprints, max_length, dtype, classes, class order.
+            header: JSON-like identity: teacher's and tokenizer's fingerprints, max_length, dtype, classes, class order;
+                `headers`, their number, where the logits of each header of a student are stored one after the other.
 
         Raises:
             LabelError: the folder holds labels of another header (the key that differs is named), its manifest is not
@@ -97,12 +98,17 @@ class LabelStore:
             except (pa.ArrowException, OSError) as error:
                 raise LabelError(f"{path} cannot be read ({error}); run again: its rows are labelled anew") from error
             flat = table.column("logits").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            yield table.column("pair_id").to_pylist(), flat.reshape(-1, self.classes)
+            yield table.column("pair_id").to_pylist(), flat.reshape(-1, self.width)
 
     @property
     def classes(self) -> int:
         """C."""
         return int(self.manifest["header"]["classes"])
+
+    @property
+    def width(self) -> int:
+        """Numbers of a pair: C, or H * C where the header says how many `headers` (H) there are."""
+        return self.classes * int(self.manifest["header"].get("headers", 1))
 
     def done_ids(self) -> set[str]:
         """The ids of the pairs whose latest labels are finite: what need not be labelled again."""
@@ -114,16 +120,16 @@ class LabelStore:
         return done
 
     def append(self, pair_ids: Sequence[str], logits: NDArray[np.float32]) -> None:
-        """Store the logits [N, C] float32 of N pairs as one part; a pair labelled before takes the new ones.
+        """Store the logits [N, width] float32 of N pairs as one part; a pair labelled before takes the new ones.
 
         Raises:
             LabelError: lengths or classes that do not fit.
         """
-        if logits.shape != (len(pair_ids), self.classes):
-            raise LabelError(f"expected logits of shape {(len(pair_ids), self.classes)}, got {logits.shape}")
+        if logits.shape != (len(pair_ids), self.width):
+            raise LabelError(f"expected logits of shape {(len(pair_ids), self.width)}, got {logits.shape}")
         if not pair_ids:
             return
-        values = pa.FixedSizeListArray.from_arrays(pa.array(logits.astype(np.float32).ravel()), self.classes)
+        values = pa.FixedSizeListArray.from_arrays(pa.array(logits.astype(np.float32).ravel()), self.width)
         table = pa.table({"pair_id": pa.array(pair_ids, pa.string()), "logits": values})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
@@ -136,7 +142,7 @@ class LabelStore:
         self._write_manifest()
 
     def logits_for(self, pair_ids: Sequence[str], *, allow_missing: bool = False) -> NDArray[np.float32]:
-        """Logits in the order of `pair_ids`, [N, C] float32.
+        """Logits in the order of `pair_ids`, [N, width] float32.
 
         Raises:
             LabelError: pairs without labels or with labels that are not finite, counted (nan with `allow_missing`).
@@ -148,7 +154,7 @@ class LabelStore:
             place.update({name: start + row for row, name in enumerate(names)})
             blocks.append(logits)
             start += len(names)
-        stored = np.concatenate([*blocks, np.full((1, self.classes), np.nan, dtype=np.float32)])
+        stored = np.concatenate([*blocks, np.full((1, self.width), np.nan, dtype=np.float32)])
         rows = np.array([place.get(name, -1) for name in pair_ids], dtype=np.int64)  # -1: the row of nan at the end
         found: NDArray[np.float32] = stored[rows].astype(np.float32)
         bad = ~np.isfinite(found).all(axis=1)

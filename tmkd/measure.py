@@ -27,7 +27,7 @@ from tmkd.pairs.record import Pairs
 from tmkd.progress import progress, say
 from tmkd.recipe import Recipe, parse_recipe
 from tmkd.runtime import Scorer, read_manifest
-from tmkd.teachers import column_logits, label, made_reference
+from tmkd.teachers import column_logits, made_reference, method_logits
 from tmkd.tokenizer import PairTokenizer
 from tmkd.training import score
 from tmkd.workspace import Step, Workspace
@@ -77,7 +77,7 @@ def outputs(run: RunModels, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
     workspace, recipe = run.workspace, run.recipe
     columns = {teacher.name: teacher for teacher in recipe.teachers if teacher.scores}
     found: list[ModelOutput] = []
-    teachers: list[NDArray[np.float32]] = []
+    teachers: list[NDArray[np.float64]] = []
     folders: dict[str, Path] = {}
     for model in run.models:
         name = model["name"]
@@ -88,19 +88,17 @@ def outputs(run: RunModels, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
             if made_reference(column, pairs):
                 say(f"{name} made the reference {column.scores!r}: it is not measured, nor is an ensemble with it")
                 continue
-            logits = [column_logits(recipe, column, pairs, "evaluation")]
+            logits = column_logits(recipe, column, pairs, "evaluation")[None].astype(np.float64)
             sizes: dict[str, Any] = {"parameters": None, "bytes": None, "layers": None}
         else:
             steps = run.steps(model)
-            logits = [
-                label(workspace, step, pairs, name=name, precision=recipe.precision).logits_for(pairs.pair_ids)
-                for step in steps
-            ]
+            how = "logit" if model["kind"] == "teacher" else recipe.combination
+            logits = method_logits(workspace, steps, pairs, how, name=name, precision=recipe.precision)
             folders[name] = steps[0].folder
             sizes = _sizes(steps[0].folder)
         if model["kind"] == "teacher":
             teachers.append(logits[0])
-        found.append(ModelOutput(name=name, kind=model["kind"], logits=np.stack(logits), **sizes))
+        found.append(ModelOutput(name=name, kind=model["kind"], logits=logits, **sizes))
     if len(teachers) > 1:
         parts = [output for output in found if output.kind == "teacher"]
         found.insert(len(parts), _ensemble(teachers, parts))
@@ -120,7 +118,7 @@ def _sizes(folder: Path) -> dict[str, Any]:
     }
 
 
-def _ensemble(logits: list[NDArray[np.float32]], parts: list[ModelOutput]) -> ModelOutput:
+def _ensemble(logits: list[NDArray[np.float64]], parts: list[ModelOutput]) -> ModelOutput:
     trained = [part for part in parts if part.parameters is not None]
     return ModelOutput(
         name=ENSEMBLE,

@@ -29,7 +29,7 @@ from tmkd.pairs.record import Pairs
 from tmkd.pool import pool_of, pool_teachers
 from tmkd.progress import say
 from tmkd.recipe import Recipe, Teacher
-from tmkd.teachers import column_logits, label, made_reference, teach
+from tmkd.teachers import column_logits, label, made_reference, method_logits, teach
 from tmkd.tokenizer import PairTokenizer
 from tmkd.workspace import Step, Workspace, fingerprint
 
@@ -122,6 +122,13 @@ class Pipeline:
             store = label(self.workspace, model, pairs, name=name, precision=self.recipe.precision)
             self.shared.logits[key] = store.logits_for(pairs.pair_ids)
         return self.shared.logits[key]
+
+    def student_logits(self, student: Student, pairs: Pairs) -> NDArray[np.float64]:
+        """The outputs of a method's students under the recipe's combination, [S, N, C], one for every seed."""
+        return method_logits(
+            self.workspace, student.steps, pairs, self.recipe.combination,
+            name=student.method.name, precision=self.recipe.precision,
+        )  # fmt: skip
 
     def targets(self, method: Method, pairs: Pairs, where: str) -> Targets | None:
         """What a method learns on these pairs."""

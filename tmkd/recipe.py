@@ -208,6 +208,11 @@ class Recipe(Part):
         ("teacher", "teacher-ensemble", "finetune", "tmkd"), description=f"of: {', '.join(METHODS)}"
     )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="one student of every method per seed")
+    combination: Literal["logit", "probability", "golden"] = Field(
+        "logit",
+        description="how the headers of measured students become one output: mean of their logits, mean of their "
+        "probabilities (the paper's), or the golden header alone; an export always folds, which is `logit`",
+    )
     take: str = Field("tmkd", description="the method whose first seed is exported")
     export: Export = Field(default_factory=Export, description="what is written for serving")
 

@@ -7,12 +7,18 @@ their logits folds exactly into one linear layer: the folded student is an ordin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tmkd.encoder.forward import Packing, PairEncoder
+
+Combination = Literal["logit", "probability", "golden"]
+"""How headers become one output (METHOD.md, "Inference"): `combine`."""
+COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 
 
 class Logits(NamedTuple):
@@ -54,6 +60,11 @@ class Student(nn.Module):
         """K."""
         return self.soft_weight.shape[0]
 
+    @property
+    def headers(self) -> int:
+        """H: how many headers were trained."""
+        return self.soft_headers + int(self.use_golden)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -68,11 +79,15 @@ class Student(nn.Module):
             soft = torch.einsum("nd,kcd->nkc", h, self.soft_weight) + self.soft_bias
         return Logits(golden, soft)
 
+    def trained_headers(self, logits: Logits) -> Tensor:
+        """The logits of the headers that were trained, [n, H, C]: the golden one first where it is one of them."""
+        if not self.use_golden:
+            return logits.soft
+        return torch.cat([logits.golden[:, None], logits.soft], dim=1)
+
     def combine(self, logits: Logits) -> Tensor:
         """The `logit` combination, [n, C]: the mean over the headers that were trained."""
-        if not self.use_golden:
-            return logits.soft.mean(dim=1)
-        return torch.cat([logits.golden[:, None], logits.soft], dim=1).mean(dim=1)
+        return self.trained_headers(logits).mean(dim=1)
 
     @torch.no_grad()
     def fold(self) -> tuple[Tensor, Tensor]:
@@ -99,6 +114,26 @@ class Student(nn.Module):
         self.soft_bias = nn.Parameter(torch.stack([bias for _, bias in rows]))
 
 
-def probability_combination(logits: Logits) -> Tensor:
-    """The paper's combination, [n, C]: the mean of the headers' probabilities. It cannot be folded."""
-    return torch.cat([logits.golden[:, None], logits.soft], dim=1).softmax(-1).mean(dim=1)
+def combine(headers: NDArray[np.floating[Any]], how: Combination, *, golden: bool = True) -> NDArray[np.float64]:
+    """One output of a student's headers, [N, C] float64, unsquashed: softmax of it gives the probabilities.
+
+    Args:
+        headers: logits [N, H, C] of the trained headers, as `Student.trained_headers` orders them.
+        how: `logit`: the mean of the logits, which folds into one head. `probability`: log of the mean of the
+            probabilities, the paper's; it cannot be folded. `golden`: the golden header alone.
+        golden: whether the first header is the golden one.
+
+    Raises:
+        ValueError: `golden` of a student that stopped after stage 1 and has no golden header.
+    """
+    logits = torch.from_numpy(headers).double()
+    if how == "golden":
+        if not golden:
+            raise ValueError("this student stopped after stage 1: its golden header was not trained")
+        mean = logits[:, 0]
+    elif how == "logit":
+        mean = logits.mean(dim=1)
+    else:
+        mean = torch.logsumexp(logits.log_softmax(-1), dim=1) - np.log(headers.shape[1])
+    found: NDArray[np.float64] = mean.numpy()
+    return found

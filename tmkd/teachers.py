@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,17 +14,17 @@ from torch import Tensor
 from tmkd.class_order import class_order, reorder
 from tmkd.encoder.checkpoint import load_encoder, load_finished, load_student, read_card, save_student
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
-from tmkd.errors import DataError
+from tmkd.errors import DataError, TmkdError
 from tmkd.files import write_json
 from tmkd.labels import LabelStore, imported_logits
 from tmkd.losses import golden_loss
 from tmkd.pairs.record import Pairs
 from tmkd.progress import progress, say
 from tmkd.recipe import Recipe, Teacher
-from tmkd.student import Logits, Student
+from tmkd.student import Combination, Logits, Student, combine
 from tmkd.tokenizer import PairTokenizer
 from tmkd.tokens import tokens_of
-from tmkd.training import Fit, score, train
+from tmkd.training import Fit, score, score_headers, train
 from tmkd.workspace import Step, Workspace
 
 CHUNK = 2048  # pairs between two writes of the label store: what a kill can lose
@@ -87,6 +88,76 @@ def golden_only(labels: Tensor) -> Any:
 
 def label(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precision: str) -> LabelStore:
     """Every logit of one model for every pair, computed once and stored; resumes after the last stored chunk."""
+    return _label(workspace, model, pairs, _Labelling("labels", name, precision, score), {})
+
+
+def header_logits(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precision: str) -> NDArray[np.float32]:
+    """Logits of each trained header of a student, [N, H, C] in the order of the pairs, golden first; stored likewise.
+
+    `tmkd.student.combine` makes one output of them.
+    """
+    card = read_card(model.folder)
+    count = int(card["soft_headers"]) + int(card["use_golden"])
+    how = _Labelling("headers", f"the headers of {name}", precision, score_headers)
+    store = _label(workspace, model, pairs, how, {"headers": count})
+    return store.logits_for(pairs.pair_ids).reshape(len(pairs), count, int(card["classes"]))
+
+
+def combined_logits(
+    workspace: Workspace, model: Step, pairs: Pairs, how: Combination, *, name: str, precision: str
+) -> NDArray[np.floating[Any]]:
+    """A student's output under one of the combinations, [N, C] in the order of the pairs.
+
+    Raises:
+        TmkdError: `golden` of a student that stopped after stage 1.
+    """
+    card = read_card(model.folder)
+    if how == "golden" and not card["use_golden"]:
+        raise TmkdError(f"{name}: a student that stopped after stage 1 has no golden header; combination: logit")
+    if how == "logit" or not card["soft_headers"]:
+        return label(workspace, model, pairs, name=name, precision=precision).logits_for(pairs.pair_ids)
+    headers = header_logits(workspace, model, pairs, name=name, precision=precision)
+    return combine(headers, how, golden=bool(card["use_golden"]))
+
+
+def method_logits(
+    workspace: Workspace,
+    models: Sequence[Step],
+    pairs: Pairs,
+    how: Combination = "logit",
+    *,
+    each: int = 1,
+    name: str,
+    precision: str,
+) -> NDArray[np.float64]:
+    """The outputs of a method's students, [S, N, C] in the order of the pairs, one for every seed.
+
+    Args:
+        models: the students, seed after seed.
+        how: the combination of a student's headers.
+        each: students of a seed (K of m-o-m): their output is the log of the mean of their probabilities, as a teacher
+            ensemble's is.
+    """
+    outputs = [
+        combined_logits(workspace, model, pairs, how, name=name, precision=precision).astype(np.float64)
+        for model in models
+    ]
+    if each == 1:
+        return np.stack(outputs)
+    seeds = [np.stack(outputs[start : start + each], axis=1) for start in range(0, len(outputs), each)]
+    return np.stack([combine(seed, "probability") for seed in seeds])
+
+
+class _Labelling(NamedTuple):
+    """How pairs are labelled: the kind of step, what the log calls it, the precision, and what scores the rows."""
+
+    kind: str
+    name: str
+    precision: str
+    score: Callable[..., NDArray[np.float32]]
+
+
+def _label(workspace: Workspace, model: Step, pairs: Pairs, how: _Labelling, extra: dict[str, Any]) -> LabelStore:
     unique = pairs.take(np.unique(np.array(pairs.pair_ids), return_index=True)[1])
     card = read_card(model.folder)
     header = {
@@ -96,24 +167,25 @@ def label(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precisi
         "classes": card["classes"],
         "class_order": card.get("class_order", list(range(card["classes"]))),
         "dtype": "float32",
+        **extra,
     }
-    depends = {"model": model.fingerprint, "pairs": unique.digest(), "precision": precision}
+    depends = {"model": model.fingerprint, "pairs": unique.digest(), "precision": how.precision}
 
     def build(folder: Path) -> None:
         store = LabelStore.open(folder, header=header)
-        _borrow(store, workspace, unique, depends)
-        _fill(store, model, unique, name, precision, workspace)
+        _borrow(store, workspace, unique, how.kind, depends)
+        _fill(store, model, unique, how, workspace)
 
-    step = workspace.step("labels", depends, build, label=f"label {len(unique):,} pairs with {name}")
+    step = workspace.step(how.kind, depends, build, label=f"label {len(unique):,} pairs with {how.name}")
     store = LabelStore.open(step.folder, header=header)
-    _fill(store, model, unique, name, precision, workspace)  # a part that was damaged since is labelled again
+    _fill(store, model, unique, how, workspace)  # a part that was damaged since is labelled again
     return store
 
 
-def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, depends: dict[str, Any]) -> None:
+def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, depends: dict[str, Any]) -> None:
     """Take over what other stores of this model and precision hold of the pairs: no pair is labelled twice."""
     wanted = set(pairs.pair_ids) - store.done_ids()
-    for folder, theirs in workspace.finished("labels"):
+    for folder, theirs in workspace.finished(kind):
         if {**theirs, "pairs": None} != {**depends, "pairs": None}:
             continue
         other = LabelStore.open(folder, header=store.manifest["header"])
@@ -124,23 +196,24 @@ def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, depends: dict
             wanted.difference_update(shared)
 
 
-def _fill(store: LabelStore, model: Step, pairs: Pairs, name: str, precision: str, workspace: Workspace) -> None:
+def _fill(store: LabelStore, model: Step, pairs: Pairs, how: _Labelling, workspace: Workspace) -> None:
     """Label the pairs that the store does not have yet."""
     done = store.done_ids()
     todo = np.flatnonzero([pair_id not in done for pair_id in pairs.pair_ids])
     if len(todo) == 0:
         return
     student = load_student(model.folder)
-    say(f"{name}: {student.encoder.path}")
+    say(f"{how.name}: {student.encoder.path}")
     tokenizer = PairTokenizer(model.folder, read_card(model.folder)["max_length"])
     encoded = tokens_of(workspace, tokenizer, pairs)
     # Chunks of like length: the batches inside a chunk hold next to no padding.
     order = todo[np.argsort(-encoded.lengths[todo], kind="stable")]
     ids = np.array(pairs.pair_ids)
-    with progress(f"label with {name}", len(pairs), done=len(pairs) - len(todo)) as bar:
+    with progress(f"label with {how.name}", len(pairs), done=len(pairs) - len(todo)) as bar:
         for start in range(0, len(order), CHUNK):
             rows = order[start : start + CHUNK]
-            store.append(list(ids[rows]), score(student, encoded, tokenizer.pad_id, rows, precision))
+            found = how.score(student, encoded, tokenizer.pad_id, rows, how.precision)
+            store.append(list(ids[rows]), found.reshape(len(rows), -1))
             bar.advance(len(rows))
 
 

@@ -168,14 +168,33 @@ def score(
     model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64] | None = None, precision: str = "auto"
 ) -> NDArray[np.float32]:
     """The `logit` combination of every row (or of `rows`), [N, C] float32, in the order asked for."""
+    return _scored(model, encoded, pad_id, rows, precision, model.combine, (model.classes,))
+
+
+def score_headers(
+    model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64] | None = None, precision: str = "auto"
+) -> NDArray[np.float32]:
+    """Logits of every trained header, [N, H, C] float32, golden first (`Student.trained_headers`); else as `score`."""
+    return _scored(model, encoded, pad_id, rows, precision, model.trained_headers, (model.headers, model.classes))
+
+
+def _scored(
+    model: Student,
+    encoded: Encoded,
+    pad_id: int,
+    rows: NDArray[np.int64] | None,
+    precision: str,
+    pick: Callable[[Logits], Tensor],
+    shape: tuple[int, ...],
+) -> NDArray[np.float32]:
     rows = np.arange(len(encoded.ids)) if rows is None else rows
     lengths = np.array([len(encoded.ids[row]) for row in rows])
-    output = np.zeros((len(rows), model.classes), dtype=np.float32)
+    output = np.zeros((len(rows), *shape), dtype=np.float32)
     model.to(device()).eval()
     with torch.inference_mode():
         for batch in length_sorted_batches(lengths, TOKENS_SCORING):
             logits = _forward(model, encoded, pad_id, rows[batch], use_bf16(precision))
-            output[batch] = model.combine(logits).float().cpu().numpy()
+            output[batch] = pick(logits).float().cpu().numpy()
     return output
 
 

@@ -166,7 +166,7 @@ def _measure(pipeline: Pipeline) -> Measured:
     known = np.flatnonzero(dev.labels >= 0)
     taken = pipeline.taken()
     (step,) = taken.steps
-    logits: Floats = pipeline.logits(step, dev, taken.method.name)[known].astype(np.float64)
+    logits: Floats = pipeline.student_logits(taken, dev)[0][known]
     return Measured(logits, _training_seconds(step.folder / "curve.json", len(pipeline.data.train)))
 
 
