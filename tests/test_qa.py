@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from conftest import Tmkd
+from export_fixtures import exported
 from qa_fixtures import OverlapScorer, index_of
+from rich.console import Console
 
+from tmkd.cli_qa import show
 from tmkd.errors import DataError
-from tmkd.qa import Calibration, QuestionAnswerer
+from tmkd.qa import Answer, Answers, Calibration, QuestionAnswerer
+from tmkd.qa.windows import Windows
+from tmkd.tokenizer import PairTokenizer
 
 
 @pytest.fixture
@@ -70,3 +82,77 @@ def test_nothing_found_and_bad_requests(answerer: QuestionAnswerer) -> None:
         answerer.ask("mount", top=0)
     with pytest.raises(DataError, match="candidates is 0"):
         answerer.ask("mount", candidates=0)
+
+
+def test_the_command_answers_with_an_export(tmp_path: Path, tmkd: Tmkd, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = exported("minilm") / "out"
+    index_of(tmp_path / "index")
+    arguments = ("--model", export, "--index", tmp_path / "index")
+    done = json.loads(tmkd("ask", "How is a disk mounted?", *arguments, "--json", "--top", "1").stdout)
+    assert done["question"] == "How is a disk mounted?"
+    assert len(done["answers"]) == 1
+    assert done["candidates"] == 1
+    shown = tmkd("ask", "How is a disk mounted?", *arguments)
+    assert "mount > Use" in shown.stdout
+    assert "mount.md  probability 0." in shown.stdout
+    assert "1 passages in" in shown.stderr
+    monkeypatch.setattr("sys.stdin", io.StringIO("copy a file\n\nsort the keys\n"))
+    lines = tmkd("ask", "-", *arguments, "--json", "--quiet").stdout.splitlines()
+    assert [json.loads(line)["question"] for line in lines] == ["copy a file", "sort the keys"]
+    assert "no passage of the index has a word" in tmkd("ask", "zebra", *arguments).stdout
+
+
+def test_the_terminal_shows_the_best_sentence_and_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "First things first. This is it. The rest."
+    answer = Answer(1, "p", text, (20, 31), (20, 41), 1.5, 0.8, 4, "Guide", ("Guide", "Use"), "guide.md")
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system="standard")
+    monkeypatch.setattr("tmkd.cli_qa.tables", console)
+    times = dict.fromkeys(("retrieve", "rank", "mark", "total"), 1.0)
+    show(Answers("q", False, [answer], 1, times))
+    shown = console.file.getvalue()
+    assert "no passage answers this well" in shown
+    assert "\x1b[1mThis is it.\x1b[0m" in shown
+    assert "Guide > Use" in shown
+    assert "read in part: characters 20 to 41" in shown
+
+
+def test_what_is_not_there_yet_says_how_to_make_it(tmkd: Tmkd, tmp_path: Path) -> None:
+    missing = tmkd("ask", "anything", check=False)
+    assert missing.returncode == 1
+    assert "there is no workspace/runs/demo/export; make it with `make demo`" in missing.stderr
+    missing = tmkd("ask", "anything", "--model", exported("minilm") / "out", check=False)
+    assert "there is no workspace/index; make it with `tmkd index debian-docs`" in missing.stderr
+    index_of(tmp_path / "index")
+    three = tmkd("ask", "x", "--model", exported("mpnet", 3) / "out", "--index", tmp_path / "index", check=False)
+    assert "has 3 classes; answering needs a student of two" in three.stderr
+
+
+def test_windows_of_an_export_are_counted_by_its_tokenizer() -> None:
+    windows = Windows(48, exported("minilm") / "out")
+    text = " ".join(f"word{number}" for number in range(100))
+    spans = windows.of("How do I mount a disk?", [text, "short"])
+    assert spans[1] == [(0, 5)]
+    assert (spans[0][0][0], spans[0][-1][1]) == (0, len(text))
+    tokenizer = PairTokenizer(exported("minilm") / "out", 10_000)
+    for (start, stop), (following, _) in pairwise(spans[0]):
+        assert start < following < stop  # they overlap
+        (length,) = tokenizer.encode(["How do I mount a disk?"], [text[start:stop]]).lengths
+        assert 40 <= length <= 48
+
+
+def test_indexing_and_answering_need_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("# Disks\n\nThe mount command mounts a disk.")
+    (tmp_path / "docs" / "b.html").write_text("<p>The cp command copies a disk.</p>")
+    arguments = ["ask", "mount a disk", "--model", str(exported("minilm") / "out"), "--index", "out", "--json"]
+    code = (
+        "import sys; from tmkd.cli import app\n"
+        f"for arguments in (['index', 'docs', '--out', 'out'], {arguments!r}):\n"
+        "    app(arguments, standalone_mode=False)\n"
+        "print(*[name for name in ('torch', 'transformers', 'pyarrow', 'scipy', 'sklearn') if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    answers, loaded = done.stdout.splitlines()
+    assert json.loads(answers)["candidates"] == 2
+    assert loaded == ""

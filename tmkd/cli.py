@@ -6,16 +6,15 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tmkd import __version__, cli_qa
-from tmkd.errors import MissingExtraError, TmkdError
+from tmkd.errors import TmkdError, needs_extra
 from tmkd.progress import say, set_quiet, tables
 
 app = typer.Typer(
@@ -63,12 +62,7 @@ def _pipeline(recipe: Path, overrides: list[str] | None, workspace: Path, quiet:
     return Pipeline(parsed, Workspace(workspace))
 
 
-@contextmanager
-def _train_extra() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise MissingExtraError(f"this needs {error.name}; install it with: pip install 'tmkd[train]'") from error
+_train_extra = partial(needs_extra, "train")
 
 
 @app.command()
@@ -321,6 +315,7 @@ def clean(
 
 app.command()(cli_qa.index)
 app.command()(cli_qa.ask)
+app.command()(cli_qa.calibrate)
 
 
 class Bench(StrEnum):

@@ -102,6 +102,55 @@ def ask(
             show(answers)
 
 
+def calibrate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="an exported student; calibration.json goes into it")],
+    index: IndexFolder = INDEX,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="labelled development pairs of passages of the index; debian-docs' own unless given"),
+    ] = None,
+    test: Annotated[Path | None, typer.Option(help="labelled pairs of other questions, only measured")] = None,
+    risk: Annotated[
+        float | None, typer.Option(min=0, max=1, help="share of wrong answers to keep within; best F1 unless given")
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="passages that are retrieved and ranked")] = 100,
+    backend: Annotated[str, typer.Option(help="auto, or one of the export's back ends")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="threads; all cores unless given")] = None,
+    report: Annotated[Path | None, typer.Option(help="write a page with the risk-coverage curves there")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print calibration.json")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Choose an export's temperature and no-answer threshold on development questions.
+
+    Every question is asked twice: with the documents that answer it in the index, and as if they were not there.
+
+    Example: tmkd calibrate workspace/runs/demo/export --index workspace/index --report calibration.html
+    """
+    set_quiet(quiet)
+    from tmkd.errors import DataError, needs_extra
+    from tmkd.qa import Calibration, QuestionAnswerer
+    from tmkd.qa.calibrate import calibrate
+    from tmkd.qa.cases import built_in, from_file
+
+    if test is not None and pairs is None:
+        raise DataError("--test without --pairs: debian-docs brings its own test questions")
+    answerer = QuestionAnswerer.open(model, index, backend=backend, threads=threads, calibration=Calibration())
+    files = [from_file(path, answerer.index) for path in (pairs, test) if path is not None]
+    dev, *unseen = files or built_in(answerer.index)
+    found = calibrate(answerer, dev, unseen[0] if unseen else None, candidates=candidates, risk=risk)
+    path = found.save(model)
+    if report is not None:
+        with needs_extra("train"):
+            from tmkd.qa.report import write_report
+
+            write_report(found.to_json(), report)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2))
+    for sentence in found.sentences():
+        say(sentence)
+    say(f"written to {path}" + (f" and {report}" if report else ""))
+
+
 def _questions(argument: str) -> Iterator[str]:
     if argument != "-":
         yield argument

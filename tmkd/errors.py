@@ -12,6 +12,9 @@ TmkdError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class TmkdError(Exception):
     """Base class; the command line prints its message without a traceback and exits with 1."""
@@ -43,3 +46,14 @@ class ExportError(TmkdError):
 
 class MissingExtraError(TmkdError):
     """An optional dependency is not installed; the message says what to install."""
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Around imports: MissingExtraError names what is not installed, and the extra that brings it."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(
+            f"this needs {error.name or error}; install it with: pip install 'tmkd[{extra}]'"
+        ) from error

@@ -13,7 +13,6 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from tmkd.corpus.pod import parse_pod
 from tmkd.corpus.sections import Block, Section
 from tmkd.corpus.store import Changes, Document, update_index
 from tmkd.corpus.text import normalise, text_hash
-from tmkd.errors import DataError, MissingExtraError
+from tmkd.errors import DataError, needs_extra
 from tmkd.progress import Bar, progress, say
 
 PARSING = 1  # part of every digest: raise it when parsing or cutting change what comes out
@@ -324,17 +323,9 @@ def _decoded(data: bytes) -> str:
     return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
 
 
-@contextmanager
-def _lxml() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise MissingExtraError("reading HTML needs lxml; install it with: pip install 'tmkd[qa]'") from error
-
-
 def _sections(kind: str, data: bytes) -> list[Section]:
     if kind in _HTML:
-        with _lxml():
+        with needs_extra("qa"):
             from tmkd.corpus.html import parse_html
         return parse_html(data)
     if kind == ".pod":
@@ -367,7 +358,7 @@ def _cut(sections: Sequence[Section], title: str, source: str) -> list[Passage]:
 
 def _built_in() -> list[_File]:
     """The files of the documentation packages, cut as the built-in data set cuts them."""
-    with _lxml():
+    with needs_extra("qa"):
         from tmkd.corpus.debian import fetch
         from tmkd.pairs.faq import file_passages
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tmkd.corpus.passages import Passage
 from tmkd.corpus.text import word_set
-from tmkd.errors import MissingExtraError
+from tmkd.errors import needs_extra
 from tmkd.progress import progress
 
 _WORD = re.compile(r"[^\W_]+")
@@ -35,10 +35,8 @@ def import_tantivy() -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
+    with needs_extra("qa"):
         import tantivy
-    except ImportError as error:
-        raise MissingExtraError("the passage index needs tantivy; install it with: pip install 'tmkd[qa]'") from error
     return tantivy
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tmkd.corpus.sections import Section, SectionBuilder
-from tmkd.errors import MissingExtraError
+from tmkd.errors import needs_extra
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 _TAG = re.compile(r"<!--.*?-->|<[^>]*>", re.DOTALL)
@@ -23,12 +23,9 @@ def parse_markdown(text: str) -> list[Section]:
     Raises:
         MissingExtraError: markdown-it-py is not installed.
     """
-    try:
+    with needs_extra("qa"):
         from markdown_it import MarkdownIt
-    except ImportError as error:
-        raise MissingExtraError(
-            "reading Markdown needs markdown-it-py; install it with: pip install 'tmkd[qa]'"
-        ) from error
+
     title, body = _front_matter(text.replace("\r\n", "\n"))
     tokens = MarkdownIt("commonmark").enable("table").parse(body)
     builder = SectionBuilder(title or _first_heading(tokens))

@@ -124,11 +124,20 @@ class QuestionAnswerer:
         self._windows = Windows(scorer.max_length, model)
 
     @classmethod
-    def open(cls, model: Path, index: Path, *, backend: str = "auto", threads: int | None = None) -> QuestionAnswerer:
+    def open(
+        cls,
+        model: Path,
+        index: Path,
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        calibration: Calibration | None = None,
+    ) -> QuestionAnswerer:
         """Open an export and an index.
 
         Args:
             backend, threads: as `tmkd.runtime.Scorer` takes them.
+            calibration: in place of the export's own.
 
         Raises:
             ExportError: no export, a damaged one, or one with other than two classes. DataError: no usable index.
@@ -142,7 +151,7 @@ class QuestionAnswerer:
             opened = opening.result()
         if scorer.classes != 2:
             raise ExportError(f"{model} has {scorer.classes} classes; answering needs a student of two")
-        return cls(scorer, opened, calibration=Calibration.read(Path(model)), model=Path(model))
+        return cls(scorer, opened, calibration=calibration or Calibration.read(Path(model)), model=Path(model))
 
     def ask(self, question: str, *, top: int = 5, candidates: int = 100) -> Answers:
         """The best passages for a question.

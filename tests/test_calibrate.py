@@ -1,0 +1,166 @@
+"""The no-answer threshold and the temperature: chosen by the criterion that is stated, measured on other questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_jsonl
+from qa_fixtures import OverlapScorer, index_of
+
+from tmkd.errors import DataError, ExportError
+from tmkd.qa import Calibration, DocumentIndex, QuestionAnswerer
+from tmkd.qa.calibrate import (
+    Outcomes,
+    area,
+    best_f1,
+    calibrate,
+    calibration_error,
+    fit_temperature,
+    risk_coverage,
+    within_risk,
+)
+from tmkd.qa.calibration import FILE
+from tmkd.qa.cases import ask_all, from_file
+from tmkd.qa.report import write_report
+
+TEXTS = {f"{name}.md": f"The {name} command changes a {name} at once." for name in ("disk", "file", "port", "key")}
+
+
+def outcomes(count: int = 40, seed: int = 0) -> Outcomes:
+    """Scores that tell a little about what is right; some equal, one question that found nothing."""
+    generator = np.random.default_rng(seed)
+    present = np.arange(2 * count) < count
+    right = present & (generator.random(2 * count) < 0.7)
+    scores = np.round(generator.normal(size=2 * count) + 1.5 * right, 1)
+    scores[-1] = -np.inf
+    return Outcomes(scores, right, present)
+
+
+def test_the_temperature_is_the_one_that_the_labels_were_drawn_with() -> None:
+    generator = np.random.default_rng(0)
+    odds = generator.normal(size=40_000) * 2
+    labels = (generator.random(40_000) < 1 / (1 + np.exp(-odds))).astype(np.int64)
+    for temperature in (0.4, 1.0, 3.0):
+        assert fit_temperature(odds * temperature, labels) == pytest.approx(temperature, rel=0.05)
+    sure = calibration_error(1 / (1 + np.exp(-3 * odds)), labels)
+    assert calibration_error(1 / (1 + np.exp(-odds)), labels) < 0.02 < sure
+    with pytest.raises(DataError, match="both labels"):
+        fit_temperature(odds, np.ones(40_000, dtype=np.int64))
+
+
+def test_calibration_error_by_hand() -> None:
+    probabilities = np.array([0.01, 0.05, 0.99, 1.0])
+    labels = np.array([0, 1, 1, 1])
+    assert calibration_error(probabilities, labels) == pytest.approx((0.94 + 0.01) / 4)
+
+
+def test_the_threshold_of_the_best_f1_is_found() -> None:
+    for seed in range(5):
+        one = outcomes(seed=seed)
+
+        def f1(least: float, one: Outcomes = one) -> float:
+            given = one.scores >= least
+            return 2 * (given & one.right).sum() / (given.sum() + one.present.sum())
+
+        assert f1(best_f1(one)) == max(f1(least) for least in one.scores[np.isfinite(one.scores)])
+        counts = one.at(best_f1(one))
+        assert f1(best_f1(one)) == pytest.approx(2 * counts["right"].sum() / (counts["given"] + 1).sum())
+
+
+def test_the_lowest_threshold_within_a_risk_is_found() -> None:
+    one = outcomes()
+    least = within_risk(one, 0.3)
+
+    def risk(least: float) -> float:
+        return 1 - one.right[one.scores >= least].mean()
+
+    assert risk(least) <= 0.3
+    assert all(risk(lower) > 0.3 for lower in one.scores[np.isfinite(one.scores)] if lower < least)
+    wrong = Outcomes(one.scores, np.zeros_like(one.right), one.present)
+    with pytest.raises(
+        DataError, match=r"no threshold keeps the share of wrong answers at 0\.2; the least .* is 1\.00"
+    ):
+        within_risk(wrong, 0.2)
+
+
+def test_risk_over_coverage() -> None:
+    one = Outcomes(
+        np.array([3.0, 2.0, 1.0, -np.inf]), np.array([True, False, True, False]), np.array([True, True, False, False])
+    )
+    assert risk_coverage(one) == {"coverage": [0.25, 0.5, 0.75], "risk": [0.0, 0.5, 0.3333]}
+    assert area(one) == pytest.approx((0 + 1 / 2 + 1 / 3) / 3)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    rows = []
+    names = list(TEXTS)
+    for place, key in enumerate(names):
+        name = key.removesuffix(".md")
+        for other in (place, (place + 1) % len(names)):
+            passage, label = TEXTS[names[other]], int(other == place)
+            rows.append({"question": f"Which command changes a {name}?", "passage": passage, "label": label})
+    rows.append({"question": "Which is nowhere?", "passage": "Nowhere in the index.", "label": 1})
+    return write_jsonl(tmp_path / "dev.jsonl", rows)
+
+
+@pytest.fixture
+def answerer(tmp_path: Path) -> QuestionAnswerer:
+    return QuestionAnswerer(OverlapScorer(), index_of(tmp_path / "index", TEXTS))
+
+
+def test_questions_are_asked_with_and_without_their_sources(answerer: QuestionAnswerer, pairs: Path) -> None:
+    asked = ask_all(answerer, from_file(pairs, answerer.index), 10)
+    assert len(asked) == 4  # the fifth has no answer in the index
+    for one in asked:
+        assert one.present[0].found.passage.pid in one.case.right
+        assert one.absent
+        assert not {ranked.found.document for ranked in one.absent} & one.case.documents
+    scored = answerer.scorer.asked
+    assert len(scored) == len(set(scored))
+
+
+def test_calibrate_writes_what_ask_then_uses(answerer: QuestionAnswerer, pairs: Path, tmp_path: Path) -> None:
+    material = from_file(pairs, answerer.index)
+    found = calibrate(answerer, material, material, candidates=10)
+    (tmp_path / "export").mkdir()
+    found.save(tmp_path / "export")
+    content = json.loads((tmp_path / "export" / FILE).read_text())
+    assert content["test"] == content["development"]
+    assert content["test"]["f1"]["mean"] == content["test"]["recall"]["mean"] == 1
+    assert content["test"]["answered_without_sources"]["mean"] == 0
+    chosen = Calibration.read(tmp_path / "export")
+    assert chosen == found.calibration
+    careful = QuestionAnswerer(answerer.scorer, answerer.index, calibration=chosen)
+    assert careful.ask("Which command changes a disk?").answered
+    assert not careful.ask("Which command changes a mouse?").answered
+    write_report(content, tmp_path / "new" / "report.html")
+    page = (tmp_path / "new" / "report.html").read_text()
+    assert "<svg" in page
+    assert "dev.jsonl" in page
+    assert any("F1 1.000" in sentence for sentence in found.sentences())
+
+
+def test_pairs_of_other_passages_are_refused(answerer: QuestionAnswerer, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", [{"question": "a", "passage": "b", "label": 1}])
+    with pytest.raises(DataError, match=r"none of the passages that it labels 1 is in .*index"):
+        from_file(path, answerer.index)
+    assert isinstance(answerer.index, DocumentIndex)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"format": 1}', '{"format": 1, "temperature": 0, "threshold": null}', '{"format": 2}']
+)
+def test_a_damaged_calibration_is_refused(tmp_path: Path, content: str) -> None:
+    assert Calibration.read(tmp_path) == Calibration()
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(ExportError, match=r"calibration\.json|the temperature is 0"):
+        Calibration.read(tmp_path)
+
+
+def test_probabilities_of_any_score() -> None:
+    assert [Calibration().probability(score) for score in (-1e6, 0.0, 1e6)] == pytest.approx([0, 0.5, 1])
+    assert Calibration(2.0).probability(2.0) == pytest.approx(1 / (1 + np.exp(-1)))

@@ -1,0 +1,53 @@
+"""The page that `tmkd calibrate --report` writes: what was chosen, what it does, the risk-coverage curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from tmkd.evaluation.charts import COLOURS, STYLE, svg_of
+from tmkd.evaluation.report import page_templates, write_text
+
+_ROWS = (
+    ("f1", "F1 of answered-and-right"),
+    ("precision", "of the answers given, right"),
+    ("recall", "of the questions with their sources, answered right"),
+    ("right_first_without_threshold", "the same without a threshold"),
+    ("answered_without_sources", "of the questions without their sources, answered all the same"),
+)
+Curve = Mapping[str, Sequence[float]]  # "coverage" and "risk", in the order of the line
+
+
+def write_report(content: dict[str, Any], path: Path) -> None:
+    """Write the page of a calibration.json's content, beside and renamed; makes the folder."""
+    parts = [content[name] for name in ("development", "test") if name in content]
+    curves = {}
+    for part in parts:
+        curves[f"{part['data']}, sources in"] = part["risk_coverage_with_sources"]
+        curves[f"{part['data']}, sources out for half"] = part["risk_coverage"]
+    page = page_templates().get_template("answering.html.jinja")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page.render(content=content, parts=parts, rows=_ROWS, chart=_chart(curves)))
+
+
+def _chart(curves: Mapping[str, Curve]) -> str:
+    """Share of wrong answers over the share of questions answered; a line for each name."""
+    colours = (COLOURS["ensemble"], COLOURS["student"])
+    ends = ((name, curve["risk"][-1], curve["coverage"][-1]) for name, curve in curves.items())
+    said = "; ".join(f"{name}: {risk:.2f} at {coverage:.2f}" for name, risk, coverage in ends)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+        axes = figure.add_subplot()
+        for place, (name, curve) in enumerate(curves.items()):
+            line = {"color": colours[place // 2 % 2], "linestyle": "-" if place % 2 == 0 else "--", "linewidth": 1.6}
+            axes.plot(curve["coverage"], curve["risk"], label=name, **line)
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("share of the questions that are answered")
+        axes.set_ylabel("share of those answers that are wrong")
+        axes.legend(frameon=False, loc="upper left")
+        return svg_of(figure, f"Risk over coverage; {said}")
