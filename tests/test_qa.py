@@ -134,8 +134,8 @@ def test_windows_of_an_export_are_counted_by_its_tokenizer() -> None:
     assert spans[1] == [(0, 5)]
     assert (spans[0][0][0], spans[0][-1][1]) == (0, len(text))
     tokenizer = PairTokenizer(exported("minilm") / "out", 10_000)
-    for (start, stop), (following, _) in pairwise(spans[0]):
-        assert start < following < stop  # they overlap
+    for (start, stop), (following, end) in pairwise(spans[0]):
+        assert start < following < stop < end  # they overlap
         (length,) = tokenizer.encode(["How do I mount a disk?"], [text[start:stop]]).lengths
         assert 40 <= length <= 48
 

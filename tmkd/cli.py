@@ -326,6 +326,7 @@ class Bench(StrEnum):
     score = "score"
     latency = "latency"
     factors = "factors"
+    qa = "qa"
 
 
 @app.command()
@@ -343,22 +344,31 @@ def bench(
         str | None, typer.Option(help="beginnings of names, with commas; `none`; all unless given")
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="of each contestant; 0: all usable cores")] = 0,
+    index: Annotated[Path | None, typer.Option(help="qa: an index; debian-docs unless given")] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="qa: passages retrieved and ranked")] = 100,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the numbers there too")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure tmkd beside what people use today: interleaved rounds, the same weights and rows, medians and spreads.
 
-    Peers run in environments of their own, built once in the cache folder.
+    Peers run in environments of their own, built once in the cache folder. `qa` asks questions whose answers are known
+    (the built-in test questions, or those of --pairs) with an export: against BM25 alone on the same candidates, and
+    how long each stage takes.
 
     Example: tmkd bench score --model workspace/runs/demo/export --peers FlashRank,sentence --json score.json
     """
     set_quiet(quiet)
     with _train_extra():
+        from tmkd.bench import qa
         from tmkd.bench.command import Options, run
     from tmkd.files import write_json
 
-    chosen = None if peers is None else tuple(name for name in peers.split(",") if name not in ("", "none"))
-    outcome = run(Options(what.value, model, layers, max_length, count, rounds, pairs, chosen, threads))
+    outcome: Any
+    if what is Bench.qa:
+        outcome = qa.measure(Path(model), index, pairs, candidates=candidates, threads=threads or None)
+    else:
+        chosen = None if peers is None else tuple(name for name in peers.split(",") if name not in ("", "none"))
+        outcome = run(Options(what.value, model, layers, max_length, count, rounds, pairs, chosen, threads))
     if json_file is not None:
         write_json(json_file, outcome.to_json())
     outcome.show()

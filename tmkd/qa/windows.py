@@ -1,4 +1,4 @@
-"""Passages longer than the student reads, cut into windows of its length that overlap by half."""
+"""Passages longer than the student reads, cut into windows of its length that overlap by a quarter."""
 
 from __future__ import annotations
 
@@ -51,5 +51,7 @@ def _pieces(text: str) -> list[Span]:
 
 
 def _cut(tokens: Sequence[Span], room: int) -> list[Span]:
-    starts = [*range(0, len(tokens) - room, max(1, room // 2)), len(tokens) - room]
-    return [(tokens[start][0], tokens[start + room - 1][1]) for start in starts]
+    """Windows of `room` tokens, each beginning with the last quarter of the one before; the last may be shorter."""
+    step = max(1, 3 * room // 4)
+    starts = range(0, max(1, len(tokens) - (room - step)), step)
+    return [(tokens[start][0], tokens[min(start + room, len(tokens)) - 1][1]) for start in starts]

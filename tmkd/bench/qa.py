@@ -1,0 +1,169 @@
+"""`tmkd bench qa`: how well and how fast an export answers from an index, beside BM25 alone on the same candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytrec_eval
+from rich.table import Table
+
+from tmkd.bench.command import machine
+from tmkd.corpus.documents import BUILT_IN, index_documents
+from tmkd.errors import DataError
+from tmkd.evaluation.intervals import Interval, Resamples, interval
+from tmkd.evaluation.metrics import Floats, Questions
+from tmkd.files import cache_folder
+from tmkd.progress import progress, say, tables
+from tmkd.qa import QuestionAnswerer
+from tmkd.qa.cases import Asked, Material, ask_all, built_in, from_file
+
+METRICS = {
+    "success@1": "success_1",
+    "success@5": "success_5",
+    "MRR": "recip_rank",
+    "nDCG@10": "ndcg_cut_10",
+    "recall@10": "recall_10",
+    "recall@100": "recall_100",
+}
+STAGES = ("retrieve", "rank", "mark", "total")
+_ASKED = {"success.1,5", "recip_rank", "ndcg_cut.10", "recall.10,100"}
+_RESAMPLES = 2000
+_WARM_UP = 5  # questions asked before the clock counts
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A metric of BM25 alone and of retrieve and rank, and their difference on the same resamples of questions."""
+
+    bm25: Interval
+    ranked: Interval
+    difference: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """Each as {"mean", "low", "high"}."""
+        named = (("bm25", self.bm25), ("retrieve and rank", self.ranked), ("difference", self.difference))
+        return {name: value.to_json() for name, value in named}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured.
+
+    Attributes:
+        quality: by metric. milliseconds: of each question, by stage; warm.
+    """
+
+    data: str
+    backend: str
+    questions: int
+    passages: int
+    candidates: int
+    quality: dict[str, Quality]
+    milliseconds: dict[str, Floats]
+
+    def to_json(self) -> dict[str, Any]:
+        """Metrics with 95% intervals over questions; milliseconds as median, 95th percentile and largest."""
+        times = {
+            stage: dict(zip(("p50", "p95", "max"), np.percentile(values, [50, 95, 100]).tolist(), strict=True))
+            for stage, values in self.milliseconds.items()
+        }
+        counts = {name: getattr(self, name) for name in ("data", "backend", "questions", "passages", "candidates")}
+        quality = {name: value.to_json() for name, value in self.quality.items()}
+        return {"bench": "qa", "machine": machine(), **counts, "quality": quality, "milliseconds": times}
+
+    def show(self) -> None:
+        """Two tables on standard output."""
+        title = f"{self.data}: {self.questions:,} questions, {self.candidates} candidates of {self.passages:,} passages"
+        found = Table(title=title, title_justify="left")
+        for column in ("", "BM25 alone", "retrieve and rank", "difference"):
+            found.add_column(column, justify="left" if not column else "right")
+        for name, value in self.quality.items():
+            found.add_row(name, *map(_cell, (value.bm25, value.ranked)), _cell(value.difference, signed=True))
+        tables.print(found)
+        clock = Table(title=f"milliseconds of one question, warm ({self.backend}; {machine()})", title_justify="left")
+        for column in ("", "median", "95th percentile"):
+            clock.add_column(column, justify="left" if not column else "right")
+        for stage, values in self.milliseconds.items():
+            clock.add_row(stage, *(f"{value:.1f}" for value in np.percentile(values, [50, 95])))
+        tables.print(clock)
+
+
+def _cell(value: Interval, *, signed: bool = False) -> str:
+    form = "+.3f" if signed else ".3f"
+    return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})"
+
+
+def measure(
+    model: Path, index: Path | None, pairs: Path | None, *, candidates: int = 100, threads: int | None = None
+) -> Outcome:
+    """Measure an export on questions whose answers are known: a file's, else the built-in test questions.
+
+    Args:
+        index: None: the built-in corpus, indexed in the cache.
+        threads: of the scorer; None: all usable cores.
+
+    Raises:
+        DataError: pairs without an index, or that cannot be used. ExportError: the export cannot.
+    """
+    if pairs is not None and index is None:
+        raise DataError("--pairs needs --index: the documents that answer their questions")
+    answerer = QuestionAnswerer.open(model, index or _built_in_index(), threads=threads)
+    material = built_in(answerer.index)[1] if pairs is None else from_file(pairs, answerer.index)
+    quality = compare(material, ask_all(answerer, material, candidates))
+    backend = str(getattr(answerer.scorer, "backend", ""))
+    times = _latency(answerer, [case.question for case in material.cases], candidates)
+    passages = len(answerer.index)
+    return Outcome(material.name, backend, len(material.cases), passages, candidates, quality, times)
+
+
+def _built_in_index() -> Path:
+    folder = cache_folder("bench") / f"index-{BUILT_IN}"
+    say(f"bench: {BUILT_IN} is indexed in {folder}")
+    index_documents([BUILT_IN], folder)
+    return folder
+
+
+def compare(material: Material, asked: Sequence[Asked]) -> dict[str, Quality]:
+    """Every metric of the two orders of the same candidates, over all passages that answer, found or not."""
+    names = [one.case.qid for one in asked]
+    resamples = Resamples(Questions.of(np.ones(len(names), dtype=np.int64), names), _RESAMPLES, seed=0)
+    order = resamples.questions.names
+    alone = _evaluate(asked, {one.case.qid: one.retrieved for one in asked}, order)
+    ranked = {one.case.qid: [scored.found.passage.pid for scored in one.present] for one in asked}
+    both = _evaluate(asked, ranked, order)
+    return {
+        name: Quality(
+            _interval(resamples, alone[name]),
+            _interval(resamples, both[name]),
+            _interval(resamples, both[name] - alone[name]),
+        )
+        for name in METRICS
+    }
+
+
+def _evaluate(asked: Sequence[Asked], runs: Mapping[str, Sequence[str]], order: Sequence[str]) -> dict[str, Floats]:
+    """trec_eval's value of every question, each [G] in the order of `order`."""
+    relevant = {one.case.qid: dict.fromkeys(one.case.right, 1) for one in asked}
+    scored = {qid: {pid: -float(place) for place, pid in enumerate(pids)} for qid, pids in runs.items()}
+    found = pytrec_eval.RelevanceEvaluator(relevant, _ASKED).evaluate(scored)
+    return {name: np.array([found.get(qid, {}).get(theirs, 0.0) for qid in order]) for name, theirs in METRICS.items()}
+
+
+def _interval(resamples: Resamples, values: Floats) -> Interval:
+    return interval(float(values.mean()), resamples.weights @ values / resamples.weights.sum(axis=1))
+
+
+def _latency(answerer: QuestionAnswerer, questions: Sequence[str], candidates: int) -> dict[str, Floats]:
+    """Milliseconds by stage of every question, asked as `tmkd ask` asks, one after the other."""
+    for question in questions[:_WARM_UP]:
+        answerer.ask(question, candidates=candidates)
+    times = []
+    with progress("time the questions", len(questions), "questions") as bar:
+        for question in questions:
+            times.append(answerer.ask(question, candidates=candidates).milliseconds)
+            bar.advance(1)
+    return {stage: np.array([one[stage] for one in times]) for stage in STAGES}
