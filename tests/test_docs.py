@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import write_jsonl
+from export_fixtures import exported
+from qa_fixtures import index_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = README + (ROOT / "docs" / "performance.md").read_text()
+ANSWERING = (ROOT / "docs" / "answering.md").read_text()
+COMMANDS = README + (ROOT / "docs" / "performance.md").read_text() + ANSWERING
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -55,6 +58,9 @@ def test_every_verb_has_help_with_an_example() -> None:
         "recipe",
         "bench",
         "study",
+        "index",
+        "ask",
+        "calibrate",
     ):
         assert verb in page
         assert f"Example: tmkd {verb}" in tmkd(verb, "--help")
@@ -66,6 +72,15 @@ def test_the_readmes_files_and_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make ([a-z-]+)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
+
+
+def test_the_python_of_answering_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "workspace" / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "workspace" / "runs" / "demo" / "export").symlink_to(exported("minilm") / "out")
+    index_of(tmp_path / "workspace" / "index")
+    for block in blocks("python", ANSWERING):
+        exec(compile(block, "docs/answering.md", "exec"), {})
+    assert "mount.md" in capsys.readouterr().out
 
 
 def test_the_readmes_recipe_runs_and_so_does_its_python(
