@@ -43,8 +43,8 @@ def _chart(curves: Mapping[str, Curve]) -> str:
         figure = Figure(figsize=(7.2, 3.8), layout="constrained")
         axes = figure.add_subplot()
         for place, (name, curve) in enumerate(curves.items()):
-            line = {"color": colours[place // 2 % 2], "linestyle": "-" if place % 2 == 0 else "--", "linewidth": 1.6}
-            axes.plot(curve["coverage"], curve["risk"], label=name, **line)
+            colour, dashes = colours[place // 2 % 2], "-" if place % 2 == 0 else "--"
+            axes.plot(curve["coverage"], curve["risk"], dashes, color=colour, linewidth=1.6, label=name)
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("share of the questions that are answered")
