@@ -32,7 +32,7 @@ OURS = ("bert", "roberta", "xlm-roberta", "mpnet")
 THEIRS = ("distilbert", "electra", "deberta-v2", "modernbert")
 
 
-def tiny(model_type: str, folder: Path) -> Path:
+def tiny(model_type: str, folder: Path, **changes: object) -> Path:
     """A small random encoder of a family with a real tokenizer (MiniLM's word pieces)."""
     from transformers import AutoConfig, AutoModel
 
@@ -42,7 +42,7 @@ def tiny(model_type: str, folder: Path) -> Path:
         "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 16},
         "modernbert": {"cls_token_id": 101, "sep_token_id": 102, "bos_token_id": 101, "eos_token_id": 102},
     }
-    config = AutoConfig.for_model(model_type, **TINY, **special.get(model_type, {}))
+    config = AutoConfig.for_model(model_type, **{**TINY, **changes}, **special.get(model_type, {}))
     model = AutoModel.from_config(config)
     for name, parameter in model.named_parameters():  # as they come most weights are nearly or exactly zero
         torch.nn.init.normal_(parameter, std=0.1, mean=1.0 if "norm" in name.lower() and "weight" in name else 0.0)
@@ -50,4 +50,18 @@ def tiny(model_type: str, folder: Path) -> Path:
         torch.nn.init.zeros_(model.pooler.dense.bias)
     model.save_pretrained(folder)
     shutil.copy(find_encoder("builtin:minilm-l6") / "tokenizer.json", folder)
+    return folder
+
+
+def byte_tokenizer(folder: Path) -> Path:
+    """Put a tokenizer of another kind into an encoder's folder: bytes, marked as MPNet and RoBERTa mark a pair."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate([*special, *letters])}, []))
+    tokenizer.add_special_tokens(special)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer.save(str(folder / "tokenizer.json"))
     return folder

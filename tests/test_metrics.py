@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
 from tmkd.errors import DataError
 from tmkd.evaluation.compare import ModelOutput, compare, disagreements
-from tmkd.evaluation.metrics import Questions, SortedRows, auc, ranking, ranking_metrics
-from tmkd.pairs.record import Pairs
+from tmkd.evaluation.metrics import Questions, Ranks, SortedRows, auc, ranking, ranking_metrics, spearman
+from tmkd.pairs.record import Pairs, Reference
 
 
 def logits(odds: np.ndarray) -> np.ndarray:
@@ -47,6 +48,33 @@ def test_auc_under_weights_equals_scikit_learn(levels: int) -> None:
         expected = roc_auc_score(labels, scores, sample_weight=weights)
         assert rows.auc(weights[rows.order]) == pytest.approx(expected, abs=1e-12)
     assert np.isnan(rows.auc((labels == 0)[rows.order].astype(float)))
+
+
+@pytest.mark.parametrize("levels", [5, 10**9])
+def test_spearman_under_weights_equals_scipy_on_repeated_rows(levels: int) -> None:
+    generator = np.random.default_rng(2)
+    first = generator.integers(0, levels, 200).astype(float)
+    second = first + generator.integers(0, levels, 200)
+    weights = generator.integers(0, 4, 200)
+    for times in (np.ones(200, dtype=int), weights):
+        rows = np.repeat(np.arange(200), times)
+        found = spearman(Ranks.of(first), Ranks.of(second), times.astype(float))
+        assert found == pytest.approx(spearmanr(first[rows], second[rows]).statistic, abs=1e-12)
+    assert np.isnan(spearman(Ranks.of(np.zeros(200)), Ranks.of(second), weights.astype(float)))
+
+
+def test_a_reference_is_measured_by_its_classes_and_its_ranks() -> None:
+    scores = [0.9, 0.6, 0.4, 0.1]
+    pairs = Pairs.build([f"q{n}" for n in range(4)], ["p"] * 4, scores={"score": scores})
+    referred = pairs.with_reference(Reference("score", "probability"))
+    results = compare(referred, student([2, 3, -2, -1]), classes=2, task="t", resamples=20)
+    found = results.methods[0].metrics
+    assert (found["accuracy"].mean, found["auc"].mean) == (1.0, 1.0)
+    assert found["spearman"].mean == pytest.approx(spearmanr(scores, [2, 3, -2, -1]).statistic)
+    assert found["spearman"].low < found["spearman"].mean
+    assert results.to_json()["reference"] == "score"
+    golden = Pairs.build(pairs.questions, pairs.passages, labels=[1, 1, 0, 0], scores={"score": scores})
+    assert "spearman" not in compare(golden, student([2, 3, -2, -1]), classes=2, task="t").methods[0].metrics
 
 
 def test_scores_that_differ_only_in_double_precision_are_no_tie() -> None:

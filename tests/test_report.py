@@ -15,7 +15,7 @@ from rich.console import Console
 from tmkd.evaluation.charts import learning_curves, quality_against_latency, spread
 from tmkd.evaluation.compare import Kind, ModelOutput, Results, compare
 from tmkd.evaluation.report import headline, write_report
-from tmkd.pairs.record import Pairs
+from tmkd.pairs.record import Pairs, Reference
 
 SMALL = ("bilstm", "finetune", "1-o-1", "1avg-o-1", "mkd", "tkd", "1avg-tkd", "tmkd")
 
@@ -155,3 +155,20 @@ def test_the_page_says_the_verdict_in_a_sentence(tmp_path: Path) -> None:
     results = many()
     write_report(tmp_path, results)
     assert f"<p>{results.verdicts()[0]}</p>" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_against_a_reference_says_so(tmp_path: Path) -> None:
+    pairs = Pairs.build([f"q{i}" for i in range(8)], ["p"] * 8, scores={"judge": [0.1 * (i + 1) for i in range(8)]})
+    logits = np.random.default_rng(0).normal(size=(1, 8, 2))
+    outputs = [ModelOutput("tmkd", "student", logits)]
+    referred = pairs.with_reference(Reference("judge", "probability"))
+    results = compare(referred, outputs, classes=2, task="web", resamples=20)
+    write_report(tmp_path, results)
+    page = (tmp_path / "report.html").read_text()
+    assert "the score column <em>judge</em> is the reference" in page
+    assert "Spearman" in page
+    write_report(tmp_path, accuracy_only())
+    assert "is the reference" not in (tmp_path / "report.html").read_text()
+    table = io.StringIO()
+    Console(file=table, width=200).print(results.table())
+    assert "against the reference 'judge' (no golden labels)" in table.getvalue()

@@ -158,7 +158,8 @@ class Pipeline:
 
     def best_of(self, method: Method) -> int:
         """The best teacher on development rows (an index), of those that take part in every stage of the method."""
-        which = self.labellers(self.pool) if method.stage1 and not self.foreign_pool else range(len(self.teachers))
+        mined = method.stage1 and not self.foreign_pool and not isinstance(self.recipe.stage1, str)
+        which = self.labellers(self.pool) if mined else range(len(self.teachers))
         best = min(which, key=lambda number: self.dev_losses[number])
         self.shared.say(f"best teacher on development rows: {self.teachers[best][0].name}")
         return best

@@ -25,6 +25,8 @@ P = TypeVar("P", bound="Part")
 
 def _text_keys(labels: Any) -> Any:
     """YAML reads a bare 0 as a number; label maps are by text."""
+    if isinstance(labels, dict) and any(isinstance(key, bool) for key in labels):
+        raise ValueError("YAML reads yes, no, on, off, true, false as switches; quote them: {'yes': 1, 'no': 0}")
     return {str(key): value for key, value in labels.items()} if isinstance(labels, dict) else labels
 
 

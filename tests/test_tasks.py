@@ -1,0 +1,219 @@
+"""Every task's recipe reads its data set in the hub's own layout; labels, shares held out, and references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import pair_rows, write_jsonl
+from pairs_fixtures import refused
+
+from tmkd.errors import RecipeError
+from tmkd.losses import golden_loss
+from tmkd.pairs.datasets import TaskData, load_task, read_measured
+from tmkd.pairs.files import Columns, rows_to_pairs
+from tmkd.pairs.hub import read_hub
+from tmkd.pairs.record import Reference
+from tmkd.recipe import Data, load_recipe, parse_recipe
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+ROWS = 120  # of a split, two for each question
+NLI = ["entailment", "neutral", "contradiction"]
+QA = ["entailment", "not_entailment"]
+# name: columns of question and passage, class names of the hub, splits with (rows, hidden labels), configuration
+LAYOUTS: dict[str, Any] = {
+    "mnli": ("premise", "hypothesis", NLI, {"train": False, "validation_matched": False, "test_matched": True}, "mnli"),
+    "qnli": ("question", "sentence", QA, {"train": False, "validation": False, "test": True}, "qnli"),
+    "rte": ("sentence1", "sentence2", QA, {"train": False, "validation": False, "test": True}, "rte"),
+    "snli": ("premise", "hypothesis", NLI, {"train": False, "validation": False, "test": False}, "plain_text"),
+    "wikiqa": ("question", "answer", ["0", "1"], {"train": False, "validation": False, "test": False}, "default"),
+}
+
+
+@pytest.fixture(autouse=True)
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's cache, inside the test's folder."""
+    from datasets import config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "hub-cache")
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Callable[[str], Path]:
+    """A data set in the hub's layout: a card that names configurations, Parquet files of every split."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    def make(name: str) -> Path:
+        question, passage, classes, splits, config = LAYOUTS[name]
+        folder = tmp_path / "hub" / name
+        features = Features({question: Value("string"), passage: Value("string"), "label": ClassLabel(names=classes)})
+        files = ""
+        for part, hidden in splits.items():
+            rows = [
+                {question: f"{part} text {n // 2}", passage: f"{part} other {n}", "label": n % len(classes)}
+                for n in range(ROWS)
+            ]
+            if hidden:
+                rows = [{**row, "label": -1} for row in rows]
+            if name == "snli":
+                rows[3]["label"] = -1
+            path = folder / config / f"{part}-00000-of-00001.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Dataset.from_list(rows, features=features).to_parquet(path)
+            files += f"  - split: {part}\n    path: {config}/{part}-*\n"
+        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n")
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_recipe_reads_its_hub_data_set(
+    hub: Callable[[str], Path], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.yaml", [f"data.hub={hub(name)}"])
+    task = load_task(recipe.data, recipe.classes)
+    classes = LAYOUTS[name][2]
+    turned = [1, 0] if name == "qnli" else list(range(len(classes)))  # 1 is relevant, which the hub calls entailment: 0
+    for part, pairs in {"train": task.train, "dev": task.dev, "test": task.test}.items():
+        assert len(pairs) > 0, part
+        for passage, label in zip(pairs.passages, pairs.labels.tolist(), strict=True):
+            assert label == turned[int(passage.split()[-1]) % len(classes)]
+    assert len(task.test) == ROWS - (name == "snli")
+    assert not set(task.train.questions) & set(task.dev.questions)
+    if name == "snli":
+        assert len(task.train) == ROWS - 1
+        assert f"1 of {ROWS} rows have no label and are left out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_labels_of_a_hidden_split_are_no_golden_labels(hub: Callable[[str], Path]) -> None:
+    folder = hub("rte")
+    recipe = load_recipe(RECIPES / "rte.yaml", [f"data.hub={folder}", "data.test=test"])
+    refused(lambda: load_task(recipe.data, 2), "rte:rte[test]", "'label'", "hidden", "another split")
+    hidden = read_hub(str(folder), "test", config="rte", columns=Columns("sentence1", "sentence2"), classes=2)
+    assert set(hidden.labels) == {-1}  # as a pool such rows are welcome
+    refused(lambda: read_hub(str(folder), "train", config="mnli"), "rte:mnli[train]")
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, "webqa"])
+def test_every_recipe_reads_files_of_ones_own(tmp_path: Path, name: str) -> None:
+    text = (RECIPES / f"{name}.yaml").read_text()
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    if name == "webqa":
+        assert "data.train=" in text
+        rows = [{**row, "label": None, "score": 0.8 if row["label"] else 0.3} for row in pair_rows(3)]
+        write_jsonl(tmp_path / "my-train.jsonl", rows)
+        override = ["data.train=my-train.jsonl", "data.test=null", "data.hold_out.test=0.2"]
+    else:
+        assert "'data={train: my-train.jsonl, " in text
+        rows = [{**row, "label": n % recipe.classes} for n, row in enumerate(pair_rows(3))]
+        write_jsonl(tmp_path / "my-train.jsonl", rows)
+        override = ["data={train: my-train.jsonl, hold_out: {dev: 0.1, test: 0.2}}"]
+    task = load_task(load_recipe(RECIPES / f"{name}.yaml", override).data, recipe.classes)
+    parts = [set(part.questions) for part in (task.train, task.dev, task.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 24
+
+
+# --- shares held out
+
+
+def held_out(tmp_path: Path, **keys: object) -> TaskData:
+    write_jsonl(tmp_path / "many.jsonl", [{"question": f"q{n}", "passage": "p", "label": n % 2} for n in range(1000)])
+    return load_task(Data.model_validate({"train": str(tmp_path / "many.jsonl"), **keys}), 2)
+
+
+def test_shares_held_out(tmp_path: Path) -> None:
+    both = held_out(tmp_path, hold_out={"dev": 0.1, "test": 0.2})
+    assert [round(len(part) / 1000, 1) for part in (both.train, both.dev, both.test)] == [0.7, 0.1, 0.2]
+    assert "note" not in both.info
+    more_dev = held_out(tmp_path, hold_out={"dev": 0.3, "test": 0.2})
+    assert more_dev.test.digest() == both.test.digest()  # test does not move with the share of dev
+    only_test = held_out(tmp_path, hold_out={"test": 0.2})
+    assert round(len(only_test.dev) / 1000, 1) == 0.2
+    before = held_out(tmp_path)
+    assert before.test.digest() == before.dev.digest()
+    assert held_out(tmp_path, hold_out={"dev": 0.2}).dev.digest() == before.dev.digest()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"train": "t", "dev": "d", "hold_out": {"dev": 0.1}}, "give dev or hold_out.dev, not both"),
+        ({"train": "t", "hold_out": {"dev": 0.6, "test": 0.4}}, "dev 0.6 and test 0.4 leave nothing to train on"),
+        ({"train": "t", "hold_out": {"test": 1.5}}, "less than 1, got 1.5"),
+        ({"train": "t", "reference": "score"}, "'score' is not in scores"),
+        ({"train": "t", "labels": {"yes": 2, "no": 0}}, "data.labels: 'yes' is class 2; there are 2"),
+        ({"train": "t", "labels": {"yes": 1}}, "data.labels: nothing stands for class 0 of 2"),
+        ({"train": "t", "labels": {"yes": "one"}}, "got 'one'"),
+    ],
+)
+def test_keys_that_do_not_fit(data: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe({"data": data, "teachers": [{"name": "a"}]}, "r")
+    assert message in str(caught.value)
+
+
+# --- label maps of data
+
+
+def test_labels_are_mapped_from_text_and_rows_without_one_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [
+        {"question": f"q{n}", "passage": "p", "label": label}
+        for n, label in enumerate(["neutral", "entailment", "-", "contradiction", 7])
+    ]
+    labels = {"entailment": 0, "neutral": 1, "contradiction": 2, "-": None, 7: 0}
+    data = Data.model_validate({"train": str(write_jsonl(tmp_path / "t.jsonl", rows)), "labels": labels})
+    assert data.labels["7"] == 0
+    pairs = rows_to_pairs(rows, "t", labels=data.labels, classes=3, need_labels=True)
+    assert pairs.labels.tolist() == [1, 0, 2, 0]
+    assert "1 of 5 rows have no label" in capsys.readouterr().err
+    del data.labels["neutral"]
+    refused(lambda: load_task(data, 3), "t.jsonl:1: 'label' is 'neutral'", "does not map", "entailment, contradiction")
+
+
+def test_evaluation_takes_the_tasks_classes_and_the_recipes_names(tmp_path: Path) -> None:
+    data = Data.model_validate({"train": "t", "labels": {"entailment": 1, "not_entailment": 0}})
+    for label in (1, "1", "entailment"):
+        path = write_jsonl(tmp_path / "e.jsonl", [{"question": "q", "passage": "p", "label": label}])
+        assert read_measured(data, 2, path, Columns()).labels.tolist() == [1]
+    path = write_jsonl(tmp_path / "e.jsonl", [{"question": "q", "passage": "p", "label": "maybe"}])
+    refused(lambda: read_measured(data, 2, path, Columns()), "e.jsonl:1", "'maybe'")
+
+
+# --- a reference in place of golden labels
+
+
+def test_a_reference_stands_for_labels_and_keeps_its_probability(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "passage": "p", "score": score} for n, score in enumerate([0.9, 0.5, 0.49, None])]
+    pairs = rows_to_pairs(rows, "t", scores={"score": "probability"}).with_reference(Reference("score", "probability"))
+    assert pairs.labels.tolist() == [1, 1, 0, -1]
+    assert np.allclose(pairs.golden, [[0.1, 0.9], [0.5, 0.5], [0.51, 0.49], [0, 0]])
+    assert pairs.take([3, 0]).golden.tolist() == pairs.golden[[3, 0]].tolist()
+    odds = rows_to_pairs([{**rows[0], "score": -2.0}], "t", scores={"score": "logit"})
+    found = odds.with_reference(Reference("score", "logit"))
+    assert found.reference_probabilities == pytest.approx([1 / (1 + np.exp(2))])
+    assert found.labels.tolist() == [0]
+    refused(lambda: found.with_reference(Reference("score", "logit")), "golden labels")
+    refused(lambda: odds.with_reference(Reference("gone", "logit")), "no score column 'gone'")
+    refused(lambda: pairs.take([3]).with_reference(pairs.reference), "empty") if pairs.reference else None
+
+
+def test_cross_entropy_against_a_probability_by_hand() -> None:
+    logits = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    log_p = torch.log_softmax(logits[0], 0)
+    loss = golden_loss(logits, torch.tensor([[0.3, 0.7], [0.0, 0.0]]))
+    assert loss.tolist() == pytest.approx([float(-0.3 * log_p[0] - 0.7 * log_p[1]), 0.0])
+
+
+def test_data_with_golden_labels_takes_no_reference(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{**row, "score": 0.5} for row in pair_rows(1)]
+    path = write_jsonl(tmp_path / "t.jsonl", rows)
+    data = Data(train=str(path), scores={"score": "probability"}, reference="score")
+    refused(lambda: load_task(data, 2), "t.jsonl", "golden labels")
+    assert read_measured(data, 2, path, Columns()).reference is None  # to be measured on, labels are better
