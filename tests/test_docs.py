@@ -13,7 +13,8 @@ from conftest import write_jsonl
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = README + (ROOT / "docs" / "performance.md").read_text()
+STUDIES = (ROOT / "docs" / "studies.md").read_text()
+COMMANDS = README + (ROOT / "docs" / "performance.md").read_text() + STUDIES
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -66,6 +67,18 @@ def test_the_readmes_files_and_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make ([a-z-]+)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
+
+
+def test_the_page_on_studies_names_every_shipped_one_and_its_example_is_valid(tmp_path: Path) -> None:
+    from tmkd.study.plan import load_study
+
+    listed = re.findall(r"^\| `([a-z-]+\.yaml)` \|", STUDIES, flags=re.M)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "recipes" / "studies").glob("*.yaml"))
+    (example,) = blocks("yaml", STUDIES)
+    (tmp_path / "study.yaml").write_text(example.replace("../demo.yaml", str(ROOT / "recipes" / "demo.yaml")))
+    assert len(load_study(tmp_path / "study.yaml").cells) == 18
+    for line in re.findall(r"tmkd study (recipes/\S+)", STUDIES):
+        assert (ROOT / line).is_file()
 
 
 def test_the_readmes_recipe_runs_and_so_does_its_python(
