@@ -16,7 +16,8 @@ from qa_fixtures import index_of
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 ANSWERING = (ROOT / "docs" / "answering.md").read_text()
-COMMANDS = README + (ROOT / "docs" / "performance.md").read_text() + ANSWERING
+STUDIES = (ROOT / "docs" / "studies.md").read_text()
+COMMANDS = README + (ROOT / "docs" / "performance.md").read_text() + ANSWERING + STUDIES
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -81,6 +82,18 @@ def test_the_python_of_answering_runs(tmp_path: Path, capsys: pytest.CaptureFixt
     for block in blocks("python", ANSWERING):
         exec(compile(block, "docs/answering.md", "exec"), {})
     assert "mount.md" in capsys.readouterr().out
+
+
+def test_the_page_on_studies_names_every_shipped_one_and_its_example_is_valid(tmp_path: Path) -> None:
+    from tmkd.study.plan import load_study
+
+    listed = re.findall(r"^\| `([a-z-]+\.yaml)` \|", STUDIES, flags=re.M)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "recipes" / "studies").glob("*.yaml"))
+    (example,) = blocks("yaml", STUDIES)
+    (tmp_path / "study.yaml").write_text(example.replace("../demo.yaml", str(ROOT / "recipes" / "demo.yaml")))
+    assert len(load_study(tmp_path / "study.yaml").cells) == 18
+    for line in re.findall(r"tmkd study (recipes/\S+)", STUDIES):
+        assert (ROOT / line).is_file()
 
 
 def test_the_readmes_recipe_runs_and_so_does_its_python(

@@ -114,6 +114,29 @@ def pack(
     return input_ids, np.concatenate([type_ids[row] for row in rows]).astype(np.int64), starts
 
 
+def replayed_steps(
+    lengths: NDArray[np.integer], own: int, batch_size: int, replayed: int, epoch: int, seed: int
+) -> list[IntArray]:
+    """The steps of one epoch over the first `own` rows, each filled up with rows drawn from those behind them.
+
+    A whole step has `replayed` of those and `batch_size - replayed` own ones; a shorter one keeps the share. The drawn
+    rows come in a random order, all of them before any comes again, and go to steps of like length. A pure function of
+    its arguments.
+    """
+    size = batch_size - replayed
+    steps = epoch_steps(lengths[:own], size, epoch, seed)
+    counts = [round(len(step) * replayed / size) for step in steps]
+    generator, pool = np.random.default_rng([seed, epoch, own]), len(lengths) - own
+    passes = -(-sum(counts) // pool)
+    drawn = np.concatenate([generator.permutation(pool) for _ in range(passes)])[: sum(counts)] + own
+    drawn = drawn[np.argsort(np.asarray(lengths)[drawn], kind="stable")]
+    by_length = sorted(range(len(steps)), key=lambda number: int(lengths[steps[number]].max()))
+    ends = np.cumsum([counts[number] for number in by_length])
+    for number, rows in zip(by_length, np.split(drawn, ends[:-1]), strict=True):
+        steps[number] = np.concatenate([steps[number], rows])
+    return steps
+
+
 def steps_per_epoch(rows: int, batch_size: int) -> int:
     """Optimiser steps of one epoch; one of them may hold fewer pairs."""
     return -(-rows // batch_size)

@@ -22,7 +22,7 @@ from tmkd.pairs.record import Pairs
 from tmkd.recipe import Loss, Recipe, Training
 from tmkd.student import Logits, Student, combine
 from tmkd.teachers import golden_only
-from tmkd.tokenizer import PairTokenizer
+from tmkd.tokenizer import Encoded, PairTokenizer
 from tmkd.tokens import tokens_of
 from tmkd.training import Fit, train
 from tmkd.workspace import Step, Workspace
@@ -38,10 +38,12 @@ class Targets:
     Attributes:
         names: what each header learns, [K] (teachers' fingerprints, or one name for their mean).
         logits: [N, K, C] float32, in the order of the pairs.
+        folds: fingerprints of the teachers that made them, where those are not the ones named but out-of-fold ones.
     """
 
     names: tuple[str, ...]
     logits: NDArray[np.float32]
+    folds: tuple[str, ...] = ()
 
     @classmethod
     def choose(cls, method: Method, names: list[str], logits: list[NDArray[np.float32]], best: int) -> Targets | None:
@@ -107,11 +109,13 @@ def distill(
     seed: int,
     *,
     teacher: Step | None = None,
+    replay: Replay | None = None,
 ) -> Step:
     """Stage 2, or the only stage of a method without stage 1: golden labels, and soft ones where the method has them.
 
     Args:
         teacher: as in `pretrain`, for a method without stage 1.
+        replay: what stage 2 mixes in (`stage2.replay`); the targets must be of the same teachers.
 
     Raises:
         DataError: no row has a golden label.
@@ -125,6 +129,10 @@ def distill(
     depends["loss"] = recipe.loss.model_dump() if targets else None
     if rows.reference:
         depends["reference"] = rows.reference
+    if targets and targets.folds:
+        depends["folds"] = targets.folds
+    if replay is not None:
+        depends["replay"] = {"share": recipe.stage2.replay, "pool": replay.pool.digest()}
     depends["stage1"] = stage1.fingerprint if isinstance(stage1, Step) else (start and encoder_fingerprint(start))
     if start is not None and targets is not None and None in (carried_headers(start, recipe.classes, targets) or ()):
         depends["headers"] = "those of the same teachers"
@@ -136,13 +144,34 @@ def distill(
             model = _new_student(recipe, numbers, recipe.classes, count, teacher, use_golden=True)
         else:
             model = _from_stage1(start, recipe, numbers, targets)
+        mixed, soft = replay.behind(rows, targets) if replay is not None else (rows, targets)
         _train_and_save(
-            workspace, model, recipe, numbers, rows, stage2_loss(rows, targets, recipe.loss), folder, seed,
+            workspace, model, recipe, numbers, rows, stage2_loss(mixed, soft, recipe.loss), folder, seed,
             f"{method.name}, seed {seed}",
             {"step": method.name, "teachers": list(targets.names) if targets else []},
+            replay.pool if replay is not None else None,
         )  # fmt: skip
 
     return workspace.step("student", depends, build, label=f"{method.name}, seed {seed}")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Pairs of stage 1 that stage 2 mixes in, and their soft labels."""
+
+    pool: Pairs
+    targets: Targets
+
+    def behind(self, rows: Pairs, targets: Targets | None) -> tuple[Pairs, Targets]:
+        """Rows and targets of the task, then those of the pool, which have no golden label."""
+        assert targets is not None
+        if targets.names != self.targets.names:
+            raise DataError(
+                "stage2.replay: a teacher is a column of scores that the training rows carry and the pool does not; "
+                "give it to the pool too, or leave replay out"
+            )
+        logits = np.concatenate([targets.logits, self.targets.logits])
+        return rows.and_unlabelled(self.pool), Targets(targets.names, logits)
 
 
 def stage2_loss(rows: Pairs, targets: Targets | None, loss: Loss) -> Callable[[Logits, Tensor], Tensor]:
@@ -168,7 +197,7 @@ def _common(recipe: Recipe, numbers: Training, seed: int, teacher: Step | None) 
     return {
         "encoder": teacher.fingerprint if teacher else encoder_fingerprint(find_encoder(recipe.encoder)),
         "student": {key: value for key, value in shape.items() if key not in usual},
-        "training": numbers.model_dump(),
+        "training": numbers.model_dump(exclude={"replay"}),
         "classes": recipe.classes,
         "max_length": recipe.max_length,
         "precision": recipe.precision,
@@ -241,21 +270,21 @@ def _train_and_save(
     seed: int,
     name: str,
     about: dict[str, Any],
+    replayed: Pairs | None = None,
 ) -> None:
     source = find_encoder(recipe.encoder)
     tokenizer = PairTokenizer(source, recipe.max_length)
     fit = Fit(
         numbers.learning_rate, numbers.epochs, numbers.batch_size, seed,
         numbers.warmup, numbers.weight_decay, numbers.clip, recipe.precision,
+        recipe.stage2.replayed if replayed is not None else 0,
     )  # fmt: skip
+    encoded = tokens_of(workspace, tokenizer, rows)
+    if replayed is not None:
+        pool = tokens_of(workspace, tokenizer, replayed)
+        encoded = Encoded([*encoded.ids, *pool.ids], [*encoded.type_ids, *pool.type_ids])
     curve = train(
-        model,
-        tokens_of(workspace, tokenizer, rows),
-        tokenizer.pad_id,
-        loss,
-        fit,
-        name=name,
-        state_folder=folder / "state",
-    )
+        model, encoded, tokenizer.pad_id, loss, fit, name=name, state_folder=folder / "state", own=len(rows)
+    )  # fmt: skip
     save_student(model, folder, source, recipe.max_length, about)
     write_json(folder / "curve.json", curve)

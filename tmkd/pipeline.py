@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tmkd.distill import COLUMN, Targets, distill, pretrain
+from tmkd.distill import COLUMN, Replay, Targets, distill, pretrain
 from tmkd.encoder.checkpoint import read_card
 from tmkd.encoder.find import find_encoder
-from tmkd.errors import ExportError, RecipeError, TmkdError
+from tmkd.errors import DataError, ExportError, RecipeError, TmkdError
 from tmkd.files import copy_folder, disk_errors, write_json
 from tmkd.hardware import describe, prepare
 from tmkd.losses import golden_loss
 from tmkd.methods import METHODS, Method
+from tmkd.out_of_fold import fold_logits
 from tmkd.pairs.datasets import TaskData, load_task
 from tmkd.pairs.record import Pairs
+from tmkd.pairs.split import folds, subsample
 from tmkd.pool import pool_of, pool_teachers
 from tmkd.progress import say
 from tmkd.recipe import Recipe, Teacher
@@ -72,7 +74,7 @@ class Pipeline:
     @functools.cached_property
     def data(self) -> TaskData:
         """Train, dev, test and pool."""
-        key = fingerprint([self.recipe.data.model_dump(), self.recipe.classes])
+        key = fingerprint([self.recipe.data.model_dump(exclude={"train_share"}), self.recipe.classes])
         if key in self.shared.tasks:
             return self.shared.tasks[key]
         task = self.shared.tasks[key] = load_task(self.recipe.data, self.recipe.classes)
@@ -92,9 +94,11 @@ class Pipeline:
     @functools.cached_property
     def teachers(self) -> list[tuple[Teacher, Step | None]]:
         """Every teacher with its finished step (None for a column of scores)."""
+        if self.recipe.labels == "out-of-fold":
+            folds(self.data.train, self.recipe.folds)  # too many of them are refused before anything is trained
         return [
             (teacher, None if teacher.scores else teach(self.workspace, self.recipe, teacher, self.data.train))
-            for teacher in self.recipe.teachers
+            for teacher in self.recipe.used_teachers
         ]
 
     def labellers(self, pairs: Pairs) -> list[int]:
@@ -140,7 +144,37 @@ class Pipeline:
         chosen = [self.teachers[number] for number in which]
         names = [step.fingerprint if step else f"{COLUMN}{teacher.scores}" for teacher, step in chosen]
         best = which.index(self.best_of(method)) if method.targets == "one" else 0
-        return Targets.choose(method, names, self.teacher_logits(pairs, where, which), best)
+        logits, marks = self.teacher_logits(pairs, where, which), tuple[str, ...]()
+        if where == "train" and self.recipe.labels == "out-of-fold":
+            for place, number in enumerate(which):
+                teacher = self.teachers[number][0]
+                if teacher.trained and (method.targets != "one" or place == best):
+                    labels = fold_logits(self.workspace, self.recipe, teacher, self.data.train, self.logits)
+                    logits[place] = labels.logits[self.student_rows]
+                    marks += labels.teachers
+        found = Targets.choose(method, names, logits, best)
+        return replace(found, folds=marks) if found else None
+
+    @functools.cached_property
+    def student_rows(self) -> NDArray[np.int64]:
+        """The training rows that students see (`data.train_share`), [n].
+
+        Raises:
+            DataError: the share leaves no row.
+        """
+        share, train = self.recipe.data.train_share, self.data.train
+        if share == 1:
+            return np.arange(len(train))
+        rows = subsample(train, share)
+        if len(rows) == 0:
+            raise DataError(f"data.train_share: {share} leaves none of {len(set(train.qids)):,} training questions")
+        return rows
+
+    @functools.cached_property
+    def student_pairs(self) -> Pairs:
+        """The training pairs that students see."""
+        train = self.data.train
+        return train if self.recipe.data.train_share == 1 else train.take(self.student_rows)
 
     @functools.cached_property
     def dev_losses(self) -> list[float]:
@@ -193,7 +227,7 @@ class Pipeline:
             self.foreign_logits()
         else:
             self.teacher_logits(self.pool, "pool", self.labellers(self.pool))
-        self.teacher_logits(self.data.train, "train")
+        self.teacher_logits(self.student_pairs, "train")
 
     @property
     def foreign_pool(self) -> bool:
@@ -252,15 +286,23 @@ class Pipeline:
                 first = self.pretrain(method, seed) if method.stage1 else None
                 if isinstance(first, Step):
                     firsts.append(first)
-                soft = self.targets(method, self.data.train, "train")
+                soft = self.targets(method, self.student_pairs, "train")
                 steps.append(
                     distill(
-                        self.workspace, self.recipe, method, self.data.train, soft, first, seed,
+                        self.workspace, self.recipe, method, self.student_pairs, soft, first, seed,
                         teacher=None if first is not None else self.begins_with(method),
+                        replay=self._replay(method),
                     )
                 )  # fmt: skip
             found.append(Student(method, tuple(steps), tuple(firsts)))
         return found
+
+    def _replay(self, method: Method) -> Replay | None:
+        """What stage 2 of a method mixes in."""
+        if not (method.stage1 and self.recipe.stage2.replay):
+            return None
+        targets = self.targets(method, self.pool, "pool")
+        return Replay(self.pool, targets) if targets else None
 
     def taken(self) -> Student:
         """The students of the method that is exported."""

@@ -66,6 +66,13 @@ class Data(Part):
     )
     hold_out: HoldOut | None = Field(None, description="shares of train's questions set aside")
     pool: str | None = Field(None, description="unlabelled pairs for stage 1; without it the training pairs")
+    train_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the training questions that students see in stage 2 or without stage 1, by a hash: a "
+        "smaller share is part of a larger one; teachers, and stage 1 without a pool, see all",
+    )
     columns: Columns = Field(default_factory=Columns, description="column names")
     scores: dict[str, Literal["logit", "probability"]] = Field(
         default_factory=dict, description="score columns made elsewhere, each a teacher, and what they hold"
@@ -107,6 +114,29 @@ class Training(Part):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
 
 
+class Stage2(Training):
+    """The numbers of stage 2."""
+
+    replay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of every step's pairs that come from the pool, with their soft labels alone; an epoch stays "
+        "a pass over the training pairs",
+    )
+
+    @property
+    def replayed(self) -> int:
+        """Pairs of a whole step that come from the pool."""
+        return round(self.replay * self.batch_size)
+
+    @model_validator(mode="after")
+    def _room(self) -> Stage2:
+        if self.replay and not 0 < self.replayed < self.batch_size:
+            raise ValueError(f"replay: {self.replay} of {self.batch_size} pairs leaves no pair of the pool or the task")
+        return self
+
+
 class Teacher(Part):
     """One teacher: trained here, a finished checkpoint, or a column of scores."""
 
@@ -133,6 +163,11 @@ class Teacher(Part):
     @classmethod
     def _named(cls, labels: Any) -> Any:
         return _text_keys(labels)
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is fine-tuned here."""
+        return self.checkpoint is None and self.scores is None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Teacher:
@@ -193,13 +228,20 @@ class Recipe(Part):
     data: Data = Field(description="where the pairs come from")
     pool: Pool | None = Field(None, description="the pairs of stage 1, mined or taken in part")
     teachers: tuple[Teacher, ...] = Field(min_length=1, description="K teachers")
+    use_teachers: Positive | None = Field(None, description="use only so many of them, from the first")
+    labels: Literal["own", "out-of-fold"] = Field(
+        "own",
+        description="soft labels of the training pairs: of the teachers that were trained on them, or of teachers that "
+        "did not see the pair's question (each trained on the other folds; pool, dev and test keep the full teachers)",
+    )
+    folds: int = Field(5, ge=2, description="of out-of-fold labels")
     student: StudentShape = Field(default_factory=StudentShape, description="the student's shape")
     stage1: Training | str = Field(
         default_factory=lambda: Training(learning_rate=3e-4, epochs=4),
         description="stage 1, or the path of an earlier run's stage-1 student to start stage 2 from",
     )
-    stage2: Training = Field(
-        default_factory=lambda: Training(learning_rate=3e-5, epochs=2), description="students that had stage 1"
+    stage2: Stage2 = Field(
+        default_factory=lambda: Stage2(learning_rate=3e-5, epochs=2), description="students that had stage 1"
     )
     without_stage1: Training = Field(
         default_factory=lambda: Training(learning_rate=2e-4, epochs=4),
@@ -218,6 +260,11 @@ class Recipe(Part):
     take: str = Field("tmkd", description="the method whose first seed is exported")
     export: Export = Field(default_factory=Export, description="what is written for serving")
 
+    @property
+    def used_teachers(self) -> tuple[Teacher, ...]:
+        """The first `use_teachers` of them."""
+        return self.teachers[: self.use_teachers]
+
     @field_validator("methods")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -231,6 +278,12 @@ class Recipe(Part):
         names = [teacher.name for teacher in self.teachers]
         if len(set(names)) < len(names):
             raise ValueError(f"teachers: names must differ, got {', '.join(names)}")
+        if (self.use_teachers or 1) > len(names):
+            raise ValueError(f"use_teachers: {self.use_teachers}, but there are {len(names)} teachers")
+        if self.stage2.replay and self.pool is not None and self.pool.teachers:
+            raise ValueError("stage2.replay: the pool is of another task (pool.teachers), stage 2 has no labels for it")
+        if self.labels == "out-of-fold" and not any(teacher.trained for teacher in self.used_teachers):
+            raise ValueError("labels: out-of-fold needs a teacher that is trained here, and none is")
         if self.take not in self.methods or not METHODS[self.take].trains:
             raise ValueError(f"take: {self.take!r} must be one of the methods that train a student")
         for teacher in self.teachers:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tmkd.batching import epoch_steps, length_sorted_batches, micro_batches, pack, pad, steps_per_epoch
+from tmkd.batching import epoch_steps, length_sorted_batches, micro_batches, pack, pad, replayed_steps, steps_per_epoch
 from tmkd.encoder.forward import Packing
 from tmkd.hardware import attention, device, use_bf16
 from tmkd.progress import progress, say
@@ -48,6 +48,13 @@ class Fit:
     weight_decay: float = 0.01
     clip: float = 1.0
     precision: str = "auto"
+    replayed: int = 0  # of batch_size, from the rows behind `own` (see `train`)
+
+    def steps(self, lengths: NDArray[np.int64], own: int, epoch: int) -> list[NDArray[np.int64]]:
+        """The rows of every step of one epoch."""
+        if self.replayed:
+            return replayed_steps(lengths, own, self.batch_size, self.replayed, epoch, self.seed)
+        return epoch_steps(lengths, self.batch_size, epoch, self.seed)
 
 
 class Diverged(RuntimeError):
@@ -55,7 +62,15 @@ class Diverged(RuntimeError):
 
 
 def train(
-    model: Student, encoded: Encoded, pad_id: int, loss_of_rows: LossOfRows, fit: Fit, *, name: str, state_folder: Path
+    model: Student,
+    encoded: Encoded,
+    pad_id: int,
+    loss_of_rows: LossOfRows,
+    fit: Fit,
+    *,
+    name: str,
+    state_folder: Path,
+    own: int | None = None,
 ) -> list[dict[str, float]]:
     """Train in place; resumes from `state_folder` where an interrupted call left its state.
 
@@ -63,15 +78,18 @@ def train(
         encoded: token ids of every row.
         loss_of_rows: the loss of each pair of a micro-batch.
         state_folder: holds the resumable state; the caller removes it with its step.
+        own: an epoch is a pass over so many rows, from the first; those behind them are replayed (`Fit.replayed`).
 
     Returns:
-        The learning curve: [{"step", "epoch", "loss", "learning_rate", "pairs_per_second"}], about 100 points.
+        The learning curve: [{"step", "epoch", "loss", "learning_rate", "pairs_per_second", "pairs"}], about 100 points.
 
     Raises:
         Diverged: a loss that is not finite.
     """
     lengths = np.array([len(row) for row in encoded.ids])
-    total = fit.epochs * steps_per_epoch(len(lengths), fit.batch_size)
+    own = len(lengths) if own is None else own
+    per_epoch = steps_per_epoch(own, fit.batch_size - fit.replayed)
+    total = fit.epochs * per_epoch
     model.to(device())
     optimiser = _optimiser(model, fit)
     state = _State(model, optimiser, state_folder)
@@ -79,14 +97,12 @@ def train(
     every = max(1, total // 100)
     say(f"{name}: {model.encoder.path}")
     model.train()
-    pairs_total = len(lengths) * fit.epochs
+    pairs_total = fit.epochs * sum(len(rows) for rows in fit.steps(lengths, own, 0))  # the same in every epoch
     with progress(name, pairs_total, done=min(done * fit.batch_size, pairs_total)) as bar:
         recent: list[float] = []
         began, counted = time.monotonic(), 0
         for epoch in range(fit.epochs):
-            first = epoch * steps_per_epoch(len(lengths), fit.batch_size)
-            steps = epoch_steps(lengths, fit.batch_size, epoch, fit.seed)
-            for step, rows in enumerate(steps, start=first):
+            for step, rows in enumerate(fit.steps(lengths, own, epoch), start=epoch * per_epoch):
                 if step < done:
                     continue
                 torch.manual_seed((fit.seed << 32) + step)  # dropout of this step, the same after a resume
@@ -99,7 +115,14 @@ def train(
                 if (step + 1) % every == 0 or step + 1 == total:
                     speed = counted / max(time.monotonic() - began, 1e-9)
                     point = {"step": step + 1, "epoch": (step + 1) * fit.epochs / total, "loss": float(np.mean(recent))}
-                    curve.append({**point, "learning_rate": rate, "pairs_per_second": speed})
+                    curve.append(
+                        {
+                            **point,
+                            "learning_rate": rate,
+                            "pairs_per_second": speed,
+                            "pairs": pairs_total * (step + 1) / total,
+                        }
+                    )
                     recent = []
                 state.save_sometimes(step + 1, curve)
                 bar.advance(len(rows), f"loss {loss:.4f}")

@@ -179,6 +179,14 @@ class Pairs:
         rest = self.table.drop_columns([name for name in self.table.column_names if name == "label"])
         return Pairs(rest.append_column("label", labels), reference)
 
+    def and_unlabelled(self, others: Pairs) -> Pairs:
+        """These rows, then the texts of others without any label; question ids and scores stay behind."""
+        texts = ["pair_id", "question", "passage"]
+        golden = ["label", self.reference.column if self.reference else ""]
+        mine = self.table.select([*texts, *(name for name in golden if name in self.table.column_names)])
+        both = pa.concat_tables([mine, others.table.select(texts)], promote_options="default")
+        return Pairs(both, self.reference)
+
     def digest(self) -> str:
         """A hash of the rows in their order, 16 hex digits: what a step that reads them depends on."""
         if self._digest is None:  # Arrow tables do not change

@@ -6,9 +6,12 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tmkd.errors import DataError
 from tmkd.pairs.record import Pairs
+
+_SUBSAMPLE, _FOLDS = 1, 2  # seeds of their own: a split (0) says nothing about them
 
 
 def share_of(text: str, seed: int = 0) -> float:
@@ -32,6 +35,29 @@ def split(pairs: Pairs, fractions: Sequence[float], seed: int = 0) -> tuple[Pair
     share = {name: share_of(name, seed) for name in set(names)}
     part = np.searchsorted(bounds, np.array([share[name] for name in names]), side="right")
     return tuple(pairs.take(np.flatnonzero(part == number)) for number in range(len(fractions)))
+
+
+def subsample(pairs: Pairs, share: float) -> NDArray[np.int64]:
+    """Rows of about this share of the questions, in their order: [n] int64. A smaller share is part of a larger one."""
+    names = _group_names(pairs.questions, pairs.qids)
+    kept = {name: share_of(name, _SUBSAMPLE) < share for name in set(names)}
+    return np.flatnonzero([kept[name] for name in names])
+
+
+def folds(pairs: Pairs, count: int) -> NDArray[np.int64]:
+    """The fold of every row, [N] int64 in [0, count): questions in the order of a hash, cut into equal parts.
+
+    Rows stay together as in `split`.
+
+    Raises:
+        DataError: fewer questions than folds.
+    """
+    names = _group_names(pairs.questions, pairs.qids)
+    ordered = sorted(set(names), key=lambda name: (share_of(name, _FOLDS), name))
+    if len(ordered) < count:
+        raise DataError(f"{count} folds of {len(ordered)} training questions; `folds` can be that number at most")
+    place = {name: number * count // len(ordered) for number, name in enumerate(ordered)}
+    return np.array([place[name] for name in names], dtype=np.int64)
 
 
 def _group_names(questions: Sequence[str], qids: Sequence[str]) -> list[str]:

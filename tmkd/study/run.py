@@ -165,9 +165,9 @@ def _measure(pipeline: Pipeline) -> Measured:
     dev = pipeline.data.dev
     known = np.flatnonzero(dev.labels >= 0)
     taken = pipeline.taken()
-    (step,) = taken.steps
     logits: Floats = pipeline.student_logits(taken, dev)[0][known]
-    return Measured(logits, _training_seconds(step.folder / "curve.json", len(pipeline.data.train)))
+    times = [_training_seconds(step.folder / "curve.json", len(pipeline.student_pairs)) for step in taken.steps]
+    return Measured(logits, sum(seconds for seconds in times if seconds is not None) or None)
 
 
 def _training_seconds(curve: Path, rows: int) -> float | None:
@@ -175,4 +175,4 @@ def _training_seconds(curve: Path, rows: int) -> float | None:
     if not curve.is_file():
         return None
     last = json.loads(curve.read_text())[-1]
-    return float(rows * last["epoch"] / last["pairs_per_second"])
+    return float(last.get("pairs", rows * last["epoch"]) / last["pairs_per_second"])
