@@ -17,6 +17,7 @@ import typer
 from tmkd import __version__
 from tmkd.errors import MissingExtraError, TmkdError
 from tmkd.progress import say, set_quiet, tables
+from tmkd.serve.command import serve
 
 app = typer.Typer(
     help="Compress slow question-answering models into a small fast one: two-stage multi-teacher distillation.",
@@ -276,6 +277,9 @@ def score(
 
     keep_freed_memory()
     score_file(model, pairs, output, question=question, passage=passage, backend=backend, threads=threads)
+
+
+app.command()(serve)
 
 
 @app.command(name="recipe")
