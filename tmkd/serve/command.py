@@ -92,9 +92,9 @@ def serve(
         model=model, index=index, teacher=teacher, backend=backend, threads=threads, host=host, port=port,
         api_key=_key(api_key, api_key_file), cors_origins=_names(cors_origins), allowed_hosts=_names(allowed_hosts),
         max_body=max_body << 10, max_buffered=max_buffered * MEBI, max_texts=max_texts, max_chars=max_chars,
-        max_queue=max_queue, max_connections=max_connections, timeout=timeout, idle_timeout=idle_timeout, batch_tokens=batch_tokens,
-        batch_wait=batch_wait / 1000, stall=stall, auto_truncate=auto_truncate, model_name=model_name,
-        log_requests=log_requests,
+        max_queue=max_queue, max_connections=max_connections, timeout=timeout, idle_timeout=idle_timeout,
+        batch_tokens=batch_tokens, batch_wait=batch_wait / 1000, stall=stall, auto_truncate=auto_truncate,
+        model_name=model_name, log_requests=log_requests,
     )  # fmt: skip
     try:
         from tmkd.serve.run import run

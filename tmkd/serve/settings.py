@@ -10,7 +10,8 @@ from tmkd.errors import TmkdError
 
 MEBI = 1 << 20
 _POSITIVE = (
-    "max_body", "max_texts", "max_chars", "max_queue", "max_connections", "batch_tokens", "timeout", "idle_timeout", "stall",
+    "max_body", "max_texts", "max_chars", "max_queue", "max_connections", "batch_tokens",
+    "timeout", "idle_timeout", "stall",
 )  # fmt: skip
 
 
