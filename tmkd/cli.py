@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tmkd import __version__
+from tmkd import __version__, cli_qa
 from tmkd.errors import MissingExtraError, TmkdError
 from tmkd.progress import say, set_quiet, tables
 from tmkd.serve.command import serve
@@ -314,6 +314,10 @@ def clean(
             print(f"{'removed' if yes else 'unused'} {folder} ({size:,.1f} MiB)")
             if yes:
                 shutil.rmtree(folder)
+
+
+app.command()(cli_qa.index)
+app.command()(cli_qa.ask)
 
 
 class Bench(StrEnum):

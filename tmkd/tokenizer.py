@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +100,26 @@ class PairTokenizer:
                     _require_text(number, side, text)
             raise DataError(f"pairs {start} to {start + len(pairs) - 1} cannot be tokenized: {error}") from error
         return rows
+
+    def token_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """The characters behind every token of each text by itself: no special tokens, nothing cut off.
+
+        Raises:
+            DataError: a text is not a string of valid characters.
+        """
+        try:
+            rows = self._whole.encode_batch(list(texts), add_special_tokens=False)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"a text cannot be tokenized: {error}") from error
+        return [row.offsets for row in rows]
+
+    @cached_property
+    def _whole(self) -> Any:
+        """A tokenizer that does not truncate: switching it off would change what other threads get."""
+        tokenizer = _load(self.folder)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, with the truncation in it and without padding, into an existing folder."""

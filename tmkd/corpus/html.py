@@ -9,6 +9,7 @@ ends in a question mark, a paragraph all in bold that is numbered or asks someth
 from __future__ import annotations
 
 import re
+from html.parser import HTMLParser
 from typing import Any
 
 from lxml import etree
@@ -62,10 +63,46 @@ def parse_html(data: bytes) -> list[Section]:
         root = lxml_html.document_fromstring(data, parser=parser)
     except etree.ParserError:  # nothing but comments
         return []
+    if any(error.type_name == "ERR_RESOURCE_LIMIT" for error in parser.error_log):
+        return _flat(data)
     walker = _Walker(_title(root))
-    walker.walk(_main(root))
+    try:
+        walker.walk(_main(root))
+    except RecursionError:
+        return _flat(data)
     walker.flush()
     return walker.builder.done()
+
+
+def _flat(data: bytes) -> list[Section]:
+    """The text of a document that is nested too deeply for its structure to be read, in one section."""
+    reader = _TextOnly()
+    reader.feed(data.decode("utf-8", "replace"))
+    reader.close()
+    builder = SectionBuilder("")
+    builder.block(" ".join(reader.parts))
+    return builder.done()
+
+
+class _TextOnly(HTMLParser):
+    """Keeps a document's text; needs no more memory or stack for deeper documents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self._dropped = ""  # the script or style that is open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "style", "title"):
+            self._dropped = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._dropped:
+            self._dropped = ""
+
+    def handle_data(self, data: str) -> None:
+        if not self._dropped:
+            self.parts.append(data)
 
 
 def _encoding(data: bytes) -> str | None:

@@ -1,10 +1,13 @@
-"""BM25 over passages, with Tantivy: built in memory, the same order on every call."""
+"""BM25 over passages, with Tantivy: how texts become queries and hits, and an index in memory (for mining).
+
+The index on disk is `tmkd.corpus.store`; both are asked in the same way.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 from tmkd.corpus.passages import Passage
 from tmkd.corpus.text import word_set
@@ -14,7 +17,8 @@ from tmkd.progress import progress
 _WORD = re.compile(r"[^\W_]+")
 _LONGEST_WORD = 40  # Tantivy's tokenizer drops longer ones
 _HEAP = 512 << 20  # large enough for one segment, so that documents keep their order
-_EXTRA = 20  # read beyond k, so that ties at the border are broken by passage number
+_EXTRA = 20  # read beyond k, so that ties at the border are broken in a fixed order
+_MOST_WORDS = 256  # of a query; what a pasted page has beyond them tells little more
 _STOP = word_set(
     """
     a an and are as at be but by can could do does did for from had has have how i if in into is it its me my no
@@ -22,10 +26,71 @@ _STOP = word_set(
     will with would you your
     """
 )
+Item = TypeVar("Item")
+
+
+def import_tantivy() -> Any:
+    """The search library.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import tantivy
+    except ImportError as error:
+        raise MissingExtraError("the passage index needs tantivy; install it with: pip install 'tmkd[qa]'") from error
+    return tantivy
+
+
+def searchable(text: str) -> str:
+    """A text as it is indexed: an underscore parts words."""
+    return text.replace("_", " ")
+
+
+def build_query(
+    index: Any, text: str, fields: Mapping[str, float], *, exclude: tuple[str, Collection[str]] | None = None
+) -> Any | None:
+    """The query of any text, which has no syntax; None where it has no word.
+
+    Function words are left out unless there is nothing else.
+
+    Args:
+        index: Tantivy's index.
+        fields: the fields searched, and each one's weight.
+        exclude: a field of exact values, and the values whose passages are left out.
+    """
+    words = list(dict.fromkeys(word.lower() for word in _WORD.findall(text) if len(word) <= _LONGEST_WORD))
+    words = ([word for word in words if word not in _STOP] or words)[:_MOST_WORDS]
+    if not words:
+        return None
+    # quotes keep a word from being read as an operator
+    query = index.parse_query(" ".join(f'"{word}"' for word in words), list(fields), field_boosts=dict(fields))
+    if exclude is None or not exclude[1]:
+        return query
+    tantivy = import_tantivy()
+    left_out = tantivy.Query.term_set_query(index.schema, exclude[0], sorted(exclude[1]))
+    return tantivy.Query.boolean_query([(tantivy.Occur.Must, query), (tantivy.Occur.MustNot, left_out)])
+
+
+def best(
+    searcher: Any, query: Any | None, k: int, size: int, read: Callable[[Any], tuple[Any, Item]]
+) -> list[tuple[Item, float]]:
+    """The k best hits of a query with their BM25 scores, best first, equal scores in a fixed order.
+
+    Args:
+        size: documents of the index.
+        read: a hit's address to its place in that order and what is wanted of it.
+    """
+    if query is None or k < 1 or not size:
+        return []
+    hits = searcher.search(query, min(k + _EXTRA, size), count=False).hits
+    found = [(float(score), *read(address)) for score, address in hits]
+    found.sort(key=lambda hit: (-round(hit[0], 4), hit[1]))
+    return [(item, score) for score, _, item in found[:k]]
 
 
 class PassageIndex:
-    """An index over a list of passages; hits are numbers into that list."""
+    """An index in memory over a list of passages; hits are numbers into that list."""
 
     def __init__(self, index: Any, size: int) -> None:
         self._index = index
@@ -39,10 +104,7 @@ class PassageIndex:
         Raises:
             MissingExtraError: Tantivy is not installed.
         """
-        try:
-            import tantivy
-        except ImportError as error:
-            raise MissingExtraError("the passage index needs tantivy: pip install 'tmkd[train]'") from error
+        tantivy = import_tantivy()
         schema = tantivy.SchemaBuilder()
         schema.add_text_field("text", tokenizer_name="en_stem")
         schema.add_unsigned_field("number", stored=True)
@@ -51,7 +113,7 @@ class PassageIndex:
         with progress("index", len(passages), "passages") as bar:
             for number, passage in enumerate(passages):
                 document = tantivy.Document()
-                document.add_text("text", passage.text.replace("_", " "))
+                document.add_text("text", searchable(passage.text))
                 document.add_unsigned("number", number)
                 writer.add_document(document)
                 if number % 1000 == 999:
@@ -63,16 +125,10 @@ class PassageIndex:
         return cls(index, len(passages))
 
     def search(self, query: str, k: int) -> list[tuple[int, float]]:
-        """The k best passages: (passage number, BM25 score), best first, equal scores by passage number.
+        """The k best passages: (passage number, BM25 score), best first, equal scores by passage number."""
 
-        Any text is a valid query; it has no syntax. Function words are left out unless there is nothing else.
-        """
-        words = list(dict.fromkeys(word.lower() for word in _WORD.findall(query) if len(word) <= _LONGEST_WORD))
-        words = [word for word in words if word not in _STOP] or words
-        if not words or k < 1 or not self._size:
-            return []
-        # quotes keep a word from being read as an operator
-        parsed = self._index.parse_query(" ".join(f'"{word}"' for word in words), ["text"])
-        hits = self._searcher.search(parsed, min(k + _EXTRA, self._size), count=False).hits
-        found = [(int(self._searcher.doc(address)["number"][0]), float(score)) for score, address in hits]
-        return sorted(found, key=lambda hit: (-round(hit[1], 4), hit[0]))[:k]
+        def read(address: Any) -> tuple[int, int]:
+            number = int(self._searcher.doc(address)["number"][0])
+            return number, number
+
+        return best(self._searcher, build_query(self._index, query, {"text": 1.0}), k, self._size, read)

@@ -48,15 +48,28 @@ class Passage:
 
 def sentences(text: str) -> list[str]:
     """Prose cut after `.`, `!` or `?` where a new sentence starts; common abbreviations and initials do not end one."""
-    found: list[str] = []
+    return [text[start:stop] for start, stop in sentence_spans(text)]
+
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """Where each of the `sentences` stands in the text."""
+    ends: list[tuple[int, int]] = []  # of a sentence, and where the next one begins
     start = 0
     for match in _END.finditer(text):
-        if _ABBREVIATION.search(text, max(start, match.start() - 10), match.start()):
-            continue
-        found.append(text[start : match.end(1)].strip())
-        start = match.end()
-    found.append(text[start:].strip())
-    return [sentence for sentence in found if sentence]
+        if not _ABBREVIATION.search(text, max(start, match.start() - 10), match.start()):
+            ends.append((match.end(1), match.end()))
+            start = match.end()
+    starts = [0, *(begin for _, begin in ends)]
+    stops = [*(end for end, _ in ends), len(text)]
+    return [span for begin, end in zip(starts, stops, strict=True) if (span := _stripped(text, begin, end)) is not None]
+
+
+def _stripped(text: str, start: int, stop: int) -> tuple[int, int] | None:
+    """The span without white space at its ends; None where nothing is left."""
+    piece = text[start:stop]
+    if not piece.strip():
+        return None
+    return start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
 
 
 def size(text: str) -> int:

@@ -75,6 +75,13 @@ def read_corpus(packages: Sequence[Package]) -> Corpus:
     return Corpus(reader.passages, list(reader.questions.values()), _worthwhile(reader.headings))
 
 
+def file_passages(package: Package, path: Path) -> list[Passage]:
+    """The passages of one file of a package, each text once, cut as `read_corpus` cuts them."""
+    reader = _Reader()
+    reader.read(package, path)
+    return reader.passages
+
+
 def is_question(heading: str) -> bool:
     """Whether a FAQ's heading is a question (or a complaint that stands for one) and not a chapter's title."""
     words = heading.split()

@@ -1,0 +1,45 @@
+"""A scorer without a model and small indexes, for the tests of answering."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.corpus.passages import Passage
+from tmkd.corpus.store import Document, DocumentIndex, update_index
+from tmkd.corpus.text import text_hash, tokens
+
+TEXTS = {
+    "copy.md": "The cp command copies a file. Use -r for folders, which are copied whole.",
+    "mount.md": "A disk is a device. The mount command mounts a disk on a folder. Nobody mounts a file.",
+    "sort.md": "Sort the keys by their values. Then walk the sorted keys.",
+}
+
+
+class OverlapScorer:
+    """Log-odds from shared words: what a student should see, without one. Keeps what it was asked."""
+
+    def __init__(self, max_length: int = 64) -> None:
+        self.max_length = max_length
+        self.asked: list[tuple[str, str]] = []
+
+    def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
+        self.asked += zip(questions, passages, strict=True)
+        return np.array(
+            [4 * len(tokens(q) & tokens(p)) / len(tokens(q)) - 2 for q, p in zip(questions, passages, strict=True)]
+        )
+
+
+def document(key: str, *texts: str) -> Document:
+    """A document of these passages."""
+    passages = [Passage(text_hash(text), text, key.split(".")[0], ("Use",), key, text_hash(key)) for text in texts]
+    return Document(key, text_hash(" ".join(texts)), lambda: passages)
+
+
+def index_of(folder: Path, texts: dict[str, str] | None = None) -> DocumentIndex:
+    """An index of one passage a document."""
+    update_index(folder, lambda: [document(key, text) for key, text in (texts or TEXTS).items()])
+    return DocumentIndex.open(folder)

@@ -1,0 +1,384 @@
+"""The documents that people have, for the index: folders of HTML, Markdown, plain text and POD, JSON lines, BEIR.
+
+A folder is walked (hidden files and folders left out, each file once, whatever links lead to it); a folder with a
+corpus.jsonl is read as a BEIR data set, which keeps its questions beside it. `debian-docs` is the built-in corpus. What
+cannot be read as text is skipped with a warning that names it, or refused where the caller is strict.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, cast
+
+from tmkd.corpus.markdown import parse_markdown, parse_plain
+from tmkd.corpus.passages import Passage, cut
+from tmkd.corpus.pod import parse_pod
+from tmkd.corpus.sections import Block, Section
+from tmkd.corpus.store import Changes, Document, update_index
+from tmkd.corpus.text import normalise, text_hash
+from tmkd.errors import DataError, MissingExtraError
+from tmkd.progress import Bar, progress, say
+
+PARSING = 1  # part of every digest: raise it when parsing or cutting change what comes out
+BUILT_IN = "debian-docs"
+_HTML = (".html", ".htm", ".xhtml")
+TEXT_KINDS = (*_HTML, ".md", ".markdown", ".txt", ".text", ".rst", ".pod")
+ROW_KINDS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+_BEIR = "corpus.jsonl"
+_LEAST_WORDS = 2  # a single word is no passage
+_MOST_WARNINGS = 20
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The names that JSON lines give to what is read; `_id` stands in for an absent `id`, as BEIR has it."""
+
+    id: str = "id"
+    title: str = "title"
+    text: str = "text"
+    url: str = "url"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How documents are read.
+
+    Attributes:
+        fields: of JSON lines.
+        url: what goes before a file's path within its folder to make its address; None: the path itself is shown.
+        most_bytes: a larger file, or line of a JSON lines file, is not read.
+        strict: refuse what cannot be read, rather than skip it.
+    """
+
+    fields: Fields = Fields()
+    url: str | None = None
+    most_bytes: int = 64 << 20
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file to be read: its name in the index, what is shown as its source, and how it becomes passages."""
+
+    path: Path
+    name: str
+    source: str
+    size: int
+    passages: Callable[[bytes], list[Passage]] | None  # None: JSON lines, many documents
+
+
+def index_documents(places: Sequence[str | Path], folder: Path, reading: Reading = Reading()) -> Changes:
+    """Make the index in `folder` hold the documents of these places, each a folder, a file or `debian-docs`.
+
+    Only what was added, has changed (by its content) or is gone is written, in one commit.
+
+    Raises:
+        DataError: as `DocumentReader` and `update_index` raise it; the index is then as it was.
+        FetchError: the built-in corpus is not to be had. MissingExtraError: a package is not installed.
+    """
+    reader = DocumentReader(places, reading)
+    changes = update_index(folder, reader.documents)
+    changes.skipped = len(reader.skipped)
+    if reader.other:
+        say(f"left out {reader.other:,} files of other kinds")
+    return changes
+
+
+class DocumentReader:
+    """The documents of some places, each a folder, a file or `debian-docs`.
+
+    Raises:
+        DataError: a place that is not there, of no known format, or without any document.
+        FetchError: the built-in corpus is not to be had.
+    """
+
+    def __init__(self, places: Sequence[str | Path], reading: Reading = Reading()) -> None:
+        self.reading = reading
+        self.skipped: list[str] = []  # why, one line each
+        self.other = 0  # files of other kinds
+        self._seen: set[tuple[int, int]] = set()
+        self._files = [file for place in places for file in self._place(str(place))]
+
+    def documents(self) -> Iterator[Document]:
+        """Every document that can be read.
+
+        Raises:
+            DataError: a malformed line of JSON lines (file:line), an id that is there twice; where the caller is
+                strict, anything that cannot be read.
+        """
+        with progress("index", sum(_kib(file.size) for file in self._files), "KiB") as bar:
+            for file in self._files:
+                if file.passages is None:
+                    yield from self._rows(file, bar)
+                else:
+                    if (document := self._whole(file, file.passages)) is not None:
+                        yield document
+                    bar.advance(_kib(file.size))
+        if len(self.skipped) > _MOST_WARNINGS:
+            say(f"warning: {len(self.skipped) - _MOST_WARNINGS:,} more were skipped")
+
+    def _place(self, place: str) -> list[_File]:
+        path = Path(place)
+        if place == BUILT_IN and not path.exists():
+            return _built_in()
+        if path.is_file():
+            kind = _kind(path.name)
+            if kind is None:
+                raise DataError(f"{place}: unknown format; known are {', '.join((*TEXT_KINDS, *ROW_KINDS))}")
+            return [file] if (file := self._file(path, path.parent, kind)) else []
+        if not path.is_dir():
+            raise DataError(f"{place}: no such file or folder (or {BUILT_IN}, the built-in corpus)")
+        if (path / _BEIR).is_file():
+            return [file] if (file := self._file(path / _BEIR, path, ".jsonl")) else []
+        before = len(self.skipped) + len(self._seen)
+        files = [file for one, kind in self._walk(path) if (file := self._file(one, path, kind))]
+        if not files and before == len(self.skipped) + len(self._seen):
+            others = f" among its {self.other:,} files" if self.other else ""
+            raise DataError(f"{place} holds no document{others}; known are {', '.join((*TEXT_KINDS, *ROW_KINDS))}")
+        return files
+
+    def _walk(self, root: Path) -> Iterator[tuple[Path, str]]:
+        """Files of known kinds in the order of their names; every folder once, so that no loop of links is followed."""
+        entered: set[tuple[int, int]] = set()
+        for folder, folders, names in os.walk(root, followlinks=True, onerror=self._unreadable_folder):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in entered:
+                folders.clear()
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                kind = _kind(name)
+                if name.startswith("."):
+                    continue
+                if kind is None:
+                    self.other += 1
+                else:
+                    yield Path(folder, name), kind
+
+    def _unreadable_folder(self, error: OSError) -> None:
+        self._skip(f"{error.filename}: {error.strerror or error}")
+
+    def _file(self, path: Path, root: Path, kind: str) -> _File | None:
+        """The file as one to read; None where it was met before or is to be skipped."""
+        name = _clean(os.path.normpath(path))
+        try:
+            status = path.stat()
+        except OSError as error:
+            self._skip(f"{name}: {error.strerror or error}")
+            return None
+        if (status.st_dev, status.st_ino) in self._seen:
+            return None
+        self._seen.add((status.st_dev, status.st_ino))
+        if kind in TEXT_KINDS and status.st_size > self.reading.most_bytes:
+            self._skip(f"{name}: {status.st_size >> 20:,} MiB; larger than {self.reading.most_bytes >> 20:,} MiB")
+            return None
+        below = _clean(path.relative_to(root).as_posix())
+        source = name if self.reading.url is None else self.reading.url + below
+        passages = None if kind in ROW_KINDS else partial(_file_passages, kind, path.stem, source)
+        return _File(path, name, source, status.st_size, passages)
+
+    def _skip(self, why: str) -> None:
+        if self.reading.strict:
+            raise DataError(why)
+        self.skipped.append(why)
+        if len(self.skipped) <= _MOST_WARNINGS:
+            say(f"warning: skipped {why}")
+
+    def _whole(self, file: _File, passages: Callable[[bytes], list[Passage]]) -> Document | None:
+        """A file that is one document."""
+        try:
+            data = file.path.read_bytes()
+            if file.path.suffix.lower() not in (*_HTML, ".pod"):  # these say or guess their encoding
+                _decoded(data)
+        except OSError as error:
+            self._skip(f"{file.name}: {error.strerror or error}")
+            return None
+        except UnicodeDecodeError as error:
+            self._skip(f"{file.name}: byte 0x{data[error.start]:02x} at {error.start:,} is not valid UTF-8")
+            return None
+        return Document(file.name, _digest(file.source.encode(), data), partial(passages, data))
+
+    def _rows(self, file: _File, bar: Bar) -> Iterator[Document]:
+        """The documents of a JSON lines file."""
+        places: dict[str, int] = {}
+        told = 0
+        try:
+            with file.path.open("rb") as raw, _unpacked(file.path, raw) as lines:
+                for number, line in enumerate(_lines(lines, self.reading.most_bytes, file.name), start=1):
+                    if line.strip():
+                        row = _Row.of(line, f"{file.name}:{number}", self.reading.fields)
+                        if row.id in places and not row.named:
+                            continue
+                        if row.id in places:
+                            raise DataError(
+                                f"{file.name}:{number}: the id {row.id!r} is in line {places[row.id]} already; "
+                                "ids must differ (--id-field names their field)"
+                            )
+                        places[row.id] = number
+                        key = f"{file.name}#{row.id}"
+                        yield Document(key, row.digest(), partial(row.passages, row.url or key))
+                    bar.advance(max(0, (now := raw.tell() >> 10) - told))
+                    told = max(told, now)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{file.name}: damaged or truncated gzip ({error}); fetch or write it again") from error
+        except OSError as error:
+            raise DataError(f"{file.name}: cannot be read: {error.strerror or error}") from error
+        if not places:
+            raise DataError(f"{file.name} has no documents")
+        bar.advance(max(0, _kib(file.size) - told))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of JSON lines; `named`: it has an id, else its content names it."""
+
+    id: str
+    named: bool
+    title: str
+    text: str
+    url: str
+
+    @classmethod
+    def of(cls, line: bytes, where: str, fields: Fields) -> _Row:
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: byte 0x{line[error.start]:02x} is not valid UTF-8") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not valid JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: a line must be a JSON object, this is {type(row).__name__}")
+        if fields.text not in row:
+            there = ", ".join(map(repr, list(row)[:12])) or "none"
+            raise DataError(f"{where}: there is no field {fields.text!r} (--text-field names it); there are: {there}")
+        title, text, url = (_text(row.get(name), name, where) for name in (fields.title, fields.text, fields.url))
+        identifier = row.get(fields.id, row.get("_id") if fields.id == "id" else None)
+        if isinstance(identifier, dict | list):
+            raise DataError(f"{where}: {fields.id!r} is {type(identifier).__name__}, it must be text or a number")
+        digits = _digest(title.encode(), text.encode(), url.encode())[:16]
+        named = identifier not in (None, "")
+        return cls(_clean(str(identifier)) if named else digits, named, title, text, url)
+
+    def digest(self) -> str:
+        return _digest(self.title.encode(), self.text.encode(), self.url.encode())
+
+    def passages(self, source: str) -> list[Passage]:
+        paragraphs = [Block(" ".join(one.split())) for one in self.text.split("\n\n")]
+        return _cut([Section("", (), self.title, [one for one in paragraphs if one.text])], self.title, source)
+
+
+def _text(value: Any, name: str, where: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {name!r} is {type(value).__name__}, it must be text")
+    return _clean(value)
+
+
+def _clean(text: str) -> str:
+    """Text that can be stored: half a surrogate pair becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _kind(name: str) -> str | None:
+    lower = name.lower()
+    return next((kind for kind in (*ROW_KINDS, *TEXT_KINDS) if lower.endswith(kind)), None)
+
+
+def _kib(size: int) -> int:
+    return max(1, size >> 10)
+
+
+def _unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(raw)) if path.name.lower().endswith(".gz") else raw
+
+
+def _lines(file: IO[bytes], most: int, name: str) -> Iterator[bytes]:
+    number = 0
+    while line := file.readline(most + 1):
+        number += 1
+        if len(line) > most:
+            raise DataError(f"{name}:{number}: the line is longer than {most >> 20:,} MiB; see --max-mb")
+        yield line
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.blake2b(f"{PARSING}".encode(), digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def _decoded(data: bytes) -> str:
+    """UTF-8, or UTF-16 where the text begins by saying so."""
+    return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+
+
+@contextmanager
+def _lxml() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError("reading HTML needs lxml; install it with: pip install 'tmkd[qa]'") from error
+
+
+def _sections(kind: str, data: bytes) -> list[Section]:
+    if kind in _HTML:
+        with _lxml():
+            from tmkd.corpus.html import parse_html
+        return parse_html(data)
+    if kind == ".pod":
+        try:
+            return parse_pod(data.decode("utf-8"))
+        except UnicodeDecodeError:
+            return parse_pod(data.decode("latin-1"))
+        except RecursionError:
+            return parse_plain(data.decode("utf-8"))
+    return (parse_markdown if kind in (".md", ".markdown") else parse_plain)(_decoded(data))
+
+
+def _file_passages(kind: str, stem: str, source: str, data: bytes) -> list[Passage]:
+    sections = _sections(kind, data)
+    return _cut(sections, next((one.title for one in sections if one.title), stem), source)
+
+
+def _cut(sections: Sequence[Section], title: str, source: str) -> list[Passage]:
+    """The passages of a document's sections, in reading order, each text once."""
+    found: dict[str, Passage] = {}
+    for section in sections:
+        headings = (*section.path, section.heading) if section.heading else section.path
+        name = text_hash(f"{source} {' '.join(headings)}")
+        for text, code in cut(section.blocks):
+            if len(normalise(text).split()) >= _LEAST_WORDS:
+                passage = Passage(text_hash(text), text, title, headings, source, name, code=code)
+                found.setdefault(passage.pid, passage)
+    return list(found.values())
+
+
+def _built_in() -> list[_File]:
+    """The files of the documentation packages, cut as the built-in data set cuts them."""
+    with _lxml():
+        from tmkd.corpus.debian import fetch
+        from tmkd.pairs.faq import file_passages
+
+    files = []
+    for package in fetch():
+        for path in package.files():
+            name = f"{package.name}/{path.relative_to(package.root).as_posix()}"
+            passages = partial(_packaged, partial(file_passages, package, path))
+            files.append(_File(path, name, name, path.stat().st_size, passages))
+    return files
+
+
+def _packaged(read: Callable[[], list[Passage]], _data: bytes) -> list[Passage]:
+    return read()

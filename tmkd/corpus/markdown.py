@@ -1,0 +1,109 @@
+"""Markdown (CommonMark with tables, YAML front matter set aside) and plain text to sections."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tmkd.corpus.sections import Section, SectionBuilder
+from tmkd.errors import MissingExtraError
+
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+_TAG = re.compile(r"<!--.*?-->|<[^>]*>", re.DOTALL)
+_UNDERLINE = re.compile(r"^([=\-~^\"'`#*+:.])\1{2,}\s*$")
+
+
+def parse_markdown(text: str) -> list[Section]:
+    """Sections of a Markdown document, in reading order.
+
+    The title is the front matter's, else the first heading of level 1.
+
+    Raises:
+        MissingExtraError: markdown-it-py is not installed.
+    """
+    try:
+        from markdown_it import MarkdownIt
+    except ImportError as error:
+        raise MissingExtraError(
+            "reading Markdown needs markdown-it-py; install it with: pip install 'tmkd[qa]'"
+        ) from error
+    title, body = _front_matter(text.replace("\r\n", "\n"))
+    tokens = MarkdownIt("commonmark").enable("table").parse(body)
+    builder = SectionBuilder(title or _first_heading(tokens))
+    row: list[str] = []  # the cells of the table row that is open
+    for place, token in enumerate(tokens):
+        before = tokens[place - 1].type if place else ""
+        if token.type == "inline" and before == "heading_open":
+            builder.heading(int(tokens[place - 1].tag[1]), _plain(token.children or ()))
+        elif token.type == "inline" and before in ("td_open", "th_open"):
+            row.append(_plain(token.children or ()))
+        elif token.type == "inline":
+            builder.block(_plain(token.children or ()))
+        elif token.type in ("fence", "code_block"):
+            builder.block(token.content, code=True)
+        elif token.type == "html_block":
+            builder.block(html.unescape(_TAG.sub(" ", token.content)))
+        elif token.type == "tr_close":
+            builder.block(" | ".join(row), code=True, joint="\n")
+            row = []
+    return builder.done()
+
+
+def _front_matter(text: str) -> tuple[str, str]:
+    """The title that a YAML front matter names (or nothing), and the text behind it."""
+    found = _FRONT_MATTER.match(text)
+    if found is None:
+        return "", text
+    title = re.search(r"^title:[ \t]*(.+)$", found.group(1), re.MULTILINE)
+    return title.group(1).strip().strip("\"'") if title else "", text[found.end() :]
+
+
+def _first_heading(tokens: Sequence[Any]) -> str:
+    for place, token in enumerate(tokens[:-1]):
+        if token.type == "heading_open" and token.tag == "h1":
+            return " ".join(_plain(tokens[place + 1].children or ()).split())
+    return ""
+
+
+def _plain(children: Sequence[Any]) -> str:
+    """What a reader sees of inline Markdown: the text of links and code, the description of pictures."""
+    parts = []
+    for child in children:
+        if child.type in ("softbreak", "hardbreak"):
+            parts.append(" ")
+        elif child.type == "image":
+            parts.append(_plain(child.children or ()))
+        elif child.type != "html_inline":
+            parts.append(child.content)
+    return "".join(parts)
+
+
+def parse_plain(text: str) -> list[Section]:
+    """Sections of a plain text: paragraphs part at blank lines, indented ones are code, underlined lines are headings.
+
+    The title is the first heading, where the text begins with one.
+    """
+    paragraphs = [one.strip("\n") for one in re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n")) if one.strip()]
+    levels: list[str] = []  # the signs that underline headings, outermost first, in the order they are met
+    title = _heading(paragraphs[0].split("\n")) if paragraphs else None
+    builder = SectionBuilder(title or "")
+    for paragraph in paragraphs:
+        lines = paragraph.split("\n")
+        if _heading(lines) is not None:
+            sign = lines[1][0]
+            levels += [sign] if sign not in levels else []
+            builder.heading(levels.index(sign) + 1, lines[0])
+            lines = lines[2:]
+        if lines and all(line.startswith(("    ", "\t")) for line in lines if line.strip()):
+            builder.block("\n".join(lines), code=True)
+        else:
+            builder.block("\n".join(lines))
+    return builder.done()
+
+
+def _heading(lines: Sequence[str]) -> str | None:
+    """The first line, where the second underlines it."""
+    underlined = len(lines) > 1 and _UNDERLINE.match(lines[1]) and len(lines[1].strip()) >= len(lines[0].strip()) > 0
+    return lines[0].strip() if underlined else None

@@ -1,0 +1,310 @@
+"""The passage index on disk: memory-mapped, read while it is written, brought up to date document by document.
+
+One commit of Tantivy holds passages and the state of their documents, so there is no state beside it that could
+disagree: the first passage of a document carries the document's digest. A commit replaces one small file, so an update
+that is killed leaves the index as it was; a reader keeps what it opened until it is told to refresh.
+
+    index/
+    ├── tmkd-index.json    format and how documents are read
+    └── *                  Tantivy's files
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tmkd.corpus.index import best, build_query, import_tantivy, searchable
+from tmkd.corpus.passages import Passage
+from tmkd.errors import DataError
+from tmkd.files import disk_errors, write_json
+
+FORMAT = 1  # of the index: raise it when older ones cannot be read any more
+CARD = "tmkd-index.json"
+HEADING_WEIGHT = 0.5  # a word in a heading beside the same word in the text
+_HEAP = 128 << 20
+_FIELDS = {"text": 1.0, "headings": HEADING_WEIGHT}
+_LATER, _FIRST, _EMPTY = 0, 1, 2  # roles: a passage, a document's first passage, a document without any
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document to be indexed.
+
+    Attributes:
+        key: names it in the index; the same for its next version.
+        digest: changes when its passages may.
+        passages: reads and cuts it; called only where it is new or has changed.
+    """
+
+    key: str
+    digest: str
+    passages: Callable[[], Sequence[Passage]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A passage that was found, the key of its document, and its BM25 score."""
+
+    passage: Passage
+    document: str
+    score: float
+
+
+@dataclass
+class Changes:
+    """What an update did, in documents; `passages` is how many the index holds afterwards.
+
+    skipped: files that could not be read, and are not in the index.
+    """
+
+    added: int = 0
+    changed: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+    skipped: int = 0
+    passages: int = 0
+
+    def sentence(self) -> str:
+        """The counts in words."""
+        text = f"{self.added:,} added, {self.changed:,} changed, {self.deleted:,} deleted, {self.unchanged:,} unchanged"
+        text += f", {self.skipped:,} skipped" if self.skipped else ""
+        return f"{text} documents; {self.passages:,} passages"
+
+
+class DocumentIndex:
+    """An index on disk, open for reading: what it held when it was opened or refreshed. Threads may share it."""
+
+    def __init__(self, folder: Path, index: Any) -> None:
+        self.folder = folder
+        self._state = (index, index.searcher())
+
+    @classmethod
+    def open(cls, folder: Path) -> DocumentIndex:
+        """Open what `tmkd index` wrote.
+
+        Raises:
+            DataError: no such folder, no index in it, a damaged one, or one of another format.
+            MissingExtraError: Tantivy is not installed.
+        """
+        folder = Path(folder)
+        return cls(folder, _open(folder))
+
+    def refresh(self) -> None:
+        """Go on with what the index holds now; searches under way are not disturbed."""
+        index = _open(self.folder)
+        self._state = (index, index.searcher())
+
+    def __len__(self) -> int:
+        """Passages."""
+        _, searcher = self._state
+        return int(searcher.num_docs) - self._count(_EMPTY)
+
+    @property
+    def documents(self) -> int:
+        """Documents, those without text among them."""
+        return self._count(_FIRST) + self._count(_EMPTY)
+
+    def _count(self, role: int) -> int:
+        index, searcher = self._state
+        query = import_tantivy().Query.term_query(index.schema, "role", role)
+        return int(searcher.search(query, 1, count=True).count)
+
+    def search(self, question: str, k: int, *, exclude: Collection[str] = (), headings: bool = True) -> list[Found]:
+        """The k best passages by BM25, best first, no text twice. Any text is a valid question; it has no syntax.
+
+        Args:
+            exclude: keys of documents that are searched as if they were not there.
+            headings: whether words of title and headings count beside those of the text.
+        """
+        index, searcher = self._state
+        fields = _FIELDS if headings else {"text": 1.0}
+        query = build_query(index, question, fields, exclude=("document", exclude))
+
+        def read(address: Any) -> tuple[tuple[str, int], tuple[str, Passage]]:
+            key, place, passage = _stored(searcher.doc(address))
+            return (key, place), (key, passage)
+
+        found: dict[str, Found] = {}
+        reach = k
+        while True:  # the same text may stand in several documents
+            hits = best(searcher, query, reach, searcher.num_docs, read)
+            for (key, passage), score in hits:
+                found.setdefault(passage.pid, Found(passage, key, score))
+            if len(found) >= k or len(hits) < reach:
+                return list(found.values())[:k]
+            found.clear()
+            reach *= 2
+
+    def holding(self, pids: Iterable[str]) -> dict[str, set[str]]:
+        """The keys of the documents that hold a passage, for each passage id; ids that are nowhere are absent."""
+        index, searcher = self._state
+        term = import_tantivy().Query.term_query
+        found: dict[str, set[str]] = {}
+        for pid in set(pids):
+            hits = searcher.search(term(index.schema, "pid", pid), max(1, searcher.num_docs), count=False).hits
+            for _, address in hits:
+                found.setdefault(pid, set()).add(_stored(searcher.doc(address))[0])
+        return found
+
+
+def update_index(folder: Path, documents: Callable[[], Iterable[Document]]) -> Changes:
+    """Make the index in `folder` hold these documents and no others: what is new, changed or gone is written, at once.
+
+    Args:
+        documents: called when the index is locked; yields every document.
+
+    Raises:
+        DataError: a folder that holds something else, an index of another format, two documents of one key, or another
+            process that writes to the index. The index is then as it was.
+        MissingExtraError: Tantivy is not installed.
+    """
+    folder = Path(folder)
+    with disk_errors(folder):
+        index = _create(folder)
+        writer = _writer(index, folder)
+        try:
+            changes = _Update(index, writer).run(documents())
+            writer.commit()
+        except BaseException:
+            with suppress(Exception):
+                writer.rollback()
+            raise
+        writer.wait_merging_threads()
+    changes.passages = len(DocumentIndex.open(folder))
+    return changes
+
+
+class _Update:
+    """One pass over the documents, writing what differs from the index."""
+
+    def __init__(self, index: Any, writer: Any) -> None:
+        self.writer = writer
+        self.changes = Changes()
+        self.before = _digests(index)
+        self.seen: set[str] = set()
+
+    def run(self, documents: Iterable[Document]) -> Changes:
+        for document in documents:
+            if document.key in self.seen:
+                raise DataError(f"two documents are named {document.key}; rename one of them")
+            self.seen.add(document.key)
+            self._take(document)
+        for key in self.before.keys() - self.seen:
+            self.writer.delete_documents_by_term("document", key)
+            self.changes.deleted += 1
+        return self.changes
+
+    def _take(self, document: Document) -> None:
+        before = self.before.get(document.key)
+        if before == document.digest:
+            self.changes.unchanged += 1
+            return
+        passages = document.passages()
+        if before is None:
+            self.changes.added += 1
+        else:
+            self.changes.changed += 1
+            self.writer.delete_documents_by_term("document", document.key)
+        for place, passage in enumerate(passages):
+            self.writer.add_document(_document(document, place, passage))
+        if not passages:
+            self.writer.add_document(_document(document, 0, None))
+
+
+def _document(document: Document, place: int, passage: Passage | None) -> Any:
+    """What Tantivy keeps of a passage: searched words, what names it, and the whole of it as JSON."""
+    found = import_tantivy().Document()
+    found.add_text("document", document.key)
+    found.add_unsigned("role", _EMPTY if passage is None else _FIRST if place == 0 else _LATER)
+    whole: dict[str, Any] = {"document": document.key, "place": place}
+    if place == 0:
+        whole["digest"] = document.digest
+    if passage is not None:
+        found.add_text("pid", passage.pid)
+        found.add_text("text", searchable(passage.text))
+        found.add_text("headings", searchable(" ".join((passage.title, *passage.heading_path))))
+        whole["passage"] = [
+            passage.pid, passage.text, passage.title, list(passage.heading_path), passage.source, passage.section,
+            passage.code,
+        ]  # fmt: skip
+    found.add_bytes("stored", json.dumps(whole, ensure_ascii=False).encode())
+    return found
+
+
+def _stored(document: Any) -> tuple[str, int, Passage]:
+    whole = json.loads(document["stored"][0])
+    pid, text, title, headings, source, section, code = whole["passage"]
+    return whole["document"], whole["place"], Passage(pid, text, title, tuple(headings), source, section, code=code)
+
+
+def _digests(index: Any) -> dict[str, str]:
+    """The digest of every document of the index, by key."""
+    searcher = index.searcher()
+    query = import_tantivy().Query.term_set_query(index.schema, "role", [_FIRST, _EMPTY])
+    hits = searcher.search(query, max(1, searcher.num_docs), count=False).hits
+    wholes = (json.loads(searcher.doc(address)["stored"][0]) for _, address in hits)
+    return {whole["document"]: whole["digest"] for whole in wholes}
+
+
+def _schema(tantivy: Any) -> Any:
+    builder = tantivy.SchemaBuilder()
+    builder.add_text_field("text", tokenizer_name="en_stem")
+    builder.add_text_field("headings", tokenizer_name="en_stem")
+    builder.add_text_field("document", tokenizer_name="raw", index_option="basic")
+    builder.add_text_field("pid", tokenizer_name="raw", index_option="basic")
+    builder.add_unsigned_field("role", indexed=True)
+    builder.add_bytes_field("stored", stored=True)
+    return builder.build()
+
+
+def _open(folder: Path) -> Any:
+    tantivy = import_tantivy()
+    card = folder / CARD
+    how = f"make one with: tmkd index DOCS --out {folder}"
+    if not card.is_file():
+        raise DataError(f"{folder} {'holds no index' if folder.is_dir() else 'is not there'}; {how}")
+    try:
+        written = json.loads(card.read_text(encoding="utf-8"))["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{card} is damaged ({type(error).__name__}: {error}); remove {folder} and {how}") from error
+    if written != FORMAT:
+        raise DataError(f"{folder} is an index of format {written!r}, this version reads {FORMAT}; remove it and {how}")
+    try:
+        index = tantivy.Index.open(str(folder))
+        index.config_reader(reload_policy="manual")
+        index.reload()
+    except Exception as error:  # the library raises bare exceptions of many kinds
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"the index {folder} cannot be opened ({reason}); remove the folder and {how}") from error
+    return index
+
+
+def _create(folder: Path) -> Any:
+    """Open the index for writing, made now where there is none."""
+    tantivy = import_tantivy()
+    if (folder / CARD).is_file() and (folder / "meta.json").is_file():
+        return _open(folder)
+    if not (folder / CARD).is_file() and folder.exists():  # a card without an index: the first call was killed early
+        others = [] if not folder.is_dir() else [one for one in folder.iterdir() if not one.name.startswith(CARD)]
+        if others or not folder.is_dir():
+            raise DataError(f"{folder} is there already and holds no index; name another place with --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CARD, {"format": FORMAT})
+    tantivy.Index(_schema(tantivy), str(folder))
+    return _open(folder)
+
+
+def _writer(index: Any, folder: Path) -> Any:
+    try:
+        return index.writer(_HEAP, num_threads=1)
+    except ValueError as error:
+        if "lock" not in str(error).lower():
+            raise
+        raise DataError(
+            f"another process is writing to the index {folder}; wait for it, or use another --out"
+        ) from error

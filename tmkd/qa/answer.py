@@ -1,0 +1,256 @@
+"""A question to its answers: retrieve passages, rank them with the student, mark the sentence that answers best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.corpus.passages import sentence_spans
+from tmkd.corpus.store import DocumentIndex, Found
+from tmkd.errors import DataError, ExportError
+from tmkd.qa.calibration import Calibration
+from tmkd.qa.windows import Span, Windows
+
+_LEAST_WORDS = 3  # a shorter sentence ("Yes.") says nothing on its own
+
+
+class PairScorer(Protocol):
+    """What scores pairs: `tmkd.runtime.Scorer`, or anything that stands before one.
+
+    Attributes:
+        max_length: tokens of a pair that it reads.
+    """
+
+    max_length: int
+
+    def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
+        """Log-odds that the passage answers the question, [N] float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A passage that may answer.
+
+    Attributes:
+        rank: from 1.
+        passage_id: names the passage's text.
+        text: the passage.
+        marked: character span in `text` of its best sentence.
+        window: character span that was scored best, where the passage is longer than the student's length.
+        score: log-odds, unsquashed: ranked by this.
+        probability: calibrated (temperature), for display.
+        retrieval_rank: its rank by BM25, from 1.
+        title: of its document. heading_path: the headings it stands under, outermost first.
+        source: its document's path or URL.
+    """
+
+    rank: int
+    passage_id: str
+    text: str
+    marked: tuple[int, int]
+    window: tuple[int, int] | None
+    score: float
+    probability: float
+    retrieval_rank: int
+    title: str
+    heading_path: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to a question, best first.
+
+    Attributes:
+        answered: False where the best probability is below the no-answer threshold, or nothing was found; answers are
+            given all the same.
+        candidates: how many passages were ranked.
+        milliseconds: "retrieve", "rank", "mark", "total".
+    """
+
+    question: str
+    answered: bool
+    answers: list[Answer]
+    candidates: int
+    milliseconds: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field; spans are lists of two."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A retrieved passage with the student's score.
+
+    Attributes:
+        retrieval_rank: from 1. score: of its best window. window: that window; None where it was read whole.
+    """
+
+    found: Found
+    retrieval_rank: int
+    score: float
+    window: Span | None
+
+
+class QuestionAnswerer:
+    """Answers questions from an index with a student. As safe to share between threads as its scorer.
+
+    Args:
+        scorer: the student.
+        index: where passages are found.
+        calibration: temperature and no-answer threshold.
+        model: the folder of the student's tokenizer, to count tokens exactly where a passage may be longer than the
+            student's length; without it they are estimated.
+    """
+
+    def __init__(
+        self,
+        scorer: PairScorer,
+        index: DocumentIndex,
+        *,
+        calibration: Calibration = Calibration(),  # noqa: B008 (frozen)
+        model: Path | None = None,
+    ) -> None:
+        self.scorer, self.index, self.calibration = scorer, index, calibration
+        self._windows = Windows(scorer.max_length, model)
+
+    @classmethod
+    def open(cls, model: Path, index: Path, *, backend: str = "auto", threads: int | None = None) -> QuestionAnswerer:
+        """Open an export and an index.
+
+        Args:
+            backend, threads: as `tmkd.runtime.Scorer` takes them.
+
+        Raises:
+            ExportError: no export, a damaged one, or one with other than two classes. DataError: no usable index.
+            MissingExtraError: the index needs a package that is not installed.
+        """
+        from tmkd.runtime import Scorer
+
+        with ThreadPoolExecutor(1) as pool:
+            opening = pool.submit(DocumentIndex.open, Path(index))
+            scorer = Scorer(Path(model), backend=backend, threads=threads)
+            opened = opening.result()
+        if scorer.classes != 2:
+            raise ExportError(f"{model} has {scorer.classes} classes; answering needs a student of two")
+        return cls(scorer, opened, calibration=Calibration.read(Path(model)), model=Path(model))
+
+    def ask(self, question: str, *, top: int = 5, candidates: int = 100) -> Answers:
+        """The best passages for a question.
+
+        Args:
+            top: how many answers are wanted.
+            candidates: how many passages are retrieved and ranked.
+
+        Raises:
+            DataError: an empty question, or a number below 1.
+        """
+        if top < 1:
+            raise DataError(f"top is {top}; ask for 1 answer or more")
+        clock = _Clock()
+        found = self.retrieve(question, candidates)
+        clock.lap("retrieve")
+        ranked = self.rank(question, found)[:top]
+        clock.lap("rank")
+        marks = self._mark(question, ranked)
+        answers = [
+            self._answer(place, one, mark) for place, (one, mark) in enumerate(zip(ranked, marks, strict=True), 1)
+        ]
+        clock.lap("mark")
+        least = self.calibration.threshold
+        answered = bool(answers) and (least is None or answers[0].probability >= least)
+        return Answers(question, answered, answers, len(found), clock.total())
+
+    def retrieve(
+        self, question: str, candidates: int, *, exclude: Collection[str] = (), headings: bool = True
+    ) -> list[Found]:
+        """The passages to be ranked, best first by BM25; arguments as `DocumentIndex.search` takes them.
+
+        Raises:
+            DataError: an empty question, or no candidates.
+        """
+        if not question.strip():
+            raise DataError("the question is empty")
+        if candidates < 1:
+            raise DataError(f"candidates is {candidates}; rank 1 passage or more")
+        return self.index.search(question, candidates, exclude=exclude, headings=headings)
+
+    def rank(self, question: str, found: Sequence[Found]) -> list[Ranked]:
+        """The passages by the student's score, best first; equal ones as they were retrieved."""
+        texts = [one.passage.text for one in found]
+        windows = self._windows.of(question, texts)
+        pieces = [text[start:stop] for text, spans in zip(texts, windows, strict=True) for start, stop in spans]
+        if not pieces:
+            return []
+        scores = iter(self.scorer.scores([question] * len(pieces), pieces).tolist())
+        ranked = []
+        for place, (one, spans) in enumerate(zip(found, windows, strict=True), start=1):
+            best, window = max(((next(scores), span) for span in spans), key=lambda scored: scored[0])
+            ranked.append(Ranked(one, place, best, window if len(spans) > 1 else None))
+        return sorted(ranked, key=lambda one: (-one.score, one.retrieval_rank))
+
+    def _mark(self, question: str, ranked: Sequence[Ranked]) -> list[Span]:
+        """The best sentence of each passage, each sentence scored as a passage of its own."""
+        spans = [_sentences(one.found.passage.text, one.window) for one in ranked]
+        several = [row for row, one in enumerate(spans) if len(one) > 1]
+        texts = [ranked[row].found.passage.text[start:stop] for row in several for start, stop in spans[row]]
+        best = [one[0] for one in spans]
+        if texts:
+            scores = iter(self.scorer.scores([question] * len(texts), texts).tolist())
+            for row in several:
+                best[row] = max(((next(scores), span) for span in spans[row]), key=lambda scored: scored[0])[1]
+        return best
+
+    def _answer(self, rank: int, one: Ranked, marked: Span) -> Answer:
+        passage = one.found.passage
+        return Answer(
+            rank,
+            passage.pid,
+            passage.text,
+            marked,
+            one.window,
+            one.score,
+            self.calibration.probability(one.score),
+            one.retrieval_rank,
+            passage.title,
+            passage.heading_path,
+            passage.source,
+        )
+
+
+def _sentences(text: str, window: Span | None) -> list[Span]:
+    """The sentences of a passage (a line of code is one) in its best window, of a few words at least; never none."""
+    spans = []
+    start = 0
+    for line in text.split("\n"):
+        spans += [(start + first, start + last) for first, last in sentence_spans(line)]
+        start += len(line) + 1
+    if window is not None:
+        spans = [span for span in spans if span[0] < window[1] and window[0] < span[1]]
+        wide = window[1] - window[0]  # a "sentence" without end is marked where it was read
+        spans = [(max(a, window[0]), min(b, window[1])) if b - a > wide else (a, b) for a, b in spans]
+    telling = [(first, last) for first, last in spans if len(text[first:last].split()) >= _LEAST_WORDS]
+    return telling or spans or [window or (0, len(text))]
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps[name] = 1000 * (now - self._last)
+        self._last = now
+
+    def total(self) -> dict[str, float]:
+        return {**self._laps, "total": 1000 * (self._last - self._start)}

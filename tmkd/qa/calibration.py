@@ -1,0 +1,63 @@
+"""What turns a student's log-odds into a probability to show, and says from which one on a passage is an answer."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from tmkd.errors import ExportError
+
+FILE = "calibration.json"  # in the export's folder
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Chosen on development data by `tmkd calibrate`.
+
+    Attributes:
+        temperature: log-odds are divided by it; above 1 it makes the student less sure.
+        threshold: no-answer threshold: the calibrated probability that the best passage needs; None: anything will do.
+    """
+
+    temperature: float = 1.0
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ExportError(f"the temperature is {self.temperature}; it must be above 0")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ExportError(f"the threshold is {self.threshold}; it must be within 0 and 1")
+
+    def probability(self, score: float) -> float:
+        """The calibrated probability of a score (log-odds), 0 to 1."""
+        odds = score / self.temperature
+        if odds >= 0:
+            return 1 / (1 + math.exp(-odds))
+        power = math.exp(max(odds, -700.0))
+        return power / (1 + power)
+
+    @classmethod
+    def read(cls, export: Path) -> Calibration:
+        """The calibration of an export; the default one where it has none.
+
+        Raises:
+            ExportError: the file is damaged, or of another format.
+        """
+        path = Path(export) / FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.get("format") != FORMAT:
+                raise ExportError(
+                    f"{path}: format {content.get('format')!r}, this version reads {FORMAT}; run tmkd calibrate again"
+                )
+            threshold = content["threshold"]
+            return cls(float(content["temperature"]), None if threshold is None else float(threshold))
+        except FileNotFoundError:
+            return cls()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ExportError(
+                f"{path} is damaged ({type(error).__name__}: {error}); run tmkd calibrate again or remove it"
+            ) from error

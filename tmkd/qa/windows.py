@@ -1,0 +1,55 @@
+"""Passages longer than the student reads, cut into windows of its length that overlap by half."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tmkd.tokenizer import PairTokenizer
+
+Span = tuple[int, int]
+_SPECIAL = 4  # tokens that a pair may have beside its texts
+_PIECE = re.compile(r"[A-Za-z0-9]{1,4}|[^\sA-Za-z0-9]")  # about a token, mostly less
+_SURELY = 0.7  # of the room: a passage of fewer pieces fits, so its tokens need not be counted
+
+
+class Windows:
+    """Cuts passages for a student.
+
+    Args:
+        max_length: tokens of a pair that the student reads.
+        model: the folder of its tokenizer; without one lengths are estimated, cautiously.
+    """
+
+    def __init__(self, max_length: int, model: Path | None = None) -> None:
+        self.max_length = max_length
+        self._tokenizer = None if model is None else PairTokenizer(model, max_length)
+
+    def of(self, question: str, passages: Sequence[str]) -> list[list[Span]]:
+        """The windows of each passage as character spans; one, the whole passage, where the student can read it all."""
+        usable = self.max_length - _SPECIAL
+        asked = len(_pieces(question))
+        pieces = [_pieces(text) for text in passages]
+        found = [[(0, len(text))] for text in passages]
+        long = [row for row, one in enumerate(pieces) if len(one) > _SURELY * max(usable - asked, usable // 2)]
+        if not long:
+            return found
+        spans = [pieces[row] for row in long]
+        if self._tokenizer is not None:
+            of_question, *spans = self._tokenizer.token_spans([question, *(passages[row] for row in long)])
+            asked = len(of_question)
+        room = max(usable - asked, usable // 2, 1)  # a pair is cut at its longer side
+        for row, tokens in zip(long, spans, strict=True):
+            if len(tokens) > room:
+                found[row] = _cut(tokens, room)
+        return found
+
+
+def _pieces(text: str) -> list[Span]:
+    return [match.span() for match in _PIECE.finditer(text)]
+
+
+def _cut(tokens: Sequence[Span], room: int) -> list[Span]:
+    starts = [*range(0, len(tokens) - room, max(1, room // 2)), len(tokens) - room]
+    return [(tokens[start][0], tokens[start + room - 1][1]) for start in starts]
