@@ -23,6 +23,7 @@ from tmkd.serve.guard import Guard
 from tmkd.serve.pages import page_routes
 from tmkd.serve.refusals import Refusal
 from tmkd.serve.schemas import (
+    AskAnswers,
     AskRequest,
     CohereAnswer,
     CohereError,
@@ -41,7 +42,8 @@ Requests wait in one queue and are scored together. Limits are in `/info`; a req
 422 and the field's name, one without room with 429, and one whose scorer died or whose time is up with 503; the last
 two say in `Retry-After` when to try again."""
 _REFUSALS = {
-    400: "no valid JSON, or an empty list", 401: "the API key is missing or wrong", 408: "the body came too slowly",
+    400: "no valid JSON, or an empty list", 401: "the API key is missing or wrong", 404: "no documents are served",
+    408: "the body came too slowly",
     413: "beyond a limit", 415: "not application/json", 421: "another host", 422: "JSON of another shape",
     429: "no room; see Retry-After", 500: "an error of the server", 503: "the scorer is not there; see Retry-After",
 }  # fmt: skip
@@ -63,6 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
     )  # fmt: skip
     app.state.server = server
     _add_rerank(app, server)
+    _add_ask(app, server)
     operate.add_routes(app, server)
     page_routes(app)
     app.add_middleware(Guard, server=server, routes=frozenset(getattr(route, "path", "") for route in app.routes))
@@ -92,6 +95,15 @@ def _add_rerank(app: FastAPI, server: Server) -> None:
     async def rerank_v2(request: Request) -> Response:
         """Rank documents, in the form of Cohere's second API."""
         return await rerank.cohere(server, request, "2")
+
+
+def _add_ask(app: FastAPI, server: Server) -> None:
+    @app.post("/ask", tags=["answers"], responses=answers(AskAnswers), openapi_extra=takes(AskRequest))
+    async def ask(request: Request) -> Response:
+        """Answer a question from the indexed documents: retrieve, rank, mark the best sentence."""
+        if server.asker is None:
+            raise Refusal(404, "NotFound", "this server has no documents; it takes an index as --index")
+        return await server.asker.answer(server, request)
 
 
 def answers(model: Any, error: Any = TeiError, *statuses: int) -> dict[int | str, dict[str, Any]]:

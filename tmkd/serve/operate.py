@@ -65,7 +65,7 @@ def about(server: Server) -> dict[str, Any]:
         "sha": None,
         "docker_label": None,
         "backend": hello.backend if hello is not None else None,
-        "ask": settings.index is not None,
+        "index": None if server.asker is None else server.asker.size,
         "teacher": settings.teacher is not None,
         "max_body_bytes": settings.max_body,
         "max_text_characters": settings.max_chars,

@@ -88,7 +88,34 @@ class AskRequest(_Request):
     question: Annotated[str, Field(min_length=1)] = Field(description="the question")
     top: Annotated[int, Field(ge=1, le=100)] = Field(5, description="how many answers")
     candidates: Annotated[int, Field(ge=1, le=1000)] = Field(100, description="how many retrieved passages are ranked")
-    teacher: bool = Field(False, description="rank the same passages with the teacher too, where one is loaded")
+    ranker: Literal["student", "teacher"] = Field("student", description="who ranks; a teacher where one is loaded")
+
+
+class AskAnswer(BaseModel):
+    """One passage. marked, window: character spans (code points) of `text`. score: log-odds."""
+
+    rank: int
+    passage_id: str
+    text: str
+    marked: list[int]
+    window: list[int] | None
+    score: float
+    probability: float
+    retrieval_rank: int
+    title: str
+    heading_path: list[str]
+    source: str
+
+
+class AskAnswers(BaseModel):
+    """Answers, best first. answered: False where the best one is below the no-answer threshold."""
+
+    ranker: str
+    question: str
+    answered: bool
+    answers: list[AskAnswer]
+    candidates: int
+    milliseconds: dict[str, float]
 
 
 class TeiError(BaseModel):

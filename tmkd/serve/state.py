@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from tmkd.serve.metrics import Metrics
 from tmkd.serve.queueing import BatchQueue
 from tmkd.serve.scorer import ScorerProcess
 from tmkd.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from tmkd.serve.ask import Asker
 
 Result = TypeVar("Result")
 
@@ -39,6 +42,7 @@ class Server:
                 "teacher", settings.teacher, threads=settings.threads, stall=settings.stall
             )
         self.queues: dict[str, BatchQueue] = {}
+        self.asker: Asker | None = None
         self.stopping = False
         self.problem = ""  # what kept it from starting
 
@@ -60,6 +64,10 @@ class Server:
                 self.queues[name] = queue
                 self.metrics.up.labels(name).set_function(partial(_up, scorer))
                 self.metrics.restarts.labels(name).set_function(partial(_restarts, scorer))
+            if self.settings.index is not None:
+                from tmkd.serve.ask import Asker
+
+                self.asker = Asker(self, self.settings.index)
         except BaseException as error:
             self.problem = str(error)
             await self.__aexit__()
@@ -68,6 +76,8 @@ class Server:
 
     async def __aexit__(self, *_: object) -> None:
         self.stopping = True
+        if self.asker is not None:
+            self.asker.close()
         for queue in self.queues.values():
             await queue.close()
         for scorer in self.scorers.values():
