@@ -74,10 +74,10 @@ function card(answer, others, otherName) {
   const score = element("span", { class: "score", title: `log-odds ${answer.score.toFixed(3)}` },
     element("meter", { min: "0", max: "1", value: String(answer.probability), "aria-label": `Score ${percent}` }),
     element("span", {}, percent, element("span", { class: "quiet" }, ` (${answer.score.toFixed(2)})`)));
-  const facts = element("p", { class: "facts" }, score, element("span", {}, `found ${answer.retrieval_rank}. by words`));
+  const facts = element("p", { class: "facts" }, score, element("span", {}, `BM25 rank ${answer.retrieval_rank}`));
   if (others) {
     const place = others.find((one) => one.passage_id === answer.passage_id);
-    facts.append(element("span", {}, place ? `${otherName}: ${place.rank}.` : `${otherName}: not among these`));
+    facts.append(element("span", {}, place ? `${otherName}'s rank ${place.rank}` : `not among the ${otherName}'s`));
   }
   if (answer.window) facts.append(element("span", {}, `long passage; characters ${answer.window[0]}–${answer.window[1]} scored best`));
   facts.append(sourceOf(answer));
@@ -91,7 +91,8 @@ function card(answer, others, otherName) {
 
 function timing(found) {
   const times = found.milliseconds;
-  const one = (name, value) => element("li", {}, `${name} `, element("b", {}, `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`));
+  const said = (value) => (value < 10 ? `${value.toFixed(1)} ms` : value < 10000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`);
+  const one = (name, value) => element("li", {}, `${name} `, element("b", {}, said(value)));
   return element("ul", { class: "timing", "aria-label": "Time by stage" },
     ...["retrieve", "rank", "mark", "total"].filter((name) => name in times).map((name) => one(name, times[name])),
     element("li", {}, `${found.candidates} passages ranked`));

@@ -30,7 +30,7 @@ function fields(schema) {
   for (const [name, field] of Object.entries(schema.properties || {})) {
     const line = table.insertRow();
     line.append(element("th", name + ((schema.required || []).includes(name) ? " *" : "")));
-    line.append(element("td", typeOf(field)), element("td", [field.description, limits(field)].filter(Boolean).join("; ")));
+    line.append(element("td", typeOf(field)), element("td", [field.description, limits(field)].filter(Boolean).join("; ").replaceAll("`", "")));
   }
   return table;
 }
