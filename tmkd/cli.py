@@ -16,6 +16,7 @@ import typer
 from tmkd import __version__, cli_qa
 from tmkd.errors import TmkdError, needs_extra
 from tmkd.progress import say, set_quiet, tables
+from tmkd.serve.command import serve
 
 app = typer.Typer(
     help="Compress slow question-answering models into a small fast one: two-stage multi-teacher distillation.",
@@ -277,6 +278,9 @@ def score(
 
     keep_freed_memory()
     score_file(model, pairs, output, question=question, passage=passage, backend=backend, threads=threads)
+
+
+app.command()(serve)
 
 
 @app.command(name="recipe")

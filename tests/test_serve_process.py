@@ -1,0 +1,276 @@
+"""`tmkd serve` as a process: limits while a body streams, a killed scorer, a graceful end, keys and headers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import Done
+from serve_fixtures import PASSAGES, QUESTION, Command, command, in_process, model
+
+TEI = {"query": QUESTION, "texts": PASSAGES}
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Command]:
+    with command("--max-body", "64", "--max-connections", "20", "--log-requests") as found:
+        yield found
+
+
+def raw(port: int, content: bytes, seconds: float = 10.0) -> bytes:
+    """What a server answers to these bytes, until it closes or says no more."""
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as link:
+        link.sendall(content)
+        found = b""
+        try:
+            while part := link.recv(65_536):
+                found += part
+        except (TimeoutError, ConnectionResetError):
+            pass
+        return found
+
+
+def test_a_body_is_measured_while_it_streams(live: Command) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(200):
+            yield b" " * 1000
+
+    for _ in range(3):
+        found = httpx.post(f"{live.url}/rerank", content=endless(), headers=JSON)
+        assert (found.status_code, found.json()["field"]) == (413, "body")
+    declared = httpx.post(f"{live.url}/rerank", content=b" " * 200_000, headers=JSON)
+    assert declared.status_code == 413
+    chunked = httpx.post(f"{live.url}/rerank", content=iter([json.dumps(TEI).encode()]), headers=JSON)
+    assert len(chunked.json()) == len(PASSAGES)
+
+
+def test_a_body_that_is_refused_is_not_asked_for(live: Command) -> None:
+    head = b"POST /rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+    assert raw(live.port, head + b"Content-Length: 999999999\r\n\r\n").startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET  nowhere\r\n\r\n",
+        b"POST /rerank HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"POST /rerank HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 1_000_000 + b"\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_answered_with_400_and_json(live: Command, content: bytes) -> None:
+    found = raw(live.port, content)
+    assert found.startswith(b"HTTP/1.1 400"), found[:100]
+    assert b"application/json" in found
+
+
+def test_too_many_connections_are_told_so(live: Command) -> None:
+    idle = [socket.create_connection(("127.0.0.1", live.port)) for _ in range(20)]
+    try:
+        time.sleep(0.3)
+        found = raw(live.port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert found.startswith(b"HTTP/1.1 503")
+        assert b"Retry-After" in found
+    finally:
+        for link in idle:
+            link.close()
+    time.sleep(0.2)
+    assert httpx.get(f"{live.url}/health").is_success
+
+
+def test_headers_and_bodies_that_never_end_are_given_up() -> None:
+    head = b"POST /rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    with command(environment={"TMKD_IDLE_TIMEOUT": "0.5", "TMKD_TIMEOUT": "1"}) as live:
+        for content, answer in (
+            (b"", b""),
+            (b"GET / HTTP/1.1\r\nHost: loc", b""),
+            (b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"HTTP/1.1 200"),
+            (head, b"HTTP/1.1 408"),
+        ):
+            start = time.monotonic()
+            assert raw(live.port, content).startswith(answer)
+            assert time.monotonic() - start < 5
+
+
+def test_nothing_of_a_request_is_logged(live: Command) -> None:
+    secret = "an unlikely word"
+    httpx.post(f"{live.url}/rerank?{secret}", json={"query": secret, "texts": [secret]})
+    httpx.get(f"{live.url}/{secret}")
+    time.sleep(0.2)
+    log = "".join(live.log)
+    assert re.search(r"POST /rerank 200 [\d.]+ ms", log)
+    assert "GET other 404" in log
+    assert secret not in log
+
+
+def test_a_killed_scorer_costs_what_was_in_flight_and_comes_back(tmp_path: Path) -> None:
+    with command() as live:
+        killed = live.scorer()
+        os.kill(killed, signal.SIGSTOP)  # so that the request is certainly in flight
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{live.url}/rerank", json=TEI, timeout=30)))
+        asking.start()
+        time.sleep(0.5)
+        os.kill(killed, signal.SIGKILL)
+        asking.join()
+        assert answers[0].status_code == 503
+        assert answers[0].headers["Retry-After"] == "1"
+        assert answers[0].json()["error_type"] == "Unhealthy"
+        assert httpx.get(f"{live.url}/health").is_success
+        waited = httpx.post(f"{live.url}/rerank", json=TEI, timeout=30)  # waits for the next scorer
+        assert waited.is_success
+        live.wait_ready()
+        assert live.scorer() != killed
+        assert 'tmkd_scorer_restarts{model="student"} 1.0' in httpx.get(f"{live.url}/metrics").text
+
+
+def test_a_scorer_that_hangs_is_ended_and_started_again() -> None:
+    with command("--stall", "1") as live:
+        hung = live.scorer()
+        os.kill(hung, signal.SIGSTOP)
+        assert httpx.post(f"{live.url}/rerank", json=TEI, timeout=30).status_code == 503
+        live.wait_ready()
+        assert live.scorer() != hung
+        assert httpx.post(f"{live.url}/rerank", json=TEI).is_success
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_end_is_graceful(number: int) -> None:
+    with command() as live:
+        scorer = live.scorer()
+        os.kill(scorer, signal.SIGSTOP)
+        answers: list[httpx.Response] = []
+        asking = [
+            threading.Thread(target=lambda: answers.append(httpx.post(f"{live.url}/rerank", json=TEI, timeout=30)))
+            for _ in range(3)
+        ]
+        for one in asking:
+            one.start()
+        time.sleep(0.5)
+        live.process.send_signal(number)
+        time.sleep(0.5)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{live.url}/health")
+        os.kill(scorer, signal.SIGCONT)
+        for one in asking:
+            one.join()
+        assert [one.status_code for one in answers] == [200] * 3
+        assert live.process.wait(20) == 0
+        assert not Path(f"/proc/{scorer}").exists()
+
+
+def test_the_scorer_ends_with_a_server_that_was_killed() -> None:
+    with command() as live:
+        scorer = live.scorer()
+        live.process.kill()
+        live.process.wait()
+        until = time.monotonic() + 10
+        while Path(f"/proc/{scorer}").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not Path(f"/proc/{scorer}").exists()
+
+
+def test_a_key_is_asked_for_everywhere_but_on_the_page() -> None:
+    with in_process(api_key="right") as app:
+        for path in ("/info", "/metrics", "/openapi.json", "/nowhere"):
+            for given in (
+                {},
+                {"Authorization": "Bearer wrong"},
+                {"Authorization": "right"},
+                {"Authorization": b"Bearer \xff"},
+            ):
+                found = app.get(path, headers=given)
+                assert found.status_code == 401, (path, given)
+                assert found.headers["www-authenticate"] == "Bearer"
+        assert app.post("/rerank", TEI).json()["field"] == "Authorization"
+        assert app.post("/v2/rerank", {}).json()["message"]
+        assert app.post("/rerank", TEI, headers={"Authorization": "Bearer right"}).is_success
+        for path in ("/", "/docs", "/page/app.js", "/page/style.css", "/health", "/ready"):
+            assert app.get(path).is_success, path
+        assert (
+            "key"
+            in app.get("/openapi.json", headers={"Authorization": "bearer right"}).json()["components"][
+                "securitySchemes"
+            ]
+        )
+
+
+def test_pages_carry_security_headers_and_load_nothing_from_elsewhere() -> None:
+    with in_process() as app:
+        for path in ("/", "/docs"):
+            found = app.get(path)
+            policy = found.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert found.headers["x-frame-options"] == "DENY"
+            assert found.headers["referrer-policy"] == "no-referrer"
+            assert not re.search(r"""(src|href)=["'](https?:)?//""", found.text)
+            assert not re.search(r"<script(?![^>]*src=)|style=|\son\w+=", found.text)
+        assert app.get("/info").headers["x-content-type-options"] == "nosniff"
+
+
+def test_other_sites_are_shut_out_unless_named() -> None:
+    site = {"Origin": "https://a.example"}
+    asks = {**site, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    with in_process(api_key="k") as app:
+        assert "access-control-allow-origin" not in app.request("OPTIONS", "/rerank", headers=asks).headers
+        assert app.get("/info", headers={"Host": "rebound.example"}).status_code == 421
+        for name in ("localhost:80", "127.0.0.1", "[::1]:8080", "LOCALHOST"):
+            assert app.get("/health", headers={"Host": name}).is_success, name
+    with in_process(api_key="k", cors_origins=("https://a.example",), host="0.0.0.0") as app:
+        allowed = app.request("OPTIONS", "/rerank", headers=asks)
+        assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+        other = app.request("OPTIONS", "/rerank", headers={**asks, "Origin": "https://b.example"})
+        assert "access-control-allow-origin" not in other.headers
+        assert app.get("/health", headers={"Host": "any.example"}).is_success
+
+
+def test_memory_of_requests_is_bounded() -> None:
+    with in_process(max_body=3000, max_buffered=4000) as app:
+        app.server.bodies.hold(3500)
+        found = app.post("/rerank", {**TEI, "texts": ["a" * 1000]})
+        assert found.status_code == 429
+        assert int(found.headers["retry-after"]) >= 1
+        assert app.get("/metrics").text.count('tmkd_rejected_total{reason="memory"} 1.0') == 1
+        app.server.bodies.hold(-3500)
+        assert app.post("/rerank", TEI).is_success
+        assert "tmkd_buffered_bytes 0.0" in app.get("/metrics").text
+
+
+def test_every_flag_is_a_variable_and_its_errors_name_it(
+    tmkd: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmkd("serve", "--help").stdout
+    options = {
+        name
+        for name in re.findall(r"--([a-z-]+)", page)
+        if name not in ("help", "version") and not name.startswith("no-")
+    }
+    variables = set(re.findall(r"TMKD_[A-Z_]+", page))
+    assert {"TMKD_" + name.upper().replace("-", "_") for name in options} == variables
+    assert "nowhere" in tmkd("serve", "--model", "nowhere", check=False).stderr
+    monkeypatch.setenv("TMKD_TIMEOUT", "-1")
+    failed = tmkd("serve", "--model", model(), check=False)
+    assert (failed.returncode, "timeout is -1.0" in failed.stderr) == (1, True)
+
+
+def test_what_keeps_it_from_starting_is_said_in_one_line(tmkd: Callable[..., Done], tmp_path: Path) -> None:
+    failed = tmkd("serve", "--model", tmp_path, "--port", "0", check=False)
+    assert failed.returncode == 1
+    assert "has no tmkd.json" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        failed = tmkd("serve", "--model", model(), "--port", str(port), check=False)
+    assert (failed.returncode, f"port {port}" in failed.stderr) == (1, True)

@@ -1,0 +1,218 @@
+"""The queue in front of the scorer: what goes into a batch, in which order, and who is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tmkd.serve.frames import Scored
+from tmkd.serve.metrics import Metrics
+from tmkd.serve.queueing import BatchQueue
+from tmkd.serve.refusals import Refusal, unavailable
+
+
+class Fake:
+    """Scores a text by its length, when it is let."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.batches: list[list[tuple[str, int]]] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.seconds = seconds
+        self.dies = False
+        self.hello: Any = "there"
+
+    async def score(self, groups: list[tuple[str, list[str], bool]]) -> Scored:
+        self.batches.append([(query, len(texts)) for query, texts, _ in groups])
+        await self.open.wait()
+        await asyncio.sleep(self.seconds)
+        if self.dies:
+            raise unavailable("it died")
+        lengths = [float(len(text)) for _, texts, _ in groups for text in texts]
+        strict = [not truncate for _, texts, truncate in groups for _ in texts]
+        too_long = [(row, int(n)) for row, n in enumerate(lengths) if strict[row] and n > 100]
+        return Scored(0, np.array(lengths).tobytes(), too_long, self.seconds)
+
+
+def run(test: Callable[[Fake, BatchQueue, Metrics], Awaitable[None]], **options: Any) -> None:
+    async def main() -> None:
+        fake, metrics = Fake(), Metrics()
+        settings = {"max_length": 50, "batch_tokens": 400, "batch_wait": 0.02, "max_queue": 1000, **options}
+        queue = BatchQueue(fake, metrics, **settings)
+        queue.start()
+        try:
+            await test(fake, queue, metrics)
+        finally:
+            await queue.close()
+
+    asyncio.run(main())
+
+
+def soon(seconds: float = 10.0) -> float:
+    return time.monotonic() + seconds
+
+
+def texts(count: int, size: int = 40) -> list[str]:
+    return ["x" * (size + row % 3) for row in range(count)]
+
+
+def test_requests_that_come_together_leave_together_and_each_gets_its_own() -> None:
+    async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
+        found = await asyncio.gather(*(queue.score(f"q{n}", texts(2 + n), until=soon()) for n in range(3)))
+        for n, scores in enumerate(found):
+            np.testing.assert_array_equal(scores, [len(text) for text in texts(2 + n)])
+        assert fake.batches == [[("q0", 2), ("q1", 3), ("q2", 4)]]
+
+    run(test)
+
+
+def test_a_batch_that_is_full_does_not_wait_and_keeps_to_the_budget() -> None:
+    async def test(fake: Fake, queue: BatchQueue, metrics: Metrics) -> None:
+        start = time.monotonic()
+        await asyncio.gather(*(queue.score(f"q{n}", texts(20), until=soon()) for n in range(3)))
+        assert time.monotonic() - start < 5
+        pairs = [sum(count for _, count in batch) for batch in fake.batches]
+        assert sum(pairs) == 60
+        assert max(pairs) <= 400 // 13  # 3 special tokens, 40 characters of 4
+        within = metrics.registry.get_sample_value("tmkd_batch_fill_ratio_bucket", {"model": "student", "le": "1.0"})
+        assert within == len(pairs)
+
+    run(test, batch_wait=30.0 / 1000)
+
+
+def test_a_lone_request_waits_no_longer_than_the_deadline() -> None:
+    async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
+        start = time.monotonic()
+        await queue.score("q", texts(1), until=soon())
+        assert 0.15 <= time.monotonic() - start < 2
+
+    run(test, batch_wait=0.15)
+
+
+def test_a_small_request_passes_between_the_pieces_of_a_large_one() -> None:
+    async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
+        fake.open.clear()
+        large = asyncio.create_task(queue.score("large", texts(300), until=soon()))
+        await asyncio.sleep(0.1)
+        small = asyncio.create_task(queue.score("small", texts(1), until=soon()))
+        await asyncio.sleep(0.1)
+        fake.open.set()
+        await small
+        assert not large.done()
+        np.testing.assert_array_equal(await large, [len(text) for text in texts(300)])
+        assert any(name == "small" for batch in fake.batches[:4] for name, _ in batch)
+
+    run(test)
+
+
+def test_a_text_beyond_the_budget_is_a_batch_of_its_own() -> None:
+    async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
+        np.testing.assert_array_equal(await queue.score("q", ["x" * 100_000, "y"], until=soon()), [100_000, 1])
+
+    run(test)
+
+
+def test_without_room_a_request_is_refused_at_once_and_told_when_to_come_back() -> None:
+    async def test(fake: Fake, queue: BatchQueue, metrics: Metrics) -> None:
+        fake.open.clear()
+        tasks = []
+        for _ in range(4):  # two fly, two wait
+            tasks.append(asyncio.create_task(queue.score("q", texts(30), until=soon())))
+            await asyncio.sleep(0.05)
+        with pytest.raises(Refusal) as refused:
+            await queue.score("q", texts(50), until=soon())
+        assert refused.value.status == 429
+        assert int(refused.value.headers["Retry-After"]) >= 1
+        assert metrics.registry.get_sample_value("tmkd_rejected_total", {"reason": "queue"}) == 1
+        fake.open.set()
+        await asyncio.gather(*tasks)
+        assert queue.pairs == 0
+
+    run(test, max_queue=100)
+
+
+def test_who_would_wait_beyond_the_time_limit_is_refused_at_once() -> None:
+    async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
+        fake.seconds = 0.2
+        await queue.score("q", texts(10), until=soon())  # about 50 pairs a second
+        tasks = [asyncio.create_task(queue.score("q", texts(60), until=soon(30))) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        start = time.monotonic()
+        with pytest.raises(Refusal) as refused:
+            await queue.score("q", texts(1), until=soon(0.05))
+        assert refused.value.status == 429
+        assert time.monotonic() - start < 0.05
+        fake.seconds = 0
+        await asyncio.gather(*tasks)
+
+    run(test)
+
+
+def test_time_that_is_up_is_told_and_takes_the_request_out_of_the_queue() -> None:
+    async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
+        fake.open.clear()
+        with pytest.raises(Refusal) as refused:
+            await queue.score("q", texts(300), until=soon(0.1))
+        assert refused.value.status == 503
+        assert "Retry-After" in refused.value.headers
+        assert queue.pairs == 0
+        fake.open.set()
+        assert len(await queue.score("q", texts(2), until=soon())) == 2
+
+    run(test)
+
+
+def test_a_caller_that_leaves_takes_its_work_with_it() -> None:
+    async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
+        fake.open.clear()
+        task = asyncio.create_task(queue.score("gone", texts(300), until=soon()))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert queue.pairs == 0
+        fake.open.set()
+        await queue.score("q", texts(2), until=soon())
+        assert sum(count for batch in fake.batches for name, count in batch if name == "gone") < 300
+
+    run(test)
+
+
+def test_what_was_in_flight_when_the_scorer_dies_is_refused_and_the_rest_waits_for_the_next() -> None:
+    async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
+        fake.open.clear()
+        first = [asyncio.create_task(queue.score(f"flying{n}", texts(30), until=soon())) for n in range(2)]
+        await asyncio.sleep(0.1)
+        waiting = asyncio.create_task(queue.score("waiting", texts(3), until=soon()))
+        await asyncio.sleep(0.1)
+        fake.dies, fake.hello = True, None
+        fake.open.set()
+        for found in await asyncio.gather(*first, return_exceptions=True):
+            assert isinstance(found, Refusal)
+            assert (found.status, found.headers["Retry-After"]) == (503, "1")
+        assert not waiting.done()
+        fake.dies, fake.hello = False, "there"
+        queue.wake()
+        np.testing.assert_array_equal(await waiting, [40, 41, 42])
+
+    run(test)
+
+
+def test_a_pair_beyond_the_length_is_refused_by_name_only_where_it_must_not_be_cut() -> None:
+    async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
+        long = ["x", "x" * 200]
+        cut, strict = await asyncio.gather(
+            queue.score("a", long, until=soon()),
+            queue.score("b", long, until=soon(), truncate=False),
+            return_exceptions=True,
+        )
+        np.testing.assert_array_equal(cut, [1, 200])
+        assert isinstance(strict, Refusal)
+        assert (strict.status, strict.field) == (413, "texts[1]")
+        assert "200 tokens" in strict.message
+
+    run(test)

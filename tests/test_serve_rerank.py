@@ -1,0 +1,250 @@
+"""The rerank routes: both APIs' forms, with those APIs' own clients, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import cohere
+import numpy as np
+import pytest
+from serve_fixtures import PASSAGES, QUESTION, Command, InProcess, command, in_process, model
+from tei_client.clients.http_client import HttpClient
+
+from tmkd.errors import TmkdError
+from tmkd.runtime import Scorer
+from tmkd.serve.settings import Settings
+from tmkd.serve.worker import open_model
+
+TEI = {"query": QUESTION, "texts": PASSAGES}
+COHERE = {"model": "any", "query": QUESTION, "documents": PASSAGES}
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[InProcess]:
+    with in_process(max_body=20_000, max_texts=50, max_chars=5000) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Command]:
+    with command(environment={"TMKD_API_KEY": "a secret", "TMKD_MODEL_NAME": "mine"}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def wanted() -> np.ndarray:
+    return Scorer(model(), threads=1).scores([QUESTION] * len(PASSAGES), PASSAGES)
+
+
+def test_teis_form_gives_ranks_best_first(app: InProcess, wanted: np.ndarray) -> None:
+    found = app.post("/rerank", TEI)
+    assert found.status_code == 200
+    ranks = found.json()
+    assert [one["index"] for one in ranks] == np.argsort(-wanted).tolist()
+    assert all(set(one) == {"index", "score"} for one in ranks)
+    np.testing.assert_allclose(
+        [one["score"] for one in ranks], sorted(1 / (1 + np.exp(-wanted)), reverse=True), atol=1e-6
+    )
+
+
+def test_teis_options_do_what_they_say(app: InProcess, wanted: np.ndarray) -> None:
+    ranks = app.post("/rerank", {**TEI, "raw_scores": True, "return_text": True, "truncate": True}).json()
+    for one in ranks:
+        assert one["text"] == PASSAGES[one["index"]]
+        assert one["score"] == pytest.approx(wanted[one["index"]], abs=1e-5)
+    long = {**TEI, "texts": ["a disk", "disk " * 100]}
+    assert app.post("/rerank", long).status_code == 200  # cut, as the server is set
+    refused = app.post("/rerank", {**long, "truncate": False})
+    assert (refused.status_code, refused.json()["field"]) == (413, "texts[1]")
+    assert refused.json()["error_type"] == "Validation"
+
+
+def test_a_server_may_be_set_not_to_cut() -> None:
+    with in_process(auto_truncate=False) as app:
+        long = {**TEI, "texts": ["disk " * 100]}
+        assert app.post("/rerank", long).status_code == 413
+        assert app.post("/rerank", {**long, "truncate": True}).status_code == 200
+        assert app.get("/info").json()["auto_truncate"] is False
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_coheres_form_gives_results_best_first(app: InProcess, wanted: np.ndarray, version: str) -> None:
+    found = app.post(f"/{version}/rerank", {**COHERE, "top_n": 2, "return_documents": True}).json()
+    assert set(found) == {"id", "results", "meta"}
+    assert [one["index"] for one in found["results"]] == np.argsort(-wanted).tolist()[:2]
+    for one in found["results"]:
+        assert one["relevance_score"] == pytest.approx(1 / (1 + np.exp(-wanted[one["index"]])), abs=1e-6)
+        assert one["document"] == {"text": PASSAGES[one["index"]]}
+    assert "document" not in app.post(f"/{version}/rerank", COHERE).json()["results"][0]
+
+
+def test_coheres_first_form_takes_objects(app: InProcess, wanted: np.ndarray) -> None:
+    documents = [{"text": text, "place": row} for row, text in enumerate(PASSAGES)]
+    found = app.post("/v1/rerank", {**COHERE, "documents": documents, "return_documents": True}).json()["results"]
+    assert [one["index"] for one in found] == np.argsort(-wanted).tolist()
+    assert found[0]["document"] == documents[found[0]["index"]]
+    fields = app.post("/v1/rerank", {**COHERE, "documents": documents, "rank_fields": ["text", "place"]})
+    assert fields.status_code == 200
+    absent = app.post("/v1/rerank", {**COHERE, "documents": [*documents, {"title": "x"}]})
+    assert (absent.status_code, absent.json()["field"]) == (422, "documents[3].text")
+
+
+def test_teis_own_client_works_unchanged(live: Command, wanted: np.ndarray) -> None:
+    client = HttpClient(live.url, headers={"Authorization": "Bearer a secret"})
+    assert client.health()
+    info = client.info()
+    assert info.server_model_id == "mine"
+    assert info.max_input_length == 40
+    found = client.rerank(QUESTION, PASSAGES, return_text=True, raw_scores=True).ranks
+    assert [one.index for one in found] == np.argsort(-wanted).tolist()
+    assert found[0].text == PASSAGES[found[0].index]
+    assert found[0].score == pytest.approx(wanted.max(), abs=1e-5)
+
+
+def test_coheres_own_clients_work_unchanged(live: Command, wanted: np.ndarray) -> None:
+    order = np.argsort(-wanted).tolist()
+    first = cohere.Client("a secret", base_url=live.url)
+    found = first.rerank(query=QUESTION, documents=PASSAGES, model="any", top_n=2, return_documents=True)
+    assert [one.index for one in found.results] == order[:2]
+    assert found.results[0].document is not None
+    assert found.results[0].document.text == PASSAGES[order[0]]
+    second = cohere.ClientV2("a secret", base_url=live.url).rerank(model="any", query=QUESTION, documents=PASSAGES)
+    assert [one.index for one in second.results] == order
+    assert second.results[0].relevance_score == pytest.approx(1 / (1 + np.exp(-wanted.max())), abs=1e-6)
+
+
+def test_their_clients_raise_their_own_errors(live: Command) -> None:
+    with pytest.raises(cohere.errors.UnauthorizedError, match="API key"):
+        cohere.ClientV2("wrong", base_url=live.url).rerank(model="any", query=QUESTION, documents=PASSAGES)
+    with pytest.raises(cohere.errors.UnprocessableEntityError, match="documents"):
+        cohere.ClientV2("a secret", base_url=live.url).rerank(model="any", query=QUESTION, documents=[])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "field"),
+    [
+        ("/rerank", {"texts": ["a"]}, 422, "query"),
+        ("/rerank", {"query": "a"}, 422, "texts"),
+        ("/rerank", {**TEI, "texts": []}, 400, "texts"),
+        ("/rerank", {**TEI, "texts": ["a", 1]}, 422, "texts[1]"),
+        ("/rerank", {**TEI, "texts": "a"}, 422, "texts"),
+        ("/rerank", {**TEI, "query": None}, 422, "query"),
+        ("/rerank", {**TEI, "raw_scores": "yes"}, 422, "raw_scores"),
+        ("/rerank", {**TEI, "truncation_direction": "Left"}, 422, "truncation_direction"),
+        ("/rerank", {**TEI, "texts": ["a"] * 51}, 413, "texts"),
+        ("/rerank", {**TEI, "texts": ["a", "b" * 5001]}, 413, "texts[1]"),
+        ("/rerank", {**TEI, "query": "b" * 5001}, 413, "query"),
+        ("/rerank", {**TEI, "texts": ["b" * 4000] * 10}, 413, "body"),
+        ("/v1/rerank", {**COHERE, "documents": [[]]}, 422, "documents[0].str"),
+        ("/v2/rerank", {**COHERE, "top_n": 0}, 422, "top_n"),
+        ("/v2/rerank", {**COHERE, "top_n": 1.5}, 422, "top_n"),
+        ("/v2/rerank", {**COHERE, "query": ""}, 422, "query"),
+        ("/v2/rerank", {**COHERE, "documents": [{"text": "a"}]}, 422, "documents[0]"),
+        ("/v2/rerank", [], 422, None),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_refused_with_the_fields_name(
+    app: InProcess, path: str, body: object, status: int, field: str | None
+) -> None:
+    found = app.post(path, body)
+    answer = found.json()
+    assert (found.status_code, answer.get("field")) == (status, field), answer
+    assert (answer["error_type"] in ("Validation", "Empty")) if path == "/rerank" else answer["message"]
+
+
+HOSTILE = {
+    "nothing": b"",
+    "no JSON": b"query",
+    "half of it": b'{"query": "a", "texts": ["b"',
+    "invalid UTF-8": b'{"query": "\xff", "texts": ["a"]}',
+    "UTF-16": json.dumps(TEI).encode("utf-16"),
+    "half a surrogate pair": b'{"query": "\\ud83d", "texts": ["a"]}',
+    "a raw control character": b'{"query": "\x01"}',
+    "deep lists": b"[" * 10_000,
+    "deep objects": b'{"a":' * 3000,
+    "deep and unknown": b'{"x":' + b"[" * 500 + b"]" * 500 + b"}",
+    "NaN": b'{"query": NaN, "texts": ["a"]}',
+    "Infinity": b'{"query": "a", "texts": [Infinity], "documents": [Infinity]}',
+    "a huge number": b'{"query": "a", "texts": [1e999999], "documents": [1e999999]}',
+    "many digits": b'{"x": ' + b"9" * 9000 + b"}",
+    "many texts": b'{"query": "a", "texts": [' + b'"",' * 5000 + b'""]}',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
+def test_hostile_bodies_are_refused_clearly(app: InProcess, path: str, name: str) -> None:
+    found = app.request("POST", path, content=HOSTILE[name], headers={"Content-Type": "application/json"})
+    assert found.status_code in (400, 413, 422), (found.status_code, found.text)
+    assert "json" in found.headers["content-type"]
+    assert len(found.content) < 500
+
+
+def test_strange_but_valid_texts_are_scored(app: InProcess) -> None:
+    strange = ["", " ", "\x00\x01", "\U0001f600" * 50, "é" * 200, "a" * 4000, "\u202e\u200b", "]]>'\"<script>"]
+    found = app.post("/rerank", {"query": "\n", "texts": strange, "unknown": {"a": 1}}).json()
+    assert sorted(one["index"] for one in found) == list(range(len(strange)))
+    assert all(0 <= one["score"] <= 1 for one in found)
+
+
+def test_other_kinds_of_bodies_are_refused(app: InProcess) -> None:
+    body = json.dumps(TEI).encode()
+    for headers in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}):
+        assert app.request("POST", "/rerank", content=body, headers=headers).status_code == 415
+    packed = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    assert app.request("POST", "/rerank", content=body, headers=packed).status_code == 415
+    assert app.request(
+        "POST", "/rerank", content=body, headers={"Content-Type": "Application/JSON; charset=utf-8"}
+    ).is_success
+
+
+def test_many_at_once_each_get_their_own_scores(app: InProcess) -> None:
+    scorer = Scorer(model(), threads=1)
+    found: dict[int, list[float]] = {}
+
+    def one(number: int) -> None:
+        texts = [f"{text} {number}" for text in PASSAGES]
+        ranks = app.post("/rerank", {"query": f"{QUESTION} {number}", "texts": texts, "raw_scores": True}).json()
+        found[number] = [rank["score"] for rank in sorted(ranks, key=lambda rank: rank["index"])]
+
+    threads = [threading.Thread(target=one, args=[n]) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, scores in found.items():
+        texts = [f"{text} {number}" for text in PASSAGES]
+        np.testing.assert_allclose(scores, scorer.scores([f"{QUESTION} {number}"] * 3, texts), atol=1e-5)
+    metrics = app.get("/metrics").text
+    assert "tmkd_batch_pairs_bucket" in metrics
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(TmkdError, match="max-texts is 0"):
+        Settings(model=model(), max_texts=0)
+    with pytest.raises(TmkdError, match="max-buffered"):
+        Settings(model=model(), max_body=100, max_buffered=10)
+    with pytest.raises(TmkdError, match="API key"):
+        Settings(model=model(), api_key=" ")
+    assert "hidden" not in repr(Settings(model=model(), api_key="hidden"))
+
+
+def test_a_student_of_three_classes_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tmkd.runtime.Scorer", lambda *_, **__: SimpleNamespace(classes=3))
+    with pytest.raises(TmkdError, match="3 classes"):
+        open_model("student", model(), "auto", 1)
+
+
+def test_the_description_holds_schemas_limits_and_examples(app: InProcess) -> None:
+    found = app.get("/openapi.json").json()
+    assert {"/rerank", "/v1/rerank", "/v2/rerank", "/health", "/ready", "/info", "/metrics"} <= set(found["paths"])
+    request = found["components"]["schemas"]["RerankRequest"]
+    assert request["properties"]["texts"]["maxItems"] == 50
+    assert request["examples"][0]["texts"]
+    content = json.dumps(found)
+    for name in (part.split('"')[0] for part in content.split('"#/components/schemas/')[1:]):
+        assert name in found["components"]["schemas"], name
+    assert app.post("/rerank", request["examples"][0]).is_success

@@ -1,0 +1,73 @@
+"""GET /health, /ready, /info and /metrics: for what runs the server."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from tmkd import __version__
+from tmkd.serve.refusals import json_response, unavailable
+from tmkd.serve.state import Server
+
+
+def add_routes(app: FastAPI, server: Server) -> None:
+    """Add them to the application."""
+
+    @app.get("/health", tags=["operation"])
+    async def health() -> Response:
+        """Whether the server itself lives; it answers while the scorer is started again."""
+        return json_response({"status": "alive"})
+
+    @app.get("/ready", tags=["operation"], responses={503: {"description": "the scorer is not there yet"}})
+    async def ready() -> Response:
+        """Whether a request would be scored now."""
+        if not server.ready:
+            raise unavailable("the scorer is being started")
+        return json_response({"status": "ready"})
+
+    @app.get("/info", tags=["operation"])
+    async def info() -> Response:
+        """The model and the limits; text-embeddings-inference's fields, and more."""
+        return json_response(about(server))
+
+    @app.get("/metrics", tags=["operation"])
+    async def metrics() -> Response:
+        """Prometheus' exposition."""
+        return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def about(server: Server) -> dict[str, Any]:
+    """What /info answers."""
+    settings, hello = server.settings, server.scorers["student"].hello
+    labels = hello.labels if hello is not None else ("0", "1")
+    return {
+        "model_id": settings.name,
+        "model_sha": None,
+        "model_dtype": hello.backend.rpartition("-")[2] if hello is not None else "",
+        "model_type": {
+            "reranker": {
+                "id2label": {str(row): name for row, name in enumerate(labels)},
+                "label2id": {name: row for row, name in enumerate(labels)},
+            }
+        },
+        "max_concurrent_requests": settings.max_connections,
+        "max_input_length": server.queues["student"].max_length,
+        "max_batch_tokens": settings.batch_tokens,
+        "max_batch_requests": None,
+        "max_client_batch_size": settings.max_texts,
+        "auto_truncate": settings.auto_truncate,
+        "tokenization_workers": hello.threads if hello is not None else len(os.sched_getaffinity(0)),
+        "version": __version__,
+        "sha": None,
+        "docker_label": None,
+        "backend": hello.backend if hello is not None else None,
+        "index": None if server.asker is None else server.asker.size,
+        "teacher": settings.teacher is not None,
+        "max_body_bytes": settings.max_body,
+        "max_text_characters": settings.max_chars,
+        "timeout_seconds": settings.timeout,
+    }

@@ -1,0 +1,120 @@
+"""Run the server: uvicorn with our limits on connections and headers, stopped gracefully."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any
+
+import h11
+import uvicorn
+from pydantic_core import to_json
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tmkd.errors import TmkdError
+from tmkd.progress import say
+from tmkd.serve.app import create_app
+from tmkd.serve.settings import Settings
+
+HEADERS = 16_384  # bytes of a request's line and headers
+
+
+class Connection(H11Protocol):
+    """One connection: its headers must arrive in time, and there are only so many at once."""
+
+    settings: Settings
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take it, or say that there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self.settings.max_connections:
+            transport.write(_plain(503, "Unhealthy", "too many connections", b"Retry-After: 1\r\n"))
+            transport.close()
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """One request is answered; the next one's headers have their time anew."""
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """No HTTP at all: say so as JSON, where an answer has not begun yet."""
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self.transport.write(_plain(400, "Validation", msg))
+        self.transport.close()
+
+    def _watch(self) -> None:
+        """A timer runs exactly while a request's headers are awaited."""
+        waiting = self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE
+        if waiting and self._timer is None:
+            self._timer = self.loop.call_later(self.settings.idle_timeout, self.transport.close)
+        elif not waiting and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _plain(status: int, kind: str, message: str, more: bytes = b"") -> bytes:
+    content = to_json({"error": message, "error_type": kind})
+    reason = {400: b"Bad Request", 503: b"Service Unavailable"}[status]
+    return (
+        b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n%b\r\n%b"
+        % (status, reason, len(content), more, content)
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, that tells us what kept it from starting."""
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            for server in self.servers:
+                for sock in server.sockets:
+                    host, port = sock.getsockname()[:2]
+                    say(f"tmkd serve: http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C stops it)")
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal ends it; what was accepted is finished first.
+
+    Raises:
+        TmkdError: a model that cannot be opened, a port that is taken.
+    """
+    app = create_app(settings)
+    protocol = type("Connection", (Connection,), {"settings": settings})
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.port, http=protocol, ws="none", loop="asyncio", lifespan="on",
+        log_config=None, access_log=False, server_header=False, backlog=2048,
+        timeout_keep_alive=int(settings.idle_timeout) + 1, timeout_graceful_shutdown=int(settings.timeout) + 5,
+        h11_max_incomplete_event_size=HEADERS,
+    )  # fmt: skip
+    server = _Server(config)
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises what stopped it once more at its end
+        signal.signal(number, lambda *_: None)
+    try:
+        server.run()
+    except SystemExit:
+        raise TmkdError(_reason(app, settings)) from None
+    if not server.started:
+        raise TmkdError(_reason(app, settings))
+    say("tmkd serve: stopped; what was accepted is answered")
+
+
+def _reason(app: Any, settings: Settings) -> str:
+    problem: str = app.state.server.problem
+    where = f"port {settings.port} of {settings.host}"
+    return problem or f"{where} cannot be opened; is another server there? Name one with --port"

@@ -1,0 +1,133 @@
+"""Requests and answers: text-embeddings-inference's rerank, Cohere's rerank (v1, v2), and questions.
+
+Types are strict, as in those APIs: "5" is no number. Unknown fields are ignored, so that clients that send more work.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+QUERY = "How do I sort a hash by value?"
+TEXTS: list[JsonValue] = ["Sort the keys with a comparison of their values.", "Apache listens on port 80."]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class RerankRequest(_Request):
+    """text-embeddings-inference's `POST /rerank`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": QUERY, "texts": TEXTS}]})
+    query: str = Field(description="the question")
+    texts: list[str] = Field(description="the passages to rank")
+    truncate: bool | None = Field(None, description="cut pairs beyond the student's length; null: as the server is set")
+    truncation_direction: Literal["Right", "right", "Left", "left"] = Field(
+        "Right", description="only `Right` is offered: the first tokens are read"
+    )
+    raw_scores: bool = Field(False, description="log-odds instead of probabilities")
+    return_text: bool = Field(False, description="repeat each passage in the answer")
+
+
+class Rank(BaseModel):
+    """One passage's place. index: in the request. score: a probability, or log-odds."""
+
+    index: int
+    score: float
+    text: str | None = Field(None, description="with `return_text`")
+
+
+class V2Request(_Request):
+    """Cohere's `POST /v2/rerank`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "student", "query": QUERY, "documents": TEXTS, "top_n": 1}]}
+    )
+    model: str | None = Field(None, description="any name; one student is served")
+    query: Annotated[str, Field(min_length=1)] = Field(description="the question")
+    documents: list[str] = Field(description="the passages to rank")
+    top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="how many are returned; all unless given")
+    return_documents: bool = Field(False, description="repeat each passage in the answer")
+    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="accepted; the student's own length is what cuts"
+    )
+
+
+class V1Request(V2Request):
+    """Cohere's `POST /v1/rerank`: documents may be objects."""
+
+    documents: list[str | dict[str, Any]] = Field(  # type: ignore[assignment]
+        description="the passages: texts, or objects whose `text` (or `rank_fields`) is ranked"
+    )
+    rank_fields: list[str] | None = Field(None, description="the fields of an object that are ranked, in this order")
+    max_chunks_per_doc: int | None = Field(None, description="accepted; a document is one pair")
+
+
+class CohereResult(BaseModel):
+    """One document's place."""
+
+    index: int
+    relevance_score: float
+    document: dict[str, Any] | None = Field(None, description="with `return_documents`")
+
+
+class CohereAnswer(BaseModel):
+    """Cohere's answer, best first."""
+
+    id: str
+    results: list[CohereResult]
+    meta: dict[str, Any]
+
+
+class AskRequest(_Request):
+    """A question about the indexed documents."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"question": QUERY, "top": 5}]})
+    question: Annotated[str, Field(min_length=1)] = Field(description="the question")
+    top: Annotated[int, Field(ge=1, le=100)] = Field(5, description="how many answers")
+    candidates: Annotated[int, Field(ge=1, le=1000)] = Field(100, description="how many retrieved passages are ranked")
+    ranker: Literal["student", "teacher"] = Field("student", description="who ranks; a teacher where one is loaded")
+
+
+class AskAnswer(BaseModel):
+    """One passage. marked, window: character spans (code points) of `text`. score: log-odds."""
+
+    rank: int
+    passage_id: str
+    text: str
+    marked: list[int]
+    window: list[int] | None
+    score: float
+    probability: float
+    retrieval_rank: int
+    title: str
+    heading_path: list[str]
+    source: str
+
+
+class AskAnswers(BaseModel):
+    """Answers, best first. answered: False where the best one is below the no-answer threshold."""
+
+    ranker: str
+    question: str
+    answered: bool
+    answers: list[AskAnswer]
+    candidates: int
+    milliseconds: dict[str, float]
+
+
+class TeiError(BaseModel):
+    """An answer that is no result. field: the field that is to blame, where there is one."""
+
+    error: str
+    error_type: Literal["Validation", "Empty", "Overloaded", "Unhealthy", "Backend", "Authorization", "NotFound"]
+    field: str | None = None
+
+
+class CohereError(BaseModel):
+    """The same under /v1 and /v2."""
+
+    message: str
+    field: str | None = None

@@ -1,0 +1,183 @@
+"""The scoring process, supervised: started, watched, started again when it dies or hangs.
+
+What was in flight when it died is refused (503); what waits in the queue is scored by its successor. A process that
+dies while it opens its model is started again with growing pauses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tmkd.errors import TmkdError
+from tmkd.progress import say
+from tmkd.serve.frames import Failed, Hello, Job, Scored, pack, receive
+from tmkd.serve.refusals import Refusal, unavailable
+
+OPENING = 300.0  # seconds to open a model
+PAUSES = (0.0, 0.2, 1.0, 5.0, 15.0)  # before a start, by how many died since the last answer
+GONE = "the scorer died while it worked on this request; it is being started again"
+
+
+class ScorerProcess:
+    """One model in a process of its own.
+
+    Args:
+        kind: `student` (an export) or `teacher` (a model folder).
+        stall: seconds for one job, after which the process is taken to hang.
+
+    Attributes:
+        hello: what the live process said of itself; None while there is none.
+        restarts: processes started after the first. on_up: called whenever one is ready.
+    """
+
+    def __init__(
+        self, kind: str, folder: Path, *, backend: str = "auto", threads: int | None = None, stall: float = 60.0
+    ) -> None:
+        self._command = [sys.executable, "-m", "tmkd.serve.worker", kind, str(folder), backend, str(threads or 0)]
+        self._kind, self._stall = kind, stall
+        self._process: asyncio.subprocess.Process | None = None
+        self._pending: dict[int, tuple[asyncio.Future[Scored], float]] = {}
+        self._number = 0
+        self._keeper: asyncio.Task[None] | None = None
+        self._died = 0
+        self.hello: Hello | None = None
+        self.restarts = 0
+        self.on_up: Callable[[], None] = lambda: None
+
+    async def start(self) -> Hello:
+        """Open the model.
+
+        Raises:
+            TmkdError: it cannot be opened; the process's own message.
+        """
+        await self._open()
+        self._keeper = asyncio.create_task(self._keep(), name=f"{self._kind} keeper")
+        assert self.hello is not None
+        return self.hello
+
+    async def score(self, groups: list[tuple[str, list[str], bool]]) -> Scored:
+        """Score one job.
+
+        Raises:
+            Refusal: 503, the process is not there or died meanwhile; 500, the job raised there.
+        """
+        if self.hello is None or self._process is None or self._process.stdin is None:
+            raise unavailable("the scorer is being started")
+        self._number += 1
+        number = self._number
+        future: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
+        self._pending[number] = (future, time.monotonic() + self._stall)
+        try:
+            self._process.stdin.write(pack(Job(number, groups)))
+            await self._process.stdin.drain()
+            return await future
+        except ConnectionError:
+            raise unavailable(GONE) from None
+        finally:
+            self._pending.pop(number, None)
+
+    async def close(self) -> None:
+        """End the process: its stdin ends, and it with it."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        await self._end(patience=5.0)
+
+    async def _open(self) -> None:
+        self._process = process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is the server's to handle
+        )
+        assert process.stdout is not None
+        try:
+            message = await asyncio.wait_for(receive(process.stdout), OPENING)
+        except TimeoutError:
+            message = Failed(-1, f"it did not open within {OPENING:.0f} seconds")
+        except asyncio.CancelledError:
+            await self._end()
+            raise
+        if not isinstance(message, Hello):
+            await self._end()
+            code = process.returncode
+            raise TmkdError(
+                message.message if isinstance(message, Failed)
+                else f"the {self._kind}'s process ended with {code} while it opened its model"
+            )  # fmt: skip
+        self.hello = message
+        self.on_up()
+
+    async def _keep(self) -> None:
+        """Read answers until the process is gone, then start the next, for ever."""
+        while True:
+            watch = asyncio.create_task(self._watch())
+            try:
+                await self._read()
+            finally:
+                watch.cancel()
+            self._drop()
+            await self._end()
+            say(f"the {self._kind}'s process is gone; starting it again")
+            while self.hello is None:
+                await asyncio.sleep(PAUSES[min(self._died, len(PAUSES) - 1)])
+                self._died += 1
+                self.restarts += 1
+                try:
+                    await self._open()
+                except (TmkdError, OSError) as error:
+                    say(f"the {self._kind} cannot be opened again: {error}")
+
+    async def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        while (message := await receive(self._process.stdout)) is not None:
+            future, _ = self._pending.get(message.number, (None, 0.0))
+            if future is None or future.done():
+                continue
+            if isinstance(message, Scored):
+                self._died = 0
+                future.set_result(message)
+            else:
+                say(f"the {self._kind} failed: {message.message}")
+                future.set_exception(Refusal(500, "Backend", "the scorer failed on this request"))
+
+    async def _watch(self) -> None:
+        """Kill a process that has worked on one job for too long."""
+        while True:
+            await asyncio.sleep(min(1.0, self._stall / 4))
+            if any(until < time.monotonic() for _, until in self._pending.values()):
+                say(f"the {self._kind}'s process gave no answer for {self._stall:.0f} s; ending it")
+                self._kill()
+
+    def _drop(self) -> None:
+        self.hello = None
+        for future, _ in self._pending.values():
+            if not future.done():
+                future.set_exception(unavailable(GONE))
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def _end(self, patience: float = 0.0) -> None:
+        """Close the pipe; kill what does not end by itself within `patience` seconds."""
+        process = self._process
+        if process is None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), max(patience, 0.01))
+        except TimeoutError:
+            self._kill()
+            await process.wait()

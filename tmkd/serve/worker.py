@@ -1,0 +1,153 @@
+"""The scoring process: opens a model, reads jobs from stdin, writes scores to stdout, ends when stdin does.
+
+It is a process of its own so that tokenising and scoring never hold up the server's event loop, and so that a crash
+in an engine takes nothing else with it. Two jobs run at once: while one is scored, the next is tokenised.
+
+    python -m tmkd.serve.worker student FOLDER BACKEND THREADS
+    python -m tmkd.serve.worker teacher FOLDER - THREADS
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.errors import ExportError, TmkdError
+from tmkd.memory import keep_freed_memory
+from tmkd.serve.frames import Failed, Hello, Job, Scored, pack, read
+from tmkd.tokenizer import PairTokenizer
+
+AT_ONCE = 2
+
+
+class _Model(Protocol):
+    backend: str
+    max_length: int
+    classes: int
+    labels: tuple[str, ...]
+    threads: int
+
+    def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]: ...
+
+
+class Teacher:
+    """A model folder in PyTorch, one call at a time."""
+
+    def __init__(self, folder: Path, threads: int | None) -> None:
+        from tmkd.encoder.checkpoint import load_student, read_card
+        from tmkd.hardware import prepare
+
+        prepare(threads)
+        card = read_card(folder)
+        self.backend, self.max_length, self.classes = "pytorch", int(card["max_length"]), int(card["classes"])
+        self.labels = tuple(map(str, range(self.classes)))
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self._tokenizer, self._model = PairTokenizer(folder, self.max_length), load_student(folder)
+        self._lock = threading.Lock()
+
+    def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
+        """Log-odds of class 1, [N] float64."""
+        from tmkd.runtime import log_odds
+        from tmkd.training import score
+
+        encoded = self._tokenizer.encode(questions, passages)
+        with self._lock:
+            return log_odds(score(self._model, encoded, self._tokenizer.pad_id))
+
+
+def open_model(kind: str, folder: Path, backend: str, threads: int | None) -> _Model:
+    """The student's scorer, or a teacher.
+
+    Raises:
+        TmkdError: it cannot be opened, or it has other than two classes.
+    """
+    model: _Model
+    if kind == "teacher":
+        model = Teacher(folder, threads)
+    else:
+        from tmkd.runtime import Scorer
+
+        model = Scorer(folder, backend=backend, threads=threads)
+    if model.classes != 2:
+        raise ExportError(f"{folder} has {model.classes} classes; a server ranks with a student of two")
+    return model
+
+
+class Desk:
+    """Takes jobs and answers them."""
+
+    def __init__(self, model: _Model, folder: Path, answers: BinaryIO) -> None:
+        self._model, self._folder, self._answers = model, folder, answers
+        self._lock = threading.Lock()
+        self._whole: PairTokenizer | None = None
+
+    def answer(self, job: Job) -> None:
+        """Score a job and write the result; whatever goes wrong is written too."""
+        try:
+            message: Any = self._score(job)
+        except Exception as error:
+            message = Failed(job.number, f"{type(error).__name__}: {error}")
+        self.write(message)
+
+    def write(self, message: Any) -> None:
+        """One message, whole."""
+        content = pack(message)
+        with self._lock:
+            self._answers.write(content)
+            self._answers.flush()
+
+    def _score(self, job: Job) -> Scored:
+        start = time.perf_counter()
+        questions = [query for query, texts, _ in job.groups for _ in texts]
+        passages = [text for _, texts, _ in job.groups for text in texts]
+        strict = np.array([not truncate for _, texts, truncate in job.groups for _ in texts], dtype=bool)
+        too_long = self._too_long(questions, passages, strict) if strict.any() else []
+        if too_long:
+            refused = {row for row, _ in too_long}
+            rows = [row for row in range(len(passages)) if row not in refused]
+            scores = np.full(len(passages), np.nan)
+            scores[rows] = self._model.scores([questions[row] for row in rows], [passages[row] for row in rows])
+        else:
+            scores = self._model.scores(questions, passages)
+        return Scored(job.number, scores.tobytes(), too_long, time.perf_counter() - start)
+
+    def _too_long(self, questions: list[str], passages: list[str], strict: NDArray[np.bool_]) -> list[tuple[int, int]]:
+        with self._lock:
+            if self._whole is None:
+                self._whole = PairTokenizer(self._folder, 1 << 30)
+        rows = np.flatnonzero(strict)
+        lengths = self._whole.encode([questions[row] for row in rows], [passages[row] for row in rows]).lengths
+        return [(int(row), int(n)) for row, n in zip(rows, lengths, strict=True) if n > self._model.max_length]
+
+
+def main(kind: str, folder: str, backend: str, threads: str) -> None:
+    """Serve jobs until stdin ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not come between the messages
+    jobs = os.fdopen(os.dup(0), "rb")
+    keep_freed_memory()
+    try:
+        model = open_model(kind, Path(folder), backend, int(threads) or None)
+    except TmkdError as error:
+        answers.write(pack(Failed(-1, str(error))))
+        answers.flush()
+        raise SystemExit(1) from None
+    desk = Desk(model, Path(folder), answers)
+    desk.write(Hello(model.backend, model.max_length, model.classes, model.labels, model.threads, os.getpid()))
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tmkd-job") as pool:
+        while (job := read(jobs)) is not None:
+            pool.submit(desk.answer, job)
+        os._exit(0)  # nobody is left to answer
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
