@@ -263,6 +263,7 @@ def _measured(
         "precision": _share(counts["right"], counts["given"]),
         "recall": _share(counts["right"], ones),
         "f1": _share(2 * counts["right"], counts["given"] + ones),
+        "coverage": _share(counts["given"], 2 * ones),
         "answered_without_sources": _share(counts["given_without_sources"], ones),
         "area_under_risk_coverage": area(outcomes),
         "risk_coverage": risk_coverage(outcomes),
