@@ -100,11 +100,12 @@ def test_one_scorer_serves_many_threads(backend: str) -> None:
             np.testing.assert_array_equal(found, wanted[number % 4])
 
 
-def test_scoring_with_openvino_needs_no_torch() -> None:
+def test_scoring_with_openvino_needs_no_torch_and_sends_no_telemetry() -> None:
     code = (
         "import sys; from pathlib import Path; from tmkd.runtime import Scorer; early = 'openvino' in sys.modules;"
         f"Scorer(Path({str(with_every_backend('ranking'))!r}), backend='openvino-int8').scores(['a'], ['b']);"
-        "print(early, *[n for n in ('torch', 'nncf', 'transformers', 'pyarrow') if n in sys.modules])"
+        "heavy = ('torch', 'nncf', 'transformers', 'pyarrow', 'openvino_telemetry', 'http.client');"
+        "print(early, *[n for n in heavy if sys.modules.get(n)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.stdout.split() == ["False"], done.stderr

@@ -13,6 +13,7 @@ from qa_fixtures import OverlapScorer, index_of
 from tmkd.errors import DataError, ExportError
 from tmkd.qa import Calibration, DocumentIndex, QuestionAnswerer
 from tmkd.qa.calibrate import (
+    Found,
     Outcomes,
     area,
     best_f1,
@@ -22,7 +23,7 @@ from tmkd.qa.calibrate import (
     risk_coverage,
     within_risk,
 )
-from tmkd.qa.calibration import FILE
+from tmkd.qa.calibration import FILE, of_the_same_student
 from tmkd.qa.cases import ask_all, from_file
 from tmkd.qa.report import write_report
 
@@ -127,6 +128,7 @@ def test_calibrate_writes_what_ask_then_uses(answerer: QuestionAnswerer, pairs: 
     material = from_file(pairs, answerer.index)
     found = calibrate(answerer, material, material, candidates=10)
     (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "probes.json").write_text("{}")
     found.save(tmp_path / "export")
     content = json.loads((tmp_path / "export" / FILE).read_text())
     assert content["test"] == content["development"]
@@ -142,6 +144,22 @@ def test_calibrate_writes_what_ask_then_uses(answerer: QuestionAnswerer, pairs: 
     assert "<svg" in page
     assert "dev.jsonl" in page
     assert any("F1 1.000" in sentence for sentence in found.sentences())
+
+
+def test_a_calibration_stays_with_its_student(tmp_path: Path) -> None:
+    for name, probes in (("old", "{}"), ("same", "{}"), ("other", "{ }")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "probes.json").write_text(probes)
+    assert of_the_same_student(tmp_path / "old", tmp_path / "same") is None
+    Found(Calibration(1.5, 0.25), {}).save(tmp_path / "old")
+    kept = of_the_same_student(tmp_path / "old", tmp_path / "same")
+    assert kept is not None
+    for name in ("same", "other"):
+        (tmp_path / name / FILE).write_text(kept)
+    assert Calibration.read(tmp_path / "same") == Calibration(1.5, 0.25)
+    assert of_the_same_student(tmp_path / "old", tmp_path / "other") is None
+    with pytest.raises(ExportError, match="was made for another student"):
+        Calibration.read(tmp_path / "other")
 
 
 def test_pairs_of_other_passages_are_refused(answerer: QuestionAnswerer, tmp_path: Path) -> None:

@@ -343,6 +343,27 @@ def test_more_bad_rows(tmp_path: Path) -> None:
     assert index_documents(["rows.jsonl"], tmp_path / "index").added == 1
 
 
+def test_half_characters_of_any_format_can_be_stored(tmp_path: Path) -> None:
+    write(
+        tmp_path / "docs",
+        {"a.pod": "=head1 NAME\n\nhalf E<0xD800> a pair\n", "b.html": "<p>another half &#xD800; a pair</p>"},
+    )
+    assert index_documents(["docs"], tmp_path / "index").added == 2
+    assert len(DocumentIndex.open(tmp_path / "index").search("half pair", 5)) == 2
+
+
+def test_an_error_of_the_disk_is_said_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index_of(tmp_path / "index", {"a": "old words"})
+
+    def full(*_: object) -> None:
+        raise ValueError("An error occurred in a thread: no space")
+
+    monkeypatch.setattr("tmkd.corpus.store._document", full)
+    with pytest.raises(DataError, match=r"cannot be written \(.*no space; .* MiB free on its disk\); it is as it was"):
+        update_index(tmp_path / "index", lambda: [document("b", "new words")])
+    assert [one.document for one in DocumentIndex.open(tmp_path / "index").search("words", 3)] == ["a"]
+
+
 def test_places_that_hold_no_documents(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.pdf").write_text("x")

@@ -34,7 +34,9 @@ def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_pat
     assert "<svg" in page
     assert "teacher-ensemble" in page
 
+    (run / "export" / "calibration.json").write_text("{}")
     second = tmkd("run", recipe_file, "methods=[teacher,teacher-ensemble,finetune,mkd,tmkd]")
+    assert (run / "export" / "calibration.json").read_text() == "{}"  # of no step, yet of this student
     assert second.stderr.count("done before") >= 10
     assert "pairs/s, 0 s left, loss" not in second.stderr  # nothing was trained again
 

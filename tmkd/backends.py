@@ -10,10 +10,12 @@ Every engine is imported when it is opened, so that naming them costs nothing.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal, get_args
+from types import ModuleType
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +57,14 @@ def open_engine(backend: str, path: Path, threads: int) -> Engine:
         raise ExportError(f"{path} cannot be opened by {_package(backend)} ({reason}); export again") from error
 
 
+def without_telemetry() -> None:
+    """Call before importing openvino or nncf: both send an event over the network when they are imported.
+
+    They do without where the package that sends is not installed; this process is told that it is not.
+    """
+    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
+
+
 def _package(backend: str) -> str:
     return "openvino" if backend.startswith("openvino-") else "onnxruntime"
 
@@ -84,6 +94,7 @@ class _OpenVino:
     """
 
     def __init__(self, path: Path, streams: int) -> None:
+        without_telemetry()
         import openvino
 
         core = openvino.Core()

@@ -30,6 +30,8 @@ from tmkd.pairs.record import Pairs
 from tmkd.pairs.split import folds, subsample
 from tmkd.pool import pool_of, pool_teachers
 from tmkd.progress import say
+from tmkd.qa.calibration import FILE as CALIBRATION
+from tmkd.qa.calibration import of_the_same_student
 from tmkd.recipe import Recipe, Teacher
 from tmkd.teachers import column_logits, label, made_reference, method_logits, teach
 from tmkd.tokenizer import PairTokenizer
@@ -369,8 +371,12 @@ class Pipeline:
         """
         self.take_away()
         step = self.exported
+        target = self.run / "export"
+        calibration = of_the_same_student(target, step.folder / "export")
         with disk_errors(self.run):
-            copy_folder(step.folder / "export", self.run / "export")
+            copy_folder(step.folder / "export", target)
+            if calibration is not None:  # `tmkd calibrate` wrote it there; it is no step
+                (target / CALIBRATION).write_text(calibration, encoding="utf-8")
         rows: list[dict[str, Any]] = json.loads((step.folder / "export" / "parity.json").read_text())
         failed = [row for row in rows if not row["passed"]]
         if named and failed:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.backends import without_telemetry
 from tmkd.batching import NO_BUDGET, length_sorted_batches, pad
 from tmkd.errors import ExportError, MissingExtraError
 from tmkd.pairs.record import Pairs
@@ -61,6 +62,7 @@ def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: P
     if len(calibration) == 0:
         raise ExportError("int8 is calibrated on training pairs and there are none; give some, or leave int8 out")
     try:
+        without_telemetry()
         with _silent_nncf():
             import nncf
             import onnx

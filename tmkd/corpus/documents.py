@@ -23,7 +23,7 @@ from tmkd.corpus.passages import Passage, cut
 from tmkd.corpus.pod import parse_pod
 from tmkd.corpus.sections import Block, Section
 from tmkd.corpus.store import Changes, Document, update_index
-from tmkd.corpus.text import normalise, text_hash
+from tmkd.corpus.text import normalise, storable, text_hash
 from tmkd.errors import DataError, needs_extra
 from tmkd.progress import Bar, progress, say
 
@@ -169,7 +169,7 @@ class DocumentReader:
 
     def _file(self, path: Path, root: Path, kind: str) -> _File | None:
         """The file as one to read; None where it was met before or is to be skipped."""
-        name = _clean(os.path.normpath(path))
+        name = storable(os.path.normpath(path))
         try:
             status = path.stat()
         except OSError as error:
@@ -181,7 +181,7 @@ class DocumentReader:
         if kind in TEXT_KINDS and status.st_size > self.reading.most_bytes:
             self._skip(f"{name}: {status.st_size >> 20:,} MiB; larger than {self.reading.most_bytes >> 20:,} MiB")
             return None
-        below = _clean(path.relative_to(root).as_posix())
+        below = storable(path.relative_to(root).as_posix())
         source = name if self.reading.url is None else self.reading.url + below
         passages = None if kind in ROW_KINDS else partial(_file_passages, kind, path.stem, source)
         return _File(path, name, source, status.st_size, passages)
@@ -266,7 +266,7 @@ class _Row:
             raise DataError(f"{where}: {fields.id!r} is {type(identifier).__name__}, it must be text or a number")
         digits = _digest(title.encode(), text.encode(), url.encode())[:16]
         named = identifier not in (None, "")
-        return cls(_clean(str(identifier)) if named else digits, named, title, text, url)
+        return cls(storable(str(identifier)) if named else digits, named, title, text, url)
 
     def digest(self) -> str:
         return _digest(self.title.encode(), self.text.encode(), self.url.encode())
@@ -281,12 +281,7 @@ def _text(value: Any, name: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise DataError(f"{where}: {name!r} is {type(value).__name__}, it must be text")
-    return _clean(value)
-
-
-def _clean(text: str) -> str:
-    """Text that can be stored: half a surrogate pair becomes a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return storable(value)
 
 
 def _kind(name: str) -> str | None:
@@ -346,10 +341,12 @@ def _file_passages(kind: str, stem: str, source: str, data: bytes) -> list[Passa
 def _cut(sections: Sequence[Section], title: str, source: str) -> list[Passage]:
     """The passages of a document's sections, in reading order, each text once."""
     found: dict[str, Passage] = {}
+    title = storable(title)
     for section in sections:
-        headings = (*section.path, section.heading) if section.heading else section.path
+        headings = tuple(map(storable, (*section.path, section.heading) if section.heading else section.path))
         name = text_hash(f"{source} {' '.join(headings)}")
         for text, code in cut(section.blocks):
+            text = storable(text)
             if len(normalise(text).split()) >= _LEAST_WORDS:
                 passage = Passage(text_hash(text), text, title, headings, source, name, code=code)
                 found.setdefault(passage.pid, passage)

@@ -12,6 +12,7 @@ that is killed leaves the index as it was; a reader keeps what it opened until i
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -170,9 +171,11 @@ def update_index(folder: Path, documents: Callable[[], Iterable[Document]]) -> C
         try:
             changes = _Update(index, writer).run(documents())
             writer.commit()
-        except BaseException:
+        except BaseException as error:
             with suppress(Exception):
                 writer.rollback()
+            if isinstance(error, ValueError):  # what the library makes of errors of the disk
+                raise _unwritable(folder, error) from error
             raise
         writer.wait_merging_threads()
     changes.passages = len(DocumentIndex.open(folder))
@@ -297,6 +300,14 @@ def _create(folder: Path) -> Any:
     write_json(folder / CARD, {"format": FORMAT})
     tantivy.Index(_schema(tantivy), str(folder))
     return _open(folder)
+
+
+def _unwritable(folder: Path, error: ValueError) -> DataError:
+    free = shutil.disk_usage(folder).free >> 20
+    return DataError(
+        f"the index {folder} cannot be written ({str(error).splitlines()[0]}; {free:,} MiB free on its disk); it is as "
+        "it was. Free some space, or use another --out"
+    )
 
 
 def _writer(index: Any, folder: Path) -> Any:

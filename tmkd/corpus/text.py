@@ -14,6 +14,11 @@ def word_set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+def storable(text: str) -> str:
+    """Text that can be written: half a surrogate pair (escapes can carry one) becomes a question mark."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 def normalise(text: str) -> str:
     """Lower-case letters and digits, one space between words: what is left when layout and punctuation go."""
     return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).lower()))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tmkd.errors import DataError
 from tmkd.files import write_json
 from tmkd.qa.answer import QuestionAnswerer, Ranked
-from tmkd.qa.calibration import FILE, FORMAT, Calibration
+from tmkd.qa.calibration import FILE, FORMAT, Calibration, student_of
 from tmkd.qa.cases import Asked, Material, ask_all, scored_pairs
 
 Floats = NDArray[np.float64]
@@ -171,7 +171,7 @@ class Found:
 
     def save(self, export: Path) -> Path:
         """Write calibration.json into the export."""
-        write_json(export / FILE, self.to_json())
+        write_json(export / FILE, {**self.to_json(), "student": student_of(export)})
         return export / FILE
 
     def sentences(self) -> list[str]:
@@ -263,6 +263,7 @@ def _measured(
         "precision": _share(counts["right"], counts["given"]),
         "recall": _share(counts["right"], ones),
         "f1": _share(2 * counts["right"], counts["given"] + ones),
+        "coverage": _share(counts["given"], 2 * ones),
         "answered_without_sources": _share(counts["given_without_sources"], ones),
         "area_under_risk_coverage": area(outcomes),
         "risk_coverage": risk_coverage(outcomes),

@@ -8,9 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tmkd.errors import ExportError
+from tmkd.files import sha256_of
 
 FILE = "calibration.json"  # in the export's folder
 FORMAT = 1
+
+
+def student_of(export: Path) -> str:
+    """What tells the student of an export from others: a hash of its probes, 16 hex digits; empty without any."""
+    probes = Path(export) / "probes.json"
+    return sha256_of(probes)[:16] if probes.is_file() else ""
+
+
+def of_the_same_student(old: Path, new: Path) -> str | None:
+    """The text of an export's calibration, where it has one and the other export is of the same student."""
+    path = Path(old) / FILE
+    return path.read_text(encoding="utf-8") if path.is_file() and student_of(old) == student_of(new) else None
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,7 @@ class Calibration:
         """The calibration of an export; the default one where it has none.
 
         Raises:
-            ExportError: the file is damaged, or of another format.
+            ExportError: the file is damaged, of another format, or was made for another student.
         """
         path = Path(export) / FILE
         try:
@@ -53,6 +66,8 @@ class Calibration:
                 raise ExportError(
                     f"{path}: format {content.get('format')!r}, this version reads {FORMAT}; run tmkd calibrate again"
                 )
+            if content.get("student", "") not in ("", student_of(export)):
+                raise ExportError(f"{path} was made for another student; run tmkd calibrate again or remove it")
             threshold = content["threshold"]
             return cls(float(content["temperature"]), None if threshold is None else float(threshold))
         except FileNotFoundError:

@@ -29,13 +29,14 @@ def write_report(content: dict[str, Any], path: Path) -> None:
     for part in parts:
         curves[f"{part['data']}, sources in"] = part["risk_coverage_with_sources"]
         curves[f"{part['data']}, sources out for half"] = part["risk_coverage"]
+    points = [(one["coverage"]["mean"], 1 - one["precision"]["mean"]) for one in parts if one["precision"]]
     page = page_templates().get_template("answering.html.jinja")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page.render(content=content, parts=parts, rows=_ROWS, chart=_chart(curves)))
+    write_text(path, page.render(content=content, parts=parts, rows=_ROWS, chart=_chart(curves, points)))
 
 
-def _chart(curves: Mapping[str, Curve]) -> str:
-    """Share of wrong answers over the share of questions answered; a line for each name."""
+def _chart(curves: Mapping[str, Curve], points: Sequence[tuple[float, float]]) -> str:
+    """Share of wrong answers over the share of questions answered; two lines and a point for each set of questions."""
     colours = (COLOURS["ensemble"], COLOURS["student"])
     ends = ((name, curve["risk"][-1], curve["coverage"][-1]) for name, curve in curves.items())
     said = "; ".join(f"{name}: {risk:.2f} at {coverage:.2f}" for name, risk, coverage in ends)
@@ -49,5 +50,7 @@ def _chart(curves: Mapping[str, Curve]) -> str:
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("share of the questions that are answered")
         axes.set_ylabel("share of those answers that are wrong")
-        axes.legend(frameon=False, loc="upper left")
+        for place, (coverage, risk) in enumerate(points):
+            axes.plot(coverage, risk, "o", color=colours[place % 2], markersize=7)
+        figure.legend(frameon=False, loc="outside upper left", ncols=2)
         return svg_of(figure, f"Risk over coverage; {said}")
