@@ -26,6 +26,7 @@ from tmkd.losses import golden_loss
 from tmkd.methods import METHODS, Method
 from tmkd.out_of_fold import fold_logits
 from tmkd.pairs.datasets import TaskData, load_task
+from tmkd.pairs.mining import Material
 from tmkd.pairs.record import Pairs
 from tmkd.pairs.split import folds, subsample
 from tmkd.pool import pool_of, pool_teachers
@@ -52,6 +53,8 @@ class Shared:
     """What the pipelines of one process have in common: rows, labels in memory, and what the log said already."""
 
     tasks: dict[str, TaskData] = field(default_factory=dict)
+    materials: dict[str, list[Material]] = field(default_factory=dict)
+    pools: dict[str, tuple[Pairs, list[dict[str, Any]]]] = field(default_factory=dict)
     logits: dict[tuple[str, str, str], NDArray[np.float32]] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
 
@@ -74,9 +77,14 @@ class Pipeline:
         self.shared.say(f"running on {describe(recipe.precision)}")
 
     @functools.cached_property
+    def _rows_key(self) -> str:
+        """What the rows depend on in the recipe."""
+        return fingerprint([self.recipe.data.model_dump(exclude={"train_share"}), self.recipe.classes])
+
+    @functools.cached_property
     def data(self) -> TaskData:
         """Train, dev, test and pool."""
-        key = fingerprint([self.recipe.data.model_dump(exclude={"train_share"}), self.recipe.classes])
+        key = self._rows_key
         if key in self.shared.tasks:
             return self.shared.tasks[key]
         task = self.shared.tasks[key] = load_task(self.recipe.data, self.recipe.classes)
@@ -86,7 +94,10 @@ class Pipeline:
 
     @functools.cached_property
     def _mined(self) -> tuple[Pairs, list[dict[str, Any]]]:
-        return pool_of(self.workspace, self.recipe, self.data)
+        key = fingerprint([self.recipe.model_dump(include={"pool"}), self._rows_key])
+        if key not in self.shared.pools:
+            self.shared.pools[key] = pool_of(self.workspace, self.recipe, self.data, self.shared.materials)
+        return self.shared.pools[key]
 
     @property
     def pool(self) -> Pairs:

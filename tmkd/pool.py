@@ -12,17 +12,22 @@ from tmkd.errors import RecipeError
 from tmkd.files import write_json
 from tmkd.pairs.datasets import TaskData, built_in
 from tmkd.pairs.leaks import HeldOut
-from tmkd.pairs.mining import mine, read_sources, subsample
+from tmkd.pairs.mining import Material, mine, read_sources, subsample
 from tmkd.pairs.record import Pairs
 from tmkd.recipe import Recipe, Teacher
 from tmkd.teachers import teach
-from tmkd.workspace import Step, Workspace
+from tmkd.workspace import Step, Workspace, fingerprint
 
 FORMAT = 1  # raise it when mining gives other pairs for the same recipe
 
 
-def pool_of(workspace: Workspace, recipe: Recipe, data: TaskData) -> tuple[Pairs, list[dict[str, Any]]]:
+def pool_of(
+    workspace: Workspace, recipe: Recipe, data: TaskData, read: dict[str, list[Material]]
+) -> tuple[Pairs, list[dict[str, Any]]]:
     """The pairs of stage 1, and what came of each source (empty where nothing was mined).
+
+    Args:
+        read: what sources hold that were read before, by their fingerprint; what is read now is added.
 
     Raises:
         DataError: a source that cannot be read or gives no pair.
@@ -38,7 +43,12 @@ def pool_of(workspace: Workspace, recipe: Recipe, data: TaskData) -> tuple[Pairs
         return subsample(data.pool, wanted.size, wanted.seed), []
     if recipe.data.pool is not None:
         raise RecipeError("give pool.sources or data.pool, not both; a file is a source too: {pairs: FILE}")
-    materials = read_sources(wanted, data.train, lambda: [passage.text for passage in built_in(recipe.data).passages])
+    mark = fingerprint(
+        [wanted.model_dump(include={"sources"}), data.train.digest(), recipe.data.debian_docs.model_dump()]
+    )
+    if mark not in read:
+        read[mark] = read_sources(wanted, data.train, lambda: [one.text for one in built_in(recipe.data).passages])
+    materials = read[mark]
     depends = {
         "format": FORMAT,
         "size": wanted.size,
