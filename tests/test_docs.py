@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,15 @@ from conftest import write_jsonl
 from export_fixtures import exported
 from qa_fixtures import index_of
 
+from tmkd.errors import RecipeError
+from tmkd.recipe import load_recipe, parse_recipe
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 ANSWERING = (ROOT / "docs" / "answering.md").read_text()
 STUDIES = (ROOT / "docs" / "studies.md").read_text()
-COMMANDS = README + (ROOT / "docs" / "performance.md").read_text() + ANSWERING + STUDIES
+TASKS = (ROOT / "docs" / "tasks.md").read_text()
+COMMANDS = README + (ROOT / "docs" / "performance.md").read_text() + ANSWERING + STUDIES + TASKS
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -65,6 +70,21 @@ def test_every_verb_has_help_with_an_example() -> None:
     ):
         assert verb in page
         assert f"Example: tmkd {verb}" in tmkd(verb, "--help")
+
+
+def test_the_recipes_of_the_tasks_page_are_valid_and_its_table_names_every_one() -> None:
+    whole, pool, teachers = (yaml.safe_load(block) for block in blocks("yaml", TASKS))
+    parse_recipe(whole, "docs/tasks.md")
+    parse_recipe({**whole, **pool, "classes": 3, "data": whole["data"]}, "docs/tasks.md")
+    scored = {"train": "nli.csv", "scores": {"judge": "probability"}}
+    with pytest.raises(RecipeError, match="two classes only"):
+        parse_recipe({**whole, **teachers, "data": scored}, "docs/tasks.md")
+    parse_recipe({**whole, "teachers": teachers["teachers"][:3]}, "docs/tasks.md")
+    table = set(re.findall(r"`([a-z-]+\.yaml)`", TASKS))
+    assert table == {path.name for path in (ROOT / "recipes").glob("*.yaml")}
+    for line in (line for block in blocks("sh", TASKS) for line in block.splitlines()):
+        words = shlex.split(line, comments=True)
+        load_recipe(ROOT / words[2], words[3:])
 
 
 def test_the_readmes_files_and_make_targets_exist() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import pair_rows, write_jsonl
+from conftest import Tmkd, pair_rows, write_jsonl
+from encoder_fixtures import tiny
 from pairs_fixtures import refused
 
 from tmkd.errors import RecipeError
@@ -18,7 +20,9 @@ from tmkd.pairs.datasets import TaskData, load_task, read_measured
 from tmkd.pairs.files import Columns, rows_to_pairs
 from tmkd.pairs.hub import read_hub
 from tmkd.pairs.record import Reference
+from tmkd.pairs.sources import read_ready, read_texts
 from tmkd.recipe import Data, load_recipe, parse_recipe
+from tmkd.recipe_parts import ReadyPairs, Texts
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ROWS = 120  # of a split, two for each question
@@ -116,6 +120,32 @@ def test_every_recipe_reads_files_of_ones_own(tmp_path: Path, name: str) -> None
     task = load_task(load_recipe(RECIPES / f"{name}.yaml", override).data, recipe.classes)
     parts = [set(part.questions) for part in (task.train, task.dev, task.test)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 24
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BERT."""
+    return tiny("bert", tmp_path_factory.mktemp("encoder") / "bert", vocab_size=30522)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_recipe_trains_on_tiny_data(tmkd: Tmkd, hub: Callable[[str], Path], encoder: Path, name: str) -> None:
+    done = tmkd(
+        "distill", RECIPES / f"{name}.yaml", f"data.hub={hub(name)}", f"encoder={encoder}", "student.layers=1",
+        "teachers=[{name: a, epochs: 1}]", "methods=[tmkd]", "stage1={learning_rate: 1e-3, epochs: 1}",
+        "stage2.epochs=1", "pool.passages_per_question=2", "max_length=32",
+    )  # fmt: skip
+    assert "mine the pool: done" in done.stderr
+    config = json.loads(Path(f"workspace/runs/{name}/student/config.json").read_text())
+    assert len(config["id2label"]) == max(2, len(LAYOUTS[name][2]))
+
+
+def test_a_pool_reads_hub_data_sets(hub: Callable[[str], Path]) -> None:
+    train = rows_to_pairs(pair_rows(1), "t")
+    texts = Texts(hub=str(hub("rte")), config="rte", split="test[:10]", column="sentence1")
+    assert read_texts(texts, train, "question", "k", list) == [f"test text {n}" for n in range(5)]
+    ready = ReadyPairs(hub=str(hub("qnli")), config="qnli", split="test", question="question", passage="sentence")
+    assert len(read_ready(ready, train, "k")) == ROWS
 
 
 # --- shares held out
@@ -217,3 +247,5 @@ def test_data_with_golden_labels_takes_no_reference(tmp_path: Path) -> None:
     data = Data(train=str(path), scores={"score": "probability"}, reference="score")
     refused(lambda: load_task(data, 2), "t.jsonl", "golden labels")
     assert read_measured(data, 2, path, Columns()).reference is None  # to be measured on, labels are better
+    write_jsonl(path, [{"question": "q", "passage": "p"}])
+    refused(lambda: read_measured(data, 2, path, Columns()), "no labels (column 'label') and no reference 'score'")

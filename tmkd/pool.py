@@ -55,7 +55,7 @@ def pool_of(
         "passages_per_question": wanted.passages_per_question,
         "seed": wanted.seed,
         "classes": recipe.classes,
-        "sources": [[one.source.share, one.source.ask, one.name, one.digest()] for one in materials],
+        "sources": [[one.source.share, one.source.ask, one.digest()] for one in materials],
         "held_out": [data.dev.digest(), data.test.digest()],
         "train": data.train.digest() if any(one.source.ask == "passages" for one in materials) else None,
     }

@@ -148,4 +148,6 @@ def read_measured(data: Data, classes: int, path: Path, columns: Columns) -> Pai
     pairs = read_pairs(path, **expected)
     if data.reference is None or pairs.has_labels:
         return pairs
+    if data.reference not in pairs.score_names:
+        raise DataError(f"{path}: there are no labels (column {columns.label!r}) and no reference {data.reference!r}")
     return _referred(pairs, Reference(data.reference, data.scores[data.reference]), str(path))

@@ -40,6 +40,10 @@ class Material:
     texts: list[str]
     ready: Pairs | None
 
+    def most(self, each: int) -> int:
+        """The pairs that it can give at most, `each` for one asker."""
+        return len(self.ready) if self.ready is not None else len(self.askers) * each
+
     def digest(self) -> str:
         """A hash of everything it holds."""
         if self.ready is not None:
@@ -53,23 +57,26 @@ def read_sources(pool: Pool, train: Pairs, documentation: Callable[[], list[str]
     Raises:
         DataError: see `tmkd.pairs.sources`.
     """
-    found = []
+    materials = []
     for number, source in enumerate(pool.sources):
         key = f"pool.sources.{number}"
         if source.share == 0:
             continue
         if source.pairs is not None:
             ready = read_ready(source.pairs, train, f"{key}.pairs")
-            found.append(Material(source, f"pairs of {source.pairs.name}", [], [], ready))
+            materials.append(Material(source, f"pairs of {source.pairs.name}", [], [], ready))
             continue
         assert source.questions is not None
         assert source.passages is not None
         questions = read_texts(source.questions, train, "question", f"{key}.questions", documentation)
         passages = read_texts(source.passages, train, "passage", f"{key}.passages", documentation)
-        name = f"questions of {source.questions.name} on passages of {source.passages.name}"
-        sides = (questions, passages) if source.ask == "questions" else (passages, questions)
-        found.append(Material(source, name, *sides, None))
-    return found
+        asked, found_in = f"questions of {source.questions.name}", f"passages of {source.passages.name}"
+        sides = (questions, passages)
+        if source.ask == "passages":
+            asked, found_in, sides = found_in, asked, (passages, questions)
+        name = f"{asked} on {found_in}"
+        materials.append(Material(source, name, *sides, None))
+    return materials
 
 
 def mine(pool: Pool, materials: Sequence[Material], train: Pairs, held: HeldOut) -> tuple[Pairs, list[dict[str, Any]]]:
@@ -89,14 +96,16 @@ def mine(pool: Pool, materials: Sequence[Material], train: Pairs, held: HeldOut)
             made = _ready(material.ready, dropped, pool.seed)
         else:
             made = _retrieved(material, pool, train, dropped, wanted)
-        before = len(rows)
-        for row in made:
-            if wanted is not None and len(rows) - before >= wanted:
-                break
-            name = pair_id(*row)
-            if name not in seen and name not in held.pair_ids:
-                seen.add(name)
-                rows.append(row)
+        before, most = len(rows), material.most(pool.passages_per_question)
+        with progress("mine", most if wanted is None else min(wanted, most)) as bar:
+            for row in made:
+                if wanted is not None and len(rows) - before >= wanted:
+                    break
+                name = pair_id(*row)
+                if name not in seen and name not in held.pair_ids:
+                    seen.add(name)
+                    rows.append(row)
+                    bar.advance(1)
         count = len(rows) - before
         if count == 0 and wanted != 0:
             raise DataError(_nothing(material, dropped))
@@ -166,17 +175,15 @@ def _retrieved(material: Material, pool: Pool, train: Pairs, dropped: _Dropped, 
     index = PassageIndex.build([Passage(text_hash(text), text, "", (), "", "") for text in texts])
     known = set(train.pair_ids) if turned else set()
     each = pool.passages_per_question
-    with progress("mine", len(askers) if wanted is None else min(len(askers), -(-wanted // each)), "queries") as bar:
-        for asker in askers:
-            found = 0
-            for number, _ in index.search(asker, each + _MARGIN):
-                text = texts[number]
-                row = (text, asker) if turned else (asker, text)
-                if found == each or contains(row[1], row[0]) or (known and pair_id(*row) in known):
-                    continue
-                found += 1
-                yield row
-            bar.advance(1)
+    for asker in askers:
+        found = 0
+        for number, _ in index.search(asker, each + _MARGIN):
+            text = texts[number]
+            row = (text, asker) if turned else (asker, text)
+            if found == each or contains(row[1], row[0]) or (known and pair_id(*row) in known):
+                continue
+            found += 1
+            yield row
 
 
 def _counted(texts: Sequence[str], bar: Any) -> Iterator[str]:
