@@ -13,13 +13,13 @@ from encoder_fixtures import tiny
 
 from tmkd import training
 from tmkd.batching import replayed_steps
-from tmkd.distill import Replay, Targets, stage2_loss
 from tmkd.errors import DataError
 from tmkd.pairs.record import Pairs
 from tmkd.pairs.split import folds, split, subsample
 from tmkd.pipeline import Pipeline
 from tmkd.recipe import Loss, Stage2, Training, load_recipe
 from tmkd.student import Logits
+from tmkd.targets import Replay, Targets, stage2_loss
 from tmkd.workspace import Workspace
 
 

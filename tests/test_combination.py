@@ -92,7 +92,6 @@ def test_a_recipe_says_how_its_students_are_combined(tmkd: Tmkd, recipe_file: Pa
             recipe_file,
             "methods=[mkd]",
             "take=mkd",
-            "teachers.0.encoder=builtin:minilm-l6",
             f"combination={how}",
         )
         run = tmp_path / "workspace" / "runs" / "tiny"

@@ -17,10 +17,11 @@ from encoder_fixtures import byte_tokenizer, tiny
 from safetensors.torch import load_file, save_file
 
 from tmkd.class_order import class_order
-from tmkd.distill import Targets, carried_headers
+from tmkd.distill import carried_headers
 from tmkd.encoder.checkpoint import load_student, read_card
 from tmkd.errors import RecipeError
 from tmkd.recipe import parse_recipe
+from tmkd.targets import Targets
 
 NUMBERS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}
 

@@ -120,7 +120,9 @@ def test_labels_damaged_in_a_finished_step_are_made_again(tmkd: Tmkd, recipe_fil
 
 def test_no_pair_is_labelled_twice(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     pool = write_jsonl(tmp_path / "pool.jsonl", pair_rows(1))  # all of them are training or development rows too
-    done = tmkd("label", recipe_file, f"data.pool={pool}", "teachers=[{name: a, epochs: 1}]")
+    done = tmkd(
+        "label", recipe_file, f"data.pool={pool}", "teachers=[{name: a, epochs: 1}]", "methods=[tkd]", "take=tkd"
+    )
     shared = re.search(r"(\d+) of the pairs are labelled already", done.stderr)
     assert shared
     first, second = (
@@ -141,7 +143,7 @@ def test_a_column_of_scores_is_a_teacher(tmkd: Tmkd, recipe_file: Path, tmp_path
     write_jsonl(tmp_path / "train.jsonl", rows)
     tmkd(
         "distill", recipe_file, "data.scores={judge: probability}", "teachers=[{name: judge, scores: judge}]",
-        "methods=[mkd]", "take=mkd",
+        "methods=[tkd]", "take=tkd",
     )  # fmt: skip
     card = json.loads((tmp_path / "workspace" / "runs" / "tiny" / "student" / "tmkd.json").read_text())
     assert card["soft_headers"] == 1
@@ -248,7 +250,15 @@ def test_errors_name_the_value_and_the_fix(tmkd: Tmkd, recipe_file: Path, tmp_pa
         "data.columns.label=target": "there is no column 'target'; there are: question, passage, label",
         "nonsense": "write key=value",
     }.items():
-        done = tmkd("distill", recipe_file, override, "teachers=[{name: a, epochs: 1}]", check=False)
+        done = tmkd(
+            "distill",
+            recipe_file,
+            "methods=[tkd]",
+            "take=tkd",
+            override,
+            "teachers=[{name: a, epochs: 1}]",
+            check=False,
+        )
         assert done.returncode == 1, (override, done.stderr)
         assert expected in done.stderr, (override, done.stderr)
         assert "Traceback" not in done.stderr

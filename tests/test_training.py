@@ -14,7 +14,7 @@ from tmkd import hardware, training
 from tmkd.batching import epoch_steps, length_sorted_batches
 from tmkd.encoder.checkpoint import load_encoder
 from tmkd.encoder.find import find_encoder
-from tmkd.losses import golden_loss, soft_kl, soft_loss, soft_mse
+from tmkd.losses import golden_loss
 from tmkd.pairs.record import Pairs
 from tmkd.student import Logits, Student
 from tmkd.teachers import golden_only
@@ -139,20 +139,6 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
             name="t",
             state_folder=tmp_path,
         )
-
-
-def test_losses_against_their_definitions() -> None:
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(5, 3, 2, generator=generator), torch.randn(5, 3, 2, generator=generator)
-    p, r = student.softmax(-1), teacher.softmax(-1)
-    for row in range(5):
-        mse = sum(((p[row, k] - r[row, k]) ** 2).mean() for k in range(3)) / 3
-        kl = sum((r[row, k] * (r[row, k] / p[row, k]).log()).sum() for k in range(3)) / 3
-        assert soft_mse(student, teacher)[row] == pytest.approx(float(mse), rel=1e-5)
-        assert soft_kl(student, teacher)[row] == pytest.approx(float(kl), rel=1e-4)
-    assert torch.equal(soft_loss(student, teacher, "mse", 1.0), soft_mse(student, teacher))
-    assert float(soft_kl(teacher, teacher + 5.0).abs().max()) < 1e-6  # softmax does not see a common shift
-    assert list(golden_loss(student[:2, 0], torch.tensor([-1, 1])) > 0) == [False, True]
 
 
 def test_every_row_once_and_the_same_order_on_every_call() -> None:

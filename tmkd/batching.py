@@ -137,11 +137,6 @@ def replayed_steps(
     return steps
 
 
-def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Optimiser steps of one epoch; one of them may hold fewer pairs."""
-    return -(-rows // batch_size)
-
-
 def epoch_steps(
     lengths: NDArray[np.integer], batch_size: int, epoch: int, seed: int, window: int = 16
 ) -> list[IntArray]:
@@ -160,3 +155,33 @@ def epoch_steps(
         cuts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         steps.extend(cuts[i] for i in generator.permutation(len(cuts)))
     return steps
+
+
+def grouped_epoch_steps(questions: NDArray[np.integer], batch_size: int, epoch: int, seed: int) -> list[IntArray]:
+    """The rows of every optimiser step of one epoch with a question's rows together, for losses that compare them.
+
+    Questions are shuffled and put one after another into steps of at most `batch_size` rows. A question with more rows
+    than that is cut into parts of like size, another cut in every epoch. A pure function of its arguments, as
+    `epoch_steps` is; unlike there, rows of one step differ in length, and the number of steps depends on the epoch.
+
+    Args:
+        questions: the question of each row, [N] int.
+        batch_size: at least 4, so that no part of a question is a single row (where the question is not).
+    """
+    if batch_size < 4:
+        raise ValueError(f"batch_size {batch_size}: a grouped step needs room for 4 rows")
+    generator = np.random.default_rng([seed, epoch])
+    shuffled = generator.permutation(len(questions))
+    place = generator.permutation(int(questions.max(initial=-1)) + 1)[questions[shuffled]]
+    order = shuffled[np.argsort(place, kind="stable")]
+    whole = np.split(order, np.flatnonzero(np.diff(questions[order])) + 1)
+    steps: list[list[IntArray]] = []
+    room = 0
+    for rows in whole if len(order) else []:
+        for part in np.array_split(rows, -(-len(rows) // batch_size)):
+            if len(part) > room:
+                steps.append([])
+                room = batch_size
+            steps[-1].append(part)
+            room -= len(part)
+    return [np.concatenate(step) for step in steps]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from tmkd.encoder.lstm import LstmEncoder
 from tmkd.errors import RecipeError
 from tmkd.recipe import Recipe, Teacher
 from tmkd.student import Student
@@ -51,6 +52,8 @@ def reorder(student: Student, order: Sequence[int]) -> None:
         student.golden.bias.copy_(student.golden.bias[list(order)].clone())
         student.soft_weight.copy_(student.soft_weight[:, list(order)].clone())
         student.soft_bias.copy_(student.soft_bias[:, list(order)].clone())
+    if isinstance(student.encoder, LstmEncoder):
+        return  # it has no names of classes
     config = student.encoder.model.config
     before = dict(config.id2label)
     config.id2label = {place: before[was] for place, was in enumerate(order)}

@@ -152,6 +152,7 @@ def distill(
     Example: tmkd distill recipes/demo.yaml stage1=workspace/runs/demo/stage1
     """
     pipeline = _pipeline(recipe, overrides, workspace, quiet)
+    pipeline.require_exportable()
     with pipeline.workspace.locked():
         for student in pipeline.students:
             say(f"{student.method.name}: {', '.join(str(step.folder) for step in student.steps)}")
@@ -171,6 +172,7 @@ def export(
     if backend:
         overrides = [*(overrides or []), f"export.backends={json.dumps(backend)}"]
     pipeline = _pipeline(recipe, overrides, workspace, quiet)
+    pipeline.require_exportable()
     with pipeline.workspace.locked():
         rows = pipeline.export(named=bool(backend))
         pipeline.write_manifest()
@@ -196,6 +198,7 @@ def evaluate(
     Example: tmkd evaluate workspace/runs/demo --pairs my-pairs.jsonl --json numbers.json
     """
     set_quiet(quiet)
+    from tmkd.evaluation.parts import part_table
     from tmkd.measure import RunModels
     from tmkd.measure import evaluate as measure_run
     from tmkd.pairs.datasets import read_measured
@@ -208,6 +211,12 @@ def evaluate(
         results = measure_run(models, rows, timed=speed, task=pairs.name)
     if json_file is None or str(json_file) != "-":
         tables.print(results.table())
+        for title, parts, lead in (
+            ("the ensemble without each teacher", results.leave_one_out, "it adds"),
+            (f"{results.taken}: its headers combined", results.combinations, "logit is ahead by"),
+        ):
+            if parts:
+                tables.print(part_table(title, parts, results.shared, lead))
     _write_numbers(json_file, results.to_json())
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,54 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tmkd.encoder.checkpoint import load_encoder, load_student, read_card, save_student
+from tmkd.encoder.checkpoint import load_encoder, load_student, read_card, save_student, word_embeddings
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
+from tmkd.encoder.lstm import LstmEncoder, LstmShape
 from tmkd.errors import DataError
 from tmkd.files import write_json
-from tmkd.losses import golden_loss, soft_loss
 from tmkd.methods import Method
 from tmkd.pairs.record import Pairs
-from tmkd.recipe import Loss, Recipe, Training
-from tmkd.student import Logits, Student, combine
-from tmkd.teachers import golden_only
+from tmkd.recipe import Recipe, Training
+from tmkd.student import Logits, Student
+from tmkd.targets import COLUMN, MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss
 from tmkd.tokenizer import Encoded, PairTokenizer
 from tmkd.tokens import tokens_of
 from tmkd.training import Fit, train
 from tmkd.workspace import Step, Workspace
-
-MEAN = "mean of "  # before the names of the teachers whose mean a header learns
-COLUMN = "column "  # before the name of a score column, where a header's teacher is one
-
-
-@dataclass(frozen=True)
-class Targets:
-    """Soft labels of some pairs.
-
-    Attributes:
-        names: what each header learns, [K] (teachers' fingerprints, or one name for their mean).
-        logits: [N, K, C] float32, in the order of the pairs.
-        folds: fingerprints of the teachers that made them, where those are not the ones named but out-of-fold ones.
-    """
-
-    names: tuple[str, ...]
-    logits: NDArray[np.float32]
-    folds: tuple[str, ...] = ()
-
-    @classmethod
-    def choose(cls, method: Method, names: list[str], logits: list[NDArray[np.float32]], best: int) -> Targets | None:
-        """What a method learns from K teachers' logits (each [N, C]); None where it learns from none."""
-        if method.targets == "none":
-            return None
-        if method.targets == "one":
-            return cls((names[best],), logits[best][:, None])
-        if method.targets == "mean":
-            return cls((MEAN + "+".join(names),), ensemble_logits(logits).astype(np.float32)[:, None])
-        return cls(tuple(names), np.stack(logits, axis=1))
-
-
-def ensemble_logits(logits: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.float64]:
-    """Log of the mean of the teachers' probabilities, [N, C] float64: unsquashed, so that ranking never ties."""
-    return combine(np.stack(logits, axis=1), "probability")
 
 
 def pretrain(
@@ -79,20 +44,18 @@ def pretrain(
     """
     assert isinstance(recipe.stage1, Training)
     depends = {**_common(recipe, recipe.stage1, seed, teacher), "pool": pool.digest(), "targets": targets.names}
-    depends["loss"] = recipe.loss.model_dump(exclude={"alpha"})
+    depends |= loss_depends(recipe.loss, targets, exclude={"alpha"})
+    questions = questions_of(pool, recipe.loss, "pool")
     classes = depends["classes"] = targets.logits.shape[2]  # of the pool's task, where that is another one
 
     def build(folder: Path) -> None:
         assert isinstance(recipe.stage1, Training)
         torch.manual_seed(seed)
         model = _new_student(recipe, recipe.stage1, classes, len(targets.names), teacher, use_golden=False)
-        soft = torch.from_numpy(targets.logits)
-
-        def loss(logits: Logits, rows: Tensor) -> Tensor:
-            return soft_loss(logits.soft, soft[rows].to(logits.soft.device), recipe.loss.kind, recipe.loss.temperature)
-
+        soft = soft_part(targets, recipe.loss, questions)
         _train_and_save(
-            workspace, model, recipe, recipe.stage1, pool, loss, folder, seed, f"stage 1 ({method.name}, seed {seed})",
+            workspace, model, recipe, recipe.stage1, pool, lambda logits, rows: soft(logits.soft, rows), questions,
+            folder, seed, f"stage 1 ({method.name}, seed {seed})",
             {"step": "stage1", "teachers": list(targets.names)},
         )  # fmt: skip
 
@@ -120,34 +83,31 @@ def distill(
     Raises:
         DataError: no row has a golden label.
     """
-    if not rows.has_labels:
-        raise DataError("the training rows have no golden labels; stage 2 and `finetune` need some")
+    _require_golden(rows)
     numbers = recipe.stage2 if stage1 is not None else recipe.without_stage1
     start = stage1.folder if isinstance(stage1, Step) else stage1
     depends = _common(recipe, numbers, seed, None if stage1 is not None else teacher)
-    depends |= {"train": rows.digest(), "targets": targets.names if targets else None}
-    depends["loss"] = recipe.loss.model_dump() if targets else None
-    if rows.reference:
-        depends["reference"] = rows.reference
-    if targets and targets.folds:
-        depends["folds"] = targets.folds
+    depends |= _learnt(recipe, rows, targets)
+    if targets and method.headers == "golden":
+        depends["headers"] = "golden"
     if replay is not None:
         depends["replay"] = {"share": recipe.stage2.replay, "pool": replay.pool.digest()}
+    questions = questions_of(rows, recipe.loss, "train") if targets else None
     depends["stage1"] = stage1.fingerprint if isinstance(stage1, Step) else (start and encoder_fingerprint(start))
     if start is not None and targets is not None and None in (carried_headers(start, recipe.classes, targets) or ()):
         depends["headers"] = "those of the same teachers"
 
     def build(folder: Path) -> None:
         torch.manual_seed(seed)
-        count = len(targets.names) if targets else 0
+        count = len(targets.names) if targets and method.headers == "golden+soft" else 0
         if start is None:
             model = _new_student(recipe, numbers, recipe.classes, count, teacher, use_golden=True)
         else:
             model = _from_stage1(start, recipe, numbers, targets)
         mixed, soft = replay.behind(rows, targets) if replay is not None else (rows, targets)
         _train_and_save(
-            workspace, model, recipe, numbers, rows, stage2_loss(mixed, soft, recipe.loss), folder, seed,
-            f"{method.name}, seed {seed}",
+            workspace, model, recipe, numbers, rows, stage2_loss(mixed, soft, recipe.loss, questions), questions,
+            folder, seed, f"{method.name}, seed {seed}",
             {"step": method.name, "teachers": list(targets.names) if targets else []},
             replay.pool if replay is not None else None,
         )  # fmt: skip
@@ -155,40 +115,62 @@ def distill(
     return workspace.step("student", depends, build, label=f"{method.name}, seed {seed}")
 
 
-@dataclass(frozen=True)
-class Replay:
-    """Pairs of stage 1 that stage 2 mixes in, and their soft labels."""
-
-    pool: Pairs
-    targets: Targets
-
-    def behind(self, rows: Pairs, targets: Targets | None) -> tuple[Pairs, Targets]:
-        """Rows and targets of the task, then those of the pool, which have no golden label."""
-        assert targets is not None
-        if targets.names != self.targets.names:
-            raise DataError(
-                "stage2.replay: a teacher is a column of scores that the training rows carry and the pool does not; "
-                "give it to the pool too, or leave replay out"
-            )
-        logits = np.concatenate([targets.logits, self.targets.logits])
-        return rows.and_unlabelled(self.pool), Targets(targets.names, logits)
+def _require_golden(rows: Pairs) -> None:
+    if not rows.has_labels:
+        raise DataError("the training rows have no golden labels; stage 2 and `finetune` need some")
 
 
-def stage2_loss(rows: Pairs, targets: Targets | None, loss: Loss) -> Callable[[Logits, Tensor], Tensor]:
-    """L2 = (1 - a) CE(s_g, y) + a soft loss (METHOD.md, "Stage 2"); cross-entropy alone where there are no targets."""
-    labels = torch.from_numpy(rows.golden)
-    if targets is None:
-        plain: Callable[[Logits, Tensor], Tensor] = golden_only(labels)
-        return plain
-    soft = torch.from_numpy(targets.logits)
+def _learnt(recipe: Recipe, rows: Pairs, targets: Targets | None) -> dict[str, Any]:
+    """What a step depends on in the rows and labels that it learns from."""
+    depends: dict[str, Any] = {"train": rows.digest(), "targets": targets.names if targets else None}
+    depends |= loss_depends(recipe.loss, targets) if targets else {"loss": None}
+    if rows.reference:
+        depends["reference"] = rows.reference
+    if targets and targets.folds:
+        depends["folds"] = targets.folds
+    return depends
 
-    def combined(logits: Logits, which: Tensor) -> Tensor:
-        where = logits.golden.device
-        golden = golden_loss(logits.golden, labels[which].to(where))
-        distilled = soft_loss(logits.soft, soft[which].to(where), loss.kind, loss.temperature)
-        return (1 - loss.alpha) * golden + loss.alpha * distilled
 
-    return combined
+def distill_lstm(
+    workspace: Workspace, recipe: Recipe, method: Method, rows: Pairs, targets: Targets, teacher: Step | None, seed: int
+) -> Step:
+    """The `bilstm` baseline: golden and soft labels into one header over a bidirectional LSTM.
+
+    Args:
+        teacher: whose word pieces and their embeddings it takes; the recipe's encoder's where the teacher is a column
+            of scores.
+
+    Raises:
+        DataError: no row has a golden label.
+    """
+    _require_golden(rows)
+    numbers, source = recipe.bilstm, find_encoder(recipe.encoder) if teacher is None else teacher.folder
+    depends = {
+        "encoder": encoder_fingerprint(source) if teacher is None else teacher.fingerprint,
+        "bilstm": numbers.model_dump(),
+        "freeze_embeddings": recipe.student.freeze_embeddings,
+        **{key: getattr(recipe, key) for key in ("classes", "max_length", "precision")},
+        "seed": seed,
+        **_learnt(recipe, rows, targets),
+    }
+    questions = questions_of(rows, recipe.loss, "train")
+
+    def build(folder: Path) -> None:
+        torch.manual_seed(seed)
+        table, tokenizer = word_embeddings(source), PairTokenizer(source, recipe.max_length)
+        separator = int(tokenizer.encode(["a"], ["a"]).ids[0][-1])
+        shape = LstmShape(table.shape[0], table.shape[1], numbers.width, separator, tokenizer.pad_id)
+        freeze = recipe.student.freeze_embeddings
+        encoder = LstmEncoder(shape, dropout=numbers.dropout, freeze_embeddings=freeze)
+        with torch.no_grad():
+            encoder.embeddings.weight.copy_(table)
+        _train_and_save(
+            workspace, Student(encoder, recipe.classes), recipe, numbers, rows,
+            stage2_loss(rows, targets, recipe.loss, questions), questions, folder, seed, f"{method.name}, seed {seed}",
+            {"step": method.name, "teachers": list(targets.names)}, source=source,
+        )  # fmt: skip
+
+    return workspace.step("student", depends, build, label=f"{method.name}, seed {seed}")
 
 
 def _common(recipe: Recipe, numbers: Training, seed: int, teacher: Step | None) -> dict[str, Any]:
@@ -266,13 +248,15 @@ def _train_and_save(
     numbers: Training,
     rows: Pairs,
     loss: Callable[[Logits, Tensor], Tensor],
+    questions: NDArray[np.int64] | None,
     folder: Path,
     seed: int,
     name: str,
     about: dict[str, Any],
     replayed: Pairs | None = None,
+    source: Path | None = None,
 ) -> None:
-    source = find_encoder(recipe.encoder)
+    source = source or find_encoder(recipe.encoder)
     tokenizer = PairTokenizer(source, recipe.max_length)
     fit = Fit(
         numbers.learning_rate, numbers.epochs, numbers.batch_size, seed,
@@ -284,7 +268,8 @@ def _train_and_save(
         pool = tokens_of(workspace, tokenizer, replayed)
         encoded = Encoded([*encoded.ids, *pool.ids], [*encoded.type_ids, *pool.type_ids])
     curve = train(
-        model, encoded, tokenizer.pad_id, loss, fit, name=name, state_folder=folder / "state", own=len(rows)
+        model, encoded, tokenizer.pad_id, loss, fit, name=name, state_folder=folder / "state", own=len(rows),
+        questions=questions,
     )  # fmt: skip
     save_student(model, folder, source, recipe.max_length, about)
     write_json(folder / "curve.json", curve)

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.backends import installed
-from tmkd.distill import ensemble_logits
 from tmkd.encoder.checkpoint import load_student, read_card
 from tmkd.encoder.families import last_linear
+from tmkd.encoder.lstm import is_lstm
 from tmkd.errors import TmkdError
 from tmkd.evaluation.compare import ENSEMBLE, ModelOutput, Results, compare
+from tmkd.evaluation.parts import parts
 from tmkd.evaluation.speed import measure
 from tmkd.files import write_json
 from tmkd.hardware import describe, prepare
@@ -27,6 +28,8 @@ from tmkd.pairs.record import Pairs
 from tmkd.progress import progress, say
 from tmkd.recipe import Recipe, parse_recipe
 from tmkd.runtime import Scorer, read_manifest
+from tmkd.student import COMBINATIONS
+from tmkd.targets import ensemble_logits
 from tmkd.teachers import column_logits, made_reference, method_logits
 from tmkd.tokenizer import PairTokenizer
 from tmkd.training import score
@@ -78,7 +81,7 @@ def outputs(run: RunModels, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
     columns = {teacher.name: teacher for teacher in recipe.teachers if teacher.scores}
     found: list[ModelOutput] = []
     teachers: list[NDArray[np.float64]] = []
-    folders: dict[str, Path] = {}
+    folders: dict[str, list[Path]] = {}  # what one seed of a model runs
     for model in run.models:
         name = model["name"]
         column = columns.get(name.removeprefix("teacher:"))
@@ -93,33 +96,38 @@ def outputs(run: RunModels, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
         else:
             steps = run.steps(model)
             how = "logit" if model["kind"] == "teacher" else recipe.combination
-            logits = method_logits(workspace, steps, pairs, how, name=name, precision=recipe.precision)
-            folders[name] = steps[0].folder
-            sizes = _sizes(steps[0].folder)
+            each = model.get("each", 1)
+            logits = method_logits(workspace, steps, pairs, how, each=each, name=name, precision=recipe.precision)
+            folders[name] = [step.folder for step in steps[:each]]
+            sizes = _sizes(folders[name])
         if model["kind"] == "teacher":
             teachers.append(logits[0])
         found.append(ModelOutput(name=name, kind=model["kind"], logits=logits, **sizes))
     if len(teachers) > 1:
-        parts = [output for output in found if output.kind == "teacher"]
-        found.insert(len(parts), _ensemble(teachers, parts))
+        alone = [output for output in found if output.kind == "teacher"]
+        found.insert(len(alone), _ensemble(teachers, alone))
     if timed:
         _time(workspace, found, folders, pairs, recipe.precision)
     return found
 
 
-def _sizes(folder: Path) -> dict[str, Any]:
-    student = load_student(folder)
-    unused = {id(parameter) for parameter in last_linear(student.encoder.model).parameters()}  # our headers replace it
-    parameters = sum(p.numel() for p in student.parameters() if id(p) not in unused)
+def _sizes(folders: list[Path]) -> dict[str, Any]:
+    """Of all models that run for one output."""
+    parameters = 0
+    for folder in folders:
+        student = load_student(folder)
+        # Our headers replace the module's own last layer.
+        unused = set() if is_lstm(folder) else {id(p) for p in last_linear(student.encoder.model).parameters()}
+        parameters += sum(p.numel() for p in student.parameters() if id(p) not in unused)
     return {
         "parameters": parameters,
-        "bytes": (folder / "model.safetensors").stat().st_size,
-        "layers": read_card(folder)["layers"],
+        "bytes": sum((folder / "model.safetensors").stat().st_size for folder in folders),
+        "layers": read_card(folders[0])["layers"],
     }
 
 
-def _ensemble(logits: list[NDArray[np.float64]], parts: list[ModelOutput]) -> ModelOutput:
-    trained = [part for part in parts if part.parameters is not None]
+def _ensemble(logits: list[NDArray[np.float64]], teachers: list[ModelOutput]) -> ModelOutput:
+    trained = [part for part in teachers if part.parameters is not None]
     return ModelOutput(
         name=ENSEMBLE,
         kind="ensemble",
@@ -131,20 +139,22 @@ def _ensemble(logits: list[NDArray[np.float64]], parts: list[ModelOutput]) -> Mo
 
 
 def _time(
-    workspace: Workspace, found: list[ModelOutput], folders: dict[str, Path], pairs: Pairs, precision: str
+    workspace: Workspace, found: list[ModelOutput], folders: dict[str, list[Path]], pairs: Pairs, precision: str
 ) -> None:
-    """Speed of one model per shape (teachers of one encoder are alike), interleaved; the ensemble runs all teachers."""
+    """Speed of one model per shape (teachers of one encoder are alike), interleaved; the ensemble runs all teachers,
+    m-o-m all its students."""
     shapes: dict[str, str] = {}
-    for name, folder in folders.items():
+    for name, (folder, *_) in folders.items():
         config = json.loads((folder / "config.json").read_text())
         shapes[name] = f"{config['model_type']}-{config['num_hidden_layers']}x{config['hidden_size']}"
-    one_of = {shape: folders[name] for name, shape in reversed(shapes.items())}
+    one_of = {shape: folders[name][0] for name, shape in reversed(shapes.items())}
     speeds = _speeds(workspace, one_of, pairs, precision)
     for output in found:
         if output.name in shapes:
             speed = speeds[shapes[output.name]]
-            output.pairs_per_second = speed["pairs_per_second"]
-            output.milliseconds = {int(size): value for size, value in speed["milliseconds"].items()}
+            runs = len(folders[output.name])
+            output.pairs_per_second = speed["pairs_per_second"] / runs
+            output.milliseconds = {int(size): runs * value for size, value in speed["milliseconds"].items()}
     timed = [output for output in found if output.kind == "teacher" and output.pairs_per_second]
     for output in found:
         if output.name == ENSEMBLE and timed:
@@ -190,8 +200,40 @@ def evaluate(run: RunModels, pairs: Pairs, *, timed: bool = True, task: str | No
 
 
 def compare_outputs(run: RunModels, pairs: Pairs, found: list[ModelOutput], *, task: str) -> Results:
-    """The comparison of models that were already run."""
-    return compare(pairs, found, classes=run.recipe.classes, task=task, taken=run.take)
+    """The comparison of models that were already run, what each teacher adds, and each way to combine the headers."""
+    classes = run.recipe.classes
+    results = compare(pairs, found, classes=classes, task=task, taken=run.take)
+    by_name = {output.name: output for output in found}
+    if ENSEMBLE in by_name:
+        results.leave_one_out = parts(pairs, by_name[ENSEMBLE], _without_each(found), classes=classes)
+    ways = _combinations(run, pairs)
+    if ways:
+        results.combinations = parts(pairs, ways["logit"], ways, classes=classes)
+    return results
+
+
+def _without_each(found: list[ModelOutput]) -> dict[str, ModelOutput]:
+    """The ensemble without each of its teachers, by teacher."""
+    teachers = [output for output in found if output.kind == "teacher"]
+    without = {}
+    for left_out in teachers:
+        rest = [output.logits[0] for output in teachers if output is not left_out]
+        name = left_out.name.removeprefix("teacher:")
+        without[name] = ModelOutput(f"{ENSEMBLE} without {name}", "ensemble", ensemble_logits(rest)[None])
+    return without
+
+
+def _combinations(run: RunModels, pairs: Pairs) -> dict[str, ModelOutput]:
+    """The student that the run takes under every combination of its headers; empty where it has one header."""
+    model = next(model for model in run.models if model["name"] == run.take)
+    steps = run.steps(model)
+    if not steps or not read_card(steps[0].folder)["soft_headers"]:
+        return {}
+    found = {}
+    for how in COMBINATIONS:
+        logits = method_logits(run.workspace, steps, pairs, how, name=run.take, precision=run.recipe.precision)
+        found[str(how)] = ModelOutput(f"{run.take} ({how})", "student", logits)
+    return found
 
 
 def measure_exports(workspace: Workspace, export: Step, pairs: Pairs, *, classes: int) -> list[dict[str, Any]]:

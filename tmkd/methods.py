@@ -1,4 +1,8 @@
-"""What each named method of METHOD.md is: one table, no word of how it is trained."""
+"""What each named method of METHOD.md is: one table, no word of how it is trained.
+
+`tmkd` is one row: `base` and `large` are the same method with a stage-1 pool of another size, which is a key of the
+recipe's `data` and no column here.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +19,51 @@ class Method:
     Attributes:
         stage1: whether distillation pre-training comes first.
         targets: the soft labels: none, those of the best teacher on development data, their mean, or each teacher's.
-        trains: whether a student is trained at all (`teacher` and `teacher-ensemble` only need the teachers).
+        headers: `golden`: one header, which learns golden and soft labels alike; `golden+soft`: one more for each
+            teacher's soft labels.
+        students: how many are trained for a seed: 0 (the teachers alone are measured), 1, or one for each of the K
+            teachers.
+        encoder: `whole` (a teacher's), `bottom` (the student's layers), or a bidirectional `lstm`.
+        alone: of a method that needs two teachers or more, the one that is its like for a single teacher.
         text: what a table's caption says.
     """
 
     name: str
     stage1: bool
     targets: Literal["none", "one", "mean", "each"]
-    trains: bool
+    headers: Literal["golden", "golden+soft"]
+    students: Literal[0, 1, "K"]
+    encoder: Literal["whole", "bottom", "lstm"]
     text: str
+    alone: str | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether a student is trained at all."""
+        return self.students != 0
+
+    @property
+    def exportable(self) -> bool:
+        """Whether its student can be folded into one transformers checkpoint and written for serving."""
+        return self.students == 1 and self.encoder == "bottom"
 
 
+_BOTH: Literal["golden+soft"] = "golden+soft"
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("teacher", False, "none", False, "each deep teacher alone"),
-        Method("teacher-ensemble", False, "none", False, "mean of the teachers' probabilities"),
-        Method("finetune", False, "none", True, "the shallow student on golden labels only"),
-        Method("1-o-1", False, "one", True, "student of the best teacher, no stage 1"),
-        Method("1avg-o-1", False, "mean", True, "student of the averaged teachers, no stage 1"),
-        Method("mkd", False, "each", True, "a header per teacher, no stage 1"),
-        Method("tkd", True, "one", True, "both stages, the best teacher only"),
-        Method("1avg-tkd", True, "mean", True, "both stages, the averaged teachers"),
-        Method("tmkd", True, "each", True, "both stages, a header per teacher"),
+        # name, stage 1, targets, headers, students, encoder
+        Method("teacher", False, "none", "golden", 0, "whole", "each deep teacher alone"),
+        Method("teacher-ensemble", False, "none", "golden", 0, "whole", "mean of the teachers' probabilities"),
+        Method("finetune", False, "none", "golden", 1, "bottom", "the shallow student on golden labels only"),
+        Method("bilstm", False, "one", "golden", 1, "lstm", "bidirectional LSTM student of the best teacher"),
+        Method("1-o-1", False, "one", "golden", 1, "bottom", "student of the best teacher, one header, no stage 1"),
+        Method("1avg-o-1", False, "mean", "golden", 1, "bottom", "the same, of the averaged teachers", alone="1-o-1"),
+        Method("m-o-m", False, "each", "golden", "K", "bottom", "a 1-o-1 of each teacher, averaged", alone="1-o-1"),
+        Method("mkd", False, "each", _BOTH, 1, "bottom", "a header per teacher, no stage 1", alone="1-o-1"),
+        Method("tkd", True, "one", _BOTH, 1, "bottom", "both stages, the best teacher only"),
+        Method("1avg-tkd", True, "mean", _BOTH, 1, "bottom", "both stages, the averaged teachers", alone="tkd"),
+        Method("tmkd", True, "each", _BOTH, 1, "bottom", "both stages, a header per teacher", alone="tkd"),
     )
 }
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tmkd.distill import COLUMN, Replay, Targets, distill, pretrain
+from tmkd.distill import distill, distill_lstm, pretrain
 from tmkd.encoder.checkpoint import read_card
 from tmkd.encoder.find import find_encoder
 from tmkd.errors import DataError, ExportError, RecipeError, TmkdError
 from tmkd.files import copy_folder, disk_errors, write_json
 from tmkd.hardware import describe, prepare
-from tmkd.losses import golden_loss
+from tmkd.losses import GROUPED, golden_loss
 from tmkd.methods import METHODS, Method
 from tmkd.out_of_fold import fold_logits
 from tmkd.pairs.datasets import TaskData, load_task
@@ -34,18 +34,25 @@ from tmkd.progress import say
 from tmkd.qa.calibration import FILE as CALIBRATION
 from tmkd.qa.calibration import of_the_same_student
 from tmkd.recipe import Recipe, Teacher
+from tmkd.targets import COLUMN, Replay, Targets, questions_of
 from tmkd.teachers import column_logits, label, made_reference, method_logits, teach
 from tmkd.tokenizer import PairTokenizer
+from tmkd.weighting import above_chance, development_weights
 from tmkd.workspace import Step, Workspace, fingerprint
 
 
 @dataclass(frozen=True)
 class Student:
-    """The students of one method: a finished step per seed, and the stage-1 step of each where it has one."""
+    """The students of one method: finished steps, seed after seed, and the stage-1 step of each where it has one.
+
+    Attributes:
+        each: steps of a seed (K of m-o-m, else 1).
+    """
 
     method: Method
     steps: tuple[Step, ...]
     stage1: tuple[Step, ...]
+    each: int = 1
 
 
 @dataclass
@@ -109,10 +116,21 @@ class Pipeline:
         """Every teacher with its finished step (None for a column of scores)."""
         if self.recipe.labels == "out-of-fold":
             folds(self.data.train, self.recipe.folds)  # too many of them are refused before anything is trained
+        self._require_groups()
         return [
             (teacher, None if teacher.scores else teach(self.workspace, self.recipe, teacher, self.data.train))
             for teacher in self.recipe.used_teachers
         ]
+
+    def _require_groups(self) -> None:
+        """A loss that compares the passages of a question finds some: said before hours of training teachers."""
+        if self.recipe.loss.kind not in GROUPED:
+            return
+        learning = [METHODS[name] for name in self.recipe.methods if METHODS[name].targets != "none"]
+        if learning:
+            questions_of(self.student_pairs, self.recipe.loss, "train")
+        if any(method.stage1 for method in learning) and not isinstance(self.recipe.stage1, str):
+            questions_of(self.pool, self.recipe.loss, "pool")
 
     def labellers(self, pairs: Pairs) -> list[int]:
         """The teachers that can label the pairs (indices): a column of scores only where the pairs carry it."""
@@ -143,12 +161,13 @@ class Pipeline:
     def student_logits(self, student: Student, pairs: Pairs) -> NDArray[np.float64]:
         """The outputs of a method's students under the recipe's combination, [S, N, C], one for every seed."""
         return method_logits(
-            self.workspace, student.steps, pairs, self.recipe.combination,
+            self.workspace, student.steps, pairs, self.recipe.combination, each=student.each,
             name=student.method.name, precision=self.recipe.precision,
         )  # fmt: skip
 
-    def targets(self, method: Method, pairs: Pairs, where: str) -> Targets | None:
-        """What a method learns on these pairs."""
+    def targets(self, method: Method, pairs: Pairs, where: str, only: int | None = None) -> Targets | None:
+        """What one student learns on these pairs; `only`: the teacher of one that learns from one, the best unless
+        given."""
         if method.targets == "none":
             return None
         which = self.labellers(pairs)
@@ -156,7 +175,7 @@ class Pipeline:
             raise TmkdError(f"no teacher can label the {where} rows: they carry none of the recipe's score columns")
         chosen = [self.teachers[number] for number in which]
         names = [step.fingerprint if step else f"{COLUMN}{teacher.scores}" for teacher, step in chosen]
-        best = which.index(self.best_of(method)) if method.targets == "one" else 0
+        best = which.index(self.best_of(method) if only is None else only) if method.targets == "one" else 0
         logits, marks = self.teacher_logits(pairs, where, which), tuple[str, ...]()
         if where == "train" and self.recipe.labels == "out-of-fold":
             for place, number in enumerate(which):
@@ -166,7 +185,36 @@ class Pipeline:
                     logits[place] = labels.logits[self.student_rows]
                     marks += labels.teachers
         found = Targets.choose(method, names, logits, best)
-        return replace(found, folds=marks) if found else None
+        assert found is not None
+        weighed = found.weigh(self.recipe.loss.weighting, lambda: self.development_weights(which))
+        return replace(weighed, folds=marks)
+
+    @functools.cached_property
+    def dev_metrics(self) -> list[float]:
+        """Each teacher's metric above chance on development rows, [K]; nan where it has no say there."""
+        dev, metrics = self.data.dev, [float("nan")] * len(self.teachers)
+        for number in self.measured_teachers:
+            (logits,) = self.teacher_logits(dev, "dev", [number])
+            metrics[number] = above_chance(logits, dev.labels)
+        return metrics
+
+    def development_weights(self, which: Sequence[int]) -> NDArray[np.float64]:
+        """The weights in the loss of some teachers (indices) by their metric on development rows, [len(which)].
+
+        A teacher that cannot be measured there weighs as much as the others do on average.
+        """
+        metrics = np.array([self.dev_metrics[number] for number in which])
+        known = metrics[~np.isnan(metrics)]
+        weights = development_weights(np.nan_to_num(metrics, nan=known.mean() if len(known) else 1.0))
+        told = ", ".join(f"{self.teachers[n][0].name} {w:.3f}" for n, w in zip(which, weights, strict=True))
+        self.shared.say(f"teachers' weights in the loss: {told}")
+        return weights
+
+    @property
+    def measured_teachers(self) -> list[int]:
+        """The teachers (indices) that development rows can judge: their column is there, and is not the reference."""
+        dev = self.data.dev
+        return [n for n in self.labellers(dev) if not made_reference(self.teachers[n][0], dev)]
 
     @functools.cached_property
     def student_rows(self) -> NDArray[np.int64]:
@@ -198,7 +246,7 @@ class Pipeline:
         golden = golden.double() if golden.ndim == 2 else golden
         known = np.flatnonzero(dev.labels >= 0)
         losses = [float("inf")] * len(self.teachers)
-        measured = [n for n in self.labellers(dev) if not made_reference(self.teachers[n][0], dev)]
+        measured = self.measured_teachers
         for number, logits in zip(measured, self.teacher_logits(dev, "dev", measured), strict=True):
             losses[number] = float(golden_loss(torch.from_numpy(logits).double(), golden)[known].mean())
         return losses
@@ -275,6 +323,8 @@ class Pipeline:
             return self.stage1_student(self.recipe.stage1)
         if self.foreign_pool:
             targets = Targets.choose(method, *self.foreign_logits(), best=0)
+            if targets is not None and self.recipe.loss.weighting == "confidence":  # no rows to measure the others on
+                targets = targets.weigh("confidence", lambda: np.empty(0))
         else:
             targets = self.targets(method, self.pool, "pool")
         assert targets is not None
@@ -289,26 +339,34 @@ class Pipeline:
     @functools.cached_property
     def students(self) -> list[Student]:
         """The finished students of every method that trains one, seed by seed."""
-        found = []
-        for name in self.recipe.methods:
-            method = METHODS[name]
-            if not method.trains:
-                continue
-            steps, firsts = [], []
-            for seed in self.recipe.seeds:
-                first = self.pretrain(method, seed) if method.stage1 else None
-                if isinstance(first, Step):
-                    firsts.append(first)
-                soft = self.targets(method, self.student_pairs, "train")
-                steps.append(
-                    distill(
-                        self.workspace, self.recipe, method, self.student_pairs, soft, first, seed,
-                        teacher=None if first is not None else self.begins_with(method),
-                        replay=self._replay(method),
-                    )
-                )  # fmt: skip
-            found.append(Student(method, tuple(steps), tuple(firsts)))
-        return found
+        return [self.train(METHODS[name]) for name in self.recipe.methods if METHODS[name].trains]
+
+    def train(self, method: Method) -> Student:
+        """The finished students of a method, seed by seed. `m-o-m` is `1-o-1` of every teacher, step by step."""
+        steps: list[Step] = []
+        firsts = []
+        for seed in self.recipe.seeds:
+            first = self.pretrain(method, seed) if method.stage1 else None
+            if isinstance(first, Step):
+                firsts.append(first)
+            if method.students == "K":
+                each = self.labellers(self.student_pairs)
+                steps += [self.distill(METHODS["1-o-1"], None, seed, only=teacher) for teacher in each]
+            else:
+                steps.append(self.distill(method, first, seed))
+        return Student(method, tuple(steps), tuple(firsts), len(steps) // len(self.recipe.seeds))
+
+    def distill(self, method: Method, first: Step | Path | None, seed: int, only: int | None = None) -> Step:
+        """One student: stage 2, or the only stage. `only`: as in `targets`."""
+        soft = self.targets(method, self.student_pairs, "train", only)
+        if method.encoder == "lstm":
+            assert soft is not None
+            teacher = self.teachers[self.best_of(method)][1]
+            return distill_lstm(self.workspace, self.recipe, method, self.student_pairs, soft, teacher, seed)
+        return distill(
+            self.workspace, self.recipe, method, self.student_pairs, soft, first, seed,
+            teacher=None if first is not None else self.begins_with(method), replay=self._replay(method),
+        )  # fmt: skip
 
     def _replay(self, method: Method) -> Replay | None:
         """What stage 2 of a method mixes in."""
@@ -330,7 +388,8 @@ class Pipeline:
         ]  # fmt: skip
         for student in self.students:
             kind = "student" if student.method.stage1 else "baseline"
-            models.append({"name": student.method.name, "kind": kind, "steps": [s.folder.name for s in student.steps]})
+            steps = [step.folder.name for step in student.steps]
+            models.append({"name": student.method.name, "kind": kind, "steps": steps, "each": student.each})
         write_json(
             self.run / "manifest.json",
             {
@@ -343,8 +402,24 @@ class Pipeline:
             },
         )
 
+    def require_exportable(self) -> None:
+        """Say before hours of training that the method to take cannot be exported.
+
+        Raises:
+            ExportError: `take` is m-o-m or bilstm.
+        """
+        method = METHODS[self.recipe.take]
+        if not method.exportable:
+            fit = [name for name in self.recipe.methods if METHODS[name].exportable]
+            why = "is an LSTM, no transformers checkpoint" if method.encoder == "lstm" else "is several students"
+            raise ExportError(
+                f"take: {method.name} {why}, and cannot be exported; it is measured all the same. Take "
+                + (f"one of: {', '.join(fit)}" if fit else "another method, such as 1-o-1, and add it to `methods`")
+            )
+
     def take_away(self) -> None:
         """Copy the student (and its stage-1 student) out of the steps into the run's folder."""
+        self.require_exportable()
         taken = self.taken()
         with disk_errors(self.run):
             copy_folder(taken.steps[0].folder, self.run / "student")

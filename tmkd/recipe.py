@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -15,11 +15,11 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from tmkd.backends import KNOWN_BACKENDS, BackendName
 from tmkd.errors import RecipeError
 from tmkd.methods import METHODS
-from tmkd.recipe_parts import HoldOut, Pool
+from tmkd.recipe_parts import Bilstm, HoldOut, Pool, Positive, Rate, Stage2
+from tmkd.recipe_parts import Loss as Loss
 from tmkd.recipe_parts import Part as Part
+from tmkd.recipe_parts import Training as Training
 
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, le=1)]
 P = TypeVar("P", bound="Part")
 
 
@@ -102,41 +102,6 @@ class Data(Part):
         return self
 
 
-class Training(Part):
-    """The numbers of one training run."""
-
-    learning_rate: Rate = Field(description="AdamW's learning rate at its peak")
-    epochs: Positive = Field(description="passes over the rows")
-    batch_size: Positive = Field(32, description="pairs of one optimiser step")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="of matrices, not of biases and norms")
-    clip: float = Field(1.0, gt=0, description="gradient norm is clipped at this")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
-
-
-class Stage2(Training):
-    """The numbers of stage 2."""
-
-    replay: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="share of every step's pairs that come from the pool, with their soft labels alone; an epoch stays "
-        "a pass over the training pairs",
-    )
-
-    @property
-    def replayed(self) -> int:
-        """Pairs of a whole step that come from the pool."""
-        return round(self.replay * self.batch_size)
-
-    @model_validator(mode="after")
-    def _room(self) -> Stage2:
-        if self.replay and not 0 < self.replayed < self.batch_size:
-            raise ValueError(f"replay: {self.replay} of {self.batch_size} pairs leaves no pair of the pool or the task")
-        return self
-
-
 class Teacher(Part):
     """One teacher: trained here, a finished checkpoint, or a column of scores."""
 
@@ -192,16 +157,6 @@ class StudentShape(Part):
     freeze_embeddings: bool = Field(True, description="leave the embedding tables as they are")
 
 
-class Loss(Part):
-    """The loss on soft labels."""
-
-    kind: Literal["kl", "mse"] = Field(
-        "kl", description="kl: divergence at a temperature; mse: the paper's, on probabilities"
-    )
-    temperature: float = Field(1.0, gt=0, description="of kl")
-    alpha: float = Field(0.7, ge=0, le=1, description="share of the soft loss in stage 2; the rest is cross-entropy")
-
-
 class Export(Part):
     """What is written for serving."""
 
@@ -247,6 +202,7 @@ class Recipe(Part):
         default_factory=lambda: Training(learning_rate=2e-4, epochs=4),
         description="students that skip stage 1 (finetune, 1-o-1, mkd, ...)",
     )
+    bilstm: Bilstm = Field(default_factory=Bilstm, description="the bilstm baseline")
     loss: Loss = Field(default_factory=Loss, description="the loss on soft labels")
     methods: tuple[str, ...] = Field(
         ("teacher", "teacher-ensemble", "finetune", "tmkd"), description=f"of: {', '.join(METHODS)}"
@@ -294,7 +250,30 @@ class Recipe(Part):
         if self.data.reference and all(teacher.scores == self.data.reference for teacher in self.teachers):
             raise ValueError("teachers: the reference cannot be the only one, it is not measured against itself")
         self._classes_fit()
+        self._methods_fit()
         return self
+
+    def _methods_fit(self) -> None:
+        """Each method has the teachers it needs, and the loss the rows and classes it needs."""
+        for name in self.methods:
+            like = METHODS[name].alone
+            if like and len(self.teachers) < 2:  # of several, `use_teachers: 1` takes one on purpose
+                raise ValueError(
+                    f"methods: {name} needs two or more teachers, and {self.teachers[0].name} is the only one; add "
+                    f"another, or take {like} instead (methods=[...] and take={like})"
+                )
+        if self.loss.kind == "margin_mse":
+            if self.classes != 2:
+                raise ValueError(f"loss.kind: margin_mse is defined for two classes, and there are {self.classes}")
+            if self.stage2.replay:
+                raise ValueError("stage2.replay mixes in single pairs, and loss.kind margin_mse compares passages")
+            for key in ("stage1", "stage2", "without_stage1", "bilstm"):
+                numbers = getattr(self, key)
+                if isinstance(numbers, Training) and numbers.batch_size < 4:
+                    raise ValueError(
+                        f"{key}.batch_size: {numbers.batch_size} is too small for loss.kind margin_mse, which compares "
+                        "passages of one step; use 4 or more"
+                    )
 
     def _classes_fit(self) -> None:
         """Label maps name every class of the task and no other."""

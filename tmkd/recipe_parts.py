@@ -1,4 +1,4 @@
-"""Parts of a recipe that stand alone: shares held out, and the pool of stage 1 and where it is mined from."""
+"""Parts of a recipe that stand alone: shares held out, the pool of stage 1, the numbers of training, the loss."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class Part(BaseModel):
@@ -117,3 +119,63 @@ class Pool(Part):
         if self.size is None and len(set(shares)) > 1:
             raise ValueError("shares that differ are shares of `size`; give pool.size")
         return self
+
+
+class Training(Part):
+    """The numbers of one training run."""
+
+    learning_rate: Rate = Field(description="AdamW's learning rate at its peak")
+    epochs: Positive = Field(description="passes over the rows")
+    batch_size: Positive = Field(32, description="pairs of one optimiser step")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="of matrices, not of biases and norms")
+    clip: float = Field(1.0, gt=0, description="gradient norm is clipped at this")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
+
+
+class Stage2(Training):
+    """The numbers of stage 2."""
+
+    replay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of every step's pairs that come from the pool, with their soft labels alone; an epoch stays "
+        "a pass over the training pairs",
+    )
+
+    @property
+    def replayed(self) -> int:
+        """Pairs of a whole step that come from the pool."""
+        return round(self.replay * self.batch_size)
+
+    @model_validator(mode="after")
+    def _room(self) -> Stage2:
+        if self.replay and not 0 < self.replayed < self.batch_size:
+            raise ValueError(f"replay: {self.replay} of {self.batch_size} pairs leaves no pair of the pool or the task")
+        return self
+
+
+class Loss(Part):
+    """The loss on soft labels."""
+
+    kind: Literal["kl", "mse", "mse_logits", "margin_mse"] = Field(
+        "kl",
+        description="kl: divergence at a temperature; mse: the paper's, on probabilities; mse_logits: on logits "
+        "centred over the classes; margin_mse: on differences of log-odds between passages of one question",
+    )
+    temperature: float = Field(1.0, gt=0, description="of kl")
+    alpha: float = Field(0.7, ge=0, le=1, description="share of the soft loss in stage 2; the rest is cross-entropy")
+    weighting: Literal["uniform", "development", "confidence"] = Field(
+        "uniform",
+        description="of the teachers in the loss of a header each (mkd, tmkd): equal; by ROC-AUC (accuracy) above "
+        "chance on development rows; per pair by confidence, 1 - entropy / log C",
+    )
+
+
+class Bilstm(Training):
+    """The `bilstm` baseline: its size and the numbers of its training."""
+
+    learning_rate: Rate = Field(2e-3, description="AdamW's learning rate at its peak")
+    epochs: Positive = Field(6, description="passes over the rows")
+    width: Positive = Field(256, description="numbers of its state, in each direction")

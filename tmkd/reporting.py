@@ -23,6 +23,7 @@ from tmkd.progress import say
 
 def report(pipeline: Pipeline) -> Results:
     """Every step of the recipe, then the report. Test rows are read here and nowhere else."""
+    pipeline.require_exportable()
     pipeline.label_all()
     _ = pipeline.students
     pipeline.write_manifest()

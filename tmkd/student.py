@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tmkd.encoder.forward import Packing, PairEncoder
+from tmkd.encoder.lstm import LstmEncoder
 
 Combination = Literal["logit", "probability", "golden"]
 """How headers become one output (METHOD.md, "Inference"): `combine`."""
@@ -39,7 +40,9 @@ class Student(nn.Module):
             after stage 1 averages its soft headers (METHOD.md, "Stage 1").
     """
 
-    def __init__(self, encoder: PairEncoder, classes: int, soft_headers: int = 0, *, use_golden: bool = True) -> None:
+    def __init__(
+        self, encoder: PairEncoder | LstmEncoder, classes: int, soft_headers: int = 0, *, use_golden: bool = True
+    ) -> None:
         super().__init__()
         if not use_golden and soft_headers == 0:
             raise ValueError("a student needs a golden header or at least one soft header")

@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tmkd.batching import epoch_steps, length_sorted_batches, micro_batches, pack, pad, replayed_steps, steps_per_epoch
+from tmkd.batching import (
+    epoch_steps,
+    grouped_epoch_steps,
+    length_sorted_batches,
+    micro_batches,
+    pack,
+    pad,
+    replayed_steps,
+)
 from tmkd.encoder.forward import Packing
 from tmkd.hardware import attention, device, use_bf16
 from tmkd.progress import progress, say
@@ -50,8 +58,12 @@ class Fit:
     precision: str = "auto"
     replayed: int = 0  # of batch_size, from the rows behind `own` (see `train`)
 
-    def steps(self, lengths: NDArray[np.int64], own: int, epoch: int) -> list[NDArray[np.int64]]:
-        """The rows of every step of one epoch."""
+    def steps(
+        self, lengths: NDArray[np.int64], own: int, epoch: int, questions: NDArray[np.int64] | None = None
+    ) -> list[NDArray[np.int64]]:
+        """The rows of every step of one epoch. Arguments as in `train`."""
+        if questions is not None:
+            return grouped_epoch_steps(questions, self.batch_size, epoch, self.seed)
         if self.replayed:
             return replayed_steps(lengths, own, self.batch_size, self.replayed, epoch, self.seed)
         return epoch_steps(lengths, self.batch_size, epoch, self.seed)
@@ -71,6 +83,7 @@ def train(
     name: str,
     state_folder: Path,
     own: int | None = None,
+    questions: NDArray[np.int64] | None = None,
 ) -> list[dict[str, float]]:
     """Train in place; resumes from `state_folder` where an interrupted call left its state.
 
@@ -79,6 +92,9 @@ def train(
         loss_of_rows: the loss of each pair of a micro-batch.
         state_folder: holds the resumable state; the caller removes it with its step.
         own: an epoch is a pass over so many rows, from the first; those behind them are replayed (`Fit.replayed`).
+        questions: the question of each row, [N], for a loss that compares the passages of one question: steps then keep
+            a question's rows together (`grouped_epoch_steps`), and the loss is given a whole step at once. Nothing is
+            replayed then.
 
     Returns:
         The learning curve: [{"step", "epoch", "loss", "learning_rate", "pairs_per_second", "pairs"}], about 100 points.
@@ -88,8 +104,10 @@ def train(
     """
     lengths = np.array([len(row) for row in encoded.ids])
     own = len(lengths) if own is None else own
-    per_epoch = steps_per_epoch(own, fit.batch_size - fit.replayed)
-    total = fit.epochs * per_epoch
+    first = fit.steps(lengths, own, 0, questions)
+    total = fit.epochs * len(first)
+    if questions is not None:  # they fill the steps of every epoch anew
+        total = sum(len(fit.steps(lengths, own, epoch, questions)) for epoch in range(fit.epochs))
     model.to(device())
     optimiser = _optimiser(model, fit)
     state = _State(model, optimiser, state_folder)
@@ -97,17 +115,22 @@ def train(
     every = max(1, total // 100)
     say(f"{name}: {model.encoder.path}")
     model.train()
-    pairs_total = fit.epochs * sum(len(rows) for rows in fit.steps(lengths, own, 0))  # the same in every epoch
+    pairs_total = fit.epochs * sum(len(rows) for rows in first)  # the same in every epoch
     with progress(name, pairs_total, done=min(done * fit.batch_size, pairs_total)) as bar:
         recent: list[float] = []
         began, counted = time.monotonic(), 0
+        step = -1
         for epoch in range(fit.epochs):
-            for step, rows in enumerate(fit.steps(lengths, own, epoch), start=epoch * per_epoch):
+            for rows in fit.steps(lengths, own, epoch, questions):
+                step += 1
                 if step < done:
                     continue
-                torch.manual_seed((fit.seed << 32) + step)  # dropout of this step, the same after a resume
                 rate = _schedule(step, total, fit)
-                loss = _step(model, optimiser, encoded, pad_id, rows, loss_of_rows, fit, rate)
+                _prepare(optimiser, rate)
+                gradients = _gradients if questions is None else _whole_step_gradients
+                loss = gradients(model, encoded, pad_id, rows, loss_of_rows, fit, (fit.seed << 32) + step)
+                torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], fit.clip)
+                optimiser.step()
                 if not np.isfinite(loss):
                     raise Diverged(f"{name}: the loss is {loss} at step {step}; lower the learning rate")
                 recent.append(loss)
@@ -147,30 +170,71 @@ def _schedule(step: int, total: int, fit: Fit) -> float:
     return fit.learning_rate * max(0.0, (total - step) / max(1, total - warm))
 
 
-def _step(
+def _prepare(optimiser: torch.optim.AdamW, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad(set_to_none=True)
+
+
+def _parts(encoded: Encoded, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The rows of a step, micro-batch by micro-batch."""
+    lengths = np.array([len(encoded.ids[row]) for row in rows])
+    return [rows[batch] for batch in micro_batches(lengths, TOKENS_TRAINING)]
+
+
+def _gradients(
     model: Student,
-    optimiser: torch.optim.AdamW,
     encoded: Encoded,
     pad_id: int,
     rows: NDArray[np.int64],
     loss_of_rows: LossOfRows,
     fit: Fit,
-    rate: float,
+    seed: int,
 ) -> float:
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    optimiser.zero_grad(set_to_none=True)
-    lengths = np.array([len(encoded.ids[row]) for row in rows])
+    """The step's gradients, and its loss. `seed`: of this step's dropout, so that it is the same after a resume."""
+    torch.manual_seed(seed)
     total = 0.0
-    for batch in micro_batches(lengths, TOKENS_TRAINING):
-        part = rows[batch]
+    for part in _parts(encoded, rows):
         logits = _forward(model, encoded, pad_id, part, use_bf16(fit.precision))
         loss = loss_of_rows(logits, torch.from_numpy(part)).sum() / len(rows)
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
-    torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], fit.clip)
-    optimiser.step()
     return total
+
+
+def _whole_step_gradients(
+    model: Student,
+    encoded: Encoded,
+    pad_id: int,
+    rows: NDArray[np.int64],
+    loss_of_rows: LossOfRows,
+    fit: Fit,
+    seed: int,
+) -> float:
+    """As `_gradients`, for a loss that must see all pairs of the step: what is in which micro-batch does not matter.
+
+    The logits of all micro-batches are computed, the loss is taken over all of them, and its gradient with respect to
+    the logits goes back through a second forward of each micro-batch (Gao et al. 2021, gradient cache). Memory is that
+    of one micro-batch; the price is that second forward, where a step has more than one.
+    """
+    parts = _parts(encoded, rows)
+    if len(parts) == 1:
+        return _gradients(model, encoded, pad_id, rows, loss_of_rows, fit, seed)
+    bf16 = use_bf16(fit.precision)
+    torch.manual_seed(seed)
+    first = [Logits(*(t.detach() for t in _forward(model, encoded, pad_id, part, bf16))) for part in parts]
+    whole = Logits(*(torch.cat(tensors).requires_grad_() for tensors in zip(*first, strict=True)))
+    loss = loss_of_rows(whole, torch.from_numpy(np.concatenate(parts))).sum() / len(rows)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.manual_seed(seed)  # the same dropout as in the first forward
+    start = 0
+    for part in parts:
+        again = _forward(model, encoded, pad_id, part, bf16)
+        there = slice(start, start + len(part))
+        used = [(t, w.grad[there]) for t, w in zip(again, whole, strict=True) if w.grad is not None and t.numel()]
+        torch.autograd.backward([tensor for tensor, _ in used], [gradient for _, gradient in used])
+        start += len(part)
+    return float(loss.detach())
 
 
 def _forward(model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64], bf16: bool) -> Logits:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tmkd.encoder.families import Family, family_of, last_linear
 from tmkd.encoder.forward import PairEncoder, encoder_of
+from tmkd.encoder.lstm import LstmEncoder, is_lstm, load_lstm, save_lstm
 from tmkd.errors import EncoderError
 from tmkd.progress import say
 from tmkd.student import Student
@@ -168,15 +169,10 @@ def save_student(
 
     folder.mkdir(parents=True, exist_ok=True)
     encoder = student.encoder
-    weight, bias = student.fold()
-    head = last_linear(encoder.model)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
-    encoder.model.config.architectures = [type(encoder.model).__name__]
-    encoder.model.config.save_pretrained(folder)
-    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if isinstance(encoder, LstmEncoder):
+        save_lstm(encoder, *student.fold(), folder)
+    else:
+        _save_checkpoint(encoder, *student.fold(), folder)
     PairTokenizer(tokenizer_folder, max_length).save(folder)
     for name in ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         if (tokenizer_folder / name).is_file():
@@ -204,6 +200,17 @@ def save_student(
     (folder / "tmkd.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
+def _save_checkpoint(encoder: PairEncoder, weight: Tensor, bias: Tensor, folder: Path) -> None:
+    head = last_linear(encoder.model)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    encoder.model.config.architectures = [type(encoder.model).__name__]
+    encoder.model.config.save_pretrained(folder)
+    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def _write_tokenizer_length(folder: Path, max_length: int) -> None:
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text()) if path.is_file() else {}
@@ -228,6 +235,8 @@ def load_student(folder: Path, *, dropout: float = 0.0, freeze_embeddings: bool 
     """A teacher or student as it was saved."""
     card = read_card(folder)
     classes = int(card["classes"])
+    if is_lstm(folder):
+        return _lstm_student(folder, classes, dropout, freeze_embeddings)
     encoder = load_encoder(folder, classes, dropout=dropout, freeze_embeddings=freeze_embeddings, new_head=False)
     student = Student(encoder, classes, int(card["soft_headers"]), use_golden=bool(card["use_golden"]))
     with torch.no_grad():
@@ -242,6 +251,21 @@ def load_student(folder: Path, *, dropout: float = 0.0, freeze_embeddings: bool 
             student.golden.weight.copy_(head.weight)
             student.golden.bias.copy_(head.bias)
     return student
+
+
+def _lstm_student(folder: Path, classes: int, dropout: float, freeze_embeddings: bool) -> Student:
+    encoder, weight, bias = load_lstm(folder, dropout=dropout, freeze_embeddings=freeze_embeddings)
+    student = Student(encoder, classes)
+    with torch.no_grad():
+        student.golden.weight.copy_(weight)
+        student.golden.bias.copy_(bias)
+    return student
+
+
+def word_embeddings(folder: Path) -> Tensor:
+    """The word-piece embedding table of a checkpoint, [V, d] float32."""
+    table: Tensor = load_encoder(folder, 2, layers=1).base.get_input_embeddings().weight.detach().clone()
+    return table
 
 
 def load_finished(folder: Path, classes: int) -> Student:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.table import Table
@@ -13,6 +13,9 @@ from tmkd.errors import DataError
 from tmkd.evaluation.intervals import MAX_SEEDS, Interval, Resamples, distributions, interval
 from tmkd.evaluation.metrics import RANKING, Floats, Questions, log_odds, ranking
 from tmkd.pairs.record import Pairs
+
+if TYPE_CHECKING:
+    from tmkd.evaluation.parts import Part
 
 Kind = Literal["teacher", "ensemble", "baseline", "student"]
 METRICS = ("accuracy", "auc", "spearman", "mrr", "map", "ndcg@10")
@@ -150,6 +153,8 @@ class Results:
     reference: str = ENSEMBLE  # the model that shares are relative to
     exports: list[dict[str, Any]] = field(default_factory=list)  # the run's back ends on the same rows
     against: str | None = None  # the score column that stood for golden labels; it and what contains it is left out
+    leave_one_out: list[Part] = field(default_factory=list)  # the ensemble without each teacher
+    combinations: list[Part] = field(default_factory=list)  # the taken student's headers, combined in each way
 
     @property
     def metrics(self) -> list[str]:
@@ -180,6 +185,12 @@ class Results:
             **({"reference": self.against} if self.against else {}),
             "verdicts": self.verdicts(),
             **({"exports": self.exports} if self.exports else {}),
+            **(
+                {"leave_one_out": [part.to_json("teacher") for part in self.leave_one_out]}
+                if self.leave_one_out
+                else {}
+            ),
+            **({"combinations": [p.to_json("combination") for p in self.combinations]} if self.combinations else {}),
         }
 
     def table(self) -> Table:
@@ -240,7 +251,7 @@ def compare(
     reference = None if probabilities is None else probabilities[known]
     questions = Questions.of(pairs.labels[known], [qids[row] for row in known], reference)
     draws = Resamples(questions, resamples, seed)
-    drawn = {o.name: distributions(draws, _checked(o, len(pairs), classes)[:, known]) for o in outputs}
+    drawn = {o.name: distributions(draws, checked(o, len(pairs), classes)[:, known]) for o in outputs}
     chance = {"auc": 0.5, "accuracy": float(np.bincount(questions.labels, minlength=classes).max() / len(known))}
     rows = []
     for output in outputs:
@@ -267,7 +278,7 @@ def compare(
     )  # fmt: skip
 
 
-def _checked(output: ModelOutput, rows: int, classes: int) -> Floats:
+def checked(output: ModelOutput, rows: int, classes: int) -> Floats:
     """The logits as float64 [S, N, C]; a nan would be ranked somewhere and look like an answer."""
     logits = np.asarray(output.logits, dtype=np.float64)
     if logits.ndim != 3 or logits.shape[1:] != (rows, classes) or not 0 < len(logits) <= MAX_SEEDS:

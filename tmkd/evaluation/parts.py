@@ -1,0 +1,95 @@
+"""What the parts of a result are worth: each teacher in the ensemble, each way to combine a student's headers.
+
+Paired as all comparisons are: bootstrap over questions, both models on the same resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from tmkd.evaluation.compare import METRICS, TITLES, Difference, ModelOutput, checked
+from tmkd.evaluation.intervals import Interval, Resamples, distributions, interval
+from tmkd.evaluation.metrics import RANKING, Questions
+from tmkd.pairs.record import Pairs
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several outputs held against a whole.
+
+    Attributes:
+        name: the teacher that is left out, or the combination.
+        metrics: of this output.
+        behind: how far the whole is ahead of it, by metric; of a teacher left out: what it adds. Absent where a metric
+            is over a single question.
+    """
+
+    name: str
+    metrics: dict[str, Interval]
+    behind: dict[str, Difference]
+
+    def to_json(self, key: str) -> dict[str, Any]:
+        """{key: name, each metric, "behind": {metric: interval and verdict}}."""
+        behind = {
+            name: {**difference.value.to_json(), "real": difference.real} for name, difference in self.behind.items()
+        }
+        metrics = {name: value.to_json() for name, value in self.metrics.items()}
+        return {key: self.name, **metrics, **({"behind": behind} if behind else {})}
+
+
+def parts(
+    pairs: Pairs,
+    whole: ModelOutput,
+    others: Mapping[str, ModelOutput],
+    *,
+    classes: int,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Part]:
+    """Measure outputs on the labelled rows of `pairs` and hold each against `whole`.
+
+    Args:
+        others: by the name of the part.
+
+    Raises:
+        DataError: logits of another shape, or that are not finite.
+    """
+    known = np.flatnonzero(pairs.labels >= 0)
+    qids, probabilities = pairs.qids, pairs.reference_probabilities
+    reference = None if probabilities is None else probabilities[known]
+    questions = Questions.of(pairs.labels[known], [qids[row] for row in known], reference)
+    counts = {name: int(questions.ranked.sum()) if name in RANKING else len(questions.names) for name in METRICS}
+    draws = Resamples(questions, resamples, seed)
+    top = distributions(draws, checked(whole, len(pairs), classes)[:, known])
+    found = []
+    for part, other in others.items():
+        drawn = distributions(draws, checked(other, len(pairs), classes)[:, known])
+        behind = {
+            name: Difference(whole.name, other.name, name, interval(top[name][0] - value, top[name][1] - spread))
+            for name, (value, spread) in drawn.items()
+            if counts[name] > 1
+        }
+        found.append(Part(part, {name: interval(*both) for name, both in drawn.items()}, behind))
+    return found
+
+
+def part_table(title: str, parts: Sequence[Part], metrics: Sequence[str], column: str) -> Table:
+    """For a terminal. `column`: what the whole's lead over a part is called."""
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("")
+    for name in metrics:
+        shown.add_column(TITLES[name], justify="right")
+        shown.add_column(column, justify="right")
+    for part in parts:
+        cells = []
+        for name in metrics:
+            lead = part.behind[name].value if name in part.behind else None
+            cells.append(f"{part.metrics[name].mean:.3f}" if name in part.metrics else "")
+            cells.append("" if lead is None else f"{lead.mean:+.3f} ({lead.low:+.3f} to {lead.high:+.3f})")
+        shown.add_row(part.name, *cells)
+    return shown

@@ -1,0 +1,57 @@
+"""How much each teacher's loss weighs (`loss.weighting`). The weights of a pair sum to 1 over its teachers.
+
+Weights are in the loss alone. A student's headers are combined by their plain mean whatever the weighting, so the fold
+into one linear layer stays exact. A method with one soft label a pair (one teacher, or the mean of several) has nothing
+to weigh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from tmkd.evaluation.metrics import auc, log_odds
+
+Floats = NDArray[np.float64]
+
+
+def above_chance(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
+    """A teacher's metric on development rows less what guessing gives, at least 0.
+
+    ROC-AUC less 0.5 for two classes; accuracy less the majority's share for more, or where one class is absent.
+
+    Args:
+        logits: [N, C]; labels: [N], -1 where a row has none (it is not counted).
+    """
+    known = labels >= 0
+    outputs: Floats = logits[known].astype(np.float64)
+    labels = labels[known]
+    counts = np.bincount(labels, minlength=outputs.shape[1])
+    if outputs.shape[1] == 2 and counts.all():
+        return max(0.0, auc(labels, log_odds(outputs)) - 0.5)
+    return max(0.0, float((outputs.argmax(axis=1) == labels).mean() - counts.max() / len(labels)))
+
+
+def development_weights(metrics: Sequence[float]) -> Floats:
+    """w_k = m_k / sum_j m_j with m_k = `above_chance` of teacher k, [K]; equal weights where no teacher is above it."""
+    found = np.asarray(metrics, dtype=np.float64)
+    return found / found.sum() if found.sum() > 0 else np.full(len(found), 1 / len(found))
+
+
+def confidence_weights(logits: NDArray[np.floating]) -> Floats:
+    """w_ik = c_ik / sum_j c_ij with c_ik = 1 - H(R_ik) / log C, R_ik being teacher k's soft label of pair i, [N, K].
+
+    H is the entropy: a teacher that is sure of a pair (c near 1) weighs more there than one that wavers (c near 0).
+    Where all waver, weights are equal: 1e-6 is added to every c.
+
+    Args:
+        logits: the teachers' [N, K, C].
+    """
+    logs = log_softmax(logits.astype(np.float64), axis=-1)
+    entropy = -(np.exp(logs) * logs).sum(axis=-1)
+    confidence = np.clip(1 - entropy / np.log(logits.shape[-1]), 0, 1) + 1e-6
+    weights: Floats = confidence / confidence.sum(axis=1, keepdims=True)
+    return weights
