@@ -49,23 +49,23 @@ def tiny_recipe(recipe_file: Path, tmp_path: Path) -> Path:
     return recipe_file
 
 
+FAST = "export.backends=[onnx-fp32]"
 ALL = "methods=[teacher,teacher-ensemble,finetune,bilstm,1-o-1,1avg-o-1,m-o-m,mkd,tkd,1avg-tkd,tmkd]"
 
 
 def test_every_method_in_one_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
     """Shared work is done once; m-o-m is the mean of its students and costs them all; bilstm is measured."""
-    done = tmkd("run", tiny_recipe, ALL, "seeds=[0,1]", "bilstm={width: 16, epochs: 1}", "--json")
+    done = tmkd("run", tiny_recipe, ALL, "bilstm={width: 16, epochs: 1}", FAST, "--json")
     results = json.loads(done.stdout)
     rows = {row["name"]: row for row in results["methods"]}
     assert list(rows) == ["teacher:a", "teacher:b", *list(METHODS)[1:]]
     workspace = tmp_path / "workspace"
     steps = [path.name.split("-")[0] for path in (workspace / "steps").iterdir()]
     # One 1-o-1 of the two in m-o-m is the best teacher's. Stage 1: tkd, 1avg-tkd, tmkd.
-    assert (steps.count("teacher"), steps.count("stage1"), steps.count("student")) == (2, 2 * 3, 2 * 9)
-    assert steps.count("labels") == 2 * 2 + 1 + 2 * 9 + 2 - 1 or steps.count("labels") > 0
+    assert (steps.count("teacher"), steps.count("stage1"), steps.count("student")) == (2, 3, 9)
 
     one, all_k, lstm = rows["1-o-1"], rows["m-o-m"], rows["bilstm"]
-    assert all_k["seeds"] == 2
+    assert all_k["seeds"] == 1
     assert all_k["parameters"] == 2 * one["parameters"]
     assert all_k["bytes"] == 2 * one["bytes"]
     assert all_k["pairs_per_second"] == pytest.approx(one["pairs_per_second"] / 2)
@@ -77,18 +77,17 @@ def test_every_method_in_one_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) 
 
     models = json.loads((workspace / "runs" / "tiny" / "manifest.json").read_text())["models"]
     by_name = {model["name"]: model["steps"] for model in models}
-    assert len(by_name["m-o-m"]) == 4
-    for seed in range(2):
-        assert by_name["1-o-1"][seed] in by_name["m-o-m"][2 * seed : 2 * seed + 2]
+    assert len(by_name["m-o-m"]) == 2
+    assert by_name["1-o-1"][0] in by_name["m-o-m"]
 
-    overrides = [ALL, "seeds=[0,1]", "bilstm={width: 16, epochs: 1}"]
+    overrides = [ALL, "bilstm={width: 16, epochs: 1}", FAST]
     pipeline = Pipeline(load_recipe(tiny_recipe, overrides), Workspace(workspace))
     student = next(student for student in pipeline.students if student.method.name == "m-o-m")
     test = pipeline.data.test
     together = pipeline.student_logits(student, test)
     alone = np.stack([pipeline.logits(step, test, "x") for step in student.steps]).astype(np.float64)
     probabilities = np.exp(alone) / np.exp(alone).sum(-1, keepdims=True)
-    np.testing.assert_allclose(np.exp(together[1]), probabilities[2:].mean(0), atol=1e-6)
+    np.testing.assert_allclose(np.exp(together[0]), probabilities.mean(0), atol=1e-6)
 
     left_out = {row["teacher"]: row for row in results["leave_one_out"]}
     assert set(left_out) == {"a", "b"}
@@ -145,6 +144,23 @@ def test_bilstm_saves_and_loads(tmp_path: Path) -> None:
     (tmp_path / "saved" / "model.safetensors").write_bytes(b"x")
     with pytest.raises(EncoderError, match="train it again"):
         load_student(tmp_path / "saved")
+
+
+def test_bilstm_is_a_bidirectional_lstm(tmp_path: Path) -> None:
+    encoder = lstm_student(tmp_path).encoder
+    ids, mask, _ = inputs(tmp_path / "tiny")
+    theirs = torch.nn.LSTM(48, 24, batch_first=True, bidirectional=True)
+    theirs.load_state_dict(
+        {**encoder.ahead.state_dict(), **{f"{n}_reverse": t for n, t in encoder.back.state_dict().items()}}
+    )
+    x = torch.randn(*ids.shape, 48)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, mask.sum(1), batch_first=True, enforce_sorted=False)
+    with torch.no_grad():
+        expected, _ = torch.nn.utils.rnn.pad_packed_sequence(
+            theirs(packed)[0], batch_first=True, total_length=ids.shape[1]
+        )
+        found = encoder._states(x, mask)
+    assert torch.allclose(found * mask[..., None], expected, atol=1e-6)
 
 
 def test_bilstm_reads_both_texts(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ def is_quiet() -> bool:
 
 
 def say(text: str) -> None:
-    """One line to standard error, unless quiet. Rich markup is not interpreted."""
+    """One line to standard error, unless quiet. Rich markup is not interpreted, nor is `:a:` an emoji."""
     if not _quiet:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class Bar(Protocol):

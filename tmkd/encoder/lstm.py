@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tmkd.encoder.forward import Packing
 from tmkd.errors import EncoderError
@@ -65,7 +64,8 @@ class LstmEncoder(nn.Module):
         self.dropout = dropout
         self.embeddings = nn.Embedding(shape.vocab_size, shape.embedding_size)
         self.embeddings.weight.requires_grad_(not freeze_embeddings)
-        self.lstm = nn.LSTM(shape.embedding_size, shape.hidden_size, LAYERS, batch_first=True, bidirectional=True)
+        self.ahead = nn.LSTM(shape.embedding_size, shape.hidden_size, LAYERS, batch_first=True)
+        self.back = nn.LSTM(shape.embedding_size, shape.hidden_size, LAYERS, batch_first=True)
         self.dense = nn.Linear(4 * self.hidden_size, self.hidden_size)
 
     def forward(
@@ -82,11 +82,23 @@ class LstmEncoder(nn.Module):
         assert packing is None
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         with torch.autocast(input_ids.device.type, enabled=False):
-            x = F.layer_norm(self.embeddings(input_ids), (self.shape.embedding_size,))
-            packed = pack_padded_sequence(self._drop(x), mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
-            states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=input_ids.shape[1])
+            states = self._states(
+                self._drop(F.layer_norm(self.embeddings(input_ids), (self.shape.embedding_size,))), mask
+            )
             u, v = (_highest(states, part) for part in self._parts(input_ids, mask))
             return self._drop(torch.tanh(self.dense(self._drop(torch.cat([u, v, (u - v).abs(), u * v], dim=-1)))))
+
+    def _states(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Both directions' states of every token, [n, T, 2 * hidden_size]; of padding they mean nothing.
+
+        Two LSTMs, the second over each pair turned round within its own length, so that padding comes last for both:
+        PyTorch's own packed bidirectional LSTM gives the same and trains at a third of the speed on a CPU.
+        """
+        steps = torch.arange(x.shape[1], device=x.device)[None]
+        lengths = mask.sum(dim=1, keepdim=True)
+        turned = torch.where(steps < lengths, lengths - 1 - steps, steps)[..., None]  # its own inverse
+        back = self.back(x.gather(1, turned.expand_as(x)))[0]
+        return torch.cat([self.ahead(x)[0], back.gather(1, turned.expand_as(back))], dim=-1)
 
     def _parts(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Which tokens are the question's (the first separator is its last) and which the passage's, [n, T] bool."""
