@@ -123,6 +123,9 @@ def test_what_is_not_there_yet_says_how_to_make_it(tmkd: Tmkd, tmp_path: Path) -
     missing = tmkd("ask", "anything", "--model", exported("minilm") / "out", check=False)
     assert "there is no workspace/index; make it with `tmkd index debian-docs`" in missing.stderr
     index_of(tmp_path / "index")
+    index_of(tmp_path / "empty", {"a.md": ""})
+    empty = tmkd("ask", "x", "--model", exported("minilm") / "out", "--index", "empty", check=False)
+    assert "empty holds no passage; fill it with: tmkd index DOCS --out empty" in empty.stderr
     three = tmkd("ask", "x", "--model", exported("mpnet", 3) / "out", "--index", tmp_path / "index", check=False)
     assert "has 3 classes; answering needs a student of two" in three.stderr
 

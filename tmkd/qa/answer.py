@@ -140,7 +140,8 @@ class QuestionAnswerer:
             calibration: in place of the export's own.
 
         Raises:
-            ExportError: no export, a damaged one, or one with other than two classes. DataError: no usable index.
+            ExportError: no export, a damaged one, or one with other than two classes.
+            DataError: no usable index, or an empty one.
             MissingExtraError: the index needs a package that is not installed.
         """
         from tmkd.runtime import Scorer
@@ -151,6 +152,8 @@ class QuestionAnswerer:
             opened = opening.result()
         if scorer.classes != 2:
             raise ExportError(f"{model} has {scorer.classes} classes; answering needs a student of two")
+        if not len(opened):
+            raise DataError(f"{index} holds no passage; fill it with: tmkd index DOCS --out {index}")
         return cls(scorer, opened, calibration=calibration or Calibration.read(Path(model)), model=Path(model))
 
     def ask(self, question: str, *, top: int = 5, candidates: int = 100) -> Answers:
