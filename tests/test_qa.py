@@ -84,6 +84,21 @@ def test_nothing_found_and_bad_requests(answerer: QuestionAnswerer) -> None:
         answerer.ask("mount", candidates=0)
 
 
+def test_hostile_questions_are_only_text(answerer: QuestionAnswerer) -> None:
+    scorer = answerer.scorer
+    for question in (
+        "half \ud800 mount",
+        '"mount AND (',
+        "mount " * 200_000,
+        "mount\x00disk\n",
+        "m" * 10_000 + " mount",
+    ):
+        answers = answerer.ask(question)
+        assert answers.answers[0].source == "mount.md"
+    assert isinstance(scorer, OverlapScorer)
+    assert max(len(question) for question, _ in scorer.asked) <= 32 * scorer.max_length
+
+
 def test_the_command_answers_with_an_export(tmp_path: Path, tmkd: Tmkd, monkeypatch: pytest.MonkeyPatch) -> None:
     export = exported("minilm") / "out"
     index_of(tmp_path / "index")
