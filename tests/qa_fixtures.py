@@ -41,5 +41,5 @@ def document(key: str, *texts: str) -> Document:
 
 def index_of(folder: Path, texts: dict[str, str] | None = None) -> DocumentIndex:
     """An index of one passage a document."""
-    update_index(folder, lambda: [document(key, text) for key, text in (texts or TEXTS).items()])
+    update_index(folder, lambda: [document(key, *filter(None, [text])) for key, text in (texts or TEXTS).items()])
     return DocumentIndex.open(folder)

@@ -111,6 +111,20 @@ def test_scoring_with_openvino_needs_no_torch_and_sends_no_telemetry() -> None:
     assert done.stdout.split() == ["False"], done.stderr
 
 
+def test_the_first_calls_of_many_threads_do_not_lock_each_other_out() -> None:
+    code = (
+        "import sys, threading; from pathlib import Path; import numpy as np; from tmkd.backends import open_engine\n"
+        "sys.setswitchinterval(1e-6)\n"
+        f"path = Path({str(with_every_backend('ranking') / 'onnx' / 'model.onnx')!r})\n"
+        "engine, barrier = open_engine('openvino-bf16', path, 4), threading.Barrier(4)\n"
+        "given = dict.fromkeys(('input_ids', 'attention_mask', 'token_type_ids'), np.ones((1, 8), dtype=np.int64))\n"
+        "threads = [threading.Thread(target=lambda: (barrier.wait(), engine(given))) for _ in range(4)]\n"
+        "[thread.start() for thread in threads], [thread.join() for thread in threads]"
+    )
+    for _ in range(3):  # a call that hangs holds the interpreter's lock: only another process can tell
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
 def test_int8_gives_the_same_scores_on_a_cpu_without_vnni() -> None:
     folder = with_every_backend("ranking")
     questions, passages = texts(40, seed=7)

@@ -84,6 +84,21 @@ def test_nothing_found_and_bad_requests(answerer: QuestionAnswerer) -> None:
         answerer.ask("mount", candidates=0)
 
 
+def test_hostile_questions_are_only_text(answerer: QuestionAnswerer) -> None:
+    scorer = answerer.scorer
+    for question in (
+        "half \ud800 mount",
+        '"mount AND (',
+        "mount " * 200_000,
+        "mount\x00disk\n",
+        "m" * 10_000 + " mount",
+    ):
+        answers = answerer.ask(question)
+        assert answers.answers[0].source == "mount.md"
+    assert isinstance(scorer, OverlapScorer)
+    assert max(len(question) for question, _ in scorer.asked) <= 32 * scorer.max_length
+
+
 def test_the_command_answers_with_an_export(tmp_path: Path, tmkd: Tmkd, monkeypatch: pytest.MonkeyPatch) -> None:
     export = exported("minilm") / "out"
     index_of(tmp_path / "index")
@@ -123,6 +138,9 @@ def test_what_is_not_there_yet_says_how_to_make_it(tmkd: Tmkd, tmp_path: Path) -
     missing = tmkd("ask", "anything", "--model", exported("minilm") / "out", check=False)
     assert "there is no workspace/index; make it with `tmkd index debian-docs`" in missing.stderr
     index_of(tmp_path / "index")
+    index_of(tmp_path / "empty", {"a.md": ""})
+    empty = tmkd("ask", "x", "--model", exported("minilm") / "out", "--index", "empty", check=False)
+    assert "empty holds no passage; fill it with: tmkd index DOCS --out empty" in empty.stderr
     three = tmkd("ask", "x", "--model", exported("mpnet", 3) / "out", "--index", tmp_path / "index", check=False)
     assert "has 3 classes; answering needs a student of two" in three.stderr
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,11 +21,14 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.batching import WIDTH_STEP
 from tmkd.errors import ExportError, MissingExtraError
 
 BackendName = Literal["openvino-int8", "openvino-bf16", "onnx-int8", "onnx-fp32"]
 KNOWN_BACKENDS: tuple[str, ...] = get_args(BackendName)
 SAFE_BACKEND = "onnx-fp32"  # what a scorer falls back to: the arithmetic that the others are measured against
+
+_ALONE = threading.Lock()
 
 Inputs = Mapping[str, NDArray[np.int64]]  # input_ids, attention_mask, token_type_ids: [n, T]; a student may not use all
 Engine = Callable[[Inputs], NDArray[np.float32]]  # logits [n, C]; safe to call from several threads at once
@@ -112,6 +116,10 @@ class _OpenVino:
         self._free: SimpleQueue[Any] = SimpleQueue()  # a request serves one call at a time
         for _ in range(streams):
             self._free.put(compiled.create_infer_request())
+        with (
+            _ALONE
+        ):  # OpenVINO's Python side sets itself up in its first call; two threads in it can lock each other out
+            self({name: np.ones((1, WIDTH_STEP), dtype=np.int64) for name in self._names})
 
     def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
         request = self._free.get()

@@ -147,8 +147,8 @@ class DocumentIndex:
         term = import_tantivy().Query.term_query
         found: dict[str, set[str]] = {}
         for pid in set(pids):
-            hits = searcher.search(term(index.schema, "pid", pid), max(1, searcher.num_docs), count=False).hits
-            for _, address in hits:
+            most = max(1, searcher.doc_freq("pid", pid))
+            for _, address in searcher.search(term(index.schema, "pid", pid), most, count=False).hits:
                 found.setdefault(pid, set()).add(_stored(searcher.doc(address))[0])
         return found
 
@@ -249,7 +249,7 @@ def _digests(index: Any) -> dict[str, str]:
     """The digest of every document of the index, by key."""
     searcher = index.searcher()
     query = import_tantivy().Query.term_set_query(index.schema, "role", [_FIRST, _EMPTY])
-    hits = searcher.search(query, max(1, searcher.num_docs), count=False).hits
+    hits = searcher.search(query, max(1, searcher.search(query, 1, count=True).count), count=False).hits
     wholes = (json.loads(searcher.doc(address)["stored"][0]) for _, address in hits)
     return {whole["document"]: whole["digest"] for whole in wholes}
 

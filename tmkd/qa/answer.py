@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from tmkd.corpus.passages import sentence_spans
 from tmkd.corpus.store import DocumentIndex, Found
+from tmkd.corpus.text import storable
 from tmkd.errors import DataError, ExportError
 from tmkd.qa.calibration import Calibration
-from tmkd.qa.windows import Span, Windows
+from tmkd.qa.windows import LONGEST_TOKEN, Span, Windows
 
 _LEAST_WORDS = 3  # a shorter sentence ("Yes.") says nothing on its own
 
@@ -140,7 +141,8 @@ class QuestionAnswerer:
             calibration: in place of the export's own.
 
         Raises:
-            ExportError: no export, a damaged one, or one with other than two classes. DataError: no usable index.
+            ExportError: no export, a damaged one, or one with other than two classes.
+            DataError: no usable index, or an empty one.
             MissingExtraError: the index needs a package that is not installed.
         """
         from tmkd.runtime import Scorer
@@ -151,6 +153,8 @@ class QuestionAnswerer:
             opened = opening.result()
         if scorer.classes != 2:
             raise ExportError(f"{model} has {scorer.classes} classes; answering needs a student of two")
+        if not len(opened):
+            raise DataError(f"{index} holds no passage; fill it with: tmkd index DOCS --out {index}")
         return cls(scorer, opened, calibration=calibration or Calibration.read(Path(model)), model=Path(model))
 
     def ask(self, question: str, *, top: int = 5, candidates: int = 100) -> Answers:
@@ -166,6 +170,7 @@ class QuestionAnswerer:
         if top < 1:
             raise DataError(f"top is {top}; ask for 1 answer or more")
         clock = _Clock()
+        question = storable(question)
         found = self.retrieve(question, candidates)
         clock.lap("retrieve")
         ranked = self.rank(question, found)[:top]
@@ -200,12 +205,17 @@ class QuestionAnswerer:
         pieces = [text[start:stop] for text, spans in zip(texts, windows, strict=True) for start, stop in spans]
         if not pieces:
             return []
-        scores = iter(self.scorer.scores([question] * len(pieces), pieces).tolist())
+        scores = self._scores(question, pieces)
         ranked = []
         for place, (one, spans) in enumerate(zip(found, windows, strict=True), start=1):
             best, window = max(((next(scores), span) for span in spans), key=lambda scored: scored[0])
             ranked.append(Ranked(one, place, best, window if len(spans) > 1 else None))
         return sorted(ranked, key=lambda one: (-one.score, one.retrieval_rank))
+
+    def _scores(self, question: str, texts: Sequence[str]) -> Iterator[float]:
+        """The score of each text; of a question longer than any student reads, what it reads is enough."""
+        asked = question[: LONGEST_TOKEN * self.scorer.max_length]
+        return iter(self.scorer.scores([asked] * len(texts), texts).tolist())
 
     def _mark(self, question: str, ranked: Sequence[Ranked]) -> list[Span]:
         """The best sentence of each passage, each sentence scored as a passage of its own."""
@@ -214,7 +224,7 @@ class QuestionAnswerer:
         texts = [ranked[row].found.passage.text[start:stop] for row in several for start, stop in spans[row]]
         best = [one[0] for one in spans]
         if texts:
-            scores = iter(self.scorer.scores([question] * len(texts), texts).tolist())
+            scores = self._scores(question, texts)
             for row in several:
                 best[row] = max(((next(scores), span) for span in spans[row]), key=lambda scored: scored[0])[1]
         return best

@@ -9,6 +9,7 @@ from pathlib import Path
 from tmkd.tokenizer import PairTokenizer
 
 Span = tuple[int, int]
+LONGEST_TOKEN = 32  # characters: a question longer than a student can read is cut before its tokens are counted
 _SPECIAL = 4  # tokens that a pair may have beside its texts
 _PIECE = re.compile(r"[A-Za-z0-9]{1,4}|[^\sA-Za-z0-9]")  # about a token, mostly less
 _SURELY = 0.7  # of the room: a passage of fewer pieces fits, so its tokens need not be counted
@@ -29,6 +30,7 @@ class Windows:
     def of(self, question: str, passages: Sequence[str]) -> list[list[Span]]:
         """The windows of each passage as character spans; one, the whole passage, where the student can read it all."""
         usable = self.max_length - _SPECIAL
+        question = question[: LONGEST_TOKEN * self.max_length]
         asked = len(_pieces(question))
         pieces = [_pieces(text) for text in passages]
         found = [[(0, len(text))] for text in passages]
