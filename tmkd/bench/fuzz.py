@@ -149,7 +149,7 @@ def _by_schema(server: Running, found: Fuzzed, count: int, seed: int) -> None:
     """schemathesis on our OpenAPI document, in positive and negative mode."""
     program = interpreter("schemathesis").parent / "schemathesis"
     url = f"http://{HOST}:{server.port}"
-    each = max(1, count // 8)  # operations
+    each = max(1, count // 4)  # operations that take a body
     command = [
         str(program), "--no-color", "run", f"{url}/openapi.json", "--checks", CHECKS, "--max-examples", str(each),
         "--mode", "all", "--phases", "examples,fuzzing", "--seed", str(seed), "--generation-database", "none",
