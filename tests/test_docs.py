@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 ANSWERING = (ROOT / "docs" / "answering.md").read_text()
 STUDIES = (ROOT / "docs" / "studies.md").read_text()
-COMMANDS = README + (ROOT / "docs" / "performance.md").read_text() + ANSWERING + STUDIES
+SERVING = (ROOT / "docs" / "serving.md").read_text()
+COMMANDS = README + (ROOT / "docs" / "performance.md").read_text() + ANSWERING + STUDIES + SERVING
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -62,6 +63,7 @@ def test_every_verb_has_help_with_an_example() -> None:
         "index",
         "ask",
         "calibrate",
+        "serve",
     ):
         assert verb in page
         assert f"Example: tmkd {verb}" in tmkd(verb, "--help")
