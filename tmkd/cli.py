@@ -6,17 +6,15 @@ import json
 import os
 import signal
 import sys
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tmkd import __version__, cli_qa
+from tmkd import __version__, cli_qa, cli_serve
 from tmkd.errors import TmkdError, needs_extra
 from tmkd.progress import say, set_quiet, tables
-from tmkd.serve.command import serve
 
 app = typer.Typer(
     help="Compress slow question-answering models into a small fast one: two-stage multi-teacher distillation.",
@@ -289,7 +287,7 @@ def score(
     score_file(model, pairs, output, question=question, passage=passage, backend=backend, threads=threads)
 
 
-app.command()(serve)
+app.command()(cli_serve.serve)
 
 
 @app.command(name="recipe")
@@ -331,60 +329,7 @@ app.command()(cli_qa.ask)
 app.command()(cli_qa.calibrate)
 
 
-class Bench(StrEnum):
-    """What can be measured."""
-
-    train = "train"
-    label = "label"
-    score = "score"
-    latency = "latency"
-    factors = "factors"
-    qa = "qa"
-
-
-@app.command()
-def bench(
-    what: Annotated[Bench, typer.Argument(help="what is measured")],
-    model: Annotated[str, typer.Option(help="an export, a checkpoint, a builtin or a hub id")] = "builtin:minilm-l6",
-    layers: Annotated[
-        int | None, typer.Option(min=1, help="layers kept, where the model is no export: 6 to label, else 3")
-    ] = None,
-    count: Annotated[int, typer.Option(min=8, help="pairs of one turn")] = 512,
-    rounds: Annotated[int, typer.Option(min=1, help="turns of each contestant")] = 5,
-    max_length: Annotated[int, typer.Option(min=8, help="tokens of a pair, where the model is no export")] = 192,
-    pairs: Annotated[Path | None, typer.Option(help="a file of pairs; the built-in ones unless given")] = None,
-    peers: Annotated[
-        str | None, typer.Option(help="beginnings of names, with commas; `none`; all unless given")
-    ] = None,
-    threads: Annotated[int, typer.Option(min=0, help="of each contestant; 0: all usable cores")] = 0,
-    index: Annotated[Path | None, typer.Option(help="qa: an index; debian-docs unless given")] = None,
-    candidates: Annotated[int, typer.Option(min=1, help="qa: passages retrieved and ranked")] = 100,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the numbers there too")] = None,
-    quiet: Quiet = False,
-) -> None:
-    """Measure tmkd beside what people use today: interleaved rounds, the same weights and rows, medians and spreads.
-
-    Peers run in environments of their own, built once in the cache folder. `qa` asks questions whose answers are known
-    (the built-in test questions, or those of --pairs) with an export: against BM25 alone on the same candidates, and
-    how long each stage takes.
-
-    Example: tmkd bench score --model workspace/runs/demo/export --peers FlashRank,sentence --json score.json
-    """
-    set_quiet(quiet)
-    with _train_extra():
-        from tmkd.bench import qa
-        from tmkd.bench.command import Options, run
-    from tmkd.files import write_json
-
-    outcome: Any
-    if what is Bench.qa:
-        outcome = qa.measure(Path(model), index, pairs, candidates=candidates, threads=threads or None)
-    else:
-        chosen = None if peers is None else tuple(name for name in peers.split(",") if name not in ("", "none"))
-        outcome = run(Options(what.value, model, layers, max_length, count, rounds, pairs, chosen, threads))
-    if json_file is not None:
-        write_json(json_file, outcome.to_json())
-    outcome.show()
+app.command()(cli_serve.bench)
 
 
 class _Interrupted(BaseException):

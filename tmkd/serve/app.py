@@ -60,7 +60,8 @@ def create_app(settings: Settings) -> FastAPI:
             yield
 
     app = FastAPI(
-        title="tmkd", version=__version__, description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None,
+        title="tmkd", version=__version__, description=ABOUT, lifespan=lifespan,
+        redirect_slashes=False, docs_url=None, redoc_url=None,
         exception_handlers={Refusal: _refused, Gone: _gone, HTTPException: _no_route, Exception: _broken},
     )  # fmt: skip
     app.state.server = server

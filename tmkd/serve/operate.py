@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from tmkd import __version__
 from tmkd.serve.refusals import json_response, unavailable
@@ -34,7 +34,7 @@ def add_routes(app: FastAPI, server: Server) -> None:
         """The model and the limits; text-embeddings-inference's fields, and more."""
         return json_response(about(server))
 
-    @app.get("/metrics", tags=["operation"])
+    @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus' exposition."""
         return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
