@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -15,11 +15,11 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from tmkd.backends import KNOWN_BACKENDS, BackendName
 from tmkd.errors import RecipeError
 from tmkd.methods import METHODS
-from tmkd.recipe_parts import HoldOut, Pool
+from tmkd.recipe_parts import Columns as Columns
+from tmkd.recipe_parts import DebianDocs, HoldOut, Pool, Positive, Rate, Stage2
 from tmkd.recipe_parts import Part as Part
+from tmkd.recipe_parts import Training as Training
 
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, le=1)]
 P = TypeVar("P", bound="Part")
 
 
@@ -28,26 +28,6 @@ def _text_keys(labels: Any) -> Any:
     if isinstance(labels, dict) and any(isinstance(key, bool) for key in labels):
         raise ValueError("YAML reads yes, no, on, off, true, false as switches; quote them: {'yes': 1, 'no': 0}")
     return {str(key): value for key, value in labels.items()} if isinstance(labels, dict) else labels
-
-
-class Columns(Part):
-    """The names that your files give to what tmkd reads."""
-
-    question: str = Field("question", description="column of the question (premise)")
-    passage: str = Field("passage", description="column of the passage (hypothesis)")
-    label: str = Field("label", description="column of the golden label, an integer from 0")
-    qid: str = Field("qid", description="column that groups rows by question; without it the question's text does")
-    pid: str = Field("pid", description="column that names the passage")
-
-
-class DebianDocs(Part):
-    """Sizes of the built-in data set."""
-
-    pool_per_question: Positive = Field(30, description="passages retrieved for each training question")
-    headings: int = Field(4000, ge=0, description="section headings taken as questions of the pool")
-    pool_per_heading: Positive = Field(6, description="passages retrieved for each heading")
-    max_questions: int | None = Field(None, gt=0, description="use only so many FAQ questions (for trials)")
-    packages: tuple[str, ...] | None = Field(None, description="use only these packages (for trials)")
 
 
 class Data(Part):
@@ -99,41 +79,6 @@ class Data(Part):
                 raise ValueError(f"data: give {part} or hold_out.{part}, not both")
         if self.reference is not None and self.reference not in self.scores:
             raise ValueError(f"data: reference: {self.reference!r} is not in scores; declare it there")
-        return self
-
-
-class Training(Part):
-    """The numbers of one training run."""
-
-    learning_rate: Rate = Field(description="AdamW's learning rate at its peak")
-    epochs: Positive = Field(description="passes over the rows")
-    batch_size: Positive = Field(32, description="pairs of one optimiser step")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="of matrices, not of biases and norms")
-    clip: float = Field(1.0, gt=0, description="gradient norm is clipped at this")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
-
-
-class Stage2(Training):
-    """The numbers of stage 2."""
-
-    replay: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="share of every step's pairs that come from the pool, with their soft labels alone; an epoch stays "
-        "a pass over the training pairs",
-    )
-
-    @property
-    def replayed(self) -> int:
-        """Pairs of a whole step that come from the pool."""
-        return round(self.replay * self.batch_size)
-
-    @model_validator(mode="after")
-    def _room(self) -> Stage2:
-        if self.replay and not 0 < self.replayed < self.batch_size:
-            raise ValueError(f"replay: {self.replay} of {self.batch_size} pairs leaves no pair of the pool or the task")
         return self
 
 
