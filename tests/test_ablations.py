@@ -14,7 +14,7 @@ from encoder_fixtures import tiny
 from tmkd import training
 from tmkd.batching import replayed_steps
 from tmkd.errors import DataError
-from tmkd.pairs.record import Pairs
+from tmkd.pairs.record import Pairs, Reference
 from tmkd.pairs.split import folds, split, subsample
 from tmkd.pipeline import Pipeline
 from tmkd.recipe import Loss, Stage2, Training, load_recipe
@@ -204,6 +204,19 @@ def test_replayed_pairs_have_the_soft_loss_alone() -> None:
     assert loss(golden, torch.arange(3))[0] != found[0]
 
 
+def test_replay_keeps_the_reference_of_the_task_and_needs_the_same_teachers() -> None:
+    scored = Pairs.build(["a"], ["p"], scores={"judge": [0.9]}).with_reference(Reference("judge", "probability"))
+    pool = Pairs.build(["c"], ["r"], scores={"judge": [0.2]})
+    rows, _ = Replay(pool, Targets(("x",), np.zeros((1, 1, 2), np.float32))).behind(
+        scored, Targets(("x",), np.zeros((1, 1, 2), np.float32))
+    )
+    np.testing.assert_allclose(rows.golden, [[0.1, 0.9], [0, 0]], rtol=1e-6)
+    with pytest.raises(DataError, match=r"stage2.replay: a teacher is a column of scores"):
+        Replay(pool, Targets(("x",), np.zeros((1, 1, 2), np.float32))).behind(
+            scored, Targets(("x", "column judge"), np.zeros((1, 2, 2), np.float32))
+        )
+
+
 def test_a_run_with_replay_that_was_stopped_ends_in_the_same_weights(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +273,7 @@ def test_bad_values_are_named(tmkd: Tmkd, small: Path) -> None:
         ("folds=1",): "folds: input should be greater than or equal to 2, got 1",
         ("stage2.replay=0.001",): "replay: 0.001 of 64 pairs leaves no pair of the pool or the task",
         ("stage2.replay=1",): "stage2.replay: input should be less than 1, got 1",
+        ("stage2.replay=0.5", "pool={sources: [{pairs: pool.jsonl}], teachers: [x]}"): "the pool is of another task",
         ("stage1.replay=0.5",): "stage1.replay: unknown key",
         (
             "labels=out-of-fold",

@@ -15,7 +15,7 @@ from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import tiny
 
 import tmkd.pipeline as pipeline
-from tmkd.errors import RecipeError
+from tmkd.errors import EncoderError, RecipeError
 from tmkd.study.board import Status
 from tmkd.study.plan import Study, load_study
 from tmkd.study.run import run_study
@@ -223,6 +223,22 @@ def test_a_metric_needs_rows_that_give_it_a_meaning(study_file: Path, tmp_path: 
     with pytest.raises(RecipeError, match=r"'mrr' has no meaning on .*tiny, finetune; there are: accuracy, auc"):
         run_study(plan, Workspace(tmp_path / "workspace"))
     assert steps(tmp_path / "workspace") == set()
+
+
+def test_an_error_in_a_student_names_it(study_file: Path, tmp_path: Path) -> None:
+    plan = load_study(study_file, ["variants={plain: {}, deep: {student.layers: 9}}", "seeds=[0]"])
+    with pytest.raises(EncoderError, match=r"study tiny-study, tiny, finetune, deep, seed 0: .* has 3 layers"):
+        run_study(plan, Workspace(tmp_path / "workspace"))
+
+
+def test_one_student_read_in_several_ways_is_trained_once(study_file: Path, tmp_path: Path) -> None:
+    plan = load_study(
+        study_file, ["tasks=[{recipe: recipe.yaml, keys: {take: mkd}}]", "variants={}", "seeds=[0]",
+                     "grid={combination: [logit, probability, golden]}"],
+    )  # fmt: skip
+    outcome = run_study(plan, Workspace(tmp_path / "workspace"))
+    assert sum(name.startswith("student-") for name in steps(tmp_path / "workspace")) == 1
+    assert len({row.metrics["auc"].mean for row in outcome.rows}) > 1
 
 
 def test_variants_are_measured_on_the_same_rows(study_file: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from tmkd.backends import KNOWN_BACKENDS, BackendName
 from tmkd.errors import RecipeError
 from tmkd.methods import METHODS
-from tmkd.recipe_parts import Bilstm, HoldOut, Pool, Positive, Rate, Stage2
+from tmkd.recipe_parts import Bilstm, DebianDocs, HoldOut, Pool, Positive, Rate, Stage2
+from tmkd.recipe_parts import Columns as Columns
 from tmkd.recipe_parts import Loss as Loss
 from tmkd.recipe_parts import Part as Part
 from tmkd.recipe_parts import Training as Training
@@ -28,26 +29,6 @@ def _text_keys(labels: Any) -> Any:
     if isinstance(labels, dict) and any(isinstance(key, bool) for key in labels):
         raise ValueError("YAML reads yes, no, on, off, true, false as switches; quote them: {'yes': 1, 'no': 0}")
     return {str(key): value for key, value in labels.items()} if isinstance(labels, dict) else labels
-
-
-class Columns(Part):
-    """The names that your files give to what tmkd reads."""
-
-    question: str = Field("question", description="column of the question (premise)")
-    passage: str = Field("passage", description="column of the passage (hypothesis)")
-    label: str = Field("label", description="column of the golden label, an integer from 0")
-    qid: str = Field("qid", description="column that groups rows by question; without it the question's text does")
-    pid: str = Field("pid", description="column that names the passage")
-
-
-class DebianDocs(Part):
-    """Sizes of the built-in data set."""
-
-    pool_per_question: Positive = Field(30, description="passages retrieved for each training question")
-    headings: int = Field(4000, ge=0, description="section headings taken as questions of the pool")
-    pool_per_heading: Positive = Field(6, description="passages retrieved for each heading")
-    max_questions: int | None = Field(None, gt=0, description="use only so many FAQ questions (for trials)")
-    packages: tuple[str, ...] | None = Field(None, description="use only these packages (for trials)")
 
 
 class Data(Part):
@@ -413,7 +394,7 @@ def _other_branch(detail: Any, error: ValidationError) -> bool:
 
 def _explain(detail: Any, root: type[BaseModel]) -> str:
     location = [str(part) for part in detail["loc"] if part not in ("Training", "str")]
-    key = ".".join(location) or "recipe"
+    key = ".".join(location) or root.__name__.lower()
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(location[-1], _keys_at(location[:-1], root), n=1, cutoff=0.4)
         known = ", ".join(_keys_at(location[:-1], root))

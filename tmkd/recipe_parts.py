@@ -1,4 +1,4 @@
-"""Parts of a recipe that stand alone: shares held out, the pool of stage 1, the numbers of training, the loss."""
+"""Parts of a recipe that stand alone: columns, sizes, the numbers of a training, the loss, the pool of stage 1."""
 
 from __future__ import annotations
 
@@ -15,6 +15,61 @@ class Part(BaseModel):
     """A mapping of a recipe: unknown keys are errors, and it does not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Columns(Part):
+    """The names that your files give to what tmkd reads."""
+
+    question: str = Field("question", description="column of the question (premise)")
+    passage: str = Field("passage", description="column of the passage (hypothesis)")
+    label: str = Field("label", description="column of the golden label, an integer from 0")
+    qid: str = Field("qid", description="column that groups rows by question; without it the question's text does")
+    pid: str = Field("pid", description="column that names the passage")
+
+
+class DebianDocs(Part):
+    """Sizes of the built-in data set."""
+
+    pool_per_question: Positive = Field(30, description="passages retrieved for each training question")
+    headings: int = Field(4000, ge=0, description="section headings taken as questions of the pool")
+    pool_per_heading: Positive = Field(6, description="passages retrieved for each heading")
+    max_questions: int | None = Field(None, gt=0, description="use only so many FAQ questions (for trials)")
+    packages: tuple[str, ...] | None = Field(None, description="use only these packages (for trials)")
+
+
+class Training(Part):
+    """The numbers of one training run."""
+
+    learning_rate: Rate = Field(description="AdamW's learning rate at its peak")
+    epochs: Positive = Field(description="passes over the rows")
+    batch_size: Positive = Field(32, description="pairs of one optimiser step")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="of matrices, not of biases and norms")
+    clip: float = Field(1.0, gt=0, description="gradient norm is clipped at this")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
+
+
+class Stage2(Training):
+    """The numbers of stage 2."""
+
+    replay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of every step's pairs that come from the pool, with their soft labels alone; an epoch stays "
+        "a pass over the training pairs",
+    )
+
+    @property
+    def replayed(self) -> int:
+        """Pairs of a whole step that come from the pool."""
+        return round(self.replay * self.batch_size)
+
+    @model_validator(mode="after")
+    def _room(self) -> Stage2:
+        if self.replay and not 0 < self.replayed < self.batch_size:
+            raise ValueError(f"replay: {self.replay} of {self.batch_size} pairs leaves no pair of the pool or the task")
+        return self
 
 
 class HoldOut(Part):
@@ -118,41 +173,6 @@ class Pool(Part):
             raise ValueError(f"the shares of pool.sources are {told}; one must be above 0")
         if self.size is None and len(set(shares)) > 1:
             raise ValueError("shares that differ are shares of `size`; give pool.size")
-        return self
-
-
-class Training(Part):
-    """The numbers of one training run."""
-
-    learning_rate: Rate = Field(description="AdamW's learning rate at its peak")
-    epochs: Positive = Field(description="passes over the rows")
-    batch_size: Positive = Field(32, description="pairs of one optimiser step")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="of matrices, not of biases and norms")
-    clip: float = Field(1.0, gt=0, description="gradient norm is clipped at this")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
-
-
-class Stage2(Training):
-    """The numbers of stage 2."""
-
-    replay: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="share of every step's pairs that come from the pool, with their soft labels alone; an epoch stays "
-        "a pass over the training pairs",
-    )
-
-    @property
-    def replayed(self) -> int:
-        """Pairs of a whole step that come from the pool."""
-        return round(self.replay * self.batch_size)
-
-    @model_validator(mode="after")
-    def _room(self) -> Stage2:
-        if self.replay and not 0 < self.replayed < self.batch_size:
-            raise ValueError(f"replay: {self.replay} of {self.batch_size} pairs leaves no pair of the pool or the task")
         return self
 
 

@@ -46,10 +46,11 @@ class Questions:
 
 
 def meaningful(questions: Questions, classes: int) -> tuple[str, ...]:
-    """The metrics that have a meaning on these rows: accuracy, auc, and those of ranking where there is any."""
+    """The metrics that have a meaning on these rows: accuracy, auc, Spearman's, those of ranking."""
     both = 0 < int((questions.labels == 1).sum()) < len(questions.labels)
     ranked = tuple(RANKING) if questions.ranked.any() else ()
-    return ("accuracy", *((("auc",) if both else ()) + ranked if classes == 2 else ()))
+    beside = ("spearman",) if questions.reference is not None else ()
+    return ("accuracy", *((("auc",) if both else ()) + beside + ranked if classes == 2 else ()))
 
 
 def log_odds(logits: Floats) -> Floats:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import statistics
 from types import TracebackType
 
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from tmkd.progress import console, is_quiet, say
 from tmkd.study.plan import Plan
@@ -46,10 +48,9 @@ class Status:
         left = self.left()
         return text + (f", about {duration(left)} of work left" if left is not None else "")
 
-    def table(self) -> Table:
+    def table(self) -> Group:
         """A line for each task and variant, a mark for each seed."""
-        title = f"study {self.plan.study.name}: {self.sentence()}"
-        shown = Table(title=title, title_justify="left", caption=f"{DONE} done  {RUNNING} running  {TO_DO} to do")
+        shown = Table()
         several = len(self.plan.tasks) > 1
         for column in (["task"] if several else []) + ["variant", "seeds", "done"]:
             shown.add_column(column, justify="right" if column == "done" else "left")
@@ -60,7 +61,8 @@ class Status:
             marks = "".join(DONE if n in self.done else RUNNING if n == self.running else TO_DO for n in places)
             count = f"{sum(n in self.done for n in places)} of {len(places)}"
             shown.add_row(*([task] if several else []), variant, marks, count)
-        return shown
+        head = f"study {self.plan.study.name}: {self.sentence()}  ({DONE} done  {RUNNING} running  {TO_DO} to do)"
+        return Group(Text(head), shown)
 
 
 class Board:
@@ -69,7 +71,7 @@ class Board:
     def __init__(self, status: Status) -> None:
         self.status = status
         shown = console.is_terminal and not is_quiet()
-        self.live = Live(get_renderable=status.table, console=console, auto_refresh=False) if shown else None
+        self.live = Live(get_renderable=status.table, console=console, refresh_per_second=2) if shown else None
 
     def __enter__(self) -> Board:
         if self.live is not None and len(self.status.done) < len(self.status.plan.cells):

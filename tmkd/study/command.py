@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.console import RenderableType
 
 from tmkd.files import disk_errors
 from tmkd.pipeline import Pipeline, Shared
@@ -17,7 +17,7 @@ from tmkd.study.run import look, run_study, seconds_of
 from tmkd.workspace import Workspace
 
 
-def list_study(file: Path, overrides: list[str] | None, root: Path) -> tuple[Table, dict[str, Any], list[str]]:
+def list_study(file: Path, overrides: list[str] | None, root: Path) -> tuple[RenderableType, dict[str, Any], list[str]]:
     """What is there and what is missing; nothing is run. Table, JSON-like content, notes."""
     plan = load_study(file, overrides)
     found = look(plan, root)
@@ -31,7 +31,9 @@ def list_study(file: Path, overrides: list[str] | None, root: Path) -> tuple[Tab
     return status.table(), {"study": plan.study.name, "cells": cells, "seconds_left": status.left()}, notes
 
 
-def study_and_report(file: Path, overrides: list[str] | None, root: Path) -> tuple[Table, dict[str, Any], list[str]]:
+def study_and_report(
+    file: Path, overrides: list[str] | None, root: Path
+) -> tuple[RenderableType, dict[str, Any], list[str]]:
     """Run what is missing and write studies/<name>/. Table, JSON-like content, notes."""
     plan, workspace = load_study(file, overrides), Workspace(root)
     folder = root / "studies" / plan.study.name
@@ -39,5 +41,7 @@ def study_and_report(file: Path, overrides: list[str] | None, root: Path) -> tup
     with workspace.locked():
         outcome = run_study(plan, workspace, shared)
         with disk_errors(root):
-            write_study(folder, outcome, environment(Pipeline(plan.cells[0].recipe, workspace, shared)))
+            told = environment(Pipeline(plan.cells[0].recipe, workspace, shared))
+            told.pop("data: note", None)  # about test rows, which a study does not read
+            write_study(folder, outcome, {key: value for key, value in told.items() if value is not None})
     return outcome.table(), outcome.to_json(), [*outcome.sentences(), f"report: {folder / 'report.html'}"]

@@ -134,14 +134,18 @@ class Outcome:
         return found
 
     def table(self) -> Table:
-        """For a terminal."""
+        """For a terminal: the metric that decides with its interval, the others' means."""
         seeds = len(self.study.seeds)
         title = f"{self.study.name}: {seeds} seed{'s' if seeds > 1 else ''}, development rows, 95% intervals"
-        shown = Table(title=title, title_justify="left")
+        shown, deciding = Table(title=title, title_justify="left"), TITLES[self.study.metric]
         for column in self.columns():
-            shown.add_column(column, justify="left" if column in ("task", "variant") else "right")
+            left = column in ("task", "variant")
+            shown.add_column(column, justify="left" if left else "right", no_wrap=column.startswith(deciding))
+        first = len(self.columns()) - len(self.metrics) - 2  # where the numbers begin
         for line in self.lines():
-            shown.add_row(*line)
+            with_interval = [cell.replace(" (", "\n").removesuffix(")") for cell in line[first : first + 2]]
+            others = [cell.partition(" ")[0] for cell in line[first + 2 :]]
+            shown.add_row(*line[:first], *with_interval, *others)
         return shown
 
     def markdown(self) -> str:
@@ -202,7 +206,7 @@ def outcome_of(study: Study, cells: Sequence[tuple[Cell, Measured]], rows: Mappi
     found, differences, sizes = [], {}, {}
     drawn: dict[str, dict[str, dict[str, Distribution]]] = {}  # by task, variant, metric
     for number, (task, pairs) in enumerate(rows.items()):
-        questions = Questions.of(pairs.labels, pairs.qids)
+        questions = Questions.of(pairs.labels, pairs.qids, pairs.reference_probabilities)
         sizes[task] = (len(pairs), len(questions.names))
         draws = Resamples(questions, RESAMPLES, seed=number)  # the same for every variant: differences are paired
         drawn[task] = {}

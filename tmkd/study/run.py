@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tmkd.errors import RecipeError
+from tmkd.errors import RecipeError, TmkdError
 from tmkd.evaluation.metrics import Floats, Questions, meaningful
 from tmkd.files import write_json
 from tmkd.pairs.record import Pairs
@@ -90,7 +90,11 @@ def _check_rows(plan: Plan, cell: Cell, pipeline: Pipeline, rows: dict[str, Pair
     dev = pipeline.data.dev
     known = dev.take(np.flatnonzero(dev.labels >= 0))
     if cell.task not in rows:
-        there = meaningful(Questions.of(known.labels, known.qids), cell.recipe.classes) if len(known) else ()
+        there = (
+            meaningful(Questions.of(known.labels, known.qids, known.reference_probabilities), cell.recipe.classes)
+            if len(known)
+            else ()
+        )
         if plan.study.metric not in there:
             raise RecipeError(
                 f"study {plan.study.name}: metric {plan.study.metric!r} has no meaning on the development rows of "
@@ -117,8 +121,11 @@ def run_study(plan: Plan, workspace: Workspace, shared: Shared | None = None) ->
                 board.start(place)
                 began = time.monotonic()
                 pipeline = Pipeline(cell.recipe, workspace, shared)
-                _check_rows(plan, cell, pipeline, found.rows)
-                found.measured[place] = _measure(pipeline)
+                try:
+                    _check_rows(plan, cell, pipeline, found.rows)
+                    found.measured[place] = _measure(pipeline)
+                except TmkdError as error:
+                    raise type(error)(f"study {plan.study.name}, {cell}: {error}") from error
                 seconds = time.monotonic() - began
                 record.write({str(cell): seconds})
                 board.finish(place, seconds)
