@@ -237,7 +237,7 @@ class Pipeline:
         if isinstance(self.recipe.stage1, str):
             self.stage1_student(self.recipe.stage1)  # an error comes now, not after hours
         elif self.foreign_pool:
-            self.foreign_logits()
+            _ = self.foreign_logits
         else:
             self.teacher_logits(self.pool, "pool", self.labellers(self.pool))
         self.teacher_logits(self.student_pairs, "train")
@@ -247,6 +247,7 @@ class Pipeline:
         """Whether the pool is of another task, with teachers of its own (`pool.teachers`)."""
         return self.recipe.pool is not None and bool(self.recipe.pool.teachers)
 
+    @functools.cached_property
     def foreign_logits(self) -> tuple[list[str], list[NDArray[np.float32]]]:
         """Names and logits of the pool's own teachers, in their own classes."""
         steps = pool_teachers(self.workspace, self.recipe)
@@ -274,7 +275,7 @@ class Pipeline:
         if isinstance(self.recipe.stage1, str):
             return self.stage1_student(self.recipe.stage1)
         if self.foreign_pool:
-            targets = Targets.choose(method, *self.foreign_logits(), best=0)
+            targets = Targets.choose(method, *self.foreign_logits, best=0)
         else:
             targets = self.targets(method, self.pool, "pool")
         assert targets is not None
