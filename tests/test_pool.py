@@ -45,7 +45,7 @@ def mined(task: TaskData, tmp_path: Path) -> Callable[..., Pairs]:
 
     def call(*, classes: int = 2, **keys: object) -> Pairs:
         recipe = _recipe(keys, classes)
-        return pool_of(Workspace(tmp_path / "workspace"), recipe, task)[0]
+        return pool_of(Workspace(tmp_path / "workspace"), recipe, task, {})[0]
 
     return call
 
@@ -177,8 +177,8 @@ def test_a_part_of_a_pool_that_is_there_is_nested(task: TaskData, tmp_path: Path
     assert large.questions == [question for question in pool.questions if question in set(large.questions)]
     given = TaskData(task.train, task.dev, task.test, pool)
     workspace = Workspace(tmp_path / "w")
-    assert pool_of(workspace, _recipe({"size": 10}), given)[0].pair_ids == small.pair_ids
-    assert pool_of(workspace, load_recipe(_without_pool(tmp_path)), given)[0] is pool
+    assert pool_of(workspace, _recipe({"size": 10}), given, {})[0].pair_ids == small.pair_ids
+    assert pool_of(workspace, load_recipe(_without_pool(tmp_path)), given, {})[0] is pool
 
 
 def _without_pool(folder: Path) -> Path:

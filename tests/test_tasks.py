@@ -136,8 +136,8 @@ def test_every_recipe_trains_on_tiny_data(tmkd: Tmkd, hub: Callable[[str], Path]
         "stage2.epochs=1", "pool.passages_per_question=2", "max_length=32",
     )  # fmt: skip
     assert "mine the pool: done" in done.stderr
-    config = json.loads(Path(f"workspace/runs/{name}/student/config.json").read_text())
-    assert len(config["id2label"]) == max(2, len(LAYOUTS[name][2]))
+    card = json.loads(Path(f"workspace/runs/{name}/student/tmkd.json").read_text())
+    assert card["classes"] == len(LAYOUTS[name][2])
 
 
 def test_a_pool_reads_hub_data_sets(hub: Callable[[str], Path]) -> None:

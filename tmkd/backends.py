@@ -113,6 +113,7 @@ class _OpenVino:
                 raise
             compiled = core.compile_model(str(path), "CPU", {**settings, "INFERENCE_PRECISION_HINT": "f32"})
         self._names = tuple(value.get_any_name() for value in compiled.inputs)
+        openvino.Tensor(np.zeros(1, np.int64))  # its first NumPy array: in two threads at once that can hang for good
         self._free: SimpleQueue[Any] = SimpleQueue()  # a request serves one call at a time
         for _ in range(streams):
             self._free.put(compiled.create_infer_request())

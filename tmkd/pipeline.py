@@ -285,7 +285,7 @@ class Pipeline:
         if isinstance(self.recipe.stage1, str):
             self.stage1_student(self.recipe.stage1)  # an error comes now, not after hours
         elif self.foreign_pool:
-            self.foreign_logits()
+            _ = self.foreign_logits
         else:
             self.teacher_logits(self.pool, "pool", self.labellers(self.pool))
         self.teacher_logits(self.student_pairs, "train")
@@ -295,6 +295,7 @@ class Pipeline:
         """Whether the pool is of another task, with teachers of its own (`pool.teachers`)."""
         return self.recipe.pool is not None and bool(self.recipe.pool.teachers)
 
+    @functools.cached_property
     def foreign_logits(self) -> tuple[list[str], list[NDArray[np.float32]]]:
         """Names and logits of the pool's own teachers, in their own classes."""
         steps = pool_teachers(self.workspace, self.recipe)
@@ -322,7 +323,7 @@ class Pipeline:
         if isinstance(self.recipe.stage1, str):
             return self.stage1_student(self.recipe.stage1)
         if self.foreign_pool:
-            targets = Targets.choose(method, *self.foreign_logits(), best=0)
+            targets = Targets.choose(method, *self.foreign_logits, best=0)
             if targets is not None and self.recipe.loss.weighting == "confidence":  # no rows to measure the others on
                 targets = targets.weigh("confidence", lambda: np.empty(0))
         else:

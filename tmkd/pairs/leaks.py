@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from tmkd.corpus.text import contains, jaccard, normalise, tokens
+from tmkd.corpus.text import jaccard, normalise, tokens
 from tmkd.pairs.record import Pairs
 
 NEAR = 0.8  # token-set Jaccard from which two texts count as the same
@@ -32,7 +32,10 @@ class NearTexts:
 
     def __contains__(self, text: str) -> bool:
         """Whether one of the texts is nearly this one (Jaccard of distinct words at least NEAR)."""
-        words = tokens(text)
+        return self.near(tokens(text))
+
+    def near(self, words: frozenset[str]) -> bool:
+        """The same of a text's distinct words."""
         places = {place for word in self._rarest(words) for place in self._places.get(word, ())}
         return any(jaccard(words, self._sets[place]) >= NEAR for place in places)
 
@@ -58,20 +61,30 @@ class HeldOut:
                 texts = part.passages
                 answers.update(texts[row] for row in np.flatnonzero(part.labels == 1))
         self._answers = NearTexts(answers)
-        self._quotable: dict[str, list[str]] = defaultdict(list)  # by their rarest word
-        words_of = {question: normalise(question).split() for question in questions}
-        counts = Counter(word for words in words_of.values() for word in words)
-        for question in sorted(questions):
-            words = words_of[question]
+        self._quotable: dict[str, list[str]] = defaultdict(list)  # normalised questions by their rarest word
+        phrases = {phrase: phrase.split() for phrase in map(normalise, questions)}
+        counts = Counter(word for words in phrases.values() for word in words)
+        for phrase, words in sorted(phrases.items()):
             if len(words) >= _LEAST_QUOTED:
-                self._quotable[min(words, key=lambda word: (counts[word], word))].append(question)
+                self._quotable[min(words, key=lambda word: (counts[word], word))].append(f" {phrase} ")
+        self._seen: dict[tuple[str, str], bool] = {}
 
     def question(self, text: str) -> bool:
         """Whether it is, or nearly is, a development or test question."""
-        return text in self.questions
+        key = ("question", text)
+        if key not in self._seen:
+            self._seen[key] = text in self.questions
+        return self._seen[key]
 
     def passage(self, text: str) -> bool:
         """Whether it answers a development or test question, nearly does, or quotes one."""
-        if text in self._answers:
+        key = ("passage", text)
+        if key not in self._seen:
+            self._seen[key] = self._is_answer(normalise(text))
+        return self._seen[key]
+
+    def _is_answer(self, text: str) -> bool:
+        words, padded = frozenset(text.split()), f" {text} "
+        if self._answers.near(words):
             return True
-        return any(contains(text, question) for word in tokens(text) for question in self._quotable.get(word, ()))
+        return any(phrase in padded for word in words for phrase in self._quotable.get(word, ()))

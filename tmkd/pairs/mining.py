@@ -95,7 +95,7 @@ def mine(pool: Pool, materials: Sequence[Material], train: Pairs, held: HeldOut)
         if material.ready is not None:
             made = _ready(material.ready, dropped, pool.seed)
         else:
-            made = _retrieved(material, pool, train, dropped, wanted)
+            made = _retrieved(material, pool, train, dropped)
         before, most = len(rows), material.most(pool.passages_per_question)
         with progress("mine", most if wanted is None else min(wanted, most)) as bar:
             for row in made:
@@ -125,28 +125,28 @@ def subsample(pairs: Pairs, size: int, seed: int) -> Pairs:
 
 
 class _Dropped:
-    """Leaves out what development and test rows forbid, and counts it."""
+    """Leaves out what development and test rows forbid, and counts it by text."""
 
     def __init__(self, held: HeldOut) -> None:
         self.held = held
-        self.questions: dict[str, bool] = {}
-        self.passages: dict[str, bool] = {}
+        self.questions: set[str] = set()
+        self.passages: set[str] = set()
 
     def question(self, text: str) -> bool:
         """Whether the question must not come in."""
-        if text not in self.questions:
-            self.questions[text] = self.held.question(text)
-        return self.questions[text]
+        if self.held.question(text):
+            self.questions.add(text)
+        return text in self.questions
 
     def passage(self, text: str) -> bool:
         """Whether the passage must not come in."""
-        if text not in self.passages:
-            self.passages[text] = self.held.passage(text)
-        return self.passages[text]
+        if self.held.passage(text):
+            self.passages.add(text)
+        return text in self.passages
 
     def counts(self) -> dict[str, int]:
         """How many were left out."""
-        return {"questions": sum(self.questions.values()), "passages": sum(self.passages.values())}
+        return {"questions": len(self.questions), "passages": len(self.passages)}
 
     def told(self) -> str:
         questions, passages = self.counts().values()
@@ -165,8 +165,8 @@ def _ready(pairs: Pairs, dropped: _Dropped, seed: int) -> Iterator[Row]:
             yield question, passage
 
 
-def _retrieved(material: Material, pool: Pool, train: Pairs, dropped: _Dropped, wanted: int | None) -> Iterator[Row]:
-    """Each asker with its best texts, (question, passage) whichever side asks."""
+def _retrieved(material: Material, pool: Pool, train: Pairs, dropped: _Dropped) -> Iterator[Row]:
+    """Each asker with its best texts, (question, passage) whichever side asks. The index is built at once."""
     turned = material.source.ask == "passages"
     left_out = (dropped.passage, dropped.question) if turned else (dropped.question, dropped.passage)
     with progress("hold out", len(material.askers) + len(material.texts), "texts") as bar:
@@ -174,16 +174,20 @@ def _retrieved(material: Material, pool: Pool, train: Pairs, dropped: _Dropped, 
         texts = [text for text in _counted(material.texts, bar) if not left_out[1](text)]
     index = PassageIndex.build([Passage(text_hash(text), text, "", (), "", "") for text in texts])
     known = set(train.pair_ids) if turned else set()
-    each = pool.passages_per_question
-    for asker in askers:
-        found = 0
-        for number, _ in index.search(asker, each + _MARGIN):
-            text = texts[number]
-            row = (text, asker) if turned else (asker, text)
-            if found == each or contains(row[1], row[0]) or (known and pair_id(*row) in known):
-                continue
-            found += 1
-            yield row
+
+    def rows() -> Iterator[Row]:
+        for asker in askers:
+            found = 0
+            for number, _ in index.search(asker, pool.passages_per_question + _MARGIN):
+                row = (texts[number], asker) if turned else (asker, texts[number])
+                if contains(row[1], row[0]) or (known and pair_id(*row) in known):
+                    continue
+                yield row
+                found += 1
+                if found == pool.passages_per_question:
+                    break
+
+    return rows()
 
 
 def _counted(texts: Sequence[str], bar: Any) -> Iterator[str]:
