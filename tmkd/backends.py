@@ -113,13 +113,11 @@ class _OpenVino:
                 raise
             compiled = core.compile_model(str(path), "CPU", {**settings, "INFERENCE_PRECISION_HINT": "f32"})
         self._names = tuple(value.get_any_name() for value in compiled.inputs)
-        openvino.Tensor(np.zeros(1, np.int64))  # its first NumPy array: in two threads at once that can hang for good
         self._free: SimpleQueue[Any] = SimpleQueue()  # a request serves one call at a time
         for _ in range(streams):
             self._free.put(compiled.create_infer_request())
-        with (
-            _ALONE
-        ):  # OpenVINO's Python side sets itself up in its first call; two threads in it can lock each other out
+        # OpenVINO's Python side sets itself up in its first call; two threads in it can lock each other out.
+        with _ALONE:
             self({name: np.ones((1, WIDTH_STEP), dtype=np.int64) for name in self._names})
 
     def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
