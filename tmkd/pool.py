@@ -22,7 +22,7 @@ FORMAT = 1  # raise it when mining gives other pairs for the same recipe
 
 
 def pool_of(
-    workspace: Workspace, recipe: Recipe, data: TaskData, read: dict[str, list[Material]]
+    workspace: Workspace, recipe: Recipe, data: TaskData, read: dict[str, list[Material]] | None = None
 ) -> tuple[Pairs, list[dict[str, Any]]]:
     """The pairs of stage 1, and what came of each source (empty where nothing was mined).
 
@@ -43,6 +43,7 @@ def pool_of(
         return subsample(data.pool, wanted.size, wanted.seed), []
     if recipe.data.pool is not None:
         raise RecipeError("give pool.sources or data.pool, not both; a file is a source too: {pairs: FILE}")
+    read = {} if read is None else read
     mark = fingerprint(
         [wanted.model_dump(include={"sources"}), data.train.digest(), recipe.data.debian_docs.model_dump()]
     )

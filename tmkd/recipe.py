@@ -228,7 +228,7 @@ class Recipe(Part):
                 raise ValueError(f"teachers: {teacher.name}: score column {teacher.scores!r} is not in data.scores")
         if (self.data.reference or any(teacher.scores for teacher in self.teachers)) and self.classes != 2:
             raise ValueError("a column of scores can be a teacher or the reference of two classes only")
-        if self.data.reference and all(teacher.scores == self.data.reference for teacher in self.teachers):
+        if self.data.reference and all(teacher.scores == self.data.reference for teacher in self.used_teachers):
             raise ValueError("teachers: the reference cannot be the only one, it is not measured against itself")
         self._classes_fit()
         self._methods_fit()

@@ -36,7 +36,7 @@ class Interval:
 
     def negated(self) -> Interval:
         """Of the same difference, the other way round."""
-        return Interval(-self.mean, -self.high, -self.low)
+        return Interval(0.0 - self.mean, 0.0 - self.high, 0.0 - self.low)  # 0.0, never -0.0
 
     def to_json(self) -> dict[str, float]:
         """{"mean", "low", "high"}."""
