@@ -15,24 +15,34 @@ from qa_fixtures import TEXTS, index_of
 from tmkd.bench.qa import compare
 from tmkd.corpus.passages import Passage
 from tmkd.corpus.store import Found
-from tmkd.pairs.record import Pairs
-from tmkd.qa.answer import Ranked
-from tmkd.qa.cases import Asked, Case, Material
+from tmkd.qa.answer import Scored
+from tmkd.qa.calibrate import best_weight
+from tmkd.qa.cases import Asked, Case
 
 
 def asked(qid: str, retrieved: str, ranked: str, right: str) -> Asked:
-    """A question whose passages are letters."""
-    present = [
-        Ranked(Found(Passage(pid, "", "", (), "", ""), "", 0.0), retrieved.index(pid) + 1, 0.0, None) for pid in ranked
-    ]
-    return Asked(Case(qid, qid, frozenset(right), frozenset()), list(retrieved), present, [])
+    """A question whose passages are letters, in the order of retrieval and as the student ranks them."""
+    found = [Found(Passage(pid, "", "", (), "", ""), "", -float(place)) for place, pid in enumerate(retrieved)]
+    scored = {pid: Scored(-float(place), None) for place, pid in enumerate(ranked)}
+    return Asked(Case(qid, qid, frozenset(right), frozenset()), found, [], scored)
+
+
+QUESTIONS = [asked("q1", "abcd", "dcba", "dx"), asked("q2", "abcd", "abcd", "b"), asked("q3", "", "", "z")]
+
+
+def test_retrieval_counts_as_much_as_its_weight() -> None:
+    found = {weight: compare(QUESTIONS, weight)["MRR"] for weight in (0.0, 0.9, 10.0)}
+    assert found[0.0].ranked.mean == found[0.9].ranked.mean == pytest.approx(0.5)
+    assert found[10.0].ranked.mean == found[10.0].bm25.mean == found[0.0].bm25.mean
+    assert best_weight(QUESTIONS) == 0
+    student_knows_nothing = [asked("q1", "abcd", "dcba", "b"), asked("q2", "abcd", "dcba", "a")]
+    assert best_weight(student_knows_nothing) == 1.0  # both say the opposite with one voice; ties stay as retrieved
+    (first, *_, last) = student_knows_nothing[0].ranked(3.0)
+    assert (first.score, first.retrieval_rank, last.score, last.retrieval_rank) == (-3.0, 1, -9.0, 4)
 
 
 def test_both_orders_are_measured_on_the_same_questions() -> None:
-    material = Material("m", Pairs.build([], []), [], True)
-    found = compare(
-        material, [asked("q1", "abcd", "dcba", "dx"), asked("q2", "abcd", "abcd", "b"), asked("q3", "", "", "z")]
-    )
+    found = compare(QUESTIONS, 0.0)
     mrr = found["MRR"]
     assert mrr.bm25.mean == pytest.approx((1 / 4 + 1 / 2 + 0) / 3)
     assert mrr.ranked.mean == pytest.approx((1 + 1 / 2 + 0) / 3)

@@ -117,9 +117,10 @@ def test_questions_are_asked_with_and_without_their_sources(answerer: QuestionAn
     asked = ask_all(answerer, from_file(pairs, answerer.index), 10)
     assert len(asked) == 4  # the fifth has no answer in the index
     for one in asked:
-        assert one.present[0].found.passage.pid in one.case.right
-        assert one.absent
-        assert not {ranked.found.document for ranked in one.absent} & one.case.documents
+        assert one.ranked(0.0)[0].found.passage.pid in one.case.right
+        without = one.ranked(0.0, sources=False)
+        assert without
+        assert not {ranked.found.document for ranked in without} & one.case.documents
     scored = answerer.scorer.asked
     assert len(scored) == len(set(scored))
 
@@ -170,12 +171,20 @@ def test_pairs_of_other_passages_are_refused(answerer: QuestionAnswerer, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"format": 1}', '{"format": 1, "temperature": 0, "threshold": null}', '{"format": 2}']
+    "content",
+    [
+        '{"format": 1, "temperature": 1, "threshold": null, "retrieval_weight": -1}',
+        "{",
+        "[]",
+        '{"format": 1}',
+        '{"format": 1, "temperature": 0, "threshold": null}',
+        '{"format": 2}',
+    ],
 )
 def test_a_damaged_calibration_is_refused(tmp_path: Path, content: str) -> None:
     assert Calibration.read(tmp_path) == Calibration()
     (tmp_path / FILE).write_text(content)
-    with pytest.raises(ExportError, match=r"calibration\.json|the temperature is 0"):
+    with pytest.raises(ExportError, match=r"calibration\.json|the temperature is 0|the retrieval weight is -1"):
         Calibration.read(tmp_path)
 
 

@@ -53,6 +53,20 @@ def test_below_the_threshold_there_are_answers_but_no_answer(tmp_path: Path) -> 
     assert abs(cool.probability - 0.5) < abs(best.probability - 0.5)
 
 
+def test_retrieval_may_count_beside_the_student(tmp_path: Path) -> None:
+    index = index_of(tmp_path / "index", {"a": "disk disk mount", "b": "the folder disk of a mount and a folder"})
+    question = "disk mount of a folder"
+    alone = QuestionAnswerer(OverlapScorer(), index).ask(question).answers
+    both = (
+        QuestionAnswerer(OverlapScorer(), index, calibration=Calibration(retrieval_weight=100.0)).ask(question).answers
+    )
+    assert [one.retrieval_rank for one in both] == [1, 2]
+    by_source = {one.source: one for one in alone}
+    assert both[0].score == by_source[both[0].source].score  # the first that was retrieved loses nothing
+    assert both[1].score < by_source[both[1].source].score
+    assert both[1].score < both[0].score
+
+
 def test_a_long_passage_is_read_in_windows(tmp_path: Path) -> None:
     filler = " ".join(f"This is word {number}." for number in range(80))
     text = f"{filler} The mount command mounts a disk. {filler}"

@@ -120,7 +120,7 @@ def calibrate(
     as_json: Annotated[bool, typer.Option("--json", help="print calibration.json")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Choose an export's temperature and no-answer threshold on development questions.
+    """Choose an export's temperature, no-answer threshold and retrieval weight on development questions.
 
     Every question is asked twice: with the documents that answer it in the index, and as if they were not there.
 

@@ -19,7 +19,7 @@ from tmkd.evaluation.metrics import Floats, Questions
 from tmkd.files import cache_folder
 from tmkd.progress import progress, say, tables
 from tmkd.qa import QuestionAnswerer
-from tmkd.qa.cases import Asked, Material, ask_all, built_in, from_file
+from tmkd.qa.cases import Asked, ask_all, built_in, from_file
 
 METRICS = {
     "success@1": "success_1",
@@ -62,6 +62,7 @@ class Outcome:
     questions: int
     passages: int
     candidates: int
+    retrieval_weight: float
     quality: dict[str, Quality]
     milliseconds: dict[str, Floats]
 
@@ -71,7 +72,8 @@ class Outcome:
             stage: dict(zip(("p50", "p95", "max"), np.percentile(values, [50, 95, 100]).tolist(), strict=True))
             for stage, values in self.milliseconds.items()
         }
-        counts = {name: getattr(self, name) for name in ("data", "backend", "questions", "passages", "candidates")}
+        names = ("data", "backend", "questions", "passages", "candidates", "retrieval_weight")
+        counts = {name: getattr(self, name) for name in names}
         quality = {name: value.to_json() for name, value in self.quality.items()}
         return {"bench": "qa", "machine": machine(), **counts, "quality": quality, "milliseconds": times}
 
@@ -113,11 +115,12 @@ def measure(
         raise DataError("--pairs needs --index: the documents that answer their questions")
     answerer = QuestionAnswerer.open(model, index or _built_in_index(), threads=threads)
     material = built_in(answerer.index)[1] if pairs is None else from_file(pairs, answerer.index)
-    quality = compare(material, ask_all(answerer, material, candidates))
+    weight = answerer.calibration.retrieval_weight
+    quality = compare(ask_all(answerer, material, candidates), weight)
     backend = str(getattr(answerer.scorer, "backend", ""))
     times = _latency(answerer, [case.question for case in material.cases], candidates)
     passages = len(answerer.index)
-    return Outcome(material.name, backend, len(material.cases), passages, candidates, quality, times)
+    return Outcome(material.name, backend, len(material.cases), passages, candidates, weight, quality, times)
 
 
 def _built_in_index() -> Path:
@@ -127,13 +130,13 @@ def _built_in_index() -> Path:
     return folder
 
 
-def compare(material: Material, asked: Sequence[Asked]) -> dict[str, Quality]:
+def compare(asked: Sequence[Asked], retrieval_weight: float) -> dict[str, Quality]:
     """Every metric of the two orders of the same candidates, over all passages that answer, found or not."""
     names = [one.case.qid for one in asked]
     resamples = Resamples(Questions.of(np.ones(len(names), dtype=np.int64), names), _RESAMPLES, seed=0)
     order = resamples.questions.names
-    alone = _evaluate(asked, {one.case.qid: one.retrieved for one in asked}, order)
-    ranked = {one.case.qid: [scored.found.passage.pid for scored in one.present] for one in asked}
+    alone = _evaluate(asked, {one.case.qid: [found.passage.pid for found in one.present] for one in asked}, order)
+    ranked = {one.case.qid: [scored.found.passage.pid for scored in one.ranked(retrieval_weight)] for one in asked}
     both = _evaluate(asked, ranked, order)
     return {
         name: Quality(

@@ -46,7 +46,8 @@ class Answer:
         text: the passage.
         marked: character span in `text` of its best sentence.
         window: character span that was scored best, where the passage is longer than the student's length.
-        score: log-odds, unsquashed: ranked by this.
+        score: log-odds, unsquashed, less what retrieval holds against the passage (`Calibration.retrieval_weight`):
+            ranked by this.
         probability: calibrated (temperature), for display.
         retrieval_rank: its rank by BM25, from 1.
         title: of its document. heading_path: the headings it stands under, outermost first.
@@ -89,17 +90,34 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """A retrieved passage with the student's score.
+class Scored:
+    """A passage as the student sees it: log-odds of its best window, and that window; None where it was read whole."""
 
-    Attributes:
-        retrieval_rank: from 1. score: of its best window. window: that window; None where it was read whole.
-    """
+    log_odds: float
+    window: Span | None
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A retrieved passage: its rank by BM25 from 1, how the student sees it, and the score that it is ranked by."""
 
     found: Found
     retrieval_rank: int
+    scored: Scored
     score: float
-    window: Span | None
+
+
+def order(found: Sequence[Found], scored: Sequence[Scored], retrieval_weight: float) -> list[Ranked]:
+    """Retrieved passages (best first) by the student's log-odds and, at that weight, by BM25; equal ones as retrieved.
+
+    BM25 counts by how far a passage stays behind the best of its question: that is what can be compared.
+    """
+    top = max((one.score for one in found), default=0.0)
+    ranked = [
+        Ranked(one, place, seen, seen.log_odds - retrieval_weight * (top - one.score))
+        for place, (one, seen) in enumerate(zip(found, scored, strict=True), start=1)
+    ]
+    return sorted(ranked, key=lambda one: (-one.score, one.retrieval_rank))
 
 
 class QuestionAnswerer:
@@ -199,18 +217,22 @@ class QuestionAnswerer:
         return self.index.search(question, candidates, exclude=exclude, headings=headings)
 
     def rank(self, question: str, found: Sequence[Found]) -> list[Ranked]:
-        """The passages by the student's score, best first; equal ones as they were retrieved."""
+        """Retrieved passages (best first), ranked; see `order`."""
+        return order(found, self.score(question, found), self.calibration.retrieval_weight)
+
+    def score(self, question: str, found: Sequence[Found]) -> list[Scored]:
+        """How the student sees each passage."""
         texts = [one.passage.text for one in found]
         windows = self._windows.of(question, texts)
         pieces = [text[start:stop] for text, spans in zip(texts, windows, strict=True) for start, stop in spans]
         if not pieces:
             return []
         scores = self._scores(question, pieces)
-        ranked = []
-        for place, (one, spans) in enumerate(zip(found, windows, strict=True), start=1):
-            best, window = max(((next(scores), span) for span in spans), key=lambda scored: scored[0])
-            ranked.append(Ranked(one, place, best, window if len(spans) > 1 else None))
-        return sorted(ranked, key=lambda one: (-one.score, one.retrieval_rank))
+        scored = []
+        for spans in windows:
+            best, window = max(((next(scores), span) for span in spans), key=lambda one: one[0])
+            scored.append(Scored(best, window if len(spans) > 1 else None))
+        return scored
 
     def _scores(self, question: str, texts: Sequence[str]) -> Iterator[float]:
         """The score of each text; of a question longer than any student reads, what it reads is enough."""
@@ -219,7 +241,7 @@ class QuestionAnswerer:
 
     def _mark(self, question: str, ranked: Sequence[Ranked]) -> list[Span]:
         """The best sentence of each passage, each sentence scored as a passage of its own."""
-        spans = [_sentences(one.found.passage.text, one.window) for one in ranked]
+        spans = [_sentences(one.found.passage.text, one.scored.window) for one in ranked]
         several = [row for row, one in enumerate(spans) if len(one) > 1]
         texts = [ranked[row].found.passage.text[start:stop] for row in several for start, stop in spans[row]]
         best = [one[0] for one in spans]
@@ -236,7 +258,7 @@ class QuestionAnswerer:
             passage.pid,
             passage.text,
             marked,
-            one.window,
+            one.scored.window,
             one.score,
             self.calibration.probability(one.score),
             one.retrieval_rank,

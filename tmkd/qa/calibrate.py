@@ -1,4 +1,8 @@
-"""Temperature and no-answer threshold of an export, chosen on development questions and told on test questions.
+"""Temperature, no-answer threshold and retrieval weight of an export: chosen on development questions, told on test's.
+
+Retrieval weight: a student is trained to tell a question's passages from others that BM25 finds for it, so a high BM25
+score tells it little; yet among a hundred candidates it tells much. How much it counts is what gives the best mean
+reciprocal rank.
 
 Temperature: one number that divides the log-odds, where the negative log-likelihood of the labelled development pairs
 is least (Guo et al., ICML 2017). It changes no ranking.
@@ -13,7 +17,7 @@ count as wrong, so what is said of wrong answers is an upper bound.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from tmkd.qa.cases import Asked, Material, ask_all, scored_pairs
 
 Floats = NDArray[np.float64]
 BINS = 15  # of equal width, of the expected calibration error
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)  # of retrieval, that are tried
 _RESAMPLES = 1000
 _MOST_POINTS = 200  # of a curve that is written
 
@@ -47,9 +52,10 @@ class Outcomes:
     present: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, asked: Sequence[Asked]) -> Outcomes:
+    def of(cls, asked: Sequence[Asked], weight: float) -> Outcomes:
         """What came first for every question."""
-        firsts = [(one.case.right, one.present) for one in asked] + [(frozenset[str](), one.absent) for one in asked]
+        firsts = [(one.case.right, one.ranked(weight)) for one in asked]
+        firsts += [(frozenset[str](), one.ranked(weight, sources=False)) for one in asked]
         scores = np.array([ranked[0].score if ranked else -np.inf for _, ranked in firsts])
         right = np.array([_first(ranked) in pids for pids, ranked in firsts], dtype=bool)
         return cls(scores, right, np.arange(len(firsts)) < len(asked))
@@ -68,6 +74,23 @@ class Outcomes:
 
 def _first(ranked: Sequence[Ranked]) -> str:
     return ranked[0].found.passage.pid if ranked else ""
+
+
+def best_weight(asked: Sequence[Asked]) -> float:
+    """The retrieval weight at which the first right passage has the best mean reciprocal rank; of equal ones the least.
+
+    One number, of a dozen, chosen on all questions: too little freedom to fit them by heart.
+    """
+    return max(WEIGHTS, key=lambda weight: (reciprocal_rank(asked, weight), -weight))
+
+
+def reciprocal_rank(asked: Sequence[Asked], weight: float) -> float:
+    """Mean over questions of 1 / rank of the first passage that answers; 0 where none was retrieved."""
+    found = []
+    for one in asked:
+        pids = [ranked.found.passage.pid for ranked in one.ranked(weight)]
+        found.append(next((1 / place for place, pid in enumerate(pids, 1) if pid in one.case.right), 0.0))
+    return float(np.mean(found))
 
 
 def fit_temperature(scores: Floats, labels: NDArray[np.int64]) -> float:
@@ -166,8 +189,7 @@ class Found:
 
     def to_json(self) -> dict[str, Any]:
         """The content of calibration.json."""
-        chosen = {"temperature": self.calibration.temperature, "threshold": self.calibration.threshold}
-        return {"format": FORMAT, **chosen, **self.report}
+        return {"format": FORMAT, **asdict(self.calibration), **self.report}
 
     def save(self, export: Path) -> Path:
         """Write calibration.json into the export."""
@@ -177,7 +199,10 @@ class Found:
     def sentences(self) -> list[str]:
         """What was chosen and measured, in words."""
         chosen = self.calibration
-        told = [f"temperature {chosen.temperature:.3f}, threshold {chosen.threshold:.3f} ({self.report['criterion']})"]
+        told = [
+            f"retrieval weight {chosen.retrieval_weight:g}, temperature {chosen.temperature:.3f}, threshold "
+            f"{chosen.threshold:.3f} ({self.report['criterion']})"
+        ]
         for part in ("development", "test"):
             if part in self.report:
                 told.append(_told(self.report[part]))
@@ -191,11 +216,13 @@ def _told(measured: dict[str, Any]) -> str:
         value = measured[name]
         return "none" if value is None else f"{value['mean']:.3f} ({value['low']:.2f}-{value['high']:.2f})"
 
+    alone, both = measured["reciprocal_rank"]["student alone"], measured["reciprocal_rank"]["with retrieval"]
     return (
-        f"{measured['data']}, {measured['questions']:,} questions: calibration error {error['before']:.3f} before, "
-        f"{error['after']:.3f} after; F1 {share('f1')}, precision {share('precision')}, recall {share('recall')}; "
-        f"right first without a threshold {share('right_first_without_threshold')}; without their sources "
-        f"{share('answered_without_sources')} are answered all the same"
+        f"{measured['data']}, {measured['questions']:,} questions: MRR {alone:.3f} by the student alone, {both:.3f} "
+        f"with retrieval; calibration error {error['before']:.3f} before, {error['after']:.3f} after; "
+        f"F1 {share('f1')}, precision {share('precision')}, recall {share('recall')}; right first without a threshold "
+        f"{share('right_first_without_threshold')}; without their sources {share('answered_without_sources')} are "
+        "answered all the same"
     )
 
 
@@ -217,19 +244,21 @@ def calibrate(
     """
     pairs = _Pairs.of(answerer, dev)
     temperature = fit_temperature(pairs.scores, pairs.labels)
-    outcomes = Outcomes.of(ask_all(answerer, dev, candidates))
+    asked = ask_all(answerer, dev, candidates)
+    weight = best_weight(asked)
+    outcomes = Outcomes.of(asked, weight)
     least = best_f1(outcomes) if risk is None else within_risk(outcomes, risk)
     probability = Calibration(temperature).probability(least)
     threshold = np.floor(probability * 1e6) / 1e6  # rounded down: the answer that set it stays above it
-    calibration = Calibration(temperature, float(threshold))
+    calibration = Calibration(temperature, float(threshold), weight)
     report = {
         "criterion": "best F1 of answered-and-right" if risk is None else f"at most {risk:g} of the answers wrong",
         "candidates": candidates,
-        "development": _measured(dev, pairs, outcomes, temperature, least),
+        "development": _measured(dev, pairs, asked, calibration, least),
     }
     if test is not None:
-        unseen = Outcomes.of(ask_all(answerer, test, candidates))
-        report["test"] = _measured(test, _Pairs.of(answerer, test), unseen, temperature, least)
+        unseen = ask_all(answerer, test, candidates)
+        report["test"] = _measured(test, _Pairs.of(answerer, test), unseen, calibration, least)
     return Found(calibration, report)
 
 
@@ -245,9 +274,10 @@ class _Pairs:
 
 
 def _measured(
-    material: Material, pairs: _Pairs, outcomes: Outcomes, temperature: float, least: float
+    material: Material, pairs: _Pairs, asked: Sequence[Asked], calibration: Calibration, least: float
 ) -> dict[str, Any]:
     """Calibration error of the pairs, answers at the threshold with 95% intervals over questions, the whole curve."""
+    outcomes = Outcomes.of(asked, calibration.retrieval_weight)
     counts = outcomes.at(least)
     questions = len(material.cases)
     ones = np.ones(questions)
@@ -257,7 +287,11 @@ def _measured(
         "pairs": len(pairs.labels),
         "calibration_error": {
             "before": calibration_error(_sigmoid(pairs.scores), pairs.labels),
-            "after": calibration_error(_sigmoid(pairs.scores / temperature), pairs.labels),
+            "after": calibration_error(_sigmoid(pairs.scores / calibration.temperature), pairs.labels),
+        },
+        "reciprocal_rank": {
+            "student alone": reciprocal_rank(asked, 0.0),
+            "with retrieval": reciprocal_rank(asked, calibration.retrieval_weight),
         },
         "right_first_without_threshold": _share(outcomes.right[:questions].astype(float), ones),
         "precision": _share(counts["right"], counts["given"]),

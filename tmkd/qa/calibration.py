@@ -33,14 +33,19 @@ class Calibration:
     Attributes:
         temperature: log-odds are divided by it; above 1 it makes the student less sure.
         threshold: no-answer threshold: the calibrated probability that the best passage needs; None: anything will do.
+        retrieval_weight: log-odds that a passage loses for each point of BM25 by which it stays behind the best of its
+            question; 0: the student alone ranks.
     """
 
     temperature: float = 1.0
     threshold: float | None = None
+    retrieval_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ExportError(f"the temperature is {self.temperature}; it must be above 0")
+        if not (math.isfinite(self.retrieval_weight) and self.retrieval_weight >= 0):
+            raise ExportError(f"the retrieval weight is {self.retrieval_weight}; it must be 0 or more")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ExportError(f"the threshold is {self.threshold}; it must be within 0 and 1")
 
@@ -69,7 +74,8 @@ class Calibration:
             if content.get("student", "") not in ("", student_of(export)):
                 raise ExportError(f"{path} was made for another student; run tmkd calibrate again or remove it")
             threshold = content["threshold"]
-            return cls(float(content["temperature"]), None if threshold is None else float(threshold))
+            weight = float(content.get("retrieval_weight", 0.0))
+            return cls(float(content["temperature"]), None if threshold is None else float(threshold), weight)
         except FileNotFoundError:
             return cls()
         except (ValueError, KeyError, TypeError, AttributeError) as error:

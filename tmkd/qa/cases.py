@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmkd.corpus.store import DocumentIndex
+from tmkd.corpus.store import DocumentIndex, Found
 from tmkd.corpus.text import text_hash
 from tmkd.errors import DataError
 from tmkd.pairs.record import Pairs
 from tmkd.progress import progress, say
-from tmkd.qa.answer import QuestionAnswerer, Ranked
+from tmkd.qa.answer import QuestionAnswerer, Ranked, Scored, order
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,21 @@ class Material:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question's passages, ranked: `present` with its source documents in the index, `absent` as if without them.
+    """What was retrieved for a question, best first, and how the student sees it.
 
     Attributes:
-        retrieved: ids of the passages in the order of retrieval, source documents present.
+        present: with the question's source documents in the index. absent: as if they were not there.
     """
 
     case: Case
-    retrieved: list[str]
-    present: list[Ranked]
-    absent: list[Ranked]
+    present: list[Found]
+    absent: list[Found]
+    scored: dict[str, Scored]
+
+    def ranked(self, retrieval_weight: float, *, sources: bool = True) -> list[Ranked]:
+        """The passages in order, with or without the question's sources."""
+        found = self.present if sources else self.absent
+        return order(found, [self.scored[one.passage.pid] for one in found], retrieval_weight)
 
 
 def from_file(path: Path, index: DocumentIndex) -> Material:
@@ -130,10 +135,8 @@ def _ask(answerer: QuestionAnswerer, case: Case, candidates: int, headings: bool
     present = answerer.retrieve(case.question, candidates, headings=headings)
     absent = answerer.retrieve(case.question, candidates, exclude=case.documents, headings=headings)
     both = {one.passage.pid: one for one in (*present, *absent)}
-    ranked = answerer.rank(case.question, list(both.values()))
-    found = {one.passage.pid for one in present}, {one.passage.pid for one in absent}
-    with_sources, without = ([one for one in ranked if one.found.passage.pid in pids] for pids in found)
-    return Asked(case, [one.passage.pid for one in present], with_sources, without)
+    scored = answerer.score(case.question, list(both.values()))
+    return Asked(case, present, absent, dict(zip(both, scored, strict=True)))
 
 
 def scored_pairs(answerer: QuestionAnswerer, pairs: Pairs) -> tuple[list[float], list[int]]:
