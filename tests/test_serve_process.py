@@ -274,3 +274,20 @@ def test_what_keeps_it_from_starting_is_said_in_one_line(tmkd: Callable[..., Don
         port = taken.getsockname()[1]
         failed = tmkd("serve", "--model", model(), "--port", str(port), check=False)
     assert (failed.returncode, f"port {port}" in failed.stderr) == (1, True)
+
+
+def test_an_error_of_the_server_is_told_without_what_was_sent(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError(QUESTION)
+
+    monkeypatch.setattr("tmkd.serve.rerank.best_first", broken)
+    with in_process() as app:
+        found = app.post("/rerank", TEI)
+        assert (found.status_code, found.json()["error_type"]) == (500, "Backend")
+        assert QUESTION not in found.text
+    log = capfd.readouterr().err
+    assert "KeyError" in log
+    assert "rerank.py" in log
+    assert QUESTION not in log
