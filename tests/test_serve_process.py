@@ -121,7 +121,8 @@ def test_a_killed_scorer_costs_what_was_in_flight_and_comes_back(tmp_path: Path)
         answers: list[httpx.Response] = []
         asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{live.url}/rerank", json=TEI, timeout=30)))
         asking.start()
-        time.sleep(0.5)
+        live.wait_read(1)
+        time.sleep(0.1)
         os.kill(killed, signal.SIGKILL)
         asking.join()
         assert answers[0].status_code == 503
@@ -157,7 +158,7 @@ def test_the_end_is_graceful(number: int) -> None:
         ]
         for one in asking:
             one.start()
-        time.sleep(0.5)
+        live.wait_read(3)
         live.process.send_signal(number)
         time.sleep(0.5)
         with pytest.raises(httpx.ConnectError):
