@@ -1,8 +1,16 @@
-"""A headless Chromium of the system's packages (`make browser` installs it)."""
+"""A headless Chromium of the system's packages (`make browser` installs it).
+
+    python tests/browser_fixtures.py http://127.0.0.1:8080/?q=How+do+I+sort+a+hash page.png [dark]
+
+takes a picture of a page, as those of the documents were made.
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,3 +47,21 @@ def browser(profile: Path, *, dark: bool = False, size: tuple[int, int] = (1100,
         yield driver
     finally:
         driver.quit()
+
+
+def picture(address: str, file: str, *, dark: bool = False, size: tuple[int, int] = (1100, 900)) -> None:
+    """Write a PNG of a page, once it has stopped searching."""
+    with tempfile.TemporaryDirectory() as profile, browser(Path(profile), dark=dark, size=size) as driver:
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        driver.get(address)
+        time.sleep(1)
+        until = time.monotonic() + 60
+        while driver.find_elements("css selector", "#go:disabled") and time.monotonic() < until:
+            time.sleep(0.2)
+        time.sleep(0.5)
+        driver.save_screenshot(file)
+
+
+if __name__ == "__main__":
+    picture(*sys.argv[1:3], dark="dark" in sys.argv[3:])

@@ -123,6 +123,13 @@ class Command:
             assert time.monotonic() < until
             time.sleep(0.05)
 
+    def wait_read(self, count: int) -> None:
+        """Until so many requests were read since the start: they wait for the scorer, or are done."""
+        until = time.monotonic() + 30
+        while f'tmkd_stage_seconds_count{{stage="read"}} {count}.0' not in httpx.get(f"{self.url}/metrics").text:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it politely; its exit status."""
         self.process.send_signal(number)

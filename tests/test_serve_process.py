@@ -121,7 +121,8 @@ def test_a_killed_scorer_costs_what_was_in_flight_and_comes_back(tmp_path: Path)
         answers: list[httpx.Response] = []
         asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{live.url}/rerank", json=TEI, timeout=30)))
         asking.start()
-        time.sleep(0.5)
+        live.wait_read(1)
+        time.sleep(0.1)
         os.kill(killed, signal.SIGKILL)
         asking.join()
         assert answers[0].status_code == 503
@@ -157,7 +158,7 @@ def test_the_end_is_graceful(number: int) -> None:
         ]
         for one in asking:
             one.start()
-        time.sleep(0.5)
+        live.wait_read(3)
         live.process.send_signal(number)
         time.sleep(0.5)
         with pytest.raises(httpx.ConnectError):
@@ -274,3 +275,20 @@ def test_what_keeps_it_from_starting_is_said_in_one_line(tmkd: Callable[..., Don
         port = taken.getsockname()[1]
         failed = tmkd("serve", "--model", model(), "--port", str(port), check=False)
     assert (failed.returncode, f"port {port}" in failed.stderr) == (1, True)
+
+
+def test_an_error_of_the_server_is_told_without_what_was_sent(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError(QUESTION)
+
+    monkeypatch.setattr("tmkd.serve.rerank.best_first", broken)
+    with in_process() as app:
+        found = app.post("/rerank", TEI)
+        assert (found.status_code, found.json()["error_type"]) == (500, "Backend")
+        assert QUESTION not in found.text
+    log = capfd.readouterr().err
+    assert "KeyError" in log
+    assert "rerank.py" in log
+    assert QUESTION not in log

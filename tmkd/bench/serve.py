@@ -29,7 +29,7 @@ from tmkd.errors import TmkdError
 from tmkd.files import cache_folder
 from tmkd.progress import progress, say, tables
 
-SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)  # of a server's capacity
+SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # of a server's capacity
 CALLERS = 4
 PLAIN = "FastAPI + CrossEncoder.predict"
 EQUAL = 2.5  # times the plain server's median alone: the p99 at which rates are compared

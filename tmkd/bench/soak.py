@@ -1,14 +1,13 @@
 """`tmkd bench soak`: twice the server's capacity for a long time, and a scorer that is killed meanwhile.
 
 Passes where every request got an answer or was told to come back, nothing else, memory did not grow between the first
-quarter and the end, and the server scores again afterwards.
+half and the end, and the server scores again afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import statistics
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from tmkd.progress import progress
 
 SIZES = (1, 10, 50, 100)  # passages of a request, in turn
 OVER = 2.0  # times the capacity
-GROWTH = 1.2  # memory at the end, of what it was after the first quarter
+GROWTH = 1.2  # memory at the end, of what it was in the second quarter of the time
 _TEXT = """how do i mount a disk the command prints every file in a directory and exits with status zero"""
 
 
@@ -43,10 +42,12 @@ class Soaked:
 
     @property
     def growth(self) -> float:
-        """Memory at the end (the median of the last tenth) of that at the end of the first quarter."""
-        tenth = max(1, len(self.memory) // 10)
-        early = self.memory[len(self.memory) // 4 :][:tenth]
-        return statistics.median(self.memory[-tenth:]) / statistics.median(early)
+        """The most memory of the last quarter of the time, of the most of the second quarter.
+
+        The most: while a killed scorer is started again there is less.
+        """
+        count = len(self.memory)
+        return max(self.memory[-(count // 4 or 1) :]) / max(self.memory[count // 4 : count // 2 + 1])
 
     @property
     def problems(self) -> list[str]:
@@ -67,7 +68,7 @@ class Soaked:
             "bench": "soak", "requests_per_second_at_most": self.capacity, "rate": self.rate, "seconds": self.seconds,
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
             "refusals_without_retry_after": self.untold, **{f"{k}_ms": v for k, v in self.latency.items()},
-            "memory_mib_first_quarter": self.memory[len(self.memory) // 4], "memory_mib_end": self.memory[-1],
+            "memory_mib_end": self.memory[-1],
             "memory_mib_most": max(self.memory), "growth": self.growth, "kills": self.kills, "problems": self.problems,
         }  # fmt: skip
 

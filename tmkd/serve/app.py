@@ -165,6 +165,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 
 async def _broken(request: Request, error: Exception) -> Response:
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    say(f"error in {request.url.path}: {type(error).__name__} at {where.filename}:{where.lineno}")
-    return Refusal(500, "Backend", "an error of the server; it is in the server's log").response(request.url.path)
+    # Places and the error's kind, not its message: that may hold what was sent.
+    places = "".join(traceback.format_tb(error.__traceback__)[-6:])
+    say(f"an error answering {request.scope.get('route', 'a request')}:\n{places}{type(error).__name__}")
+    return Refusal(500, "Backend", "an error of the server; its log says more").response(request.url.path)

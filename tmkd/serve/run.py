@@ -98,7 +98,7 @@ def run(settings: Settings) -> None:
     protocol = type("Connection", (Connection,), {"settings": settings})
     config = uvicorn.Config(
         app, host=settings.host, port=settings.port, http=protocol, ws="none", loop="asyncio", lifespan="on",
-        log_config=None, access_log=False, server_header=False, backlog=2048,
+        log_config=None, log_level="critical", access_log=False, server_header=False, backlog=2048,
         timeout_keep_alive=int(settings.idle_timeout) + 1, timeout_graceful_shutdown=int(settings.timeout) + 5,
         h11_max_incomplete_event_size=HEADERS,
     )  # fmt: skip
