@@ -44,7 +44,8 @@ def write_recipe(path: Path, encoders: dict[str, Path], **keys: Any) -> Path:
         "teachers": [{"name": "a", "seed": 1, **NUMBERS}],
         "student": {"layers": 1},
         **dict.fromkeys(("stage1", "stage2", "without_stage1"), NUMBERS),
-        "methods": ["tmkd"],
+        "methods": ["tkd"],
+        "take": "tkd",
         **keys,
     }
     path.write_text(yaml.safe_dump(content))
@@ -80,6 +81,7 @@ def test_teachers_of_two_families_and_imported_scores_in_one_run_against_a_refer
             {"name": "judge", "scores": "judge"},
             {"name": "web", "scores": "score"},
         ],
+        take="tmkd",
         methods=["teacher", "teacher-ensemble", "finetune", "tkd", "1avg-tkd", "tmkd"],
     )  # fmt: skip
     tmkd("distill", recipe)
@@ -136,7 +138,7 @@ def test_stage_1_of_another_task_goes_on_with_encoder_and_pooler(
 
     pool = "pool={teachers: [workspace/runs/qa], sources: [{pairs: qa.jsonl}]}"
     second = tmkd("distill", recipe, pool, "name=nli2")
-    assert "stage 1 of tmkd" in second.stderr
+    assert "stage 1 of tkd" in second.stderr
     assert read_card(Path("workspace/runs/nli2/stage1"))["classes"] == 2
     assert load_student(Path("workspace/runs/nli2/student")).classes == 3
     own = tmkd("distill", recipe, "pool={sources: [{questions: own, passages: own, ask: passages}]}", "name=nli3")

@@ -51,11 +51,10 @@ def mined(task: TaskData, tmp_path: Path) -> Callable[..., Pairs]:
 
 
 def _recipe(pool: dict[str, object], classes: int = 2) -> Recipe:
-    return parse_recipe(
-        {"data": {"train": "t.jsonl"}, "teachers": [{"name": "a"}], "classes": classes, "pool": pool}, "r"
-    )
+    return parse_recipe({"data": {"train": "t.jsonl"}, "teachers": TEACHERS, "classes": classes, "pool": pool}, "r")
 
 
+TEACHERS = [{"name": "a"}, {"name": "b"}]
 OWN = {"questions": "own", "passages": "own"}
 
 
@@ -183,7 +182,7 @@ def test_a_part_of_a_pool_that_is_there_is_nested(task: TaskData, tmp_path: Path
 
 def _without_pool(folder: Path) -> Path:
     path = folder / "plain.yaml"
-    path.write_text(yaml.safe_dump({"data": {"train": "t.jsonl"}, "teachers": [{"name": "a"}]}))
+    path.write_text(yaml.safe_dump({"data": {"train": "t.jsonl"}, "teachers": TEACHERS}))
     return path
 
 

@@ -132,7 +132,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_recipe_trains_on_tiny_data(tmkd: Tmkd, hub: Callable[[str], Path], encoder: Path, name: str) -> None:
     done = tmkd(
         "distill", RECIPES / f"{name}.yaml", f"data.hub={hub(name)}", f"encoder={encoder}", "student.layers=1",
-        "teachers=[{name: a, epochs: 1}]", "methods=[tmkd]", "stage1={learning_rate: 1e-3, epochs: 1}",
+        "teachers=[{name: a, epochs: 1}]", "methods=[tkd]", "take=tkd", "stage1={learning_rate: 1e-3, epochs: 1}",
         "stage2.epochs=1", "pool.passages_per_question=2", "max_length=32",
     )  # fmt: skip
     assert "mine the pool: done" in done.stderr
@@ -183,7 +183,7 @@ def test_shares_held_out(tmp_path: Path) -> None:
 )
 def test_keys_that_do_not_fit(data: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        parse_recipe({"data": data, "teachers": [{"name": "a"}]}, "r")
+        parse_recipe({"data": data, "teachers": [{"name": "a"}, {"name": "b"}]}, "r")
     assert message in str(caught.value)
 
 
