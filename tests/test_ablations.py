@@ -222,17 +222,17 @@ def test_a_run_with_replay_that_was_stopped_ends_in_the_same_weights(
 ) -> None:
     keys = ("methods=[tmkd]", "stage2.replay=0.25", "stage2.batch_size=16", "stage2.epochs=2")
     whole = pipeline(small, tmp_path / "whole", *keys).taken().steps[0]
-    real, calls = training._step, 0
+    real, calls = training._gradients, 0
 
     def stopped(*given):  # type: ignore[no-untyped-def]
         nonlocal calls
-        calls += given[6].replayed > 0
+        calls += given[5].replayed > 0
         if calls == 4:
             raise KeyboardInterrupt
         return real(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_step", stopped)
+        patch.setattr(training, "_gradients", stopped)
         patch.setattr(training, "SAVE_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             pipeline(small, tmp_path / "cut", *keys).taken()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_jsonl
+from conftest import Tmkd, write_jsonl
+from export_fixtures import exported
 from qa_fixtures import OverlapScorer, index_of
 
 from tmkd.errors import DataError, ExportError
@@ -145,6 +147,25 @@ def test_calibrate_writes_what_ask_then_uses(answerer: QuestionAnswerer, pairs: 
     assert "<svg" in page
     assert "dev.jsonl" in page
     assert any("F1 1.000" in sentence for sentence in found.sentences())
+
+
+def test_the_command_writes_into_the_export(pairs: Path, tmp_path: Path, tmkd: Tmkd) -> None:
+    export = Path(shutil.copytree(exported("minilm") / "out", tmp_path / "export"))
+    index_of(tmp_path / "index", TEXTS)
+    arguments = ("calibrate", export, "--index", "index", "--candidates", "10")
+    done = tmkd(*arguments, "--pairs", pairs, "--test", pairs, "--report", "report.html", "--json")
+    content = json.loads(done.stdout)
+    assert {**content, "student": ""} == {**json.loads((export / FILE).read_text()), "student": ""}
+    assert content["development"] == content["test"]
+    assert "4 questions: MRR" in done.stderr
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    chosen = Calibration.read(export)
+    answers = json.loads(tmkd("ask", "disk", "--model", export, "--index", "index", "--json").stdout)
+    assert answers["answers"][0]["probability"] == pytest.approx(chosen.probability(answers["answers"][0]["score"]))
+    (export / FILE).write_text("{")  # a damaged one is written anew
+    tmkd(*arguments, "--pairs", pairs, "--risk", "1")
+    assert json.loads((export / FILE).read_text())["criterion"] == "at most 1 of the answers wrong"
+    assert "--test without --pairs" in tmkd(*arguments, "--test", pairs, check=False).stderr
 
 
 def test_a_calibration_stays_with_its_student(tmp_path: Path) -> None:

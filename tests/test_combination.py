@@ -85,11 +85,13 @@ def test_a_stage1_student_has_no_golden_header(tmp_path: Path) -> None:
 
 
 def test_a_recipe_says_how_its_students_are_combined(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    encoder = f"encoder={tiny('bert', tmp_path / 'tiny')}"
     numbers = []
     for how in ("logit", "probability"):
         tmkd(
             "distill",
             recipe_file,
+            encoder,
             "methods=[mkd]",
             "take=mkd",
             f"combination={how}",
