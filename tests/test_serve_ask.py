@@ -63,6 +63,7 @@ def test_nothing_found_is_an_answer_too(app: InProcess) -> None:
     ("body", "field"),
     [
         ({}, "question"), ({"question": ""}, "question"), ({"question": " \n"}, "question"),
+        ({"question": "a" * 2001}, "question"),
         ({"question": "a", "top": 0}, "top"), ({"question": "a", "candidates": 10_000}, "candidates"),
         ({"question": "a", "ranker": "nobody"}, "ranker"),
     ],

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import cohere
 import numpy as np
 import pytest
+from pydantic import BaseModel
 from serve_fixtures import PASSAGES, QUESTION, Command, InProcess, command, in_process, model
 from tei_client.clients.http_client import HttpClient
 
 from tmkd.errors import TmkdError
 from tmkd.runtime import Scorer
+from tmkd.serve.body import parse
+from tmkd.serve.refusals import Refusal
+from tmkd.serve.schemas import RerankRequest, V1Request, V2Request
 from tmkd.serve.settings import Settings
 from tmkd.serve.worker import open_model
 
@@ -188,6 +194,23 @@ def test_strange_but_valid_texts_are_scored(app: InProcess) -> None:
     found = app.post("/rerank", {"query": "\n", "texts": strange, "unknown": {"a": 1}}).json()
     assert sorted(one["index"] for one in found) == list(range(len(strange)))
     assert all(0 <= one["score"] <= 1 for one in found)
+
+
+@pytest.mark.parametrize("entry", [b"1", b"{}", b"null", b'""'])
+@pytest.mark.parametrize("schema", [RerankRequest, V1Request, V2Request])
+def test_a_million_entries_do_not_hold_up_the_others(schema: type[BaseModel], entry: bytes) -> None:
+    many = b",".join([entry] * 1_000_000)
+    start = time.process_time()
+    with contextlib.suppress(Refusal):
+        parse(schema, b'{"query": "a", "texts": [%b], "documents": [%b]}' % (many, b"" if entry == b"{}" else many))
+    assert time.process_time() - start < 2.0  # of all errors: 7 s
+
+
+def test_fields_that_are_named_often_are_read_once(app: InProcess) -> None:
+    body = {**COHERE, "documents": [{"text": "a disk"}], "return_documents": True}
+    assert app.post("/v1/rerank", {**body, "rank_fields": ["text"] * 32}).is_success
+    found = app.post("/v1/rerank", {**body, "rank_fields": ["text"] * 33})
+    assert (found.status_code, found.json()["field"]) == (422, "rank_fields")
 
 
 def test_other_kinds_of_bodies_are_refused(app: InProcess) -> None:

@@ -82,7 +82,7 @@ def run(
 
 async def _by_hand(server: Running, found: Fuzzed, count: int, seed: int) -> None:
     requests = hostile(seed, BODY << 10)
-    warm = min(200, count // 4)
+    warm = min(1000, count // 2)
     with progress("fuzz", count, unit="requests") as bar:
 
         async def caller() -> None:

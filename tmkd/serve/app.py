@@ -136,7 +136,7 @@ def _describer(app: FastAPI, settings: Settings) -> Callable[[], dict[str, Any]]
                 for name, field in schemas[model.__name__]["properties"].items():
                     if name in ("texts", "documents"):
                         field |= {"minItems": 1, "maxItems": settings.max_texts}
-                    elif name in ("query", "question"):
+                    elif name == "query":
                         field["maxLength"] = settings.max_chars
             if settings.api_key is not None:
                 found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

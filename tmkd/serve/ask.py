@@ -19,7 +19,6 @@ from tmkd.qa import Answers, Calibration, DocumentIndex, QuestionAnswerer
 from tmkd.serve.body import parse
 from tmkd.serve.queueing import BatchQueue
 from tmkd.serve.refusals import json_response, overloaded, unavailable, wrong
-from tmkd.serve.rerank import check_length
 from tmkd.serve.schemas import AskRequest
 from tmkd.serve.state import Server, unless_gone
 
@@ -104,7 +103,6 @@ class Asker:
         """One question."""
         async with server.reading(request) as read:
             given = parse(AskRequest, await read())
-            check_length(server, given.question, "question")
             if not given.question.strip():
                 raise wrong("the question is blank", "question")
             if given.ranker not in self.rankers:

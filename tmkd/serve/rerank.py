@@ -90,7 +90,7 @@ def check_length(server: Server, text: str, field: str) -> None:
 
 def object_text(document: dict[str, Any], fields: list[str] | None, row: int) -> str:
     """What is ranked of a document that is an object: its `text`, or `name: value` lines of the fields asked for."""
-    names = fields or ["text"]
+    names = list(dict.fromkeys(fields or ["text"]))  # a field that is named again adds nothing
     for name in names:
         if not isinstance(document.get(name), str | int | float):
             raise wrong(f"`documents[{row}]` has no text in its field `{name[:50]}`", f"documents[{row}].{name[:50]}")
