@@ -14,7 +14,7 @@ import pytest
 from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import tiny
 
-import tmkd.pipeline as pipeline
+import tmkd.run_rows as run_rows
 from tmkd.errors import EncoderError, RecipeError
 from tmkd.study.board import Status
 from tmkd.study.plan import Study, load_study
@@ -146,8 +146,8 @@ def test_ctrl_c_in_training_stops_cleanly(study_file: Path, tmp_path: Path) -> N
 
 def test_rows_and_recipes_are_read_once(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[object] = []
-    real = pipeline.load_task
-    monkeypatch.setattr(pipeline, "load_task", lambda *a: (read.append(a), real(*a))[1])
+    real = run_rows.load_task
+    monkeypatch.setattr(run_rows, "load_task", lambda *a: (read.append(a), real(*a))[1])
     opened: list[Path] = []
     text = Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda self, *a, **k: (opened.append(self), text(self, *a, **k))[1])

@@ -12,10 +12,9 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from tmkd.backends import KNOWN_BACKENDS, BackendName
 from tmkd.errors import RecipeError
 from tmkd.methods import METHODS
-from tmkd.recipe_parts import Bilstm, DebianDocs, HoldOut, Pool, Positive, Rate, Stage2
+from tmkd.recipe_parts import Bilstm, DebianDocs, Export, HoldOut, Pool, Positive, Rate, Stage2, StudentShape
 from tmkd.recipe_parts import Columns as Columns
 from tmkd.recipe_parts import Loss as Loss
 from tmkd.recipe_parts import Part as Part
@@ -122,30 +121,6 @@ class Teacher(Part):
         if self.label_map is not None and self.checkpoint is None:
             raise ValueError("label_map is for a checkpoint; what is trained here has the task's classes")
         return self
-
-
-class StudentShape(Part):
-    """The shape of the student."""
-
-    layers: Positive = Field(3, description="how many layers it keeps")
-    start: Literal["bottom", "spaced", "random", "teacher"] = Field(
-        "bottom",
-        description="what its layers begin as: the encoder's bottom ones; evenly spaced ones, the last among them; "
-        "random ones over the encoder's embeddings; the evenly spaced ones of the best teacher of the same encoder "
-        "(methods that learn from no teacher: spaced)",
-    )
-    pooler: Literal["auto", "keep", "identity"] = Field("keep", description="how its pooler begins, as of a teacher")
-    freeze_embeddings: bool = Field(True, description="leave the embedding tables as they are")
-
-
-class Export(Part):
-    """What is written for serving."""
-
-    backends: tuple[BackendName, ...] | None = Field(
-        None,
-        description=f"what to write beside the checkpoint, of: {', '.join(KNOWN_BACKENDS)}; every one whose tools are "
-        "installed unless given",
-    )
 
 
 class Recipe(Part):

@@ -1,10 +1,12 @@
-"""Parts of a recipe that stand alone: columns, sizes, the numbers of a training, the loss, the pool of stage 1."""
+"""Parts of a recipe that stand alone: columns, sizes, numbers of a training, loss, pool, the shape of the student."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tmkd.backends import KNOWN_BACKENDS, BackendName
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -199,3 +201,27 @@ class Bilstm(Training):
     learning_rate: Rate = Field(2e-3, description="AdamW's learning rate at its peak")
     epochs: Positive = Field(6, description="passes over the rows")
     width: Positive = Field(256, description="numbers of its state, in each direction")
+
+
+class StudentShape(Part):
+    """The shape of the student."""
+
+    layers: Positive = Field(3, description="how many layers it keeps")
+    start: Literal["bottom", "spaced", "random", "teacher"] = Field(
+        "bottom",
+        description="what its layers begin as: the encoder's bottom ones; evenly spaced ones, the last among them; "
+        "random ones over the encoder's embeddings; the evenly spaced ones of the best teacher of the same encoder "
+        "(methods that learn from no teacher: spaced)",
+    )
+    pooler: Literal["auto", "keep", "identity"] = Field("keep", description="how its pooler begins, as of a teacher")
+    freeze_embeddings: bool = Field(True, description="leave the embedding tables as they are")
+
+
+class Export(Part):
+    """What is written for serving."""
+
+    backends: tuple[BackendName, ...] | None = Field(
+        None,
+        description=f"what to write beside the checkpoint, of: {', '.join(KNOWN_BACKENDS)}; every one whose tools are "
+        "installed unless given",
+    )

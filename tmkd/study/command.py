@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import RenderableType
 
 from tmkd.files import disk_errors
-from tmkd.pipeline import Pipeline, Shared
+from tmkd.pipeline import Pipeline
 from tmkd.reporting import environment
+from tmkd.run_rows import Shared
 from tmkd.study.board import Status
 from tmkd.study.page import write_study
 from tmkd.study.plan import load_study

@@ -19,8 +19,9 @@ from tmkd.errors import RecipeError, TmkdError
 from tmkd.evaluation.metrics import Floats, Questions, meaningful
 from tmkd.files import write_json
 from tmkd.pairs.record import Pairs
-from tmkd.pipeline import Pipeline, Shared
+from tmkd.pipeline import Pipeline
 from tmkd.progress import say
+from tmkd.run_rows import Shared
 from tmkd.study.board import Board, Status
 from tmkd.study.outcome import Measured, Outcome, outcome_of
 from tmkd.study.plan import Cell, Plan
