@@ -85,7 +85,7 @@ def test_a_student_cannot_begin_with_a_column_of_scores(tmkd: Tmkd, recipe_file:
     )
     refused = tmkd(
         "distill", recipe_file, "data.scores={judge: probability}", "teachers=[{name: judge, scores: judge}]",
-        "methods=[mkd]", "take=mkd", "student.start=teacher", f"data.dev={tmp_path / 'dev.jsonl'}", check=False,
+        "methods=[tkd]", "take=tkd", "student.start=teacher", f"data.dev={tmp_path / 'dev.jsonl'}", check=False,
     )  # fmt: skip
     assert refused.returncode == 1
     assert "student.start: teacher needs a teacher that is fine-tuned from 'builtin:minilm-l6'" in refused.stderr
