@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,11 +13,13 @@ from pathlib import Path
 import pytest
 from export_fixtures import exported
 from qa_fixtures import TEXTS, document, index_of
-from serve_fixtures import QUESTION, InProcess, in_process, model
+from serve_fixtures import QUESTION, ROOT, InProcess, in_process, model
 
 from tmkd.corpus.store import update_index
+from tmkd.errors import TmkdError
 from tmkd.qa import QuestionAnswerer
 from tmkd.serve import ask
+from tmkd.serve.frames import Failed, read
 from tmkd.serve.queueing import BatchQueue
 
 
@@ -116,3 +121,13 @@ def test_a_question_whose_time_is_up_leaves_no_work_behind(index: Path, monkeypa
         found = app.post("/ask", {"question": QUESTION})
         assert (found.status_code, "retry-after" in found.headers) == (503, True)
         assert app.server.queues["student"].pairs == 0
+
+
+def test_a_teacher_that_cannot_be_loaded_is_told_with_the_way_out(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from tmkd.serve.worker import main; main('teacher', 'x', '-', '1')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, cwd=ROOT)
+    message = read(io.BytesIO(done.stdout))
+    assert isinstance(message, Failed)
+    assert "tmkd[train]" in message.message
+    with pytest.raises(TmkdError, match=str(tmp_path)), in_process(teacher=tmp_path):
+        pass

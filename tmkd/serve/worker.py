@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.errors import ExportError, TmkdError
+from tmkd.errors import ExportError, TmkdError, needs_extra
 from tmkd.memory import keep_freed_memory
 from tmkd.serve.frames import Failed, Hello, Job, Scored, pack, read
 from tmkd.tokenizer import PairTokenizer
@@ -43,8 +43,9 @@ class Teacher:
     """A model folder in PyTorch, one call at a time."""
 
     def __init__(self, folder: Path, threads: int | None) -> None:
-        from tmkd.encoder.checkpoint import load_student, read_card
-        from tmkd.hardware import prepare
+        with needs_extra("train"):
+            from tmkd.encoder.checkpoint import load_student, read_card
+            from tmkd.hardware import prepare
 
         prepare(threads)
         card = read_card(folder)
