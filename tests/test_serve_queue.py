@@ -94,6 +94,15 @@ def test_a_lone_request_waits_no_longer_than_the_deadline() -> None:
     run(test, batch_wait=0.15)
 
 
+def test_an_idle_scorer_does_not_wait_for_more_once_there_is_enough() -> None:
+    async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
+        start = time.monotonic()
+        await queue.score("q", texts(10), until=soon())  # 130 of 400 tokens
+        assert time.monotonic() - start < 0.5
+
+    run(test, batch_wait=1.0)
+
+
 def test_a_small_request_passes_between_the_pieces_of_a_large_one() -> None:
     async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
         fake.open.clear()

@@ -1,9 +1,9 @@
 """The one queue in front of a scorer: requests wait here, and leave in batches.
 
-A batch is filled across requests up to a token budget. It leaves when it is full, or when its oldest request has
-waited for a few milliseconds; two are under way at once, so that the scorer tokenises one while it scores the other. A
-request beyond the budget goes piece by piece, and others pass between its pieces. The queue is bounded: who would wait
-longer than the time limit is told at once.
+A batch is filled across requests up to a token budget. It leaves when it is full (for an idle scorer: a quarter full),
+or when its oldest request has waited for a few milliseconds. Two are under way at once, so that the scorer tokenises
+one while it scores the other. A request beyond the budget goes piece by piece, and others pass between its pieces. The
+queue is bounded: who would wait longer than the time limit is told at once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tmkd.serve.metrics import Metrics
 from tmkd.serve.refusals import Refusal, overloaded, too_large, unavailable
 
 UNDER_WAY = 2  # batches at once
+IDLE = 4  # an idle scorer is given a batch that is this part of a full one, rather than wait for more
 CHARACTERS = 4  # of a token, about: exact counts belong to the scorer, whose micro-batches keep to them
 TOKENISING = 16  # what is cut off costs its tokenising, about a sixteenth of scoring it
 
@@ -159,7 +160,8 @@ class BatchQueue:
             self._wake.clear()
             while self._requests and self._busy < UNDER_WAY and self._scorer_up():
                 pause = self._requests[0].since + self._wait - time.monotonic()
-                if self._tokens < self._budget and pause > 0:
+                enough = self._budget if self._busy else self._budget // IDLE
+                if self._tokens < enough and pause > 0:
                     await asyncio.sleep(pause)
                     continue
                 batch = self._take()
