@@ -39,6 +39,7 @@ TEACHER = $(firstword $(patsubst %/tmkd.json,%,$(wildcard workspace/steps/teache
 serve: setup  ## serve the demo's student and documents at http://127.0.0.1:8080/
 	@test -f $(DEMO)/tmkd.json || { echo "there is no student yet; run: make demo" >&2; exit 1; }
 	@test -f workspace/index/tmkd-index.json || $(BIN)/tmkd index debian-docs --out workspace/index
+	@test -f $(DEMO)/calibration.json || $(BIN)/tmkd calibrate $(DEMO) --index workspace/index
 	$(BIN)/tmkd serve --model $(DEMO) --index workspace/index $(if $(TEACHER),--teacher $(TEACHER))
 
 lint: setup  ## ruff and strict types

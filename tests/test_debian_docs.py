@@ -75,6 +75,18 @@ def test_positives_are_the_questions_own_answer_and_negatives_are_not(docs: Debi
             assert (answers[pid] == qid) == (label == 1)
 
 
+def test_being_out_of_an_answer_tells_little(docs: DebianDocs):
+    answers = {passage.pid for passage in docs.passages if passage.answer_of is not None}
+    for name, negatives in (("train", 4), ("dev", 9), ("test", 9)):
+        pairs = getattr(docs, name)
+        of_answers = [pid in answers for pid, label in zip(pairs.pids, pairs.labels, strict=True) if label == 0]
+        assert sum(of_answers) / len(of_answers) >= 1 - (negatives // 4) / negatives
+        assert 0.5 <= docs.info["auc_of_being_an_answer"][name] < 0.63
+    positives = {pid for pid, label in zip(docs.test.pids, docs.test.labels, strict=True) if label == 1}
+    negatives_of_others = {pid for pid, label in zip(docs.test.pids, docs.test.labels, strict=True) if label == 0}
+    assert len(positives & negatives_of_others) > len(positives) / 3  # the same passages stand on both sides
+
+
 def test_no_passage_contains_its_question(docs: DebianDocs):
     for pairs in (docs.train, docs.dev, docs.test, docs.pool):
         for question, passage in zip(pairs.questions, pairs.passages, strict=True):
