@@ -117,7 +117,8 @@ class Outcome:
         if ours is not None and self.bare.alone:
             turns = zip(ours.alone, self.bare.alone, strict=False)
             found["p50_of_bare_scorer"] = statistics.median(a / b for a, b in turns)
-            found["cpu_of_bare_scorer"] = ours.cpu / self.bare.cpu
+            if self.bare.cpu:  # the system counts in hundredths of a second
+                found["cpu_of_bare_scorer"] = ours.cpu / self.bare.cpu
         if ours is not None and plain is not None:
             turns = zip(plain.alone, ours.alone, strict=False)
             found["p50_faster_than_plain"] = statistics.median(a / b for a, b in turns)
@@ -243,16 +244,15 @@ async def _alone(
 ) -> None:  # fmt: skip
     """Rounds of one request each: the bare scorer, then every server; the first round warms up."""
     process = psutil.Process(worker.process.pid)
-    spent = pairs = 0.0
+    pairs, before = 0.0, process.cpu_times()
     for number in range(load.rounds + 1):
-        before = process.cpu_times()
         questions, texts, labels = rows.one_question(load.passages, number % len(requests))
         seconds, _ = worker.run(questions, texts, labels)
-        after = process.cpu_times()
         if number:
             bare.alone.append(1000 * seconds)
-            spent += after.user + after.system - before.user - before.system
             pairs += len(texts)
+        else:
+            before = process.cpu_times()  # it idles while the servers have their turn
         for (result, _), client in zip(live, clients, strict=True):
             content, count = requests[number % len(requests)]
             reply = await client.timed(content, time.perf_counter(), count)
@@ -264,7 +264,8 @@ async def _alone(
                 result.alone.append(1000 * reply.seconds)
         if number:
             advance(1)
-    bare.cpu = 1000 * spent / max(1.0, pairs)
+    after = process.cpu_times()
+    bare.cpu = 1000 * (after.user + after.system - before.user - before.system) / max(1.0, pairs)
 
 
 def _counts(replies: Sequence[Reply]) -> dict[str, float]:
