@@ -16,7 +16,7 @@ from tmkd.pairs.faq import _answers, _worthwhile, is_question
 
 pytestmark = pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt here")
 PACKAGES = ("perl-doc", "debian-faq")
-SMALL = {"packages": PACKAGES, "headings": 60, "pool_per_question": 8, "pool_per_heading": 3}
+SMALL = {"packages": PACKAGES, "headings": 60, "pool_per_question": 8, "pool_per_heading": 3, "train_headings": 50}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,9 @@ def _by_question(pairs) -> dict[str, list[int]]:
 def test_counts_and_labels(docs: DebianDocs):
     for name, negatives in (("train", 4), ("dev", 9), ("test", 9)):
         questions = _by_question(getattr(docs, name))
+        headings = [questions.pop(qid) for qid in list(questions) if qid.startswith("h-")]
+        assert len(headings) == (50 if name == "train" else 0)
+        assert all(sorted(labels) == [0, 0, 0, 1] for labels in headings)
         assert len(questions) == docs.info["questions"][name]
         for labels in questions.values():
             assert 1 <= labels.count(1) <= 4
@@ -69,17 +72,24 @@ def test_no_pair_twice_and_passages_are_of_the_corpus(docs: DebianDocs):
 
 
 def test_positives_are_the_questions_own_answer_and_negatives_are_not(docs: DebianDocs):
-    answers = {passage.pid: passage.answer_of for passage in docs.passages}
+    passages = {passage.pid: passage for passage in docs.passages}
     for pairs in (docs.train, docs.dev, docs.test):
-        for qid, pid, label in zip(pairs.qids, pairs.pids, pairs.labels.tolist(), strict=True):
-            assert (answers[pid] == qid) == (label == 1)
+        for question, qid, pid, label in zip(pairs.questions, pairs.qids, pairs.pids, pairs.labels, strict=True):
+            if qid.startswith("h-"):
+                assert label == 0 or normalise(passages[pid].heading_path[-1]) == normalise(question)
+            else:
+                assert (passages[pid].answer_of == qid) == (label == 1)
 
 
 def test_being_out_of_an_answer_tells_little(docs: DebianDocs):
     answers = {passage.pid for passage in docs.passages if passage.answer_of is not None}
     for name, negatives in (("train", 4), ("dev", 9), ("test", 9)):
         pairs = getattr(docs, name)
-        of_answers = [pid in answers for pid, label in zip(pairs.pids, pairs.labels, strict=True) if label == 0]
+        of_answers = [
+            pid in answers
+            for pid, qid, label in zip(pairs.pids, pairs.qids, pairs.labels, strict=True)
+            if label == 0 and not qid.startswith("h-")
+        ]
         assert sum(of_answers) / len(of_answers) >= 1 - (negatives // 4) / negatives
         assert 0.5 <= docs.info["auc_of_being_an_answer"][name] < 0.63
     positives = {pid for pid, label in zip(docs.test.pids, docs.test.labels, strict=True) if label == 1}

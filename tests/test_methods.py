@@ -23,8 +23,8 @@ from tmkd.workspace import Workspace
 
 def test_the_table_says_what_the_method_text_says() -> None:
     assert list(METHODS) == [
-        "teacher", "teacher-ensemble", "finetune", "bilstm", "1-o-1", "1avg-o-1", "m-o-m", "mkd", "tkd", "1avg-tkd",
-        "tmkd",
+        "teacher", "teacher-ensemble", "cosine", "finetune", "bilstm", "1-o-1", "1avg-o-1", "m-o-m", "mkd", "tkd",
+        "1avg-tkd", "tmkd",
     ]  # fmt: skip
     assert {name for name, method in METHODS.items() if method.stage1} == {"tkd", "1avg-tkd", "tmkd"}
     assert {name for name, method in METHODS.items() if method.headers == "golden+soft"} == {
@@ -50,7 +50,7 @@ def tiny_recipe(recipe_file: Path, tmp_path: Path) -> Path:
 
 
 FAST = "export.backends=[onnx-fp32]"
-ALL = "methods=[teacher,teacher-ensemble,finetune,bilstm,1-o-1,1avg-o-1,m-o-m,mkd,tkd,1avg-tkd,tmkd]"
+ALL = "methods=[teacher,teacher-ensemble,cosine,finetune,bilstm,1-o-1,1avg-o-1,m-o-m,mkd,tkd,1avg-tkd,tmkd]"
 
 
 def test_every_method_in_one_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:

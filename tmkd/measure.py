@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from tmkd.backends import installed
 from tmkd.encoder.checkpoint import load_student, read_card
+from tmkd.encoder.cosine import cosine_logits
 from tmkd.encoder.families import last_linear
+from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.encoder.lstm import is_lstm
 from tmkd.errors import TmkdError
 from tmkd.evaluation.compare import ENSEMBLE, ModelOutput, Results, compare
@@ -24,6 +26,7 @@ from tmkd.evaluation.parts import parts
 from tmkd.evaluation.speed import measure
 from tmkd.files import write_json
 from tmkd.hardware import describe, prepare
+from tmkd.labels import LabelStore
 from tmkd.pairs.record import Pairs
 from tmkd.progress import progress, say
 from tmkd.recipe import Recipe, parse_recipe
@@ -106,9 +109,30 @@ def outputs(run: RunModels, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
     if len(teachers) > 1:
         alone = [output for output in found if output.kind == "teacher"]
         found.insert(len(alone), _ensemble(teachers, alone))
+    if "cosine" in recipe.methods and recipe.classes == 2:
+        logits = _cosine(workspace, recipe, pairs)[None].astype(np.float64)
+        first = next((n for n, output in enumerate(found) if output.kind in ("baseline", "student")), len(found))
+        found.insert(first, ModelOutput("cosine", "baseline", logits))
     if timed:
         _time(workspace, found, folders, pairs, recipe.precision)
     return found
+
+
+def _cosine(workspace: Workspace, recipe: Recipe, pairs: Pairs) -> NDArray[np.float32]:
+    """What the encoder says with nothing trained, [N, 2], stored once."""
+    source = find_encoder(recipe.encoder)
+    header = {"cosine of": encoder_fingerprint(source), "max_length": recipe.max_length, "classes": 2}
+
+    def build(folder: Path) -> None:
+        store = LabelStore.open(folder, header=header)
+        missing = set(pairs.pair_ids) - store.done_ids()
+        unique = pairs.take(np.unique(np.array(pairs.pair_ids), return_index=True)[1])
+        rows = unique.take(np.flatnonzero([name in missing for name in unique.pair_ids]))
+        if len(rows):
+            store.append(rows.pair_ids, cosine_logits(source, rows.questions, rows.passages, recipe.max_length))
+
+    step = workspace.step("cosine", {**header, "pairs": pairs.digest()}, build, label="cosine of embeddings")
+    return LabelStore.open(step.folder, header=header).logits_for(pairs.pair_ids)
 
 
 def _sizes(folders: list[Path]) -> dict[str, Any]:

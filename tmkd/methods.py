@@ -55,6 +55,7 @@ METHODS: dict[str, Method] = {
         # name, stage 1, targets, headers, students, encoder
         Method("teacher", False, "none", "golden", 0, "whole", "each deep teacher alone"),
         Method("teacher-ensemble", False, "none", "golden", 0, "whole", "mean of the teachers' probabilities"),
+        Method("cosine", False, "none", "golden", 0, "whole", "the encoder's own embeddings compared, nothing trained"),
         Method("finetune", False, "none", "golden", 1, "bottom", "the shallow student on golden labels only"),
         Method("bilstm", False, "one", "golden", 1, "lstm", "bidirectional LSTM student of the best teacher"),
         Method("1-o-1", False, "one", "golden", 1, "bottom", "student of the best teacher, one header, no stage 1"),

@@ -58,6 +58,7 @@ def built_in(data: Data) -> DebianDocs:
         pool_per_question=size.pool_per_question,
         headings=size.headings,
         pool_per_heading=size.pool_per_heading,
+        train_headings=size.train_headings,
         packages=size.packages,
         max_questions=size.max_questions,
     )

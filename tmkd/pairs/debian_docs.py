@@ -6,6 +6,9 @@ from anywhere, nearly all of them reference text, "is this out of an FAQ" alone 
 learned it told an answer from other answers no better than chance. So the passages that are positive for one question
 are the negatives of others. The unlabelled pool pairs each training question with the passages of its own answer, with
 what BM25 finds and with other answers, and headings, taken as questions, with what BM25 finds.
+A few hundred FAQ questions do not teach a sentence encoder to compare a question with a passage; so the training rows,
+and only these, also hold headings as questions: the first passage below one is positive, the best of those first below
+other headings are negative.
 
 What keeps the measurement honest: the split hashes the question; a training question that is nearly one of development
 or test is dropped; a passage of a development or test answer (or one nearly the same, or one that quotes such a
@@ -16,12 +19,13 @@ A negative may still answer the question: another page can say the same. That no
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +48,7 @@ from tmkd.progress import progress, say
 FORMAT = 3  # raise it when the code below, the parsers or the cutting change what comes out
 TRAIN, DEV = 0.55, 0.15  # the rest is test
 MOST_POSITIVES = 4
+HEADING_NEGATIVES = 3
 ANYTHING = 4  # one negative in so many may be of any document, the others are of other answers
 MOST_CODE = 0.6  # a later passage of an answer with more code than this hardly answers on its own
 _PARTS = ("train", "dev", "test", "pool")
@@ -93,6 +98,7 @@ def build(
     pool_per_question: int = 30,
     headings: int = 4000,
     pool_per_heading: int = 6,
+    train_headings: int = 2500,
     train_negatives: int = 4,
     eval_negatives: int = 9,
     packages: Sequence[str] | None = None,
@@ -105,6 +111,7 @@ def build(
         pool_per_question: passages retrieved for each training question, beside those of its own answer.
         headings: how many section headings are taken as questions of the pool.
         pool_per_heading: passages retrieved for each.
+        train_headings: how many section headings are taken as questions of the training rows.
         train_negatives, eval_negatives: BM25 negatives of a question in train, and in dev and test.
         packages: names from tmkd.corpus.catalogue (perl-doc, debian-faq, ...); None is all.
         seed: chooses the headings, and the questions where `max_questions` is set; the split does not depend on it.
@@ -118,6 +125,7 @@ def build(
         "pool_per_question": pool_per_question,
         "headings": headings,
         "pool_per_heading": pool_per_heading,
+        "train_headings": train_headings,
         "train_negatives": train_negatives,
         "eval_negatives": eval_negatives,
         "seed": seed,
@@ -134,6 +142,19 @@ def build(
     return _load(folder)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """An index over some of the passages; numbers: where each stands in the corpus, None for all of them."""
+
+    index: PassageIndex
+    numbers: list[int] | None
+
+    def search(self, query: str, count: int) -> Iterator[int]:
+        """Numbers of the best passages, best first."""
+        hits = (number for number, _ in self.index.search(query, count))
+        return hits if self.numbers is None else (self.numbers[number] for number in hits)
+
+
 class _Builder:
     """Holds the corpus, its index, and which passages training must not see."""
 
@@ -142,11 +163,11 @@ class _Builder:
         self.headings = corpus.headings
         self.options = options
         self.index = PassageIndex.build(corpus.passages)
+        self.everything = _Part(self.index, None)
         self.held_questions: list[frozenset[str]] = []
         self.held_passages: set[int] = set()
         questions = [question for question in corpus.questions if self._positives(question)]
-        self.answers = sorted({number for question in questions for number in self._positives(question)})
-        self.answer_index = PassageIndex.build([corpus.passages[number] for number in self.answers])
+        self.answers = self._part({number for question in questions for number in self._positives(question)})
         self.parts = self._split(questions)
 
     def build(self, info: dict[str, Any]) -> DebianDocs:
@@ -223,22 +244,23 @@ class _Builder:
         is_answer = np.array([pid in answers for pid in rows.pids])
         return round(0.5 + float(is_answer[rows.labels == 1].mean() - is_answer[rows.labels == 0].mean()) / 2, 3)
 
-    def _search(self, query: str, count: int, *, answers: bool) -> Iterator[int]:
-        """Numbers of the best passages, best first; `answers`: of answers only."""
-        hits = (self.answer_index if answers else self.index).search(query, count)
-        return (self.answers[number] if answers else number for number, _ in hits)
+    def _part(self, numbers: Iterable[int]) -> _Part:
+        """Some of the passages, searchable alone."""
+        ordered = sorted(numbers)
+        return _Part(PassageIndex.build([self.passages[number] for number in ordered]), ordered)
 
     def _retrieve(
-        self, question: str, count: int, *, training: bool, without: Sequence[int] = (), answers: bool = False
+        self, question: str, count: int, *, training: bool, without: Sequence[int] = (), among: _Part | None = None
     ) -> Iterator[Passage]:
         """The best passages that may stand beside a question; `without`, and what is nearly one of it, is left out."""
+        among = among or self.everything
         own = [tokens(self.passages[number].text) for number in without]
         excluded = set(without) | (self.held_passages if training else set())
         found = 0
         # a question of one rare word finds too little: then its answer, where it has one, asks as well
         more = [f"{question} {self.passages[number].text}" for number in without[:1]]
         for query in (question, *more):
-            for number in self._search(query, 2 * count + 40, answers=answers):
+            for number in among.search(query, 2 * count + 40):
                 if found == count:
                     return
                 passage = self.passages[number]
@@ -260,13 +282,37 @@ class _Builder:
                 for passage in self._negatives(question, negatives, training=name == "train"):
                     rows.add(question.text, question.qid, passage, 0)
                 bar.advance(1)
+        if name == "train":
+            self._add_headings(rows)
         return rows.pairs(labelled=True)
+
+    def _add_headings(self, rows: _Rows) -> None:
+        """Training rows of headings: the first passage below one, and the best of those first below other headings."""
+        below: dict[str, list[int]] = {}
+        for number, passage in enumerate(self.passages):
+            if passage.answer_of is None and passage.heading_path and number not in self.held_passages:
+                below.setdefault(normalise(passage.heading_path[-1]), []).append(number)
+        firsts = self._part({numbers[0] for numbers in below.values()})
+        left = self.options["train_headings"]
+        with progress("train rows of headings", left, "headings") as bar:
+            for heading in self._free_headings() if left else ():
+                own = below.get(normalise(heading), [])
+                if not own or repeats(self.passages[own[0]], heading):
+                    continue
+                qid = _heading_id(heading)
+                rows.add(heading, qid, self.passages[own[0]], 1)
+                for passage in self._retrieve(heading, HEADING_NEGATIVES, training=True, without=own, among=firsts):
+                    rows.add(heading, qid, passage, 0)
+                bar.advance(1)
+                left -= 1
+                if left == 0:
+                    break
 
     def _negatives(self, question: Question, count: int, *, training: bool) -> list[Passage]:
         """The best passages of other answers, and the best of anything for one in ANYTHING and where those run out."""
         own = question.passages
         of_answers = self._retrieve(
-            question.text, count - count // ANYTHING, training=training, without=own, answers=True
+            question.text, count - count // ANYTHING, training=training, without=own, among=self.answers
         )
         chosen = {passage.pid: passage for passage in of_answers}
         for passage in self._retrieve(question.text, 2 * count, training=training, without=own):
@@ -279,21 +325,21 @@ class _Builder:
         rows = _Rows()
         asked = {one.qid for found in self.parts.values() for one in found}
         train = self.parts["train"]
-        headings = self._pool_headings()
+        headings = list(itertools.islice(self._free_headings(), self.options["headings"]))
         with progress("pool", len(train) + len(headings), "questions") as bar:
             for question in train:
                 found = self._retrieve(question.text, self.options["pool_per_question"], training=True)
                 own = (self.passages[number] for number in self._positives(question))
                 others = self._retrieve(
                     question.text, self.options["pool_per_question"] // 3, training=True, without=question.passages,
-                    answers=True,
+                    among=self.answers,
                 )  # fmt: skip
                 for passage in {passage.pid: passage for passage in (*own, *found, *others)}.values():
                     rows.add(question.text, question.qid, passage, None)
                 bar.advance(1)
             of_questions = len(rows.questions)
             for heading in headings:
-                qid = f"h-{hashlib.blake2b(heading.encode(), digest_size=8).hexdigest()}"
+                qid = _heading_id(heading)
                 assert qid not in asked
                 for passage in self._retrieve(heading, self.options["pool_per_heading"], training=True):
                     rows.add(heading, qid, passage, None)
@@ -305,19 +351,17 @@ class _Builder:
         }
         return rows.pairs(labelled=False), counts
 
-    def _pool_headings(self) -> list[str]:
-        """Headings for the pool: none that is nearly a development or test question or repeats a training question."""
+    def _free_headings(self) -> Iterator[str]:
+        """Headings in the order of a hash: none that is nearly a held-out question or repeats a training question."""
         train = {normalise(question.text) for question in self.parts["train"]}
         usable = [one for one in self.headings if normalise(one[0]) not in train]
-        wanted = int(self.options["headings"])
-        ranked = pick_headings(usable, len(usable), self.options["seed"])
-        chosen: list[str] = []
-        for heading, _ in ranked:
-            if len(chosen) == wanted:
-                break
+        for heading, _ in pick_headings(usable, len(usable), self.options["seed"]):
             if not self._near_held(heading):
-                chosen.append(heading)
-        return chosen
+                yield heading
+
+
+def _heading_id(heading: str) -> str:
+    return f"h-{hashlib.blake2b(heading.encode(), digest_size=8).hexdigest()}"
 
 
 def _save(docs: DebianDocs, folder: Path) -> None:
