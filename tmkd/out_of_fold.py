@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from tmkd.pairs.record import Pairs
 from tmkd.pairs.split import folds
 from tmkd.recipe import Recipe, Teacher
-from tmkd.teachers import teach
-from tmkd.workspace import Step, Workspace
+from tmkd.workspace import Step
 
+Teach = Callable[[Teacher, Pairs], Step]
 LogitsOf = Callable[[Step, Pairs, str], NDArray[np.float32]]
 
 
@@ -29,11 +29,12 @@ class FoldLabels:
     teachers: tuple[str, ...]
 
 
-def fold_logits(workspace: Workspace, recipe: Recipe, teacher: Teacher, rows: Pairs, logits_of: LogitsOf) -> FoldLabels:
+def fold_logits(recipe: Recipe, teacher: Teacher, rows: Pairs, teach: Teach, logits_of: LogitsOf) -> FoldLabels:
     """Train one teacher on all folds but one, for each fold, and label that one with it.
 
     Args:
         rows: the training pairs, [N].
+        teach: trains a teacher on pairs (`Supervision.teach`).
         logits_of: labels pairs with a finished teacher (`Pipeline.logits`).
 
     Raises:
@@ -44,9 +45,7 @@ def fold_logits(workspace: Workspace, recipe: Recipe, teacher: Teacher, rows: Pa
     marks = []
     for number in range(recipe.folds):
         name = f"{teacher.name} without fold {number + 1} of {recipe.folds}"
-        step = teach(
-            workspace, recipe, teacher.model_copy(update={"name": name}), rows.take(np.flatnonzero(fold != number))
-        )
+        step = teach(teacher.model_copy(update={"name": name}), rows.take(np.flatnonzero(fold != number)))
         held_out = np.flatnonzero(fold == number)
         found[held_out] = logits_of(step, rows.take(held_out), name)
         marks.append(step.fingerprint)

@@ -147,6 +147,11 @@ class Recipe(Part):
     )
     folds: int = Field(5, ge=2, description="of out-of-fold labels")
     student: StudentShape = Field(default_factory=StudentShape, description="the student's shape")
+    warm_up: Training | None = Field(
+        None,
+        description="before the teachers: their encoder learns its own embeddings' cosine on the pool's pairs, for "
+        "sentence encoders, which never compared two texts in one sequence; none unless given",
+    )
     stage1: Training | str = Field(
         default_factory=lambda: Training(learning_rate=3e-4, epochs=4),
         description="stage 1, or the path of an earlier run's stage-1 student to start stage 2 from",

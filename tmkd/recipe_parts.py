@@ -35,7 +35,7 @@ class DebianDocs(Part):
     pool_per_question: Positive = Field(30, description="passages retrieved for each training question")
     headings: int = Field(4000, ge=0, description="section headings taken as questions of the pool")
     pool_per_heading: Positive = Field(6, description="passages retrieved for each heading")
-    train_headings: int = Field(2500, ge=0, description="section headings taken as questions of the training rows")
+    train_headings: int = Field(0, ge=0, description="section headings taken as questions of the training rows")
     max_questions: int | None = Field(None, gt=0, description="use only so many FAQ questions (for trials)")
     packages: tuple[str, ...] | None = Field(None, description="use only these packages (for trials)")
 

@@ -25,6 +25,7 @@ from tmkd.run_rows import Rows
 from tmkd.targets import COLUMN, Targets, questions_of
 from tmkd.teachers import column_logits, label, made_reference, teach
 from tmkd.tokenizer import PairTokenizer
+from tmkd.warmup import warm_up
 from tmkd.weighting import above_chance, development_weights
 from tmkd.workspace import Step
 
@@ -39,9 +40,20 @@ class Supervision(Rows):
             folds(self.data.train, self.recipe.folds)  # too many of them are refused before anything is trained
         self._require_groups()
         return [
-            (teacher, None if teacher.scores else teach(self.workspace, self.recipe, teacher, self.data.train))
+            (teacher, None if teacher.scores else self.teach(teacher, self.data.train))
             for teacher in self.recipe.used_teachers
         ]
+
+    def teach(self, teacher: Teacher, rows: Pairs) -> Step:
+        """One teacher, trained on the rows: from the warmed-up encoder where the recipe has it and it is the same."""
+        own = teacher.trained and teacher.encoder in (None, self.recipe.encoder)
+        return teach(self.workspace, self.recipe, teacher, rows, self.warmed_up if own else None)
+
+    @functools.cached_property
+    def warmed_up(self) -> Step | None:
+        """The encoder that teachers begin with, where the recipe asks for a warm-up."""
+        numbers = self.recipe.warm_up
+        return None if numbers is None else warm_up(self.workspace, self.recipe, numbers, self.pool)
 
     def _require_groups(self) -> None:
         """A loss that compares the passages of a question finds some: said before hours of training teachers."""
@@ -95,7 +107,7 @@ class Supervision(Rows):
             for place, number in enumerate(which):
                 teacher = self.teachers[number][0]
                 if teacher.trained and (method.targets != "one" or place == best):
-                    labels = fold_logits(self.workspace, self.recipe, teacher, self.data.train, self.logits)
+                    labels = fold_logits(self.recipe, teacher, self.data.train, self.teach, self.logits)
                     logits[place] = labels.logits[self.student_rows]
                     marks += labels.teachers
         found = Targets.choose(method, names, logits, best)

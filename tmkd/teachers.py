@@ -30,14 +30,19 @@ from tmkd.workspace import Step, Workspace
 CHUNK = 2048  # pairs between two writes of the label store: what a kill can lose
 
 
-def teach(workspace: Workspace, recipe: Recipe, teacher: Teacher, train_rows: Pairs) -> Step:
+def teach(
+    workspace: Workspace, recipe: Recipe, teacher: Teacher, train_rows: Pairs, warmed_up: Step | None = None
+) -> Step:
     """Fine-tune one teacher on golden labels, or copy a finished checkpoint into the workspace.
+
+    Args:
+        warmed_up: what it begins with in place of its encoder (`tmkd.warmup`).
 
     Raises:
         EncoderError, RecipeError: a checkpoint with other classes than the task's, or in an order that is not told.
     """
     length = teacher.max_length or recipe.max_length
-    source = find_encoder(teacher.checkpoint or teacher.encoder or recipe.encoder)
+    source = warmed_up.folder if warmed_up else find_encoder(teacher.checkpoint or teacher.encoder or recipe.encoder)
     order = class_order(source, teacher, recipe) if teacher.checkpoint else []
     unset = {"label_map"} if teacher.label_map is None else set()
     depends = {

@@ -6,9 +6,8 @@ from anywhere, nearly all of them reference text, "is this out of an FAQ" alone 
 learned it told an answer from other answers no better than chance. So the passages that are positive for one question
 are the negatives of others. The unlabelled pool pairs each training question with the passages of its own answer, with
 what BM25 finds and with other answers, and headings, taken as questions, with what BM25 finds.
-A few hundred FAQ questions do not teach a sentence encoder to compare a question with a passage; so the training rows,
-and only these, also hold headings as questions: the first passage below one is positive, the best of those first below
-other headings are negative.
+Training rows, and only these, may also hold headings as questions: the first passage below one is positive, the best of
+those first below other headings are negative.
 
 What keeps the measurement honest: the split hashes the question; a training question that is nearly one of development
 or test is dropped; a passage of a development or test answer (or one nearly the same, or one that quotes such a
@@ -98,7 +97,7 @@ def build(
     pool_per_question: int = 30,
     headings: int = 4000,
     pool_per_heading: int = 6,
-    train_headings: int = 2500,
+    train_headings: int = 0,
     train_negatives: int = 4,
     eval_negatives: int = 9,
     packages: Sequence[str] | None = None,
