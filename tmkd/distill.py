@@ -258,11 +258,7 @@ def _train_and_save(
 ) -> None:
     source = source or find_encoder(recipe.encoder)
     tokenizer = PairTokenizer(source, recipe.max_length)
-    fit = Fit(
-        numbers.learning_rate, numbers.epochs, numbers.batch_size, seed,
-        numbers.warmup, numbers.weight_decay, numbers.clip, recipe.precision,
-        recipe.stage2.replayed if replayed is not None else 0,
-    )  # fmt: skip
+    fit = Fit.of(numbers, seed, recipe.precision, recipe.stage2.replayed if replayed is not None else 0)
     encoded = tokens_of(workspace, tokenizer, rows)
     if replayed is not None:
         pool = tokens_of(workspace, tokenizer, replayed)

@@ -33,6 +33,7 @@ from tmkd.batching import (
 from tmkd.encoder.forward import Packing
 from tmkd.hardware import attention, device, use_bf16
 from tmkd.progress import progress, say
+from tmkd.recipe_parts import Training
 from tmkd.student import Logits, Student
 from tmkd.tokenizer import Encoded
 
@@ -57,6 +58,14 @@ class Fit:
     clip: float = 1.0
     precision: str = "auto"
     replayed: int = 0  # of batch_size, from the rows behind `own` (see `train`)
+
+    @classmethod
+    def of(cls, numbers: Training, seed: int, precision: str, replayed: int = 0) -> Fit:
+        """A recipe's numbers as this loop takes them."""
+        return cls(
+            numbers.learning_rate, numbers.epochs, numbers.batch_size, seed,
+            numbers.warmup, numbers.weight_decay, numbers.clip, precision, replayed,
+        )  # fmt: skip
 
     def steps(
         self, lengths: NDArray[np.int64], own: int, epoch: int, questions: NDArray[np.int64] | None = None

@@ -56,16 +56,12 @@ def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pair
         torch.manual_seed(SEED)
         model = Student(load_encoder(source, 2, dropout=numbers.dropout, pooler="auto"), 2)
         tokenizer = PairTokenizer(source, recipe.max_length)
-        fit = Fit(
-            numbers.learning_rate, numbers.epochs, numbers.batch_size, SEED,
-            numbers.warmup, numbers.weight_decay, numbers.clip, recipe.precision,
-        )  # fmt: skip
         curve = train(
             model,
             tokens_of(workspace, tokenizer, pairs),
             tokenizer.pad_id,
             loss,
-            fit,
+            Fit.of(numbers, SEED, recipe.precision),
             name="warm-up",
             state_folder=folder / "state",
         )

@@ -24,7 +24,7 @@ from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.errors import TmkdError
 from tmkd.files import cache_folder, write_json
 from tmkd.onnx_graph import quiet_exporter
-from tmkd.pairs.debian_docs import build
+from tmkd.pairs.debian_docs import build_demo
 from tmkd.pairs.files import read_pairs, write_rows
 from tmkd.pairs.record import Pairs
 from tmkd.progress import say
@@ -56,8 +56,8 @@ class Rows:
 
 def rows_of(path: Path | None, seed: int = 0) -> Rows:
     """The built-in development pairs (ten a question), calibrated on training pairs; or a file's, half of them each."""
-    if path is None:  # the demo's numbers: its data set is built already
-        built = build(pool_per_question=12, headings=100, pool_per_heading=6)
+    if path is None:
+        built = build_demo()
         return Rows(_by_question(built.dev, seed), _by_question(built.train, seed))
     pairs = _by_question(read_pairs(path), seed)
     half = len(pairs) // 2

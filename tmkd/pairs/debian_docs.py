@@ -141,6 +141,11 @@ def build(
     return _load(folder)
 
 
+def build_demo() -> DebianDocs:
+    """The data set at the sizes of recipes/demo.yaml: where that has run it is built already."""
+    return build(pool_per_question=12, headings=100, pool_per_heading=6)
+
+
 @dataclass(frozen=True)
 class _Part:
     """An index over some of the passages; numbers: where each stands in the corpus, None for all of them."""

@@ -82,9 +82,9 @@ def built_in(index: DocumentIndex) -> tuple[Material, Material]:
     Raises:
         DataError: the index does not hold `debian-docs`. FetchError: the data set is not to be had.
     """
-    from tmkd.pairs.debian_docs import build
+    from tmkd.pairs.debian_docs import build_demo
 
-    docs = build(pool_per_question=12, headings=100, pool_per_heading=6)  # the demo's: it is there already
+    docs = build_demo()
     answers: dict[str, set[str]] = {}
     for passage in docs.passages:
         if passage.answer_of is not None:
