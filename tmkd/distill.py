@@ -35,15 +35,16 @@ def pretrain(
     targets: Targets,
     seed: int,
     *,
-    teacher: Step | None = None,
+    begin: Step | None = None,
 ) -> Step:
     """Stage 1: encoder and soft headers on the soft labels of the pool alone.
 
     Args:
-        teacher: whose layers the student begins with; the recipe's encoder's unless given.
+        begin: the teacher, or the warmed-up encoder, whose layers the student begins with; the recipe's encoder's
+            unless given.
     """
     assert isinstance(recipe.stage1, Training)
-    depends = {**_common(recipe, recipe.stage1, seed, teacher), "pool": pool.digest(), "targets": targets.names}
+    depends = {**_common(recipe, recipe.stage1, seed, begin), "pool": pool.digest(), "targets": targets.names}
     depends |= loss_depends(recipe.loss, targets, exclude={"alpha"})
     questions = questions_of(pool, recipe.loss, "pool")
     classes = depends["classes"] = targets.logits.shape[2]  # of the pool's task, where that is another one
@@ -51,7 +52,7 @@ def pretrain(
     def build(folder: Path) -> None:
         assert isinstance(recipe.stage1, Training)
         torch.manual_seed(seed)
-        model = _new_student(recipe, recipe.stage1, classes, len(targets.names), teacher, use_golden=False)
+        model = _new_student(recipe, recipe.stage1, classes, len(targets.names), begin, use_golden=False)
         soft = soft_part(targets, recipe.loss, questions)
         _train_and_save(
             workspace, model, recipe, recipe.stage1, pool, lambda logits, rows: soft(logits.soft, rows), questions,
@@ -71,13 +72,13 @@ def distill(
     stage1: Step | Path | None,
     seed: int,
     *,
-    teacher: Step | None = None,
+    begin: Step | None = None,
     replay: Replay | None = None,
 ) -> Step:
     """Stage 2, or the only stage of a method without stage 1: golden labels, and soft ones where the method has them.
 
     Args:
-        teacher: as in `pretrain`, for a method without stage 1.
+        begin: as in `pretrain`, for a method without stage 1.
         replay: what stage 2 mixes in (`stage2.replay`); the targets must be of the same teachers.
 
     Raises:
@@ -86,7 +87,7 @@ def distill(
     _require_golden(rows)
     numbers = recipe.stage2 if stage1 is not None else recipe.without_stage1
     start = stage1.folder if isinstance(stage1, Step) else stage1
-    depends = _common(recipe, numbers, seed, None if stage1 is not None else teacher)
+    depends = _common(recipe, numbers, seed, None if stage1 is not None else begin)
     depends |= _learnt(recipe, rows, targets)
     if targets and method.headers == "golden":
         depends["headers"] = "golden"
@@ -101,7 +102,7 @@ def distill(
         torch.manual_seed(seed)
         count = len(targets.names) if targets and method.headers == "golden+soft" else 0
         if start is None:
-            model = _new_student(recipe, numbers, recipe.classes, count, teacher, use_golden=True)
+            model = _new_student(recipe, numbers, recipe.classes, count, begin, use_golden=True)
         else:
             model = _from_stage1(start, recipe, numbers, targets)
         mixed, soft = replay.behind(rows, targets) if replay is not None else (rows, targets)
@@ -173,11 +174,11 @@ def distill_lstm(
     return workspace.step("student", depends, build, label=f"{method.name}, seed {seed}")
 
 
-def _common(recipe: Recipe, numbers: Training, seed: int, teacher: Step | None) -> dict[str, Any]:
-    shape = recipe.student.model_dump() | {"start": _start(recipe, teacher)}
+def _common(recipe: Recipe, numbers: Training, seed: int, begin: Step | None) -> dict[str, Any]:
+    shape = recipe.student.model_dump() | {"start": _start(recipe)}
     usual = {key for key, value in (("start", "bottom"), ("pooler", "keep")) if shape[key] == value}
     return {
-        "encoder": teacher.fingerprint if teacher else encoder_fingerprint(find_encoder(recipe.encoder)),
+        "encoder": begin.fingerprint if begin else encoder_fingerprint(find_encoder(recipe.encoder)),
         "student": {key: value for key, value in shape.items() if key not in usual},
         "training": numbers.model_dump(exclude={"replay"}),
         "classes": recipe.classes,
@@ -187,23 +188,23 @@ def _common(recipe: Recipe, numbers: Training, seed: int, teacher: Step | None) 
     }
 
 
-def _start(recipe: Recipe, teacher: Step | None) -> str:
-    """`student.start`, as a student without a teacher to begin with reads it."""
-    return "spaced" if recipe.student.start == "teacher" and teacher is None else recipe.student.start
+def _start(recipe: Recipe) -> str:
+    """`student.start`, as the layers of whatever the student begins with are taken."""
+    return "spaced" if recipe.student.start == "teacher" else recipe.student.start
 
 
 def _new_student(
-    recipe: Recipe, numbers: Training, classes: int, soft_headers: int, teacher: Step | None, *, use_golden: bool
+    recipe: Recipe, numbers: Training, classes: int, soft_headers: int, begin: Step | None, *, use_golden: bool
 ) -> Student:
     shape = recipe.student
     encoder = load_encoder(
-        find_encoder(recipe.encoder) if teacher is None else teacher.folder,
+        find_encoder(recipe.encoder) if begin is None else begin.folder,
         classes,
         layers=shape.layers,
-        start="spaced" if teacher is not None else _start(recipe, teacher),
+        start=_start(recipe),
         dropout=numbers.dropout,
         freeze_embeddings=shape.freeze_embeddings,
-        pooler=shape.pooler if teacher is None else "keep",  # a teacher's was trained
+        pooler=shape.pooler if begin is None else "keep",  # that one was trained
     )
     return Student(encoder, classes, soft_headers, use_golden=use_golden)
 

@@ -62,13 +62,14 @@ class Pipeline(Supervision):
         else:
             targets = self.targets(method, self.pool, "pool")
         assert targets is not None
-        return pretrain(self.workspace, self.recipe, method, self.pool, targets, seed, teacher=self.begins_with(method))
+        return pretrain(self.workspace, self.recipe, method, self.pool, targets, seed, begin=self.begins_with(method))
 
     def begins_with(self, method: Method) -> Step | None:
-        """The teacher whose layers a method's student takes; None: the recipe's encoder's."""
-        if self.recipe.student.start != "teacher" or method.targets == "none":
-            return None
-        return self.best_teacher_of_encoder
+        """Whose layers a method's student takes: a teacher's, the warmed-up encoder's; None: the encoder's own."""
+        start = self.recipe.student.start
+        if start == "teacher" and method.targets != "none":
+            return self.best_teacher_of_encoder
+        return None if start == "random" else self.warmed_up
 
     @functools.cached_property
     def students(self) -> list[Student]:
@@ -99,7 +100,7 @@ class Pipeline(Supervision):
             return distill_lstm(self.workspace, self.recipe, method, self.student_pairs, soft, teacher, seed)
         return distill(
             self.workspace, self.recipe, method, self.student_pairs, soft, first, seed,
-            teacher=None if first is not None else self.begins_with(method), replay=self._replay(method),
+            begin=None if first is not None else self.begins_with(method), replay=self._replay(method),
         )  # fmt: skip
 
     def _replay(self, method: Method) -> Replay | None:

@@ -149,8 +149,9 @@ class Recipe(Part):
     student: StudentShape = Field(default_factory=StudentShape, description="the student's shape")
     warm_up: Training | None = Field(
         None,
-        description="before the teachers: their encoder learns its own embeddings' cosine on the pool's pairs, for "
-        "sentence encoders, which never compared two texts in one sequence; none unless given",
+        description="before all else: the encoder learns its own embeddings' cosine on the pool's pairs, for sentence "
+        "encoders, which never compared two texts in one sequence. Teachers and students begin with it; none unless "
+        "given",
     )
     stage1: Training | str = Field(
         default_factory=lambda: Training(learning_rate=3e-4, epochs=4),

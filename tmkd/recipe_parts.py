@@ -210,9 +210,9 @@ class StudentShape(Part):
     layers: Positive = Field(3, description="how many layers it keeps")
     start: Literal["bottom", "spaced", "random", "teacher"] = Field(
         "bottom",
-        description="what its layers begin as: the encoder's bottom ones; evenly spaced ones, the last among them; "
-        "random ones over the encoder's embeddings; the evenly spaced ones of the best teacher of the same encoder "
-        "(methods that learn from no teacher: spaced)",
+        description="what its layers begin as: the encoder's bottom ones (after its `warm_up`, where there is one); "
+        "evenly spaced ones, the last among them; random ones over the encoder's embeddings; the evenly spaced ones of "
+        "the best teacher of the same encoder (methods that learn from no teacher: spaced)",
     )
     pooler: Literal["auto", "keep", "identity"] = Field("keep", description="how its pooler begins, as of a teacher")
     freeze_embeddings: bool = Field(True, description="leave the embedding tables as they are")

@@ -51,7 +51,7 @@ class Supervision(Rows):
 
     @functools.cached_property
     def warmed_up(self) -> Step | None:
-        """The encoder that teachers begin with, where the recipe asks for a warm-up."""
+        """The encoder that teachers and students begin with, where the recipe asks for a warm-up."""
         numbers = self.recipe.warm_up
         return None if numbers is None else warm_up(self.workspace, self.recipe, numbers, self.pool)
 

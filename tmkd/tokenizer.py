@@ -101,6 +101,16 @@ class PairTokenizer:
             raise DataError(f"pairs {start} to {start + len(pairs) - 1} cannot be tokenized: {error}") from error
         return rows
 
+    def passage_places(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.int64]:
+        """Where the passage's tokens begin and end in every pair as `encode` gives it, [N, 2]."""
+        places = np.empty((len(questions), 2), dtype=np.int64)
+        for start in range(0, len(questions), _CHUNK):
+            pairs = list(zip(questions[start : start + _CHUNK], passages[start : start + _CHUNK], strict=True))
+            for row, one in enumerate(self._encode(pairs, start), start):
+                told = [place for place, side in enumerate(one.sequence_ids) if side == 1]
+                places[row] = (told[0], told[-1] + 1) if told else (0, 0)
+        return places
+
     def token_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """The characters behind every token of each text by itself: no special tokens, nothing cut off.
 

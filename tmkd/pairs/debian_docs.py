@@ -143,7 +143,7 @@ def build(
 
 def build_demo() -> DebianDocs:
     """The data set at the sizes of recipes/demo.yaml: where that has run it is built already."""
-    return build(pool_per_question=12, headings=100, pool_per_heading=6)
+    return build(pool_per_question=8, headings=80, pool_per_heading=5)
 
 
 @dataclass(frozen=True)
