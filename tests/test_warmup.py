@@ -39,7 +39,7 @@ def test_it_learns_the_encoders_own_cosine(tiny_recipe: Path, tmp_path: Path) ->
     pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])
     recipe = load_recipe(tiny_recipe)
     numbers = Training(learning_rate=2e-3, epochs=12, batch_size=8)
-    step = warm_up(Workspace(tmp_path / "w"), recipe, numbers, pairs)
+    step = warm_up(Workspace(tmp_path / "w"), recipe, numbers, pairs, None)
     model, tokenizer = load_student(step.folder), PairTokenizer(step.folder, 64)
     assert model.encoder.layers == 3  # whole, not cut as the student is
     logits = score(model, tokenizer.encode(pairs.questions, pairs.passages), tokenizer.pad_id, precision="fp32")
@@ -72,7 +72,7 @@ def test_every_family_warms_up(family: str, recipe_file: Path, tmp_path: Path) -
     rows = pair_rows(2)
     pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])
     numbers = Training(learning_rate=1e-3, epochs=2, batch_size=8)
-    step = warm_up(Workspace(tmp_path / "w"), load_recipe(recipe_file), numbers, pairs)
+    step = warm_up(Workspace(tmp_path / "w"), load_recipe(recipe_file), numbers, pairs, None)
     curve = json.loads((step.folder / "curve.json").read_text())
     assert curve[-1]["loss"] < curve[0]["loss"]
 
@@ -108,7 +108,7 @@ def test_teachers_of_the_recipes_encoder_begin_with_it(tmkd: Tmkd, tiny_recipe: 
 def test_students_begin_with_it_too(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
     steps = tmp_path / "workspace" / "steps"
     done = tmkd("distill", tiny_recipe, "methods=[finetune]", "take=finetune", "student.layers=1", WARM)
-    assert "warm-up of the encoder: done in" in done.stderr
+    assert "warm-up of the student's 1 layers: done in" in done.stderr
     cold = tmkd("distill", tiny_recipe, "methods=[finetune]", "take=finetune", "student.layers=1")
     assert len(list(steps.glob("student-*"))) == 2
     assert "warm-up" not in cold.stderr

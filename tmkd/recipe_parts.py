@@ -52,6 +52,24 @@ class Training(Part):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
 
 
+class WarmUp(Training):
+    """The numbers of the warm-up."""
+
+    student_epochs: Positive | None = Field(
+        None, description="passes over the rows of the layers that students begin with; `epochs` unless given"
+    )
+
+    def of_student(self) -> Training:
+        """The numbers for the layers that students begin with."""
+        return Training(
+            **self.model_dump(exclude={"epochs", "student_epochs"}), epochs=self.student_epochs or self.epochs
+        )
+
+    def of_teachers(self) -> Training:
+        """The numbers for the whole encoder."""
+        return Training(**self.model_dump(exclude={"student_epochs"}))
+
+
 class Stage2(Training):
     """The numbers of stage 2."""
 

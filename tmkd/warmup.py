@@ -4,18 +4,20 @@ A sentence encoder compares texts by their embeddings (tmkd/encoder/cosine.py) a
 inside one sequence, as a cross-encoder does; a few thousand golden labels are too few to teach it that. Its own cosine
 is a soft label that costs next to nothing, for any pairs there are (ours; the other way round of Thakur et al. 2021,
 "Augmented SBERT"). It falls apart into what each token of the passage adds, so that a pair gives a hundred targets
-rather than one: every token learns its own part, read from the layer below the last. Done once; every teacher of the
-recipe's encoder is then fine-tuned from it, and students take their layers from it.
+rather than one: every token learns its own part, read from the layer below the last. Done once for the whole encoder,
+which every teacher of it is then fine-tuned from, and once for the layers that students begin with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from tmkd.encoder.checkpoint import load_encoder, save_student
@@ -26,33 +28,43 @@ from tmkd.files import write_json
 from tmkd.losses import soft_kl
 from tmkd.pairs.record import Pairs
 from tmkd.recipe import Recipe, Training
+from tmkd.recipe_parts import StudentShape
 from tmkd.student import Logits, Student
 from tmkd.tokenizer import PairTokenizer
 from tmkd.tokens import tokens_of
 from tmkd.training import Fit, train
 from tmkd.workspace import Step, Workspace
 
-FORMAT = 2
+FORMAT = 3
 SPREAD = 2.0  # standard deviation of the log-odds that the cosines become: most probabilities between 0.02 and 0.98
 SEED = 0
+TARGETS = "cosine.safetensors"
 
 
-def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pairs) -> Step:
-    """The recipe's encoder, whole, trained on its own cosine of the pairs: KL to a soft label of two classes, and the
-    squared error of what every token of the passage adds to it. Golden labels are not read."""
+def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pairs, shape: StudentShape | None) -> Step:
+    """The recipe's encoder, trained on its own cosine of the pairs: KL to a soft label of two classes, and the squared
+    error of what every token of the passage adds to it. Golden labels are not read.
+
+    Args:
+        shape: the layers that the student takes of the encoder; None: all of it, as teachers do.
+    """
     source = find_encoder(recipe.encoder)
+    told = _cosine(workspace, recipe, pairs)
+    cut: dict[str, Any] = {"pooler": "auto"}
+    if shape is not None:
+        start = "spaced" if shape.start == "teacher" else shape.start
+        cut = {"layers": shape.layers, "start": start, "pooler": shape.pooler}
     depends = {
         "format": FORMAT,
-        "encoder": encoder_fingerprint(source),
+        "cosine": told.fingerprint,
         "training": numbers.model_dump(),
-        "max_length": recipe.max_length,
         "precision": recipe.precision,
-        "pairs": pairs.digest(),
+        **cut,
     }
 
     def build(folder: Path) -> None:
         tokenizer = PairTokenizer(source, recipe.max_length)
-        cosine, by_token = cosine_by_token(source, pairs.questions, pairs.passages, recipe.max_length)
+        cosine, by_token = _read(told.folder)
         soft = torch.from_numpy(_soft_labels(cosine, pairs.questions))[:, None]  # [N, 1, 2]
         tokens = _Tokens(by_token, tokenizer.passage_places(pairs.questions, pairs.passages))
 
@@ -61,7 +73,7 @@ def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pair
             return whole if logits.soft.shape[1] == 0 else whole + tokens.loss(logits.soft, rows)
 
         torch.manual_seed(SEED)
-        model = Comparing(load_encoder(source, 2, dropout=numbers.dropout, pooler="auto"))
+        model = Comparing(load_encoder(source, 2, dropout=numbers.dropout, **cut))
         curve = train(
             model,
             tokens_of(workspace, tokenizer, pairs),
@@ -74,7 +86,32 @@ def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pair
         save_student(model, folder, source, recipe.max_length, {"step": "warm-up"})
         write_json(folder / "curve.json", curve)
 
-    return workspace.step("warmup", depends, build, label="warm-up of the encoder")
+    whose = "the encoder" if shape is None else f"the student's {shape.layers} layers"
+    return workspace.step("warmup", depends, build, label=f"warm-up of {whose}")
+
+
+def _cosine(workspace: Workspace, recipe: Recipe, pairs: Pairs) -> Step:
+    """What the encoder says of the pairs, computed once for teachers and students."""
+    source = find_encoder(recipe.encoder)
+    depends = {
+        "format": FORMAT,
+        "encoder": encoder_fingerprint(source),
+        "max_length": recipe.max_length,
+        "pairs": pairs.digest(),
+    }
+
+    def build(folder: Path) -> None:
+        cosine, by_token = cosine_by_token(source, pairs.questions, pairs.passages, recipe.max_length)
+        lengths = np.array([len(one) for one in by_token], dtype=np.int64)
+        save_file({"cosine": cosine, "tokens": np.concatenate(by_token), "lengths": lengths}, folder / TARGETS)
+
+    return workspace.step("cosine", depends, build, label="the encoder's own cosine")
+
+
+def _read(folder: Path) -> tuple[NDArray[np.float32], list[NDArray[np.float16]]]:
+    """The cosine of every pair, and what each token of its passage adds, as `cosine_by_token` gives them."""
+    held = load_file(folder / TARGETS)
+    return held["cosine"], np.split(held["tokens"], np.cumsum(held["lengths"])[:-1])
 
 
 def _soft_labels(cosine: NDArray[np.float32], questions: Sequence[str]) -> NDArray[np.float32]:
