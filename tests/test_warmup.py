@@ -1,4 +1,4 @@
-"""The warm-up of the encoder: what it learns, who begins with it, and that it is done once."""
+"""The encoder's own cosine as a teacher: the warm-up, who begins with it, and its part in stage 1."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ import torch
 from conftest import Tmkd, pair_rows
 from encoder_fixtures import tiny
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from tmkd.batching import pack, pad
+from tmkd.comparing import Comparing, TokenTargets, own_cosine
 from tmkd.encoder.checkpoint import load_encoder, load_student
 from tmkd.encoder.cosine import SHARPNESS, cosine_by_token, cosine_logits
 from tmkd.encoder.forward import Packing
 from tmkd.pairs.record import Pairs
 from tmkd.recipe import Training, load_recipe
+from tmkd.student import Logits
 from tmkd.tokenizer import PairTokenizer
 from tmkd.training import score
-from tmkd.warmup import Comparing, warm_up
+from tmkd.warmup import warm_up
 from tmkd.workspace import Workspace
 
 WARM = "warm_up={learning_rate: 1.0e-3, epochs: 1, batch_size: 8}"
@@ -39,7 +42,7 @@ def test_it_learns_the_encoders_own_cosine(tiny_recipe: Path, tmp_path: Path) ->
     pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])
     recipe = load_recipe(tiny_recipe)
     numbers = Training(learning_rate=2e-3, epochs=12, batch_size=8)
-    step = warm_up(Workspace(tmp_path / "w"), recipe, numbers, pairs, None)
+    step = warm_up(Workspace(tmp_path / "w"), recipe, numbers, pairs)
     model, tokenizer = load_student(step.folder), PairTokenizer(step.folder, 64)
     assert model.encoder.layers == 3  # whole, not cut as the student is
     logits = score(model, tokenizer.encode(pairs.questions, pairs.passages), tokenizer.pad_id, precision="fp32")
@@ -72,7 +75,7 @@ def test_every_family_warms_up(family: str, recipe_file: Path, tmp_path: Path) -
     rows = pair_rows(2)
     pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])
     numbers = Training(learning_rate=1e-3, epochs=2, batch_size=8)
-    step = warm_up(Workspace(tmp_path / "w"), load_recipe(recipe_file), numbers, pairs, None)
+    step = warm_up(Workspace(tmp_path / "w"), load_recipe(recipe_file), numbers, pairs)
     curve = json.loads((step.folder / "curve.json").read_text())
     assert curve[-1]["loss"] < curve[0]["loss"]
 
@@ -80,13 +83,14 @@ def test_every_family_warms_up(family: str, recipe_file: Path, tmp_path: Path) -
 def test_packed_and_padded_batches_read_the_same_numbers(tmp_path: Path) -> None:
     folder = tiny("bert", tmp_path / "encoder")
     torch.manual_seed(0)
-    model, tokenizer = Comparing(load_encoder(folder, 2)), PairTokenizer(folder, 32)
+    model, tokenizer = Comparing(load_encoder(folder, 2), 2, width=32), PairTokenizer(folder, 32)
     encoded = tokenizer.encode(["how to sort", "why"], ["sort the keys by their values", "so"])
     padded = model(*(torch.from_numpy(a) for a in pad(encoded.ids, encoded.type_ids, [0, 1], tokenizer.pad_id)))
     ids, types, starts = (torch.from_numpy(a) for a in pack(encoded.ids, encoded.type_ids, [0, 1]))
     packed = model(ids, None, types, Packing(starts, 32))
     for row, length in enumerate(len(ids) for ids in encoded.ids):
-        assert torch.allclose(padded.soft[row, :length], packed.soft[row, :length], atol=1e-5)
+        assert torch.allclose(padded.tokens[row, :length], packed.tokens[row, :length], atol=1e-5)
+    assert padded.tokens.shape == packed.tokens.shape == (2, 32)
     assert torch.allclose(padded.golden, packed.golden, atol=1e-5)
 
 
@@ -105,13 +109,45 @@ def test_teachers_of_the_recipes_encoder_begin_with_it(tmkd: Tmkd, tiny_recipe: 
     assert len(list(steps.glob("teacher-*"))) == len(cold) + 2
 
 
-def test_students_begin_with_it_too(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_the_loss_of_tokens_is_the_mean_over_the_passages_own(tmp_path: Path, tiny_recipe: Path) -> None:
+    recipe = load_recipe(tiny_recipe)
+    pairs = Pairs.build(["how to sort", "why"], ["sort the keys by their values", "so"])
+    told = own_cosine(Workspace(tmp_path / "w"), recipe, pairs)
+    targets = TokenTargets(told, pairs, PairTokenizer(Path(recipe.encoder), 64))
+    everything = np.concatenate(targets.targets).astype(np.float64)
+    assert abs(everything.mean()) < 1e-2
+    assert abs(everything.std() - 1) < 1e-2
+    read = torch.full((2, 64), 7.0)  # what is not of the passage does not count
+    for row, (start, end) in enumerate(targets.places):
+        read[row, start:end] = torch.from_numpy(targets.targets[row].astype(np.float32))
+    golden, soft = torch.zeros(2, 2), torch.zeros(2, 0, 2)
+    assert torch.allclose(targets.loss(Logits(golden, soft, read), torch.tensor([0, 1])), torch.zeros(2))
+    read[0, targets.places[0][0]] += 2.0
+    expected = 4.0 / len(targets.targets[0])
+    assert torch.allclose(targets.loss(Logits(golden, soft, read), torch.tensor([0, 1])), torch.tensor([expected, 0.0]))
+    assert torch.equal(targets.loss(Logits(golden, soft), torch.tensor([0, 1])), torch.zeros(2))
+
+
+@pytest.mark.parametrize("loss", ["kl", "margin_mse"])
+def test_stage_1_learns_it_beside_the_soft_labels(loss: str, tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
     steps = tmp_path / "workspace" / "steps"
-    done = tmkd("distill", tiny_recipe, "methods=[finetune]", "take=finetune", "student.layers=1", WARM)
-    assert "warm-up of the student's 1 layers: done in" in done.stderr
-    cold = tmkd("distill", tiny_recipe, "methods=[finetune]", "take=finetune", "student.layers=1")
-    assert len(list(steps.glob("student-*"))) == 2
-    assert "warm-up" not in cold.stderr
-    random = ("student.start=random", "methods=[finetune]", "take=finetune", "student.layers=1")
-    tmkd("distill", tiny_recipe, *random)
-    assert "finetune, seed 0: done before" in tmkd("distill", tiny_recipe, *random, WARM).stderr
+    two = ("student.layers=2", f"loss.kind={loss}", "stage1.batch_size=8")
+    tmkd("pretrain", tiny_recipe, *two)
+    assert not list(steps.glob("cosine-*"))
+    (alone,) = steps.glob("stage1-*")
+    done = tmkd("pretrain", tiny_recipe, *two, "stage1.cosine=1.0", "seeds=[0,1]")
+    assert "the encoder's own cosine: done in" in done.stderr
+    both = sorted(set(steps.glob("stage1-*")) - {alone})
+    assert len(both) == 2
+    assert len(list(steps.glob("cosine-*"))) == 1  # once, for every seed
+    saved = load_file(both[0] / "model.safetensors")
+    assert not any(name.startswith("token.") for name in saved)  # an ordinary student
+    losses = [json.loads((step / "curve.json").read_text())[0]["loss"] for step in (alone, both[0])]
+    assert losses[1] > losses[0] + 0.3  # the tokens' targets have a variance of 1
+
+
+def test_students_without_stage_1_know_nothing_of_it(tmkd: Tmkd, tiny_recipe: Path) -> None:
+    alone = ("methods=[finetune]", "take=finetune", "student.layers=1")
+    tmkd("distill", tiny_recipe, *alone)
+    again = tmkd("distill", tiny_recipe, *alone, WARM, "stage1.cosine=1.0")
+    assert "finetune, seed 0: done before" in again.stderr

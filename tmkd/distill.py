@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tmkd.comparing import Comparing, TokenTargets, own_cosine
 from tmkd.encoder.checkpoint import load_encoder, load_student, read_card, save_student, word_embeddings
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.encoder.lstm import LstmEncoder, LstmShape
@@ -19,6 +21,7 @@ from tmkd.files import write_json
 from tmkd.methods import Method
 from tmkd.pairs.record import Pairs
 from tmkd.recipe import Recipe, Training
+from tmkd.recipe_parts import Stage1
 from tmkd.student import Logits, Student
 from tmkd.targets import COLUMN, MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss
 from tmkd.tokenizer import Encoded, PairTokenizer
@@ -37,30 +40,44 @@ def pretrain(
     *,
     begin: Step | None = None,
 ) -> Step:
-    """Stage 1: encoder and soft headers on the soft labels of the pool alone.
+    """Stage 1: encoder and soft headers on the soft labels of the pool alone, and on the encoder's own cosine of its
+    pairs where the recipe gives that a weight.
 
     Args:
-        begin: the teacher, or the warmed-up encoder, whose layers the student begins with; the recipe's encoder's
-            unless given.
+        begin: the teacher whose layers the student begins with; the recipe's encoder's unless given.
     """
-    assert isinstance(recipe.stage1, Training)
-    depends = {**_common(recipe, recipe.stage1, seed, begin), "pool": pool.digest(), "targets": targets.names}
+    numbers = recipe.stage1
+    assert isinstance(numbers, Stage1)
+    told = own_cosine(workspace, recipe, pool) if numbers.cosine else None
+    depends = {**_common(recipe, numbers, seed, begin), "pool": pool.digest(), "targets": targets.names}
+    if told is not None:
+        depends["cosine"] = (told.fingerprint, numbers.cosine)
     depends |= loss_depends(recipe.loss, targets, exclude={"alpha"})
     questions = questions_of(pool, recipe.loss, "pool")
     classes = depends["classes"] = targets.logits.shape[2]  # of the pool's task, where that is another one
 
     def build(folder: Path) -> None:
-        assert isinstance(recipe.stage1, Training)
         torch.manual_seed(seed)
-        model = _new_student(recipe, recipe.stage1, classes, len(targets.names), begin, use_golden=False)
-        soft = soft_part(targets, recipe.loss, questions)
+        kind = partial(Comparing, width=recipe.max_length) if told else Student
+        model = _new_student(recipe, numbers, classes, len(targets.names), begin, kind, use_golden=False)
+        loss = _stage1_loss(soft_part(targets, recipe.loss, questions), recipe, numbers.cosine, told, pool)
         _train_and_save(
-            workspace, model, recipe, recipe.stage1, pool, lambda logits, rows: soft(logits.soft, rows), questions,
+            workspace, model, recipe, numbers, pool, loss, questions,
             folder, seed, f"stage 1 ({method.name}, seed {seed})",
             {"step": "stage1", "teachers": list(targets.names)},
         )  # fmt: skip
 
     return workspace.step("stage1", depends, build, label=f"stage 1 of {method.name}, seed {seed}")
+
+
+def _stage1_loss(
+    soft: Callable[[Tensor, Tensor], Tensor], recipe: Recipe, weight: float, told: Step | None, pool: Pairs
+) -> Callable[[Logits, Tensor], Tensor]:
+    """L1 (METHOD.md, "Stage 1"), and the error of the tokens' numbers by its weight where the cosine is told (ours)."""
+    if told is None:
+        return lambda logits, rows: soft(logits.soft, rows)
+    tokens = TokenTargets(told, pool, PairTokenizer(find_encoder(recipe.encoder), recipe.max_length))
+    return lambda logits, rows: soft(logits.soft, rows) + weight * tokens.loss(logits, rows)
 
 
 def distill(
@@ -176,11 +193,11 @@ def distill_lstm(
 
 def _common(recipe: Recipe, numbers: Training, seed: int, begin: Step | None) -> dict[str, Any]:
     shape = recipe.student.model_dump() | {"start": _start(recipe)}
-    usual = {key for key, value in (("start", "bottom"), ("pooler", "keep")) if shape[key] == value}
+    usual = {key for key, value in (("start", "bottom"), ("pooler", "auto")) if shape[key] == value}
     return {
         "encoder": begin.fingerprint if begin else encoder_fingerprint(find_encoder(recipe.encoder)),
         "student": {key: value for key, value in shape.items() if key not in usual},
-        "training": numbers.model_dump(exclude={"replay"}),
+        "training": numbers.model_dump(exclude={"replay", "cosine"}),
         "classes": recipe.classes,
         "max_length": recipe.max_length,
         "precision": recipe.precision,
@@ -194,7 +211,14 @@ def _start(recipe: Recipe) -> str:
 
 
 def _new_student(
-    recipe: Recipe, numbers: Training, classes: int, soft_headers: int, begin: Step | None, *, use_golden: bool
+    recipe: Recipe,
+    numbers: Training,
+    classes: int,
+    soft_headers: int,
+    begin: Step | None,
+    kind: Callable[..., Student] = Student,
+    *,
+    use_golden: bool,
 ) -> Student:
     shape = recipe.student
     encoder = load_encoder(
@@ -206,7 +230,7 @@ def _new_student(
         freeze_embeddings=shape.freeze_embeddings,
         pooler=shape.pooler if begin is None else "keep",  # that one was trained
     )
-    return Student(encoder, classes, soft_headers, use_golden=use_golden)
+    return kind(encoder, classes, soft_headers, use_golden=use_golden)
 
 
 def _from_stage1(folder: Path, recipe: Recipe, numbers: Training, targets: Targets | None) -> Student:

@@ -65,11 +65,9 @@ class Pipeline(Supervision):
         return pretrain(self.workspace, self.recipe, method, self.pool, targets, seed, begin=self.begins_with(method))
 
     def begins_with(self, method: Method) -> Step | None:
-        """What a method's student begins with: a teacher, or layers that were warmed up; None: the encoder."""
-        start = self.recipe.student.start
-        if start == "teacher" and method.targets != "none":
-            return self.best_teacher_of_encoder
-        return None if start == "random" else self.warmed_up_student
+        """The teacher whose layers a method's student begins with; None: the encoder's."""
+        taught = self.recipe.student.start == "teacher" and method.targets != "none"
+        return self.best_teacher_of_encoder if taught else None
 
     @functools.cached_property
     def students(self) -> list[Student]:

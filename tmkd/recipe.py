@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from tmkd.errors import RecipeError
 from tmkd.methods import METHODS
-from tmkd.recipe_parts import Bilstm, DebianDocs, Export, HoldOut, Pool, Positive, Rate, Stage2, StudentShape, WarmUp
+from tmkd.recipe_parts import Bilstm, DebianDocs, Export, HoldOut, Pool, Positive, Rate, Stage1, Stage2, StudentShape
 from tmkd.recipe_parts import Columns as Columns
 from tmkd.recipe_parts import Loss as Loss
 from tmkd.recipe_parts import Part as Part
@@ -147,14 +147,13 @@ class Recipe(Part):
     )
     folds: int = Field(5, ge=2, description="of out-of-fold labels")
     student: StudentShape = Field(default_factory=StudentShape, description="the student's shape")
-    warm_up: WarmUp | None = Field(
+    warm_up: Training | None = Field(
         None,
         description="before all else: the encoder learns its own embeddings' cosine on the pool's pairs, for sentence "
-        "encoders, which never compared two texts in one sequence. Teachers and students begin with it; none unless "
-        "given",
+        "encoders, which never compared two texts in one sequence. Teachers of it begin with that; none unless given",
     )
-    stage1: Training | str = Field(
-        default_factory=lambda: Training(learning_rate=3e-4, epochs=4),
+    stage1: Stage1 | str = Field(
+        default_factory=lambda: Stage1(learning_rate=3e-4, epochs=4),
         description="stage 1, or the path of an earlier run's stage-1 student to start stage 2 from",
     )
     stage2: Stage2 = Field(

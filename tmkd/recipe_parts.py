@@ -52,22 +52,15 @@ class Training(Part):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
 
 
-class WarmUp(Training):
-    """The numbers of the warm-up."""
+class Stage1(Training):
+    """The numbers of stage 1."""
 
-    student_epochs: Positive | None = Field(
-        None, description="passes over the rows of the layers that students begin with; `epochs` unless given"
+    cosine: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the encoder's own cosine of each pair, token by token, beside the teachers' soft "
+        "labels; 0: the soft labels alone, as in the paper",
     )
-
-    def of_student(self) -> Training:
-        """The numbers for the layers that students begin with."""
-        return Training(
-            **self.model_dump(exclude={"epochs", "student_epochs"}), epochs=self.student_epochs or self.epochs
-        )
-
-    def of_teachers(self) -> Training:
-        """The numbers for the whole encoder."""
-        return Training(**self.model_dump(exclude={"student_epochs"}))
 
 
 class Stage2(Training):
@@ -228,11 +221,11 @@ class StudentShape(Part):
     layers: Positive = Field(3, description="how many layers it keeps")
     start: Literal["bottom", "spaced", "random", "teacher"] = Field(
         "bottom",
-        description="what its layers begin as: the encoder's bottom ones (after its `warm_up`, where there is one); "
-        "evenly spaced ones, the last among them; random ones over the encoder's embeddings; the evenly spaced ones of "
-        "the best teacher of the same encoder (methods that learn from no teacher: spaced)",
+        description="what its layers begin as: the encoder's bottom ones; evenly spaced ones, the last among them; "
+        "random ones over the encoder's embeddings; the evenly spaced ones of the best teacher of the same encoder "
+        "(methods that learn from no teacher: spaced)",
     )
-    pooler: Literal["auto", "keep", "identity"] = Field("keep", description="how its pooler begins, as of a teacher")
+    pooler: Literal["auto", "keep", "identity"] = Field("auto", description="how its pooler begins, as of a teacher")
     freeze_embeddings: bool = Field(True, description="leave the embedding tables as they are")
 
 

@@ -23,10 +23,11 @@ COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 
 
 class Logits(NamedTuple):
-    """golden: [n, C]; soft: [n, K, C] (K may be 0)."""
+    """golden: [n, C]; soft: [n, K, C] (K may be 0); tokens: [n, T] of a model that reads them (tmkd/comparing.py)."""
 
     golden: Tensor
     soft: Tensor
+    tokens: Tensor = torch.empty(0)
 
 
 class Student(nn.Module):

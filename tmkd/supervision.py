@@ -53,13 +53,7 @@ class Supervision(Rows):
     def warmed_up(self) -> Step | None:
         """The encoder that teachers begin with, where the recipe asks for a warm-up."""
         numbers = self.recipe.warm_up
-        return None if numbers is None else warm_up(self.workspace, self.recipe, numbers.of_teachers(), self.pool, None)
-
-    @functools.cached_property
-    def warmed_up_student(self) -> Step | None:
-        """The layers that students begin with, where the recipe asks for a warm-up."""
-        numbers, shape = self.recipe.warm_up, self.recipe.student
-        return None if numbers is None else warm_up(self.workspace, self.recipe, numbers.of_student(), self.pool, shape)
+        return None if numbers is None else warm_up(self.workspace, self.recipe, numbers, self.pool)
 
     def _require_groups(self) -> None:
         """A loss that compares the passages of a question finds some: said before hours of training teachers."""

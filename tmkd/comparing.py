@@ -1,0 +1,137 @@
+"""What teaches an encoder to compare two texts in one sequence: its own cosine of the two, token by token.
+
+A sentence encoder compares texts by their embeddings (tmkd/encoder/cosine.py) and was never asked to compare them
+inside one sequence, as a cross-encoder does; a few thousand golden labels are too few to teach it that. Its own cosine
+is a soft label that costs next to nothing, for any pairs there are (ours; the other way round of Thakur et al. 2021,
+"Augmented SBERT"). It falls apart into what each token of the passage adds, so that a pair gives a hundred targets
+rather than one: every token learns its own part, read from the layer below the last. Used twice: by itself before
+teachers are fine-tuned (tmkd/warmup.py), and beside their soft labels in stage 1 (tmkd/distill.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+
+from tmkd.encoder.cosine import cosine_by_token
+from tmkd.encoder.find import encoder_fingerprint, find_encoder
+from tmkd.encoder.forward import FirstTokenEncoder, Packing, PairEncoder
+from tmkd.pairs.record import Pairs
+from tmkd.progress import say
+from tmkd.recipe import Recipe
+from tmkd.student import Logits, Student
+from tmkd.tokenizer import PairTokenizer
+from tmkd.workspace import Step, Workspace
+
+FORMAT = 3
+SPREAD = 2.0  # standard deviation of the log-odds that the cosines become: most probabilities between 0.02 and 0.98
+TARGETS = "cosine.safetensors"
+
+
+class Comparing(Student):
+    """A student, or a teacher, that also reads a number for every token from the layer below the last.
+
+    They are `Logits.tokens`, [n, width], zeros behind a pair's end, and no part of what is saved. Nothing is read where
+    there is no layer below the last, or where the transformers module runs the encoder: its layers have no common form.
+
+    Args:
+        width: most tokens of a pair.
+    """
+
+    def __init__(
+        self, encoder: PairEncoder, classes: int, soft_headers: int = 0, *, width: int, use_golden: bool = True
+    ) -> None:
+        super().__init__(encoder, classes, soft_headers, use_golden=use_golden)
+        self.width = width
+        self.token = nn.Linear(encoder.hidden_size, 1)
+        self.seen: list[Tensor] = []
+        self.reads = isinstance(encoder, FirstTokenEncoder) and encoder.layers > 1
+        if isinstance(encoder, FirstTokenEncoder) and self.reads:
+            norm = encoder.base.encoder.layer[-2].output.LayerNorm
+            norm.register_forward_hook(lambda _, inputs, output: self.seen.append(output))
+        else:
+            say("the encoder's cosine is not learned token by token: there is no layer below the last to read from")
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        packing: Packing | None = None,
+    ) -> Logits:
+        """As `Student.forward`, with the tokens' numbers."""
+        self.seen.clear()
+        logits = super().forward(input_ids, attention_mask, token_type_ids, packing)
+        if not self.seen:
+            return logits
+        read = self.token(self.seen.pop().float())[..., 0]  # [n, T]; packed: [tokens]
+        if packing is not None:
+            read = nn.utils.rnn.pad_sequence(read.split(packing.starts.diff().tolist()), batch_first=True)
+        return logits._replace(tokens=nn.functional.pad(read, (0, self.width - read.shape[1])))
+
+
+def own_cosine(workspace: Workspace, recipe: Recipe, pairs: Pairs) -> Step:
+    """What the recipe's encoder says of the pairs, computed once for teachers and students."""
+    source = find_encoder(recipe.encoder)
+    depends = {
+        "format": FORMAT,
+        "encoder": encoder_fingerprint(source),
+        "max_length": recipe.max_length,
+        "pairs": pairs.digest(),
+    }
+
+    def build(folder: Path) -> None:
+        cosine, by_token = cosine_by_token(source, pairs.questions, pairs.passages, recipe.max_length)
+        lengths = np.array([len(one) for one in by_token], dtype=np.int64)
+        save_file({"cosine": cosine, "tokens": np.concatenate(by_token), "lengths": lengths}, folder / TARGETS)
+
+    return workspace.step("cosine", depends, build, label="the encoder's own cosine")
+
+
+def soft_labels(told: Step, pairs: Pairs) -> NDArray[np.float32]:
+    """Logits [N, 2] whose log-odds are the cosines, of standard deviation SPREAD, less the mean of their question's.
+
+    What all passages of a question share says nothing of their order, and would be learned first. A question with one
+    passage is compared with all pairs.
+    """
+    cosine: NDArray[np.float32] = load_file(told.folder / TARGETS)["cosine"]
+    _, question, counts = np.unique(pairs.questions, return_inverse=True, return_counts=True)
+    means = np.bincount(question, cosine) / counts
+    level = np.where(counts[question] > 1, means[question], cosine.mean())
+    odds = cosine - level
+    odds *= SPREAD / max(float(odds.std()), 1e-6)
+    return np.stack([np.zeros_like(odds), odds], axis=1).astype(np.float32)
+
+
+class TokenTargets:
+    """What the tokens of every pair's passage are to learn, standardised over all of them, and where they stand.
+
+    Args:
+        told: the step of `own_cosine` for these pairs.
+        tokenizer: of the encoder, at the length at which the pairs are read.
+    """
+
+    def __init__(self, told: Step, pairs: Pairs, tokenizer: PairTokenizer) -> None:
+        held = load_file(told.folder / TARGETS)
+        everything = held["tokens"].astype(np.float32)
+        everything = (everything - everything.mean()) / max(float(everything.std()), 1e-6)
+        self.targets = np.split(everything.astype(np.float16), np.cumsum(held["lengths"])[:-1])
+        self.places = tokenizer.passage_places(pairs.questions, pairs.passages)
+
+    def loss(self, logits: Logits, rows: Tensor) -> Tensor:
+        """Mean squared error over the tokens of each pair's passage, [n]; 0 where no token was read."""
+        read = logits.tokens
+        if read.numel() == 0:
+            return logits.golden.new_zeros(len(rows))
+        target, weight = np.zeros((2, *read.shape), dtype=np.float32)
+        for line, row in enumerate(rows.tolist()):
+            start, end = self.places[row]
+            target[line, start:end] = self.targets[row][: end - start]
+            weight[line, start:end] = 1 / max(1, end - start)
+        error = read - torch.from_numpy(target).to(read.device)
+        return (error.square() * torch.from_numpy(weight).to(read.device)).sum(dim=1)
