@@ -151,3 +151,17 @@ def test_students_without_stage_1_know_nothing_of_it(tmkd: Tmkd, tiny_recipe: Pa
     tmkd("distill", tiny_recipe, *alone)
     again = tmkd("distill", tiny_recipe, *alone, WARM, "stage1.cosine=1.0")
     assert "finetune, seed 0: done before" in again.stderr
+
+
+def test_a_student_without_teachers_reads_none_of_their_labels(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
+    alone = ("methods=[self-taught]", "take=self-taught", "student.layers=2")
+    tmkd("distill", tiny_recipe, *alone)
+    (first,) = (tmp_path / "workspace" / "steps").glob("stage1-*")
+    again = tmkd("distill", tiny_recipe, *alone, "teachers.0.learning_rate=2.0e-4", "stage1.cosine=1.0")
+    assert "teacher a: done in" in again.stderr
+    assert "stage 1 of self-taught, seed 0: done before" in again.stderr  # tokens weigh 1 unless told otherwise
+    assert "self-taught, seed 0: done before" in again.stderr
+    assert load_student(first).headers == 1
+    refused = tmkd("distill", tiny_recipe, *alone, f"stage1={first}", check=False)
+    assert refused.returncode != 0
+    assert "self-taught makes a stage 1 of its own" in refused.stderr

@@ -48,10 +48,11 @@ def pretrain(
     """
     numbers = recipe.stage1
     assert isinstance(numbers, Stage1)
-    told = own_cosine(workspace, recipe, pool) if numbers.cosine else None
+    weight = numbers.cosine or float(method.self_taught)  # without teachers there is nothing else to learn
+    told = own_cosine(workspace, recipe, pool) if weight else None
     depends = {**_common(recipe, numbers, seed, begin), "pool": pool.digest(), "targets": targets.names}
     if told is not None:
-        depends["cosine"] = (told.fingerprint, numbers.cosine)
+        depends["cosine"] = (told.fingerprint, weight)
     depends |= loss_depends(recipe.loss, targets, exclude={"alpha"})
     questions = questions_of(pool, recipe.loss, "pool")
     classes = depends["classes"] = targets.logits.shape[2]  # of the pool's task, where that is another one
@@ -60,7 +61,7 @@ def pretrain(
         torch.manual_seed(seed)
         kind = partial(Comparing, width=recipe.max_length) if told else Student
         model = _new_student(recipe, numbers, classes, len(targets.names), begin, kind, use_golden=False)
-        loss = _stage1_loss(soft_part(targets, recipe.loss, questions), recipe, numbers.cosine, told, pool)
+        loss = _stage1_loss(soft_part(targets, recipe.loss, questions), recipe, weight, told, pool)
         _train_and_save(
             workspace, model, recipe, numbers, pool, loss, questions,
             folder, seed, f"stage 1 ({method.name}, seed {seed})",

@@ -17,7 +17,8 @@ class Method:
     """One row of the table.
 
     Attributes:
-        stage1: whether distillation pre-training comes first.
+        stage1: whether distillation pre-training comes first; without soft labels (`self-taught`, ours) on the
+            encoder's own cosine: what the teachers must add to.
         targets: the soft labels: none, those of the best teacher on development data, their mean, or each teacher's.
         headers: `golden`: one header, which learns golden and soft labels alike; `golden+soft`: one more for each
             teacher's soft labels.
@@ -43,6 +44,11 @@ class Method:
         return self.students != 0
 
     @property
+    def self_taught(self) -> bool:
+        """Whether its stage 1 learns from no teacher."""
+        return self.stage1 and self.targets == "none"
+
+    @property
     def exportable(self) -> bool:
         """Whether its student can be folded into one transformers checkpoint and written for serving."""
         return self.students == 1 and self.encoder == "bottom"
@@ -57,6 +63,7 @@ METHODS: dict[str, Method] = {
         Method("teacher-ensemble", False, "none", "golden", 0, "whole", "mean of the teachers' probabilities"),
         Method("cosine", False, "none", "golden", 0, "whole", "the encoder's own embeddings compared, nothing trained"),
         Method("finetune", False, "none", "golden", 1, "bottom", "the shallow student on golden labels only"),
+        Method("self-taught", True, "none", "golden", 1, "bottom", "both stages without a teacher"),
         Method("bilstm", False, "one", "golden", 1, "lstm", "bidirectional LSTM student of the best teacher"),
         Method("1-o-1", False, "one", "golden", 1, "bottom", "student of the best teacher, one header, no stage 1"),
         Method("1avg-o-1", False, "mean", "golden", 1, "bottom", "the same, of the averaged teachers", alone="1-o-1"),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.comparing import own_cosine, soft_labels
 from tmkd.distill import distill, distill_lstm, pretrain
 from tmkd.errors import ExportError
 from tmkd.files import copy_folder, disk_errors, write_json
@@ -55,14 +56,21 @@ class Pipeline(Supervision):
         """The stage-1 student of a method, or the one the recipe names."""
         if isinstance(self.recipe.stage1, str):
             return self.stage1_student(self.recipe.stage1)
-        if self.foreign_pool:
-            targets = Targets.choose(method, *self.foreign_logits, best=0)
-            if targets is not None and self.recipe.loss.weighting == "confidence":  # no rows to measure the others on
-                targets = targets.weigh("confidence", lambda: np.empty(0))
-        else:
-            targets = self.targets(method, self.pool, "pool")
+        targets = self.pool_targets(method)
         assert targets is not None
         return pretrain(self.workspace, self.recipe, method, self.pool, targets, seed, begin=self.begins_with(method))
+
+    def pool_targets(self, method: Method) -> Targets | None:
+        """What a method's student learns in stage 1: the teachers' labels, the pool's own teachers', or the cosine."""
+        if method.self_taught:
+            told = own_cosine(self.workspace, self.recipe, self.pool)
+            return Targets((f"cosine {told.fingerprint}",), soft_labels(told, self.pool)[:, None])
+        if not self.foreign_pool:
+            return self.targets(method, self.pool, "pool")
+        targets = Targets.choose(method, *self.foreign_logits, best=0)
+        if targets is not None and self.recipe.loss.weighting == "confidence":  # no rows to measure the others on
+            targets = targets.weigh("confidence", lambda: np.empty(0))
+        return targets
 
     def begins_with(self, method: Method) -> Step | None:
         """The teacher whose layers a method's student begins with; None: the encoder's."""

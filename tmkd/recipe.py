@@ -223,6 +223,11 @@ class Recipe(Part):
                     f"methods: {name} needs two or more teachers, and {self.teachers[0].name} is the only one; add "
                     f"another, or take {like} instead (methods=[...] and take={like})"
                 )
+        if isinstance(self.stage1, str) and (made := [n for n in self.methods if METHODS[n].self_taught]):
+            raise ValueError(
+                f"methods: {made[0]} makes a stage 1 of its own, and stage1 names a finished one, {self.stage1}; "
+                "leave one of them out"
+            )
         if self.loss.kind == "margin_mse":
             if self.classes != 2:
                 raise ValueError(f"loss.kind: margin_mse is defined for two classes, and there are {self.classes}")
