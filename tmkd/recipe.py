@@ -378,7 +378,7 @@ def _other_branch(detail: Any, error: ValidationError) -> bool:
 
 
 def _explain(detail: Any, root: type[BaseModel]) -> str:
-    location = [str(part) for part in detail["loc"] if part not in ("Training", "str")]
+    location = [str(part) for part in detail["loc"] if part not in ("Stage1", "str")]
     key = ".".join(location) or root.__name__.lower()
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(location[-1], _keys_at(location[:-1], root), n=1, cutoff=0.4)
