@@ -50,8 +50,7 @@ class Comparing(Student):
         self.width = width
         self.token = nn.Linear(encoder.hidden_size, 1)
         self.seen: list[Tensor] = []
-        self.reads = isinstance(encoder, FirstTokenEncoder) and encoder.layers > 1
-        if isinstance(encoder, FirstTokenEncoder) and self.reads:
+        if isinstance(encoder, FirstTokenEncoder) and encoder.layers > 1:
             norm = encoder.base.encoder.layer[-2].output.LayerNorm
             norm.register_forward_hook(lambda _, inputs, output: self.seen.append(output))
         else:
