@@ -23,7 +23,8 @@ ANSWERING = (ROOT / "docs" / "answering.md").read_text()
 STUDIES = (ROOT / "docs" / "studies.md").read_text()
 TASKS = (ROOT / "docs" / "tasks.md").read_text()
 SERVING = (ROOT / "docs" / "serving.md").read_text()
-COMMANDS = README + (ROOT / "docs" / "performance.md").read_text() + ANSWERING + STUDIES + TASKS + SERVING
+MEASURED = "".join((ROOT / "docs" / name).read_text() for name in ("performance.md", "results.md"))
+COMMANDS = README + MEASURED + ANSWERING + STUDIES + TASKS + SERVING
 
 
 def blocks(language: str, text: str = README) -> list[str]:
