@@ -279,15 +279,39 @@ def test_what_cannot_be_read_is_skipped_and_named_or_refused(
     (docs / "large.md").write_text("word " * 300_000)
     (docs / "gone.md").symlink_to("nowhere")
     (docs / "wide.txt").write_bytes("Ein Löwe".encode("utf-16"))
+    os.mkfifo(docs / "pipe.txt")
     changes = index_documents(["docs"], tmp_path / "index", Reading(most_bytes=1 << 20))
-    assert (changes.added, changes.skipped) == (4, 3)
+    assert (changes.added, changes.skipped) == (4, 4)
     told = " ".join(capsys.readouterr().err.split())
     assert "docs/latin.txt: byte 0xe9 at 3 is not valid UTF-8" in told
     assert "docs/large.md: 1 MiB; larger than 1 MiB" in told
     assert "docs/gone.md: No such file" in told
+    assert "docs/pipe.txt: no file, but a pipe" in told
     assert first(DocumentIndex.open(tmp_path / "index"), "löwe").document == "docs/wide.txt"
-    with pytest.raises(DataError, match=r"docs/(latin|large|gone)"):
+    with pytest.raises(DataError, match=r"docs/(latin|large|gone|pipe)"):
         index_documents(["docs"], tmp_path / "index", Reading(strict=True))
+
+
+def test_names_that_are_no_text_stay_apart(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    for name in (b"caf\xe9.txt", b"caf\xe8.txt"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "docs") + b"/" + name)).write_text(f"text of {name!r}")
+    assert index_documents(["docs"], tmp_path / "index").added == 2
+
+
+def test_an_index_that_may_only_be_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a read-only mount; root may write anywhere else, so the check is what is replaced."""
+    folder = index_of(tmp_path / "index").folder
+    assert {path.stat().st_mode & 0o044 for path in folder.iterdir() if path.suffix != ".lock"} == {0o044}
+    before = {path.name for path in folder.iterdir()}
+    for lock in folder.glob("*.lock"):
+        lock.unlink()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    reader = DocumentIndex.open(folder)
+    assert first(reader, "disk")
+    reader.refresh()
+    assert first(reader, "disk")
+    assert {path.name for path in folder.iterdir()} == {name for name in before if not name.endswith(".lock")}
 
 
 def test_loops_of_links_and_second_names_are_read_once(docs: Path, tmp_path: Path) -> None:

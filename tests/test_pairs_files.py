@@ -249,3 +249,10 @@ def test_lines_are_counted_through_blank_lines_and_quoted_breaks(tmp_path: Path)
 def test_rows_that_do_not_fit_parquet(tmp_path: Path) -> None:
     refused(lambda: write_rows(tmp_path / "a.parquet", [{"x": 1}, {"x": "one"}]), "'x'", ".jsonl")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("extension", [".csv", ".tsv"])
+def test_every_line_end_inside_a_cell_comes_back(tmp_path: Path, extension: str) -> None:
+    rows = [{"question": "one\rline", "passage": "two\nlines"}, {"question": "q", "passage": "three\r\nlines"}]
+    write_rows(tmp_path / f"rows{extension}", rows)
+    assert [dict(row) for row in read_rows(tmp_path / f"rows{extension}")] == rows

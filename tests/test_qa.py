@@ -172,6 +172,16 @@ def test_windows_of_an_export_are_counted_by_its_tokenizer() -> None:
         assert 40 <= length <= 48
 
 
+def test_keys_and_other_scripts_are_counted_by_the_tokenizer_too() -> None:
+    """They have several tokens where prose has one."""
+    windows = Windows(48, exported("minilm") / "out")
+    tokenizer = PairTokenizer(exported("minilm") / "out", 10_000)
+    for text in ("a3f9c2e1 " * 8, "QmFzZTY0aXNub3Rwcm9zZQ" * 3, "日本語の文章です。" * 5):
+        (length,) = tokenizer.encode(["Why?"], [text]).lengths
+        (spans,) = windows.of("Why?", [text])
+        assert (len(spans) > 1) == (length > 48), text
+
+
 def test_indexing_and_answering_need_no_torch(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.md").write_text("# Disks\n\nThe mount command mounts a disk.")

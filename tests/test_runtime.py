@@ -125,6 +125,15 @@ def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tmkd.json").write_text('{"format": 1, "backends": ')
     with pytest.raises(ExportError, match=r"tmkd\.json is damaged"):
         Scorer(tmp_path)
+    shown = json.loads((exported("mpnet") / "out" / "tmkd.json").read_text())
+    for change in ({"max_length": float("inf")}, {"backends": {"onnx-fp32": {"passed": True, "file": "\0"}}},
+                   {"backends": {"onnx-fp32": {"passed": True, "pairs_per_second": "fast"}}}):  # fmt: skip
+        (tmp_path / "tmkd.json").write_text(json.dumps({**shown, **change}))
+        with pytest.raises(ExportError, match=r"tmkd\.json is damaged"):
+            Scorer(tmp_path)
+    (tmp_path / "tmkd.json").write_text("[" * 100_000)
+    with pytest.raises(ExportError, match=r"tmkd\.json is damaged"):
+        Scorer(tmp_path)
     (tmp_path / "tmkd.json").write_text('{"format": 99}')
     with pytest.raises(ExportError, match="format 99, this version reads 1"):
         Scorer(tmp_path)
@@ -160,6 +169,13 @@ def test_a_file_outside_the_export_is_refused(copy: Path) -> None:
     card["backends"]["onnx-fp32"]["file"] = "../elsewhere.onnx"
     (copy / "tmkd.json").write_text(json.dumps(card))
     with pytest.raises(ExportError, match="lies outside"):
+        Scorer(copy)
+
+
+def test_a_graph_of_other_classes_is_refused(copy: Path) -> None:
+    card = json.loads((copy / "tmkd.json").read_text())
+    (copy / "tmkd.json").write_text(json.dumps({**card, "classes": 3, "labels": ["a", "b", "c"]}))
+    with pytest.raises(ExportError, match="does not run as a student of 3 classes"):
         Scorer(copy)
 
 

@@ -96,6 +96,8 @@ def test_an_index_that_is_updated_is_read_anew(tmp_path: Path, monkeypatch: pyte
         texts = {**TEXTS, "zebra.md": "A zebra has stripes."}
         update_index(folder, lambda: [document(key, text) for key, text in texts.items()])
         assert app.post("/ask", {"question": "zebra"}).json()["answers"][0]["source"] == "zebra.md"
+        folder.rename(tmp_path / "away")  # made anew, say: what was opened still answers
+        assert app.post("/ask", {"question": "zebra"}).json()["answers"][0]["source"] == "zebra.md"
 
 
 def test_too_many_questions_at_once_are_told_so(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:

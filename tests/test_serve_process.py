@@ -103,6 +103,47 @@ def test_headers_and_bodies_that_never_end_are_given_up() -> None:
             assert time.monotonic() - start < 5
 
 
+def _closed(link: socket.socket, seconds: float) -> bool:
+    """Whether the server ends the connection in time, whatever is sent and never read."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            link.send(b"x")
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_body_that_trickles_in_after_its_answer_is_given_up() -> None:
+    """The answer does not wait for the body; the connection must not wait for it either."""
+    with (
+        command(environment={"TMKD_IDLE_TIMEOUT": "0.5"}) as live,
+        socket.create_connection(("127.0.0.1", live.port)) as link,
+    ):
+        link.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
+        assert link.recv(12) == b"HTTP/1.1 200"
+        assert _closed(link, 6)
+
+
+def test_an_answer_that_is_not_read_is_given_up() -> None:
+    body = json.dumps({"query": "q", "texts": ["a" * 60_000] * 60, "return_text": True}).encode()
+    head = b"POST /rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with command(environment={"TMKD_IDLE_TIMEOUT": "0.5"}) as live, socket.socket() as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        link.connect(("127.0.0.1", live.port))
+        link.sendall(head % len(body) + body)
+        assert _closed(link, 15)
+
+
+def test_the_scorer_imports_nothing_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizers.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    with in_process() as app:
+        assert app.post("/rerank", TEI).is_success
+    assert not (tmp_path / "ran").exists()
+
+
 def test_nothing_of_a_request_is_logged(live: Command) -> None:
     secret = "an unlikely word"
     httpx.post(f"{live.url}/rerank?{secret}", json={"query": secret, "texts": [secret]})
@@ -235,6 +276,24 @@ def test_other_sites_are_shut_out_unless_named() -> None:
         other = app.request("OPTIONS", "/rerank", headers={**asks, "Origin": "https://b.example"})
         assert "access-control-allow-origin" not in other.headers
         assert app.get("/health", headers={"Host": "any.example"}).is_success
+    with in_process(allowed_hosts=("search.example",), host="0.0.0.0") as app:
+        assert app.get("/ready", headers={"Host": "10.0.0.7:8080"}).is_success  # a probe knows no name
+        assert app.get("/info", headers={"Host": "10.0.0.7:8080"}).status_code == 421
+
+
+@pytest.mark.parametrize(("given", "answer"), [("secret\n", 200), ("", 1)])
+def test_a_key_in_a_variable_is_stripped_and_not_empty(
+    given: str, answer: int, tmkd: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Secrets come with a line end, and an unset one is an open server."""
+    if given:
+        with command(environment={"TMKD_API_KEY": given}) as live:
+            found = httpx.get(f"{live.url}/info", headers={"Authorization": "Bearer secret"})
+            assert found.status_code == answer
+        return
+    monkeypatch.setenv("TMKD_API_KEY", given)
+    refused = tmkd("serve", "--model", model(), check=False)
+    assert (refused.returncode, "TMKD_API_KEY is set and empty" in refused.stderr) == (answer, True)
 
 
 def test_memory_of_requests_is_bounded() -> None:

@@ -84,7 +84,8 @@ def test_coheres_form_gives_results_best_first(app: InProcess, wanted: np.ndarra
     for one in found["results"]:
         assert one["relevance_score"] == pytest.approx(1 / (1 + np.exp(-wanted[one["index"]])), abs=1e-6)
         assert one["document"] == {"text": PASSAGES[one["index"]]}
-    assert "document" not in app.post(f"/{version}/rerank", COHERE).json()["results"][0]
+    for without in (COHERE, {**COHERE, "return_documents": None}):  # an SDK sends null for what is not set
+        assert "document" not in app.post(f"/{version}/rerank", without).json()["results"][0]
 
 
 def test_coheres_first_form_takes_objects(app: InProcess, wanted: np.ndarray) -> None:
@@ -92,6 +93,9 @@ def test_coheres_first_form_takes_objects(app: InProcess, wanted: np.ndarray) ->
     found = app.post("/v1/rerank", {**COHERE, "documents": documents, "return_documents": True}).json()["results"]
     assert [one["index"] for one in found] == np.argsort(-wanted).tolist()
     assert found[0]["document"] == documents[found[0]["index"]]
+    odd = json.dumps({**COHERE, "documents": [{"text": "x", "y": float("nan")}], "return_documents": True})
+    answer = app.request("POST", "/v1/rerank", content=odd, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400 or "NaN" not in answer.text
     fields = app.post("/v1/rerank", {**COHERE, "documents": documents, "rank_fields": ["text", "place"]})
     assert fields.status_code == 200
     absent = app.post("/v1/rerank", {**COHERE, "documents": [*documents, {"title": "x"}]})

@@ -14,12 +14,13 @@ from tmkd import hardware, training
 from tmkd.batching import epoch_steps, length_sorted_batches
 from tmkd.encoder.checkpoint import load_encoder
 from tmkd.encoder.find import find_encoder
+from tmkd.errors import Diverged
 from tmkd.losses import golden_loss
 from tmkd.pairs.record import Pairs
 from tmkd.student import Logits, Student
 from tmkd.teachers import golden_only
 from tmkd.tokenizer import PairTokenizer
-from tmkd.training import Diverged, Fit, score, train
+from tmkd.training import Fit, score, train
 
 
 def setting(dropout: float = 0.1) -> tuple[Student, PairTokenizer, Pairs]:

@@ -14,6 +14,7 @@ import typer
 
 from tmkd import __version__, cli_qa, cli_serve
 from tmkd.errors import TmkdError, needs_extra
+from tmkd.files import write_numbers
 from tmkd.progress import say, set_quiet, tables
 
 app = typer.Typer(
@@ -78,7 +79,7 @@ def run(
     pipeline = _pipeline(recipe, overrides, workspace, quiet)
     from tmkd.reporting import report
 
-    with pipeline.workspace.locked():
+    with pipeline.working():
         results = report(pipeline)
     if as_json:
         print(json.dumps(results.to_json(), indent=2))
@@ -104,7 +105,7 @@ def teach(
     Example: tmkd teach recipes/demo.yaml
     """
     pipeline = _pipeline(recipe, overrides, workspace, quiet)
-    with pipeline.workspace.locked():
+    with pipeline.working():
         for teacher, step in pipeline.teachers:
             say(f"{teacher.name}: {step.folder if step else 'a column of scores'}")
 
@@ -118,7 +119,7 @@ def label(
     Example: tmkd label recipes/demo.yaml
     """
     pipeline = _pipeline(recipe, overrides, workspace, quiet)
-    with pipeline.workspace.locked():
+    with pipeline.working():
         pipeline.label_all()
 
 
@@ -133,7 +134,7 @@ def pretrain(
     pipeline = _pipeline(recipe, overrides, workspace, quiet)
     from tmkd.methods import METHODS
 
-    with pipeline.workspace.locked():
+    with pipeline.working():
         for name in pipeline.recipe.methods:
             if METHODS[name].stage1:
                 for seed in pipeline.recipe.seeds:
@@ -151,7 +152,7 @@ def distill(
     """
     pipeline = _pipeline(recipe, overrides, workspace, quiet)
     pipeline.require_exportable()
-    with pipeline.workspace.locked():
+    with pipeline.working():
         for student in pipeline.students:
             say(f"{student.method.name}: {', '.join(str(step.folder) for step in student.steps)}")
         pipeline.write_manifest()
@@ -171,7 +172,7 @@ def export(
         overrides = [*(overrides or []), f"export.backends={json.dumps(backend)}"]
     pipeline = _pipeline(recipe, overrides, workspace, quiet)
     pipeline.require_exportable()
-    with pipeline.workspace.locked():
+    with pipeline.working():
         rows = pipeline.export(named=bool(backend))
         pipeline.write_manifest()
     print(json.dumps(rows, indent=2))
@@ -215,17 +216,7 @@ def evaluate(
         ):
             if parts:
                 tables.print(part_table(title, parts, results.shared, lead))
-    _write_numbers(json_file, results.to_json())
-
-
-def _write_numbers(json_file: Path | None, content: Any) -> None:
-    """Numbers as JSON: into a file, or to standard output where its name is -."""
-    if json_file is not None:
-        text = json.dumps(content, indent=2) + "\n"
-        if str(json_file) == "-":
-            print(text, end="")
-        else:
-            json_file.write_text(text)
+    write_numbers(json_file, results.to_json())
 
 
 @app.command()
@@ -255,7 +246,7 @@ def study(
     shown, content, notes = call(file, overrides, workspace)
     if json_file is None or str(json_file) != "-":
         tables.print(shown)
-    _write_numbers(json_file, content)
+    write_numbers(json_file, content)
     for note in notes:
         say(note)
 

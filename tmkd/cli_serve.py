@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tmkd.errors import TmkdError, needs_extra
+from tmkd.files import write_numbers
 from tmkd.progress import set_quiet
 from tmkd.serve.settings import MEBI, Settings
 
@@ -103,12 +105,17 @@ def serve(
 
 
 def _key(given: str | None, file: Path | None) -> str | None:
-    if given is None and file is not None:
+    """The key without the line end that files and secrets come with. One that is set and empty is a mistake."""
+    if given is not None:
+        return given.strip()
+    if file is not None:
         try:
             return file.read_text(encoding="utf-8").strip()
         except OSError as error:
             raise TmkdError(f"the key's file {file} cannot be read: {error.strerror}") from error
-    return given
+    if "TMKD_API_KEY" in os.environ:
+        raise TmkdError("TMKD_API_KEY is set and empty; give it a key, or unset it to serve without one")
+    return None
 
 
 class Bench(StrEnum):
@@ -145,7 +152,9 @@ def bench(
     seconds: Annotated[float, typer.Option(min=1, help="serve: at each rate; soak: in all")] = 20.0,
     rates: Annotated[str, typer.Option(help="serve: requests per second, with commas; shares of capacity")] = "",
     kills: Annotated[int, typer.Option(min=0, help="soak: how often the scorer is killed")] = 3,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the numbers there too")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write the numbers there too (- for standard output)")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no bars, no notes")] = False,
 ) -> None:
     """Measure tmkd beside what people use today: interleaved rounds, the same weights and rows, medians and spreads.
@@ -162,7 +171,6 @@ def bench(
         from tmkd.bench import qa
         from tmkd.bench.command import Options, run
         from tmkd.bench.serving import Serve, run_serving
-    from tmkd.files import write_json
 
     chosen = None if peers is None else tuple(name for name in peers.split(",") if name not in ("", "none"))
     options = Options(what.value, model, layers, max_length, count, rounds, pairs, chosen, threads)
@@ -174,8 +182,8 @@ def bench(
         outcome = run_serving(options, Serve(passages, seconds, rates, kills))
     else:
         outcome = run(options)
-    if json_file is not None:
-        write_json(json_file, outcome.to_json())
-    outcome.show()
+    if str(json_file) != "-":
+        outcome.show()
+    write_numbers(json_file, outcome.to_json())
     if serving and outcome.problems:
         raise TmkdError(f"bench {what.value}: {'; '.join(outcome.problems)}")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tmkd.encoder.cosine import cosine_by_token
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.encoder.forward import FirstTokenEncoder, Packing, PairEncoder
-from tmkd.pairs.record import Pairs
+from tmkd.pairs.record import Pairs, grouped
 from tmkd.progress import say
 from tmkd.recipe import Recipe
 from tmkd.student import Logits, Student
@@ -99,7 +99,8 @@ def soft_labels(told: Step, pairs: Pairs) -> NDArray[np.float32]:
     passage is compared with all pairs.
     """
     cosine: NDArray[np.float32] = load_file(told.folder / TARGETS)["cosine"]
-    _, question, counts = np.unique(pairs.questions, return_inverse=True, return_counts=True)
+    _, question = grouped(pairs.questions)
+    counts = np.bincount(question)
     means = np.bincount(question, cosine) / counts
     level = np.where(counts[question] > 1, means[question], cosine.mean())
     odds = cosine - level

@@ -5,6 +5,7 @@ TmkdError
 ├── FetchError           something that had to be fetched is not to be had
 ├── RecipeError          the recipe or an override on the command line
 ├── EncoderError         weights, configuration or tokenizer of a model
+├── Diverged             a training run whose loss is not finite any more
 ├── LabelError           the label store: missing, non-finite or foreign labels
 ├── ExportError          an export that does not match, or a back end that is not there
 └── MissingExtraError    an optional dependency that is not installed
@@ -34,6 +35,10 @@ class RecipeError(TmkdError):
 
 class EncoderError(TmkdError):
     """Weights, configuration or tokenizer of a model are missing, damaged or not supported."""
+
+
+class Diverged(TmkdError):
+    """A training run's loss is not finite any more."""
 
 
 class LabelError(TmkdError):

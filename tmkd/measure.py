@@ -49,27 +49,27 @@ class RunModels:
     recipe: Recipe
     models: list[dict[str, Any]]
     take: str
+    stage1: list[str]
+    workspace: Workspace
 
     @classmethod
-    def read(cls, run: Path) -> RunModels:
-        """Read runs/NAME/manifest.json; TmkdError where there is none."""
+    def read(cls, run: Path, workspace: Workspace | None = None) -> RunModels:
+        """Read runs/NAME/manifest.json, in the workspace that holds it; TmkdError where there is none."""
         path = run / "manifest.json"
         if not path.is_file():
             raise TmkdError(
                 f"{run} is not a finished run (no manifest.json); give a folder such as workspace/runs/demo"
             )
         content = json.loads(path.read_text())
-        return cls(run, parse_recipe(content["recipe"], str(path)), content["models"], content["take"])
+        return cls(
+            run, parse_recipe(content["recipe"], str(path)), content["models"], content["take"],
+            content.get("stage1", []), workspace or Workspace(run.resolve().parent.parent),
+        )  # fmt: skip
 
-    @property
-    def workspace(self) -> Workspace:
-        """The workspace that holds the run."""
-        return Workspace(self.folder.resolve().parent.parent)
-
-    def steps(self, model: dict[str, Any]) -> list[Step]:
-        """The finished steps of a model, one per seed."""
+    def steps(self, names: list[str]) -> list[Step]:
+        """Finished steps by their folders' names, such as a model's: one per seed."""
         steps = []
-        for name in model["steps"]:
+        for name in names:
             kind, _, mark = name.rpartition("-")
             folder = self.workspace.root / "steps" / name
             if not folder.is_dir():
@@ -81,7 +81,7 @@ class RunModels:
 def outputs(run: RunModels, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
     """Every model of a run on the pairs: teachers, their ensemble, baselines, students."""
     workspace, recipe = run.workspace, run.recipe
-    columns = {teacher.name: teacher for teacher in recipe.teachers if teacher.scores}
+    columns = {teacher.name: teacher for teacher in recipe.all_teachers if teacher.scores}
     found: list[ModelOutput] = []
     teachers: list[NDArray[np.float64]] = []
     folders: dict[str, list[Path]] = {}  # what one seed of a model runs
@@ -97,7 +97,7 @@ def outputs(run: RunModels, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
             logits = column_logits(recipe, column, pairs, "evaluation")[None].astype(np.float64)
             sizes: dict[str, Any] = {"parameters": None, "bytes": None, "layers": None}
         else:
-            steps = run.steps(model)
+            steps = run.steps(model["steps"])
             how = "logit" if model["kind"] == "teacher" else recipe.combination
             each = model.get("each", 1)
             logits = method_logits(workspace, steps, pairs, how, each=each, name=name, precision=recipe.precision)
@@ -170,7 +170,10 @@ def _time(
     shapes: dict[str, str] = {}
     for name, (folder, *_) in folders.items():
         config = json.loads((folder / "config.json").read_text())
-        shapes[name] = f"{config['model_type']}-{config['num_hidden_layers']}x{config['hidden_size']}"
+        shapes[name] = (
+            f"{config['model_type']}-{config['num_hidden_layers']}x{config['hidden_size']}"
+            f"x{config.get('intermediate_size', 0)} at {read_card(folder)['max_length']}"
+        )
     one_of = {shape: folders[name][0] for name, shape in reversed(shapes.items())}
     speeds = _speeds(workspace, one_of, pairs, precision)
     for output in found:
@@ -250,7 +253,7 @@ def _without_each(found: list[ModelOutput]) -> dict[str, ModelOutput]:
 def _combinations(run: RunModels, pairs: Pairs) -> dict[str, ModelOutput]:
     """The student that the run takes under every combination of its headers; empty where it has one header."""
     model = next(model for model in run.models if model["name"] == run.take)
-    steps = run.steps(model)
+    steps = run.steps(model["steps"])
     if not steps or not read_card(steps[0].folder)["soft_headers"]:
         return {}
     found = {}
@@ -295,12 +298,9 @@ def _measured_exports(folder: Path, pairs: Pairs, classes: int) -> list[dict[str
 def curves(run: RunModels) -> dict[str, list[dict[str, float]]]:
     """The learning curve of every model's first seed, by name; stage 1 beside its student."""
     found = {}
-    for model in run.models:
-        for step in run.steps(model)[:1]:
+    for name, names in [*((model["name"], model["steps"]) for model in run.models), ("stage 1", run.stage1)]:
+        for step in run.steps(names[:1]):
             path = step.folder / "curve.json"
             if path.is_file():
-                found[model["name"]] = json.loads(path.read_text())
-    stage1 = run.folder / "stage1" / "curve.json"
-    if stage1.is_file():
-        found["stage 1"] = json.loads(stage1.read_text())
+                found[name] = json.loads(path.read_text())
     return found

@@ -1,15 +1,13 @@
 """What each named method of METHOD.md is: one table, no word of how it is trained.
 
 `tmkd` is one row: `base` and `large` are the same method with a stage-1 pool of another size, which is a key of the
-recipe's `data` and no column here.
+recipe (`pool.size`) and no column here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
-
-from tmkd.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,3 @@ METHODS: dict[str, Method] = {
         Method("tmkd", True, "each", _BOTH, 1, "bottom", "both stages, a header per teacher", alone="tkd"),
     )
 }
-
-
-def method_named(name: str) -> Method:
-    """The method by that name; RecipeError names the ones there are."""
-    if name not in METHODS:
-        raise RecipeError(f"methods: {name!r} is not one; there are: {', '.join(METHODS)}")
-    return METHODS[name]

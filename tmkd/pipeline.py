@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,11 @@ from tmkd.methods import METHODS, Method
 from tmkd.pairs.record import Pairs
 from tmkd.qa.calibration import FILE as CALIBRATION
 from tmkd.qa.calibration import of_the_same_student
+from tmkd.readiness import require_runnable
 from tmkd.supervision import Supervision
 from tmkd.targets import Replay, Targets
 from tmkd.teachers import method_logits
-from tmkd.workspace import Step
+from tmkd.workspace import UNFINISHED, Step
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,14 @@ class Student:
 
 class Pipeline(Supervision):
     """Every step of a recipe, over its rows and its teachers' labels."""
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the workspace, and refuse before any work what can be refused (`tmkd.readiness`)."""
+        with self.workspace.locked():
+            require_runnable(self)
+            self.workspace.record = self.run / UNFINISHED
+            yield
 
     def student_logits(self, student: Student, pairs: Pairs) -> NDArray[np.float64]:
         """The outputs of a method's students under the recipe's combination, [S, N, C], one for every seed."""
@@ -125,7 +136,7 @@ class Pipeline(Supervision):
         models: list[dict[str, Any]] = [
             {"name": f"teacher:{teacher.name}", "kind": "teacher", "steps": [step.folder.name] if step else [],
              "scores": teacher.scores}
-            for teacher, step in self.teachers
+            for teacher, step in self.__dict__.get("teachers", ())  # a verb whose students need none trains none
         ]  # fmt: skip
         for student in self.students:
             kind = "student" if student.method.stage1 else "baseline"
@@ -138,10 +149,12 @@ class Pipeline(Supervision):
                 "steps": [step.folder.name for step in self.workspace.used],
                 "models": models,
                 "take": self.recipe.take,
+                "stage1": [step.folder.name for step in self.taken().stage1[:1]],
                 "data": self.data.info,
                 **({"pool": self._mined[1]} if "_mined" in self.__dict__ and self._mined[1] else {}),
             },
         )
+        (self.run / UNFINISHED).unlink(missing_ok=True)
 
     def require_exportable(self) -> None:
         """Say before hours of training that the method to take cannot be exported.

@@ -12,7 +12,7 @@ from tmkd.errors import RecipeError
 from tmkd.files import write_json
 from tmkd.pairs.datasets import TaskData, built_in
 from tmkd.pairs.leaks import HeldOut
-from tmkd.pairs.mining import Material, mine, read_sources, subsample
+from tmkd.pairs.mining import Material, hold_out, mine, read_sources, subsample
 from tmkd.pairs.record import Pairs
 from tmkd.recipe import Recipe, Teacher
 from tmkd.teachers import teach
@@ -34,13 +34,12 @@ def pool_of(
         RecipeError: a size without a pool.
     """
     wanted = recipe.pool
-    if wanted is None or (not wanted.sources and wanted.size is None):
-        return (data.pool if data.pool is not None else data.train), []
-    if not wanted.sources:
-        if data.pool is None:
+    if wanted is None or not wanted.sources:
+        size = wanted and wanted.size
+        if data.pool is None and size:
             raise RecipeError("pool.size: there is no pool to take from; give pool.sources or data.pool")
-        assert wanted.size is not None
-        return subsample(data.pool, wanted.size, wanted.seed), []
+        pool = data.train if data.pool is None else _held_out(workspace, recipe, data, data.pool)
+        return (subsample(pool, size, wanted.seed) if wanted and size else pool), []
     if recipe.data.pool is not None:
         raise RecipeError("give pool.sources or data.pool, not both; a file is a source too: {pairs: FILE}")
     read = {} if read is None else read
@@ -68,6 +67,25 @@ def pool_of(
 
     step = workspace.step("pool", depends, build, label="mine the pool")
     return Pairs.load(step.folder / "pool.parquet"), json.loads((step.folder / "counts.json").read_text())
+
+
+def _held_out(workspace: Workspace, recipe: Recipe, data: TaskData, pool: Pairs) -> Pairs:
+    """A pool of one's own less what development and test rows forbid; the built-in one was made without that."""
+    if recipe.data.builtin is not None:
+        return pool
+    parts = [data.dev, data.test]
+    depends = {
+        "format": FORMAT,
+        "classes": recipe.classes,
+        "pool": pool.digest(),
+        "held_out": [part.digest() for part in parts],
+    }
+
+    def build(folder: Path) -> None:
+        hold_out(pool, HeldOut(parts, recipe.classes)).save(folder / "pool.parquet")
+
+    step = workspace.step("pool", depends, build, label="hold out development and test rows from the pool")
+    return Pairs.load(step.folder / "pool.parquet")
 
 
 def pool_teachers(workspace: Workspace, recipe: Recipe) -> list[Step]:

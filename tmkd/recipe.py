@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -14,113 +15,15 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from tmkd.errors import RecipeError
 from tmkd.methods import METHODS
-from tmkd.recipe_parts import Bilstm, DebianDocs, Export, HoldOut, Pool, Positive, Rate, Stage1, Stage2, StudentShape
+from tmkd.recipe_parts import Bilstm, Export, Pool, Positive, Stage1, Stage2, StudentShape
 from tmkd.recipe_parts import Columns as Columns
+from tmkd.recipe_parts import Data as Data
 from tmkd.recipe_parts import Loss as Loss
 from tmkd.recipe_parts import Part as Part
+from tmkd.recipe_parts import Teacher as Teacher
 from tmkd.recipe_parts import Training as Training
 
 P = TypeVar("P", bound="Part")
-
-
-def _text_keys(labels: Any) -> Any:
-    """YAML reads a bare 0 as a number; label maps are by text."""
-    if isinstance(labels, dict) and any(isinstance(key, bool) for key in labels):
-        raise ValueError("YAML reads yes, no, on, off, true, false as switches; quote them: {'yes': 1, 'no': 0}")
-    return {str(key): value for key, value in labels.items()} if isinstance(labels, dict) else labels
-
-
-class Data(Part):
-    """Where the pairs come from: `builtin: debian-docs`, files, or a hub data set."""
-
-    builtin: Literal["debian-docs"] | None = Field(None, description="a data set that tmkd builds itself")
-    debian_docs: DebianDocs = Field(default_factory=DebianDocs, description="sizes of the built-in set")
-    hub: str | None = Field(None, description="a hub data set, or a local folder in the hub's layout")
-    config: str | None = Field(None, description="configuration of the hub data set, such as `mnli` of nyu-mll/glue")
-    train: str | None = Field(
-        None, description="labelled pairs: a file (JSONL, CSV, TSV, Parquet, plain or .gz) or a split"
-    )
-    dev: str | None = Field(None, description="development pairs; without it a fifth of train's questions is held out")
-    test: str | None = Field(
-        None, description="test pairs, read once for the report; without it dev stands in and the report says so"
-    )
-    hold_out: HoldOut | None = Field(None, description="shares of train's questions set aside")
-    pool: str | None = Field(None, description="unlabelled pairs for stage 1; without it the training pairs")
-    train_share: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="share of the training questions that students see in stage 2 or without stage 1, by a hash: a "
-        "smaller share is part of a larger one; teachers, and stage 1 without a pool, see all",
-    )
-    columns: Columns = Field(default_factory=Columns, description="column names")
-    scores: dict[str, Literal["logit", "probability"]] = Field(
-        default_factory=dict, description="score columns made elsewhere, each a teacher, and what they hold"
-    )
-    labels: dict[str, int | None] = Field(
-        default_factory=dict,
-        description="classes by what the label column holds: {entailment: 0, neutral: 1}; null: leave such rows out",
-    )
-    reference: str | None = Field(
-        None, description="the score column that stands for golden labels, where there are none; declared in scores"
-    )
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _named(cls, labels: Any) -> Any:
-        return _text_keys(labels)
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Data:
-        if self.builtin is None and self.train is None:
-            raise ValueError("data: give `builtin: debian-docs` or `train: FILE`")
-        for part in ("dev", "test"):
-            if self.hold_out is not None and getattr(self.hold_out, part) and getattr(self, part):
-                raise ValueError(f"data: give {part} or hold_out.{part}, not both")
-        if self.reference is not None and self.reference not in self.scores:
-            raise ValueError(f"data: reference: {self.reference!r} is not in scores; declare it there")
-        return self
-
-
-class Teacher(Part):
-    """One teacher: trained here, a finished checkpoint, or a column of scores."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="what the report calls it")
-    encoder: str | None = Field(None, description="what to fine-tune; the recipe's encoder unless given")
-    checkpoint: str | None = Field(None, description="a finished sequence-classification checkpoint instead")
-    scores: str | None = Field(None, description="a column of data.scores instead")
-    seed: int = Field(0, description="of its new head and the order of its rows")
-    learning_rate: Rate = Field(1e-4, description="AdamW's learning rate at its peak")
-    epochs: Positive = Field(3, description="passes over the training rows")
-    batch_size: Positive = Field(32, description="pairs of one optimiser step")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
-    max_length: int | None = Field(None, ge=8, description="tokens of a pair; the recipe's unless given")
-    label_map: dict[str, int] | None = Field(
-        None, description="of a checkpoint whose classes are in another order: the class that each of its names is"
-    )
-    pooler: Literal["auto", "keep", "identity"] = Field(
-        "auto",
-        description="how its pooler begins: as the checkpoint has it, or as the identity; "
-        "auto: the identity where it was never trained (a bias of zeros, as in mean-pooled encoders)",
-    )
-
-    @field_validator("label_map", mode="before")
-    @classmethod
-    def _named(cls, labels: Any) -> Any:
-        return _text_keys(labels)
-
-    @property
-    def trained(self) -> bool:
-        """Whether it is fine-tuned here."""
-        return self.checkpoint is None and self.scores is None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Teacher:
-        if sum(value is not None for value in (self.encoder, self.checkpoint, self.scores)) > 1:
-            raise ValueError("give one of encoder, checkpoint, scores")
-        if self.label_map is not None and self.checkpoint is None:
-            raise ValueError("label_map is for a checkpoint; what is trained here has the task's classes")
-        return self
 
 
 class Recipe(Part):
@@ -138,7 +41,9 @@ class Recipe(Part):
     )
     data: Data = Field(description="where the pairs come from")
     pool: Pool | None = Field(None, description="the pairs of stage 1, mined or taken in part")
-    teachers: tuple[Teacher, ...] = Field(min_length=1, description="K teachers")
+    teachers: tuple[Teacher, ...] = Field(
+        (), description="K teachers; columns of data.scores that none of them names come after them"
+    )
     use_teachers: Positive | None = Field(None, description="use only so many of them, from the first")
     labels: Literal["own", "out-of-fold"] = Field(
         "own",
@@ -168,7 +73,9 @@ class Recipe(Part):
     methods: tuple[str, ...] = Field(
         ("teacher", "teacher-ensemble", "finetune", "tmkd"), description=f"of: {', '.join(METHODS)}"
     )
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="one student of every method per seed")
+    seeds: tuple[int, ...] = Field(
+        (0,), min_length=1, max_length=64, description="one student of every method per seed"
+    )
     combination: Literal["logit", "probability", "golden"] = Field(
         "logit",
         description="how the headers of measured students become one output: mean of their logits, mean of their "
@@ -178,9 +85,17 @@ class Recipe(Part):
     export: Export = Field(default_factory=Export, description="what is written for serving")
 
     @property
+    def all_teachers(self) -> tuple[Teacher, ...]:
+        """Those that are listed, and the score columns that count as teachers without being listed."""
+        listed = {teacher.scores for teacher in self.teachers} | {self.data.reference}
+        columns = [column for column in self.data.scores if column not in listed]
+        named = {re.sub(r"[^\w.-]", "-", column, flags=re.ASCII): column for column in columns}
+        return (*self.teachers, *(Teacher(name=name, scores=column) for name, column in named.items()))
+
+    @property
     def used_teachers(self) -> tuple[Teacher, ...]:
         """The first `use_teachers` of them."""
-        return self.teachers[: self.use_teachers]
+        return self.all_teachers[: self.use_teachers]
 
     @field_validator("methods")
     @classmethod
@@ -192,7 +107,9 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        names = [teacher.name for teacher in self.teachers]
+        names = [teacher.name for teacher in self.all_teachers]
+        if not names:
+            raise ValueError("teachers: give one or more, or score columns made elsewhere (data.scores)")
         if len(set(names)) < len(names):
             raise ValueError(f"teachers: names must differ, got {', '.join(names)}")
         if (self.use_teachers or 1) > len(names):
@@ -206,10 +123,19 @@ class Recipe(Part):
         for teacher in self.teachers:
             if teacher.scores is not None and teacher.scores not in self.data.scores:
                 raise ValueError(f"teachers: {teacher.name}: score column {teacher.scores!r} is not in data.scores")
-        if (self.data.reference or any(teacher.scores for teacher in self.teachers)) and self.classes != 2:
+        if (self.data.reference or any(teacher.scores for teacher in self.all_teachers)) and self.classes != 2:
             raise ValueError("a column of scores can be a teacher or the reference of two classes only")
         if self.data.reference and all(teacher.scores == self.data.reference for teacher in self.used_teachers):
             raise ValueError("teachers: the reference cannot be the only one, it is not measured against itself")
+        if self.student.start == "teacher" and not any(
+            teacher.trained and teacher.encoder in (None, self.encoder) for teacher in self.used_teachers
+        ):
+            raise ValueError(
+                f"student.start: teacher needs a teacher that is fine-tuned from {self.encoder!r}, and there is none; "
+                "use spaced"
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: one of them is there twice: {list(self.seeds)}")
         self._classes_fit()
         self._methods_fit()
         return self
@@ -218,9 +144,9 @@ class Recipe(Part):
         """Each method has the teachers it needs, and the loss the rows and classes it needs."""
         for name in self.methods:
             like = METHODS[name].alone
-            if like and len(self.teachers) < 2:  # of several, `use_teachers: 1` takes one on purpose
+            if like and len(self.all_teachers) < 2:  # of several, `use_teachers: 1` takes one on purpose
                 raise ValueError(
-                    f"methods: {name} needs two or more teachers, and {self.teachers[0].name} is the only one; add "
+                    f"methods: {name} needs two or more teachers, and {self.all_teachers[0].name} is the only one; add "
                     f"another, or take {like} instead (methods=[...] and take={like})"
                 )
         if isinstance(self.stage1, str) and (made := [n for n in self.methods if METHODS[n].self_taught]):
@@ -319,7 +245,6 @@ def set_key(content: dict[str, Any], key: str, value: Any, where: str) -> None:
     Raises:
         RecipeError: an index that a list does not have.
     """
-    value = number(value)
     *parents, last = key.split(".")
     place: Any = content
     for parent in parents:
@@ -386,7 +311,7 @@ def _explain(detail: Any, root: type[BaseModel]) -> str:
         return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known are: {known}")
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] in ("missing", "value_error"):
-        return f"{key}: {message}"
+        return message if message.startswith(f"{key}: ") else f"{key}: {message}"
     return f"{key}: {message[0].lower() + message[1:]}, got {detail['input']!r}"
 
 

@@ -1,10 +1,10 @@
-"""Parts of a recipe that stand alone: columns, sizes, numbers of a training, loss, pool, the shape of the student."""
+"""Parts of a recipe that stand alone: rows, teachers, numbers of a training, loss, pool, the shape of the student."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tmkd.backends import KNOWN_BACKENDS, BackendName
 
@@ -96,6 +96,116 @@ class HoldOut(Part):
     def _leaves_some(self) -> HoldOut:
         if (self.dev or 0) + (self.test or 0) >= 1:
             raise ValueError(f"dev {self.dev:g} and test {self.test:g} leave nothing to train on")
+        return self
+
+
+def _text_keys(labels: Any) -> Any:
+    """YAML reads a bare 0 as a number; label maps are by text."""
+    if isinstance(labels, dict) and any(isinstance(key, bool) for key in labels):
+        raise ValueError("YAML reads yes, no, on, off, true, false as switches; quote them: {'yes': 1, 'no': 0}")
+    return {str(key): value for key, value in labels.items()} if isinstance(labels, dict) else labels
+
+
+class Data(Part):
+    """Where the pairs come from: `builtin: debian-docs`, files, or a hub data set."""
+
+    builtin: Literal["debian-docs"] | None = Field(None, description="a data set that tmkd builds itself")
+    debian_docs: DebianDocs = Field(default_factory=DebianDocs, description="sizes of the built-in set")
+    hub: str | None = Field(None, description="a hub data set, or a local folder in the hub's layout")
+    config: str | None = Field(None, description="configuration of the hub data set, such as `mnli` of nyu-mll/glue")
+    train: str | None = Field(
+        None, description="labelled pairs: a file (JSONL, CSV, TSV, Parquet, plain or .gz) or a split"
+    )
+    dev: str | None = Field(None, description="development pairs; without it a fifth of train's questions is held out")
+    test: str | None = Field(
+        None, description="test pairs, read once for the report; without it dev stands in and the report says so"
+    )
+    hold_out: HoldOut | None = Field(None, description="shares of train's questions set aside")
+    pool: str | None = Field(None, description="unlabelled pairs for stage 1; without it the training pairs")
+    train_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the training questions that students see in stage 2 or without stage 1, by a hash: a "
+        "smaller share is part of a larger one; teachers, and stage 1 without a pool, see all",
+    )
+    columns: Columns = Field(default_factory=Columns, description="column names")
+    scores: dict[str, Literal["logit", "probability"]] = Field(
+        default_factory=dict,
+        description="score columns made elsewhere and what they hold: teachers, listed or not, save for the reference",
+    )
+    labels: dict[str, int | None] = Field(
+        default_factory=dict,
+        description="classes by what the label column holds: {entailment: 0, neutral: 1}; null: leave such rows out",
+    )
+    reference: str | None = Field(
+        None, description="the score column that stands for golden labels, where there are none; declared in scores"
+    )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _named(cls, labels: Any) -> Any:
+        return _text_keys(labels)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if self.builtin is None and self.train is None:
+            raise ValueError("data: give `builtin: debian-docs` or `train: FILE`")
+        if self.builtin is not None:
+            usual = {key: field.get_default(call_default_factory=True) for key, field in Data.model_fields.items()}
+            usual |= {key: getattr(self, key) for key in ("builtin", "debian_docs", "train_share")}
+            own = [key for key, value in usual.items() if getattr(self, key) != value]
+            if own:
+                raise ValueError(
+                    f"data: {own[0]} is for your own rows, and `builtin: {self.builtin}` is given too; leave one of "
+                    "them out (data.builtin=null on the command line)"
+                )
+        for part in ("dev", "test"):
+            if self.hold_out is not None and getattr(self.hold_out, part) and getattr(self, part):
+                raise ValueError(f"data: give {part} or hold_out.{part}, not both")
+        if self.reference is not None and self.reference not in self.scores:
+            raise ValueError(f"data: reference: {self.reference!r} is not in scores; declare it there")
+        return self
+
+
+class Teacher(Part):
+    """One teacher: trained here, a finished checkpoint, or a column of scores."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="what the report calls it")
+    encoder: str | None = Field(None, description="what to fine-tune; the recipe's encoder unless given")
+    checkpoint: str | None = Field(None, description="a finished sequence-classification checkpoint instead")
+    scores: str | None = Field(None, description="a column of data.scores instead")
+    seed: int = Field(0, description="of its new head and the order of its rows")
+    learning_rate: Rate = Field(1e-4, description="AdamW's learning rate at its peak")
+    epochs: Positive = Field(3, description="passes over the training rows")
+    batch_size: Positive = Field(32, description="pairs of one optimiser step")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
+    max_length: int | None = Field(None, ge=8, description="tokens of a pair; the recipe's unless given")
+    label_map: dict[str, int] | None = Field(
+        None, description="of a checkpoint whose classes are in another order: the class that each of its names is"
+    )
+    pooler: Literal["auto", "keep", "identity"] = Field(
+        "auto",
+        description="how its pooler begins: as the checkpoint has it, or as the identity; "
+        "auto: the identity where it was never trained (a bias of zeros, as in mean-pooled encoders)",
+    )
+
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _named(cls, labels: Any) -> Any:
+        return _text_keys(labels)
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is fine-tuned here."""
+        return self.checkpoint is None and self.scores is None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Teacher:
+        if sum(value is not None for value in (self.encoder, self.checkpoint, self.scores)) > 1:
+            raise ValueError("give one of encoder, checkpoint, scores")
+        if self.label_map is not None and self.checkpoint is None:
+            raise ValueError("label_map is for a checkpoint; what is trained here has the task's classes")
         return self
 
 

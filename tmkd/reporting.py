@@ -28,7 +28,7 @@ def report(pipeline: Pipeline) -> Results:
     _ = pipeline.students
     pipeline.write_manifest()
     parity = pipeline.export()
-    run = RunModels.read(pipeline.run)
+    run = RunModels.read(pipeline.run, pipeline.workspace)
     test = pipeline.data.test
     say("measuring every model on the test rows")
     found = outputs(run, test, timed=True)

@@ -78,14 +78,19 @@ def read_manifest(folder: Path) -> Manifest:
             raise ExportError(f"{path}: format {content.get('format')!r}, this version reads {FORMAT}; export again")
         if "backends" not in content:
             raise ExportError(f"{folder} is a model folder, not an export; make one of it with `tmkd export`")
-        return Manifest(
+        manifest = Manifest(
             folder=folder,
             max_length=int(content["max_length"]),
             classes=int(content["classes"]),
             labels=tuple(str(label) for label in content["labels"]),
             backends={str(name): dict(entry) for name, entry in content["backends"].items()},
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        for name, entry in manifest.backends.items():
+            _ = manifest.speed(name), float(entry.get("probe_limit") or 0)
+            if "\0" in str(entry.get("file")):
+                raise ValueError(f"{name}: no file has such a name")
+        return manifest
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ExportError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from error
 
 
@@ -131,6 +136,11 @@ class Scorer:
             self._engine = open_engine(self.backend, path, self.threads)
         except ExportError as error:
             return str(error)
+        try:
+            self.logits(["question"], ["passage"])
+        except Exception as error:  # the engines raise classes of their own
+            reason = str(error).strip().splitlines()[0]
+            return f"{path} does not run as a student of {self.classes} classes ({reason}); export again"
         limit = self.manifest.backends[self.backend].get("probe_limit")
         if limit is None or self.backend == SAFE_BACKEND:
             return ""

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from tmkd.encoder.checkpoint import read_card
 from tmkd.encoder.find import find_encoder
-from tmkd.errors import RecipeError, TmkdError
+from tmkd.errors import TmkdError
 from tmkd.losses import GROUPED, golden_loss
 from tmkd.methods import METHODS, Method
 from tmkd.out_of_fold import fold_logits
 from tmkd.pairs.record import Pairs
 from tmkd.pairs.split import folds
 from tmkd.pool import pool_teachers
+from tmkd.progress import say
 from tmkd.recipe import Teacher
 from tmkd.run_rows import Rows
 from tmkd.targets import COLUMN, Targets, questions_of
@@ -100,7 +101,7 @@ class Supervision(Rows):
         if not which:
             raise TmkdError(f"no teacher can label the {where} rows: they carry none of the recipe's score columns")
         chosen = [self.teachers[number] for number in which]
-        names = [step.fingerprint if step else f"{COLUMN}{teacher.scores}" for teacher, step in chosen]
+        names = [step.fingerprint if step else self._column(teacher) for teacher, step in chosen]
         best = which.index(self.best_of(method) if only is None else only) if method.targets == "one" else 0
         logits, marks = self.teacher_logits(pairs, where, which), tuple[str, ...]()
         if where == "train" and self.recipe.labels == "out-of-fold":
@@ -114,6 +115,11 @@ class Supervision(Rows):
         assert found is not None
         weighed = found.weigh(self.recipe.loss.weighting, lambda: self.development_weights(which))
         return replace(weighed, folds=marks)
+
+    def _column(self, teacher: Teacher) -> str:
+        """The name of a score column as a header's teacher: what it holds is part of what is learned."""
+        assert teacher.scores is not None
+        return f"{COLUMN}{teacher.scores} ({self.recipe.data.scores[teacher.scores]})"
 
     @functools.cached_property
     def dev_metrics(self) -> list[float]:
@@ -166,21 +172,12 @@ class Supervision(Rows):
 
     @functools.cached_property
     def best_teacher_of_encoder(self) -> Step:
-        """The best on development rows of the teachers that are fine-tuned from the recipe's own encoder.
-
-        Raises:
-            RecipeError: there is none.
-        """
+        """The best on development rows of the teachers that are fine-tuned from the recipe's own encoder."""
         own = [
             (loss, step, teacher.name)
             for loss, (teacher, step) in zip(self.dev_losses, self.teachers, strict=True)
             if step is not None and not teacher.checkpoint and teacher.encoder in (None, self.recipe.encoder)
         ]
-        if not own:
-            raise RecipeError(
-                f"student.start: teacher needs a teacher that is fine-tuned from {self.recipe.encoder!r}, and there is "
-                "none; use spaced"
-            )
         _, step, name = min(own, key=lambda one: one[0])
         self.shared.say(f"the student begins with layers of teacher {name}")
         return step
@@ -193,14 +190,18 @@ class Supervision(Rows):
         return [step.fingerprint for step in steps], logits
 
     def label_all(self) -> None:
-        """Every teacher's labels for pool and training pairs."""
-        if isinstance(self.recipe.stage1, str):
+        """The labels that methods learn: every teacher's, of the training pairs and, for stage 1, of the pool."""
+        learning = [METHODS[name] for name in self.recipe.methods if METHODS[name].targets != "none"]
+        if not any(method.stage1 for method in learning):
+            say("no method learns the teachers' labels of the pool: it is not labelled")
+        elif isinstance(self.recipe.stage1, str):
             self.stage1_student(self.recipe.stage1)  # an error comes now, not after hours
         elif self.foreign_pool:
             _ = self.foreign_logits
         else:
             self.teacher_logits(self.pool, "pool", self.labellers(self.pool))
-        self.teacher_logits(self.student_pairs, "train")
+        if learning:
+            self.teacher_logits(self.student_pairs, "train")
 
     def stage1_student(self, path: str) -> Path:
         """The folder of an earlier run's stage-1 student, checked against the recipe."""

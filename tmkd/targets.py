@@ -14,7 +14,7 @@ from torch import Tensor
 from tmkd.errors import DataError
 from tmkd.losses import GROUPED, golden_loss, soft_loss
 from tmkd.methods import Method
-from tmkd.pairs.record import Pairs
+from tmkd.pairs.record import Pairs, grouped
 from tmkd.recipe import Loss
 from tmkd.student import Logits, combine
 from tmkd.teachers import golden_only
@@ -87,11 +87,7 @@ class Replay:
     def behind(self, rows: Pairs, targets: Targets | None) -> tuple[Pairs, Targets]:
         """Rows and targets of the task, then those of the pool, which have no golden label."""
         assert targets is not None
-        if targets.names != self.targets.names:
-            raise DataError(
-                "stage2.replay: a teacher is a column of scores that the training rows carry and the pool does not; "
-                "give it to the pool too, or leave replay out"
-            )
+        assert targets.names == self.targets.names  # tmkd.readiness looked
         logits = np.concatenate([targets.logits, self.targets.logits])
         weights = None
         if targets.weights is not None and self.targets.weights is not None:
@@ -148,12 +144,10 @@ def questions_of(rows: Pairs, loss: Loss, where: str) -> NDArray[np.int64] | Non
     """
     if loss.kind not in GROUPED:
         return None
-    names, first, groups, counts = np.unique(
-        np.array(rows.qids, dtype=object).astype(str), return_index=True, return_inverse=True, return_counts=True
-    )
-    alone = first[counts == 1]
+    names, groups = grouped(rows.qids)
+    alone = np.flatnonzero(np.bincount(groups)[groups] == 1)
     if len(alone):
-        row = int(alone.min())
+        row = int(alone[0])
         question = rows.questions[row]
         named = repr(question) if rows.qids[row] == question else f"{question!r} (qid {rows.qids[row]})"
         raise DataError(
@@ -161,7 +155,7 @@ def questions_of(rows: Pairs, loss: Loss, where: str) -> NDArray[np.int64] | Non
             f"questions of the {where} rows have a single one, first {named}, row {row}; add passages, leave those "
             "rows out, or use loss.kind kl"
         )
-    return groups.astype(np.int64)
+    return groups
 
 
 def loss_depends(loss: Loss, targets: Targets, exclude: set[str] | None = None) -> dict[str, Any]:

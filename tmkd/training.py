@@ -31,6 +31,7 @@ from tmkd.batching import (
     replayed_steps,
 )
 from tmkd.encoder.forward import Packing
+from tmkd.errors import Diverged
 from tmkd.hardware import attention, device, use_bf16
 from tmkd.progress import progress, say
 from tmkd.recipe_parts import Training
@@ -76,10 +77,6 @@ class Fit:
         if self.replayed:
             return replayed_steps(lengths, own, self.batch_size, self.replayed, epoch, self.seed)
         return epoch_steps(lengths, self.batch_size, epoch, self.seed)
-
-
-class Diverged(RuntimeError):
-    """The loss is not finite any more."""
 
 
 def train(

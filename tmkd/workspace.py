@@ -21,6 +21,7 @@ from tmkd.errors import TmkdError
 from tmkd.files import disk_errors, write_json
 from tmkd.progress import say
 
+UNFINISHED = "unfinished.json"  # beside the manifest of a run or study: what it used since that was written
 FORMAT = 1  # part of every fingerprint: raise it when a step's content changes its meaning
 
 
@@ -40,13 +41,19 @@ class Step:
 
 
 class Workspace:
-    """The folder with `steps/` and `runs/`."""
+    """The folder with `steps/` and `runs/`.
+
+    Attributes:
+        used: the steps that were asked for.
+        record: a file that names them as they come (`UNFINISHED`); None: no record.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.tokens = root / "tokens"  # a cache: see tmkd/tokens.py
         (root / "steps").mkdir(parents=True, exist_ok=True)
         self.used: list[Step] = []
+        self.record: Path | None = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -70,6 +77,7 @@ class Workspace:
             label: what the log calls it.
         """
         step = Step(kind, mark := fingerprint(depends_on), self.root / "steps" / f"{kind}-{mark}")
+        self._note(step)
         if step.folder.is_dir():
             if step not in self.used:
                 say(f"{label}: done before ({step.folder.name})")
@@ -88,6 +96,15 @@ class Workspace:
             self.used.append(step)
         return step
 
+    def _note(self, step: Step) -> None:
+        """Let `clean` know, before hours of work, that an unfinished run needs the step."""
+        if self.record is None or step in self.used:
+            return
+        names = json.loads(self.record.read_text())["steps"] if self.record.is_file() else []
+        if step.folder.name not in names:
+            with disk_errors(self.root):
+                write_json(self.record, {"steps": [*names, step.folder.name]})
+
     def finished(self, kind: str) -> list[tuple[Path, Any]]:
         """The finished steps of a kind: folder, and what it depends on."""
         records = sorted(self.root.glob(f"steps/{kind}-*/step.json"))
@@ -95,8 +112,10 @@ class Workspace:
         return [(folder, depends) for folder, depends in found if folder.suffix != ".partial"]
 
     def unused(self) -> list[Path]:
-        """Steps, partial ones too, that no run and no study names."""
+        """Steps, partial ones too, that no run, finished or begun, and no study names."""
         named: set[str] = set()
-        for manifest in [*self.root.glob("runs/*/manifest.json"), *self.root.glob("studies/*/manifest.json")]:
-            named.update(json.loads(manifest.read_text())["steps"])
-        return sorted(p for p in (self.root / "steps").iterdir() if p.is_dir() and p.name not in named)
+        for name in ("manifest.json", UNFINISHED):
+            for file in [*self.root.glob(f"runs/*/{name}"), *self.root.glob(f"studies/*/{name}")]:
+                named.update(json.loads(file.read_text())["steps"])
+        folders = [path for path in (self.root / "steps").iterdir() if path.is_dir()]
+        return sorted(path for path in folders if path.name.removesuffix(".partial") not in named)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO, Any, cast
 
 from tmkd.corpus.markdown import parse_markdown, parse_plain
@@ -169,7 +170,7 @@ class DocumentReader:
 
     def _file(self, path: Path, root: Path, kind: str) -> _File | None:
         """The file as one to read; None where it was met before or is to be skipped."""
-        name = storable(os.path.normpath(path))
+        name = _named(os.path.normpath(path))
         try:
             status = path.stat()
         except OSError as error:
@@ -178,10 +179,13 @@ class DocumentReader:
         if (status.st_dev, status.st_ino) in self._seen:
             return None
         self._seen.add((status.st_dev, status.st_ino))
+        if not S_ISREG(status.st_mode):
+            self._skip(f"{name}: no file, but a pipe, a socket or a device")
+            return None
         if kind in TEXT_KINDS and status.st_size > self.reading.most_bytes:
             self._skip(f"{name}: {status.st_size >> 20:,} MiB; larger than {self.reading.most_bytes >> 20:,} MiB")
             return None
-        below = storable(path.relative_to(root).as_posix())
+        below = _named(path.relative_to(root).as_posix())
         source = name if self.reading.url is None else self.reading.url + below
         passages = None if kind in ROW_KINDS else partial(_file_passages, kind, path.stem, source)
         return _File(path, name, source, status.st_size, passages)
@@ -282,6 +286,11 @@ def _text(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: {name!r} is {type(value).__name__}, it must be text")
     return storable(value)
+
+
+def _named(path: str) -> str:
+    """A path as text; bytes of it that are no UTF-8 are written as escapes, so that two names stay two."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _kind(name: str) -> str | None:

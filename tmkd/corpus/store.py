@@ -12,11 +12,13 @@ that is killed leaves the index as it was; a reader keeps what it opened until i
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tmkd.corpus.index import best, build_query, import_tantivy, searchable
@@ -80,9 +82,9 @@ class Changes:
 class DocumentIndex:
     """An index on disk, open for reading: what it held when it was opened or refreshed. Threads may share it."""
 
-    def __init__(self, folder: Path, index: Any) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._state = (index, index.searcher())
+        self.refresh()
 
     @classmethod
     def open(cls, folder: Path) -> DocumentIndex:
@@ -92,13 +94,18 @@ class DocumentIndex:
             DataError: no such folder, no index in it, a damaged one, or one of another format.
             MissingExtraError: Tantivy is not installed.
         """
-        folder = Path(folder)
-        return cls(folder, _open(folder))
+        return cls(Path(folder))
 
     def refresh(self) -> None:
-        """Go on with what the index holds now; searches under way are not disturbed."""
-        index = _open(self.folder)
+        """Go on with what the index holds now; searches under way are not disturbed.
+
+        Raises:
+            DataError: as `open`; it then goes on with what it held.
+        """
+        links = None if os.access(self.folder, os.W_OK) else _links_to(self.folder)
+        index = _open(self.folder, None if links is None else Path(links.name))
         self._state = (index, index.searcher())
+        self._links = links  # those of before are removed; what was opened through them stays open
 
     def __len__(self) -> int:
         """Passages."""
@@ -178,6 +185,7 @@ def update_index(folder: Path, documents: Callable[[], Iterable[Document]]) -> C
                 raise _unwritable(folder, error) from error
             raise
         writer.wait_merging_threads()
+        _let_others_read(folder)
     changes.passages = len(DocumentIndex.open(folder))
     return changes
 
@@ -265,7 +273,24 @@ def _schema(tantivy: Any) -> Any:
     return builder.build()
 
 
-def _open(folder: Path) -> Any:
+def _links_to(folder: Path) -> TemporaryDirectory[str]:
+    """A folder of links to an index that may only be read: the library writes a lock file beside what it opens."""
+    links = TemporaryDirectory(prefix="tmkd-index-")
+    for path in folder.glob("*") if folder.is_dir() else ():
+        if path.suffix != ".lock":
+            Path(links.name, path.name).symlink_to(path.resolve())
+    return links
+
+
+def _let_others_read(folder: Path) -> None:
+    """The library gives two of its files to their owner alone; they get the mode that other files have."""
+    mode = (folder / CARD).stat().st_mode & 0o777
+    for name in ("meta.json", ".managed.json"):
+        with suppress(OSError):
+            (folder / name).chmod(mode)
+
+
+def _open(folder: Path, links: Path | None = None) -> Any:
     tantivy = import_tantivy()
     card = folder / CARD
     how = f"make one with: tmkd index DOCS --out {folder}"
@@ -278,11 +303,13 @@ def _open(folder: Path) -> Any:
     if written != FORMAT:
         raise DataError(f"{folder} is an index of format {written!r}, this version reads {FORMAT}; remove it and {how}")
     try:
-        index = tantivy.Index.open(str(folder))
+        index = tantivy.Index.open(str(links or folder))
         index.config_reader(reload_policy="manual")
         index.reload()
     except Exception as error:  # the library raises bare exceptions of many kinds
         reason = str(error).strip().splitlines()[0]
+        if "ermission" in reason:
+            raise DataError(f"the index {folder} cannot be opened ({reason}); whose are its files?") from error
         raise DataError(f"the index {folder} cannot be opened ({reason}); remove the folder and {how}") from error
     return index
 

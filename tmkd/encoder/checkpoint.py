@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -54,12 +57,9 @@ def load_encoder(
     Raises:
         EncoderError: unsupported architecture, too few layers, or weights that are missing or of another shape.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise EncoderError(f"{folder}/config.json cannot be read: {str(error).splitlines()[0]}") from error
+    config = _read_config(folder)
     family = family_of(config.model_type, str(folder))
     chosen = None
     if layers is not None:
@@ -77,6 +77,35 @@ def load_encoder(
         torch.nn.init.eye_(encoder.dense.weight)
         torch.nn.init.zeros_(encoder.dense.bias)
     return encoder
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise EncoderError(f"{folder}/config.json cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def require_fit(folder: Path, *, length: int, layers: int = 1) -> None:
+    """Whether an encoder has so many layers, and a position for every token of a pair, read from its configuration.
+
+    Raises:
+        EncoderError: it has not, or its architecture is not supported.
+    """
+    if is_lstm(folder):
+        return
+    config = _read_config(folder)
+    family = family_of(config.model_type, str(folder))
+    _chosen_layers(config.num_hidden_layers, layers, "bottom", folder)
+    if family.position_offset:
+        length += int(config.pad_token_id) + 1
+    if not family.unbounded and length > (positions := int(config.max_position_embeddings)):
+        raise EncoderError(
+            f"max_length: {folder} has positions for {positions} tokens, and {length} are asked for"
+            + (" (the padding's among them)" if family.position_offset else "")
+        )
 
 
 def _chosen_layers(there: int, layers: int, start: str, folder: Path) -> list[int]:
@@ -119,14 +148,22 @@ def _starts_as_identity(encoder: PairEncoder, pooler: str) -> bool:
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if path.name == "headers.safetensors":
-            continue
-        try:
+    for path in _weight_files(folder):
+        with _readable(path):
             weights.update(load_file(path))
-        except Exception as error:  # safetensors raises its own class for a damaged header
-            raise EncoderError(f"{path} cannot be read ({error}); the file is damaged, fetch it again") from error
     return weights
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.safetensors") if path.name != "headers.safetensors")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # safetensors raises its own class for a damaged header
+        raise EncoderError(f"{path} cannot be read ({error}); the file is damaged, fetch it again") from error
 
 
 def _fill(model: Any, weights: dict[str, Tensor], folder: Path, family: Family, *, new_head: bool) -> None:
@@ -270,16 +307,13 @@ def word_embeddings(folder: Path) -> Tensor:
 
 def load_finished(folder: Path, classes: int) -> Student:
     """A fine-tuned checkpoint made elsewhere: its own classification head becomes the golden header."""
+    require_head(folder, classes)
     if (folder / "tmkd.json").is_file():
-        if (found := int(read_card(folder)["classes"])) != classes:
-            raise EncoderError(_other_classes(folder, classes, str(found)))
         return load_student(folder)
     encoder = load_encoder(folder, classes, new_head=False)
     weights = _read_weights(folder)
     name = encoder.family.last
-    weight = weights.get(f"{name}.weight")
-    if weight is None or weight.shape[0] != classes:
-        raise EncoderError(_other_classes(folder, classes, "no" if weight is None else str(weight.shape[0])))
+    weight = weights[f"{name}.weight"]
     student = Student(encoder, classes)
     with torch.no_grad():
         student.golden.weight.copy_(weight)
@@ -287,5 +321,23 @@ def load_finished(folder: Path, classes: int) -> Student:
     return student
 
 
-def _other_classes(folder: Path, classes: int, found: str) -> str:
-    return f"{folder}: a finished teacher needs a head of {classes} classes, this one has {found}"
+def require_head(folder: Path, classes: int) -> None:
+    """Whether a checkpoint has a classification head of so many classes.
+
+    Raises:
+        EncoderError: it has none, or one of other classes.
+    """
+    if (folder / "tmkd.json").is_file():
+        found = int(read_card(folder)["classes"])
+    else:
+        name = f"{family_of(_read_config(folder).model_type, str(folder)).last}.weight"
+        found = next((shape[0] for path in _weight_files(folder) if (shape := _shape(path, name))), 0)
+    if found != classes:
+        told = found or "no"
+        raise EncoderError(f"{folder}: a finished teacher needs a head of {classes} classes, this one has {told}")
+
+
+def _shape(path: Path, name: str) -> list[int]:
+    """The shape of a weight of that name; empty where the file has none."""
+    with _readable(path), safe_open(path, framework="pt") as file:
+        return list(file.get_slice(name).get_shape()) if name in file.keys() else []  # noqa: SIM118

@@ -37,6 +37,7 @@ class Family:
         dropout_before_dense: whether h's first token passes a dropout before `dense`.
         position_offset: whether positions count from padding_idx + 1 rather than from 0.
         relative_positions: whether a bias by distance is added to attention scores.
+        unbounded: whether it has no table of positions that a long pair could run out of.
     """
 
     base: str
@@ -46,6 +47,7 @@ class Family:
     dropout_before_dense: bool = False
     position_offset: bool = False
     relative_positions: bool = False
+    unbounded: bool = False
 
 
 _ROBERTA = Family(
@@ -73,8 +75,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "distilbert": Family("distilbert"),
     "electra": Family("electra", last="classifier.out_proj"),
-    "deberta-v2": Family("deberta"),
-    "modernbert": Family("model"),
+    "deberta-v2": Family("deberta", unbounded=True),
+    "modernbert": Family("model", unbounded=True),
 }
 
 

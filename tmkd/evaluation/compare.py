@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tmkd.errors import DataError
 from tmkd.evaluation.intervals import MAX_SEEDS, Interval, Resamples, distributions, interval
-from tmkd.evaluation.metrics import RANKING, Floats, Questions, log_odds, ranking
+from tmkd.evaluation.metrics import Floats, Questions, log_odds, ranking
 from tmkd.pairs.record import Pairs
 
 if TYPE_CHECKING:
@@ -323,7 +323,6 @@ def _differences(
     A metric over a single question is left out: every resample is that question, and an interval without width would
     call any difference real.
     """
-    counts = {name: int(questions.ranked.sum()) if name in RANKING else len(questions.names) for name in METRICS}
     order = {"baseline": 0, "student": 1}
     small = sorted((o for o in outputs if o.kind in order), key=lambda o: order[o.kind])
     tops = [output for output in outputs if output.name == ensemble]
@@ -331,7 +330,7 @@ def _differences(
     for place, first in enumerate(small):
         for second in (*small[:place], *tops):
             for name, (value, spread) in drawn[first.name].items():
-                if counts[name] < 2:
+                if questions.count(name) < 2:
                     continue
                 theirs, their_spread = drawn[second.name][name]
                 found.append(Difference(first.name, second.name, name, interval(value - theirs, spread - their_spread)))

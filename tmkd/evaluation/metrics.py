@@ -14,6 +14,8 @@ import pytrec_eval
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from tmkd.pairs.record import grouped
+
 Floats = NDArray[np.float64]
 RANKING = {"mrr": "recip_rank", "map": "map", "ndcg@10": "ndcg_cut_10"}
 
@@ -39,10 +41,14 @@ class Questions:
     @classmethod
     def of(cls, labels: NDArray[np.int64], qids: Sequence[str], reference: Floats | None = None) -> Questions:
         """Group rows by question id."""
-        names, group = np.unique(np.asarray(qids, dtype=object).astype(str), return_inverse=True)
+        names, group = grouped(qids)
         positive = np.bincount(group, labels == 1, minlength=len(names)) > 0
         negative = np.bincount(group, labels == 0, minlength=len(names)) > 0
-        return cls(labels, group.astype(np.int64), [str(name) for name in names], positive & negative, reference)
+        return cls(labels, group, names, positive & negative, reference)
+
+    def count(self, metric: str) -> int:
+        """The questions that a metric is over: an interval over a single one would call any difference real."""
+        return int(self.ranked.sum()) if metric in RANKING else len(self.names)
 
 
 def meaningful(questions: Questions, classes: int) -> tuple[str, ...]:

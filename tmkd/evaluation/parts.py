@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from tmkd.evaluation.compare import METRICS, TITLES, Difference, ModelOutput, checked
+from tmkd.evaluation.compare import TITLES, Difference, ModelOutput, checked
 from tmkd.evaluation.intervals import Interval, Resamples, distributions, interval
-from tmkd.evaluation.metrics import RANKING, Questions
+from tmkd.evaluation.metrics import Questions
 from tmkd.pairs.record import Pairs
 
 
@@ -63,7 +63,6 @@ def parts(
     qids, probabilities = pairs.qids, pairs.reference_probabilities
     reference = None if probabilities is None else probabilities[known]
     questions = Questions.of(pairs.labels[known], [qids[row] for row in known], reference)
-    counts = {name: int(questions.ranked.sum()) if name in RANKING else len(questions.names) for name in METRICS}
     draws = Resamples(questions, resamples, seed)
     top = distributions(draws, checked(whole, len(pairs), classes)[:, known])
     found = []
@@ -72,7 +71,7 @@ def parts(
         behind = {
             name: Difference(whole.name, other.name, name, interval(top[name][0] - value, top[name][1] - spread))
             for name, (value, spread) in drawn.items()
-            if counts[name] > 1
+            if questions.count(name) > 1
         }
         found.append(Part(part, {name: interval(*both) for name, both in drawn.items()}, behind))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +39,17 @@ class TaskData:
 def load_task(data: Data, classes: int) -> TaskData:
     """Read, split and check the pairs that a recipe names; DataError says what is wrong with which file."""
     task = _builtin(data) if data.builtin else _own(data, classes)
-    if len(task.train) == 0 or len(task.dev) == 0:
-        raise DataError(
-            f"the data gives {len(task.train)} training and {len(task.dev)} development rows; both are needed"
-        )
-    for name, part in (("dev", task.dev), ("test", task.test)):
-        shared = set(task.train.pair_ids) & set(part.pair_ids)
+    parts = {"training": task.train, "development": task.dev, "test": task.test}
+    for name, part in parts.items():
+        if not part.has_labels:
+            told = "none of them has a label" if len(part) else "some are needed; give more rows, or hold out more"
+            raise DataError(f"the data gives {len(part):,} {name} rows: {told}")
+    if task.test is task.dev:  # said already
+        del parts["test"]
+    for (name, part), (other, theirs) in combinations(parts.items(), 2):
+        shared = set(part.pair_ids) & set(theirs.pair_ids)
         if shared:
-            raise DataError(f"{len(shared)} rows of {name} are also training rows; a measurement on them means nothing")
+            raise DataError(f"{len(shared):,} {other} rows are also {name} rows; a measurement on them means nothing")
     return task
 
 

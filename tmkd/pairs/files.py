@@ -230,13 +230,16 @@ def _encoded(rows: Sequence[Mapping[str, Any]], extension: str) -> bytes:
         return bytes(sink.getvalue().to_pybytes())
     if extension in (".jsonl", ".ndjson"):
         return "".join(map(_json_line, rows)).encode()
+    names, delimiter = _names(rows), "\t" if extension == ".tsv" else ","
+    lines = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    return "".join(_csv_line(cells, delimiter) for cells in lines).encode(errors="backslashreplace")
+
+
+def _csv_line(cells: Sequence[Any], delimiter: str) -> str:
+    """One record. The writer quotes what its line end holds, and both \\r and \\n end a line where it is read again."""
     buffer = io.StringIO(newline="")
-    names = _names(rows)
-    writer = csv.DictWriter(buffer, names, delimiter="\t" if extension == ".tsv" else ",", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: _cell(value) for key, value in row.items()})
-    return buffer.getvalue().encode(errors="backslashreplace")
+    csv.writer(buffer, delimiter=delimiter, lineterminator="\r\n").writerow(cells)
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _cell(value: Any) -> Any:

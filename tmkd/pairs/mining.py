@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tmkd.corpus.index import PassageIndex
 from tmkd.corpus.passages import Passage
@@ -22,6 +22,7 @@ from tmkd.progress import progress, say
 from tmkd.recipe_parts import Pool, PoolSource
 
 Row = tuple[str, str]
+T = TypeVar("T")
 _MARGIN = 20  # hits read beyond those wanted, for the ones that may not stand beside the question
 
 
@@ -124,6 +125,25 @@ def subsample(pairs: Pairs, size: int, seed: int) -> Pairs:
     return pairs.take(sorted(row for _, row in sorted(places)[:size]))
 
 
+def hold_out(pool: Pairs, held: HeldOut) -> Pairs:
+    """The pool without pairs, questions and passages that development and test rows forbid, rows in their order.
+
+    Raises:
+        DataError: not a single pair is left.
+    """
+    dropped, kept = _Dropped(held), list[int]()
+    rows = zip(pool.pair_ids, pool.questions, pool.passages, strict=True)
+    with progress("hold out", len(pool)) as bar:
+        for row, (name, question, passage) in enumerate(_counted(rows, len(pool), bar)):
+            if name not in held.pair_ids and not dropped.question(question) and not dropped.passage(passage):
+                kept.append(row)
+    if not kept:
+        raise DataError(f"pool: not a single pair is left of {len(pool):,}{dropped.told()}")
+    if len(kept) < len(pool):
+        say(f"pool: {len(kept):,} of {len(pool):,} pairs{dropped.told()}")
+    return pool if len(kept) == len(pool) else pool.take(kept)
+
+
 class _Dropped:
     """Leaves out what development and test rows forbid, and counts it by text."""
 
@@ -170,8 +190,9 @@ def _retrieved(material: Material, pool: Pool, train: Pairs, dropped: _Dropped) 
     turned = material.source.ask == "passages"
     left_out = (dropped.passage, dropped.question) if turned else (dropped.question, dropped.passage)
     with progress("hold out", len(material.askers) + len(material.texts), "texts") as bar:
-        askers = _by_hash((text for text in _counted(material.askers, bar) if not left_out[0](text)), pool.seed)
-        texts = [text for text in _counted(material.texts, bar) if not left_out[1](text)]
+        counted = _counted(material.askers, len(material.askers), bar)
+        askers = _by_hash((text for text in counted if not left_out[0](text)), pool.seed)
+        texts = [text for text in _counted(material.texts, len(material.texts), bar) if not left_out[1](text)]
     index = PassageIndex.build([Passage(text_hash(text), text, "", (), "", "") for text in texts])
     known = set(train.pair_ids) if turned else set()
 
@@ -190,10 +211,10 @@ def _retrieved(material: Material, pool: Pool, train: Pairs, dropped: _Dropped) 
     return rows()
 
 
-def _counted(texts: Sequence[str], bar: Any) -> Iterator[str]:
-    for number, text in enumerate(texts, start=1):
-        yield text
-        if number % 500 == 0 or number == len(texts):
+def _counted(items: Iterable[T], count: int, bar: Any) -> Iterator[T]:
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number % 500 == 0 or number == count:
             bar.advance(number % 500 or 500)
 
 

@@ -24,6 +24,16 @@ def pair_id(question: str, passage: str) -> str:
     return hashlib.blake2b(len(first).to_bytes(8, "little") + first + passage.encode(), digest_size=16).hexdigest()
 
 
+def grouped(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct names in order, and the place of each row's among them, [N].
+
+    As np.unique gives them, which would take the longest name's memory for every row.
+    """
+    distinct = sorted(set(names))
+    place = {name: number for number, name in enumerate(distinct)}
+    return distinct, np.array([place[name] for name in names], dtype=np.int64)
+
+
 class Reference(NamedTuple):
     """A score column that stands for golden labels, and what it holds."""
 

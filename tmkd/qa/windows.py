@@ -12,6 +12,7 @@ Span = tuple[int, int]
 LONGEST_TOKEN = 32  # characters: a question longer than a student can read is cut before its tokens are counted
 _SPECIAL = 4  # tokens that a pair may have beside its texts
 _PIECE = re.compile(r"[A-Za-z0-9]{1,4}|[^\sA-Za-z0-9]")  # about a token, mostly less
+_WORD = 24  # characters: no longer ones in prose
 _SURELY = 0.7  # of the room: a passage of fewer pieces fits, so its tokens need not be counted
 
 
@@ -34,7 +35,8 @@ class Windows:
         asked = len(_pieces(question))
         pieces = [_pieces(text) for text in passages]
         found = [[(0, len(text))] for text in passages]
-        long = [row for row, one in enumerate(pieces) if len(one) > _SURELY * max(usable - asked, usable // 2)]
+        most = _SURELY * max(usable - asked, usable // 2)
+        long = [row for row, one in enumerate(pieces) if len(one) + _torn(passages[row]) > most]
         if not long:
             return found
         spans = [pieces[row] for row in long]
@@ -50,6 +52,17 @@ class Windows:
 
 def _pieces(text: str) -> list[Span]:
     return [match.span() for match in _PIECE.finditer(text)]
+
+
+def _torn(text: str) -> int:
+    """More tokens that a text may have than pieces: keys, hashes and long names fall into single characters, and other
+    scripts into bytes."""
+    odd = [word for word in text.split() if len(word) > _WORD or (not word.isalpha() and _mixed(word))]
+    return sum(map(len, odd)) + len(text.encode("utf-8", "surrogatepass")) - len(text)
+
+
+def _mixed(word: str) -> bool:
+    return any(map(str.isdigit, word)) and any(map(str.isalpha, word))
 
 
 def _cut(tokens: Sequence[Span], room: int) -> list[Span]:

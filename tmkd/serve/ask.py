@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tmkd.errors import TmkdError
+from tmkd.progress import say
 from tmkd.qa import Answers, Calibration, DocumentIndex, QuestionAnswerer
 from tmkd.serve.body import parse
 from tmkd.serve.queueing import BatchQueue
@@ -82,7 +84,7 @@ class Asker:
         loop = asyncio.get_running_loop()
         self._index = DocumentIndex.open(index)
         self._meta = index / "meta.json"
-        self._seen = self._version()
+        self._seen, self._failed = self._version(), -1
         self._looked = time.monotonic()
         self._lock = threading.Lock()
         models = {"student": server.settings.model, "teacher": server.settings.teacher}
@@ -138,8 +140,17 @@ class Asker:
             if time.monotonic() - self._looked > LOOK:
                 self._looked = time.monotonic()
                 if (version := self._version()) != self._seen:
-                    self._index.refresh()
-                    self._seen = version
+                    self._refresh(version)
+
+    def _refresh(self, version: int) -> None:
+        try:
+            self._index.refresh()
+        except TmkdError as error:  # it is being made anew, or gone: what was opened still answers
+            if version != self._failed:
+                say(f"warning: answers come from the index as it was: {error}")
+            self._failed = version
+        else:
+            self._seen = version
 
     def _version(self) -> int:
         try:

@@ -70,8 +70,6 @@ class Bodies:
             await _drain(request)
             raise self._beyond()
         try:
-            if declared.isdigit():
-                held.grow(int(declared))
             parts: list[bytes] = []
             size = 0
             async for part in request.stream():
@@ -80,8 +78,7 @@ class Bodies:
                     parts.clear()
                     await _drain(request)
                     raise self._beyond()
-                if size > held.size:
-                    held.grow(size - held.size)
+                held.grow(len(part))  # as it comes: what a header declares takes no room
                 parts.append(part)
         except Refusal as refusal:
             refusal.headers |= _CLOSE

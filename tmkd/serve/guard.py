@@ -13,7 +13,8 @@ from tmkd.progress import say
 from tmkd.serve.refusals import Refusal
 from tmkd.serve.state import Server
 
-OPEN = ("/", "/health", "/ready", "/docs")  # without a key; what is under /page/ too
+PROBED = ("/health", "/ready")  # by what watches over the server, at whatever address it finds it
+OPEN = ("/", "/docs", *PROBED)  # without a key; what is under /page/ too
 _PAGE = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -63,11 +64,10 @@ class Guard:
             self._count(scope, status, time.monotonic() - start)
 
     def _check(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
+        headers, path = Headers(scope=scope), scope["path"]
         hosts = self._server.settings.hosts
-        if hosts and host_of(headers.get("host", "")) not in hosts:
+        if hosts and path not in PROBED and host_of(headers.get("host", "")) not in hosts:
             raise Refusal(421, "Validation", "this server does not answer to that Host", field="Host")
-        path = scope["path"]
         if self._key is None or path in OPEN or path.startswith("/page/"):
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")

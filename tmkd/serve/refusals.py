@@ -19,7 +19,7 @@ class Refusal(Exception):
     """A request that is not answered with a result.
 
     Attributes:
-        status: HTTP status. kind: `error_type` in text-embeddings-inference's words, and what /metrics counts.
+        status: HTTP status. kind: `error_type` in text-embeddings-inference's words.
         message: says what is wrong, with the limit. field: the field of the request it is about.
         retry_after: seconds, for what may work later. headers: more of them.
     """
@@ -46,7 +46,7 @@ class Refusal(Exception):
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON, written by pydantic's serialiser."""
-    return Response(to_json(content), status, headers, media_type="application/json")
+    return Response(to_json(content, inf_nan_mode="null"), status, headers, media_type="application/json")
 
 
 def wrong(message: str, field: str | None = None, status: int = 422) -> Refusal:

@@ -17,13 +17,15 @@ from tmkd.serve.app import create_app
 from tmkd.serve.settings import Settings
 
 HEADERS = 16_384  # bytes of a request's line and headers
+SLOWEST = 4096  # bytes per second: who reads an answer more slowly is given up
 
 
 class Connection(H11Protocol):
-    """One connection: its headers must arrive in time, and there are only so many at once."""
+    """One connection: requests must arrive and answers be read in time, and there are only so many at once."""
 
     settings: Settings
     _timer: asyncio.TimerHandle | None = None
+    _unread = float("inf")  # bytes that the client had not read when the timer last ended
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it, or say that there are too many."""
@@ -45,6 +47,16 @@ class Connection(H11Protocol):
         super().on_response_complete()
         self._watch()
 
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        super().resume_writing()
+        self._watch()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
         if self._timer is not None:
@@ -58,13 +70,27 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _watch(self) -> None:
-        """A timer runs exactly while a request's headers are awaited."""
-        waiting = self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE
+        """A timer runs exactly while the client is awaited: a request's headers, the rest of a body that is answered
+        already, or that it reads."""
+        begun = self.conn.their_state is not h11.IDLE or self.conn.our_state is not h11.IDLE
+        waiting = not begun or self.conn.our_state is h11.DONE or self.flow.write_paused
         if waiting and self._timer is None:
-            self._timer = self.loop.call_later(self.settings.idle_timeout, self.transport.close)
+            self._timer = self.loop.call_later(self.settings.idle_timeout, self._expire)
         elif not waiting and self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self._unread = None, float("inf")
+
+    def _expire(self) -> None:
+        """Close, and give up on a client that reads next to nothing of what is still to be sent."""
+        seconds, left = self.settings.idle_timeout, self.transport.get_write_buffer_size()
+        if left and left > self._unread - SLOWEST * seconds:
+            self.transport.abort()
+            return
+        self._unread = left or float("inf")
+        if not self.flow.write_paused:
+            self.transport.close()
+        if left:
+            self._timer = self.loop.call_later(seconds, self._expire)
 
 
 def _plain(status: int, kind: str, message: str, more: bytes = b"") -> bytes:
@@ -94,6 +120,8 @@ def run(settings: Settings) -> None:
     Raises:
         TmkdError: a model that cannot be opened, a port that is taken.
     """
+    if settings.api_key is None and not settings.loopback:
+        say(f"warning: whoever reaches {settings.host} can use this server; TMKD_API_KEY gives it a key")
     app = create_app(settings)
     protocol = type("Connection", (Connection,), {"settings": settings})
     config = uvicorn.Config(

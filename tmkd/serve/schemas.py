@@ -50,7 +50,7 @@ class V2Request(_Request):
     query: Annotated[str, Field(min_length=1)] = Field(description="the question")
     documents: Annotated[list[str], FailFast()] = Field(description="the passages to rank")
     top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="how many are returned; all unless given")
-    return_documents: bool = Field(False, description="repeat each passage in the answer")
+    return_documents: bool | None = Field(None, description="repeat each passage in the answer")
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
         None, description="accepted; the student's own length is what cuts"
     )

@@ -40,7 +40,8 @@ class ScorerProcess:
     def __init__(
         self, kind: str, folder: Path, *, backend: str = "auto", threads: int | None = None, stall: float = 60.0
     ) -> None:
-        self._command = [sys.executable, "-m", "tmkd.serve.worker", kind, str(folder), backend, str(threads or 0)]
+        worker = (sys.executable, "-P", "-m", "tmkd.serve.worker")  # -P: nothing is imported from the current folder
+        self._command = [*worker, kind, str(folder), backend, str(threads or 0)]
         self._kind, self._stall = kind, stall
         self._process: asyncio.subprocess.Process | None = None
         self._pending: dict[int, tuple[asyncio.Future[Scored], float]] = {}
@@ -73,7 +74,8 @@ class ScorerProcess:
         self._number += 1
         number = self._number
         future: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
-        self._pending[number] = (future, time.monotonic() + self._stall)
+        patience = self._stall * (len(self._pending) + 1)  # it may wait in the process for those before it
+        self._pending[number] = (future, time.monotonic() + patience)
         try:
             self._process.stdin.write(pack(Job(number, groups)))
             await self._process.stdin.drain()
@@ -155,7 +157,7 @@ class ScorerProcess:
         while True:
             await asyncio.sleep(min(1.0, self._stall / 4))
             if any(until < time.monotonic() for _, until in self._pending.values()):
-                say(f"the {self._kind}'s process gave no answer for {self._stall:.0f} s; ending it")
+                say(f"the {self._kind}'s process gave no answer for {self._stall:.0f} s or more; ending it")
                 self._kill()
 
     def _drop(self) -> None:

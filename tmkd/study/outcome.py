@@ -204,10 +204,12 @@ def outcome_of(study: Study, cells: Sequence[tuple[Cell, Measured]], rows: Mappi
         rows: each task's development rows, all with golden labels; the N of the logits.
     """
     found, differences, sizes = [], {}, {}
+    counts: dict[str, dict[str, int]] = {}  # by task: the questions that each metric is over
     drawn: dict[str, dict[str, dict[str, Distribution]]] = {}  # by task, variant, metric
     for number, (task, pairs) in enumerate(rows.items()):
         questions = Questions.of(pairs.labels, pairs.qids, pairs.reference_probabilities)
         sizes[task] = (len(pairs), len(questions.names))
+        counts[task] = {name: questions.count(name) for name in METRICS}
         draws = Resamples(questions, RESAMPLES, seed=number)  # the same for every variant: differences are paired
         drawn[task] = {}
         for variant in study.all_variants():
@@ -220,9 +222,13 @@ def outcome_of(study: Study, cells: Sequence[tuple[Cell, Measured]], rows: Mappi
         drawn[TOGETHER] = {name: _mean([one[name] for one in drawn.values()]) for name in study.all_variants()}
         for variant, one in drawn[TOGETHER].items():
             found.append(Row(TOGETHER, variant, {name: interval(*values) for name, values in one.items()}))
-    few = {task: questions < 2 for task, (_, questions) in sizes.items()}
+    counts[TOGETHER] = {name: min(one[name] for one in counts.values()) for name in METRICS}
     for task, by_variant in drawn.items():
-        differences[task] = [] if few.get(task, any(few.values())) else _differences(by_variant, study.reference)
+        told = {
+            variant: {name: one for name, one in by_metric.items() if counts[task][name] > 1}
+            for variant, by_metric in by_variant.items()
+        }
+        differences[task] = _differences(told, study.reference)
     return Outcome(study, found, differences, sizes)
 
 

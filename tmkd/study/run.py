@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from tmkd.errors import RecipeError, TmkdError
+from tmkd.errors import DataError, EncoderError, RecipeError, TmkdError
 from tmkd.evaluation.metrics import Floats, Questions, meaningful
 from tmkd.files import write_json
 from tmkd.pairs.record import Pairs
 from tmkd.pipeline import Pipeline
 from tmkd.progress import say
+from tmkd.readiness import require_runnable
 from tmkd.run_rows import Shared
 from tmkd.study.board import Board, Status
 from tmkd.study.outcome import Measured, Outcome, outcome_of
 from tmkd.study.plan import Cell, Plan
-from tmkd.workspace import Step, Workspace, fingerprint
+from tmkd.workspace import UNFINISHED, Step, Workspace, fingerprint
 
 
 class _Missing(Exception):
@@ -78,8 +79,11 @@ def look(plan: Plan, root: Path, shared: Shared | None = None) -> Found:
     for place, cell in enumerate(plan.cells):
         pipeline = Pipeline(cell.recipe, survey, shared)
         try:
+            require_runnable(pipeline)
             _check_rows(plan, cell, pipeline, found.rows)
             found.measured[place] = _measure(pipeline)
+        except (EncoderError, DataError) as error:
+            raise type(error)(f"study {plan.study.name}, {cell}: {error}") from error
         except _Missing as missing:
             found.missing[place] = str(missing)
     found.steps = [step.folder.name for step in survey.used]
@@ -114,6 +118,7 @@ def run_study(plan: Plan, workspace: Workspace, shared: Shared | None = None) ->
     shared = shared or Shared()
     found = look(plan, workspace.root, shared)
     record = _Record(plan, workspace, found)
+    workspace.record = record.path.with_name(UNFINISHED)
     status = Status(plan, set(found.measured), seconds_of(plan, workspace.root))
     try:
         with Board(status) as board:
@@ -135,6 +140,7 @@ def run_study(plan: Plan, workspace: Workspace, shared: Shared | None = None) ->
         raise
     finally:
         record.write()
+        workspace.record.unlink(missing_ok=True)
     return outcome_of(plan.study, [(cell, found.measured[place]) for place, cell in enumerate(plan.cells)], found.rows)
 
 

@@ -1,0 +1,59 @@
+"""What can be refused before hours of work: encoders, lengths, layers, score columns, shares of rows."""
+
+from __future__ import annotations
+
+from tmkd.class_order import class_order
+from tmkd.encoder.checkpoint import require_fit, require_head
+from tmkd.encoder.find import find_encoder
+from tmkd.errors import DataError
+from tmkd.methods import METHODS
+from tmkd.recipe import Recipe
+from tmkd.run_rows import Rows
+from tmkd.teachers import column_logits
+
+
+def require_runnable(rows: Rows) -> None:
+    """Look at everything that a recipe names, and train nothing.
+
+    Raises:
+        EncoderError: an encoder or checkpoint that is not to be had, too few layers, more tokens than it has positions.
+        RecipeError: classes of a checkpoint in another order.
+        DataError: rows that cannot be used, or a score column with gaps.
+    """
+    _require_encoders(rows.recipe)
+    _ = rows.student_rows
+    _require_columns(rows)
+
+
+def _require_encoders(recipe: Recipe) -> None:
+    for teacher in recipe.used_teachers:
+        if teacher.scores is not None:
+            continue
+        source = find_encoder(teacher.checkpoint or teacher.encoder or recipe.encoder)
+        require_fit(source, length=teacher.max_length or recipe.max_length)
+        if teacher.checkpoint:
+            require_head(source, recipe.classes)
+            class_order(source, teacher, recipe)
+    if any(METHODS[name].trains and METHODS[name].encoder == "bottom" for name in recipe.methods):
+        require_fit(find_encoder(recipe.encoder), layers=recipe.student.layers, length=recipe.max_length)
+
+
+def _require_columns(rows: Rows) -> None:
+    """Every score column that is a teacher has a number in every row that carries it."""
+    recipe, data = rows.recipe, rows.data
+    parts = {"train": data.train, "dev": data.dev, "test": data.test}
+    if data.pool is not None:
+        parts["pool"] = data.pool
+    columns = [teacher for teacher in recipe.used_teachers if teacher.scores]
+    for where, part in parts.items():
+        for teacher in columns:
+            if teacher.scores in part.score_names:
+                column_logits(recipe, teacher, part, where)
+    mined = recipe.pool is not None and bool(recipe.pool.sources)
+    known = [] if mined else (data.train if data.pool is None else data.pool).score_names
+    absent = [teacher.name for teacher in columns if teacher.scores not in known]
+    if absent and recipe.stage2.replay and any(METHODS[name].stage1 for name in recipe.methods):
+        raise DataError(
+            f"stage2.replay: teacher {absent[0]} is a column of scores that the training rows carry and the pool does "
+            "not; give it to the pool too, or leave replay out"
+        )
