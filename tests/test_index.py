@@ -283,7 +283,7 @@ def test_what_cannot_be_read_is_skipped_and_named_or_refused(
     changes = index_documents(["docs"], tmp_path / "index", Reading(most_bytes=1 << 20))
     assert (changes.added, changes.skipped) == (4, 4)
     told = " ".join(capsys.readouterr().err.split())
-    assert "docs/latin.txt: byte 0xe9 at 3 is not valid UTF-8" in told
+    assert "docs/latin.txt:1: byte 0xe9 is not valid UTF-8" in told
     assert "docs/large.md: 1 MiB; larger than 1 MiB" in told
     assert "docs/gone.md: No such file" in told
     assert "docs/pipe.txt: no file, but a pipe" in told

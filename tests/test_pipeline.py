@@ -119,7 +119,9 @@ def test_labels_damaged_in_a_finished_step_are_made_again(tmkd: Tmkd, recipe_fil
 
 
 def test_no_pair_is_labelled_twice(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
-    pool = write_jsonl(tmp_path / "pool.jsonl", pair_rows(1))  # all of them are training or development rows too
+    pool = write_jsonl(tmp_path / "pool.jsonl", pair_rows(1))  # training rows, but for those that dev forbids
+    moon = {"question": "How far is the moon?", "passage": "As far as thirty of our planets in a row.", "label": 1}
+    write_jsonl(tmp_path / "test.jsonl", [moon, {**moon, "passage": "Nobody lives there.", "label": 0}])
     done = tmkd(
         "label", recipe_file, f"data.pool={pool}", "teachers=[{name: a, epochs: 1}]", "methods=[tkd]", "take=tkd"
     )

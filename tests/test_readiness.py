@@ -21,7 +21,7 @@ def judged(recipe: Path, extra: str = "") -> Path:
 
 
 def steps(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "workspace" / "steps").iterdir())
+    return sorted(path.name for path in folder.glob("workspace/steps/*"))
 
 
 def test_a_score_column_is_a_teacher_without_being_listed(recipe_file: Path) -> None:
@@ -46,7 +46,7 @@ def test_what_a_score_column_holds_is_part_of_what_was_learned(tmkd: Tmkd, recip
         ("data.builtin=debian-docs", "data: train is for your own rows, and `builtin: debian-docs` is given too"),
         ("teachers=[]", "teachers: give one or more, or score columns"),
         ("seeds=[3, 3]", "seeds: one of them is there twice"),
-        ("seeds=" + str(list(range(65))), "seeds: tuple should have at most 64 items"),
+        ("seeds=" + str(list(range(65))), "seeds: the list should have at most 64 items"),
     ],
 )
 def test_a_recipe_that_makes_no_sense(recipe_file: Path, override: str, expected: str) -> None:
@@ -121,3 +121,60 @@ def test_nothing_is_made_that_no_method_needs(tmkd: Tmkd, recipe_file: Path, tmp
     assert [name.split("-")[0] for name in steps(tmp_path)] == ["student"]
     done = tmkd("label", recipe_file, "methods=[mkd]", "take=mkd")
     assert "no method learns the teachers' labels of the pool" in done.stderr
+
+
+def test_what_is_mostly_a_mistake_is_said(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    train, test = pair_rows(2), pair_rows(1)
+    rows = [*train, {**train[0], "label": 0}, {**train[1], "passage": "Another one.", "label": None}]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    write_jsonl(tmp_path / "dev.jsonl", [{**row, "question": f"Q {row['question']}"} for row in test])
+    write_jsonl(tmp_path / "test.jsonl", [{**row, "passage": f"{row['passage']} Or so."} for row in test])
+    told = tmkd("distill", recipe_file, "data.dev=dev.jsonl", "methods=[finetune]", "take=finetune").stderr
+    assert "warning: 8 test questions are training questions too, first 'How do I copy a file?'" in told
+    assert "warning: 1 training pairs have several labels" in told
+    assert "data: 1 training rows have no label" in told
+    write_jsonl(tmp_path / "train.jsonl", [row for row in rows if row["label"] == 0])
+    refused = tmkd("teach", recipe_file, "data.dev=dev.jsonl", check=False)
+    assert "every training row is of class 0" in refused.stderr
+
+
+def test_stage_1_goes_on_from_a_stage_1_student_alone(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    tmkd("distill", recipe_file)
+    run = tmp_path / "workspace" / "runs" / "tiny"
+    again = ("distill", recipe_file, "methods=[finetune,tmkd]", "name=again", "without_stage1.epochs=2")
+    refused = tmkd(*again, f"stage1={run / 'student'}", check=False)
+    assert f"stage1: {run / 'student'} is not a stage-1 student" in refused.stderr
+    before = steps(tmp_path)
+    other = tmkd(*again, f"stage1={run / 'stage1'}", "student.layers=2", check=False)
+    assert "has 1 layers, student.layers is 2" in other.stderr
+    assert steps(tmp_path) == before  # finetune did not come first
+
+
+def test_what_is_of_an_earlier_student_is_told(tmkd: Tmkd, recipe_file: Path) -> None:
+    tmkd("export", recipe_file, "methods=[finetune]", "take=finetune")
+    one = ("distill", recipe_file, "methods=[finetune]", "take=finetune")
+    assert "earlier student" not in tmkd(*one).stderr
+    assert "export in workspace/runs/tiny are of an earlier student" in tmkd(*one, "without_stage1.epochs=2").stderr
+
+
+def test_evaluate_knows_the_recipes_columns(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"query": row.pop("question"), **row} for row in rows])
+    tmkd("run", recipe_file, "data.columns.question=query", "methods=[finetune]", "take=finetune")
+    run = tmp_path / "workspace" / "runs" / "tiny"
+    for pairs in (tmp_path / "test.jsonl", run / "test.jsonl"):  # as they were, and as a run leaves them
+        assert json.loads(tmkd("evaluate", run, "--pairs", pairs, "--no-speed", "--json", "-").stdout)["rows"] == 32
+    run.rename(tmp_path / "copied")
+    refused = tmkd("evaluate", tmp_path / "copied", "--pairs", tmp_path / "test.jsonl", check=False)
+    assert "lies in no workspace" in refused.stderr
+
+
+def test_places_that_cannot_be_written_are_told(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = tmkd("teach", recipe_file, "--workspace", tmp_path / "file", check=False)
+    assert (refused.returncode, "Traceback" in refused.stderr) == (1, False)
+    assert "file" in refused.stderr
+    missing = tmkd("clean", "--workspace", tmp_path / "nowhere", check=False)
+    assert "is not a workspace" in missing.stderr
+    assert not (tmp_path / "nowhere").exists()

@@ -73,7 +73,7 @@ def test_the_verdict_separates_what_is_real_from_what_is_not_shown() -> None:
 
 def test_a_verdict_takes_the_side_of_the_one_it_is_about() -> None:
     difference = Difference("new", "old", "auc", Interval(0.02, 0.01, 0.03))
-    assert verdict("old", [difference]) == "In ROC-AUC old is really behind new by 0.020 (-0.030 to -0.010)."
+    assert verdict("old", [difference]) == "In ROC-AUC old is really behind new by 0.020 (+0.010 to +0.030)."
     assert verdict("new", [difference]) == "In ROC-AUC new is really ahead of old by 0.020 (+0.010 to +0.030)."
 
 

@@ -211,9 +211,9 @@ def test_evaluation_takes_the_tasks_classes_and_the_recipes_names(tmp_path: Path
     data = Data.model_validate({"train": "t", "labels": {"entailment": 1, "not_entailment": 0}})
     for label in (1, "1", "entailment"):
         path = write_jsonl(tmp_path / "e.jsonl", [{"question": "q", "passage": "p", "label": label}])
-        assert read_measured(data, 2, path, Columns()).labels.tolist() == [1]
+        assert read_measured(data, 2, path, {}).labels.tolist() == [1]
     path = write_jsonl(tmp_path / "e.jsonl", [{"question": "q", "passage": "p", "label": "maybe"}])
-    refused(lambda: read_measured(data, 2, path, Columns()), "e.jsonl:1", "'maybe'")
+    refused(lambda: read_measured(data, 2, path, {}), "e.jsonl:1", "'maybe'")
 
 
 # --- a reference in place of golden labels
@@ -246,6 +246,6 @@ def test_data_with_golden_labels_takes_no_reference(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "t.jsonl", rows)
     data = Data(train=str(path), scores={"score": "probability"}, reference="score")
     refused(lambda: load_task(data, 2), "t.jsonl", "golden labels")
-    assert read_measured(data, 2, path, Columns()).reference is None  # to be measured on, labels are better
+    assert read_measured(data, 2, path, {}).reference is None  # to be measured on, labels are better
     write_jsonl(path, [{"question": "q", "passage": "p"}])
-    refused(lambda: read_measured(data, 2, path, Columns()), "no labels (column 'label') and no reference 'score'")
+    refused(lambda: read_measured(data, 2, path, {}), "no labels (column 'label') and no reference 'score'")

@@ -34,6 +34,17 @@ WorkspaceFolder = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no bars, no notes")]
 DEFAULT = Path("workspace")
+AS_RECIPE = "as in the recipe unless given"
+STEPWISE = {
+    "run",
+    "teach",
+    "label",
+    "pretrain",
+    "distill",
+    "export",
+    "evaluate",
+    "study",
+}  # verbs that keep their steps
 
 
 def _version(value: bool) -> None:
@@ -185,10 +196,10 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="write the numbers here (- for standard output)")
     ] = None,
-    question: Annotated[str, typer.Option(help="column of the question")] = "question",
-    passage: Annotated[str, typer.Option(help="column of the passage")] = "passage",
-    label: Annotated[str, typer.Option(help="column of the label")] = "label",
-    qid: Annotated[str, typer.Option(help="column that groups rows by question")] = "qid",
+    question: Annotated[str | None, typer.Option(help=f"column of the question; {AS_RECIPE}")] = None,
+    passage: Annotated[str | None, typer.Option(help=f"column of the passage; {AS_RECIPE}")] = None,
+    label: Annotated[str | None, typer.Option(help=f"column of the label; {AS_RECIPE}")] = None,
+    qid: Annotated[str | None, typer.Option(help=f"column that groups rows by question; {AS_RECIPE}")] = None,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="measure pairs per second too")] = True,
     quiet: Quiet = False,
 ) -> None:
@@ -201,11 +212,10 @@ def evaluate(
     from tmkd.measure import RunModels
     from tmkd.measure import evaluate as measure_run
     from tmkd.pairs.datasets import read_measured
-    from tmkd.pairs.files import Columns
 
     models = RunModels.read(run)
-    columns = Columns(question=question, passage=passage, label=label, qid=qid)
-    rows = read_measured(models.recipe.data, models.recipe.classes, pairs, columns)
+    given = {"question": question, "passage": passage, "label": label, "qid": qid}
+    rows = read_measured(models.recipe.data, models.recipe.classes, pairs, given)
     with models.workspace.locked():
         results = measure_run(models, rows, timed=speed, task=pairs.name)
     if json_file is None or str(json_file) != "-":
@@ -307,8 +317,12 @@ def clean(
     from tmkd.workspace import Workspace
 
     place = Workspace(workspace)
+    unused = place.unused()
     with place.locked():
-        for folder in place.unused() + ([place.tokens] if tokens and place.tokens.is_dir() else []):
+        unused += [place.tokens] if tokens and place.tokens.is_dir() else []
+        if not unused:
+            say("every step is needed by a run, finished or begun, or by a study")
+        for folder in unused:
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
             print(f"{'removed' if yes else 'unused'} {folder} ({size:,.1f} MiB)")
             if yes:
@@ -328,11 +342,11 @@ class _Interrupted(BaseException):
 
 
 def _interrupt(number: int, frame: object) -> None:
-    raise _Interrupted
+    raise _Interrupted(number)
 
 
 def main() -> None:
-    """Run the command line: errors as one message and exit status 1, Ctrl-C as 130."""
+    """Run the command line: errors as one message and exit status 1, Ctrl-C as 130, a polite kill as 143."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
@@ -340,12 +354,16 @@ def main() -> None:
     except TmkdError as error:
         print(f"tmkd: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except _Interrupted:
-        print("\ntmkd: interrupted; finished work is kept, the same command continues", file=sys.stderr)
-        raise SystemExit(130) from None
+    except _Interrupted as stop:
+        kept = "; finished work is kept, the same command continues" if set(sys.argv[1:2]) & STEPWISE else ""
+        print(f"\ntmkd: interrupted{kept}", file=sys.stderr)
+        raise SystemExit(128 + int(stop.args[0])) from None
     except BrokenPipeError:  # `tmkd score ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    except OSError as error:
+        print(f"tmkd: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

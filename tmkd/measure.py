@@ -60,6 +60,8 @@ class RunModels:
             raise TmkdError(
                 f"{run} is not a finished run (no manifest.json); give a folder such as workspace/runs/demo"
             )
+        if not (place := run.resolve().parent.parent / "steps").is_dir():
+            raise TmkdError(f"{run} lies in no workspace: its models are in {place}, which is not there")
         content = json.loads(path.read_text())
         return cls(
             run, parse_recipe(content["recipe"], str(path)), content["models"], content["take"],

@@ -22,6 +22,7 @@ from tmkd.errors import ExportError
 from tmkd.files import copy_folder, disk_errors, write_json
 from tmkd.methods import METHODS, Method
 from tmkd.pairs.record import Pairs
+from tmkd.progress import say
 from tmkd.qa.calibration import FILE as CALIBRATION
 from tmkd.qa.calibration import of_the_same_student
 from tmkd.readiness import require_runnable
@@ -66,7 +67,7 @@ class Pipeline(Supervision):
     def pretrain(self, method: Method, seed: int) -> Step | Path:
         """The stage-1 student of a method, or the one the recipe names."""
         if isinstance(self.recipe.stage1, str):
-            return self.stage1_student(self.recipe.stage1)
+            return Path(self.recipe.stage1)
         targets = self.pool_targets(method)
         assert targets is not None
         return pretrain(self.workspace, self.recipe, method, self.pool, targets, seed, begin=self.begins_with(method))
@@ -172,9 +173,12 @@ class Pipeline(Supervision):
             )
 
     def take_away(self) -> None:
-        """Copy the student (and its stage-1 student) out of the steps into the run's folder."""
+        """Copy the student (and its stage-1 student) out of the steps into the run's folder; say what is older."""
         self.require_exportable()
         taken = self.taken()
+        older = [name for name in ("export", "report") if (self.run / name).is_dir()]
+        if older and not _same(taken.steps[0].folder / "step.json", self.run / "student" / "step.json"):
+            say(f"{' and '.join(older)} in {self.run} are of an earlier student; `tmkd run` makes them anew")
         with disk_errors(self.run):
             copy_folder(taken.steps[0].folder, self.run / "student")
             if taken.stage1:
@@ -222,3 +226,8 @@ class Pipeline(Supervision):
         if named and failed:
             raise ExportError(f"{failed[0]['backend']} was asked for and is not written: {failed[0]['reason']}")
         return rows
+
+
+def _same(first: Path, second: Path) -> bool:
+    """Whether two files are there and hold the same."""
+    return first.is_file() and second.is_file() and first.read_bytes() == second.read_bytes()

@@ -118,8 +118,10 @@ class Recipe(Part):
             raise ValueError("stage2.replay: the pool is of another task (pool.teachers), stage 2 has no labels for it")
         if self.labels == "out-of-fold" and not any(teacher.trained for teacher in self.used_teachers):
             raise ValueError("labels: out-of-fold needs a teacher that is trained here, and none is")
-        if self.take not in self.methods or not METHODS[self.take].trains:
-            raise ValueError(f"take: {self.take!r} must be one of the methods that train a student")
+        if self.take not in self.methods:
+            raise ValueError(f"take: {self.take!r} is not among the methods ({', '.join(self.methods)}); set take, too")
+        if not METHODS[self.take].trains:
+            raise ValueError(f"take: {self.take!r} trains no student; take a method that does")
         for teacher in self.teachers:
             if teacher.scores is not None and teacher.scores not in self.data.scores:
                 raise ValueError(f"teachers: {teacher.name}: score column {teacher.scores!r} is not in data.scores")
@@ -250,14 +252,16 @@ def set_key(content: dict[str, Any], key: str, value: Any, where: str) -> None:
     for parent in parents:
         if isinstance(place, list):
             place = place[_index(place, parent, where)]
-        else:
+        elif isinstance(place, dict):
             if not isinstance(place.get(parent), dict | list):
                 place[parent] = {}
             place = place[parent]
     if isinstance(place, list):
         place[_index(place, last, where)] = value
-    else:
+    elif isinstance(place, dict):
         place[last] = value
+    else:
+        raise RecipeError(f"{where}: {place!r} holds no keys")
 
 
 def _index(items: list[Any], text: str, where: str) -> int:
@@ -312,6 +316,7 @@ def _explain(detail: Any, root: type[BaseModel]) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] in ("missing", "value_error"):
         return message if message.startswith(f"{key}: ") else f"{key}: {message}"
+    message = message.replace("a valid tuple", "a list, such as [a, b]").replace("Tuple", "The list")
     return f"{key}: {message[0].lower() + message[1:]}, got {detail['input']!r}"
 
 

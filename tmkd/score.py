@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def score_file(
         DataError: a file, row or column that cannot be used. ExportError: the model folder cannot.
     """
     source = Path(pairs_path)
-    _require_writable(output)
+    _require_writable(output, source)
     scorer = Scorer(Path(model_folder), backend=backend, threads=threads)
     rows = read_rows(source)
     _require_unscored(rows, source)
@@ -75,13 +76,18 @@ def add_columns(rows: list[dict[str, Any]], logits: NDArray[np.float32]) -> list
     return result
 
 
-def _require_writable(output: str | Path) -> None:
+def _require_writable(output: str | Path, source: Path) -> None:
     """Refuse an output that cannot be written before an hour of scoring, not after it."""
     if str(output) == "-":
         return
     file_format(output)
-    if not Path(output).parent.is_dir():
-        raise DataError(f"{output}: the folder {Path(output).parent} does not exist; make it first")
+    target = Path(output)
+    if not target.parent.is_dir():
+        raise DataError(f"{output}: the folder {target.parent} does not exist; make it first")
+    if target.is_dir() or not os.access(target.parent, os.W_OK):
+        raise DataError(f"{output}: {'is a folder' if target.is_dir() else 'its folder cannot be written to'}")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise DataError(f"{output} is the file that is scored, which would be lost; name another output")
 
 
 def _require_unscored(rows: list[dict[str, Any]], path: Path) -> None:

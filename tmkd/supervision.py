@@ -5,14 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tmkd.encoder.checkpoint import read_card
-from tmkd.encoder.find import find_encoder
 from tmkd.errors import TmkdError
 from tmkd.losses import GROUPED, golden_loss
 from tmkd.methods import METHODS, Method
@@ -25,7 +22,6 @@ from tmkd.recipe import Teacher
 from tmkd.run_rows import Rows
 from tmkd.targets import COLUMN, Targets, questions_of
 from tmkd.teachers import column_logits, label, made_reference, teach
-from tmkd.tokenizer import PairTokenizer
 from tmkd.warmup import warm_up
 from tmkd.weighting import above_chance, development_weights
 from tmkd.workspace import Step
@@ -194,27 +190,9 @@ class Supervision(Rows):
         learning = [METHODS[name] for name in self.recipe.methods if METHODS[name].targets != "none"]
         if not any(method.stage1 for method in learning):
             say("no method learns the teachers' labels of the pool: it is not labelled")
-        elif isinstance(self.recipe.stage1, str):
-            self.stage1_student(self.recipe.stage1)  # an error comes now, not after hours
         elif self.foreign_pool:
             _ = self.foreign_logits
-        else:
+        elif not isinstance(self.recipe.stage1, str):
             self.teacher_logits(self.pool, "pool", self.labellers(self.pool))
         if learning:
             self.teacher_logits(self.student_pairs, "train")
-
-    def stage1_student(self, path: str) -> Path:
-        """The folder of an earlier run's stage-1 student, checked against the recipe."""
-        folder = Path(path)
-        if not (folder / "tmkd.json").is_file():
-            raise TmkdError(
-                f"stage1: {folder} is not a stage-1 student (no tmkd.json); an earlier run's is at runs/NAME/stage1"
-            )
-        length, encoder = self.recipe.max_length, find_encoder(self.recipe.encoder)
-        if PairTokenizer(folder, length).fingerprint() != PairTokenizer(encoder, length).fingerprint():
-            raise TmkdError(
-                f"stage1: {folder} reads text with another tokenizer than the encoder, {self.recipe.encoder}"
-            )
-        if (layers := read_card(folder)["layers"]) != self.recipe.student.layers:
-            raise TmkdError(f"stage1: {folder} has {layers} layers, student.layers is {self.recipe.student.layers}")
-        return folder

@@ -51,13 +51,13 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.tokens = root / "tokens"  # a cache: see tmkd/tokens.py
-        (root / "steps").mkdir(parents=True, exist_ok=True)
         self.used: list[Step] = []
         self.record: Path | None = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One writer at a time; TmkdError where another process holds the workspace."""
+        self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,7 +84,7 @@ class Workspace:
         else:
             say(f"{label}: {step.folder.name}")
             partial = step.folder.with_name(step.folder.name + ".partial")
-            partial.mkdir(exist_ok=True)
+            partial.mkdir(parents=True, exist_ok=True)
             began = time.monotonic()
             with disk_errors(partial):
                 build(partial)
@@ -112,7 +112,13 @@ class Workspace:
         return [(folder, depends) for folder, depends in found if folder.suffix != ".partial"]
 
     def unused(self) -> list[Path]:
-        """Steps, partial ones too, that no run, finished or begun, and no study names."""
+        """Steps, partial ones too, that no run, finished or begun, and no study names.
+
+        Raises:
+            TmkdError: the folder is no workspace.
+        """
+        if not (self.root / "steps").is_dir():
+            raise TmkdError(f"{self.root} is not a workspace (no steps/); name one with --workspace")
         named: set[str] = set()
         for name in ("manifest.json", UNFINISHED):
             for file in [*self.root.glob(f"runs/*/{name}"), *self.root.glob(f"studies/*/{name}")]:

@@ -207,7 +207,8 @@ class DocumentReader:
             self._skip(f"{file.name}: {error.strerror or error}")
             return None
         except UnicodeDecodeError as error:
-            self._skip(f"{file.name}: byte 0x{data[error.start]:02x} at {error.start:,} is not valid UTF-8")
+            line = data.count(b"\n", 0, error.start) + 1
+            self._skip(f"{file.name}:{line}: byte 0x{data[error.start]:02x} is not valid UTF-8; convert it with iconv")
             return None
         return Document(file.name, _digest(file.source.encode(), data), partial(passages, data))
 
@@ -257,6 +258,8 @@ class _Row:
             row = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise DataError(f"{where}: byte 0x{line[error.start]:02x} is not valid UTF-8") from error
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not valid JSON: {error}") from error
         if not isinstance(row, dict):

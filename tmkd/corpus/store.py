@@ -295,7 +295,9 @@ def _open(folder: Path, links: Path | None = None) -> Any:
     card = folder / CARD
     how = f"make one with: tmkd index DOCS --out {folder}"
     if not card.is_file():
-        raise DataError(f"{folder} {'holds no index' if folder.is_dir() else 'is not there'}; {how}")
+        if folder.exists():
+            raise DataError(f"{folder} {'holds no index' if folder.is_dir() else 'is a file, no index'}; name another")
+        raise DataError(f"{folder} is not there; {how}")
     try:
         written = json.loads(card.read_text(encoding="utf-8"))["format"]
     except (ValueError, KeyError, TypeError) as error:

@@ -85,7 +85,9 @@ def _states(
 ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.bool_]]]:
     """Of every text, in some order: its place, its tokens' last states [T, d], and which tokens are its own [T]."""
     from transformers import AutoModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of reading the weights
     model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to(device()).eval()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()

@@ -112,8 +112,11 @@ def _headlined(results: Results) -> Row | None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file beside and rename."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # there only if writing failed
 
 
 def speedups(results: Results) -> dict[str, float]:

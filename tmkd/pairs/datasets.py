@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tmkd.errors import DataError
-from tmkd.pairs.files import Columns, Expected, read_pairs
+from tmkd.pairs.files import Columns, Expected, line_of, read_pairs, read_rows, rows_to_pairs
 from tmkd.pairs.record import Pairs, Reference
 from tmkd.pairs.split import split
 from tmkd.progress import say
@@ -44,6 +46,8 @@ def load_task(data: Data, classes: int) -> TaskData:
         if not part.has_labels:
             told = "none of them has a label" if len(part) else "some are needed; give more rows, or hold out more"
             raise DataError(f"the data gives {len(part):,} {name} rows: {told}")
+    _require_classes(task.train, classes)
+    _tell_traps(task)
     if task.test is task.dev:  # said already
         del parts["test"]
     for (name, part), (other, theirs) in combinations(parts.items(), 2):
@@ -51,6 +55,29 @@ def load_task(data: Data, classes: int) -> TaskData:
         if shared:
             raise DataError(f"{len(shared):,} {other} rows are also {name} rows; a measurement on them means nothing")
     return task
+
+
+def _require_classes(train: Pairs, classes: int) -> None:
+    there = sorted(set(train.labels[train.labels >= 0].tolist()))
+    if len(there) < 2:
+        raise DataError(f"every training row is of class {there[0]}; there is nothing to tell apart")
+    if len(there) < classes:
+        say(f"warning: no training row is of class {min(set(range(classes)) - set(there))}")
+
+
+def _tell_traps(task: TaskData) -> None:
+    """Say what may be meant, and mostly is a mistake."""
+    known = set(task.train.questions)
+    for name, part in (("development", task.dev), ("test", task.test)):
+        if shared := known & set(part.questions):
+            say(f"warning: {len(shared):,} {name} questions are training questions too, first {min(shared)!r}")
+    labels: defaultdict[str, set[int]] = defaultdict(set)
+    for name, label in zip(task.train.pair_ids, task.train.labels.tolist(), strict=True):
+        labels[name].add(label)
+    if torn := sum(len(found - {-1}) > 1 for found in labels.values()):
+        say(f"warning: {torn:,} training pairs have several labels")
+    if without := int((task.train.labels < 0).sum()):
+        say(f"data: {without:,} training rows have no label; they are distilled from the teachers alone")
 
 
 def built_in(data: Data) -> DebianDocs:
@@ -103,8 +130,9 @@ def _held_out(data: Data, train: Pairs) -> tuple[Pairs, Pairs | None, Pairs | No
     kept, *parts = split(train, fractions=(1 - sum(shares), *shares), seed=0)
     for name, share in (("dev", dev), ("test", test)):
         if share is not None:
-            rows = len(parts[0 if name == "dev" else -1])
-            say(f"data: no {name} given; {rows:,} rows ({share:.0%} of the questions) are held out of train")
+            part = parts[0 if name == "dev" else -1]
+            questions = len(set(part.questions))
+            say(f"data: no {name} given; {len(part):,} rows of {questions:,} questions are held out of train")
     return kept, parts[0] if dev is not None else None, parts[-1] if test is not None else None
 
 
@@ -138,19 +166,27 @@ def _referred(pairs: Pairs, reference: Reference, source: str) -> Pairs:
         raise DataError(f"{source}: {error}") from None
 
 
-def read_measured(data: Data, classes: int, path: Path, columns: Columns) -> Pairs:
+def read_measured(data: Data, classes: int, path: Path, given: Mapping[str, str | None]) -> Pairs:
     """Anyone's labelled pairs for the models of a recipe; where there are no golden labels, by the recipe's reference.
 
     Labels are the task's classes, or names that the recipe maps.
+
+    Args:
+        given: names of columns, by what they hold; else they are the recipe's, or the usual ones where the file has
+            none of that name.
 
     Raises:
         DataError: rows that cannot be used, or neither labels nor the reference.
     """
     names = {name: value for name, value in data.labels.items() if not name.lstrip("-").isdigit()}
     known = {**{str(number): number for number in range(classes)}, **names} if names else {}
+    rows, names_in = read_rows(path), data.columns.model_dump()
+    present = {name for row in rows for name in row}
+    named = {key: name for key, name in names_in.items() if name in present}
+    columns = Columns(**{**named, **{key: name for key, name in given.items() if name is not None}})
     expected: Expected = {"columns": columns, "classes": classes, "scores": data.scores, "labels": known}
     expected["need_labels"] = data.reference is None
-    pairs = read_pairs(path, **expected)
+    pairs = rows_to_pairs(rows, str(path), where=lambda row: line_of(path, row), **expected)
     if data.reference is None or pairs.has_labels:
         return pairs
     if data.reference not in pairs.score_names:

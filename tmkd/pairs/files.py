@@ -98,7 +98,8 @@ def _bytes(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
+        where = "" if path.is_absolute() else f" (looked for from {Path.cwd()}, where tmkd was called)"
+        raise DataError(f"{path}: no such file{where}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not str(path).endswith(".gz"):
@@ -310,7 +311,7 @@ def rows_to_pairs(
         if name not in present:
             raise DataError(
                 f"{source}: there is no column {name!r}; there are: {', '.join(present)}. "
-                "Name yours in data.columns of the recipe, or with --question, --passage, --label"
+                "Name yours: in a recipe's data.columns or data.scores, or with a command's --question and the like"
             )
 
     def column(name: str, check: Callable[[Any], Any]) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from typing import Any
 
 import h11
@@ -144,5 +145,13 @@ def run(settings: Settings) -> None:
 
 def _reason(app: Any, settings: Settings) -> str:
     problem: str = app.state.server.problem
-    where = f"port {settings.port} of {settings.host}"
-    return problem or f"{where} cannot be opened; is another server there? Name one with --port"
+    if problem:
+        return problem
+    try:
+        family, *_, place = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as one:
+            one.bind(place)
+        reason = "taken a moment ago"
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+    return f"port {settings.port} of {settings.host} cannot be opened: {reason}; --host and --port name another place"
