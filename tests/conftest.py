@@ -56,6 +56,17 @@ def pair_rows(copies: int = 2) -> list[dict[str, object]]:
     return rows
 
 
+def pool_rows() -> list[dict[str, object]]:
+    """Unlabelled pairs that have nothing of the topics: 8 questions with 4 passages each."""
+    things = ("river", "violin", "glacier", "lantern", "orchard", "harbour", "meadow", "chimney")
+    traits = ("is older than the village", "was painted by nobody", "looks small from here", "sounds deep in winter")
+    return [
+        {"question": f"Who looks after the {one}?", "passage": f"Every {other} {trait}, says a keeper of the {one}."}
+        for one, other in zip(things, (*things[1:], things[0]), strict=True)
+        for trait in traits
+    ]
+
+
 def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
     """Write rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

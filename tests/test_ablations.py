@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Tmkd, pair_rows, write_jsonl
+from conftest import Tmkd, pair_rows, pool_rows, write_jsonl
 from encoder_fixtures import tiny
 
 from tmkd import training
@@ -26,8 +26,7 @@ from tmkd.workspace import Workspace
 @pytest.fixture
 def small(recipe_file: Path, tmp_path: Path) -> Path:
     """The recipe with a tiny random encoder, and a pool."""
-    pool = [{"question": f"And: {row['question']}", "passage": row["passage"]} for row in pair_rows(1)]
-    write_jsonl(tmp_path / "pool.jsonl", pool)
+    write_jsonl(tmp_path / "pool.jsonl", pool_rows())
     text = (
         recipe_file.read_text()
         .replace("batch_size: 8", "batch_size: 64")
@@ -205,17 +204,18 @@ def test_replayed_pairs_have_the_soft_loss_alone() -> None:
     assert loss(golden, torch.arange(3))[0] != found[0]
 
 
-def test_replay_keeps_the_reference_of_the_task_and_needs_the_same_teachers() -> None:
+def test_replay_keeps_the_reference_of_the_task_and_needs_the_same_teachers(tmkd: Tmkd, small: Path) -> None:
     scored = Pairs.build(["a"], ["p"], scores={"judge": [0.9]}).with_reference(Reference("judge", "probability"))
     pool = Pairs.build(["c"], ["r"], scores={"judge": [0.2]})
     rows, _ = Replay(pool, Targets(("x",), np.zeros((1, 1, 2), np.float32))).behind(
         scored, Targets(("x",), np.zeros((1, 1, 2), np.float32))
     )
     np.testing.assert_allclose(rows.golden, [[0.1, 0.9], [0, 0]], rtol=1e-6)
-    with pytest.raises(DataError, match=r"stage2.replay: a teacher is a column of scores"):
-        Replay(pool, Targets(("x",), np.zeros((1, 1, 2), np.float32))).behind(
-            scored, Targets(("x", "column judge"), np.zeros((1, 2, 2), np.float32))
-        )
+    rows = [{**row, "judge": 0.5} for row in pair_rows(2)]
+    write_jsonl(small.with_name("train.jsonl"), rows)
+    refused = tmkd("distill", small, "stage2.replay=0.5", "data.scores={judge: probability}", check=False)
+    assert "stage2.replay: teacher judge is a column of scores that the training rows carry" in refused.stderr
+    assert not list(small.parent.glob("workspace/steps/*"))
 
 
 def test_a_run_with_replay_that_was_stopped_ends_in_the_same_weights(

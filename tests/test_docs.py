@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import write_jsonl
+from conftest import pool_rows, write_jsonl
 from export_fixtures import exported
 from qa_fixtures import index_of
 
@@ -125,7 +125,7 @@ def test_the_readmes_recipe_runs_and_so_does_its_python(
     recipe = yaml.safe_load(blocks("yaml")[0])
     small = yaml.safe_load(recipe_file.read_text())
     rows = [__import__("json").loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-    for name, prefix in {"train": "", "dev": "dev ", "test": "test ", "pool": ""}.items():
+    for name, prefix in {"train": "", "dev": "dev ", "test": "test "}.items():
         mine = [
             {
                 "query": prefix + row["question"],
@@ -136,6 +136,8 @@ def test_the_readmes_recipe_runs_and_so_does_its_python(
             for row in rows
         ]
         write_jsonl(tmp_path / f"{name}.jsonl", mine)
+    pool = [{"query": row["question"], "text": row["passage"], "judge": 0.2} for row in pool_rows()]
+    write_jsonl(tmp_path / "pool.jsonl", pool)
     subprocess.run(["gzip", "-kf", str(tmp_path / "pool.jsonl")], check=True)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
     keys = [f"{key}={small[key]}" for key in ("student", "stage1", "stage2", "max_length")]

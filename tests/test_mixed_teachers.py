@@ -87,7 +87,7 @@ def test_teachers_of_two_families_and_imported_scores_in_one_run_against_a_refer
     tmkd("distill", recipe)
     (stage1,) = [one for one in steps("stage1") if len(one["targets"]) == 2]  # the pool carries no scores
     student = read_card(Path("workspace/runs/mixed/student"))
-    assert student["teachers"] == [*stage1["targets"], "column judge", "column score"]
+    assert student["teachers"] == [*stage1["targets"], "column judge (probability)", "column score (probability)"]
     assert json.loads(Path("workspace/runs/mixed/student/config.json").read_text())["model_type"] == "bert"
     stores = [json.loads((one["folder"] / "manifest.json").read_text())["header"] for one in steps("labels")]
     assert len({header["tokenizer"] for header in stores}) == 2
