@@ -177,7 +177,7 @@ def test_interrupted_in_training_then_continued(
     time.sleep(2)
     process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == (130 if sent != signal.SIGKILL else -signal.SIGKILL)
+    assert process.returncode == (128 + sent if sent != signal.SIGKILL else -signal.SIGKILL)
     if sent != signal.SIGKILL:
         assert "the same command continues" in errors
         assert "Traceback" not in errors

@@ -43,7 +43,7 @@ def study_file(recipe_file: Path, tmp_path: Path) -> Path:
 
 
 def steps(workspace: Path) -> set[str]:
-    return {path.name for path in (workspace / "steps").iterdir()}
+    return {path.name for path in workspace.glob("steps/*")}
 
 
 def test_a_study_measures_every_variant_and_trains_none_twice(tmkd: Tmkd, study_file: Path, tmp_path: Path) -> None:
