@@ -42,7 +42,7 @@ def _encode(tokenizer: PairTokenizer, pairs: Pairs) -> Encoded:
 
 def _write(path: Path, encoded: Encoded) -> None:
     nothing = [np.empty(0, dtype=np.int32)]
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     save_file(
         {
