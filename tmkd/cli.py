@@ -35,16 +35,8 @@ WorkspaceFolder = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no bars, no notes")]
 DEFAULT = Path("workspace")
 AS_RECIPE = "as in the recipe unless given"
-STEPWISE = {
-    "run",
-    "teach",
-    "label",
-    "pretrain",
-    "distill",
-    "export",
-    "evaluate",
-    "study",
-}  # verbs that keep their steps
+# Verbs that keep their steps: the same command continues.
+STEPWISE = frozenset(["run", "teach", "label", "pretrain", "distill", "export", "evaluate", "study"])
 
 
 def _version(value: bool) -> None:

@@ -35,8 +35,8 @@ def _require_encoders(recipe: Recipe) -> None:
     for teacher in recipe.used_teachers:
         if teacher.scores is not None:
             continue
-        source = find_encoder(teacher.checkpoint or teacher.encoder or recipe.encoder)
-        require_fit(source, length=teacher.max_length or recipe.max_length)
+        source = find_encoder(recipe.encoder_of(teacher))
+        require_fit(source, length=recipe.length_of(teacher))
         if teacher.checkpoint:
             require_head(source, recipe.classes)
             class_order(source, teacher, recipe)

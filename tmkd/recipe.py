@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from tmkd.errors import RecipeError
 from tmkd.methods import METHODS
-from tmkd.recipe_parts import Bilstm, Export, Pool, Positive, Stage1, Stage2, StudentShape
+from tmkd.recipe_parts import Bilstm, Export, Pool, Positive, Seeds, Stage1, Stage2, StudentShape
 from tmkd.recipe_parts import Columns as Columns
 from tmkd.recipe_parts import Data as Data
 from tmkd.recipe_parts import Loss as Loss
@@ -73,9 +73,7 @@ class Recipe(Part):
     methods: tuple[str, ...] = Field(
         ("teacher", "teacher-ensemble", "finetune", "tmkd"), description=f"of: {', '.join(METHODS)}"
     )
-    seeds: tuple[int, ...] = Field(
-        (0,), min_length=1, max_length=64, description="one student of every method per seed"
-    )
+    seeds: Seeds = Field((0,), description="one student of every method per seed")
     combination: Literal["logit", "probability", "golden"] = Field(
         "logit",
         description="how the headers of measured students become one output: mean of their logits, mean of their "
@@ -91,6 +89,18 @@ class Recipe(Part):
         columns = [column for column in self.data.scores if column not in listed]
         named = {re.sub(r"[^\w.-]", "-", column, flags=re.ASCII): column for column in columns}
         return (*self.teachers, *(Teacher(name=name, scores=column) for name, column in named.items()))
+
+    def encoder_of(self, teacher: Teacher) -> str:
+        """What a teacher that is no column begins with, as `find_encoder` takes it."""
+        return teacher.checkpoint or teacher.encoder or self.encoder
+
+    def length_of(self, teacher: Teacher) -> int:
+        """Tokens of a pair that a teacher reads."""
+        return teacher.max_length or self.max_length
+
+    def fine_tunes_own(self, teacher: Teacher) -> bool:
+        """Whether a teacher is fine-tuned here from the recipe's own encoder."""
+        return teacher.trained and self.encoder_of(teacher) == self.encoder
 
     @property
     def used_teachers(self) -> tuple[Teacher, ...]:
@@ -129,15 +139,11 @@ class Recipe(Part):
             raise ValueError("a column of scores can be a teacher or the reference of two classes only")
         if self.data.reference and all(teacher.scores == self.data.reference for teacher in self.used_teachers):
             raise ValueError("teachers: the reference cannot be the only one, it is not measured against itself")
-        if self.student.start == "teacher" and not any(
-            teacher.trained and teacher.encoder in (None, self.encoder) for teacher in self.used_teachers
-        ):
+        if self.student.start == "teacher" and not any(map(self.fine_tunes_own, self.used_teachers)):
             raise ValueError(
                 f"student.start: teacher needs a teacher that is fine-tuned from {self.encoder!r}, and there is none; "
                 "use spaced"
             )
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: one of them is there twice: {list(self.seeds)}")
         self._classes_fit()
         self._methods_fit()
         return self

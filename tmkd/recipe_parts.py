@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tmkd.backends import KNOWN_BACKENDS, BackendName
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
+
+
+def _differ(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"one of them is there twice: {list(seeds)}")
+    return seeds
+
+
+Seeds = Annotated[tuple[int, ...], Field(min_length=1, max_length=64), AfterValidator(_differ)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 

@@ -17,7 +17,6 @@ from tmkd.out_of_fold import fold_logits
 from tmkd.pairs.record import Pairs
 from tmkd.pairs.split import folds
 from tmkd.pool import pool_teachers
-from tmkd.progress import say
 from tmkd.recipe import Teacher
 from tmkd.run_rows import Rows
 from tmkd.targets import COLUMN, Targets, questions_of
@@ -43,8 +42,8 @@ class Supervision(Rows):
 
     def teach(self, teacher: Teacher, rows: Pairs) -> Step:
         """One teacher, trained on the rows: from the warmed-up encoder where the recipe has it and it is the same."""
-        own = teacher.trained and teacher.encoder in (None, self.recipe.encoder)
-        return teach(self.workspace, self.recipe, teacher, rows, self.warmed_up if own else None)
+        begin = self.warmed_up if self.recipe.fine_tunes_own(teacher) else None
+        return teach(self.workspace, self.recipe, teacher, rows, begin)
 
     @functools.cached_property
     def warmed_up(self) -> Step | None:
@@ -172,7 +171,7 @@ class Supervision(Rows):
         own = [
             (loss, step, teacher.name)
             for loss, (teacher, step) in zip(self.dev_losses, self.teachers, strict=True)
-            if step is not None and not teacher.checkpoint and teacher.encoder in (None, self.recipe.encoder)
+            if step is not None and self.recipe.fine_tunes_own(teacher)
         ]
         _, step, name = min(own, key=lambda one: one[0])
         self.shared.say(f"the student begins with layers of teacher {name}")
@@ -189,7 +188,7 @@ class Supervision(Rows):
         """The labels that methods learn: every teacher's, of the training pairs and, for stage 1, of the pool."""
         learning = [METHODS[name] for name in self.recipe.methods if METHODS[name].targets != "none"]
         if not any(method.stage1 for method in learning):
-            say("no method learns the teachers' labels of the pool: it is not labelled")
+            self.shared.say("no method learns the teachers' labels of the pool: it is not labelled")
         elif self.foreign_pool:
             _ = self.foreign_logits
         elif not isinstance(self.recipe.stage1, str):

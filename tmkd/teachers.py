@@ -41,8 +41,8 @@ def teach(
     Raises:
         EncoderError, RecipeError: a checkpoint with other classes than the task's, or in an order that is not told.
     """
-    length = teacher.max_length or recipe.max_length
-    source = warmed_up.folder if warmed_up else find_encoder(teacher.checkpoint or teacher.encoder or recipe.encoder)
+    length = recipe.length_of(teacher)
+    source = warmed_up.folder if warmed_up else find_encoder(recipe.encoder_of(teacher))
     order = class_order(source, teacher, recipe) if teacher.checkpoint else []
     unset = {"label_map"} if teacher.label_map is None else set()
     depends = {

@@ -129,8 +129,8 @@ def verdict(whose: str, differences: Sequence[Difference]) -> str:
         elif value.mean > 0:
             ahead.append(f"{other} by {value.mean:.3f} ({span})")
         else:
-            span = f"{-value.high:+.3f} to {-value.low:+.3f}"
-            behind.append(f"{other} by {-value.mean:.3f} ({span})")
+            away = value.negated()
+            behind.append(f"{other} by {away.mean:.3f} ({away.low:+.3f} to {away.high:+.3f})")
     parts = [f"is really {word} {_listed(names)}" for word, names in (("ahead of", ahead), ("behind", behind)) if names]
     parts += [f"is not shown to differ from {_listed(open_)}"] if open_ else []
     return f"In {TITLES[differences[0].metric]} {whose} {'; it '.join(parts)}."

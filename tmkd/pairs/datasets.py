@@ -46,10 +46,10 @@ def load_task(data: Data, classes: int) -> TaskData:
         if not part.has_labels:
             told = "none of them has a label" if len(part) else "some are needed; give more rows, or hold out more"
             raise DataError(f"the data gives {len(part):,} {name} rows: {told}")
-    _require_classes(task.train, classes)
-    _tell_traps(task)
     if task.test is task.dev:  # said already
         del parts["test"]
+    _require_classes(task.train, classes)
+    _tell_traps(**parts)
     for (name, part), (other, theirs) in combinations(parts.items(), 2):
         shared = set(part.pair_ids) & set(theirs.pair_ids)
         if shared:
@@ -65,18 +65,18 @@ def _require_classes(train: Pairs, classes: int) -> None:
         say(f"warning: no training row is of class {min(set(range(classes)) - set(there))}")
 
 
-def _tell_traps(task: TaskData) -> None:
+def _tell_traps(training: Pairs, **others: Pairs) -> None:
     """Say what may be meant, and mostly is a mistake."""
-    known = set(task.train.questions)
-    for name, part in (("development", task.dev), ("test", task.test)):
+    known = set(training.questions)
+    for name, part in others.items():
         if shared := known & set(part.questions):
             say(f"warning: {len(shared):,} {name} questions are training questions too, first {min(shared)!r}")
     labels: defaultdict[str, set[int]] = defaultdict(set)
-    for name, label in zip(task.train.pair_ids, task.train.labels.tolist(), strict=True):
+    for name, label in zip(training.pair_ids, training.labels.tolist(), strict=True):
         labels[name].add(label)
     if torn := sum(len(found - {-1}) > 1 for found in labels.values()):
         say(f"warning: {torn:,} training pairs have several labels")
-    if without := int((task.train.labels < 0).sum()):
+    if without := int((training.labels < 0).sum()):
         say(f"data: {without:,} training rows have no label; they are distilled from the teachers alone")
 
 

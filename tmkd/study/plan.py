@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from tmkd.errors import RecipeError
 from tmkd.evaluation.compare import METRICS
 from tmkd.recipe import Part, Recipe, number, parse_recipe, read_content, set_key, validate
+from tmkd.recipe_parts import Seeds
 
 OWN_KEYS = ("seeds", "methods")  # of a recipe, set by the study
 
@@ -36,7 +37,7 @@ class Study(Part):
         default_factory=dict, description="values by key of the recipe; each combination of them is a variant"
     )
     against: str | None = Field(None, description="the variant that others are held against; the first unless given")
-    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="one student of every variant per seed")
+    seeds: Seeds = Field((0, 1, 2, 3, 4), description="one student of every variant per seed")
     metric: str = Field("auc", description=f"what decides, of: {', '.join(METRICS)}; the others are in the table")
     margin: float | None = Field(
         None, gt=0, description="also ask whether the variant `against` is worse than another by no more than this"
@@ -56,8 +57,6 @@ class Study(Part):
     def _consistent(self) -> Study:
         if self.metric not in METRICS:
             raise ValueError(f"metric: {self.metric!r} is not one; there are: {', '.join(METRICS)}")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: one of them is there twice: {list(self.seeds)}")
         names = list(self.all_variants())
         if len(names) < 2:
             raise ValueError("give two or more `variants`, or a `grid` of two or more values")

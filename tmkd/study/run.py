@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tmkd.errors import DataError, EncoderError, RecipeError, TmkdError
+from tmkd.errors import RecipeError, TmkdError
 from tmkd.evaluation.metrics import Floats, Questions, meaningful
 from tmkd.files import write_json
 from tmkd.pairs.record import Pairs
@@ -79,15 +80,23 @@ def look(plan: Plan, root: Path, shared: Shared | None = None) -> Found:
     for place, cell in enumerate(plan.cells):
         pipeline = Pipeline(cell.recipe, survey, shared)
         try:
-            require_runnable(pipeline)
+            with _naming(plan, cell):
+                require_runnable(pipeline)
             _check_rows(plan, cell, pipeline, found.rows)
             found.measured[place] = _measure(pipeline)
-        except (EncoderError, DataError) as error:
-            raise type(error)(f"study {plan.study.name}, {cell}: {error}") from error
         except _Missing as missing:
             found.missing[place] = str(missing)
     found.steps = [step.folder.name for step in survey.used]
     return found
+
+
+@contextmanager
+def _naming(plan: Plan, cell: Cell) -> Iterator[None]:
+    """Errors inside say which student of the study they are about."""
+    try:
+        yield
+    except TmkdError as error:
+        raise type(error)(f"study {plan.study.name}, {cell}: {error}") from error
 
 
 def _check_rows(plan: Plan, cell: Cell, pipeline: Pipeline, rows: dict[str, Pairs]) -> None:
@@ -127,11 +136,9 @@ def run_study(plan: Plan, workspace: Workspace, shared: Shared | None = None) ->
                 board.start(place)
                 began = time.monotonic()
                 pipeline = Pipeline(cell.recipe, workspace, shared)
-                try:
+                with _naming(plan, cell):
                     _check_rows(plan, cell, pipeline, found.rows)
                     found.measured[place] = _measure(pipeline)
-                except TmkdError as error:
-                    raise type(error)(f"study {plan.study.name}, {cell}: {error}") from error
                 seconds = time.monotonic() - began
                 record.write({str(cell): seconds})
                 board.finish(place, seconds)
