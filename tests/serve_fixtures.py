@@ -22,7 +22,7 @@ from tmkd.serve.app import create_app
 from tmkd.serve.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-PROGRAM = (sys.executable, "-m", "tmkd.cli", "serve")
+PROGRAM = (sys.executable, "-m", "tmkd", "serve")
 QUESTION = "how do i mount a disk"
 PASSAGES = ["the command prints every file", "mount the disk as root", "which port does the server listen on"]
 

@@ -21,7 +21,7 @@ def test_an_embedding_is_the_mean_of_the_last_states_whatever_stands_beside_it(f
 
     folder = find_encoder("builtin:minilm-l6") if family == "minilm" else tiny("mpnet", tmp_path / "tiny")
     texts = ["How do I copy a file?", "The cp command duplicates a file under another name; use -r for folders.", "x"]
-    found = embed(folder, texts, 64)
+    found = embed(folder, texts, 64, "fp32")
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     for text, row in zip(texts, found, strict=True):
@@ -29,6 +29,13 @@ def test_an_embedding_is_the_mean_of_the_last_states_whatever_stands_beside_it(f
             ids = torch.tensor([tokenizer.encode(text).ids])
             mean = model(input_ids=ids).last_hidden_state[0].mean(dim=0)
         assert np.allclose(row, mean / mean.norm(), atol=1e-5)
+
+
+def test_bf16_says_nearly_the_same() -> None:
+    folder, texts = find_encoder("builtin:minilm-l6"), [text for pair in TOPICS.values() for text in pair]
+    exact, close = (embed(folder, texts, 64, precision) for precision in ("fp32", "bf16"))
+    assert not np.array_equal(close, exact)
+    assert np.abs(close @ close.T - exact @ exact.T).max() < 0.02
 
 
 def test_each_question_is_nearest_to_its_own_answer() -> None:

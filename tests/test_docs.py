@@ -32,7 +32,7 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 
 def tmkd(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "tmkd.cli", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "tmkd", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -166,7 +166,7 @@ def test_interrupted_in_training_then_continued(
     tmkd: Tmkd, recipe_file: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tmkd.cli", "teach", str(recipe_file), "teachers.0.epochs=60"],
+        [sys.executable, "-m", "tmkd", "teach", str(recipe_file), "teachers.0.epochs=60"],
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -125,7 +125,7 @@ def test_ctrl_c_in_training_stops_cleanly(study_file: Path, tmp_path: Path) -> N
         [
             sys.executable,
             "-m",
-            "tmkd.cli",
+            "tmkd",
             "study",
             str(study_file),
             "tasks.0.keys={take: finetune, without_stage1.epochs: 2000}",

@@ -59,8 +59,10 @@ def _less_its_question(values: NDArray[np.float32], pairs: Pairs) -> NDArray[np.
 def test_tokens_add_up_to_the_cosine(tmp_path: Path) -> None:
     encoder = tiny("bert", tmp_path / "encoder")
     questions, passages = ["how to sort", "how to sort"], ["sort the keys", "a much longer passage about the keys"]
-    cosine, by_token = cosine_by_token(encoder, questions, passages, 64)
-    assert np.allclose(cosine, cosine_logits(encoder, questions, passages, 64)[:, 1] / SHARPNESS + 0.5, atol=1e-5)
+    cosine, by_token = cosine_by_token(encoder, questions, passages, 64, "fp32")
+    assert np.allclose(
+        cosine, cosine_logits(encoder, questions, passages, 64, "fp32")[:, 1] / SHARPNESS + 0.5, atol=1e-5
+    )
     places = PairTokenizer(encoder, 64).passage_places(questions, passages)
     assert [len(one) for one in by_token] == [int(end - start) for start, end in places]
     cut = PairTokenizer(encoder, 10).passage_places(questions, passages)

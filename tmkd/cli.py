@@ -356,7 +356,3 @@ def main() -> None:
     except OSError as error:
         print(f"tmkd: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
-
-
-if __name__ == "__main__":
-    main()

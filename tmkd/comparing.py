@@ -81,11 +81,13 @@ def own_cosine(workspace: Workspace, recipe: Recipe, pairs: Pairs) -> Step:
         "format": FORMAT,
         "encoder": encoder_fingerprint(source),
         "max_length": recipe.max_length,
+        "precision": recipe.precision,
         "pairs": pairs.digest(),
     }
 
     def build(folder: Path) -> None:
-        cosine, by_token = cosine_by_token(source, pairs.questions, pairs.passages, recipe.max_length)
+        length = recipe.max_length
+        cosine, by_token = cosine_by_token(source, pairs.questions, pairs.passages, length, recipe.precision)
         lengths = np.array([len(one) for one in by_token], dtype=np.int64)
         save_file({"cosine": cosine, "tokens": np.concatenate(by_token), "lengths": lengths}, folder / TARGETS)
 

@@ -7,26 +7,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tmkd.comparing import Comparing, TokenTargets, own_cosine
-from tmkd.encoder.checkpoint import load_encoder, load_student, read_card, save_student, word_embeddings
+from tmkd.encoder.checkpoint import load_encoder, load_student, read_card, word_embeddings
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.encoder.lstm import LstmEncoder, LstmShape
 from tmkd.errors import DataError
-from tmkd.files import write_json
+from tmkd.fitting import fit_and_save
 from tmkd.methods import Method
 from tmkd.pairs.record import Pairs
 from tmkd.recipe import Recipe, Training
 from tmkd.recipe_parts import Stage1
 from tmkd.student import Logits, Student
 from tmkd.targets import COLUMN, MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss
-from tmkd.tokenizer import Encoded, PairTokenizer
-from tmkd.tokens import tokens_of
-from tmkd.training import Fit, train
+from tmkd.tokenizer import PairTokenizer
+from tmkd.training import Fit
 from tmkd.workspace import Step, Workspace
 
 
@@ -62,10 +59,10 @@ def pretrain(
         kind = partial(Comparing, width=recipe.max_length) if told else Student
         model = _new_student(recipe, numbers, classes, len(targets.names), begin, kind, use_golden=False)
         loss = _stage1_loss(soft_part(targets, recipe.loss, questions), recipe, weight, told, pool)
-        _train_and_save(
-            workspace, model, recipe, numbers, pool, loss, questions,
-            folder, seed, f"stage 1 ({method.name}, seed {seed})",
-            {"step": "stage1", "teachers": list(targets.names)},
+        fit_and_save(
+            workspace, model, pool, loss, Fit.of(numbers, seed, recipe.precision), folder,
+            name=f"stage 1 ({method.name}, seed {seed})", tokenizer=_reads(recipe),
+            about={"step": "stage1", "teachers": list(targets.names)}, questions=questions,
         )  # fmt: skip
 
     return workspace.step("stage1", depends, build, label=f"stage 1 of {method.name}, seed {seed}")
@@ -77,7 +74,7 @@ def _stage1_loss(
     """L1 (METHOD.md, "Stage 1"), and the error of the tokens' numbers by its weight where the cosine is told (ours)."""
     if told is None:
         return lambda logits, rows: soft(logits.soft, rows)
-    tokens = TokenTargets(told, pool, PairTokenizer(find_encoder(recipe.encoder), recipe.max_length))
+    tokens = TokenTargets(told, pool, _reads(recipe))
     return lambda logits, rows: soft(logits.soft, rows) + weight * tokens.loss(logits, rows)
 
 
@@ -124,11 +121,13 @@ def distill(
         else:
             model = _from_stage1(start, recipe, numbers, targets)
         mixed, soft = replay.behind(rows, targets) if replay is not None else (rows, targets)
-        _train_and_save(
-            workspace, model, recipe, numbers, rows, stage2_loss(mixed, soft, recipe.loss, questions), questions,
-            folder, seed, f"{method.name}, seed {seed}",
-            {"step": method.name, "teachers": list(targets.names) if targets else []},
-            replay.pool if replay is not None else None,
+        mixed_in = recipe.stage2.replayed if replay is not None else 0
+        fit_and_save(
+            workspace, model, rows, stage2_loss(mixed, soft, recipe.loss, questions),
+            Fit.of(numbers, seed, recipe.precision, mixed_in), folder,
+            name=f"{method.name}, seed {seed}", tokenizer=_reads(recipe),
+            about={"step": method.name, "teachers": list(targets.names) if targets else []},
+            questions=questions, replayed=replay.pool if replay is not None else None,
         )  # fmt: skip
 
     return workspace.step("student", depends, build, label=f"{method.name}, seed {seed}")
@@ -183,13 +182,17 @@ def distill_lstm(
         encoder = LstmEncoder(shape, dropout=numbers.dropout, freeze_embeddings=freeze)
         with torch.no_grad():
             encoder.embeddings.weight.copy_(table)
-        _train_and_save(
-            workspace, Student(encoder, recipe.classes), recipe, numbers, rows,
-            stage2_loss(rows, targets, recipe.loss, questions), questions, folder, seed, f"{method.name}, seed {seed}",
-            {"step": method.name, "teachers": list(targets.names)}, source=source,
+        fit_and_save(
+            workspace, Student(encoder, recipe.classes), rows, stage2_loss(rows, targets, recipe.loss, questions),
+            Fit.of(numbers, seed, recipe.precision), folder, name=f"{method.name}, seed {seed}",
+            tokenizer=tokenizer, about={"step": method.name, "teachers": list(targets.names)}, questions=questions,
         )  # fmt: skip
 
     return workspace.step("student", depends, build, label=f"{method.name}, seed {seed}")
+
+
+def _reads(recipe: Recipe) -> PairTokenizer:
+    return PairTokenizer(find_encoder(recipe.encoder), recipe.max_length)
 
 
 def _common(recipe: Recipe, numbers: Training, seed: int, begin: Step | None) -> dict[str, Any]:
@@ -265,33 +268,3 @@ def carried_headers(folder: Path, classes: int, targets: Targets) -> list[int | 
     if known != before or any(not name.startswith(COLUMN) for name in now if name not in before):
         return None
     return [before.index(name) if name in before else None for name in now]
-
-
-def _train_and_save(
-    workspace: Workspace,
-    model: Student,
-    recipe: Recipe,
-    numbers: Training,
-    rows: Pairs,
-    loss: Callable[[Logits, Tensor], Tensor],
-    questions: NDArray[np.int64] | None,
-    folder: Path,
-    seed: int,
-    name: str,
-    about: dict[str, Any],
-    replayed: Pairs | None = None,
-    source: Path | None = None,
-) -> None:
-    source = source or find_encoder(recipe.encoder)
-    tokenizer = PairTokenizer(source, recipe.max_length)
-    fit = Fit.of(numbers, seed, recipe.precision, recipe.stage2.replayed if replayed is not None else 0)
-    encoded = tokens_of(workspace, tokenizer, rows)
-    if replayed is not None:
-        pool = tokens_of(workspace, tokenizer, replayed)
-        encoded = Encoded([*encoded.ids, *pool.ids], [*encoded.type_ids, *pool.type_ids])
-    curve = train(
-        model, encoded, tokenizer.pad_id, loss, fit, name=name, state_folder=folder / "state", own=len(rows),
-        questions=questions,
-    )  # fmt: skip
-    save_student(model, folder, source, recipe.max_length, about)
-    write_json(folder / "curve.json", curve)

@@ -30,15 +30,30 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON beside and rename; makes the folder."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside the file to write to: what was written takes the file's place at the end, unless the block failed.
+
+    Makes the folder. Readers see the old file or the whole new one, and a kill leaves the old one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+        yield temporary
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)  # there only if writing failed
+        temporary.unlink(missing_ok=True)  # there only if the block failed
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole (`replacing`)."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole (`replacing`)."""
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def write_numbers(path: Path | None, content: Any) -> None:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tmkd.errors import LabelError
+from tmkd.files import replacing
 from tmkd.progress import say
 
 MANIFEST = "manifest.json"
@@ -79,15 +80,10 @@ class LabelStore:
         self._atomic(MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())
 
     def _atomic(self, name: str, content: bytes) -> None:
-        temporary = self.folder / f"{name}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)  # there only if writing failed
+        with replacing(self.folder / name) as temporary, temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _parts(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
         """Each part's pair ids and logits [n, C] float32, oldest first."""

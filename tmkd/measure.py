@@ -123,7 +123,8 @@ def outputs(run: RunModels, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
 def _cosine(workspace: Workspace, recipe: Recipe, pairs: Pairs) -> NDArray[np.float32]:
     """What the encoder says with nothing trained, [N, 2], stored once."""
     source = find_encoder(recipe.encoder)
-    header = {"cosine of": encoder_fingerprint(source), "max_length": recipe.max_length, "classes": 2}
+    length, precision = recipe.max_length, recipe.precision
+    header = {"cosine of": encoder_fingerprint(source), "max_length": length, "precision": precision, "classes": 2}
 
     def build(folder: Path) -> None:
         store = LabelStore.open(folder, header=header)
@@ -131,7 +132,7 @@ def _cosine(workspace: Workspace, recipe: Recipe, pairs: Pairs) -> NDArray[np.fl
         unique = pairs.take(np.unique(np.array(pairs.pair_ids), return_index=True)[1])
         rows = unique.take(np.flatnonzero([name in missing for name in unique.pair_ids]))
         if len(rows):
-            store.append(rows.pair_ids, cosine_logits(source, rows.questions, rows.passages, recipe.max_length))
+            store.append(rows.pair_ids, cosine_logits(source, rows.questions, rows.passages, length, precision))
 
     step = workspace.step("cosine", {**header, "pairs": pairs.digest()}, build, label="cosine of embeddings")
     return LabelStore.open(step.folder, header=header).logits_for(pairs.pair_ids)

@@ -15,7 +15,7 @@ from tmkd.class_order import class_order, reorder
 from tmkd.encoder.checkpoint import load_encoder, load_finished, load_student, read_card, save_student
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.errors import DataError, TmkdError
-from tmkd.files import write_json
+from tmkd.fitting import fit_and_save
 from tmkd.labels import LabelStore, imported_logits
 from tmkd.losses import golden_loss
 from tmkd.pairs.record import Pairs
@@ -24,7 +24,7 @@ from tmkd.recipe import Recipe, Teacher
 from tmkd.student import Combination, Logits, Student, combine
 from tmkd.tokenizer import PairTokenizer
 from tmkd.tokens import tokens_of
-from tmkd.training import Fit, score, score_headers, train
+from tmkd.training import Fit, score, score_headers
 from tmkd.workspace import Step, Workspace
 
 CHUNK = 2048  # pairs between two writes of the label store: what a kill can lose
@@ -65,19 +65,10 @@ def teach(
         encoder = load_encoder(source, recipe.classes, dropout=teacher.dropout, pooler=teacher.pooler)
         model = Student(encoder, recipe.classes)
         fit = Fit(teacher.learning_rate, teacher.epochs, teacher.batch_size, teacher.seed, precision=recipe.precision)
-        tokenizer = PairTokenizer(source, length)
-        labels = torch.from_numpy(train_rows.golden)
-        curve = train(
-            model,
-            tokens_of(workspace, tokenizer, train_rows),
-            tokenizer.pad_id,
-            golden_only(labels),
-            fit,
-            name=f"teacher {teacher.name}",
-            state_folder=folder / "state",
-        )
-        save_student(model, folder, source, length, {"step": "teacher"})
-        write_json(folder / "curve.json", curve)
+        fit_and_save(
+            workspace, model, train_rows, golden_only(torch.from_numpy(train_rows.golden)), fit, folder,
+            name=f"teacher {teacher.name}", tokenizer=PairTokenizer(source, length), about={"step": "teacher"},
+        )  # fmt: skip
 
     return workspace.step("teacher", depends, build, label=f"teacher {teacher.name}")
 

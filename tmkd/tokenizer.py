@@ -62,11 +62,6 @@ class PairTokenizer:
             )
         self._tokenizer.enable_truncation(max_length, stride=0, strategy="longest_first", direction="right")
 
-    @property
-    def vocabulary_size(self) -> int:
-        """Highest token id + 1 (added tokens included)."""
-        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-
     def encode(self, questions: Sequence[str], passages: Sequence[str]) -> Encoded:
         """Token ids of every pair, in the caller's order, without padding.
 

@@ -5,13 +5,12 @@ They are a cache beside the steps, not a step: no result depends on their being 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tmkd.files import disk_errors
+from tmkd.files import disk_errors, replacing
 from tmkd.pairs.record import Pairs
 from tmkd.progress import progress, say
 from tmkd.tokenizer import Encoded, PairTokenizer
@@ -42,17 +41,13 @@ def _encode(tokenizer: PairTokenizer, pairs: Pairs) -> Encoded:
 
 def _write(path: Path, encoded: Encoded) -> None:
     nothing = [np.empty(0, dtype=np.int32)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file(
-        {
-            "ids": np.concatenate(encoded.ids or nothing),
-            "type_ids": np.concatenate(encoded.type_ids or nothing).astype(np.uint8),
-            "lengths": encoded.lengths,
-        },
-        temporary,
-    )
-    os.replace(temporary, path)
+    tensors: dict[str, np.ndarray] = {
+        "ids": np.concatenate(encoded.ids or nothing),
+        "type_ids": np.concatenate(encoded.type_ids or nothing).astype(np.uint8),
+        "lengths": encoded.lengths,
+    }
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)
 
 
 def _read(path: Path) -> Encoded | None:

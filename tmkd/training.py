@@ -8,7 +8,6 @@ a killed run that is started again ends in the same weights.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from tmkd.batching import (
 )
 from tmkd.encoder.forward import Packing
 from tmkd.errors import Diverged
+from tmkd.files import replacing
 from tmkd.hardware import attention, device, use_bf16
 from tmkd.progress import progress, say
 from tmkd.recipe_parts import Training
@@ -331,7 +331,5 @@ class _State:
                 tensors[f"step.{name}"] = moments["step"].reshape(1).cpu()
                 tensors[f"first.{name}"] = moments["exp_avg"].cpu()
                 tensors[f"second.{name}"] = moments["exp_avg_sq"].cpu()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / "state.tmp"
-        save_file(tensors, temporary)
-        os.replace(temporary, self.folder / "state.safetensors")
+        with replacing(self.folder / "state.safetensors") as temporary:
+            save_file(tensors, temporary)

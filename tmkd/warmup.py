@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from tmkd.comparing import FORMAT, Comparing, TokenTargets, own_cosine, soft_labels
-from tmkd.encoder.checkpoint import load_encoder, save_student
+from tmkd.encoder.checkpoint import load_encoder
 from tmkd.encoder.find import find_encoder
-from tmkd.files import write_json
+from tmkd.fitting import fit_and_save
 from tmkd.losses import soft_kl
 from tmkd.pairs.record import Pairs
 from tmkd.recipe import Recipe, Training
 from tmkd.student import Logits
 from tmkd.tokenizer import PairTokenizer
-from tmkd.tokens import tokens_of
-from tmkd.training import Fit, train
+from tmkd.training import Fit
 from tmkd.workspace import Step, Workspace
 
 SEED = 0
@@ -52,16 +51,9 @@ def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pair
         torch.manual_seed(SEED)
         encoder = load_encoder(source, 2, dropout=numbers.dropout, pooler=pooler)
         model = Comparing(encoder, 2, width=recipe.max_length)
-        curve = train(
-            model,
-            tokens_of(workspace, tokenizer, pairs),
-            tokenizer.pad_id,
-            loss,
-            Fit.of(numbers, SEED, recipe.precision),
-            name="warm-up",
-            state_folder=folder / "state",
-        )
-        save_student(model, folder, source, recipe.max_length, {"step": "warm-up"})
-        write_json(folder / "curve.json", curve)
+        fit_and_save(
+            workspace, model, pairs, loss, Fit.of(numbers, SEED, recipe.precision), folder,
+            name="warm-up", tokenizer=tokenizer, about={"step": "warm-up"},
+        )  # fmt: skip
 
     return workspace.step("warmup", depends, build, label="warm-up of the encoder")

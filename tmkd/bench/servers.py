@@ -47,9 +47,9 @@ class Running:
     """
 
     def __init__(self, what: Serving, log: Path, threads: int = 0) -> None:
-        self.what, self.log = what, log
+        self.log = log
         cores = sorted(os.sched_getaffinity(0))[: threads or None]
-        command = [sys.executable, "-m", "tmkd.cli", "serve", "--port", "0", "--threads", str(len(cores)), *what.flags]
+        command = [sys.executable, "-m", "tmkd", "serve", "--port", "0", "--threads", str(len(cores)), *what.flags]
         if what.script:
             try:
                 python = interpreter(what.environment)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tmkd.corpus.catalogue import SOURCES, Source, source
 from tmkd.errors import FetchError
-from tmkd.files import cache_folder
+from tmkd.files import cache_folder, write_json
 from tmkd.progress import progress, say
 
 _OTHER_WAYS = (
@@ -131,10 +131,7 @@ def _unpack(wanted: Source, name: str, version: str, apt: _Apt) -> Package:
         final = base / folder
         if not final.is_dir():
             os.replace(place, final)
-    record = base / f"{wanted.name}.json"
-    partial = record.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps({"name": name, "version": version, "folder": folder}))
-    os.replace(partial, record)
+    write_json(base / f"{wanted.name}.json", {"name": name, "version": version, "folder": folder})
     return Package(wanted, name, version, final)
 
 

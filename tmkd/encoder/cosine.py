@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tmkd.batching import length_sorted_batches, pad
-from tmkd.hardware import device
+from tmkd.hardware import device, use_bf16
 from tmkd.progress import progress
 from tmkd.tokenizer import PairTokenizer
 
@@ -24,33 +24,34 @@ SHARPNESS = 10.0  # logits are this times the cosine's distance from one half, s
 
 
 def cosine_logits(
-    folder: Path, questions: Sequence[str], passages: Sequence[str], max_length: int
+    folder: Path, questions: Sequence[str], passages: Sequence[str], max_length: int, precision: str = "auto"
 ) -> NDArray[np.float32]:
     """Logits of two classes, [N, 2] float32: 0, and SHARPNESS (cosine - 1/2). The order by them is the cosine's.
 
     Args:
         folder: an encoder, as `find_encoder` gives it; each text is cut to `max_length` tokens.
+        precision: of the encoder's arithmetic, as in a recipe.
     """
     texts = list(dict.fromkeys([*questions, *passages]))
     place = {text: row for row, text in enumerate(texts)}
-    embeddings = embed(folder, texts, max_length)
+    embeddings = embed(folder, texts, max_length, precision)
     asked = embeddings[[place[text] for text in questions]]
     told = embeddings[[place[text] for text in passages]]
     cosine = (asked * told).sum(axis=1)
     return np.stack([np.zeros_like(cosine), SHARPNESS * (cosine - 0.5)], axis=1)
 
 
-def embed(folder: Path, texts: Sequence[str], max_length: int) -> NDArray[np.float32]:
+def embed(folder: Path, texts: Sequence[str], max_length: int, precision: str = "auto") -> NDArray[np.float32]:
     """Mean over the tokens' last states, of length 1: [N, d] float32."""
     found: NDArray[np.float32] | None = None
-    for row, states, _ in _states(folder, texts, max_length):
+    for row, states, _ in _states(folder, texts, max_length, precision):
         found = np.empty((len(texts), states.shape[1]), dtype=np.float32) if found is None else found
         found[row] = _mean(states)
     return np.empty((0, 0), dtype=np.float32) if found is None else found
 
 
 def cosine_by_token(
-    folder: Path, questions: Sequence[str], passages: Sequence[str], max_length: int
+    folder: Path, questions: Sequence[str], passages: Sequence[str], max_length: int, precision: str = "auto"
 ) -> tuple[NDArray[np.float32], list[NDArray[np.float16]]]:
     """The cosine of every pair, [N], and what each token of its passage adds to it, N arrays [tokens], in order.
 
@@ -58,14 +59,14 @@ def cosine_by_token(
     the length of the mean state; these products are what is returned, of the text's own tokens (no special ones).
     """
     asked = {text: row for row, text in enumerate(dict.fromkeys(questions))}
-    embeddings = embed(folder, list(asked), max_length)
+    embeddings = embed(folder, list(asked), max_length, precision)
     pairs_of: dict[str, list[int]] = {}
     for pair, text in enumerate(passages):
         pairs_of.setdefault(text, []).append(pair)
     told, texts = list(pairs_of.values()), list(pairs_of)
     cosine = np.empty(len(passages), dtype=np.float32)
     by_token = [np.empty(0, dtype=np.float16)] * len(passages)
-    for row, states, own in _states(folder, texts, max_length):
+    for row, states, own in _states(folder, texts, max_length, precision):
         mean = _mean(states)
         for pair in told[row]:
             question = embeddings[asked[questions[pair]]]
@@ -81,7 +82,7 @@ def _mean(states: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _states(
-    folder: Path, texts: Sequence[str], max_length: int
+    folder: Path, texts: Sequence[str], max_length: int, precision: str
 ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.bool_]]]:
     """Of every text, in some order: its place, its tokens' last states [T, d], and which tokens are its own [T]."""
     from transformers import AutoModel
@@ -97,9 +98,14 @@ def _states(
     own = [np.array(one.special_tokens_mask) == 0 for one in encoded]
     types = [np.zeros_like(row) for row in ids]
     pad_id = PairTokenizer(folder, max_length).pad_id
-    with progress("embed", len(ids), "texts") as bar, torch.inference_mode():
+    where, bf16 = device(), use_bf16(precision)
+    with (
+        progress("embed", len(ids), "texts") as bar,
+        torch.inference_mode(),
+        torch.autocast(where.type, torch.bfloat16, enabled=bf16),
+    ):
         for rows in length_sorted_batches(np.array([len(row) for row in ids]), TOKENS):
-            input_ids, mask, _ = (torch.from_numpy(a).to(device()) for a in pad(ids, types, rows, pad_id))
+            input_ids, mask, _ = (torch.from_numpy(a).to(where) for a in pad(ids, types, rows, pad_id))
             states = model(input_ids=input_ids, attention_mask=mask).last_hidden_state.float().cpu().numpy()
             for row, of_text in zip(rows, states, strict=True):
                 yield int(row), of_text[: len(ids[row])], own[row]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tmkd.evaluation.charts import learning_curves, quality_against_latency
 from tmkd.evaluation.compare import ENSEMBLE, TITLES, Difference, Disagreement, Results, Row
+from tmkd.files import write_text
 
 _COSTS = {"layers": "layers", "parameters": "parameters", "bytes": "file", "pairs_per_second": "pairs/s"}
 
@@ -107,16 +107,6 @@ def _differences(results: Results) -> dict[str, list[Difference]]:
 def _headlined(results: Results) -> Row | None:
     students = [row for row in results.methods if row.kind in ("student", "baseline")]
     return next((row for row in students if row.name == results.taken), students[-1] if students else None)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file beside and rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # there only if writing failed
 
 
 def speedups(results: Results) -> dict[str, float]:

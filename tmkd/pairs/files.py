@@ -6,12 +6,10 @@ Every error names the file, the line and the fix; nothing is guessed or skipped.
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import gzip
 import io
 import json
-import os
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tmkd.errors import DataError
+from tmkd.files import replacing
 from tmkd.pairs import cells
 from tmkd.pairs.record import Pairs, pair_id
 from tmkd.progress import say
@@ -195,16 +194,15 @@ def write_rows(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
             sys.stdout.write(_json_line(row))
         return
     target = Path(path)
+    if not target.parent.is_dir():
+        raise DataError(f"{path}: cannot be written: there is no folder {target.parent}")
     content = _encoded(rows, file_format(target))
     if str(path).endswith(".gz"):
         content = gzip.compress(content, mtime=0)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 

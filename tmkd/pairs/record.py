@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tmkd.errors import DataError
+from tmkd.files import replacing
 
 _FIXED = ("pair_id", "question", "passage", "label", "qid", "pid")
 
@@ -209,14 +209,9 @@ class Pairs:
         return self._digest
 
     def save(self, path: Path) -> None:
-        """Write Parquet, beside and renamed."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
+        """Write Parquet, whole or not at all."""
+        with replacing(path) as temporary:
             pq.write_table(self.table, temporary, compression="zstd")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)  # there only if writing failed
 
     @classmethod
     def load(cls, path: Path) -> Pairs:

@@ -31,7 +31,6 @@ class Hello:
     classes: int
     labels: tuple[str, ...]
     threads: int
-    pid: int
 
 
 @dataclass(frozen=True)

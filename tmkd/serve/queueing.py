@@ -76,7 +76,6 @@ class BatchQueue:
         self._busy = 0
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._up = True
 
     def start(self) -> None:
         """Begin to send batches."""

@@ -143,7 +143,7 @@ def main(kind: str, folder: str, backend: str, threads: str) -> None:
         answers.flush()
         raise SystemExit(1) from None
     desk = Desk(model, Path(folder), answers)
-    desk.write(Hello(model.backend, model.max_length, model.classes, model.labels, model.threads, os.getpid()))
+    desk.write(Hello(model.backend, model.max_length, model.classes, model.labels, model.threads))
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tmkd-job") as pool:
         while (job := read(jobs)) is not None:
             pool.submit(desk.answer, job)

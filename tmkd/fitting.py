@@ -1,0 +1,53 @@
+"""From pairs to a finished checkpoint with its learning curve: what teachers, warm-up and students have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.encoder.checkpoint import save_student
+from tmkd.files import write_json
+from tmkd.pairs.record import Pairs
+from tmkd.student import Student
+from tmkd.tokenizer import Encoded, PairTokenizer
+from tmkd.tokens import tokens_of
+from tmkd.training import Fit, LossOfRows, train
+from tmkd.workspace import Workspace
+
+
+def fit_and_save(
+    workspace: Workspace,
+    model: Student,
+    rows: Pairs,
+    loss: LossOfRows,
+    fit: Fit,
+    folder: Path,
+    *,
+    name: str,
+    tokenizer: PairTokenizer,
+    about: dict[str, Any],
+    questions: NDArray[np.int64] | None = None,
+    replayed: Pairs | None = None,
+) -> None:
+    """Train in place and write the checkpoint to `folder`; a call that was interrupted goes on where it was.
+
+    Args:
+        name: what the log calls it.
+        tokenizer: reads the pairs, and is saved with the checkpoint.
+        about: joins the checkpoint's tmkd.json.
+        questions: as in `tmkd.training.train`.
+        replayed: pairs behind the rows that stage 2 mixes in (`Fit.replayed`).
+    """
+    encoded = tokens_of(workspace, tokenizer, rows)
+    if replayed is not None:
+        pool = tokens_of(workspace, tokenizer, replayed)
+        encoded = Encoded([*encoded.ids, *pool.ids], [*encoded.type_ids, *pool.type_ids])
+    curve = train(
+        model, encoded, tokenizer.pad_id, loss, fit, name=name, state_folder=folder / "state", own=len(rows),
+        questions=questions,
+    )  # fmt: skip
+    save_student(model, folder, tokenizer.folder, tokenizer.max_length, about)
+    write_json(folder / "curve.json", curve)
