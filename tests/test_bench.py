@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import pair_rows, write_jsonl
 
-from tmkd.bench import environments, worker
+from tmkd.bench import environments, profile, worker
 from tmkd.bench.command import Options, Outcome, run, steps
 from tmkd.bench.material import rows_of, weights
 from tmkd.bench.rounds import Result, compete, ratios
@@ -172,6 +172,33 @@ def test_a_whole_bench_with_ours_and_transformers(tmp_path: Path, monkeypatch: p
     slower = {row["name"]: row.get("slower") for row in content["rows"]}
     assert slower["transformers, fp32"] > 0
     outcome.show()
+
+
+def test_a_profile_shares_the_time_out_among_kinds_of_operation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2))
+    outcome = profile.run(Options("profile", layers=1, max_length=48, count=32, rounds=2, pairs=pairs))
+    rows = json.loads(json.dumps(outcome.to_json()))["rows"]
+    assert {"name", "part", "ours", "unit", "median", "min", "max"} <= set(rows[0])
+    for part in ("training", "scoring"):
+        shares = {row["name"]: row["median"] for row in rows if row["part"] == part}
+        assert 0.9 < sum(shares.values()) < 1.1  # each is a median of its own
+        assert {"matrix products", "tokenizing", "layer norm"} <= set(shares)
+        assert shares["matrix products"] > shares["layer norm"] > 0
+    outcome.show()
+    assert "matrix products" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [("aten::addmm", "matrix products"), ("FullyConnected", "matrix products"), ("aten::_fused_adamw_", "optimiser"),
+     ("aten::_softmax_backward_data", "softmax"), ("Subgraph", "attention in one operation"),
+     ("aten::native_layer_norm_backward", "layer norm"), ("MVN", "layer norm"), ("Reshape", profile.OTHER)],
+)  # fmt: skip
+def test_operations_of_both_engines_have_a_kind(operation: str, kind: str) -> None:
+    assert profile.kind_of(operation) == kind
 
 
 def test_useful_operations_leave_out_padding_and_the_last_layers_other_tokens(

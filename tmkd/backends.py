@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from types import ModuleType
@@ -61,6 +61,19 @@ def open_engine(backend: str, path: Path, threads: int) -> Engine:
         raise ExportError(f"{path} cannot be opened by {_package(backend)} ({reason}); export again") from error
 
 
+def operation_seconds(path: Path, batches: Iterable[Inputs]) -> dict[str, float]:
+    """Seconds that one thread of OpenVINO spends in each kind of operation over some batches, by its own counters.
+
+    Kinds are its node types, such as FullyConnected; `Reorder` is what it adds to change a layout or precision.
+    """
+    engine, seconds = _OpenVino(path, 1, counting=True), dict[str, float]()
+    for inputs in batches:
+        engine(inputs)
+        for kind, spent in engine.counted():
+            seconds[kind] = seconds.get(kind, 0.0) + spent
+    return seconds
+
+
 def without_telemetry() -> None:
     """Call before importing openvino or nncf: both send an event over the network when they are imported.
 
@@ -97,12 +110,13 @@ class _OpenVino:
     processes on the machine would be pinned to the same ones.
     """
 
-    def __init__(self, path: Path, streams: int) -> None:
+    def __init__(self, path: Path, streams: int, *, counting: bool = False) -> None:
         without_telemetry()
         import openvino
 
         core = openvino.Core()
         settings = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams, "ENABLE_CPU_PINNING": False}
+        settings |= {"PERF_COUNT": True} if counting else {}
         native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         try:
             compiled = core.compile_model(
@@ -125,5 +139,13 @@ class _OpenVino:
         try:
             request.infer({name: inputs[name] for name in self._names})
             return np.array(request.get_output_tensor(0).data, dtype=np.float32)  # a copy: the request is used again
+        finally:
+            self._free.put(request)
+
+    def counted(self) -> list[tuple[str, float]]:
+        """Kind and seconds of every node of the last call; only where it counts, with one stream."""
+        request = self._free.get()
+        try:
+            return [(node.node_type, node.real_time.total_seconds()) for node in request.get_profiling_info()]
         finally:
             self._free.put(request)

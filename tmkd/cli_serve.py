@@ -126,6 +126,7 @@ class Bench(StrEnum):
     score = "score"
     latency = "latency"
     factors = "factors"
+    profile = "profile"
     qa = "qa"
     serve = "serve"
     soak = "soak"
@@ -161,14 +162,14 @@ def bench(
 
     Peers run in environments of their own, built once in the cache folder. `qa` asks questions whose answers are known
     (the built-in test questions, or those of --pairs) with an export: against BM25 alone on the same candidates, and
-    how long each stage takes. `serve` is latency against rate over HTTP, `soak` twice the capacity for --seconds with
-    a scorer that is killed, `fuzz` --count hostile requests.
+    how long each stage takes. `profile` says which operations the time goes to. `serve` is latency against rate over
+    HTTP, `soak` twice the capacity for --seconds with a scorer that is killed, `fuzz` --count hostile requests.
 
     Example: tmkd bench score --model workspace/runs/demo/export --peers FlashRank,sentence --json score.json
     """
     set_quiet(quiet)
     with needs_extra("train"):
-        from tmkd.bench import qa
+        from tmkd.bench import profile, qa
         from tmkd.bench.command import Options, run
         from tmkd.bench.serving import Serve, run_serving
 
@@ -178,6 +179,8 @@ def bench(
     outcome: Any
     if what is Bench.qa:
         outcome = qa.measure(Path(model), index, pairs, candidates=candidates, threads=threads or None)
+    elif what is Bench.profile:
+        outcome = profile.run(options)
     elif serving:
         outcome = run_serving(options, Serve(passages, seconds, rates, kills))
     else:

@@ -1,0 +1,157 @@
+"""`tmkd bench profile`: where the time of a training step and of scoring goes, by kind of operation.
+
+Training is counted by PyTorch's profiler (the operations that its main thread runs or waits for), scoring by a clock
+around tokenizing and by OpenVINO's own counters on one thread. Both go through the same code as `tmkd run` and
+`tmkd score`. Rounds are turns of each, one after the other; medians are told.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch.autograd.profiler import profile
+
+from tmkd.backends import operation_seconds
+from tmkd.batching import engine_batches, pad
+from tmkd.bench.command import Options, machine
+from tmkd.bench.material import Rows, Weights, rows_of, weights
+from tmkd.encoder.checkpoint import load_encoder
+from tmkd.errors import TmkdError
+from tmkd.hardware import describe, prepare
+from tmkd.progress import progress, tables
+from tmkd.runtime import TOKEN_BUDGET, read_manifest
+from tmkd.student import Student
+from tmkd.teachers import golden_only
+from tmkd.tokenizer import PairTokenizer
+from tmkd.training import Fit, train
+
+Seconds = dict[str, float]
+
+OTHER = "everything else"
+KINDS = {  # of PyTorch's operations, by a part of their names; of OpenVINO's node types, likewise
+    "matrix products": ("mm", "linear", "FullyConnected", "MatMul"),
+    "softmax": ("softmax", "Softmax"),
+    "attention in one operation": ("attention", "ScaledDotProduct", "Subgraph"),  # OpenVINO fuses it into subgraphs
+    "layer norm": ("layer_norm", "MVN", "NormalizeL2"),
+    "gelu": ("gelu", "Gelu"),
+    "optimiser": ("adamw", "foreach", "clip_grad"),
+    "change of precision or layout": ("copy_", "contiguous", "Reorder", "Convert", "FakeQuantize", "Transpose"),
+    "sums of the residual stream and biases": ("::add", "::sum", "Add"),
+    "embedding": ("index_select", "embedding", "Gather"),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """turns: by part (training, scoring) the seconds of every round, by kind of operation. pairs: of a turn."""
+
+    turns: dict[str, list[Seconds]]
+    pairs: int
+    notes: dict[str, str]
+
+    def shares(self, part: str) -> dict[str, tuple[float, float, float]]:
+        """Median, least and largest share of the part's time, by kind, most first."""
+        turns = self.turns[part]
+        kinds = {kind for turn in turns for kind in turn}
+        found = {kind: [turn.get(kind, 0.0) / sum(turn.values()) for turn in turns] for kind in kinds}
+        told = {kind: (statistics.median(values), min(values), max(values)) for kind, values in found.items()}
+        return dict(sorted(told.items(), key=lambda one: -one[1][0]))
+
+    def to_json(self) -> dict[str, Any]:
+        """{"bench", "machine", "rows": [{"name", "part", "ours", "unit", "median", "min", "max"}]}."""
+        rows = [
+            {"name": kind, "part": part, "ours": True, "unit": "share", "median": middle, "min": low, "max": high}
+            for part in self.turns
+            for kind, (middle, low, high) in self.shares(part).items()
+        ]
+        return {"bench": "profile", "machine": machine(), "pairs": self.pairs, "notes": self.notes, "rows": rows}
+
+    def show(self) -> None:
+        """The tables on standard output."""
+        for part, turns in self.turns.items():
+            each = 1e6 * statistics.median(sum(turn.values()) for turn in turns) / self.pairs
+            shown = Table(title=f"{part}: {each:,.0f} us a pair ({self.notes[part]})", title_justify="left")
+            for column in ("", "share", "min", "max"):
+                shown.add_column(column, justify="right" if column else "left")
+            for kind, values in self.shares(part).items():
+                shown.add_row(kind, *(f"{value:.1%}" for value in values))
+            tables.print(shown)
+
+
+def run(options: Options) -> Outcome:
+    """Profile training of the student and scoring with the fastest of its OpenVINO back ends.
+
+    Raises:
+        TmkdError: the export has no OpenVINO back end; rows or a model that cannot be used.
+    """
+    rows = rows_of(options.pairs)
+    model = weights(options.model, options.layers or 3, options.max_length, rows, export=True)
+    prepare(options.threads or None)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # OpenVINO is counted on one thread, so texts are tokenized on one
+    manifest = read_manifest(model.export)
+    usable = [name for name in manifest.backends if name.startswith("openvino-") and manifest.has(name)]
+    if not usable:
+        raise TmkdError(f"{model.export} has no OpenVINO back end, whose counters are what is told of scoring")
+    backend = max(usable, key=manifest.speed)
+    turns: dict[str, list[Seconds]] = {"training": [], "scoring": []}
+    with progress("profile", options.rounds + 1, unit="turns") as bar:
+        for number in range(options.rounds + 1):  # the first warms up
+            found = {
+                "training": _training(model, rows, options.count),
+                "scoring": _scoring(model, rows, options.count, backend),
+            }
+            for part, seconds in found.items() if number else ():
+                turns[part].append(seconds)
+            bar.advance(1)
+    pairs = len(rows.first(options.count)[0])
+    notes = {"training": describe("auto"), "scoring": f"{backend}, one thread"}
+    return Outcome(turns, pairs, notes)
+
+
+def kind_of(operation: str) -> str:
+    """The kind that an operation of PyTorch or a node of OpenVINO counts as."""
+    return next((kind for kind, parts in KINDS.items() if any(part in operation for part in parts)), OTHER)
+
+
+def _training(model: Weights, rows: Rows, count: int) -> Seconds:
+    questions, passages, labels = rows.first(count)
+    tokenizer = PairTokenizer(model.student, model.max_length)
+    student = Student(load_encoder(model.student, 2), 2)
+    start = time.perf_counter()
+    encoded = tokenizer.encode(questions, passages)
+    seconds: Seconds = defaultdict(float, tokenizing=time.perf_counter() - start)
+    loss, fit = golden_only(torch.tensor(labels)), Fit(1e-5, 1, 32, 0)
+    with tempfile.TemporaryDirectory() as state, profile(use_kineto=False) as profiler:
+        train(student, encoded, tokenizer.pad_id, loss, fit, name="profile", state_folder=Path(state))
+    for event in profiler.key_averages():
+        seconds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+    return dict(seconds)
+
+
+def _scoring(model: Weights, rows: Rows, count: int, backend: str) -> Seconds:
+    questions, passages, _ = rows.first(count)
+    tokenizer = PairTokenizer(model.export, model.max_length)
+    start = time.perf_counter()
+    encoded = tokenizer.encode(questions, passages)
+    tokenized = time.perf_counter()
+    batches = [
+        dict(zip(("input_ids", "attention_mask", "token_type_ids"), padded, strict=True))
+        for batch in engine_batches(encoded.lengths, TOKEN_BUDGET, 1)
+        for padded in [pad(encoded.ids, encoded.type_ids, np.asarray(batch), tokenizer.pad_id)]
+    ]
+    padding = time.perf_counter() - tokenized
+    seconds: Seconds = defaultdict(float, {"tokenizing": tokenized - start, "padding": padding})
+    path = model.export / str(read_manifest(model.export).backends[backend]["file"])
+    for kind, spent in operation_seconds(path, batches).items():
+        seconds[kind_of(kind)] += spent
+    return dict(seconds)
