@@ -59,27 +59,16 @@ METHODS: dict[str, Method] = {
         # name, stage 1, targets, headers, students, encoder
         Method("teacher", False, "none", "golden", 0, "whole", "each deep teacher alone"),
         Method("teacher-ensemble", False, "none", "golden", 0, "whole", "mean of the teachers' probabilities"),
-        Method("cosine", False, "none", "golden", 0, "whole", "the encoder's own embeddings compared"),
+        Method("cosine", False, "none", "golden", 0, "whole", "the encoder's own embeddings compared, nothing trained"),
         Method("finetune", False, "none", "golden", 1, "bottom", "the shallow student on golden labels only"),
         Method("self-taught", True, "none", "golden", 1, "bottom", "both stages without a teacher"),
         Method("bilstm", False, "one", "golden", 1, "lstm", "bidirectional LSTM student of the best teacher"),
-        Method(
-            "1-o-1", False, "one", "golden", 1, "bottom", "student of the best teacher in one header without stage 1"
-        ),
-        Method("1avg-o-1", False, "mean", "golden", 1, "bottom", "a 1-o-1 of the averaged teachers", alone="1-o-1"),
-        Method(
-            "m-o-m",
-            False,
-            "each",
-            "golden",
-            "K",
-            "bottom",
-            "a 1-o-1 of each teacher and the mean of their outputs",
-            alone="1-o-1",
-        ),
-        Method("mkd", False, "each", _BOTH, 1, "bottom", "a header per teacher without stage 1", alone="1-o-1"),
-        Method("tkd", True, "one", _BOTH, 1, "bottom", "both stages with the best teacher only"),
-        Method("1avg-tkd", True, "mean", _BOTH, 1, "bottom", "both stages with the averaged teachers", alone="tkd"),
-        Method("tmkd", True, "each", _BOTH, 1, "bottom", "both stages with a header per teacher", alone="tkd"),
+        Method("1-o-1", False, "one", "golden", 1, "bottom", "student of the best teacher, one header, no stage 1"),
+        Method("1avg-o-1", False, "mean", "golden", 1, "bottom", "the same, of the averaged teachers", alone="1-o-1"),
+        Method("m-o-m", False, "each", "golden", "K", "bottom", "a 1-o-1 of each teacher, averaged", alone="1-o-1"),
+        Method("mkd", False, "each", _BOTH, 1, "bottom", "a header per teacher, no stage 1", alone="1-o-1"),
+        Method("tkd", True, "one", _BOTH, 1, "bottom", "both stages, the best teacher only"),
+        Method("1avg-tkd", True, "mean", _BOTH, 1, "bottom", "both stages, the averaged teachers", alone="tkd"),
+        Method("tmkd", True, "each", _BOTH, 1, "bottom", "both stages, a header per teacher", alone="tkd"),
     )
 }

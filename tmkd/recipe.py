@@ -72,7 +72,7 @@ class Recipe(Part):
     loss: Loss = Field(default_factory=Loss, description="the loss on soft labels")
     methods: tuple[str, ...] = Field(
         ("teacher", "teacher-ensemble", "finetune", "tmkd"),
-        description="of: " + ", ".join(f"{method.name} ({method.text})" for method in METHODS.values()),
+        description="of: " + "; ".join(f"{method.name} ({method.text})" for method in METHODS.values()),
     )
     seeds: Seeds = Field((0,), description="one student of every method per seed")
     combination: Literal["logit", "probability", "golden"] = Field(

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.table import Table
 from torch.autograd.profiler import profile
@@ -103,12 +102,13 @@ def run(options: Options) -> Outcome:
     if not usable:
         raise TmkdError(f"{model.export} has no OpenVINO back end, whose counters are what is told of scoring")
     backend = max(usable, key=manifest.speed)
+    exported = model.export / str(manifest.backends[backend]["file"])
     turns: dict[str, list[Seconds]] = {"training": [], "scoring": []}
     with progress("profile", options.rounds + 1, unit="turns") as bar:
         for number in range(options.rounds + 1):  # the first warms up
             found = {
                 "training": _training(model, rows, options.count),
-                "scoring": _scoring(model, rows, options.count, backend),
+                "scoring": _scoring(model, rows, options.count, exported),
             }
             for part, seconds in found.items() if number else ():
                 turns[part].append(seconds)
@@ -138,7 +138,7 @@ def _training(model: Weights, rows: Rows, count: int) -> Seconds:
     return dict(seconds)
 
 
-def _scoring(model: Weights, rows: Rows, count: int, backend: str) -> Seconds:
+def _scoring(model: Weights, rows: Rows, count: int, exported: Path) -> Seconds:
     questions, passages, _ = rows.first(count)
     tokenizer = PairTokenizer(model.export, model.max_length)
     start = time.perf_counter()
@@ -147,11 +147,10 @@ def _scoring(model: Weights, rows: Rows, count: int, backend: str) -> Seconds:
     batches = [
         dict(zip(("input_ids", "attention_mask", "token_type_ids"), padded, strict=True))
         for batch in engine_batches(encoded.lengths, TOKEN_BUDGET, 1)
-        for padded in [pad(encoded.ids, encoded.type_ids, np.asarray(batch), tokenizer.pad_id)]
+        for padded in [pad(encoded.ids, encoded.type_ids, batch, tokenizer.pad_id)]
     ]
     padding = time.perf_counter() - tokenized
     seconds: Seconds = defaultdict(float, {"tokenizing": tokenized - start, "padding": padding})
-    path = model.export / str(read_manifest(model.export).backends[backend]["file"])
-    for kind, spent in operation_seconds(path, batches).items():
+    for kind, spent in operation_seconds(exported, batches).items():
         seconds[kind_of(kind)] += spent
     return dict(seconds)

@@ -88,8 +88,9 @@ def _states(
     from transformers import AutoModel
     from transformers.utils import logging
 
+    where = device()
     logging.disable_progress_bar()  # of reading the weights
-    model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to(device()).eval()
+    model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to(where).eval()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
@@ -98,11 +99,10 @@ def _states(
     own = [np.array(one.special_tokens_mask) == 0 for one in encoded]
     types = [np.zeros_like(row) for row in ids]
     pad_id = PairTokenizer(folder, max_length).pad_id
-    where, bf16 = device(), use_bf16(precision)
     with (
         progress("embed", len(ids), "texts") as bar,
         torch.inference_mode(),
-        torch.autocast(where.type, torch.bfloat16, enabled=bf16),
+        torch.autocast(where.type, torch.bfloat16, enabled=use_bf16(precision)),
     ):
         for rows in length_sorted_batches(np.array([len(row) for row in ids]), TOKENS):
             input_ids, mask, _ = (torch.from_numpy(a).to(where) for a in pad(ids, types, rows, pad_id))
