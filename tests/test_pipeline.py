@@ -73,7 +73,7 @@ def test_a_student_can_begin_with_a_teachers_layers(tmkd: Tmkd, recipe_file: Pat
     methods = ("methods=[finetune,mkd]", "take=mkd")
     done = tmkd("distill", recipe_file, *methods, "student.start=teacher")
     assert re.search(r"the student begins with layers of teacher [ab]\n", done.stderr)
-    again = tmkd("distill", recipe_file, *methods, "student.start=spaced")
+    again = tmkd("distill", recipe_file, *methods, "student.start=bottom")
     assert "finetune, seed 0: done before" in again.stderr  # it learns from no teacher, so it begins with none
     assert "mkd, seed 0: done before" not in again.stderr
 

@@ -196,7 +196,8 @@ def _reads(recipe: Recipe) -> PairTokenizer:
 
 
 def _common(recipe: Recipe, numbers: Training, seed: int, begin: Step | None) -> dict[str, Any]:
-    shape = recipe.student.model_dump() | {"start": _start(recipe)}
+    start = _start(recipe, begin)
+    shape = recipe.student.model_dump() | {"start": "spaced from the first" if start == "spaced" else start}
     usual = {key for key, value in (("start", "bottom"), ("pooler", "auto")) if shape[key] == value}
     return {
         "encoder": begin.fingerprint if begin else encoder_fingerprint(find_encoder(recipe.encoder)),
@@ -209,9 +210,11 @@ def _common(recipe: Recipe, numbers: Training, seed: int, begin: Step | None) ->
     }
 
 
-def _start(recipe: Recipe) -> str:
+def _start(recipe: Recipe, begin: Step | None) -> str:
     """`student.start`, as the layers of whatever the student begins with are taken."""
-    return "spaced" if recipe.student.start == "teacher" else recipe.student.start
+    if begin is not None:
+        return "spaced"
+    return "bottom" if recipe.student.start == "teacher" else recipe.student.start
 
 
 def _new_student(
@@ -229,7 +232,7 @@ def _new_student(
         find_encoder(recipe.encoder) if begin is None else begin.folder,
         classes,
         layers=shape.layers,
-        start=_start(recipe),
+        start=_start(recipe, begin),
         dropout=numbers.dropout,
         freeze_embeddings=shape.freeze_embeddings,
         pooler=shape.pooler if begin is None else "keep",  # that one was trained

@@ -340,9 +340,10 @@ class StudentShape(Part):
     layers: Positive = Field(3, description="how many layers it keeps")
     start: Literal["bottom", "spaced", "random", "teacher"] = Field(
         "bottom",
-        description="what its layers begin as: the encoder's bottom ones; evenly spaced ones, the last among them; "
+        description="what its layers begin as: the encoder's bottom ones; evenly spaced ones from the first on "
+        "(of six the first, third and fifth: Sanh et al. 2019, DistilBERT, section 3); "
         "random ones over the encoder's embeddings; the evenly spaced ones of the best teacher of the same encoder "
-        "(methods that learn from no teacher: spaced)",
+        "(methods that learn from no teacher: bottom)",
     )
     pooler: Literal["auto", "keep", "identity"] = Field("auto", description="how its pooler begins, as of a teacher")
     freeze_embeddings: bool = Field(True, description="leave the embedding tables as they are")

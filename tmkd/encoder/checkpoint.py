@@ -47,7 +47,7 @@ def load_encoder(
 
     Args:
         layers: how many; all unless given.
-        start: which: the `bottom` ones, evenly `spaced` ones with the last among them, or `random` new ones.
+        start: which: the `bottom` ones, evenly `spaced` ones from the first on, or `random` new ones.
         pooler: `keep` it as the checkpoint has it; begin with the `identity`; `auto`: the identity where it was never
             trained. Small random weights give nearly the same h for all texts, and few labels are spent on growing
             them; with the identity h is the first token's last state.
@@ -113,7 +113,7 @@ def _chosen_layers(there: int, layers: int, start: str, folder: Path) -> list[in
     if not 1 <= layers <= there:
         raise EncoderError(f"{folder} has {there} layers; a student cannot take {layers} of them")
     if start == "spaced":
-        return [round((layer + 1) * there / layers) - 1 for layer in range(layers)]
+        return [layer * there // layers for layer in range(layers)]
     return list(range(layers))
 
 
