@@ -197,6 +197,7 @@ def _reads(recipe: Recipe) -> PairTokenizer:
 
 def _common(recipe: Recipe, numbers: Training, seed: int, begin: Step | None) -> dict[str, Any]:
     start = _start(recipe, begin)
+    # not "spaced": a workspace may hold students from when those layers were others, the last among them
     shape = recipe.student.model_dump() | {"start": "spaced from the first" if start == "spaced" else start}
     usual = {key for key, value in (("start", "bottom"), ("pooler", "auto")) if shape[key] == value}
     return {
