@@ -104,6 +104,16 @@ without_stage1: {{learning_rate: 2.0e-4, epochs: 1, batch_size: 8}}
     return path
 
 
+@pytest.fixture
+def tiny_recipe(recipe_file: Path, tmp_path: Path) -> Path:
+    """The tiny recipe over a tiny random encoder."""
+    from encoder_fixtures import tiny
+
+    text = recipe_file.read_text().replace("builtin:minilm-l6", str(tiny("bert", tmp_path / "tiny")))
+    recipe_file.write_text(text)
+    return recipe_file
+
+
 @dataclass
 class Done:
     """What a call of the command line gave."""

@@ -41,14 +41,6 @@ def test_the_table_says_what_the_method_text_says() -> None:
     assert {name for name, method in METHODS.items() if method.trains and not method.exportable} == {"bilstm", "m-o-m"}
 
 
-@pytest.fixture
-def tiny_recipe(recipe_file: Path, tmp_path: Path) -> Path:
-    """The tiny recipe over a tiny random encoder."""
-    text = recipe_file.read_text().replace("builtin:minilm-l6", str(tiny("bert", tmp_path / "tiny")))
-    recipe_file.write_text(text)
-    return recipe_file
-
-
 FAST = "export.backends=[onnx-fp32]"
 ALL = "methods=[teacher,teacher-ensemble,cosine,finetune,self-taught,bilstm,1-o-1,1avg-o-1,m-o-m,mkd,tkd,1avg-tkd,tmkd]"
 

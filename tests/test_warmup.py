@@ -29,14 +29,6 @@ from tmkd.workspace import Workspace
 WARM = "warm_up={learning_rate: 1.0e-3, epochs: 1, batch_size: 8}"
 
 
-@pytest.fixture
-def tiny_recipe(recipe_file: Path, tmp_path: Path) -> Path:
-    recipe_file.write_text(
-        recipe_file.read_text().replace("builtin:minilm-l6", str(tiny("bert", tmp_path / "encoder")))
-    )
-    return recipe_file
-
-
 def test_it_learns_the_encoders_own_cosine(tiny_recipe: Path, tmp_path: Path) -> None:
     rows = pair_rows(2)
     pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])

@@ -20,6 +20,7 @@ from tmkd.methods import Method
 from tmkd.pairs.record import Pairs
 from tmkd.recipe import Recipe, Training
 from tmkd.recipe_parts import Stage1
+from tmkd.states import Following
 from tmkd.student import Logits, Student
 from tmkd.targets import COLUMN, MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss
 from tmkd.tokenizer import PairTokenizer
@@ -38,7 +39,7 @@ def pretrain(
     begin: Step | None = None,
 ) -> Step:
     """Stage 1: encoder and soft headers on the soft labels of the pool alone, and on the encoder's own cosine of its
-    pairs where the recipe gives that a weight.
+    pairs and the states of the teacher it begins with where the recipe gives them a weight.
 
     Args:
         begin: the teacher whose layers the student begins with; the recipe's encoder's unless given.
@@ -50,13 +51,18 @@ def pretrain(
     depends = {**_common(recipe, numbers, seed, begin), "pool": pool.digest(), "targets": targets.names}
     if told is not None:
         depends["cosine"] = (told.fingerprint, weight)
+    followed = begin if numbers.states else None
+    if followed is not None:
+        depends["states"] = numbers.states
     depends |= loss_depends(recipe.loss, targets, exclude={"alpha"})
     questions = questions_of(pool, recipe.loss, "pool")
     classes = depends["classes"] = targets.logits.shape[2]  # of the pool's task, where that is another one
 
     def build(folder: Path) -> None:
         torch.manual_seed(seed)
-        kind = partial(Comparing, width=recipe.max_length) if told else Student
+        kind: Callable[..., Student] = partial(Comparing, width=recipe.max_length) if told else Student
+        if followed is not None:
+            kind = partial(Following, width=recipe.max_length, teacher=followed.folder, precision=recipe.precision)
         model = _new_student(recipe, numbers, classes, len(targets.names), begin, kind, use_golden=False)
         loss = _stage1_loss(soft_part(targets, recipe.loss, questions), recipe, weight, told, pool)
         fit_and_save(
@@ -71,11 +77,18 @@ def pretrain(
 def _stage1_loss(
     soft: Callable[[Tensor, Tensor], Tensor], recipe: Recipe, weight: float, told: Step | None, pool: Pairs
 ) -> Callable[[Logits, Tensor], Tensor]:
-    """L1 (METHOD.md, "Stage 1"), and the error of the tokens' numbers by its weight where the cosine is told (ours)."""
-    if told is None:
-        return lambda logits, rows: soft(logits.soft, rows)
-    tokens = TokenTargets(told, pool, _reads(recipe))
-    return lambda logits, rows: soft(logits.soft, rows) + weight * tokens.loss(logits, rows)
+    """L1 (METHOD.md, "Stage 1"), and by their weights (ours) the error of the tokens' numbers where the cosine is told,
+    and that of the states of a student that follows a teacher's."""
+    assert isinstance(recipe.stage1, Stage1)
+    tokens, follow = TokenTargets(told, pool, _reads(recipe)) if told else None, recipe.stage1.states
+
+    def first(logits: Logits, rows: Tensor) -> Tensor:
+        found = soft(logits.soft, rows)
+        if tokens is not None:
+            found = found + weight * tokens.loss(logits, rows)
+        return found + follow * logits.states if logits.states.numel() else found
+
+    return first
 
 
 def distill(
@@ -203,7 +216,7 @@ def _common(recipe: Recipe, numbers: Training, seed: int, begin: Step | None) ->
     return {
         "encoder": begin.fingerprint if begin else encoder_fingerprint(find_encoder(recipe.encoder)),
         "student": {key: value for key, value in shape.items() if key not in usual},
-        "training": numbers.model_dump(exclude={"replay", "cosine"}),
+        "training": numbers.model_dump(exclude={"replay", "cosine", "states"}),
         "classes": recipe.classes,
         "max_length": recipe.max_length,
         "precision": recipe.precision,

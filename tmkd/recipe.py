@@ -145,6 +145,11 @@ class Recipe(Part):
                 f"student.start: teacher needs a teacher that is fine-tuned from {self.encoder!r}, and there is none; "
                 "use spaced"
             )
+        if isinstance(self.stage1, Stage1) and self.stage1.states and self.student.start != "teacher":
+            raise ValueError(
+                f"stage1.states: {self.stage1.states:g}, but a student learns the states of the teacher that it begins "
+                f"with, and student.start is {self.student.start}; set student.start: teacher"
+            )
         self._classes_fit()
         self._methods_fit()
         return self

@@ -70,6 +70,12 @@ class Stage1(Training):
         description="weight of the encoder's own cosine of each pair, token by token, beside the teachers' soft "
         "labels; 0: the soft labels alone, as in the paper",
     )
+    states: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the hidden states of the teacher that the student begins with (student.start: teacher): "
+        "after each layer but the last, every token learns to look as it does there; 0: not at all, as in the paper",
+    )
 
 
 class Stage2(Training):

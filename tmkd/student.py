@@ -23,11 +23,13 @@ COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 
 
 class Logits(NamedTuple):
-    """golden: [n, C]; soft: [n, K, C] (K may be 0); tokens: [n, T] of a model that reads them (tmkd/comparing.py)."""
+    """golden: [n, C]; soft: [n, K, C] (K may be 0); of models that give them, else empty: tokens, [n, T]
+    (tmkd/comparing.py), and states, [n] (tmkd/states.py)."""
 
     golden: Tensor
     soft: Tensor
     tokens: Tensor = torch.empty(0)
+    states: Tensor = torch.empty(0)
 
 
 class Student(nn.Module):

@@ -112,9 +112,17 @@ def _chosen_layers(there: int, layers: int, start: str, folder: Path) -> list[in
     """Which of an encoder's layers a student of `layers` layers takes, bottom first."""
     if not 1 <= layers <= there:
         raise EncoderError(f"{folder} has {there} layers; a student cannot take {layers} of them")
-    if start == "spaced":
-        return [layer * there // layers for layer in range(layers)]
-    return list(range(layers))
+    return spaced(there, layers) if start == "spaced" else list(range(layers))
+
+
+def spaced(there: int, layers: int) -> list[int]:
+    """Evenly spaced ones of an encoder's layers (indices), from the first on."""
+    return [layer * there // layers for layer in range(layers)]
+
+
+def depth(folder: Path) -> int:
+    """How many layers an encoder has, read from its configuration."""
+    return int(_read_config(folder).num_hidden_layers)
 
 
 def _cut(config: Any, chosen: list[int]) -> None:
