@@ -104,7 +104,7 @@ def test_only_a_student_that_begins_with_a_teacher_learns_them(tmkd: Tmkd, tiny_
     refused = tmkd("pretrain", tiny_recipe, "stage1.states=10", check=False)
     assert refused.returncode != 0
     assert "stage1.states: 10, but a student learns the states of the teacher" in refused.stderr
-    assert "set student.start: teacher" in refused.stderr
+    assert "set student.start=teacher, or stage1.states=0" in refused.stderr
 
 
 def test_an_encoder_that_transformers_runs_goes_without(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:

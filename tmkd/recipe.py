@@ -148,7 +148,7 @@ class Recipe(Part):
         if isinstance(self.stage1, Stage1) and self.stage1.states and self.student.start != "teacher":
             raise ValueError(
                 f"stage1.states: {self.stage1.states:g}, but a student learns the states of the teacher that it begins "
-                f"with, and student.start is {self.student.start}; set student.start: teacher"
+                f"with, and student.start is {self.student.start}; set student.start=teacher, or stage1.states=0"
             )
         self._classes_fit()
         self._methods_fit()
