@@ -51,8 +51,7 @@ class Comparing(Student):
         self.token = nn.Linear(encoder.hidden_size, 1)
         self.seen: list[Tensor] = []
         if isinstance(encoder, FirstTokenEncoder) and encoder.layers > 1:
-            norm = encoder.base.encoder.layer[-2].output.LayerNorm
-            norm.register_forward_hook(lambda _, inputs, output: self.seen.append(output))
+            keep_states(encoder, [encoder.layers - 2], self.seen)
         else:
             say("the encoder's cosine is not learned token by token: there is no layer below the last to read from")
 
@@ -72,6 +71,14 @@ class Comparing(Student):
         if packing is not None:
             read = nn.utils.rnn.pad_sequence(read.split(packing.starts.diff().tolist()), batch_first=True)
         return logits._replace(tokens=nn.functional.pad(read, (0, self.width - read.shape[1])))
+
+
+def keep_states(encoder: FirstTokenEncoder, layers: list[int], kept: list[Tensor]) -> list[nn.LayerNorm]:
+    """Collect the output of these layers (indices) at every forward, [n, T, d] each; returns the norms that give it."""
+    norms = [encoder.base.encoder.layer[layer].output.LayerNorm for layer in layers]
+    for norm in norms:
+        norm.register_forward_hook(lambda _, inputs, output: kept.append(output))
+    return norms
 
 
 def own_cosine(workspace: Workspace, recipe: Recipe, pairs: Pairs) -> Step:

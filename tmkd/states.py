@@ -3,8 +3,8 @@
 Each of n layers stands for a run of the teacher's: of three for six, the first for the first two. So after each of
 them every token is to look as it does in the teacher after that run (hidden states: Jiao et al. 2020, "TinyBERT",
 section 3; the layers: Sanh et al. 2019, "DistilBERT", section 3). A soft label is a number a pair, these are hundreds
-of numbers a token, and pairs go further (docs/results.md, "What the student begins with"). They are too many to be
-stored (gigabytes), so this one teacher, cut after the last layer that is read, runs beside the student. Labels are
+of numbers a token, and pairs go further (docs/results.md, "What the teacher's hidden states add"). They are too many to
+be stored (gigabytes), so this one teacher, cut after the last layer that is read, runs beside the student. Labels are
 read from the store as ever.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tmkd.comparing import Comparing
+from tmkd.comparing import Comparing, keep_states
 from tmkd.encoder.checkpoint import depth, load_encoder, spaced
 from tmkd.encoder.forward import FirstTokenEncoder, Packing, PairEncoder
 from tmkd.hardware import device, use_bf16
@@ -62,8 +62,8 @@ class Following(Comparing):
                 if isinstance(module, nn.Linear):
                     module.to(torch.bfloat16)
         self.teacher = (frozen.to(device()),)
-        _keep_states(encoder, list(range(encoder.layers - 1)), self.own)
-        norms = _keep_states(frozen, [layer - 1 for layer in nexts], self.taught)
+        keep_states(encoder, list(range(encoder.layers - 1)), self.own)
+        norms = keep_states(frozen, [layer - 1 for layer in nexts], self.taught)
         self.scales = [float(norm.weight.square().mean()) for norm in norms]  # mean squares of their outputs
 
     def forward(
@@ -88,14 +88,6 @@ class Following(Comparing):
             ]
         ).mean(dim=0)  # [n, T]; packed: [tokens]
         return logits._replace(states=_mean_of_pairs(apart, attention_mask, packing))
-
-
-def _keep_states(encoder: FirstTokenEncoder, layers: list[int], kept: list[Tensor]) -> list[nn.LayerNorm]:
-    """Collect the output of these layers (indices) at every forward; the norms that give it."""
-    norms = [encoder.base.encoder.layer[layer].output.LayerNorm for layer in layers]
-    for norm in norms:
-        norm.register_forward_hook(lambda _, inputs, output: kept.append(output))
-    return norms
 
 
 def _mean_of_pairs(values: Tensor, attention_mask: Tensor | None, packing: Packing | None) -> Tensor:
