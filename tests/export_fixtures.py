@@ -42,16 +42,16 @@ def minilm_student(folder: Path, *, layers: int = 2, classes: int = 2, soft: int
 
 
 def ranking_student(folder: Path) -> Path:
-    """One layer of the MiniLM, trained for a few steps to tell the passages of `clear_pairs` apart.
+    """Two layers of the MiniLM, trained for a few steps to tell the passages of `clear_pairs` apart.
 
     The untrained students' scores are small differences of large numbers, of which 8 bits leave little.
     """
-    minilm_student(folder, layers=1, soft=1)
+    minilm_student(folder, layers=2, soft=1)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = PairTokenizer(folder, 48)
-    pairs = clear_pairs(50)
+    pairs = clear_pairs()
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
-    ids, mask, types = map(torch.from_numpy, pad(encoded.ids, encoded.type_ids, range(50), tokenizer.pad_id))
+    ids, mask, types = map(torch.from_numpy, pad(encoded.ids, encoded.type_ids, range(len(pairs)), tokenizer.pad_id))
     given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     with torch.no_grad():
         model.bert.pooler.dense.weight.copy_(torch.eye(384))

@@ -14,6 +14,7 @@ from encoder_fixtures import OURS, THEIRS, inputs, tiny
 from safetensors.torch import load_file, save_file
 
 from tmkd.encoder import find
+from tmkd.encoder.attention import FirstOfPadded, Padded
 from tmkd.encoder.checkpoint import load_encoder, load_student, save_student
 from tmkd.encoder.families import takes_token_types
 from tmkd.encoder.find import find_encoder
@@ -100,6 +101,25 @@ def test_layers_between_encoder_and_head_begin_anew_where_the_checkpoint_has_non
     save_file(weights, tmp_path / "saved" / "model.safetensors")
     with pytest.raises(EncoderError, match=r"pre_classifier\.weight"):
         load_student(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_one_query_a_pair_needs_no_keys_and_values(dropout: float) -> None:
+    torch.manual_seed(0)
+    x, bias = torch.randn(3, 7, 24), torch.randn(3, 4, 1, 7)
+    query, key, value = (torch.nn.Linear(24, 24) for _ in range(3))
+    first, cheap = Padded(bias, fused=False).first(x)
+    found = []
+    for attention in (cheap, Padded(bias, fused=False)):
+        torch.manual_seed(1)  # the same weights are dropped
+        output = attention(query(first), x, key, value, 4, dropout)
+        output.square().sum().backward()
+        found.append([output, *(p.grad.clone() for layer in (query, key, value) for p in layer.parameters())])
+        for layer in (query, key, value):
+            layer.zero_grad()
+    assert isinstance(cheap, FirstOfPadded)
+    assert [tuple(tensor.shape) for tensor in found[0]] == [tuple(tensor.shape) for tensor in found[1]]
+    assert all(torch.allclose(mine, plain, atol=1e-4) for mine, plain in zip(*found, strict=True))
 
 
 def test_fold_equals_mean_of_headers_in_any_tool(encoder_folder: Path, tmp_path: Path) -> None:

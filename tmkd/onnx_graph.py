@@ -17,6 +17,7 @@ from tmkd.encoder.forward import encoder_of
 from tmkd.errors import ExportError, MissingExtraError
 
 OPSET = 20
+GRAPH = 2  # raise it when the same student gives another graph: exports are then made anew
 
 
 class _Graph(nn.Module):

@@ -189,6 +189,7 @@ class Pipeline(Supervision):
         """The export of the taken student, folder `export/` of its step."""
         from tmkd.export import export_student
         from tmkd.gate import writable
+        from tmkd.onnx_graph import GRAPH
         from tmkd.quantise import FLOAT_STEPS, choose_calibration
 
         student, dev = self.taken().steps[0], self.data.dev
@@ -200,6 +201,7 @@ class Pipeline(Supervision):
             "calibration": calibration.digest(),
             "backends": backends,
             "int8": FLOAT_STEPS,
+            "graph": GRAPH,
         }
 
         def build(folder: Path) -> None:

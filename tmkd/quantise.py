@@ -100,23 +100,25 @@ def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: P
 def left_in_float(model: Any, float_step: int) -> list[str]:
     """Names of the products that are not quantised: of a graph with products in the order of the forward.
 
-    Beside the second feed-forward products go those behind the last attention: only the first token passes there, so
-    they cost nothing.
+    Always the last attention: of every pair one row a head passes there, against weights cut head by head, for which
+    an engine has no int8 product (tmkd/encoder/attention.py). Beside the second feed-forward products go those behind
+    the last attention: only the first token passes there, so they cost nothing.
     """
-    if float_step == 0:
-        return []
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
     shapes = [
         next((weights[name] for name in node.input if len(weights.get(name, ())) == 2), None) for node in products
     ]
-    last_attention = max((i for i, shape in enumerate(shapes) if shape is None), default=-1)
-    narrowing = [
-        i
-        for i, shape in enumerate(shapes)
-        if shape is not None and shape[0] > shape[1] and i < len(shapes) - 1  # the last one is the classifier
-    ]
-    kept = {*narrowing[: 1 if float_step == 1 else None], *range(last_attention + 1, len(products))}
+    attention = [i for i, shape in enumerate(shapes) if shape is None]
+    last = [i for i in attention if all(between in attention for between in range(i, attention[-1]))]
+    kept = set(last)
+    if float_step > 0:
+        narrowing = [
+            i
+            for i, shape in enumerate(shapes)
+            if shape is not None and shape[0] > shape[1] and i < len(shapes) - 1  # the last one is the classifier
+        ]
+        kept |= {*narrowing[: 1 if float_step == 1 else None], *range(max(last, default=-1) + 1, len(products))}
     return [products[i].name for i in sorted(kept)]
 
 

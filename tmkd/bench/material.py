@@ -107,13 +107,13 @@ class Weights:
         return self.folder / "calibration"
 
     def flops(self, questions: list[str], passages: list[str]) -> float:
-        """Useful operations of one forward over these pairs: no padding, only the first token in the last layer."""
+        """Useful operations of one forward over these pairs: no padding, and only what the last first token needs."""
         config = _config(self.student)
         tokens = PairTokenizer(self.student, self.max_length).encode(questions, passages).lengths.astype(np.float64)
         d, wide, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-        attention = 4 * tokens**2 * d
-        whole = 2 * tokens * (4 * d * d + 2 * d * wide) + attention
-        last = 2 * tokens * 2 * d * d + 2 * (2 * d * d + 2 * d * wide) + 4 * tokens * d
+        products = 2 * (4 * d * d + 2 * d * wide)  # of one token with the weights of a layer
+        whole = tokens * products + 4 * tokens**2 * d
+        last = products + 4 * tokens * config["num_attention_heads"] * d  # tmkd/encoder/attention.py, FirstOfPadded
         return float(((layers - 1) * whole + last).sum())
 
 

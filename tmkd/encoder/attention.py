@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Attention(Protocol):
@@ -19,8 +19,8 @@ class Attention(Protocol):
     def first(self, x: Tensor) -> tuple[Tensor, Attention]:
         """The first token of every pair, and the attention in which these alone ask."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
-        """Softmax(q k' / sqrt(d / heads)) v inside every pair; shapes as the layout's x. dropout: of the weights."""
+    def __call__(self, q: Tensor, x: Tensor, key: nn.Linear, value: nn.Linear, heads: int, dropout: float) -> Tensor:
+        """Softmax(q key(x)' / sqrt(d / heads)) value(x) inside every pair; shaped as q. dropout: of the weights."""
 
 
 class Padded:
@@ -37,14 +37,12 @@ class Padded:
 
     def first(self, x: Tensor) -> tuple[Tensor, Attention]:
         """See `Attention.first`."""
-        bias = self.bias
-        if bias is not None:
-            bias = bias[:, :, :1]  # one row is all there is where the bias is of padding only
-        return x[:, :1], Padded(bias, fused=self.fused)
+        bias = None if self.bias is None else self.bias[:, :, 0]  # one row is all there is of a bias of padding only
+        return x[:, :1], FirstOfPadded(bias)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
+    def __call__(self, q: Tensor, x: Tensor, key: nn.Linear, value: nn.Linear, heads: int, dropout: float) -> Tensor:
         """See `Attention.__call__`."""
-        q, k, v = (x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2) for x in (q, k, v))
+        q, k, v = (x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2) for x in (q, key(x), value(x)))
         if self.fused:
             bias = None if self.bias is None else self.bias.to(q.dtype)
             return F.scaled_dot_product_attention(q, k, v, bias, dropout).transpose(1, 2).flatten(2)
@@ -55,6 +53,42 @@ class Padded:
         if dropout > 0:
             weights = F.dropout(weights, dropout)
         return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+class FirstOfPadded:
+    """One query a pair, q is [n, 1, d]: the same numbers, and the keys and values of the tokens are never computed.
+
+    A head's scores are q (x W' + b)' = (q W) x' + q b' with the keys' W and b; its output is a (x W' + b) =
+    (a x) W' + (sum a) b with those of the values. So a weight meets one row a head where it met every token, and what
+    every token meets is one row a head: with 12 heads of 32, 1/32 of the work of keys and values.
+
+    Args:
+        bias: added to the scores, broadcastable to [n, heads, T]; None where nothing is.
+    """
+
+    def __init__(self, bias: Tensor | None) -> None:
+        self.bias = bias
+
+    def first(self, x: Tensor) -> tuple[Tensor, Attention]:
+        """See `Attention.first`."""
+        return x[:, :1], self
+
+    def __call__(self, q: Tensor, x: Tensor, key: nn.Linear, value: nn.Linear, heads: int, dropout: float) -> Tensor:
+        """See `Attention.__call__`."""
+        n, _, d = q.shape
+        of_heads = (heads, d // heads, d)  # rows of a weight, head by head
+        q = (q * (1.0 / math.sqrt(d // heads))).view(n, heads, -1).transpose(0, 1)  # [heads, n, d / heads]
+        scores = (q @ key.weight.view(of_heads)).transpose(0, 1) @ x.transpose(1, 2)  # [n, heads, T]
+        scores += (q @ key.bias.view(heads, -1, 1)).transpose(0, 1)  # moves a row as a whole: for its gradient alone
+        if self.bias is not None:
+            scores += self.bias.to(scores.dtype)
+        weights = torch.softmax(scores, dim=-1)
+        if dropout > 0:
+            weights = F.dropout(weights, dropout)
+        seen = (weights.to(x.dtype) @ x).transpose(0, 1)  # [heads, n, d]
+        context = (seen @ value.weight.view(of_heads).transpose(1, 2)).transpose(0, 1)  # [n, heads, d / heads]
+        whole = weights.sum(-1, keepdim=True) if dropout > 0 else 1.0
+        return (context + whole * value.bias.view(heads, -1)).flatten(1)[:, None]
 
 
 class Packed:
@@ -76,10 +110,10 @@ class Packed:
         one_each = torch.arange(len(self.starts), dtype=torch.int32, device=x.device)
         return x[self.starts[:-1].long()], Packed(self.starts, self.longest, one_each)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float) -> Tensor:
+    def __call__(self, q: Tensor, x: Tensor, key: nn.Linear, value: nn.Linear, heads: int, dropout: float) -> Tensor:
         """See `Attention.__call__`; without dropout."""
         assert dropout == 0, "packed batches have no dropout on attention weights"
-        q, k, v = (x.view(x.shape[0], heads, -1) for x in (q, k, v))
+        q, k, v = (x.view(x.shape[0], heads, -1) for x in (q, key(x), value(x)))
         if q.is_cuda:
             from torch.nn.attention.varlen import varlen_attn
 

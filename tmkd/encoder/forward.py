@@ -1,8 +1,9 @@
 """Pairs in, h out: our forward over the modules of a transformers checkpoint, or that module itself.
 
 Our forward has the same parameters under the same names and does less work. Two things are cheaper and exactly equal
-(METHOD.md, "Exactly equal, and cheaper"): only the first token of the last layer is computed, and attention runs in
-the layout that suits the machine (tmkd/encoder/attention.py). The same code trains, labels and is exported.
+(METHOD.md, "Exactly equal, and cheaper"): only the first token of the last layer is computed, without the keys and
+values of the others; and attention runs in the layout that suits the machine (tmkd/encoder/attention.py). The same
+code trains, labels and is exported.
 """
 
 from __future__ import annotations
@@ -220,7 +221,7 @@ class FirstTokenEncoder(PairEncoder):
             layer.get_submodule(name) for name in (parts.query, parts.key, parts.value, parts.out, parts.norm)
         )
         dropout = self.dropout if self.training else 0.0
-        context = attention(query(asking), key(x), value(x), self.heads, dropout)
+        context = attention(query(asking), x, key, value, self.heads, dropout)
         y = norm(self._drop(out(context)) + asking)
         wide = self.activation(layer.intermediate.dense(y))
         return layer.output.LayerNorm(self._drop(layer.output.dense(wide)) + y)  # type: ignore[no-any-return]
