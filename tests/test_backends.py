@@ -17,10 +17,11 @@ import numpy as np
 import onnx
 import pytest
 from export_fixtures import clear_pairs, exported, texts, with_every_backend
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from tmkd.backends import KNOWN_BACKENDS
-from tmkd.batching import engine_batches, padded_width
+from tmkd.backends import KNOWN_BACKENDS, Inputs
+from tmkd.batching import engine_batches, engine_shapes, padded_width
 from tmkd.errors import ExportError, MissingExtraError
 from tmkd.export import export_student
 from tmkd.gate import BACKENDS, Material
@@ -319,8 +320,26 @@ def test_an_engine_sees_few_shapes() -> None:
         for rows in batches:
             shapes.add((len(rows), padded_width(int(lengths[rows].max()))))
             assert len(rows) * padded_width(int(lengths[rows].max())) <= 2048
-    assert len(shapes) <= 24 * 8  # widths to 192 in steps of 8, powers of two to 128
+    assert shapes <= set(engine_shapes(192, 2048))
+    assert len(engine_shapes(192, 2048)) <= 24 * 8  # widths to 192 in steps of 8, powers of two to 128
     assert engine_batches(np.array([], dtype=np.int64), 2048, parts=2) == []
+
+
+@pytest.mark.parametrize("backend", KNOWN_BACKENDS)
+def test_a_warm_engine_meets_no_new_shape(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Scorer(with_every_backend("ranking"), backend=backend, threads=2)
+    questions, passages = texts(150, seed=2)
+    before, seen, engine = scorer.logits(questions, passages), set(), scorer._engine
+
+    def watched(inputs: Inputs) -> NDArray[np.float32]:
+        seen.add(inputs["input_ids"].shape)
+        return engine(inputs)
+
+    monkeypatch.setattr(scorer, "_engine", watched)
+    scorer.warm_up()
+    warm = set(seen)
+    np.testing.assert_array_equal(scorer.logits(questions, passages), before)
+    assert seen == warm
 
 
 def test_near_passages_may_change_places() -> None:

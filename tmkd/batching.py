@@ -73,6 +73,12 @@ def engine_batches(lengths: NDArray[np.integer], token_budget: int, parts: int) 
     return batches
 
 
+def engine_shapes(max_length: int, token_budget: int) -> list[tuple[int, int]]:
+    """Rows and width of every batch that `engine_batches` can give, but for one row that is longer than the budget."""
+    widths = range(WIDTH_STEP, padded_width(max_length) + 1, WIDTH_STEP)
+    return [(1 << power, width) for width in widths for power in range((token_budget // width).bit_length())]
+
+
 def micro_batches(lengths: NDArray[np.integer], token_budget: int) -> list[IntArray]:
     """The rows of one step in equal parts of like length, each within the token budget, longest first.
 

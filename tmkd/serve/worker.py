@@ -78,6 +78,7 @@ def open_model(kind: str, folder: Path, backend: str, threads: int | None) -> _M
         from tmkd.runtime import Scorer
 
         model = Scorer(folder, backend=backend, threads=threads)
+        model.warm_up()
     if model.classes != 2:
         raise ExportError(f"{folder} has {model.classes} classes; a server ranks with a student of two")
     return model

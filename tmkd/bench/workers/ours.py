@@ -69,6 +69,7 @@ def export(options):
 
     keep_freed_memory()  # as `tmkd score` does
     scorer = Scorer(Path(options["model"]), backend=options["backend"], threads=options["threads"])
+    scorer.warm_up()  # as the server does
 
     def run(questions, passages, labels):
         return scorer.scores(questions, passages)
