@@ -109,6 +109,15 @@ def test_one_class_only_has_an_accuracy_and_nothing_else() -> None:
     assert set(results.to_json()["methods"][0]) == {"name", "kind", "seeds", "accuracy"}
 
 
+@pytest.mark.parametrize(("questions", "measured"), [(100, True), (101, False)])
+def test_one_question_in_hundreds_makes_no_ranking(questions: int, measured: bool) -> None:
+    names = ["q0", *(f"q{i}" for i in range(questions))]  # the first has a right and a wrong passage, the others one
+    pairs = Pairs.build(names, [f"p{i}" for i in range(len(names))], labels=[i % 2 for i in range(len(names))])
+    results = compare(pairs, student(np.arange(len(names))), classes=2, task="t")
+    assert ("mrr" in results.metrics) is measured
+    assert "auc" in results.metrics
+
+
 @pytest.mark.parametrize(
     ("labels", "output", "said"),
     [

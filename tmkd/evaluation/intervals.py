@@ -81,7 +81,7 @@ def distributions(resamples: Resamples, logits: Floats) -> dict[str, tuple[float
         found["auc"] = _auc(resamples, logits)
     if questions.reference is not None:
         found["spearman"] = _spearman(resamples, logits)
-    if questions.ranked.any():
+    if questions.ranks:
         per_seed = [ranking_metrics(questions, log_odds(one)) for one in logits]
         counted = questions.ranked.astype(np.float64)
         for name in per_seed[0]:

@@ -46,6 +46,11 @@ class Questions:
         negative = np.bincount(group, labels == 0, minlength=len(names)) > 0
         return cls(labels, group, names, positive & negative, reference)
 
+    @property
+    def ranks(self) -> bool:
+        """Whether ranking says something of these rows: one question in a hundred, or more, has both kinds of row."""
+        return 0 < len(self.names) <= 100 * int(self.ranked.sum())
+
     def count(self, metric: str) -> int:
         """The questions that a metric is over: an interval over a single one would call any difference real."""
         return int(self.ranked.sum()) if metric in RANKING else len(self.names)
@@ -54,7 +59,7 @@ class Questions:
 def meaningful(questions: Questions, classes: int) -> tuple[str, ...]:
     """The metrics that have a meaning on these rows: accuracy, auc, Spearman's, those of ranking."""
     both = 0 < int((questions.labels == 1).sum()) < len(questions.labels)
-    ranked = tuple(RANKING) if questions.ranked.any() else ()
+    ranked = tuple(RANKING) if questions.ranks else ()
     beside = ("spearman",) if questions.reference is not None else ()
     return ("accuracy", *((("auc",) if both else ()) + beside + ranked if classes == 2 else ()))
 
