@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,9 @@ class _Model(Protocol):
     threads: int
 
     def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]: ...
+
+
+_Opened = TypeVar("_Opened", bound=_Model)
 
 
 class Teacher:
@@ -71,14 +74,16 @@ def open_model(kind: str, folder: Path, backend: str, threads: int | None) -> _M
     Raises:
         TmkdError: it cannot be opened, or it has other than two classes.
     """
-    model: _Model
     if kind == "teacher":
-        model = Teacher(folder, threads)
-    else:
-        from tmkd.runtime import Scorer
+        return _of_two_classes(Teacher(folder, threads), folder)
+    from tmkd.runtime import Scorer
 
-        model = Scorer(folder, backend=backend, threads=threads)
-        model.warm_up()
+    scorer = _of_two_classes(Scorer(folder, backend=backend, threads=threads), folder)
+    scorer.warm_up()
+    return scorer
+
+
+def _of_two_classes(model: _Opened, folder: Path) -> _Opened:
     if model.classes != 2:
         raise ExportError(f"{folder} has {model.classes} classes; a server ranks with a student of two")
     return model
