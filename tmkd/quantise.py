@@ -109,16 +109,16 @@ def left_in_float(model: Any, float_step: int) -> list[str]:
     shapes = [
         next((weights[name] for name in node.input if len(weights.get(name, ())) == 2), None) for node in products
     ]
-    attention = [i for i, shape in enumerate(shapes) if shape is None]
-    last = [i for i in attention if all(between in attention for between in range(i, attention[-1]))]
-    kept = set(last)
+    end = max((i + 1 for i, shape in enumerate(shapes) if shape is None), default=0)
+    begin = max((i + 1 for i, shape in enumerate(shapes[:end]) if shape is not None), default=0)
+    kept = {*range(begin, end)}  # the last attention
     if float_step > 0:
         narrowing = [
             i
             for i, shape in enumerate(shapes)
             if shape is not None and shape[0] > shape[1] and i < len(shapes) - 1  # the last one is the classifier
         ]
-        kept |= {*narrowing[: 1 if float_step == 1 else None], *range(max(last, default=-1) + 1, len(products))}
+        kept |= {*narrowing[: 1 if float_step == 1 else None], *range(end, len(products))}
     return [products[i].name for i in sorted(kept)]
 
 

@@ -47,12 +47,15 @@ class Padded:
             bias = None if self.bias is None else self.bias.to(q.dtype)
             return F.scaled_dot_product_attention(q, k, v, bias, dropout).transpose(1, 2).flatten(2)
         scores = (q * (1.0 / math.sqrt(q.shape[-1]))) @ k.transpose(-1, -2)
-        if self.bias is not None:
-            scores += self.bias.to(scores.dtype)  # a wider bias would widen all that follows
-        weights = torch.softmax(scores, dim=-1)
-        if dropout > 0:
-            weights = F.dropout(weights, dropout)
-        return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+        return (_weights(scores, self.bias, dropout).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+def _weights(scores: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """Attention weights, shaped as the scores, which are changed in place."""
+    if bias is not None:
+        scores += bias.to(scores.dtype)  # a wider bias would widen all that follows
+    weights = torch.softmax(scores, dim=-1)
+    return F.dropout(weights, dropout) if dropout > 0 else weights
 
 
 class FirstOfPadded:
@@ -80,11 +83,7 @@ class FirstOfPadded:
         q = (q * (1.0 / math.sqrt(d // heads))).view(n, heads, -1).transpose(0, 1)  # [heads, n, d / heads]
         scores = (q @ key.weight.view(of_heads)).transpose(0, 1) @ x.transpose(1, 2)  # [n, heads, T]
         scores += (q @ key.bias.view(heads, -1, 1)).transpose(0, 1)  # moves a row as a whole: for its gradient alone
-        if self.bias is not None:
-            scores += self.bias.to(scores.dtype)
-        weights = torch.softmax(scores, dim=-1)
-        if dropout > 0:
-            weights = F.dropout(weights, dropout)
+        weights = _weights(scores, self.bias, dropout)
         seen = (weights.to(x.dtype) @ x).transpose(0, 1)  # [heads, n, d]
         context = (seen @ value.weight.view(of_heads).transpose(1, 2)).transpose(0, 1)  # [n, heads, d / heads]
         whole = weights.sum(-1, keepdim=True) if dropout > 0 else 1.0

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +37,6 @@ class _Model(Protocol):
     threads: int
 
     def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]: ...
-
-
-_Opened = TypeVar("_Opened", bound=_Model)
 
 
 class Teacher:
@@ -74,18 +71,13 @@ def open_model(kind: str, folder: Path, backend: str, threads: int | None) -> _M
     Raises:
         TmkdError: it cannot be opened, or it has other than two classes.
     """
-    if kind == "teacher":
-        return _of_two_classes(Teacher(folder, threads), folder)
     from tmkd.runtime import Scorer
 
-    scorer = _of_two_classes(Scorer(folder, backend=backend, threads=threads), folder)
-    scorer.warm_up()
-    return scorer
-
-
-def _of_two_classes(model: _Opened, folder: Path) -> _Opened:
+    model: _Model = Teacher(folder, threads) if kind == "teacher" else Scorer(folder, backend=backend, threads=threads)
     if model.classes != 2:
         raise ExportError(f"{folder} has {model.classes} classes; a server ranks with a student of two")
+    if isinstance(model, Scorer):
+        model.warm_up()
     return model
 
 
