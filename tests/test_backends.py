@@ -336,6 +336,8 @@ def test_a_warm_engine_meets_no_new_shape(backend: str, monkeypatch: pytest.Monk
         return engine(inputs)
 
     monkeypatch.setattr(scorer, "_engine", watched)
+    scorer.warm_up(within=0)
+    assert not seen  # no time, no shape
     scorer.warm_up()
     warm = set(seen)
     np.testing.assert_array_equal(scorer.logits(questions, passages), before)

@@ -222,6 +222,31 @@ def evaluate(
 
 
 @app.command()
+def overall(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN[=METRIC]...", help="finished runs' folders, or their results.json")
+    ],
+    method: Annotated[str, typer.Option(help="the one that is compared with the others")] = "tmkd",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write the numbers there too (- for standard output)")
+    ] = None,
+) -> None:
+    """What a method keeps of the ensemble over several tasks, and whether it is ahead of the others on their mean.
+
+    A task counts by ROC-AUC, else by accuracy, unless another metric is named.
+
+    Example: tmkd overall workspace/runs/webqa workspace/runs/wikiqa=map workspace/runs/snli
+    """
+    from tmkd.evaluation.overall import Overall, Task
+
+    found = Overall.of([Task.read(run) for run in runs], method)
+    if json_file is None or str(json_file) != "-":
+        tables.print(found.table())
+        say(found.sentence())
+    write_numbers(json_file, found.to_json())
+
+
+@app.command()
 def study(
     file: Annotated[Path, typer.Argument(metavar="STUDY", help="a YAML file, such as recipes/studies/options.yaml")],
     overrides: Annotated[

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -199,16 +200,21 @@ class Scorer:
         """Softmax of the logits, [N, C] float64."""
         return softmax(self.logits(questions, passages, on_batch))
 
-    def warm_up(self) -> None:
+    def warm_up(self, within: float = 20.0) -> None:
         """Run a micro-batch of every shape, in a second or two: later calls never wait for the engine to prepare one.
 
         For a process that serves; without it a question that brings new shapes takes up to a fifth longer, once.
-        """
-        list(self._pool.map(self._run_shape, engine_shapes(self.max_length, TOKEN_BUDGET)))
 
-    def _run_shape(self, shape: tuple[int, int]) -> None:
-        ones = np.ones(shape, dtype=np.int64)
-        self._engine({"input_ids": ones, "attention_mask": ones, "token_type_ids": np.zeros_like(ones)})
+        Args:
+            within: seconds after which the shapes that are left stay as they are; a deep student would take minutes.
+        """
+        run = partial(self._run_shape, time.monotonic() + within)
+        list(self._pool.map(run, engine_shapes(self.max_length, TOKEN_BUDGET)))
+
+    def _run_shape(self, until: float, shape: tuple[int, int]) -> None:
+        if time.monotonic() < until:
+            ones = np.ones(shape, dtype=np.int64)
+            self._engine({"input_ids": ones, "attention_mask": ones, "token_type_ids": np.zeros_like(ones)})
 
     def _run(self, encoded: Encoded, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         input_ids, mask, types = pad(encoded.ids, encoded.type_ids, rows, self._tokenizer.pad_id)

@@ -27,6 +27,7 @@ TITLES = {
     "mrr": "MRR",
     "map": "MAP",
     "ndcg@10": "nDCG@10",
+    "mean": "the mean over tasks",
 }
 
 

@@ -1,0 +1,153 @@
+"""What a method keeps over several tasks, and whether it is ahead of the others on their mean.
+
+Reads the results.json of finished runs. A task counts by one metric: what is kept above chance where chance is known
+(ROC-AUC, accuracy), else the share of the ensemble's figure. Tasks have different rows, so their differences are
+independent: the interval of their mean has the root of the sum of the squared half-widths, over the number of tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from tmkd.errors import DataError
+from tmkd.evaluation.compare import ENSEMBLE, METRICS, TITLES, Difference, verdict
+from tmkd.evaluation.intervals import Interval
+
+MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run's results and the metric that it counts by.
+
+    Attributes:
+        methods: the entries of results.json by name.
+        differences: of two methods in that metric, by their names.
+    """
+
+    name: str
+    metric: str
+    methods: dict[str, dict[str, Any]]
+    differences: dict[tuple[str, str], Interval]
+
+    @classmethod
+    def read(cls, given: str) -> Task:
+        """`PATH` or `PATH=METRIC`, a run's folder or its results.json; ROC-AUC, else accuracy, where none is named.
+
+        Raises:
+            DataError: there is no such file, it is no results.json, or the metric is not in it.
+        """
+        place, _, wanted = given.partition("=")
+        path = Path(place)
+        path = path / "report" / "results.json" if path.is_dir() else path
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            methods = {row["name"]: row for row in content["methods"]}
+            found = content["differences"]
+            name = str(content["task"])
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file; give a finished run's folder or its results.json") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is no results.json of `tmkd run` ({type(error).__name__}: {error})") from None
+        there = [metric for metric in METRICS if any(metric in row for row in methods.values())]
+        metric = wanted or ("auc" if "auc" in there else "accuracy")
+        if metric not in there:
+            raise DataError(f"{given}: {path} has no {metric!r}; it has {', '.join(there)}")
+        differences: dict[tuple[str, str], Interval] = {}
+        for one in found:
+            if one["metric"] == metric:
+                value = Interval(one["mean"], one["low"], one["high"])
+                differences[one["first"], one["second"]] = value
+                differences[one["second"], one["first"]] = value.negated()
+        return cls(name, metric, methods, differences)
+
+    def kept(self, method: str) -> float | None:
+        """The share of the ensemble's figure, above chance where that is known."""
+        row = self.methods[method]
+        for shares in ("kept_above_chance", "kept"):
+            if self.metric in row.get(shares, {}):
+                return float(row[shares][self.metric])
+        return None
+
+
+@dataclass(frozen=True)
+class Overall:
+    """Several tasks side by side.
+
+    Attributes:
+        method: the one that is compared with the others.
+        kept: by method that every task has, its share on each task, then their mean.
+        differences: `method` less every other one on the mean of the tasks' metrics.
+    """
+
+    tasks: list[Task]
+    method: str
+    kept: dict[str, list[float]]
+    differences: list[Difference]
+
+    @classmethod
+    def of(cls, tasks: Sequence[Task], method: str) -> Overall:
+        """Raises DataError: a task without the method, without an ensemble, or named twice."""
+        names = [task.name for task in tasks]
+        for task in tasks:
+            if names.count(task.name) > 1:
+                raise DataError(f"two of the results are of the task {task.name!r}; a task counts once")
+            for needed in (method, ENSEMBLE):
+                if needed not in task.methods:
+                    raise DataError(f"the results of {task.name} have no {needed!r}: {', '.join(task.methods)}")
+        shared = [name for name in tasks[0].methods if all(name in task.methods for task in tasks)]
+        kept: dict[str, list[float]] = {}
+        for name in shared:
+            shares = [share for task in tasks if (share := task.kept(name)) is not None]
+            if len(shares) == len(tasks):
+                kept[name] = [*shares, sum(shares) / len(shares)]
+        differences = []
+        for other in shared:
+            found = [task.differences[method, other] for task in tasks if (method, other) in task.differences]
+            if len(found) == len(tasks):
+                differences.append(Difference(method, other, MEAN, mean_of(found)))
+        return cls(list(tasks), method, kept, differences)
+
+    def table(self) -> Table:
+        """For a terminal: what is kept on each task and on their mean, and how far ahead the method is."""
+        table = Table(title="share of the ensemble's figure that is kept, above chance where chance is known")
+        for column in ("method", *(f"{task.name}\n{TITLES[task.metric]}" for task in self.tasks), "mean"):
+            table.add_column(column, justify="left" if column == "method" else "right")
+        table.add_column(f"{self.method} is ahead by\n(mean of the metrics)", justify="right")
+        ahead = {one.second: one.value for one in self.differences}
+        for name, shares in self.kept.items():
+            value = ahead.get(name)
+            span = f"{value.mean:+.3f} ({value.low:+.3f} to {value.high:+.3f})" if value else ""
+            table.add_row(name, *(f"{share:.1%}" for share in shares), span)
+        return table
+
+    def sentence(self) -> str:
+        """Which differences on the mean are real, which are not shown."""
+        return verdict(self.method, self.differences) if self.differences else "there is nothing to compare it with"
+
+    def to_json(self) -> dict[str, Any]:
+        """{"method", "tasks", "kept", "differences", "verdict"}."""
+        names = [*(task.name for task in self.tasks), MEAN]
+        return {
+            "method": self.method,
+            "tasks": {task.name: task.metric for task in self.tasks},
+            "kept": {method: dict(zip(names, shares, strict=True)) for method, shares in self.kept.items()},
+            "differences": [one.to_json() for one in self.differences],
+            "verdict": self.sentence(),
+        }
+
+
+def mean_of(found: Sequence[Interval]) -> Interval:
+    """The mean of independent values, its interval from theirs (each half on its own)."""
+    count = len(found)
+    mean = sum(one.mean for one in found) / count
+    below = math.sqrt(sum((one.mean - one.low) ** 2 for one in found)) / count
+    above = math.sqrt(sum((one.high - one.mean) ** 2 for one in found)) / count
+    return Interval(mean, mean - below, mean + above)
