@@ -64,6 +64,11 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         Task.read(f"{run}=map")
     with pytest.raises(DataError, match="none: no such file"):
         Task.read(str(tmp_path / "none"))
+    halved = json.loads((run / "report" / "results.json").read_text())
+    del halved["differences"][0]["low"]
+    (tmp_path / "halved.json").write_text(json.dumps(halved))
+    with pytest.raises(DataError, match=r"halved\.json is no results\.json"):
+        Task.read(str(tmp_path / "halved.json"))
     (tmp_path / "text.json").write_text("{}")
     with pytest.raises(DataError, match=r"text\.json is no results.json"):
         Task.read(str(tmp_path / "text.json"))

@@ -84,7 +84,7 @@ class Outcome:
         for column in ("", "BM25 alone", "retrieve and rank", "difference"):
             found.add_column(column, justify="left" if not column else "right")
         for name, value in self.quality.items():
-            found.add_row(name, *map(_cell, (value.bm25, value.ranked)), _cell(value.difference, signed=True))
+            found.add_row(name, f"{value.bm25:.3f}", f"{value.ranked:.3f}", f"{value.difference:+.3f}")
         tables.print(found)
         clock = Table(title=f"milliseconds of one question, warm ({self.backend}; {machine()})", title_justify="left")
         for column in ("", "median", "95th percentile"):
@@ -92,11 +92,6 @@ class Outcome:
         for stage, values in self.milliseconds.items():
             clock.add_row(stage, *(f"{value:.1f}" for value in np.percentile(values, [50, 95])))
         tables.print(clock)
-
-
-def _cell(value: Interval, *, signed: bool = False) -> str:
-    form = "+.3f" if signed else ".3f"
-    return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})"
 
 
 def measure(

@@ -34,6 +34,10 @@ class Interval:
     low: float
     high: float
 
+    def __format__(self, form: str) -> str:
+        """`f"{interval:+.3f}"` is "+0.123 (+0.100 to +0.150)": each number in that form."""
+        return f"{self.mean:{form}} ({self.low:{form}} to {self.high:{form}})"
+
     def negated(self) -> Interval:
         """Of the same difference, the other way round."""
         return Interval(0.0 - self.mean, 0.0 - self.high, 0.0 - self.low)  # 0.0, never -0.0

@@ -50,7 +50,10 @@ class Task:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             methods = {row["name"]: row for row in content["methods"]}
-            found = content["differences"]
+            found = [
+                (one["metric"], one["first"], one["second"], Interval(one["mean"], one["low"], one["high"]))
+                for one in content["differences"]
+            ]
             name = str(content["task"])
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; give a finished run's folder or its results.json") from None
@@ -60,12 +63,9 @@ class Task:
         metric = wanted or ("auc" if "auc" in there else "accuracy")
         if metric not in there:
             raise DataError(f"{given}: {path} has no {metric!r}; it has {', '.join(there)}")
-        differences: dict[tuple[str, str], Interval] = {}
-        for one in found:
-            if one["metric"] == metric:
-                value = Interval(one["mean"], one["low"], one["high"])
-                differences[one["first"], one["second"]] = value
-                differences[one["second"], one["first"]] = value.negated()
+        own = [(first, second, value) for of, first, second, value in found if of == metric]
+        differences = {(first, second): value for first, second, value in own}
+        differences |= {(second, first): value.negated() for first, second, value in own}
         return cls(name, metric, methods, differences)
 
     def kept(self, method: str) -> float | None:
@@ -121,11 +121,9 @@ class Overall:
         for column in ("method", *(f"{task.name}\n{TITLES[task.metric]}" for task in self.tasks), "mean"):
             table.add_column(column, justify="left" if column == "method" else "right")
         table.add_column(f"{self.method} is ahead by\n(mean of the metrics)", justify="right")
-        ahead = {one.second: one.value for one in self.differences}
+        ahead = {one.second: f"{one.value:+.3f}" for one in self.differences}
         for name, shares in self.kept.items():
-            value = ahead.get(name)
-            span = f"{value.mean:+.3f} ({value.low:+.3f} to {value.high:+.3f})" if value else ""
-            table.add_row(name, *(f"{share:.1%}" for share in shares), span)
+            table.add_row(name, *(f"{share:.1%}" for share in shares), ahead.get(name, ""))
         return table
 
     def sentence(self) -> str:

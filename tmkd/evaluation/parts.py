@@ -89,6 +89,6 @@ def part_table(title: str, parts: Sequence[Part], metrics: Sequence[str], column
         for name in metrics:
             lead = part.behind[name].value if name in part.behind else None
             cells.append(f"{part.metrics[name].mean:.3f}" if name in part.metrics else "")
-            cells.append("" if lead is None else f"{lead.mean:+.3f} ({lead.low:+.3f} to {lead.high:+.3f})")
+            cells.append("" if lead is None else f"{lead:+.3f}")
         shown.add_row(part.name, *cells)
     return shown

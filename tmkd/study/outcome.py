@@ -126,9 +126,9 @@ class Outcome:
         """The table's cells, a line for each row."""
         found = []
         for row in self.rows:
-            cells = [_span(row.metrics[name]) if name in row.metrics else "" for name in self.metrics]
+            cells = [f"{row.metrics[name]:.4f}" if name in row.metrics else "" for name in self.metrics]
             difference = self.against_reference(row.task, row.variant, self.study.metric)
-            cells.insert(1, "" if difference is None else _span(difference.value, "+"))
+            cells.insert(1, "" if difference is None else f"{difference.value:+.4f}")
             seconds = "" if row.seconds is None else f"{row.seconds:,.0f}"
             found.append([*([row.task] if len(self.tasks) > 1 else []), row.variant, *cells, seconds])
         return found
@@ -186,10 +186,6 @@ class Outcome:
             f"{worse} really worse, {len(own) - better - worse} not shown to differ; the highest number is {best} "
             f"({value[best].mean:.3f})."
         )
-
-
-def _span(value: Interval, sign: str = "") -> str:
-    return f"{value.mean:{sign}.4f} ({value.low:{sign}.4f} to {value.high:{sign}.4f})"
 
 
 def _plain(cell: str) -> str:
