@@ -18,7 +18,7 @@ from tmkd.encoder.attention import FirstOfPadded, Padded
 from tmkd.encoder.checkpoint import load_encoder, load_student, save_student
 from tmkd.encoder.families import takes_token_types
 from tmkd.encoder.find import find_encoder
-from tmkd.encoder.forward import PairEncoder
+from tmkd.encoder.forward import Batch, PairEncoder
 from tmkd.errors import EncoderError
 from tmkd.losses import golden_loss
 from tmkd.student import Student
@@ -42,11 +42,11 @@ def test_outputs_and_gradients_equal_transformers(encoder_folder: Path, tmp_path
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
     ids, mask, types = inputs(encoder_folder)
     labels = torch.arange(len(ids)) % 2
-    golden_loss(ours(ids, mask, types).golden, labels).mean().backward()
+    golden_loss(ours(Batch(ids, mask, types)).golden, labels).mean().backward()
     extra = {"token_type_ids": types} if takes_token_types(theirs.config) else {}
     output = theirs(input_ids=ids, attention_mask=mask, **extra).logits
     torch.nn.functional.cross_entropy(output, labels).backward()
-    assert torch.allclose(ours(ids, mask, types).golden, output, atol=1e-5)
+    assert torch.allclose(ours(Batch(ids, mask, types)).golden, output, atol=1e-5)
     reference = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     mine = {name: p.grad for name, p in ours.encoder.model.named_parameters() if p.grad is not None}
     assert set(mine) | {n for n in reference if "classifier" in n} >= set(reference)
@@ -80,10 +80,10 @@ def test_layers_are_the_bottom_ones_evenly_spaced_ones_or_new_ones(encoder_folde
 @pytest.mark.parametrize("model_type", ["bert", "distilbert"])
 def test_dropout_is_what_was_asked_for(model_type: str, tmp_path: Path) -> None:
     folder = tiny(model_type, tmp_path / "tiny")
-    ids, mask, types = inputs(folder)
+    batch = Batch(*inputs(folder))
     for dropout, same in ((0.0, True), (0.5, False)):
         encoder = load_encoder(folder, 2, dropout=dropout).train()
-        assert torch.equal(encoder(ids, mask, types), encoder(ids, mask, types)) == same
+        assert torch.equal(encoder(batch), encoder(batch)) == same
 
 
 def test_layers_between_encoder_and_head_begin_anew_where_the_checkpoint_has_none(
@@ -133,11 +133,11 @@ def test_fold_equals_mean_of_headers_in_any_tool(encoder_folder: Path, tmp_path:
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
     ids, mask, types = inputs(encoder_folder)
     with torch.no_grad():
-        logits = student(ids, mask, types)
+        logits = student(Batch(ids, mask, types))
         extra = {"token_type_ids": types} if takes_token_types(theirs.config) else {}
         folded = theirs(input_ids=ids, attention_mask=mask, **extra).logits
         expected = torch.stack([logits.golden, *logits.soft.unbind(1)]).mean(0)
-        again = load_student(tmp_path / "saved").eval()(ids, mask, types)
+        again = load_student(tmp_path / "saved").eval()(Batch(ids, mask, types))
     assert torch.allclose(folded, expected, atol=1e-5)
     assert torch.allclose(student.combine(logits), expected, atol=1e-6)
     assert torch.equal(again.soft, logits.soft)
@@ -149,12 +149,12 @@ def test_stage1_student_averages_soft_headers_only(tmp_path: Path) -> None:
     save_student(student, tmp_path / "s", folder, 64, {})
     again = load_student(tmp_path / "s").eval()
     with torch.no_grad():
-        logits = again(*inputs(folder))
+        logits = again(Batch(*inputs(folder)))
     assert not again.use_golden
     assert torch.equal(again.combine(logits), logits.soft.mean(1))
     again.start_golden_from_soft()
     with torch.no_grad():
-        assert torch.allclose(again(*inputs(folder)).golden, logits.soft.mean(1), atol=1e-6)
+        assert torch.allclose(again(Batch(*inputs(folder))).golden, logits.soft.mean(1), atol=1e-6)
 
 
 def test_tokenizer_of_a_saved_model_truncates_at_the_recipes_length(tmp_path: Path) -> None:
@@ -228,13 +228,11 @@ def test_padding_does_not_change_scores() -> None:
     model = Student(load_encoder(folder, 2, layers=2), 2).eval()
     ids, mask, types = inputs(folder)
     with torch.no_grad():
-        together = model(ids, mask, types).golden.numpy()
+        together = model(Batch(ids, mask, types)).golden.numpy()
         alone = []
         for row in range(len(ids)):
-            size = int(mask[row].sum())
-            alone.append(
-                model(ids[row : row + 1, :size], mask[row : row + 1, :size], types[row : row + 1, :size]).golden.numpy()
-            )
+            own = slice(row, row + 1), slice(int(mask[row].sum()))
+            alone.append(model(Batch(ids[own], mask[own], types[own])).golden.numpy())
     np.testing.assert_allclose(np.concatenate(alone), together, atol=1e-5)
 
 

@@ -12,6 +12,7 @@ from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import inputs, tiny
 
 from tmkd.encoder.checkpoint import load_encoder, load_student, save_student, word_embeddings
+from tmkd.encoder.forward import Batch
 from tmkd.encoder.lstm import LstmEncoder, LstmShape
 from tmkd.errors import EncoderError
 from tmkd.methods import METHODS
@@ -126,11 +127,11 @@ def test_bilstm_saves_and_loads(tmp_path: Path) -> None:
     save_student(student, tmp_path / "saved", tmp_path / "tiny", 64, {})
     again = load_student(tmp_path / "saved").eval()
     with torch.no_grad():
-        expected = student(ids, mask, types).golden
-        assert torch.equal(again(ids, mask, types).golden, expected)
+        expected = student(Batch(ids, mask, types)).golden
+        assert torch.equal(again(Batch(ids, mask, types)).golden, expected)
         # A pair's logits do not depend on what it is padded to, nor on its neighbours.
         length = int(mask[3].sum())
-        assert torch.allclose(student(ids[3:4, :length], None, None).golden, expected[3:4], atol=1e-6)
+        assert torch.allclose(student(Batch(ids[3:4, :length], None, None)).golden, expected[3:4], atol=1e-6)
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert (config["model_type"], config["hidden_size"], config["num_labels"]) == ("bilstm", 24, 2)
     (tmp_path / "saved" / "model.safetensors").write_bytes(b"x")
@@ -160,11 +161,11 @@ def test_bilstm_reads_both_texts(tmp_path: Path) -> None:
     ids, mask, types = inputs(tmp_path / "tiny", 1)
     end = int((ids[0] == 102).nonzero()[0])
     with torch.no_grad():
-        before = student(ids, mask, types).golden
+        before = student(Batch(ids, mask, types)).golden
         for place in (1, end + 1):  # a word of the question, a word of the passage
             other = ids.clone()
             other[0, place] = 2000
-            assert not torch.allclose(student(other, mask, types).golden, before)
+            assert not torch.allclose(student(Batch(other, mask, types)).golden, before)
 
 
 def test_bilstm_takes_embeddings_and_tokenizer_of_the_best_teacher(

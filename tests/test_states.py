@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from tmkd.batching import pack, pad
 from tmkd.encoder.checkpoint import load_encoder, load_student, save_student
 from tmkd.encoder.families import takes_token_types
-from tmkd.encoder.forward import Packing, PairEncoder
+from tmkd.encoder.forward import Batch, Packing, PairEncoder
 from tmkd.states import Following
 from tmkd.student import Student
 from tmkd.tokenizer import Encoded, PairTokenizer
@@ -37,14 +37,19 @@ def followed(family: str, folder: Path, layers: int = 2) -> tuple[Following, Pat
     return student, teacher, encoded, tokenizer.pad_id
 
 
+def padded(encoded: Encoded, pad_id: int) -> Batch:
+    ids, mask, types = (torch.from_numpy(a) for a in pad(encoded.ids, encoded.type_ids, [0, 1], pad_id))
+    return Batch(ids, mask, types, rows=torch.tensor([0, 1]))
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "mpnet"])
 def test_the_distance_is_that_of_the_modules_states(family: str, tmp_path: Path) -> None:
     student, folder, encoded, pad_id = followed(family, tmp_path)
-    ids, mask, types = (torch.from_numpy(a) for a in pad(encoded.ids, encoded.type_ids, [0, 1], pad_id))
-    found = student(ids, mask, types).states
+    batch = padded(encoded, pad_id)
+    found = student(batch).states
     teacher = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    given = {"input_ids": ids, "attention_mask": mask, "output_hidden_states": True}
-    given |= {"token_type_ids": types} if takes_token_types(teacher.config) else {}
+    given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "output_hidden_states": True}
+    given |= {"token_type_ids": batch.token_type_ids} if takes_token_types(teacher.config) else {}
     with torch.no_grad():
         taught = teacher(**given).hidden_states  # embeddings, then after each layer
         encoder: PairEncoder = student.encoder  # type: ignore[assignment]
@@ -58,28 +63,56 @@ def test_the_distance_is_that_of_the_modules_states(family: str, tmp_path: Path)
 
 def test_a_student_as_deep_as_its_teacher_is_where_it_is(tmp_path: Path) -> None:
     student, _, encoded, pad_id = followed("bert", tmp_path, layers=4)
-    found = student(*(torch.from_numpy(a) for a in pad(encoded.ids, encoded.type_ids, [0, 1], pad_id))).states
+    found = student(padded(encoded, pad_id)).states
     assert torch.allclose(found, torch.zeros(2), atol=1e-9)
 
 
 def test_packed_and_padded_batches_are_as_far(tmp_path: Path) -> None:
     student, _, encoded, pad_id = followed("bert", tmp_path)
-    padded = student(*(torch.from_numpy(a) for a in pad(encoded.ids, encoded.type_ids, [0, 1], pad_id))).states
+    rectangle = student(padded(encoded, pad_id)).states
     ids, types, starts = (torch.from_numpy(a) for a in pack(encoded.ids, encoded.type_ids, [0, 1]))
-    packed = student(ids, None, types, Packing(starts, 32)).states
-    assert torch.allclose(padded, packed, rtol=1e-4)
+    packed = student(Batch(ids, None, types, Packing(starts, 32))).states
+    assert torch.allclose(rectangle, packed, rtol=1e-4)
 
 
 def test_the_teacher_is_neither_trained_nor_saved(tmp_path: Path) -> None:
     student, _, encoded, pad_id = followed("bert", tmp_path)
-    batch = [torch.from_numpy(a) for a in pad(encoded.ids, encoded.type_ids, [0, 1], pad_id)]
-    student(*batch).states.sum().backward()
+    batch = padded(encoded, pad_id)
+    student(batch).states.sum().backward()
     trained = {name for name, parameter in student.named_parameters() if parameter.grad is not None}
     assert trained  # the layers below the last, and nothing above them
     assert all(".layer.0." in name for name in trained)
     assert not any(parameter.requires_grad for parameter in student.teacher[0].parameters())
     assert not any("teacher" in name for name in student.state_dict())
-    assert student.eval()(*batch).states.numel() == 0  # no teacher runs where nothing is learned
+    assert student.eval()(batch).states.numel() == 0  # no teacher runs where nothing is learned
+
+
+def test_kept_states_are_those_of_the_first_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, _, encoded, pad_id = followed("bert", tmp_path)
+    batch = padded(encoded, pad_id)
+    running = student(batch).states
+    student.keep(tmp_path / "state", encoded.lengths)
+    first = student(batch).states
+    assert torch.allclose(first, running, rtol=1e-3)  # float16
+    monkeypatch.setattr(student.teacher[0], "forward", lambda batch: pytest.fail("the teacher read a pair twice"))
+    assert torch.equal(student(batch).states, first)
+    again, _, _, _ = followed("bert", tmp_path / "again")  # as after a kill: another process, the same file
+    again.load_state_dict(student.state_dict())
+    again.keep(tmp_path / "state", encoded.lengths)
+    monkeypatch.setattr(again.teacher[0], "forward", lambda batch: pytest.fail("the teacher read a pair twice"))
+    assert torch.equal(again(batch).states, first)
+
+
+def test_states_that_the_disk_has_no_room_for_are_computed_in_every_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student, _, encoded, pad_id = followed("bert", tmp_path)
+    running = student(padded(encoded, pad_id)).states
+    monkeypatch.setattr("tmkd.states.SHARE_OF_DISK", 0.0)
+    student.keep(tmp_path / "state", encoded.lengths)
+    assert "it runs in every pass" in capsys.readouterr().err
+    assert torch.equal(student(padded(encoded, pad_id)).states, running)
+    assert not list((tmp_path / "state").iterdir())
 
 
 @pytest.mark.parametrize("loss", ["kl", "margin_mse"])

@@ -17,7 +17,7 @@ from tmkd.batching import pack, pad
 from tmkd.comparing import Comparing, TokenTargets, own_cosine
 from tmkd.encoder.checkpoint import load_encoder, load_student
 from tmkd.encoder.cosine import SHARPNESS, cosine_by_token, cosine_logits
-from tmkd.encoder.forward import Packing
+from tmkd.encoder.forward import Batch, Packing
 from tmkd.pairs.record import Pairs
 from tmkd.recipe import Training, load_recipe
 from tmkd.student import Logits
@@ -79,9 +79,9 @@ def test_packed_and_padded_batches_read_the_same_numbers(tmp_path: Path) -> None
     torch.manual_seed(0)
     model, tokenizer = Comparing(load_encoder(folder, 2), 2, width=32), PairTokenizer(folder, 32)
     encoded = tokenizer.encode(["how to sort", "why"], ["sort the keys by their values", "so"])
-    padded = model(*(torch.from_numpy(a) for a in pad(encoded.ids, encoded.type_ids, [0, 1], tokenizer.pad_id)))
+    padded = model(Batch(*map(torch.from_numpy, pad(encoded.ids, encoded.type_ids, [0, 1], tokenizer.pad_id))))
     ids, types, starts = (torch.from_numpy(a) for a in pack(encoded.ids, encoded.type_ids, [0, 1]))
-    packed = model(ids, None, types, Packing(starts, 32))
+    packed = model(Batch(ids, None, types, Packing(starts, 32)))
     for row, length in enumerate(len(ids) for ids in encoded.ids):
         assert torch.allclose(padded.tokens[row, :length], packed.tokens[row, :length], atol=1e-5)
     assert padded.tokens.shape == packed.tokens.shape == (2, 32)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tmkd.encoder.cosine import cosine_by_token
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
-from tmkd.encoder.forward import FirstTokenEncoder, Packing, PairEncoder
+from tmkd.encoder.forward import Batch, FirstTokenEncoder, PairEncoder
 from tmkd.pairs.record import Pairs, grouped
 from tmkd.progress import say
 from tmkd.recipe import Recipe
@@ -40,7 +40,7 @@ class Comparing(Student):
     there is no layer below the last, or where the transformers module runs the encoder: its layers have no common form.
 
     Args:
-        width: most tokens of a pair.
+        width: most tokens of a pair; 0: no numbers are read.
     """
 
     def __init__(
@@ -48,28 +48,24 @@ class Comparing(Student):
     ) -> None:
         super().__init__(encoder, classes, soft_headers, use_golden=use_golden)
         self.width = width
-        self.token = nn.Linear(encoder.hidden_size, 1)
         self.seen: list[Tensor] = []
+        if not width:
+            return
+        self.token = nn.Linear(encoder.hidden_size, 1)
         if isinstance(encoder, FirstTokenEncoder) and encoder.layers > 1:
             keep_states(encoder, [encoder.layers - 2], self.seen)
         else:
             say("the encoder's cosine is not learned token by token: there is no layer below the last to read from")
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        packing: Packing | None = None,
-    ) -> Logits:
+    def forward(self, batch: Batch) -> Logits:
         """As `Student.forward`, with the tokens' numbers."""
         self.seen.clear()
-        logits = super().forward(input_ids, attention_mask, token_type_ids, packing)
+        logits = super().forward(batch)
         if not self.seen:
             return logits
         read = self.token(self.seen.pop().float())[..., 0]  # [n, T]; packed: [tokens]
-        if packing is not None:
-            read = nn.utils.rnn.pad_sequence(read.split(packing.starts.diff().tolist()), batch_first=True)
+        if batch.packing is not None:
+            read = nn.utils.rnn.pad_sequence(read.split(batch.packing.starts.diff().tolist()), batch_first=True)
         return logits._replace(tokens=nn.functional.pad(read, (0, self.width - read.shape[1])))
 
 

@@ -24,6 +24,7 @@ from tmkd.states import Following
 from tmkd.student import Logits, Student
 from tmkd.targets import COLUMN, MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss
 from tmkd.tokenizer import PairTokenizer
+from tmkd.tokens import tokens_of
 from tmkd.training import Fit
 from tmkd.workspace import Step, Workspace
 
@@ -60,10 +61,13 @@ def pretrain(
 
     def build(folder: Path) -> None:
         torch.manual_seed(seed)
-        kind: Callable[..., Student] = partial(Comparing, width=recipe.max_length) if told else Student
+        width = recipe.max_length if told else 0
+        kind: Callable[..., Student] = partial(Comparing, width=width) if told else Student
         if followed is not None:
-            kind = partial(Following, width=recipe.max_length, teacher=followed.folder, precision=recipe.precision)
+            kind = partial(Following, width=width, teacher=followed.folder, precision=recipe.precision)
         model = _new_student(recipe, numbers, classes, len(targets.names), begin, kind, use_golden=False)
+        if isinstance(model, Following) and numbers.epochs > 1:
+            model.keep(folder / "state", tokens_of(workspace, _reads(recipe), pool).lengths)
         loss = _stage1_loss(soft_part(targets, recipe.loss, questions), recipe, weight, told, pool)
         fit_and_save(
             workspace, model, pool, loss, Fit.of(numbers, seed, recipe.precision), folder,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tmkd.encoder.families import last_linear, takes_token_types
-from tmkd.encoder.forward import encoder_of
+from tmkd.encoder.forward import Batch, encoder_of
 from tmkd.errors import ExportError, MissingExtraError
 
 OPSET = 20
@@ -30,7 +30,7 @@ class _Graph(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Every argument is [n, T] int64, padded on the right."""
-        return self.last(self.encoder(input_ids, attention_mask, token_type_ids))  # type: ignore[no-any-return]
+        return self.last(self.encoder(Batch(input_ids, attention_mask, token_type_ids)))  # type: ignore[no-any-return]
 
 
 def write_onnx(model: Any, path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tmkd.encoder.forward import Packing, PairEncoder
+from tmkd.encoder.forward import Batch, PairEncoder
 from tmkd.encoder.lstm import LstmEncoder
 
 Combination = Literal["logit", "probability", "golden"]
@@ -71,15 +71,9 @@ class Student(nn.Module):
         """H: how many headers were trained."""
         return self.soft_headers + int(self.use_golden)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        packing: Packing | None = None,
-    ) -> Logits:
-        """Logits of every header, float32; arguments as in `PairEncoder.forward`."""
-        h = self.encoder(input_ids, attention_mask, token_type_ids, packing).float()
+    def forward(self, batch: Batch) -> Logits:
+        """Logits of every header, float32."""
+        h = self.encoder(batch).float()
         with torch.autocast(h.device.type, enabled=False):  # the headers cost nothing; keep them exact
             golden = self.golden(h)
             soft = torch.einsum("nd,kcd->nkc", h, self.soft_weight) + self.soft_bias

@@ -29,7 +29,7 @@ from tmkd.batching import (
     pad,
     replayed_steps,
 )
-from tmkd.encoder.forward import Packing
+from tmkd.encoder.forward import Batch, Packing
 from tmkd.errors import Diverged
 from tmkd.files import replacing
 from tmkd.hardware import attention, device, use_bf16
@@ -249,11 +249,11 @@ def _forward(model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int
         if attention() == "packed" and model.encoder.packs:
             ids, types, starts = (torch.from_numpy(a).to(where) for a in pack(encoded.ids, encoded.type_ids, rows))
             packing = Packing(starts, max(len(encoded.ids[row]) for row in rows))
-            packed: Logits = model(ids, None, types, packing)
+            packed: Logits = model(Batch(ids, None, types, packing, torch.from_numpy(rows)))
             return packed
         ids, mask, types = (torch.from_numpy(a).to(where) for a in pad(encoded.ids, encoded.type_ids, rows, pad_id))
         full = ids.numel() == sum(len(encoded.ids[row]) for row in rows)
-        logits: Logits = model(ids, None if full else mask, types)
+        logits: Logits = model(Batch(ids, None if full else mask, types, rows=torch.from_numpy(rows)))
         return logits
 
 

@@ -53,6 +53,24 @@ class Packing(NamedTuple):
     longest: int
 
 
+class Batch(NamedTuple):
+    """Some pairs as a model reads them: padded on the right to a rectangle, or packed one after another.
+
+    Attributes:
+        input_ids: [n, T] int64; packed: [tokens].
+        attention_mask: [n, T], 1 for a token and 0 for padding; None where there is no padding.
+        token_type_ids: shaped as input_ids, int64, or None for zeros; ignored by families that have none.
+        packing: where each pair lies in a packed batch; None for a padded one.
+        rows: which pairs these are of all that are trained on or scored, [n] int64; None: not told.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    token_type_ids: Tensor | None
+    packing: Packing | None = None
+    rows: Tensor | None = None
+
+
 class PairEncoder(nn.Module):
     """What both ways share.
 
@@ -86,21 +104,8 @@ class PairEncoder(nn.Module):
         """Whether packed batches can be given (`Packing`)."""
         return False
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        packing: Packing | None = None,
-    ) -> Tensor:
-        """h of every pair, [n, d]: what the checkpoint's own class feeds to its last linear layer.
-
-        Args:
-            input_ids: [n, T] int64, padded on the right; packed: [tokens].
-            attention_mask: [n, T], 1 for a token and 0 for padding; None where there is no padding.
-            token_type_ids: shaped as input_ids, int64, or None for zeros; ignored by families that have none.
-            packing: where each pair lies in a packed batch; None for a padded one.
-        """
+    def forward(self, batch: Batch) -> Tensor:
+        """h of every pair, [n, d]: what the checkpoint's own class feeds to its last linear layer."""
         raise NotImplementedError
 
 
@@ -117,20 +122,15 @@ class ModuleEncoder(PairEncoder):
             if isinstance(getattr(module, "attention_dropout", None), float):
                 module.attention_dropout = dropout
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        packing: Packing | None = None,
-    ) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """See `PairEncoder.forward`; never packed."""
-        assert packing is None
-        given = {"token_type_ids": token_type_ids} if self._types and token_type_ids is not None else {}
+        assert batch.packing is None
+        types = batch.token_type_ids
+        given = {"token_type_ids": types} if self._types and types is not None else {}
         seen: list[Tensor] = []
         hook = last_linear(self.model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
-            self.model(input_ids=input_ids, attention_mask=attention_mask, **given)
+            self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **given)
         finally:
             hook.remove()
         return seen[0]
@@ -158,20 +158,14 @@ class FirstTokenEncoder(PairEncoder):
         """Flash attention takes no bias by distance, and has no dropout."""
         return not self.family.relative_positions and self.dropout == 0
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        packing: Packing | None = None,
-    ) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """See `PairEncoder.forward`."""
-        x = self._embed(input_ids, token_type_ids, packing)
+        x = self._embed(batch)
         attention: Attention
-        if packing is None:
-            attention = Padded(self._attention_bias(x, attention_mask), fused=hardware.attention() != "matmul")
+        if batch.packing is None:
+            attention = Padded(self._attention_bias(x, batch.attention_mask), fused=hardware.attention() != "matmul")
         else:
-            attention = Packed(*packing)
+            attention = Packed(*batch.packing)
         for layer in self.base.encoder.layer[:-1]:
             x = self._layer(layer, x, x, attention)
         first, of_first = attention.first(x)
@@ -182,18 +176,19 @@ class FirstTokenEncoder(PairEncoder):
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout > 0 else x
 
-    def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None, packing: Packing | None) -> Tensor:
+    def _embed(self, batch: Batch) -> Tensor:
         tables = self.base.embeddings
-        positions = torch.arange(input_ids.shape[-1], device=input_ids.device)
-        if packing is not None:
-            positions = positions - packing.starts[:-1].long().repeat_interleave(packing.starts.diff())
+        positions = torch.arange(batch.input_ids.shape[-1], device=batch.input_ids.device)
+        if batch.packing is not None:
+            starts = batch.packing.starts
+            positions = positions - starts[:-1].long().repeat_interleave(starts.diff())
         if self.family.position_offset:  # these count from padding_idx + 1; padded on the right they are an arange
             positions = positions + (tables.padding_idx + 1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_embeddings):
-            x = tables.word_embeddings(input_ids) + tables.position_embeddings(positions)
+            x = tables.word_embeddings(batch.input_ids) + tables.position_embeddings(positions)
             types = getattr(tables, "token_type_embeddings", None)
             if types is not None:
-                x = x + (types.weight[0] if token_type_ids is None else types(token_type_ids))
+                x = x + (types.weight[0] if batch.token_type_ids is None else types(batch.token_type_ids))
             x = tables.LayerNorm(x)
         return self._drop(x)
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tmkd.encoder.forward import Packing
+from tmkd.encoder.forward import Batch
 from tmkd.errors import EncoderError
 from tmkd.files import write_json
 
@@ -68,19 +68,14 @@ class LstmEncoder(nn.Module):
         self.back = nn.LSTM(shape.embedding_size, shape.hidden_size, LAYERS, batch_first=True)
         self.dense = nn.Linear(4 * self.hidden_size, self.hidden_size)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        packing: Packing | None = None,
-    ) -> Tensor:
-        """h of every pair, [n, 2 * hidden_size]; arguments as in `PairEncoder.forward`, never packed.
+    def forward(self, batch: Batch) -> Tensor:
+        """h of every pair, [n, 2 * hidden_size]; never packed.
 
         Computed in float32 whatever the precision: an LSTM's state sums over the whole pair.
         """
-        assert packing is None
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        assert batch.packing is None
+        input_ids = batch.input_ids
+        mask = torch.ones_like(input_ids) if batch.attention_mask is None else batch.attention_mask
         with torch.autocast(input_ids.device.type, enabled=False):
             states = self._states(
                 self._drop(F.layer_norm(self.embeddings(input_ids), (self.shape.embedding_size,))), mask
