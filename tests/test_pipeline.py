@@ -292,15 +292,6 @@ def test_a_full_disk_is_said_plainly(recipe_file: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_two_writers_do_not_share_a_workspace(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
-    from tmkd.workspace import Workspace
-
-    with Workspace(tmp_path / "workspace").locked():
-        done = tmkd("teach", recipe_file, check=False)
-    assert done.returncode == 1
-    assert "in use by another" in done.stderr
-
-
 @pytest.mark.parametrize("name", sorted(p.name for p in (Path(__file__).parents[1] / "recipes").glob("*.yaml")))
 def test_shipped_recipes_are_valid(name: str) -> None:
     recipe = load_recipe(Path(__file__).parents[1] / "recipes" / name)

@@ -33,6 +33,12 @@ WorkspaceFolder = Annotated[
     Path, typer.Option("--workspace", "-w", envvar="TMKD_WORKSPACE", help="where every step's result is kept")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no bars, no notes")]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs", "-j", min=1, help="students trained side by side, each on its share of the cores: for several seeds"
+    ),
+]
 DEFAULT = Path("workspace")
 AS_RECIPE = "as in the recipe unless given"
 # Verbs that keep their steps: the same command continues.
@@ -70,20 +76,21 @@ _train_extra = partial(needs_extra, "train")
 
 @app.command()
 def run(
-    recipe: RecipeFile, overrides: Overrides = None, workspace: WorkspaceFolder = DEFAULT, quiet: Quiet = False,
+    recipe: RecipeFile, overrides: Overrides = None, workspace: WorkspaceFolder = DEFAULT, jobs: Jobs = 1,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="print results.json to standard output")] = False,
 ) -> None:  # fmt: skip
     """Every step of a recipe: teach, label, pretrain, distill, export, report.
 
     A finished step is not done again; an interrupted one continues.
 
-    Example: tmkd run recipes/demo.yaml seeds=[0,1,2]
+    Example: tmkd run recipes/demo.yaml seeds=[0,1,2] --jobs 2
     """
     pipeline = _pipeline(recipe, overrides, workspace, quiet)
     from tmkd.reporting import report
 
     with pipeline.working():
-        results = report(pipeline)
+        results = report(pipeline, jobs)
     if as_json:
         print(json.dumps(results.to_json(), indent=2))
     elif not quiet:
@@ -253,6 +260,7 @@ def study(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override keys of the study: seeds=[0,1]")
     ] = None,
     workspace: WorkspaceFolder = DEFAULT,
+    jobs: Jobs = 1,
     quiet: Quiet = False,
     only_list: Annotated[bool, typer.Option("--list", help="tell what is there, what is missing; run nothing")] = False,
     json_file: Annotated[
@@ -269,8 +277,10 @@ def study(
     with _train_extra():
         from tmkd.study.command import list_study, study_and_report
 
-    call = list_study if only_list else study_and_report
-    shown, content, notes = call(file, overrides, workspace)
+    if only_list:
+        shown, content, notes = list_study(file, overrides, workspace)
+    else:
+        shown, content, notes = study_and_report(file, overrides, workspace, jobs)
     if json_file is None or str(json_file) != "-":
         tables.print(shown)
     write_numbers(json_file, content)
@@ -335,7 +345,7 @@ def clean(
 
     place = Workspace(workspace)
     unused = place.unused()
-    with place.locked():
+    with place.locked(alone=True):
         unused += [place.tokens] if tokens and place.tokens.is_dir() else []
         if not unused:
             say("every step is needed by a run, finished or begun, or by a study")

@@ -37,6 +37,7 @@ def device() -> torch.device:
 
 
 _forced_attention = "auto"
+_jobs = 1
 
 
 def attention() -> str:
@@ -67,11 +68,23 @@ def describe(wanted: str) -> str:
 
 
 def prepare(threads: int | None = None, attention: str = "auto") -> None:
-    """Set this process up for tensor work: `threads` threads (all usable cores unless given), and freed memory kept.
+    """Set this process up for tensor work: `threads` threads (all usable cores unless given, or its share of them where
+    they are shared), and freed memory kept.
 
     `attention` forces what `hardware.attention` gives.
     """
     global _forced_attention
     _forced_attention = attention
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or _share())
     keep_freed_memory()
+
+
+def share_cores(jobs: int) -> None:
+    """From here on so many processes like this one share the usable cores."""
+    global _jobs
+    _jobs = jobs
+    torch.set_num_threads(_share())
+
+
+def _share() -> int:
+    return max(1, len(os.sched_getaffinity(0)) // _jobs)

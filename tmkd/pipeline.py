@@ -29,7 +29,7 @@ from tmkd.readiness import require_runnable
 from tmkd.supervision import Supervision
 from tmkd.targets import Replay, Targets
 from tmkd.teachers import method_logits
-from tmkd.workspace import UNFINISHED, Step
+from tmkd.workspace import UNFINISHED, Step, held
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,10 @@ class Pipeline(Supervision):
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Hold the workspace, and refuse before any work what can be refused (`tmkd.readiness`)."""
-        with self.workspace.locked():
+        """Hold the run, and refuse before any work what can be refused (`tmkd.readiness`)."""
+        name = self.recipe.name
+        busy = f"run {name} is in use by another tmkd process; wait for it, or give this one another: name={name}-2"
+        with self.workspace.locked(), held(self.run.with_name(f".{name}.lock"), busy):
             require_runnable(self)
             self.workspace.record = self.run / UNFINISHED
             yield
@@ -96,18 +98,18 @@ class Pipeline(Supervision):
 
     def train(self, method: Method) -> Student:
         """The finished students of a method, seed by seed. `m-o-m` is `1-o-1` of every teacher, step by step."""
-        steps: list[Step] = []
-        firsts = []
-        for seed in self.recipe.seeds:
-            first = self.pretrain(method, seed) if method.stage1 else None
-            if isinstance(first, Step):
-                firsts.append(first)
-            if method.students == "K":
-                each = self.labellers(self.student_pairs)
-                steps += [self.distill(METHODS["1-o-1"], None, seed, only=teacher) for teacher in each]
-            else:
-                steps.append(self.distill(method, first, seed))
-        return Student(method, tuple(steps), tuple(firsts), len(steps) // len(self.recipe.seeds))
+        found = [self.train_one(method, seed) for seed in self.recipe.seeds]
+        steps = [step for _, each in found for step in each]
+        firsts = tuple(first for first, _ in found if isinstance(first, Step))
+        return Student(method, tuple(steps), firsts, len(steps) // len(found))
+
+    def train_one(self, method: Method, seed: int) -> tuple[Step | Path | None, list[Step]]:
+        """The stage-1 student of one seed, where the method has it, and the finished student (K of `m-o-m`)."""
+        first = self.pretrain(method, seed) if method.stage1 else None
+        if method.students == "K":
+            each = self.labellers(self.student_pairs)
+            return first, [self.distill(METHODS["1-o-1"], None, seed, only=teacher) for teacher in each]
+        return first, [self.distill(method, first, seed)]
 
     def distill(self, method: Method, first: Step | Path | None, seed: int, only: int | None = None) -> Step:
         """One student: stage 2, or the only stage. `only`: as in `targets`."""

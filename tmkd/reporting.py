@@ -15,17 +15,22 @@ from tmkd.evaluation.compare import ENSEMBLE, Results, disagreements
 from tmkd.evaluation.report import write_report
 from tmkd.files import disk_errors
 from tmkd.hardware import describe
+from tmkd.jobs import train_students
 from tmkd.measure import RunModels, compare_outputs, curves, measure_exports, outputs
 from tmkd.pairs.files import write_rows
 from tmkd.pipeline import Pipeline
 from tmkd.progress import say
 
 
-def report(pipeline: Pipeline) -> Results:
-    """Every step of the recipe, then the report. Test rows are read here and nowhere else."""
+def report(pipeline: Pipeline, jobs: int = 1) -> Results:
+    """Every step of the recipe, then the report. Test rows are read here and nowhere else.
+
+    Args:
+        jobs: processes that train students side by side.
+    """
     pipeline.require_exportable()
     pipeline.label_all()
-    _ = pipeline.students
+    train_students(pipeline, jobs)
     pipeline.write_manifest()
     parity = pipeline.export()
     run = RunModels.read(pipeline.run, pipeline.workspace)

@@ -1,7 +1,8 @@
 """A workspace holds every step's result once, as steps/<kind>-<fingerprint>/; a run names the steps it used.
 
 A step is built in a folder beside its target and renamed, so a folder that exists is whole. An interrupted step's
-partial folder stays: whoever builds it again finds what was saved there and continues.
+partial folder stays: whoever builds it again finds what was saved there and continues. Processes share a workspace:
+each step is built by one of them, and the others wait for it, or do something else first (`Workspace.in_turn`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,33 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+class Busy(TmkdError):
+    """Another process is at the step."""
+
+
+@contextmanager
+def held(path: Path, busy: str, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
+    """Hold a lock file until the block ends, or the process does.
+
+    Args:
+        busy: what is said where another process holds it. wait: for that one to end. shared: with others who share it.
+
+    Raises:
+        Busy: another process holds it, and it is not waited for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise Busy(busy) from None
+            say(busy)
+            fcntl.flock(file, kind)
+        yield
+
+
 @dataclass(frozen=True)
 class Step:
     """A finished step: its kind, fingerprint and folder."""
@@ -46,7 +74,12 @@ class Workspace:
     Attributes:
         used: the steps that were asked for.
         record: a file that names them as they come (`UNFINISHED`); None: no record.
+        built: how many steps this process built.
+        patient: whether a step that another process is at is waited for; else it is `Busy`.
     """
+
+    built = 0
+    patient = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -55,16 +88,14 @@ class Workspace:
         self.record: Path | None = None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """One writer at a time; TmkdError where another process holds the workspace."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise TmkdError(
-                    f"workspace {self.root} is in use by another tmkd process; wait for it, or use --workspace"
-                ) from None
+    def locked(self, *, alone: bool = False) -> Iterator[None]:
+        """Work in the workspace, with others unless `alone`.
+
+        Raises:
+            Busy: another process works there (`alone`), or removes steps.
+        """
+        message = f"workspace {self.root} is in use by another tmkd process; wait for it, or use --workspace"
+        with held(self.root / "lock", message, shared=not alone):
             yield
 
     def step(self, kind: str, depends_on: Any, build: Callable[[Path], None], *, label: str) -> Step:
@@ -75,6 +106,9 @@ class Workspace:
             depends_on: JSON-like; everything that the result depends on.
             build: fills the folder it is given; may find what an interrupted call left there.
             label: what the log calls it.
+
+        Raises:
+            Busy: another process is at it, and the workspace is not `patient`.
         """
         step = Step(kind, mark := fingerprint(depends_on), self.root / "steps" / f"{kind}-{mark}")
         self._note(step)
@@ -82,19 +116,52 @@ class Workspace:
             if step not in self.used:
                 say(f"{label}: done before ({step.folder.name})")
         else:
-            say(f"{label}: {step.folder.name}")
-            partial = step.folder.with_name(step.folder.name + ".partial")
-            partial.mkdir(parents=True, exist_ok=True)
-            began = time.monotonic()
-            with disk_errors(partial):
-                build(partial)
-                write_json(partial / "step.json", {"kind": kind, "label": label, "depends_on": depends_on})
-                shutil.rmtree(partial / "state", ignore_errors=True)
-                partial.rename(step.folder)
-            say(f"{label}: done in {time.monotonic() - began:,.0f} s")
+            lock = self.root / "locks" / step.folder.name
+            with held(lock, f"{label}: another process is at it ({step.folder.name})", wait=self.patient):
+                if not step.folder.is_dir():
+                    self._build(step, depends_on, build, label)
+                lock.unlink(missing_ok=True)  # who waits for it still finds the step
         if step not in self.used:
             self.used.append(step)
         return step
+
+    def _build(self, step: Step, depends_on: Any, build: Callable[[Path], None], label: str) -> None:
+        say(f"{label}: {step.folder.name}")
+        partial = step.folder.with_name(step.folder.name + ".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        with disk_errors(partial):
+            build(partial)
+            write_json(partial / "step.json", {"kind": step.kind, "label": label, "depends_on": depends_on})
+            shutil.rmtree(partial / "state", ignore_errors=True)
+            partial.rename(step.folder)
+        self.built += 1
+        say(f"{label}: done in {time.monotonic() - began:,.0f} s")
+
+    def in_turn(self, works: Sequence[Callable[[], Any]]) -> None:
+        """Do all of these: first those whose steps no other process is at, then, patiently, the others.
+
+        Raises:
+            Busy: as `step` does, where the workspace is not `patient` (inside a work of another `in_turn`).
+        """
+        left = list(works)
+        if not self.patient:
+            for work in left:
+                work()
+            return
+        while left:
+            busy = []
+            for work in left:
+                self.patient = False
+                try:
+                    work()
+                except Busy:
+                    busy.append(work)
+                finally:
+                    self.patient = True
+            if len(busy) == len(left):
+                busy.pop(0)()
+            left = busy
 
     def _note(self, step: Step) -> None:
         """Let `clean` know, before hours of work, that an unfinished run needs the step."""

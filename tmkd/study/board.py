@@ -88,11 +88,12 @@ class Board:
         self.status.running = place
         self._show(f"{self.status.sentence()}; now {self.status.plan.cells[place]}")
 
-    def finish(self, place: int, seconds: float) -> None:
-        """A cell is done."""
+    def finish(self, place: int, seconds: float | None) -> None:
+        """A cell is done; seconds: what it took, where it was trained here."""
         self.status.running = None
         self.status.done.add(place)
-        self.status.seconds[place] = seconds
+        if seconds is not None:
+            self.status.seconds[place] = seconds
         if len(self.status.done) == len(self.status.plan.cells):
             self._show(self.status.sentence())
 

@@ -15,7 +15,7 @@ from tmkd.study.board import Status
 from tmkd.study.page import write_study
 from tmkd.study.plan import load_study
 from tmkd.study.run import look, run_study, seconds_of
-from tmkd.workspace import Workspace
+from tmkd.workspace import Workspace, held
 
 
 def list_study(file: Path, overrides: list[str] | None, root: Path) -> tuple[RenderableType, dict[str, Any], list[str]]:
@@ -33,14 +33,15 @@ def list_study(file: Path, overrides: list[str] | None, root: Path) -> tuple[Ren
 
 
 def study_and_report(
-    file: Path, overrides: list[str] | None, root: Path
+    file: Path, overrides: list[str] | None, root: Path, jobs: int = 1
 ) -> tuple[RenderableType, dict[str, Any], list[str]]:
     """Run what is missing and write studies/<name>/. Table, JSON-like content, notes."""
     plan, workspace = load_study(file, overrides), Workspace(root)
     folder = root / "studies" / plan.study.name
     shared = Shared()
-    with workspace.locked():
-        outcome = run_study(plan, workspace, shared)
+    busy = f"study {plan.study.name} is in use by another tmkd process; wait for it"
+    with workspace.locked(), held(folder.with_name(f".{folder.name}.lock"), busy):
+        outcome = run_study(plan, workspace, shared, jobs)
         with disk_errors(root):
             told = environment(Pipeline(plan.cells[0].recipe, workspace, shared))
             told.pop("data: note", None)  # about test rows, which a study does not read

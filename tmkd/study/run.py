@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from tmkd.errors import RecipeError, TmkdError
 from tmkd.evaluation.metrics import Floats, Questions, meaningful
 from tmkd.files import write_json
+from tmkd.jobs import helpers
 from tmkd.pairs.record import Pairs
 from tmkd.pipeline import Pipeline
 from tmkd.progress import say
@@ -122,26 +124,35 @@ def _check_rows(plan: Plan, cell: Cell, pipeline: Pipeline, rows: dict[str, Pair
         )
 
 
-def run_study(plan: Plan, workspace: Workspace, shared: Shared | None = None) -> Outcome:
-    """Train what is missing, measure on development rows. Interrupted, it keeps every finished cell."""
+def run_study(plan: Plan, workspace: Workspace, shared: Shared | None = None, jobs: int = 1) -> Outcome:
+    """Train what is missing, `jobs` students side by side, and measure on development rows. Interrupted, it keeps every
+    finished cell."""
     shared = shared or Shared()
     found = look(plan, workspace.root, shared)
     record = _Record(plan, workspace, found)
     workspace.record = record.path.with_name(UNFINISHED)
     status = Status(plan, set(found.measured), seconds_of(plan, workspace.root))
+    board = Board(status)
+
+    def train(place: int) -> None:
+        cell, built, began = plan.cells[place], workspace.built, time.monotonic()
+        board.start(place)
+        pipeline = Pipeline(cell.recipe, workspace, shared)
+        with _naming(plan, cell):
+            _check_rows(plan, cell, pipeline, found.rows)
+            found.measured[place] = _measure(pipeline)
+        here = workspace.built > built  # else another job trained it
+        seconds = (time.monotonic() - began) / jobs if here else None
+        record.write({str(cell): seconds} if seconds else None)
+        board.finish(place, seconds)
+
+    first, rest = list(found.missing)[:1], list(found.missing)[1:]
     try:
-        with Board(status) as board:
-            for place in found.missing:
-                cell = plan.cells[place]
-                board.start(place)
-                began = time.monotonic()
-                pipeline = Pipeline(cell.recipe, workspace, shared)
-                with _naming(plan, cell):
-                    _check_rows(plan, cell, pipeline, found.rows)
-                    found.measured[place] = _measure(pipeline)
-                seconds = time.monotonic() - began
-                record.write({str(cell): seconds})
-                board.finish(place, seconds)
+        with board:
+            for place in first:  # on all cores: teachers and labels, which the others need
+                train(place)
+            with helpers([plan.cells[place].recipe for place in rest], workspace, jobs):
+                workspace.in_turn([partial(train, place) for place in rest])
     except BaseException:
         say(f"study {plan.study.name}: {status.sentence()}")
         raise
