@@ -7,41 +7,32 @@ keep one core busier than two, so students side by side, each on its share of th
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tmkd.errors import TmkdError
 from tmkd.files import write_json
 from tmkd.hardware import device, share_cores
-from tmkd.methods import METHODS
 from tmkd.pipeline import Pipeline
 from tmkd.progress import say
 from tmkd.recipe import Recipe
 from tmkd.run_rows import Shared
 from tmkd.workspace import Workspace
 
+STOPPED = 3  # exit status of a helper whose work was not needed any more
 PATIENCE = 60.0  # seconds that a helper has to notice that it is not needed any more
 
 
-def students_of(pipeline: Pipeline) -> list[Callable[[], Any]]:
-    """What builds the students of a recipe, one for every method and seed."""
-    methods = [METHODS[name] for name in pipeline.recipe.methods if METHODS[name].trains]
-    return [partial(pipeline.train_one, *one) for one in itertools.product(methods, pipeline.recipe.seeds)]
-
-
-def train_students(pipeline: Pipeline, jobs: int) -> None:
-    """Every student of a recipe, by this process and `jobs` - 1 others."""
-    with helpers([pipeline.recipe], pipeline.workspace, jobs):
-        pipeline.workspace.in_turn(students_of(pipeline))
+def require_cpu(jobs: int) -> None:
+    """Said before hours of work. Raises TmkdError: several jobs where a GPU does the work."""
+    if jobs > 1 and device().type != "cpu":
+        raise TmkdError(f"--jobs {jobs}: a GPU serves one job; leave --jobs out")
 
 
 @contextmanager
@@ -49,15 +40,10 @@ def helpers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
     """`jobs` - 1 processes that build the recipes' students until the block ends; all have a like share of the cores.
 
     One that fails ends; what it was at is then built here, or fails here.
-
-    Raises:
-        TmkdError: several jobs where a GPU does the work.
     """
     if jobs == 1 or not recipes:
         yield
         return
-    if device().type != "cpu":
-        raise TmkdError(f"--jobs {jobs}: a GPU serves one job; leave --jobs out")
     folder = workspace.root / "jobs"
     task = folder / f"{os.getpid()}.json"
     about = {
@@ -98,9 +84,6 @@ def _last_line(log: Path) -> str:
     return lines[-1] if lines else "none"
 
 
-STOPPED = 3  # exit status of a helper whose work was not needed any more
-
-
 def _stop_with_parent() -> None:
     """End this process when its standard input ends: then the one that started it needs it no more, or is gone."""
     sys.stdin.buffer.read()
@@ -114,7 +97,7 @@ def help_out(task: Path) -> None:
     workspace, shared = Workspace(Path(about["workspace"])), Shared()
     pipelines = [Pipeline(Recipe.model_validate(one), workspace, shared) for one in about["recipes"]]
     with workspace.locked():
-        workspace.in_turn([work for pipeline in pipelines for work in students_of(pipeline)])
+        workspace.in_turn([training for pipeline in pipelines for training in pipeline.trainings()])
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ Choices (which teacher is best) are made on development rows; test rows are read
 from __future__ import annotations
 
 import functools
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,10 @@ class Student:
     steps: tuple[Step, ...]
     stage1: tuple[Step, ...]
     each: int = 1
+
+
+Trained = tuple[Step | Path | None, list[Step]]
+"""Of one seed: the stage-1 student, where the method has it, and the finished one (K of `m-o-m`)."""
 
 
 class Pipeline(Supervision):
@@ -94,17 +100,19 @@ class Pipeline(Supervision):
     @functools.cached_property
     def students(self) -> list[Student]:
         """The finished students of every method that trains one, seed by seed."""
-        return [self.train(METHODS[name]) for name in self.recipe.methods if METHODS[name].trains]
+        found = iter(self.workspace.in_turn(self.trainings()))
+        return [_students(method, [next(found) for _ in self.recipe.seeds]) for method in self._training]
 
-    def train(self, method: Method) -> Student:
-        """The finished students of a method, seed by seed. `m-o-m` is `1-o-1` of every teacher, step by step."""
-        found = [self.train_one(method, seed) for seed in self.recipe.seeds]
-        steps = [step for _, each in found for step in each]
-        firsts = tuple(first for first, _ in found if isinstance(first, Step))
-        return Student(method, tuple(steps), firsts, len(steps) // len(found))
+    @property
+    def _training(self) -> list[Method]:
+        return [METHODS[name] for name in self.recipe.methods if METHODS[name].trains]
 
-    def train_one(self, method: Method, seed: int) -> tuple[Step | Path | None, list[Step]]:
-        """The stage-1 student of one seed, where the method has it, and the finished student (K of `m-o-m`)."""
+    def trainings(self) -> list[Callable[[], Trained]]:
+        """What trains the students, one for every method and seed."""
+        return [partial(self._train, *one) for one in itertools.product(self._training, self.recipe.seeds)]
+
+    def _train(self, method: Method, seed: int) -> Trained:
+        """The students of one seed. `m-o-m` is `1-o-1` of every teacher, step by step."""
         first = self.pretrain(method, seed) if method.stage1 else None
         if method.students == "K":
             each = self.labellers(self.student_pairs)
@@ -230,6 +238,12 @@ class Pipeline(Supervision):
         if named and failed:
             raise ExportError(f"{failed[0]['backend']} was asked for and is not written: {failed[0]['reason']}")
         return rows
+
+
+def _students(method: Method, seeds: list[Trained]) -> Student:
+    steps = [step for _, each in seeds for step in each]
+    firsts = tuple(first for first, _ in seeds if isinstance(first, Step))
+    return Student(method, tuple(steps), firsts, len(steps) // len(seeds))
 
 
 def _same(first: Path, second: Path) -> bool:

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tmkd.errors import TmkdError
 from tmkd.files import disk_errors, write_json
 from tmkd.progress import say
 
 UNFINISHED = "unfinished.json"  # beside the manifest of a run or study: what it used since that was written
+T = TypeVar("T")
 FORMAT = 1  # part of every fingerprint: raise it when a step's content changes its meaning
 
 
@@ -138,30 +139,29 @@ class Workspace:
         self.built += 1
         say(f"{label}: done in {time.monotonic() - began:,.0f} s")
 
-    def in_turn(self, works: Sequence[Callable[[], Any]]) -> None:
-        """Do all of these: first those whose steps no other process is at, then, patiently, the others.
+    def in_turn(self, works: Sequence[Callable[[], T]]) -> list[T]:
+        """What each of these gives, in their order; done first are those whose steps no other process is at, then,
+        patiently, the others.
 
         Raises:
             Busy: as `step` does, where the workspace is not `patient` (inside a work of another `in_turn`).
         """
-        left = list(works)
         if not self.patient:
-            for work in left:
-                work()
-            return
-        while left:
-            busy = []
-            for work in left:
+            return [work() for work in works]
+        found: dict[int, T] = {}
+        while left := [number for number in range(len(works)) if number not in found]:
+            before = len(found)
+            for number in left:
                 self.patient = False
                 try:
-                    work()
+                    found[number] = works[number]()
                 except Busy:
-                    busy.append(work)
+                    continue
                 finally:
                     self.patient = True
-            if len(busy) == len(left):
-                busy.pop(0)()
-            left = busy
+            if len(found) == before:
+                found[left[0]] = works[left[0]]()
+        return [found[number] for number in range(len(works))]
 
     def _note(self, step: Step) -> None:
         """Let `clean` know, before hours of work, that an unfinished run needs the step."""

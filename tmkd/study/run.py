@@ -20,7 +20,7 @@ import numpy as np
 from tmkd.errors import RecipeError, TmkdError
 from tmkd.evaluation.metrics import Floats, Questions, meaningful
 from tmkd.files import write_json
-from tmkd.jobs import helpers
+from tmkd.jobs import helpers, require_cpu
 from tmkd.pairs.record import Pairs
 from tmkd.pipeline import Pipeline
 from tmkd.progress import say
@@ -127,6 +127,7 @@ def _check_rows(plan: Plan, cell: Cell, pipeline: Pipeline, rows: dict[str, Pair
 def run_study(plan: Plan, workspace: Workspace, shared: Shared | None = None, jobs: int = 1) -> Outcome:
     """Train what is missing, `jobs` students side by side, and measure on development rows. Interrupted, it keeps every
     finished cell."""
+    require_cpu(jobs)
     shared = shared or Shared()
     found = look(plan, workspace.root, shared)
     record = _Record(plan, workspace, found)
@@ -146,13 +147,13 @@ def run_study(plan: Plan, workspace: Workspace, shared: Shared | None = None, jo
         record.write({str(cell): seconds} if seconds else None)
         board.finish(place, seconds)
 
-    first, rest = list(found.missing)[:1], list(found.missing)[1:]
+    missing = list(found.missing)
     try:
         with board:
-            for place in first:  # on all cores: teachers and labels, which the others need
-                train(place)
-            with helpers([plan.cells[place].recipe for place in rest], workspace, jobs):
-                workspace.in_turn([partial(train, place) for place in rest])
+            if missing:
+                train(missing.pop(0))  # on all cores: its teachers and labels are those of the others
+            with helpers([plan.cells[place].recipe for place in missing], workspace, jobs):
+                workspace.in_turn([partial(train, place) for place in missing])
     except BaseException:
         say(f"study {plan.study.name}: {status.sentence()}")
         raise
