@@ -227,7 +227,7 @@ def test_a_run_with_replay_that_was_stopped_ends_in_the_same_weights(
 
     def stopped(*given):  # type: ignore[no-untyped-def]
         nonlocal calls
-        calls += given[5].replayed > 0
+        calls += given[4].replayed > 0
         if calls == 4:
             raise KeyboardInterrupt
         return real(*given)
@@ -250,6 +250,25 @@ def test_a_run_with_replay_that_was_stopped_ends_in_the_same_weights(
 
 
 # --- all of them
+
+
+# --- teachers.share
+
+
+def test_teachers_see_shares_of_the_questions_of_their_own(small: Path, tmp_path: Path) -> None:
+    whole = pipeline(small, tmp_path / "w")
+    spelled = pipeline(small, tmp_path / "w", "teachers.0.share=1", "teachers.1.share=1.0")
+    assert [step for _, step in spelled.teachers] == [step for _, step in whole.teachers]
+    bagged = pipeline(small, tmp_path / "w", "teachers.0.share=0.5", "teachers.1.share=0.5")
+    digests = set()
+    for _, step in bagged.teachers:
+        assert step is not None
+        assert step not in [one for _, one in whole.teachers]
+        digests.add(json.loads((step.folder / "step.json").read_text())["depends_on"]["train"])
+        last = json.loads((step.folder / "curve.json").read_text())[-1]
+        assert last["pairs"] < len(bagged.data.train) * last["epoch"]
+    assert len(digests) == 2  # other questions for each
+    assert len(bagged.student_pairs) == len(whole.student_pairs)
 
 
 def test_work_without_these_keys_keeps_its_fingerprint(small: Path, tmp_path: Path) -> None:
@@ -282,6 +301,9 @@ def test_bad_values_are_named(tmkd: Tmkd, small: Path) -> None:
             "teachers=[{name: a, scores: s}]",
         ): "is trained here, and none",
         ("labels=out-of-fold", "folds=500"): "500 folds of ",
+        ("teachers.0.share=0",): "share: input should be greater than 0, got 0",
+        ("teachers.0.share=1e-9",): "share 1e-09 leaves it no training question",
+        ("teachers=[{name: a, checkpoint: x, share: 0.5}]",): "share is for a teacher that is trained here",
     }.items():
         done = tmkd("distill", small, *overrides, check=False)
         assert done.returncode == 1, (overrides, done.stderr)

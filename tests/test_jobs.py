@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import Tmkd
 
 import tmkd.jobs as jobs
@@ -100,14 +99,6 @@ def test_a_job_trains_every_student_that_nobody_is_at(tmkd: Tmkd, tiny_recipe: P
     assert len(list((place / "steps").glob("student-*"))) == 6
     done = tmkd("run", tiny_recipe, *SEEDS)
     assert "pairs/s, 0 s left, loss" not in done.stderr  # they are the run's own
-
-
-def test_a_gpu_serves_one_job(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "device", lambda: torch.device("cuda"))
-    refused = tmkd("run", tiny_recipe, *SEEDS, "--jobs", "2", check=False)
-    assert refused.returncode == 1
-    assert "--jobs 2: a GPU serves one job; leave --jobs out" in refused.stderr
-    assert not (tmp_path / "workspace" / "steps").exists()  # before anything is trained
 
 
 def test_a_study_has_jobs_too(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:

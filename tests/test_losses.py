@@ -172,7 +172,7 @@ def test_steps_keep_questions_together() -> None:
 
 def grouped_run(folder: Path, budget: int, monkeypatch: pytest.MonkeyPatch, die_at: int | None = None) -> torch.Tensor:
     """All weights after training with margins."""
-    monkeypatch.setattr(training, "TOKENS_TRAINING", budget)
+    monkeypatch.setattr(training, "batch_tokens", lambda: budget)
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
     source = tiny("bert", folder / "tiny")
     rows = pair_rows()
@@ -211,13 +211,13 @@ def gradient(
     source: Path, loss: Any, monkeypatch: pytest.MonkeyPatch, budget: int, way: Any, dropout: float = 0.0
 ) -> tuple[float, torch.Tensor]:
     """Loss and gradient of one step of 24 pairs, six questions."""
-    monkeypatch.setattr(training, "TOKENS_TRAINING", budget)
+    monkeypatch.setattr(training, "batch_tokens", lambda: budget)
     rows = pair_rows()
     tokenizer = PairTokenizer(source, 64)
     encoded = tokenizer.encode([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows])
     torch.manual_seed(0)
     model = Student(load_encoder(source, 2, layers=1, dropout=dropout), 2, 2).train()
-    found = way(model, encoded, tokenizer.pad_id, np.arange(24), loss, Fit(1e-3, 1, 24, 0, precision="fp32"), 5)
+    found = way(model, encoded, tokenizer.pad_id, loss, Fit(1e-3, 1, 24, 0, precision="fp32"), np.arange(24), 5)
     return found, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 

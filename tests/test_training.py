@@ -70,7 +70,7 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch:
 def test_micro_batches_give_the_gradient_of_the_whole_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for budget in (100_000, 100):
-        monkeypatch.setattr(training, "TOKENS_TRAINING", budget)
+        monkeypatch.setattr(training, "batch_tokens", lambda budget=budget: budget)
         model, tokenizer, pairs = setting(dropout=0.0)
         encoded = tokenizer.encode(pairs.questions, pairs.passages)
         fit = Fit(1e-4, 1, 16, seed=0, precision="fp32")

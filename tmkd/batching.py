@@ -17,9 +17,9 @@ WIDTH_STEP = 8  # batches are padded to a multiple of this: few shapes, so that 
 NO_BUDGET = 1 << 60  # tokens: a batch is limited by its pairs alone
 
 
-def padded_width(longest: int) -> int:
-    """The width of a batch whose longest row has `longest` tokens: the next multiple of WIDTH_STEP."""
-    return max(1, -(-longest // WIDTH_STEP)) * WIDTH_STEP
+def padded_width(longest: int, step: int = WIDTH_STEP) -> int:
+    """The width of a batch whose longest row has `longest` tokens: the next multiple of `step`."""
+    return max(1, -(-longest // step)) * step
 
 
 def length_sorted_batches(
@@ -96,9 +96,13 @@ def pad(
     type_ids: Sequence[NDArray[np.integer]],
     rows: Sequence[int] | IntArray,
     pad_id: int,
+    step: int = WIDTH_STEP,
 ) -> tuple[IntArray, IntArray, IntArray]:
-    """The rows as a rectangle, padded on the right: input ids, attention mask, type ids, each [n, T] int64."""
-    width = padded_width(max(len(ids[row]) for row in rows))
+    """The rows as a rectangle, padded on the right: input ids, attention mask, type ids, each [n, T] int64.
+
+    T is a multiple of `step`.
+    """
+    width = padded_width(max(len(ids[row]) for row in rows), step)
     input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.int64)
     types = np.zeros((len(rows), width), dtype=np.int64)

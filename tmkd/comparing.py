@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tmkd.encoder.cosine import cosine_by_token
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.encoder.forward import Batch, FirstTokenEncoder, PairEncoder
+from tmkd.hardware import device
 from tmkd.pairs.record import Pairs, grouped
 from tmkd.progress import say
 from tmkd.recipe import Recipe
@@ -125,18 +126,21 @@ class TokenTargets:
         held = load_file(told.folder / TARGETS)
         everything = held["tokens"].astype(np.float32)
         everything = (everything - everything.mean()) / max(float(everything.std()), 1e-6)
-        self.targets = np.split(everything.astype(np.float16), np.cumsum(held["lengths"])[:-1])
-        self.places = tokenizer.passage_places(pairs.questions, pairs.passages)
+        self.targets = torch.from_numpy(everything.astype(np.float16)).to(device())
+        places = tokenizer.passage_places(pairs.questions, pairs.passages)
+        self.starts, self.ends = torch.from_numpy(places.T.copy()).to(device())
+        firsts = np.cumsum(held["lengths"]) - held["lengths"]
+        self.behind = torch.from_numpy(firsts).to(device()) - self.starts  # of a token's place in the pair
 
     def loss(self, logits: Logits, rows: Tensor) -> Tensor:
         """Mean squared error over the tokens of each pair's passage, [n]; 0 where no token was read."""
         read = logits.tokens
         if read.numel() == 0:
             return logits.golden.new_zeros(len(rows))
-        target, weight = np.zeros((2, *read.shape), dtype=np.float32)
-        for line, row in enumerate(rows.tolist()):
-            start, end = self.places[row]
-            target[line, start:end] = self.targets[row][: end - start]
-            weight[line, start:end] = 1 / max(1, end - start)
-        error = read - torch.from_numpy(target).to(read.device)
-        return (error.square() * torch.from_numpy(weight).to(read.device)).sum(dim=1)
+        starts, ends = self.starts[rows, None], self.ends[rows, None]
+        places = torch.arange(read.shape[1], device=read.device)
+        inside = (places >= starts) & (places < ends)
+        target = self.targets[(self.behind[rows, None] + places).clamp(0, len(self.targets) - 1)]
+        errors = ((read - target).square() * inside).sum(dim=1)
+        mean: Tensor = errors / (ends - starts)[:, 0].clamp(min=1)
+        return mean

@@ -36,6 +36,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def batch_tokens() -> int:
+    """Most tokens of one micro-batch: bounds memory; on a CPU its activations stay near the cache."""
+    return 65_536 if torch.cuda.is_available() else 4096
+
+
 _forced_attention = "auto"
 _jobs = 1
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tmkd.errors import TmkdError
 from tmkd.files import write_json
-from tmkd.hardware import device, share_cores
+from tmkd.hardware import share_cores
 from tmkd.pipeline import Pipeline
 from tmkd.progress import say
 from tmkd.recipe import Recipe
@@ -27,12 +27,6 @@ from tmkd.workspace import Workspace
 
 STOPPED = 3  # exit status of a helper whose work was not needed any more
 PATIENCE = 60.0  # seconds that a helper has to notice that it is not needed any more
-
-
-def require_cpu(jobs: int) -> None:
-    """Said before hours of work. Raises TmkdError: several jobs where a GPU does the work."""
-    if jobs > 1 and device().type != "cpu":
-        raise TmkdError(f"--jobs {jobs}: a GPU serves one job; leave --jobs out")
 
 
 @contextmanager
@@ -86,7 +80,8 @@ def _last_line(log: Path) -> str:
 
 def _stop_with_parent() -> None:
     """End this process when its standard input ends: then the one that started it needs it no more, or is gone."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1024):  # not `sys.stdin`, whose lock this thread would hold when the interpreter ends
+        pass
     os._exit(STOPPED)  # a step in hand is resumable, as after a kill
 
 

@@ -196,6 +196,13 @@ class Teacher(Part):
     batch_size: Positive = Field(32, description="pairs of one optimiser step")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
     max_length: int | None = Field(None, ge=8, description="tokens of a pair; the recipe's unless given")
+    share: float = Field(
+        1,
+        gt=0,
+        le=1,
+        description="share of the training questions that it sees, drawn by its seed: teachers of different questions "
+        "differ more (bagging, Breiman 1996, without replacement)",
+    )
     label_map: dict[str, int] | None = Field(
         None, description="of a checkpoint whose classes are in another order: the class that each of its names is"
     )
@@ -221,6 +228,8 @@ class Teacher(Part):
             raise ValueError("give one of encoder, checkpoint, scores")
         if self.label_map is not None and self.checkpoint is None:
             raise ValueError("label_map is for a checkpoint; what is trained here has the task's classes")
+        if self.share < 1 and not self.trained:
+            raise ValueError("share is for a teacher that is trained here; others see no rows")
         return self
 
 

@@ -15,7 +15,7 @@ from tmkd.evaluation.compare import ENSEMBLE, Results, disagreements
 from tmkd.evaluation.report import write_report
 from tmkd.files import disk_errors
 from tmkd.hardware import describe
-from tmkd.jobs import helpers, require_cpu
+from tmkd.jobs import helpers
 from tmkd.measure import RunModels, compare_outputs, curves, measure_exports, outputs
 from tmkd.pairs.files import write_rows
 from tmkd.pipeline import Pipeline
@@ -28,7 +28,6 @@ def report(pipeline: Pipeline, jobs: int = 1) -> Results:
     Args:
         jobs: processes that train students side by side.
     """
-    require_cpu(jobs)
     pipeline.require_exportable()
     pipeline.label_all()
     with helpers([pipeline.recipe], pipeline.workspace, jobs):

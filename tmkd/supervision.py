@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tmkd.errors import TmkdError
+from tmkd.errors import DataError, TmkdError
 from tmkd.losses import GROUPED, golden_loss
 from tmkd.methods import METHODS, Method
 from tmkd.out_of_fold import fold_logits
 from tmkd.pairs.record import Pairs
-from tmkd.pairs.split import folds
+from tmkd.pairs.split import BAGS, folds, subsample
 from tmkd.pool import pool_teachers
 from tmkd.recipe import Teacher
 from tmkd.run_rows import Rows
@@ -41,7 +41,17 @@ class Supervision(Rows):
         ]
 
     def teach(self, teacher: Teacher, rows: Pairs) -> Step:
-        """One teacher, trained on the rows: from the warmed-up encoder where the recipe has it and it is the same."""
+        """One teacher, trained on its share of the rows: from the warmed-up encoder where the recipe has it and it is
+        the same.
+
+        Raises:
+            DataError: its share leaves no row.
+        """
+        if teacher.share < 1:
+            drawn = subsample(rows, teacher.share, BAGS + teacher.seed)
+            if len(drawn) == 0:
+                raise DataError(f"teacher {teacher.name}: share {teacher.share} leaves it no training question")
+            rows = rows.take(drawn)
         begin = self.warmed_up if self.recipe.fine_tunes_own(teacher) else None
         return teach(self.workspace, self.recipe, teacher, rows, begin)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tmkd.errors import DataError
+from tmkd.hardware import device
 from tmkd.losses import GROUPED, golden_loss, soft_loss
 from tmkd.methods import Method
 from tmkd.pairs.record import Pairs, grouped
@@ -97,19 +98,18 @@ class Replay:
 
 def soft_part(targets: Targets, loss: Loss, questions: NDArray[np.int64] | None) -> Callable[[Tensor, Tensor], Tensor]:
     """The weighted loss on soft labels: (soft logits [n, K, C], rows [n]) -> [n]."""
-    soft = torch.from_numpy(targets.logits)
-    weights = None if targets.weights is None else torch.from_numpy(targets.weights)
-    groups = None if questions is None else torch.from_numpy(questions)
+    soft = torch.from_numpy(targets.logits).to(device())
+    weights = None if targets.weights is None else torch.from_numpy(targets.weights).to(device())
+    groups = None if questions is None else torch.from_numpy(questions).to(device())
 
     def distilled(logits: Tensor, which: Tensor) -> Tensor:
-        where = logits.device
         return soft_loss(
             logits,
-            soft[which].to(where),
+            soft[which],
             loss.kind,
             loss.temperature,
-            weights=None if weights is None else weights[which].to(where),
-            questions=None if groups is None else groups[which].to(where),
+            weights=None if weights is None else weights[which],
+            questions=None if groups is None else groups[which],
         )
 
     return distilled
@@ -122,14 +122,14 @@ def stage2_loss(
 
     A student without soft headers (1-o-1, bilstm) learns both with its golden one.
     """
-    labels = torch.from_numpy(rows.golden)
+    labels = torch.from_numpy(rows.golden).to(device())
     if targets is None:
         plain: Callable[[Logits, Tensor], Tensor] = golden_only(labels)
         return plain
     distilled = soft_part(targets, loss, questions)
 
     def combined(logits: Logits, which: Tensor) -> Tensor:
-        golden = golden_loss(logits.golden, labels[which].to(logits.golden.device))
+        golden = golden_loss(logits.golden, labels[which])
         taught = logits.soft if logits.soft.shape[1] else logits.golden[:, None]
         return (1 - loss.alpha) * golden + loss.alpha * distilled(taught, which)
 

@@ -16,6 +16,7 @@ from tmkd.encoder.checkpoint import load_encoder, load_finished, load_student, r
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.errors import DataError, TmkdError
 from tmkd.fitting import fit_and_save
+from tmkd.hardware import device
 from tmkd.labels import LabelStore, imported_logits
 from tmkd.losses import golden_loss
 from tmkd.pairs.record import Pairs
@@ -44,7 +45,7 @@ def teach(
     length = recipe.length_of(teacher)
     source = warmed_up.folder if warmed_up else find_encoder(recipe.encoder_of(teacher))
     order = class_order(source, teacher, recipe) if teacher.checkpoint else []
-    unset = {"label_map"} if teacher.label_map is None else set()
+    unset = {key for key in ("label_map", "share") if getattr(teacher, key) == Teacher.model_fields[key].default}
     depends = {
         "teacher": teacher.model_dump(exclude={"name", *unset}),
         "encoder": encoder_fingerprint(source),
@@ -76,8 +77,10 @@ def teach(
 def golden_only(labels: Tensor) -> Any:
     """The loss of teachers and of `finetune`: cross-entropy of the golden header. labels: `Pairs.golden`."""
 
+    labels = labels.to(device())
+
     def loss(logits: Logits, rows: Tensor) -> Tensor:
-        return golden_loss(logits.golden, labels[rows].to(logits.golden.device))
+        return golden_loss(logits.golden, labels[rows])
 
     return loss
 

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,13 @@ from tmkd.batching import (
 from tmkd.encoder.forward import Batch, Packing
 from tmkd.errors import Diverged
 from tmkd.files import replacing
-from tmkd.hardware import attention, device, use_bf16
+from tmkd.graphs import GraphedGradients
+from tmkd.hardware import attention, batch_tokens, device, use_bf16
 from tmkd.progress import progress, say
 from tmkd.recipe_parts import Training
 from tmkd.student import Logits, Student
 from tmkd.tokenizer import Encoded
 
-TOKENS_TRAINING = 4096  # most tokens of one micro-batch: bounds memory, and its activations stay near the cache
-TOKENS_SCORING = 4096
 SAVE_SECONDS = 30.0
 
 LossOfRows = Callable[[Logits, Tensor], Tensor]
@@ -119,6 +119,7 @@ def train(
     state = _State(model, optimiser, state_folder)
     done, curve = state.load()
     every = max(1, total // 100)
+    gradients = _gradients_of(model, encoded, pad_id, loss_of_rows, fit, grouped=questions is not None)
     say(f"{name}: {model.encoder.path}")
     model.train()
     pairs_total = fit.epochs * sum(len(rows) for rows in first)  # the same in every epoch
@@ -133,8 +134,7 @@ def train(
                     continue
                 rate = _schedule(step, total, fit)
                 _prepare(optimiser, rate)
-                gradients = _gradients if questions is None else _whole_step_gradients
-                loss = gradients(model, encoded, pad_id, rows, loss_of_rows, fit, (fit.seed << 32) + step)
+                loss = gradients(rows, (fit.seed << 32) + step)
                 torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], fit.clip)
                 optimiser.step()
                 if not np.isfinite(loss):
@@ -185,16 +185,46 @@ def _prepare(optimiser: torch.optim.AdamW, rate: float) -> None:
 def _parts(encoded: Encoded, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """The rows of a step, micro-batch by micro-batch."""
     lengths = np.array([len(encoded.ids[row]) for row in rows])
-    return [rows[batch] for batch in micro_batches(lengths, TOKENS_TRAINING)]
+    return [rows[batch] for batch in micro_batches(lengths, batch_tokens())]
+
+
+def _gradients_of(
+    model: Student, encoded: Encoded, pad_id: int, loss_of_rows: LossOfRows, fit: Fit, *, grouped: bool
+) -> Callable[[NDArray[np.int64], int], float]:
+    """What computes the gradients and the loss of the rows of a step: as graphs where a GPU can replay them.
+
+    Packed batches and graphs ask the same of an encoder: our forward, no dropout, no bias by distance.
+    """
+    eager = partial(_whole_step_gradients if grouped else _gradients, model, encoded, pad_id, loss_of_rows, fit)
+    if grouped or device().type != "cuda" or not model.encoder.packs:
+        return eager
+    return graphed(GraphedGradients(model, loss_of_rows, pad_id, bf16=use_bf16(fit.precision)), encoded, eager)
+
+
+def graphed(
+    graphs: GraphedGradients, encoded: Encoded, eager: Callable[[NDArray[np.int64], int], float]
+) -> Callable[[NDArray[np.int64], int], float]:
+    """A run's first step tells which parameters learn, and a step of several micro-batches is none for a graph."""
+
+    def take(rows: NDArray[np.int64], seed: int) -> float:
+        parts = _parts(encoded, rows)
+        if graphs.learning and len(parts) == 1:
+            return graphs(encoded, parts[0])
+        loss = eager(rows, seed)
+        if not graphs.learning:
+            graphs.learn_which()
+        return loss
+
+    return take
 
 
 def _gradients(
     model: Student,
     encoded: Encoded,
     pad_id: int,
-    rows: NDArray[np.int64],
     loss_of_rows: LossOfRows,
     fit: Fit,
+    rows: NDArray[np.int64],
     seed: int,
 ) -> float:
     """The step's gradients, and its loss. `seed`: of this step's dropout, so that it is the same after a resume."""
@@ -202,7 +232,7 @@ def _gradients(
     total = 0.0
     for part in _parts(encoded, rows):
         logits = _forward(model, encoded, pad_id, part, use_bf16(fit.precision))
-        loss = loss_of_rows(logits, torch.from_numpy(part)).sum() / len(rows)
+        loss = loss_of_rows(logits, torch.from_numpy(part).to(device())).sum() / len(rows)
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     return total
@@ -212,9 +242,9 @@ def _whole_step_gradients(
     model: Student,
     encoded: Encoded,
     pad_id: int,
-    rows: NDArray[np.int64],
     loss_of_rows: LossOfRows,
     fit: Fit,
+    rows: NDArray[np.int64],
     seed: int,
 ) -> float:
     """As `_gradients`, for a loss that must see all pairs of the step: what is in which micro-batch does not matter.
@@ -225,12 +255,12 @@ def _whole_step_gradients(
     """
     parts = _parts(encoded, rows)
     if len(parts) == 1:
-        return _gradients(model, encoded, pad_id, rows, loss_of_rows, fit, seed)
+        return _gradients(model, encoded, pad_id, loss_of_rows, fit, rows, seed)
     bf16 = use_bf16(fit.precision)
     torch.manual_seed(seed)
     first = [Logits(*(t.detach() for t in _forward(model, encoded, pad_id, part, bf16))) for part in parts]
     whole = Logits(*(torch.cat(tensors).requires_grad_() for tensors in zip(*first, strict=True)))
-    loss = loss_of_rows(whole, torch.from_numpy(np.concatenate(parts))).sum() / len(rows)
+    loss = loss_of_rows(whole, torch.from_numpy(np.concatenate(parts)).to(device())).sum() / len(rows)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.manual_seed(seed)  # the same dropout as in the first forward
     start = 0
@@ -246,7 +276,7 @@ def _whole_step_gradients(
 def _forward(model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64], bf16: bool) -> Logits:
     where = device()
     with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
-        if attention() == "packed" and model.encoder.packs:
+        if attention() == "packed" and model.encoder.packs and (bf16 or where.type == "cpu"):
             ids, types, starts = (torch.from_numpy(a).to(where) for a in pack(encoded.ids, encoded.type_ids, rows))
             packing = Packing(starts, max(len(encoded.ids[row]) for row in rows))
             packed: Logits = model(Batch(ids, None, types, packing, torch.from_numpy(rows)))
@@ -285,7 +315,7 @@ def _scored(
     output = np.zeros((len(rows), *shape), dtype=np.float32)
     model.to(device()).eval()
     with torch.inference_mode():
-        for batch in length_sorted_batches(lengths, TOKENS_SCORING):
+        for batch in length_sorted_batches(lengths, batch_tokens()):
             logits = _forward(model, encoded, pad_id, rows[batch], use_bf16(precision))
             output[batch] = pick(logits).float().cpu().numpy()
     return output

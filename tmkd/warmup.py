@@ -14,6 +14,7 @@ from tmkd.comparing import FORMAT, Comparing, TokenTargets, own_cosine, soft_lab
 from tmkd.encoder.checkpoint import load_encoder
 from tmkd.encoder.find import find_encoder
 from tmkd.fitting import fit_and_save
+from tmkd.hardware import device
 from tmkd.losses import soft_kl
 from tmkd.pairs.record import Pairs
 from tmkd.recipe import Recipe, Training
@@ -41,11 +42,11 @@ def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pair
 
     def build(folder: Path) -> None:
         tokenizer = PairTokenizer(source, recipe.max_length)
-        soft = torch.from_numpy(soft_labels(told, pairs))
+        soft = torch.from_numpy(soft_labels(told, pairs)).to(device())
         tokens = TokenTargets(told, pairs, tokenizer)
 
         def loss(logits: Logits, rows: Tensor) -> Tensor:
-            whole = soft_kl(logits.golden, soft[rows].to(logits.golden.device))
+            whole = soft_kl(logits.golden, soft[rows])
             return whole + tokens.loss(logits, rows)
 
         torch.manual_seed(SEED)

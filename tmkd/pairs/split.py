@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tmkd.errors import DataError
 from tmkd.pairs.record import Pairs
 
-_SUBSAMPLE, _FOLDS = 1, 2  # seeds of their own: a split (0) says nothing about them
+_SUBSAMPLE, _FOLDS, BAGS = 1, 2, 3  # seeds of their own: a split (0) says nothing about them
 
 
 def share_of(text: str, seed: int = 0) -> float:
@@ -37,10 +37,14 @@ def split(pairs: Pairs, fractions: Sequence[float], seed: int = 0) -> tuple[Pair
     return tuple(pairs.take(np.flatnonzero(part == number)) for number in range(len(fractions)))
 
 
-def subsample(pairs: Pairs, share: float) -> NDArray[np.int64]:
-    """Rows of about this share of the questions, in their order: [n] int64. A smaller share is part of a larger one."""
+def subsample(pairs: Pairs, share: float, seed: int = _SUBSAMPLE) -> NDArray[np.int64]:
+    """Rows of about this share of the questions, in their order: [n] int64. A smaller share is part of a larger one.
+
+    Args:
+        seed: another draws other questions.
+    """
     names = _group_names(pairs.questions, pairs.qids)
-    kept = {name: share_of(name, _SUBSAMPLE) < share for name in set(names)}
+    kept = {name: share_of(name, seed) < share for name in set(names)}
     return np.flatnonzero([kept[name] for name in names])
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from tmkd.errors import RecipeError, TmkdError
 from tmkd.evaluation.metrics import Floats, Questions, meaningful
 from tmkd.files import write_json
-from tmkd.jobs import helpers, require_cpu
+from tmkd.jobs import helpers
 from tmkd.pairs.record import Pairs
 from tmkd.pipeline import Pipeline
 from tmkd.progress import say
@@ -127,7 +127,6 @@ def _check_rows(plan: Plan, cell: Cell, pipeline: Pipeline, rows: dict[str, Pair
 def run_study(plan: Plan, workspace: Workspace, shared: Shared | None = None, jobs: int = 1) -> Outcome:
     """Train what is missing, `jobs` students side by side, and measure on development rows. Interrupted, it keeps every
     finished cell."""
-    require_cpu(jobs)
     shared = shared or Shared()
     found = look(plan, workspace.root, shared)
     record = _Record(plan, workspace, found)
