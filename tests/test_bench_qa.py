@@ -12,7 +12,7 @@ from conftest import Tmkd, write_jsonl
 from export_fixtures import exported
 from qa_fixtures import TEXTS, index_of
 
-from tmkd.bench.qa import compare
+from tmkd.bench.qa import compare, wrong_first
 from tmkd.corpus.passages import Passage
 from tmkd.corpus.store import Found
 from tmkd.qa.answer import Scored
@@ -22,7 +22,7 @@ from tmkd.qa.cases import Asked, Case
 
 def asked(qid: str, retrieved: str, ranked: str, right: str) -> Asked:
     """A question whose passages are letters, in the order of retrieval and as the student ranks them."""
-    found = [Found(Passage(pid, "", "", (), "", ""), "", -float(place)) for place, pid in enumerate(retrieved)]
+    found = [Found(Passage(pid, pid, "", (), "", ""), "", -float(place)) for place, pid in enumerate(retrieved)]
     scored = {pid: Scored(-float(place), None) for place, pid in enumerate(ranked)}
     return Asked(Case(qid, qid, frozenset(right), frozenset()), found, [], scored)
 
@@ -55,6 +55,12 @@ def test_both_orders_are_measured_on_the_same_questions() -> None:
     assert found["success@1"].difference.mean == pytest.approx(1 / 3)
 
 
+def test_first_passages_that_are_labelled_wrong_are_there_to_be_read() -> None:
+    found = wrong_first(QUESTIONS, 0.0)  # q1 has d first, which is right, q2 has a, and q3 found nothing
+    assert [(row["question"], row["passage"]) for row in found] == [("q2", "a")]
+    assert [row["question"] for row in wrong_first(QUESTIONS, 10.0)] == ["q1", "q2"]
+
+
 def test_the_command_measures_files(tmp_path: Path, tmkd: Tmkd) -> None:
     index_of(tmp_path / "index")
     rows = [
@@ -63,12 +69,27 @@ def test_the_command_measures_files(tmp_path: Path, tmkd: Tmkd) -> None:
     ]
     pairs = write_jsonl(tmp_path / "pairs.jsonl", [*rows, {**rows[0], "passage": "Other words.", "label": 0}])
     model = exported("minilm") / "out"
-    done = tmkd("bench", "qa", "--model", model, "--index", "index", "--pairs", pairs, "--json", "qa.json")
+    done = tmkd(
+        "bench",
+        "qa",
+        "--model",
+        model,
+        "--index",
+        "index",
+        "--pairs",
+        pairs,
+        "--json",
+        "qa.json",
+        "--wrong",
+        "wrong.jsonl",
+    )
     assert "nDCG@10" in done.stdout
     assert "retrieve" in done.stdout
     content = json.loads((tmp_path / "qa.json").read_text())
     assert (content["questions"], content["passages"], content["candidates"]) == (2, 3, 100)
     assert content["quality"]["success@1"]["bm25"]["mean"] == 1
+    wrong = (tmp_path / "wrong.jsonl").read_text().splitlines()
+    assert len(wrong) == round(2 * (1 - content["quality"]["success@1"]["retrieve and rank"]["mean"]))
     times = content["milliseconds"]
     assert np.isclose(
         sum(times[stage]["max"] for stage in ("retrieve", "rank", "mark")), times["total"]["max"], rtol=0.5

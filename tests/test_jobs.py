@@ -80,10 +80,8 @@ def test_students_are_trained_side_by_side(tmkd: Tmkd, tiny_recipe: Path, tmp_pa
     results = {row["name"]: row for row in json.loads(done.stdout)["methods"]}
     assert results["mkd"]["seeds"] == results["finetune"]["seeds"] == 3
     place = tmp_path / "workspace"
-    log = (place / "jobs" / "job-2.log").read_text()
-    assert "Traceback" not in log
     assert "ended early" not in done.stderr
-    assert not list((place / "jobs").glob("*.json"))
+    assert not list((place / "jobs").iterdir())  # neither the task nor the log of a job that ended well
     assert not list((place / "locks").iterdir())
     assert len(list((place / "steps").glob("student-*"))) == 6
     again = tmkd("run", tiny_recipe, *SEEDS)
@@ -113,7 +111,7 @@ def test_a_study_has_jobs_too(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> 
         "learning_rate=0.0002",
     }
     assert "6 of 6 students are there" in done.stderr
-    assert "Traceback" not in (tmp_path / "workspace" / "jobs" / "job-2.log").read_text()
+    assert "ended early" not in done.stderr
 
 
 def test_a_job_that_fails_is_told_and_its_work_is_done_here(
@@ -134,7 +132,7 @@ def test_jobs_go_when_the_one_that_started_them_is_killed(tiny_recipe: Path, tmp
     long = ("without_stage1.epochs=4000", "methods=[finetune]", "take=finetune", "seeds=[0,1]")
     command = [sys.executable, "-m", "tmkd", "run", str(tiny_recipe), *long, "--jobs", "2"]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log = tmp_path / "workspace" / "jobs" / "job-2.log"
+    log = tmp_path / "workspace" / "jobs" / f"{run.pid}-job-2.log"
     _until(lambda: log.is_file() and "finetune, seed" in log.read_text())
     helpers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     run.send_signal(signal.SIGKILL)

@@ -149,6 +149,7 @@ def bench(
     threads: Annotated[int, typer.Option(min=0, help="of each contestant; 0: all usable cores")] = 0,
     index: Annotated[Path | None, typer.Option(help="qa: an index; debian-docs unless given")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="qa: passages retrieved and ranked")] = 100,
+    wrong: Annotated[Path | None, typer.Option(help="qa: write first passages that are labelled wrong")] = None,
     passages: Annotated[int, typer.Option(min=1, help="serve: passages of a request")] = 100,
     seconds: Annotated[float, typer.Option(min=1, help="serve: at each rate; soak: in all")] = 20.0,
     rates: Annotated[str, typer.Option(help="serve: requests per second, with commas; shares of capacity")] = "",
@@ -172,6 +173,7 @@ def bench(
         from tmkd.bench import profile, qa
         from tmkd.bench.command import Options, run
         from tmkd.bench.serving import Serve, run_serving
+        from tmkd.pairs.files import write_rows
 
     chosen = None if peers is None else tuple(name for name in peers.split(",") if name not in ("", "none"))
     options = Options(what.value, model, layers, max_length, count, rounds, pairs, chosen, threads)
@@ -179,6 +181,8 @@ def bench(
     outcome: Any
     if what is Bench.qa:
         outcome = qa.measure(Path(model), index, pairs, candidates=candidates, threads=threads or None)
+        if wrong is not None:
+            write_rows(wrong, outcome.wrong)
     elif what is Bench.profile:
         outcome = profile.run(options)
     elif serving:

@@ -47,8 +47,8 @@ def helpers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
     }
     write_json(task, about)
     share_cores(jobs)
-    say(f"{jobs} jobs train students side by side; logs of the other{'s' * (jobs > 2)}: {folder}/job-*.log")
-    logs = [folder / f"job-{number}.log" for number in range(2, jobs + 1)]
+    say(f"{jobs} jobs train students side by side; logs of the other{'s' * (jobs > 2)}: {task.with_suffix('')}-*.log")
+    logs = [folder / f"{task.stem}-job-{number}.log" for number in range(2, jobs + 1)]
     others = [_start(task, log) for log in logs]
     try:
         yield
@@ -61,7 +61,9 @@ def helpers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
             except subprocess.TimeoutExpired:
                 other.kill()
                 status = other.wait()
-            if status not in (0, STOPPED):
+            if status in (0, STOPPED):
+                log.unlink()
+            else:
                 say(f"{log}: this job ended early; its last line: {_last_line(log)}")
         task.unlink()
         share_cores(1)

@@ -55,6 +55,7 @@ class Outcome:
 
     Attributes:
         quality: by metric. milliseconds: of each question, by stage; warm.
+        wrong: `wrong_first` of the questions.
     """
 
     data: str
@@ -65,6 +66,7 @@ class Outcome:
     retrieval_weight: float
     quality: dict[str, Quality]
     milliseconds: dict[str, Floats]
+    wrong: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
         """Metrics with 95% intervals over questions; milliseconds as median, 95th percentile and largest."""
@@ -111,11 +113,14 @@ def measure(
     answerer = QuestionAnswerer.open(model, index or _built_in_index(), threads=threads)
     material = built_in(answerer.index)[1] if pairs is None else from_file(pairs, answerer.index)
     weight = answerer.calibration.retrieval_weight
-    quality = compare(ask_all(answerer, material, candidates), weight)
+    asked = ask_all(answerer, material, candidates)
     backend = str(getattr(answerer.scorer, "backend", ""))
     times = _latency(answerer, [case.question for case in material.cases], candidates)
     passages = len(answerer.index)
-    return Outcome(material.name, backend, len(material.cases), passages, candidates, weight, quality, times)
+    return Outcome(
+        material.name, backend, len(material.cases), passages, candidates, weight, compare(asked, weight), times,
+        wrong_first(asked, weight),
+    )  # fmt: skip
 
 
 def _built_in_index() -> Path:
@@ -123,6 +128,19 @@ def _built_in_index() -> Path:
     say(f"bench: {BUILT_IN} is indexed in {folder}")
     index_documents([BUILT_IN], folder)
     return folder
+
+
+def wrong_first(asked: Sequence[Asked], retrieval_weight: float) -> list[dict[str, Any]]:
+    """The first passage of every question where its label does not say that it answers, for somebody to read: labels
+    name one passage that answers a question, and in documents there are others."""
+    found = []
+    for one in asked:
+        first = next(iter(one.ranked(retrieval_weight)), None)
+        if first is not None and first.found.passage.pid not in one.case.right:
+            passage = first.found.passage
+            row = {"question": one.case.question, "passage": passage.text, "title": passage.title}
+            found.append({**row, "heading_path": list(passage.heading_path), "source": passage.source})
+    return found
 
 
 def compare(asked: Sequence[Asked], retrieval_weight: float) -> dict[str, Quality]:
