@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 from tmkd.bench.environments import interpreter
 from tmkd.bench.hostile import hostile, valid
@@ -156,12 +157,33 @@ def _by_schema(server: Running, found: Fuzzed, count: int, seed: int) -> None:
         "--request-timeout", str(PATIENCE), "--continue-on-failure", "--warnings", "off",
     ]  # fmt: skip
     say(f"fuzz: schemathesis, {each} examples an operation")
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=7200, cwd=cache_folder("bench"))
     log = cache_folder("bench", "logs") / "schemathesis.log"
-    log.write_text(done.stdout + done.stderr)
-    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    with log.open("w") as output, progress("schemathesis", count, unit="requests") as bar:
+        fuzzer = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=cache_folder("bench"))
+        try:
+            before = seen = _requests(server)
+            while fuzzer.poll() is None:
+                time.sleep(1)
+                now = min(_requests(server) or seen, before + count)  # it sends some more than it was asked for
+                bar.advance(now - seen)
+                seen = now
+        finally:
+            fuzzer.kill()
+            status = fuzzer.wait()
+    told = log.read_text(errors="replace")
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
     found.schema = lines[-1].strip("= ") if lines else "no output"
-    if made := re.search(r"(\d[\d,]*) generated", done.stdout):
+    if made := re.search(r"(\d[\d,]*) generated", told):
         found.sent += int(made[1].replace(",", ""))
-    if done.returncode:
+    if status:
         found.problems.append(f"schemathesis: {found.schema} (see {log})")
+
+
+def _requests(server: Running) -> int:
+    """How many requests the server counts by now; 0 where it does not say in time."""
+    try:
+        with urlopen(f"http://{HOST}:{server.port}/metrics", timeout=PATIENCE) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError:
+        return 0
+    return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("tmkd_requests_total{")))
