@@ -15,7 +15,7 @@ from tmkd import training
 from tmkd.batching import replayed_steps
 from tmkd.errors import DataError
 from tmkd.pairs.record import Pairs, Reference
-from tmkd.pairs.split import folds, split, subsample
+from tmkd.pairs.split import STAGE1, folds, split, subsample
 from tmkd.pipeline import Pipeline
 from tmkd.recipe import Loss, Stage2, Training, load_recipe
 from tmkd.student import Logits
@@ -250,6 +250,28 @@ def test_a_run_with_replay_that_was_stopped_ends_in_the_same_weights(
 
 
 # --- all of them
+
+
+# --- stage1.share
+
+
+def test_stage_1_sees_a_share_of_the_pool_and_teachers_all(small: Path, tmp_path: Path) -> None:
+    whole = pipeline(small, tmp_path / "w", "methods=[tmkd]")
+    spelled = pipeline(small, tmp_path / "w", "methods=[tmkd]", "stage1.share=1")
+    assert spelled.taken().stage1 == whole.taken().stage1
+    part = pipeline(small, tmp_path / "w", "methods=[tmkd]", "stage1.share=0.5")
+    assert [step for _, step in part.teachers] == [step for _, step in whole.teachers]
+    (stage1,) = part.taken().stage1
+    assert stage1 not in whole.taken().stage1
+    last = json.loads((stage1.folder / "curve.json").read_text())[-1]
+    seen = round(last["pairs"] / last["epoch"])
+    assert 0 < seen < len(whole.pool)
+    questions = [part.pool.questions[row] for row in subsample(part.pool, 0.5, STAGE1)]
+    assert seen == len(questions)
+    kept = set(questions)
+    assert seen == sum(question in kept for question in whole.pool.questions)  # whole questions
+    with pytest.raises(DataError, match=r"stage1\.share: 1e-09 leaves none of the "):
+        pipeline(small, tmp_path / "w", "methods=[tmkd]", "stage1.share=1e-9").taken()
 
 
 # --- teachers.share

@@ -220,7 +220,7 @@ def _common(recipe: Recipe, numbers: Training, seed: int, begin: Step | None) ->
     return {
         "encoder": begin.fingerprint if begin else encoder_fingerprint(find_encoder(recipe.encoder)),
         "student": {key: value for key, value in shape.items() if key not in usual},
-        "training": numbers.model_dump(exclude={"replay", "cosine", "states"}),
+        "training": numbers.model_dump(exclude={"replay", "cosine", "states", "share"}),
         "classes": recipe.classes,
         "max_length": recipe.max_length,
         "precision": recipe.precision,

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from tmkd.comparing import own_cosine, soft_labels
 from tmkd.distill import distill, distill_lstm, pretrain
-from tmkd.errors import ExportError
+from tmkd.errors import DataError, ExportError
 from tmkd.files import copy_folder, disk_errors, write_json
 from tmkd.methods import METHODS, Method
 from tmkd.pairs.record import Pairs
+from tmkd.pairs.split import STAGE1, subsample
 from tmkd.progress import say
 from tmkd.qa.calibration import FILE as CALIBRATION
 from tmkd.qa.calibration import of_the_same_student
@@ -76,9 +77,14 @@ class Pipeline(Supervision):
         """The stage-1 student of a method, or the one the recipe names."""
         if isinstance(self.recipe.stage1, str):
             return Path(self.recipe.stage1)
-        targets = self.pool_targets(method)
+        pool, targets, share = self.pool, self.pool_targets(method), self.recipe.stage1.share
         assert targets is not None
-        return pretrain(self.workspace, self.recipe, method, self.pool, targets, seed, begin=self.begins_with(method))
+        if share < 1:
+            rows = subsample(pool, share, STAGE1)
+            if len(rows) == 0:
+                raise DataError(f"stage1.share: {share} leaves none of the {len(pool):,} pairs of the pool")
+            pool, targets = pool.take(rows), targets.take(rows)
+        return pretrain(self.workspace, self.recipe, method, pool, targets, seed, begin=self.begins_with(method))
 
     def pool_targets(self, method: Method) -> Targets | None:
         """What a method's student learns in stage 1: the teachers' labels, the pool's own teachers', or the cosine."""

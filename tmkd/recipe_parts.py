@@ -76,6 +76,13 @@ class Stage1(Training):
         description="weight of the hidden states of the teacher that the student begins with (student.start: teacher): "
         "after each layer but the last, every token learns to look as it does there; 0: not at all, as in the paper",
     )
+    share: float = Field(
+        1,
+        gt=0,
+        le=1,
+        description="share of the pool's questions that the student sees, a smaller one part of a larger one; warm-up "
+        "and teachers are not touched",
+    )
 
 
 class Stage2(Training):

@@ -58,6 +58,10 @@ class Targets:
             return cls((MEAN + "+".join(names),), ensemble_logits(logits).astype(np.float32)[:, None])
         return cls(tuple(names), np.stack(logits, axis=1))
 
+    def take(self, rows: NDArray[np.int64]) -> Targets:
+        """Those of some of the pairs."""
+        return replace(self, logits=self.logits[rows], weights=None if self.weights is None else self.weights[rows])
+
     def weigh(self, weighting: str, development: Callable[[], Floats]) -> Targets:
         """The same with `loss.weighting` (`tmkd.weighting`); nothing changes for one soft label a pair.
 

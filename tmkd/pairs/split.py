@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from tmkd.errors import DataError
 from tmkd.pairs.record import Pairs
 
-_SUBSAMPLE, _FOLDS, BAGS = 1, 2, 3  # seeds of their own: a split (0) says nothing about them
+# seeds of their own, of which a split (0) says nothing; BAGS and above: one for each teacher
+_SUBSAMPLE, _FOLDS, STAGE1, BAGS = 1, 2, -1, 3
 
 
 def share_of(text: str, seed: int = 0) -> float:
