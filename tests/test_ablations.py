@@ -249,9 +249,6 @@ def test_a_run_with_replay_that_was_stopped_ends_in_the_same_weights(
     assert (plain.folder / "model.safetensors").read_bytes() != (whole.folder / "model.safetensors").read_bytes()
 
 
-# --- all of them
-
-
 # --- stage1.share
 
 
@@ -291,6 +288,9 @@ def test_teachers_see_shares_of_the_questions_of_their_own(small: Path, tmp_path
         assert last["pairs"] < len(bagged.data.train) * last["epoch"]
     assert len(digests) == 2  # other questions for each
     assert len(bagged.student_pairs) == len(whole.student_pairs)
+
+
+# --- all of them
 
 
 def test_work_without_these_keys_keeps_its_fingerprint(small: Path, tmp_path: Path) -> None:

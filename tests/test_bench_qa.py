@@ -69,20 +69,8 @@ def test_the_command_measures_files(tmp_path: Path, tmkd: Tmkd) -> None:
     ]
     pairs = write_jsonl(tmp_path / "pairs.jsonl", [*rows, {**rows[0], "passage": "Other words.", "label": 0}])
     model = exported("minilm") / "out"
-    done = tmkd(
-        "bench",
-        "qa",
-        "--model",
-        model,
-        "--index",
-        "index",
-        "--pairs",
-        pairs,
-        "--json",
-        "qa.json",
-        "--wrong",
-        "wrong.jsonl",
-    )
+    files = ("--index", "index", "--pairs", pairs, "--json", "qa.json", "--wrong", "wrong.jsonl")
+    done = tmkd("bench", "qa", "--model", model, *files)
     assert "nDCG@10" in done.stdout
     assert "retrieve" in done.stdout
     content = json.loads((tmp_path / "qa.json").read_text())

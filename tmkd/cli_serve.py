@@ -181,8 +181,6 @@ def bench(
     outcome: Any
     if what is Bench.qa:
         outcome = qa.measure(Path(model), index, pairs, candidates=candidates, threads=threads or None)
-        if wrong is not None:
-            write_rows(wrong, outcome.wrong)
     elif what is Bench.profile:
         outcome = profile.run(options)
     elif serving:
@@ -192,5 +190,7 @@ def bench(
     if str(json_file) != "-":
         outcome.show()
     write_numbers(json_file, outcome.to_json())
+    if what is Bench.qa and wrong is not None:
+        write_rows(wrong, outcome.wrong)
     if serving and outcome.problems:
         raise TmkdError(f"bench {what.value}: {'; '.join(outcome.problems)}")

@@ -45,14 +45,18 @@ _forced_attention = "auto"
 _jobs = 1
 
 
-def attention() -> str:
+def attention(bf16: bool) -> str:
     """How attention runs: `matmul` (two plain matrix products), `sdpa` (PyTorch's fused one), `packed`.
 
     Forced by `prepare`, else what is fastest on the device: SDPA's CPU backward is slow at these lengths; on a GPU
-    packed batches waste nothing on padding.
+    packed batches waste nothing on padding, and take bf16 alone.
     """
-    if _forced_attention != "auto":
-        return _forced_attention
+    wanted = _forced_attention if _forced_attention != "auto" else _fastest_attention()
+    return "sdpa" if wanted == "packed" and torch.cuda.is_available() and not bf16 else wanted
+
+
+@functools.cache
+def _fastest_attention() -> str:
     if not torch.cuda.is_available():
         return "matmul"
     return "packed" if importlib.util.find_spec("torch.nn.attention.varlen") and native_bf16() else "sdpa"
@@ -69,7 +73,7 @@ def describe(wanted: str) -> str:
     reason = "forced by the recipe" if wanted != "auto" else ("native here" if native_bf16() else "no native bf16 here")
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     how = "forced by the recipe" if _forced_attention != "auto" else "fastest on this device"
-    return f"{place}; {precision} ({reason}); attention: {attention()} ({how})"
+    return f"{place}; {precision} ({reason}); attention: {attention(use_bf16(wanted))} ({how})"
 
 
 def prepare(threads: int | None = None, attention: str = "auto") -> None:

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from tmkd.comparing import own_cosine, soft_labels
 from tmkd.distill import distill, distill_lstm, pretrain
-from tmkd.errors import DataError, ExportError
+from tmkd.errors import ExportError
 from tmkd.files import copy_folder, disk_errors, write_json
 from tmkd.methods import METHODS, Method
 from tmkd.pairs.record import Pairs
-from tmkd.pairs.split import STAGE1, subsample
 from tmkd.progress import say
 from tmkd.qa.calibration import FILE as CALIBRATION
 from tmkd.qa.calibration import of_the_same_student
@@ -77,13 +76,10 @@ class Pipeline(Supervision):
         """The stage-1 student of a method, or the one the recipe names."""
         if isinstance(self.recipe.stage1, str):
             return Path(self.recipe.stage1)
-        pool, targets, share = self.pool, self.pool_targets(method), self.recipe.stage1.share
+        pool, targets = self.pool, self.pool_targets(method)
         assert targets is not None
-        if share < 1:
-            rows = subsample(pool, share, STAGE1)
-            if len(rows) == 0:
-                raise DataError(f"stage1.share: {share} leaves none of the {len(pool):,} pairs of the pool")
-            pool, targets = pool.take(rows), targets.take(rows)
+        if self.recipe.stage1.share < 1:
+            pool, targets = pool.take(self.stage1_rows), targets.take(self.stage1_rows)
         return pretrain(self.workspace, self.recipe, method, pool, targets, seed, begin=self.begins_with(method))
 
     def pool_targets(self, method: Method) -> Targets | None:

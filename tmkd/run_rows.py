@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.errors import DataError
 from tmkd.hardware import describe, prepare
 from tmkd.pairs.datasets import TaskData, load_task
 from tmkd.pairs.mining import Material
 from tmkd.pairs.record import Pairs
-from tmkd.pairs.split import subsample
+from tmkd.pairs.split import STAGE1, subsample
 from tmkd.pool import pool_of
 from tmkd.progress import say
 from tmkd.recipe import Recipe
+from tmkd.recipe_parts import Stage1
 from tmkd.workspace import Workspace, fingerprint
 
 
@@ -78,6 +78,22 @@ class Rows:
         return self._mined[0]
 
     @functools.cached_property
+    def stage1_rows(self) -> NDArray[np.int64]:
+        """The pairs of the pool that students see (`stage1.share`), [n].
+
+        Raises:
+            DataError: the share leaves no pair.
+        """
+        assert isinstance(self.recipe.stage1, Stage1)
+        share = self.recipe.stage1.share
+        return subsample(
+            self.pool,
+            share,
+            STAGE1,
+            none=f"stage1.share: {share} leaves none of the {len(self.pool):,} pairs of the pool",
+        )
+
+    @functools.cached_property
     def student_rows(self) -> NDArray[np.int64]:
         """The training rows that students see (`data.train_share`), [n].
 
@@ -85,12 +101,8 @@ class Rows:
             DataError: the share leaves no row.
         """
         share, train = self.recipe.data.train_share, self.data.train
-        if share == 1:
-            return np.arange(len(train))
-        rows = subsample(train, share)
-        if len(rows) == 0:
-            raise DataError(f"data.train_share: {share} leaves none of {len(set(train.qids)):,} training questions")
-        return rows
+        none = f"data.train_share: {share} leaves none of {len(set(train.qids)):,} training questions"
+        return subsample(train, share, none=none)
 
     @functools.cached_property
     def student_pairs(self) -> Pairs:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tmkd.errors import DataError, TmkdError
+from tmkd.errors import TmkdError
 from tmkd.losses import GROUPED, golden_loss
 from tmkd.methods import METHODS, Method
 from tmkd.out_of_fold import fold_logits
@@ -48,10 +48,8 @@ class Supervision(Rows):
             DataError: its share leaves no row.
         """
         if teacher.share < 1:
-            drawn = subsample(rows, teacher.share, BAGS + teacher.seed)
-            if len(drawn) == 0:
-                raise DataError(f"teacher {teacher.name}: share {teacher.share} leaves it no training question")
-            rows = rows.take(drawn)
+            none = f"teacher {teacher.name}: share {teacher.share} leaves it no training question"
+            rows = rows.take(subsample(rows, teacher.share, BAGS + teacher.seed, none=none))
         begin = self.warmed_up if self.recipe.fine_tunes_own(teacher) else None
         return teach(self.workspace, self.recipe, teacher, rows, begin)
 

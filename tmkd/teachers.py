@@ -76,7 +76,6 @@ def teach(
 
 def golden_only(labels: Tensor) -> Any:
     """The loss of teachers and of `finetune`: cross-entropy of the golden header. labels: `Pairs.golden`."""
-
     labels = labels.to(device())
 
     def loss(logits: Logits, rows: Tensor) -> Tensor:

@@ -276,7 +276,7 @@ def _whole_step_gradients(
 def _forward(model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64], bf16: bool) -> Logits:
     where = device()
     with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
-        if attention() == "packed" and model.encoder.packs and (bf16 or where.type == "cpu"):
+        if attention(bf16) == "packed" and model.encoder.packs:
             ids, types, starts = (torch.from_numpy(a).to(where) for a in pack(encoded.ids, encoded.type_ids, rows))
             packing = Packing(starts, max(len(encoded.ids[row]) for row in rows))
             packed: Logits = model(Batch(ids, None, types, packing, torch.from_numpy(rows)))

@@ -9,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 from tmkd.bench.environments import interpreter
 from tmkd.bench.hostile import hostile, valid
 from tmkd.bench.loadgen import HOST, Answer, read_answer
 from tmkd.bench.servers import Running, Serving
 from tmkd.files import cache_folder
-from tmkd.progress import progress, say
+from tmkd.progress import Bar, progress, say
 
 BODY = 256  # KiB: the server's limit here, so that passing it is cheap
 FLAGS = ("--max-body", str(BODY), "--idle-timeout", "2", "--timeout", "3")
@@ -157,33 +159,47 @@ def _by_schema(server: Running, found: Fuzzed, count: int, seed: int) -> None:
         "--request-timeout", str(PATIENCE), "--continue-on-failure", "--warnings", "off",
     ]  # fmt: skip
     say(f"fuzz: schemathesis, {each} examples an operation")
+    with _counted(server, count):
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=7200, cwd=cache_folder("bench")
+        )
     log = cache_folder("bench", "logs") / "schemathesis.log"
-    with log.open("w") as output, progress("schemathesis", count, unit="requests") as bar:
-        fuzzer = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=cache_folder("bench"))
-        try:
-            before = seen = _requests(server)
-            while fuzzer.poll() is None:
-                time.sleep(1)
-                now = min(_requests(server) or seen, before + count)  # it sends some more than it was asked for
-                bar.advance(now - seen)
-                seen = now
-        finally:
-            fuzzer.kill()
-            status = fuzzer.wait()
-    told = log.read_text(errors="replace")
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    log.write_text(done.stdout + done.stderr)
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     found.schema = lines[-1].strip("= ") if lines else "no output"
-    if made := re.search(r"(\d[\d,]*) generated", told):
+    if made := re.search(r"(\d[\d,]*) generated", done.stdout):
         found.sent += int(made[1].replace(",", ""))
-    if status:
+    if done.returncode:
         found.problems.append(f"schemathesis: {found.schema} (see {log})")
+
+
+@contextmanager
+def _counted(server: Running, count: int) -> Iterator[None]:
+    """A bar of the requests that the server counts while the block runs, in a thread; at most `count`."""
+    over = threading.Event()
+
+    def watch(bar: Bar) -> None:
+        first = seen = _requests(server)
+        while not over.wait(1):
+            now = min(_requests(server) or seen, first + count)
+            bar.advance(now - seen)
+            seen = now
+
+    with progress("schemathesis", count, unit="requests") as bar:
+        watcher = threading.Thread(target=watch, args=(bar,))
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
 
 
 def _requests(server: Running) -> int:
     """How many requests the server counts by now; 0 where it does not say in time."""
     try:
-        with urlopen(f"http://{HOST}:{server.port}/metrics", timeout=PATIENCE) as answer:
-            lines = answer.read().decode().splitlines()
+        answer = asyncio.run(_exchange(server.port, f"GET /metrics HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()))
     except OSError:
         return 0
+    lines = answer.body.decode().splitlines() if answer else []
     return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("tmkd_requests_total{")))

@@ -163,7 +163,8 @@ class FirstTokenEncoder(PairEncoder):
         x = self._embed(batch)
         attention: Attention
         if batch.packing is None:
-            attention = Padded(self._attention_bias(x, batch.attention_mask), fused=hardware.attention() != "matmul")
+            fused = hardware.attention(bf16=False) != "matmul"  # this batch is padded, whatever the precision
+            attention = Padded(self._attention_bias(x, batch.attention_mask), fused=fused)
         else:
             attention = Packed(*batch.packing)
         for layer in self.base.encoder.layer[:-1]:

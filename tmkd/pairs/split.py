@@ -38,15 +38,24 @@ def split(pairs: Pairs, fractions: Sequence[float], seed: int = 0) -> tuple[Pair
     return tuple(pairs.take(np.flatnonzero(part == number)) for number in range(len(fractions)))
 
 
-def subsample(pairs: Pairs, share: float, seed: int = _SUBSAMPLE) -> NDArray[np.int64]:
+def subsample(pairs: Pairs, share: float, seed: int = _SUBSAMPLE, *, none: str = "") -> NDArray[np.int64]:
     """Rows of about this share of the questions, in their order: [n] int64. A smaller share is part of a larger one.
 
     Args:
         seed: another draws other questions.
+        none: what is said where no row is left.
+
+    Raises:
+        DataError: no row is left, and there is something to say of it.
     """
+    if share == 1:
+        return np.arange(len(pairs))
     names = _group_names(pairs.questions, pairs.qids)
     kept = {name: share_of(name, seed) < share for name in set(names)}
-    return np.flatnonzero([kept[name] for name in names])
+    rows = np.flatnonzero([kept[name] for name in names])
+    if none and len(rows) == 0:
+        raise DataError(none)
+    return rows
 
 
 def folds(pairs: Pairs, count: int) -> NDArray[np.int64]:
