@@ -64,6 +64,8 @@ def test_a_recipe_that_makes_no_sense(recipe_file: Path, override: str, expected
         (["teachers.1.encoder=./gone"], "no such folder"),
         (["teachers.1.checkpoint=builtin:minilm-l6"], "a finished teacher needs a head of 2 classes, this one has no"),
         (["data.train_share=0.000001"], "leaves none of"),
+        (["teachers.1.share=1e-9"], "share 1e-09 leaves it no training question"),
+        (["stage1.share=1e-9"], "stage1.share: 1e-09 leaves none of the "),
     ],
 )
 def test_nothing_is_trained_for_what_cannot_end_well(

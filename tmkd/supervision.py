@@ -34,7 +34,7 @@ class Supervision(Rows):
         """Every teacher with its finished step (None for a column of scores)."""
         if self.recipe.labels == "out-of-fold":
             folds(self.data.train, self.recipe.folds)  # too many of them are refused before anything is trained
-        self._require_groups()
+        self._require_rows()
         return [
             (teacher, None if teacher.scores else self.teach(teacher, self.data.train))
             for teacher in self.recipe.used_teachers
@@ -47,11 +47,8 @@ class Supervision(Rows):
         Raises:
             DataError: its share leaves no row.
         """
-        if teacher.share < 1:
-            none = f"teacher {teacher.name}: share {teacher.share} leaves it no training question"
-            rows = rows.take(subsample(rows, teacher.share, BAGS + teacher.seed, none=none))
         begin = self.warmed_up if self.recipe.fine_tunes_own(teacher) else None
-        return teach(self.workspace, self.recipe, teacher, rows, begin)
+        return teach(self.workspace, self.recipe, teacher, share_of_rows(teacher, rows), begin)
 
     @functools.cached_property
     def warmed_up(self) -> Step | None:
@@ -59,11 +56,16 @@ class Supervision(Rows):
         numbers = self.recipe.warm_up
         return None if numbers is None else warm_up(self.workspace, self.recipe, numbers, self.pool)
 
-    def _require_groups(self) -> None:
-        """A loss that compares the passages of a question finds some: said before hours of training teachers."""
+    def _require_rows(self) -> None:
+        """Every share leaves some, a loss over the passages of a question finds them: said before hours of training."""
+        for teacher in self.recipe.used_teachers:
+            share_of_rows(teacher, self.data.train)
+        learning = [METHODS[name] for name in self.recipe.methods if METHODS[name].targets != "none"]
+        with_pool = any(METHODS[name].stage1 for name in self.recipe.methods)
+        if with_pool and not isinstance(self.recipe.stage1, str) and self.recipe.stage1.share < 1:
+            _ = self.stage1_rows
         if self.recipe.loss.kind not in GROUPED:
             return
-        learning = [METHODS[name] for name in self.recipe.methods if METHODS[name].targets != "none"]
         if learning:
             questions_of(self.student_pairs, self.recipe.loss, "train")
         if any(method.stage1 for method in learning) and not isinstance(self.recipe.stage1, str):
@@ -203,3 +205,13 @@ class Supervision(Rows):
             self.teacher_logits(self.pool, "pool", self.labellers(self.pool))
         if learning:
             self.teacher_logits(self.student_pairs, "train")
+
+
+def share_of_rows(teacher: Teacher, rows: Pairs) -> Pairs:
+    """The rows of the questions that a teacher sees (`share`).
+
+    Raises:
+        DataError: not a single one is left.
+    """
+    none = f"teacher {teacher.name}: share {teacher.share} leaves it no training question"
+    return rows.take(subsample(rows, teacher.share, BAGS + teacher.seed, none=none)) if teacher.share < 1 else rows
