@@ -19,6 +19,7 @@ from tmkd.methods import METHODS
 from tmkd.pipeline import Pipeline
 from tmkd.recipe import load_recipe
 from tmkd.student import Student
+from tmkd.targets import ensemble_logits
 from tmkd.workspace import Workspace
 
 
@@ -91,13 +92,23 @@ def test_every_method_in_one_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) 
     ways = {row["combination"]: row for row in results["combinations"]}
     assert list(ways) == ["logit", "probability", "golden"]
     assert ways["logit"]["auc"] == rows["tmkd"]["auc"]
+    close = {row["model"]: row for row in results["agreement"]}
+    assert next(iter(close)) == "tmkd"
+    assert set(close) == {name for name, row in rows.items() if row["kind"] in ("student", "baseline")}
+    top = ensemble_logits([pipeline.logits(step, test, "x") for _, step in pipeline.teachers if step])
+    same = (together[0].argmax(-1) == top.argmax(-1)).mean()
+    assert close["m-o-m"]["agreement"]["mean"] == pytest.approx(same)
+    ahead = close["tmkd"]["agreement"]["mean"] - same
+    assert close["m-o-m"]["behind"]["agreement"]["mean"] == pytest.approx(ahead)
     page = (workspace / "runs" / "tiny" / "report" / "report.html").read_text()
+    assert "Who decides as the teachers do" in page
     assert "What each teacher adds" in page
     assert "How the headers are combined" in page
 
     shown = tmkd("evaluate", workspace / "runs" / "tiny", "--pairs", tmp_path / "test.jsonl", "--no-speed")
     assert "the ensemble without each teacher" in shown.stdout
     assert "its headers combined" in shown.stdout
+    assert "rows decided as teacher-ensemble does" in shown.stdout
 
 
 def test_stage1_of_one_teacher_is_shared(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:

@@ -47,18 +47,21 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Callable[[str], Path]:
-    """A data set in the hub's layout: a card that names configurations, Parquet files of every split."""
+def hub(tmp_path: Path) -> Callable[..., Path]:
+    """A data set in the hub's layout: a card that names configurations, Parquet files of every split.
+
+    `of` sets the texts apart from another one's of the same name.
+    """
     from datasets import ClassLabel, Dataset, Features, Value
 
-    def make(name: str) -> Path:
+    def make(name: str, of: str = "") -> Path:
         question, passage, classes, splits, config = LAYOUTS[name]
-        folder = tmp_path / "hub" / name
+        folder = tmp_path / "hub" / f"{name}{of}"
         features = Features({question: Value("string"), passage: Value("string"), "label": ClassLabel(names=classes)})
         files = ""
         for part, hidden in splits.items():
             rows = [
-                {question: f"{part} text {n // 2}", passage: f"{part} other {n}", "label": n % len(classes)}
+                {question: f"{part}{of} text {n // 2}", passage: f"{part}{of} other {n}", "label": n % len(classes)}
                 for n in range(ROWS)
             ]
             if hidden:
@@ -77,7 +80,7 @@ def hub(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_recipe_reads_its_hub_data_set(
-    hub: Callable[[str], Path], name: str, capsys: pytest.CaptureFixture[str]
+    hub: Callable[..., Path], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = load_recipe(RECIPES / f"{name}.yaml", [f"data.hub={hub(name)}"])
     task = load_task(recipe.data, recipe.classes)
@@ -94,7 +97,7 @@ def test_every_recipe_reads_its_hub_data_set(
         assert f"1 of {ROWS} rows have no label and are left out" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_labels_of_a_hidden_split_are_no_golden_labels(hub: Callable[[str], Path]) -> None:
+def test_the_labels_of_a_hidden_split_are_no_golden_labels(hub: Callable[..., Path]) -> None:
     folder = hub("rte")
     recipe = load_recipe(RECIPES / "rte.yaml", [f"data.hub={folder}", "data.test=test"])
     refused(lambda: load_task(recipe.data, 2), "rte:rte[test]", "'label'", "hidden", "another split")
@@ -128,10 +131,24 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny("bert", tmp_path_factory.mktemp("encoder") / "bert", vocab_size=30522)
 
 
+def at_hand(hub: Callable[..., Path], name: str) -> list[str]:
+    """Overrides that put folders in the place of every hub data set that a recipe names."""
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    overrides = [f"data.hub={hub(name)}"]
+    assert recipe.pool is not None
+    for number, source in enumerate(recipe.pool.sources):
+        if source.pairs is not None and source.pairs.hub is not None:
+            names = {"stanfordnlp/snli": "snli", "microsoft/wiki_qa": "wikiqa"}
+            folder = hub(source.pairs.config or names[source.pairs.hub], f"-pool{number}")
+            key = f"pool.sources.{number}.pairs"
+            overrides += [f"{key}.hub={folder}", f"{key}.split=train"]
+    return overrides
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_recipe_trains_on_tiny_data(tmkd: Tmkd, hub: Callable[[str], Path], encoder: Path, name: str) -> None:
+def test_every_recipe_trains_on_tiny_data(tmkd: Tmkd, hub: Callable[..., Path], encoder: Path, name: str) -> None:
     done = tmkd(
-        "distill", RECIPES / f"{name}.yaml", f"data.hub={hub(name)}", f"encoder={encoder}", "student.layers=1",
+        "distill", RECIPES / f"{name}.yaml", *at_hand(hub, name), f"encoder={encoder}", "student.layers=1",
         "teachers=[{name: a, epochs: 1}]", "methods=[tkd]", "take=tkd", "stage1={learning_rate: 1e-3, epochs: 1}",
         "stage2.epochs=1", "pool.passages_per_question=2", "max_length=32",
     )  # fmt: skip
@@ -140,7 +157,7 @@ def test_every_recipe_trains_on_tiny_data(tmkd: Tmkd, hub: Callable[[str], Path]
     assert card["classes"] == len(LAYOUTS[name][2])
 
 
-def test_a_pool_reads_hub_data_sets(hub: Callable[[str], Path]) -> None:
+def test_a_pool_reads_hub_data_sets(hub: Callable[..., Path]) -> None:
     train = rows_to_pairs(pair_rows(1), "t")
     texts = Texts(hub=str(hub("rte")), config="rte", split="test[:10]", column="sentence1")
     assert read_texts(texts, train, "question", "k", list) == [f"test text {n}" for n in range(5)]

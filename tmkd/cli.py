@@ -207,7 +207,7 @@ def evaluate(
     Example: tmkd evaluate workspace/runs/demo --pairs my-pairs.jsonl --json numbers.json
     """
     set_quiet(quiet)
-    from tmkd.evaluation.parts import part_table
+    from tmkd.evaluation.parts import AGREEMENT, part_table
     from tmkd.measure import RunModels
     from tmkd.measure import evaluate as measure_run
     from tmkd.pairs.datasets import read_measured
@@ -219,12 +219,16 @@ def evaluate(
         results = measure_run(models, rows, timed=speed, task=pairs.name)
     if json_file is None or str(json_file) != "-":
         tables.print(results.table())
-        for title, parts, lead in (
-            ("the ensemble without each teacher", results.leave_one_out, "it adds"),
-            (f"{results.taken}: its headers combined", results.combinations, "logit is ahead by"),
-        ):
+        for title, parts, metrics, lead in (
+            ("the ensemble without each teacher", results.leave_one_out, results.shared, "it adds"),
+            (f"{results.taken}: its headers combined", results.combinations, results.shared, "logit is ahead by"),
+            (
+                f"rows decided as {results.reference} does", results.agreement, [AGREEMENT],
+                f"{results.taken} is ahead by",
+            ),
+        ):  # fmt: skip
             if parts:
-                tables.print(part_table(title, parts, results.shared, lead))
+                tables.print(part_table(title, parts, metrics, lead))
     write_numbers(json_file, results.to_json())
 
 

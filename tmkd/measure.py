@@ -22,7 +22,7 @@ from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.encoder.lstm import is_lstm
 from tmkd.errors import TmkdError
 from tmkd.evaluation.compare import ENSEMBLE, ModelOutput, Results, compare
-from tmkd.evaluation.parts import parts
+from tmkd.evaluation.parts import agreement, parts
 from tmkd.evaluation.speed import measure
 from tmkd.files import write_json
 from tmkd.hardware import describe, prepare
@@ -230,7 +230,8 @@ def evaluate(run: RunModels, pairs: Pairs, *, timed: bool = True, task: str | No
 
 
 def compare_outputs(run: RunModels, pairs: Pairs, found: list[ModelOutput], *, task: str) -> Results:
-    """The comparison of models that were already run, what each teacher adds, and each way to combine the headers."""
+    """The comparison of models that were already run, what each teacher adds, each way to combine the headers, and how
+    often each small model decides as the ensemble does."""
     classes = run.recipe.classes
     results = compare(pairs, found, classes=classes, task=task, taken=run.take)
     by_name = {output.name: output for output in found}
@@ -239,6 +240,10 @@ def compare_outputs(run: RunModels, pairs: Pairs, found: list[ModelOutput], *, t
     ways = _combinations(run, pairs)
     if ways:
         results.combinations = parts(pairs, ways["logit"], ways, classes=classes)
+    top, taken = by_name.get(results.reference), by_name[run.take]
+    others = [output for output in found if output.kind in ("student", "baseline") and output is not taken]
+    if top is not None:
+        results.agreement = agreement(pairs, top, taken, others, classes=classes)
     return results
 
 

@@ -27,6 +27,7 @@ TITLES = {
     "mrr": "MRR",
     "map": "MAP",
     "ndcg@10": "nDCG@10",
+    "agreement": "agreement",
     "mean": "the mean over tasks",
 }
 
@@ -157,6 +158,7 @@ class Results:
     against: str | None = None  # the score column that stood for golden labels; it and what contains it is left out
     leave_one_out: list[Part] = field(default_factory=list)  # the ensemble without each teacher
     combinations: list[Part] = field(default_factory=list)  # the taken student's headers, combined in each way
+    agreement: list[Part] = field(default_factory=list)  # how often each small model decides as the ensemble does
 
     @property
     def metrics(self) -> list[str]:
@@ -193,6 +195,7 @@ class Results:
                 else {}
             ),
             **({"combinations": [p.to_json("combination") for p in self.combinations]} if self.combinations else {}),
+            **({"agreement": [part.to_json("model") for part in self.agreement]} if self.agreement else {}),
         }
 
     def table(self) -> Table:

@@ -71,15 +71,8 @@ def distributions(resamples: Resamples, logits: Floats) -> dict[str, tuple[float
         logits: [S, N, C].
     """
     questions = resamples.questions
-    classes = logits.shape[2]
-    found: dict[str, tuple[float, Floats]] = {}
-    rows = np.bincount(questions.group, minlength=len(questions.names)).astype(np.float64)
-    count = len(questions.names)
-    right: Floats = np.stack(
-        [np.bincount(questions.group, correct(questions, one), count) for one in logits], dtype=float
-    )
-    found["accuracy"] = _weighted_mean(resamples, right, rows)
-    if classes != 2:
+    found = {"accuracy": accuracy(resamples, logits)}
+    if logits.shape[2] != 2:
         return found
     if 0 < (questions.labels == 1).sum() < len(questions.labels):
         found["auc"] = _auc(resamples, logits)
@@ -92,6 +85,16 @@ def distributions(resamples: Resamples, logits: Floats) -> dict[str, tuple[float
             values = np.stack([np.nan_to_num(metrics[name]) for metrics in per_seed])
             found[name] = _weighted_mean(resamples, values, counted)
     return found
+
+
+def accuracy(resamples: Resamples, logits: Floats) -> tuple[float, Floats]:
+    """The share of rows whose decision is the label, as in `distributions`."""
+    questions = resamples.questions
+    count = len(questions.names)
+    right: Floats = np.stack(
+        [np.bincount(questions.group, correct(questions, one), count) for one in logits], dtype=float
+    )
+    return _weighted_mean(resamples, right, np.bincount(questions.group, minlength=count).astype(np.float64))
 
 
 def _weighted_mean(resamples: Resamples, sums: Floats, sizes: Floats) -> tuple[float, Floats]:

@@ -1,4 +1,5 @@
-"""What the parts of a result are worth: each teacher in the ensemble, each way to combine a student's headers.
+"""What the parts of a result are worth: each teacher in the ensemble, each way to combine a student's headers; and how
+often each small model decides as the ensemble does.
 
 Paired as all comparisons are: bootstrap over questions, both models on the same resamples.
 """
@@ -13,9 +14,11 @@ import numpy as np
 from rich.table import Table
 
 from tmkd.evaluation.compare import TITLES, Difference, ModelOutput, checked
-from tmkd.evaluation.intervals import Interval, Resamples, distributions, interval
+from tmkd.evaluation.intervals import Interval, Resamples, accuracy, distributions, interval
 from tmkd.evaluation.metrics import Questions
 from tmkd.pairs.record import Pairs
+
+AGREEMENT = "agreement"
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Part:
     """One of several outputs held against a whole.
 
     Attributes:
-        name: the teacher that is left out, or the combination.
+        name: the teacher that is left out, the combination, or the model.
         metrics: of this output.
         behind: how far the whole is ahead of it, by metric; of a teacher left out: what it adds. Absent where a metric
             is over a single question.
@@ -74,6 +77,40 @@ def parts(
             if questions.count(name) > 1
         }
         found.append(Part(part, {name: interval(*both) for name, both in drawn.items()}, behind))
+    return found
+
+
+def agreement(
+    pairs: Pairs,
+    top: ModelOutput,
+    taken: ModelOutput,
+    others: Sequence[ModelOutput],
+    *,
+    classes: int,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Part]:
+    """The share of the rows on which a model decides as its teachers do, whatever the golden labels say ("fidelity":
+    Stanton et al. 2021, "Does Knowledge Distillation Really Work?", section 3). It tells students apart that learn
+    from weak teachers, where being closer to them makes few decisions right.
+
+    Args:
+        top: the ensemble, or the only teacher.
+        taken: the student that the others are held against; it comes first.
+
+    Raises:
+        DataError: logits of another shape, or that are not finite.
+    """
+    decided = checked(top, len(pairs), classes)[0].argmax(axis=1)
+    questions = Questions.of(decided, pairs.qids)
+    draws = Resamples(questions, resamples, seed)
+    first, first_spread = accuracy(draws, checked(taken, len(pairs), classes))
+    found = [Part(taken.name, {AGREEMENT: interval(first, first_spread)}, {})]
+    for other in others:
+        value, spread = accuracy(draws, checked(other, len(pairs), classes))
+        behind = Difference(taken.name, other.name, AGREEMENT, interval(first - value, first_spread - spread))
+        known = {AGREEMENT: behind} if questions.count(AGREEMENT) > 1 else {}
+        found.append(Part(other.name, {AGREEMENT: interval(value, spread)}, known))
     return found
 
 
