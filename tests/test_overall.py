@@ -78,6 +78,19 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         Overall.of([Task.read(str(run))], "mkd")
 
 
+def test_a_run_of_one_teacher_counts_and_one_without_teachers_is_told(tmp_path: Path) -> None:
+    run = written(tmp_path, "a", "auc", 0.9, (0.2, 0.1, 0.3))
+    content = json.loads((run / "report" / "results.json").read_text())
+    content["methods"][0] |= {"name": "teacher:t1", "kind": "teacher"}
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    assert Overall.of([Task.read(str(tmp_path / "one.json"))], "tmkd").kept["tmkd"] == [0.9, 0.9]
+    for row in content["methods"]:
+        row.pop("kept_above_chance", None)
+    (tmp_path / "none.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="the results of a do not say what tmkd keeps of auc: no teacher was measured"):
+        Overall.of([Task.read(str(tmp_path / "none.json"))], "tmkd")
+
+
 def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     run = written(tmp_path, "a", "auc", 0.9, (0.2, 0.1, 0.3))
     result = CliRunner().invoke(app, ["overall", str(run), "--json", "-"])

@@ -17,7 +17,7 @@ from typing import Any
 from rich.table import Table
 
 from tmkd.errors import DataError
-from tmkd.evaluation.compare import ENSEMBLE, METRICS, TITLES, Difference, verdict
+from tmkd.evaluation.compare import METRICS, TITLES, Difference, verdict
 from tmkd.evaluation.intervals import Interval
 
 MEAN = "mean"
@@ -69,7 +69,7 @@ class Task:
         return cls(name, metric, methods, differences)
 
     def kept(self, method: str) -> float | None:
-        """The share of the ensemble's figure, above chance where that is known."""
+        """The share of the ensemble's (or only teacher's) figure, above chance where that is known."""
         row = self.methods[method]
         for shares in ("kept_above_chance", "kept"):
             if self.metric in row.get(shares, {}):
@@ -94,14 +94,18 @@ class Overall:
 
     @classmethod
     def of(cls, tasks: Sequence[Task], method: str) -> Overall:
-        """Raises DataError: a task without the method, without an ensemble, or named twice."""
+        """Raises DataError: a task without the method, without teachers to hold it against, or named twice."""
         names = [task.name for task in tasks]
         for task in tasks:
             if names.count(task.name) > 1:
                 raise DataError(f"two of the results are of the task {task.name!r}; a task counts once")
-            for needed in (method, ENSEMBLE):
-                if needed not in task.methods:
-                    raise DataError(f"the results of {task.name} have no {needed!r}: {', '.join(task.methods)}")
+            if method not in task.methods:
+                raise DataError(f"the results of {task.name} have no {method!r}: {', '.join(task.methods)}")
+            if task.kept(method) is None:
+                raise DataError(
+                    f"the results of {task.name} do not say what {method} keeps of {task.metric}: no teacher was "
+                    "measured beside it; add `teacher` or `teacher-ensemble` to the run's methods"
+                )
         shared = [name for name in tasks[0].methods if all(name in task.methods for task in tasks)]
         kept: dict[str, list[float]] = {}
         for name in shared:
