@@ -84,10 +84,11 @@ def test_a_run_of_one_teacher_counts_and_one_without_teachers_is_told(tmp_path: 
     content["methods"][0] |= {"name": "teacher:t1", "kind": "teacher"}
     (tmp_path / "one.json").write_text(json.dumps(content))
     assert Overall.of([Task.read(str(tmp_path / "one.json"))], "tmkd").kept["tmkd"] == [0.9, 0.9]
+    assert "tmkd" in Overall.of([Task.read(str(tmp_path / "one.json"))], "teacher:t1").kept  # the top itself may be compared
     for row in content["methods"]:
         row.pop("kept_above_chance", None)
     (tmp_path / "none.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="the results of a do not say what tmkd keeps of auc: no teacher was measured"):
+    with pytest.raises(DataError, match="the results of a do not say what is kept of auc: no teacher was measured"):
         Overall.of([Task.read(str(tmp_path / "none.json"))], "tmkd")
 
 

@@ -101,10 +101,10 @@ class Overall:
                 raise DataError(f"two of the results are of the task {task.name!r}; a task counts once")
             if method not in task.methods:
                 raise DataError(f"the results of {task.name} have no {method!r}: {', '.join(task.methods)}")
-            if task.kept(method) is None:
+            if all(task.kept(name) is None for name in task.methods):
                 raise DataError(
-                    f"the results of {task.name} do not say what {method} keeps of {task.metric}: no teacher was "
-                    "measured beside it; add `teacher` or `teacher-ensemble` to the run's methods"
+                    f"the results of {task.name} do not say what is kept of {task.metric}: no teacher was measured; "
+                    "add `teacher` or `teacher-ensemble` to the run's methods"
                 )
         shared = [name for name in tasks[0].methods if all(name in task.methods for task in tasks)]
         kept: dict[str, list[float]] = {}
