@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 
 ROWS: list[dict[str, Any]] = [
     {"question": "what is öl?", "passage": 'a "fat",\nliquid', "label": 1},

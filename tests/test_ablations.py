@@ -13,7 +13,7 @@ from encoder_fixtures import tiny
 
 from tmkd import training
 from tmkd.batching import replayed_steps
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.pairs.record import Pairs, Reference
 from tmkd.pairs.split import STAGE1, folds, split, subsample
 from tmkd.pipeline import Pipeline

@@ -22,7 +22,7 @@ from onnx import numpy_helper
 
 from tmkd.backends import KNOWN_BACKENDS, Inputs
 from tmkd.batching import engine_batches, engine_shapes, padded_width
-from tmkd.errors import ExportError, MissingExtraError
+from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.export import export_student
 from tmkd.gate import BACKENDS, Material
 from tmkd.pairs.record import Pairs

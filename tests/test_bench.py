@@ -17,7 +17,7 @@ from tmkd.bench.command import Options, Outcome, run, steps
 from tmkd.bench.material import rows_of, weights
 from tmkd.bench.rounds import Result, compete, ratios
 from tmkd.bench.worker import Contestant, Failed, Worker
-from tmkd.errors import TmkdError
+from tmkd.core.errors import TmkdError
 
 ECHO = """
 from protocol import serve

@@ -21,7 +21,7 @@ from tmkd.bench.hostile import hostile, valid
 from tmkd.bench.loadgen import Client, Reply, closed_loop, open_loop, percentiles, request_bytes
 from tmkd.bench.serve import Measured, Outcome, best_rate
 from tmkd.bench.serving import Serve, run_serving
-from tmkd.errors import TmkdError
+from tmkd.core.errors import TmkdError
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BROKEN = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\nno"

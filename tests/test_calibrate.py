@@ -12,7 +12,7 @@ from conftest import Tmkd, write_jsonl
 from export_fixtures import exported
 from qa_fixtures import OverlapScorer, index_of
 
-from tmkd.errors import DataError, ExportError
+from tmkd.core.errors import DataError, ExportError
 from tmkd.qa import Calibration, DocumentIndex, QuestionAnswerer
 from tmkd.qa.calibrate import (
     Found,

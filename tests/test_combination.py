@@ -12,7 +12,7 @@ from conftest import Tmkd, pair_rows
 from encoder_fixtures import tiny
 
 from tmkd.encoder.checkpoint import load_encoder, save_student
-from tmkd.errors import TmkdError
+from tmkd.core.errors import TmkdError
 from tmkd.pairs.record import Pairs
 from tmkd.student import Student, combine
 from tmkd.teachers import combined_logits, header_logits, label, method_logits

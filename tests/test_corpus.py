@@ -15,7 +15,7 @@ from tmkd.corpus.passages import MOST_WORDS, Passage, cut, sentences, size
 from tmkd.corpus.pod import parse_pod, render
 from tmkd.corpus.sections import Block, clean_heading
 from tmkd.corpus.text import contains, jaccard, text_hash, tokens
-from tmkd.errors import DataError, FetchError
+from tmkd.core.errors import DataError, FetchError
 
 SPHINX = """<html><head><title>Programming FAQ &#8212; Python 3.11.2 documentation</title></head><body>
 <div class="related"><ul><li><a href="i.html">index</a></li></ul></div>

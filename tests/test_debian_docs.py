@@ -10,7 +10,7 @@ import pytest
 from tmkd.corpus.debian import fetch
 from tmkd.corpus.sections import Block, Section
 from tmkd.corpus.text import contains, jaccard, normalise, tokens
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.pairs.debian_docs import DebianDocs, build
 from tmkd.pairs.faq import _answers, _worthwhile, is_question
 

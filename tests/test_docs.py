@@ -14,7 +14,7 @@ from conftest import pool_rows, write_jsonl
 from export_fixtures import exported
 from qa_fixtures import index_of
 
-from tmkd.errors import RecipeError
+from tmkd.core.errors import RecipeError
 from tmkd.recipe import load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from tmkd.encoder.checkpoint import load_encoder, load_student, save_student
 from tmkd.encoder.families import takes_token_types
 from tmkd.encoder.find import find_encoder
 from tmkd.encoder.forward import Batch, PairEncoder
-from tmkd.errors import EncoderError
+from tmkd.core.errors import EncoderError
 from tmkd.losses import golden_loss
 from tmkd.student import Student
 from tmkd.tokenizer import PairTokenizer

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tmkd.errors import EncoderError, ExportError, TmkdError
+from tmkd.core.errors import EncoderError, ExportError, TmkdError
 from tmkd.export import export_student
 from tmkd.gate import BACKENDS, Material
 from tmkd.onnx_graph import write_onnx

@@ -15,7 +15,7 @@ from encoder_fixtures import tiny
 from tmkd import training
 from tmkd.encoder.checkpoint import load_encoder, save_student
 from tmkd.graphs import GraphedGradients, Work
-from tmkd.hardware import device
+from tmkd.core.hardware import device
 from tmkd.losses import golden_loss, soft_kl
 from tmkd.states import Following
 from tmkd.student import Logits, Student

@@ -19,7 +19,7 @@ from tmkd.corpus.documents import DocumentReader, Fields, Reading, index_documen
 from tmkd.corpus.html import parse_html
 from tmkd.corpus.markdown import parse_markdown, parse_plain
 from tmkd.corpus.store import CARD, DocumentIndex, update_index
-from tmkd.errors import DataError, MissingExtraError
+from tmkd.core.errors import DataError, MissingExtraError
 
 ROOT = Path(__file__).parents[1]
 MARKDOWN = """---

@@ -15,7 +15,7 @@ import pytest
 from conftest import Tmkd
 
 import tmkd.jobs as jobs
-from tmkd.hardware import share_cores
+from tmkd.core.hardware import share_cores
 from tmkd.recipe import load_recipe
 from tmkd.workspace import Busy, Workspace, held
 

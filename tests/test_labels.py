@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tmkd.errors import LabelError
+from tmkd.core.errors import LabelError
 from tmkd.labels import LabelStore, imported_logits
-from tmkd.progress import set_quiet
+from tmkd.core.console import set_quiet
 
 HEADER: dict[str, Any] = {
     "teacher": "abc",

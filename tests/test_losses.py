@@ -14,7 +14,7 @@ from encoder_fixtures import tiny
 from tmkd import training
 from tmkd.batching import grouped_epoch_steps
 from tmkd.encoder.checkpoint import load_encoder
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.losses import golden_loss, soft_kl, soft_loss, soft_margin_mse, soft_mse, soft_mse_logits
 from tmkd.methods import METHODS
 from tmkd.pairs.record import Pairs

@@ -14,7 +14,7 @@ from encoder_fixtures import inputs, tiny
 from tmkd.encoder.checkpoint import load_encoder, load_student, save_student, word_embeddings
 from tmkd.encoder.forward import Batch
 from tmkd.encoder.lstm import LstmEncoder, LstmShape
-from tmkd.errors import EncoderError
+from tmkd.core.errors import EncoderError
 from tmkd.methods import METHODS
 from tmkd.pipeline import Pipeline
 from tmkd.recipe import load_recipe

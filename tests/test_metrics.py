@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.evaluation.compare import ModelOutput, compare, disagreements
 from tmkd.evaluation.metrics import Questions, Ranks, SortedRows, auc, ranking, ranking_metrics, spearman
 from tmkd.pairs.record import Pairs, Reference

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tmkd.class_order import class_order
 from tmkd.distill import carried_headers
 from tmkd.encoder.checkpoint import load_student, read_card
-from tmkd.errors import RecipeError
+from tmkd.core.errors import RecipeError
 from tmkd.recipe import parse_recipe
 from tmkd.targets import Targets
 

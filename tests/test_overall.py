@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tmkd.cli import app
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.evaluation.intervals import Interval
 from tmkd.evaluation.overall import Overall, Task, mean_of
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pairs_fixtures import ROWS, refused
 
-from tmkd.errors import MissingExtraError
+from tmkd.core.errors import MissingExtraError
 from tmkd.pairs.files import Columns, rows_to_pairs, write_rows
 from tmkd.pairs.hub import read_hub
 from tmkd.pairs.record import Pairs, pair_id

@@ -12,7 +12,7 @@ from conftest import TOPICS, write_jsonl
 from pairs_fixtures import refused
 
 from tmkd.corpus.text import jaccard, tokens
-from tmkd.errors import RecipeError
+from tmkd.core.errors import RecipeError
 from tmkd.pairs.datasets import TaskData
 from tmkd.pairs.leaks import NEAR, HeldOut, NearTexts
 from tmkd.pairs.mining import subsample

@@ -17,7 +17,7 @@ from qa_fixtures import OverlapScorer, index_of
 from rich.console import Console
 
 from tmkd.cli_qa import show
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.qa import Answer, Answers, Calibration, QuestionAnswerer
 from tmkd.qa.windows import Windows
 from tmkd.tokenizer import PairTokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Tmkd, pair_rows, write_jsonl
 
-from tmkd.errors import RecipeError
+from tmkd.core.errors import RecipeError
 from tmkd.recipe import load_recipe
 
 

@@ -15,7 +15,7 @@ import torch
 from export_fixtures import exported, texts
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tmkd.errors import DataError, EncoderError, ExportError
+from tmkd.core.errors import DataError, EncoderError, ExportError
 from tmkd.runtime import Scorer, softmax
 
 

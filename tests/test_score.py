@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from export_fixtures import exported, texts
 
-from tmkd.errors import DataError, ExportError
+from tmkd.core.errors import DataError, ExportError
 from tmkd.pairs.files import read_rows, write_rows
 from tmkd.runtime import Scorer
 from tmkd.score import score_file

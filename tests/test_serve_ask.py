@@ -16,8 +16,8 @@ from qa_fixtures import TEXTS, document, index_of
 from serve_fixtures import QUESTION, ROOT, InProcess, in_process, model
 
 from tmkd.corpus.store import update_index
-from tmkd.errors import TmkdError
-from tmkd.hardware import native_bf16
+from tmkd.core.errors import TmkdError
+from tmkd.core.hardware import native_bf16
 from tmkd.qa import QuestionAnswerer
 from tmkd.serve import ask
 from tmkd.serve.frames import Failed, read

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from serve_fixtures import PASSAGES, QUESTION, Command, InProcess, command, in_process, model
 from tei_client.clients.http_client import HttpClient
 
-from tmkd.errors import TmkdError
+from tmkd.core.errors import TmkdError
 from tmkd.runtime import Scorer
 from tmkd.serve.body import parse
 from tmkd.serve.refusals import Refusal

@@ -15,7 +15,7 @@ from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import tiny
 
 import tmkd.run_rows as run_rows
-from tmkd.errors import EncoderError, RecipeError
+from tmkd.core.errors import EncoderError, RecipeError
 from tmkd.study.board import Status
 from tmkd.study.plan import Study, load_study
 from tmkd.study.run import run_study

@@ -14,7 +14,7 @@ from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import tiny
 from pairs_fixtures import refused
 
-from tmkd.errors import RecipeError
+from tmkd.core.errors import RecipeError
 from tmkd.losses import golden_loss
 from tmkd.pairs.datasets import TaskData, load_task, read_measured
 from tmkd.pairs.files import Columns, rows_to_pairs

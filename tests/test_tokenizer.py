@@ -12,7 +12,7 @@ from export_fixtures import mpnet_student, texts
 from transformers import AutoTokenizer
 
 from tmkd.encoder.find import find_encoder
-from tmkd.errors import DataError, EncoderError
+from tmkd.core.errors import DataError, EncoderError
 from tmkd.tokenizer import PairTokenizer
 
 

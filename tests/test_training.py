@@ -14,7 +14,7 @@ from tmkd import hardware, training
 from tmkd.batching import epoch_steps, length_sorted_batches
 from tmkd.encoder.checkpoint import load_encoder
 from tmkd.encoder.find import find_encoder
-from tmkd.errors import Diverged
+from tmkd.core.errors import Diverged
 from tmkd.losses import golden_loss
 from tmkd.pairs.record import Pairs
 from tmkd.student import Logits, Student

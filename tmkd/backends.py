@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.batching import WIDTH_STEP
-from tmkd.errors import ExportError, MissingExtraError
+from tmkd.core.errors import ExportError, MissingExtraError
 
 BackendName = Literal["openvino-int8", "openvino-bf16", "onnx-int8", "onnx-fp32"]
 KNOWN_BACKENDS: tuple[str, ...] = get_args(BackendName)

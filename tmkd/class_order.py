@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tmkd.encoder.lstm import LstmEncoder
-from tmkd.errors import RecipeError
+from tmkd.core.errors import RecipeError
 from tmkd.recipe import Recipe, Teacher
 from tmkd.student import Student
 

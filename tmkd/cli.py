@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from tmkd import __version__, cli_qa, cli_serve
-from tmkd.errors import TmkdError, needs_extra
-from tmkd.files import write_numbers
-from tmkd.progress import say, set_quiet, tables
+from tmkd.core.errors import TmkdError, needs_extra
+from tmkd.core.files import write_numbers
+from tmkd.core.console import say, set_quiet, tables
 
 app = typer.Typer(
     help="Compress slow question-answering models into a small fast one: two-stage multi-teacher distillation.",
@@ -312,7 +312,7 @@ def score(
     Example: tmkd score workspace/runs/demo/export --pairs pairs.jsonl --output scored.jsonl
     """
     set_quiet(quiet)
-    from tmkd.memory import keep_freed_memory
+    from tmkd.core.malloc import keep_freed_memory
     from tmkd.score import score_file
 
     keep_freed_memory()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tmkd.progress import say, set_quiet, tables
+from tmkd.core.console import say, set_quiet, tables
 
 if TYPE_CHECKING:
     from tmkd.qa import Answers
@@ -84,8 +84,8 @@ def ask(
     Example: tmkd ask "How do I sort a hash by value?" --index workspace/index
     """
     set_quiet(quiet)
-    from tmkd.errors import DataError
-    from tmkd.memory import keep_freed_memory
+    from tmkd.core.errors import DataError
+    from tmkd.core.malloc import keep_freed_memory
     from tmkd.qa import QuestionAnswerer
 
     keep_freed_memory()
@@ -127,7 +127,7 @@ def calibrate(
     Example: tmkd calibrate workspace/runs/demo/export --index workspace/index --report calibration.html
     """
     set_quiet(quiet)
-    from tmkd.errors import DataError, needs_extra
+    from tmkd.core.errors import DataError, needs_extra
     from tmkd.qa import Calibration, QuestionAnswerer
     from tmkd.qa.calibrate import calibrate
     from tmkd.qa.cases import built_in, from_file

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from tmkd.encoder.cosine import cosine_by_token
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.encoder.forward import Batch, FirstTokenEncoder, PairEncoder
-from tmkd.hardware import device
+from tmkd.core.hardware import device
 from tmkd.pairs.record import Pairs, grouped
-from tmkd.progress import say
+from tmkd.core.console import say
 from tmkd.recipe import Recipe
 from tmkd.student import Logits, Student
 from tmkd.tokenizer import PairTokenizer

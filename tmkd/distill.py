@@ -14,7 +14,7 @@ from tmkd.comparing import Comparing, TokenTargets, own_cosine
 from tmkd.encoder.checkpoint import load_encoder, load_student, read_card, word_embeddings
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.encoder.lstm import LstmEncoder, LstmShape
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.fitting import fit_and_save
 from tmkd.methods import Method
 from tmkd.pairs.record import Pairs

@@ -22,11 +22,11 @@ from torch import Tensor
 from tmkd.batching import length_sorted_batches, pad
 from tmkd.encoder.checkpoint import read_card
 from tmkd.encoder.families import family_of, last_linear, takes_token_types
-from tmkd.errors import EncoderError, ExportError
-from tmkd.files import disk_errors, swap_in, write_json
+from tmkd.core.errors import EncoderError, ExportError
+from tmkd.core.files import disk_errors, swap_in, write_json
 from tmkd.gate import BACKENDS, Material, gate, writable
 from tmkd.pairs.record import Pairs
-from tmkd.progress import progress, say
+from tmkd.core.console import progress, say
 from tmkd.runtime import FORMAT
 from tmkd.tokenizer import PairTokenizer
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.encoder.checkpoint import save_student
-from tmkd.files import write_json
+from tmkd.core.files import write_json
 from tmkd.pairs.record import Pairs
 from tmkd.student import Student
 from tmkd.tokenizer import Encoded, PairTokenizer

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.backends import installed
-from tmkd.errors import ExportError, MissingExtraError
+from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.evaluation.speed import measure
-from tmkd.files import sha256_of, write_json
+from tmkd.core.files import sha256_of, write_json
 from tmkd.onnx_graph import write_onnx
 from tmkd.pairs.record import Pairs
 from tmkd.parity import CLOSE, EXACT, Agreement, Invariance, Limits, agreement, invariance, why_refused
-from tmkd.progress import progress, say
+from tmkd.core.console import progress, say
 from tmkd.quantise import FLOAT_STEPS, write_int8
 from tmkd.runtime import PROBES, Scorer
 from tmkd.tokenizer import PairTokenizer

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tmkd.errors import TmkdError
-from tmkd.files import write_json
-from tmkd.hardware import share_cores
+from tmkd.core.errors import TmkdError
+from tmkd.core.files import write_json
+from tmkd.core.hardware import share_cores
 from tmkd.pipeline import Pipeline
-from tmkd.progress import say
+from tmkd.core.console import say
 from tmkd.recipe import Recipe
 from tmkd.run_rows import Shared
 from tmkd.workspace import Workspace

@@ -20,15 +20,15 @@ from tmkd.encoder.cosine import cosine_logits
 from tmkd.encoder.families import last_linear
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.encoder.lstm import is_lstm
-from tmkd.errors import TmkdError
+from tmkd.core.errors import TmkdError
 from tmkd.evaluation.compare import ENSEMBLE, ModelOutput, Results, compare
 from tmkd.evaluation.parts import agreement, parts
 from tmkd.evaluation.speed import measure
-from tmkd.files import write_json
-from tmkd.hardware import describe, prepare
+from tmkd.core.files import write_json
+from tmkd.core.hardware import describe, prepare
 from tmkd.labels import LabelStore
 from tmkd.pairs.record import Pairs
-from tmkd.progress import progress, say
+from tmkd.core.console import progress, say
 from tmkd.recipe import Recipe, parse_recipe
 from tmkd.runtime import Scorer, read_manifest
 from tmkd.student import COMBINATIONS

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tmkd.encoder.families import last_linear, takes_token_types
 from tmkd.encoder.forward import Batch, encoder_of
-from tmkd.errors import ExportError, MissingExtraError
+from tmkd.core.errors import ExportError, MissingExtraError
 
 OPSET = 20
 GRAPH = 2  # raise it when the same student gives another graph: exports are then made anew

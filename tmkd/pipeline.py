@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from tmkd.comparing import own_cosine, soft_labels
 from tmkd.distill import distill, distill_lstm, pretrain
-from tmkd.errors import ExportError
-from tmkd.files import copy_folder, disk_errors, write_json
+from tmkd.core.errors import ExportError
+from tmkd.core.files import copy_folder, disk_errors, write_json
 from tmkd.methods import METHODS, Method
 from tmkd.pairs.record import Pairs
-from tmkd.progress import say
+from tmkd.core.console import say
 from tmkd.qa.calibration import FILE as CALIBRATION
 from tmkd.qa.calibration import of_the_same_student
 from tmkd.readiness import require_runnable

@@ -8,8 +8,8 @@ from typing import Any
 
 from tmkd.encoder.checkpoint import read_card
 from tmkd.encoder.find import encoder_fingerprint
-from tmkd.errors import RecipeError
-from tmkd.files import write_json
+from tmkd.core.errors import RecipeError
+from tmkd.core.files import write_json
 from tmkd.pairs.datasets import TaskData, built_in
 from tmkd.pairs.leaks import HeldOut
 from tmkd.pairs.mining import Material, hold_out, mine, read_sources, subsample

@@ -7,7 +7,7 @@ from pathlib import Path
 from tmkd.class_order import class_order
 from tmkd.encoder.checkpoint import read_card, require_fit, require_head
 from tmkd.encoder.find import find_encoder
-from tmkd.errors import DataError, TmkdError
+from tmkd.core.errors import DataError, TmkdError
 from tmkd.methods import METHODS
 from tmkd.recipe import Recipe
 from tmkd.run_rows import Rows

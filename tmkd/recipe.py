@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from tmkd.errors import RecipeError
+from tmkd.core.errors import RecipeError
 from tmkd.methods import METHODS
 from tmkd.recipe_parts import Bilstm, Export, Pool, Positive, Seeds, Stage1, Stage2, StudentShape
 from tmkd.recipe_parts import Columns as Columns

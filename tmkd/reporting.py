@@ -13,13 +13,13 @@ import yaml
 from tmkd import __version__
 from tmkd.evaluation.compare import ENSEMBLE, Results, disagreements
 from tmkd.evaluation.report import write_report
-from tmkd.files import disk_errors
-from tmkd.hardware import describe
+from tmkd.core.files import disk_errors
+from tmkd.core.hardware import describe
 from tmkd.jobs import helpers
 from tmkd.measure import RunModels, compare_outputs, curves, measure_exports, outputs
 from tmkd.pairs.files import write_rows
 from tmkd.pipeline import Pipeline
-from tmkd.progress import say
+from tmkd.core.console import say
 
 
 def report(pipeline: Pipeline, jobs: int = 1) -> Results:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.hardware import describe, prepare
+from tmkd.core.hardware import describe, prepare
 from tmkd.pairs.datasets import TaskData, load_task
 from tmkd.pairs.mining import Material
 from tmkd.pairs.record import Pairs
 from tmkd.pairs.split import STAGE1, subsample
 from tmkd.pool import pool_of
-from tmkd.progress import say
+from tmkd.core.console import say
 from tmkd.recipe import Recipe
 from tmkd.recipe_parts import Stage1
 from tmkd.workspace import Workspace, fingerprint

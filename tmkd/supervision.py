@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tmkd.errors import TmkdError
+from tmkd.core.errors import TmkdError
 from tmkd.losses import GROUPED, golden_loss
 from tmkd.methods import METHODS, Method
 from tmkd.out_of_fold import fold_logits

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tmkd.errors import DataError
-from tmkd.hardware import device
+from tmkd.core.errors import DataError
+from tmkd.core.hardware import device
 from tmkd.losses import GROUPED, golden_loss, soft_loss
 from tmkd.methods import Method
 from tmkd.pairs.record import Pairs, grouped

@@ -14,13 +14,13 @@ from torch import Tensor
 from tmkd.class_order import class_order, reorder
 from tmkd.encoder.checkpoint import load_encoder, load_finished, load_student, read_card, save_student
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
-from tmkd.errors import DataError, TmkdError
+from tmkd.core.errors import DataError, TmkdError
 from tmkd.fitting import fit_and_save
-from tmkd.hardware import device
+from tmkd.core.hardware import device
 from tmkd.labels import LabelStore, imported_logits
 from tmkd.losses import golden_loss
 from tmkd.pairs.record import Pairs
-from tmkd.progress import progress, say
+from tmkd.core.console import progress, say
 from tmkd.recipe import Recipe, Teacher
 from tmkd.student import Combination, Logits, Student, combine
 from tmkd.tokenizer import PairTokenizer

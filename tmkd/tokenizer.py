@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tmkd.errors import DataError, EncoderError
+from tmkd.core.errors import DataError, EncoderError
 
 _CHUNK = 1024  # pairs handed to the tokenizer at once: enough for all its threads, little memory held
 _PAD_TOKENS = ("[PAD]", "<pad>")

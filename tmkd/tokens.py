@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tmkd.files import disk_errors, replacing
+from tmkd.core.files import disk_errors, replacing
 from tmkd.pairs.record import Pairs
-from tmkd.progress import progress, say
+from tmkd.core.console import progress, say
 from tmkd.tokenizer import Encoded, PairTokenizer
 from tmkd.workspace import Workspace, fingerprint
 

@@ -31,11 +31,11 @@ from tmkd.batching import (
     replayed_steps,
 )
 from tmkd.encoder.forward import Batch, Packing
-from tmkd.errors import Diverged
-from tmkd.files import replacing
+from tmkd.core.errors import Diverged
+from tmkd.core.files import replacing
 from tmkd.graphs import GraphedGradients
-from tmkd.hardware import attention, batch_tokens, device, use_bf16
-from tmkd.progress import progress, say
+from tmkd.core.hardware import attention, batch_tokens, device, use_bf16
+from tmkd.core.console import progress, say
 from tmkd.recipe_parts import Training
 from tmkd.student import Logits, Student
 from tmkd.tokenizer import Encoded

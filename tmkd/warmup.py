@@ -14,7 +14,7 @@ from tmkd.comparing import FORMAT, Comparing, TokenTargets, own_cosine, soft_lab
 from tmkd.encoder.checkpoint import load_encoder
 from tmkd.encoder.find import find_encoder
 from tmkd.fitting import fit_and_save
-from tmkd.hardware import device
+from tmkd.core.hardware import device
 from tmkd.losses import soft_kl
 from tmkd.pairs.record import Pairs
 from tmkd.recipe import Recipe, Training

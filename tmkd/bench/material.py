@@ -21,13 +21,13 @@ from torch import nn
 from tmkd.encoder.checkpoint import load_encoder, load_finished, save_student
 from tmkd.encoder.families import family_of, last_linear, takes_token_types
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
-from tmkd.errors import TmkdError
-from tmkd.files import cache_folder, write_json
+from tmkd.core.errors import TmkdError
+from tmkd.core.files import cache_folder, write_json
 from tmkd.onnx_graph import quiet_exporter
 from tmkd.pairs.debian_docs import build_demo
 from tmkd.pairs.files import read_pairs, write_rows
 from tmkd.pairs.record import Pairs
-from tmkd.progress import say
+from tmkd.core.console import say
 from tmkd.runtime import read_manifest
 from tmkd.student import Student
 from tmkd.tokenizer import PairTokenizer

@@ -25,9 +25,9 @@ from tmkd.batching import engine_batches, pad
 from tmkd.bench.command import Options, machine
 from tmkd.bench.material import Rows, Weights, rows_of, weights
 from tmkd.encoder.checkpoint import load_encoder
-from tmkd.errors import TmkdError
-from tmkd.hardware import describe, prepare
-from tmkd.progress import progress, tables
+from tmkd.core.errors import TmkdError
+from tmkd.core.hardware import describe, prepare
+from tmkd.core.console import progress, tables
 from tmkd.runtime import TOKEN_BUDGET, read_manifest
 from tmkd.student import Student
 from tmkd.teachers import golden_only

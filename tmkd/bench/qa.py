@@ -13,11 +13,11 @@ from rich.table import Table
 
 from tmkd.bench.command import machine
 from tmkd.corpus.documents import BUILT_IN, index_documents
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.evaluation.intervals import Interval, Resamples, interval
 from tmkd.evaluation.metrics import Floats, Questions
-from tmkd.files import cache_folder
-from tmkd.progress import progress, say, tables
+from tmkd.core.files import cache_folder
+from tmkd.core.console import progress, say, tables
 from tmkd.qa import QuestionAnswerer
 from tmkd.qa.cases import Asked, ask_all, built_in, from_file
 

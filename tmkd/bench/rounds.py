@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tmkd.bench.worker import Contestant, Failed, Worker
-from tmkd.progress import progress, say
+from tmkd.core.console import progress, say
 
 Measure = Callable[[Worker], dict[str, list[float]]]
 """One turn of one contestant: values by unit (a unit may name a case: `ms, 100 passages`)."""

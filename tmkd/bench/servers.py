@@ -18,7 +18,7 @@ import psutil
 
 from tmkd.bench.environments import OURS, interpreter
 from tmkd.bench.worker import WORKERS, Failed
-from tmkd.errors import TmkdError
+from tmkd.core.errors import TmkdError
 
 STARTING = 300.0  # seconds
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from tmkd.bench import fuzz, serve, soak
 from tmkd.bench.command import Options
 from tmkd.bench.material import rows_of, weights
-from tmkd.errors import TmkdError
+from tmkd.core.errors import TmkdError
 
 
 @dataclass(frozen=True)

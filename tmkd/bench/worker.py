@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tmkd.bench.environments import OURS, interpreter
-from tmkd.errors import TmkdError
+from tmkd.core.errors import TmkdError
 
 PATIENCE = 1800.0  # seconds for one answer
 WORKERS = Path(__file__).parent / "workers"

@@ -9,7 +9,7 @@ from pathlib import Path
 from tmkd.corpus.html import parse_html
 from tmkd.corpus.pod import parse_pod
 from tmkd.corpus.sections import Section
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 
 
 @dataclass(frozen=True)

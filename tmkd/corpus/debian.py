@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tmkd.corpus.catalogue import SOURCES, Source, source
-from tmkd.errors import FetchError
-from tmkd.files import cache_folder, write_json
-from tmkd.progress import progress, say
+from tmkd.core.errors import FetchError
+from tmkd.core.files import cache_folder, write_json
+from tmkd.core.console import progress, say
 
 _OTHER_WAYS = (
     "Two other ways to data: a hub data set (data.hub: ID, with train: SPLIT), or files of your own "

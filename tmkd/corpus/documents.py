@@ -25,8 +25,8 @@ from tmkd.corpus.pod import parse_pod
 from tmkd.corpus.sections import Block, Section
 from tmkd.corpus.store import Changes, Document, update_index
 from tmkd.corpus.text import normalise, storable, text_hash
-from tmkd.errors import DataError, needs_extra
-from tmkd.progress import Bar, progress, say
+from tmkd.core.errors import DataError, needs_extra
+from tmkd.core.console import Bar, progress, say
 
 PARSING = 1  # part of every digest: raise it when parsing or cutting change what comes out
 BUILT_IN = "debian-docs"

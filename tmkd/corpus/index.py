@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from tmkd.corpus.passages import Passage
 from tmkd.corpus.text import word_set
-from tmkd.errors import needs_extra
-from tmkd.progress import progress
+from tmkd.core.errors import needs_extra
+from tmkd.core.console import progress
 
 _WORD = re.compile(r"[^\W_]+")
 _LONGEST_WORD = 40  # Tantivy's tokenizer drops longer ones

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tmkd.corpus.sections import Section, SectionBuilder
-from tmkd.errors import needs_extra
+from tmkd.core.errors import needs_extra
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 _TAG = re.compile(r"<!--.*?-->|<[^>]*>", re.DOTALL)

@@ -23,8 +23,8 @@ from typing import Any
 
 from tmkd.corpus.index import best, build_query, import_tantivy, searchable
 from tmkd.corpus.passages import Passage
-from tmkd.errors import DataError
-from tmkd.files import disk_errors, write_json
+from tmkd.core.errors import DataError
+from tmkd.core.files import disk_errors, write_json
 
 FORMAT = 1  # of the index: raise it when older ones cannot be read any more
 CARD = "tmkd-index.json"

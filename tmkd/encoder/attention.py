@@ -1,6 +1,6 @@
 """Attention over one batch of pairs, in the two layouts that a batch can have: padded or packed.
 
-Which is faster depends on the machine: `tmkd/hardware.py` chooses. All give the same numbers, to rounding.
+Which is faster depends on the machine: `tmkd/core/hardware.py` chooses. All give the same numbers, to rounding.
 """
 
 from __future__ import annotations

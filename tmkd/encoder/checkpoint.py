@@ -22,8 +22,8 @@ from torch import Tensor
 from tmkd.encoder.families import Family, family_of, last_linear
 from tmkd.encoder.forward import PairEncoder, encoder_of
 from tmkd.encoder.lstm import LstmEncoder, is_lstm, load_lstm, save_lstm
-from tmkd.errors import EncoderError
-from tmkd.progress import say
+from tmkd.core.errors import EncoderError
+from tmkd.core.console import say
 from tmkd.student import Student
 
 FORMAT = 1

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tmkd.batching import length_sorted_batches, pad
-from tmkd.hardware import device, use_bf16
-from tmkd.progress import progress
+from tmkd.core.hardware import device, use_bf16
+from tmkd.core.console import progress
 from tmkd.tokenizer import PairTokenizer
 
 TOKENS = 4096  # most tokens of a batch

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from tmkd.errors import EncoderError
+from tmkd.core.errors import EncoderError
 
 
 @dataclass(frozen=True)

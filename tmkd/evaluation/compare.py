@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from rich.table import Table
 
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.evaluation.intervals import MAX_SEEDS, Interval, Resamples, distributions, interval
 from tmkd.evaluation.metrics import Floats, Questions, log_odds, ranking
 from tmkd.pairs.record import Pairs

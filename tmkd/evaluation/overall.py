@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.evaluation.compare import METRICS, TITLES, Difference, verdict
 from tmkd.evaluation.intervals import Interval
 

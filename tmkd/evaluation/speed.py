@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tmkd.progress import progress
+from tmkd.core.console import progress
 
 SIZES = (10, 25, 50, 100)
 

@@ -9,11 +9,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.pairs.files import Columns, Expected, line_of, read_pairs, read_rows, rows_to_pairs
 from tmkd.pairs.record import Pairs, Reference
 from tmkd.pairs.split import split
-from tmkd.progress import say
+from tmkd.core.console import say
 from tmkd.recipe import Data
 
 if TYPE_CHECKING:

@@ -37,12 +37,12 @@ from tmkd.corpus.debian import fetch
 from tmkd.corpus.index import PassageIndex
 from tmkd.corpus.passages import Passage
 from tmkd.corpus.text import contains, jaccard, normalise, tokens, unit_hash
-from tmkd.errors import DataError
-from tmkd.files import cache_folder
+from tmkd.core.errors import DataError
+from tmkd.core.files import cache_folder
 from tmkd.pairs.faq import Corpus, Question, pick_headings, read_corpus, repeats
 from tmkd.pairs.leaks import NEAR
 from tmkd.pairs.record import Pairs
-from tmkd.progress import progress, say
+from tmkd.core.console import progress, say
 
 FORMAT = 3  # raise it when the code below, the parsers or the cutting change what comes out
 TRAIN, DEV = 0.55, 0.15  # the rest is test

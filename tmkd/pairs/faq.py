@@ -13,7 +13,7 @@ from tmkd.corpus.debian import Package
 from tmkd.corpus.passages import Passage, cut
 from tmkd.corpus.sections import Block, Section
 from tmkd.corpus.text import contains, normalise, text_hash, unit_hash, word_set
-from tmkd.progress import progress
+from tmkd.core.console import progress
 
 LEAST_WORDS = 8  # a shorter passage says nothing on its own
 

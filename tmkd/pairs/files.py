@@ -20,11 +20,11 @@ from typing import Any, Literal, TypedDict, Unpack
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tmkd.errors import DataError
-from tmkd.files import replacing
+from tmkd.core.errors import DataError
+from tmkd.core.files import replacing
 from tmkd.pairs import cells
 from tmkd.pairs.record import Pairs, pair_id
-from tmkd.progress import say
+from tmkd.core.console import say
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 ScoreKinds = Mapping[str, Literal["logit", "probability"]]

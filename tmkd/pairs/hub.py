@@ -8,10 +8,10 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from tmkd.errors import DataError, MissingExtraError
+from tmkd.core.errors import DataError, MissingExtraError
 from tmkd.pairs.files import Columns, Expected, rows_to_pairs
 from tmkd.pairs.record import Pairs
-from tmkd.progress import say
+from tmkd.core.console import say
 
 
 def read_hub(name: str, split: str, *, config: str | None = None, **expected: Unpack[Expected]) -> Pairs:

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 from tmkd.corpus.index import PassageIndex
 from tmkd.corpus.passages import Passage
 from tmkd.corpus.text import contains, text_hash
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.pairs.leaks import HeldOut
 from tmkd.pairs.record import Pairs, pair_id
 from tmkd.pairs.sources import read_ready, read_texts
 from tmkd.pairs.split import share_of
-from tmkd.progress import progress, say
+from tmkd.core.console import progress, say
 from tmkd.recipe_parts import Pool, PoolSource
 
 Row = tuple[str, str]

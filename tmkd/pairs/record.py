@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tmkd.errors import DataError
-from tmkd.files import replacing
+from tmkd.core.errors import DataError
+from tmkd.core.files import replacing
 
 _FIXED = ("pair_id", "question", "passage", "label", "qid", "pid")
 

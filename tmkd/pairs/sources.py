@@ -9,7 +9,7 @@ from typing import Any
 
 from tmkd.corpus.passages import cut
 from tmkd.corpus.sections import Block
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.pairs import cells
 from tmkd.pairs.files import FORMATS, Columns, line_of, read_rows, read_text, rows_to_pairs
 from tmkd.pairs.record import Pairs

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.pairs.record import Pairs
 
 # seeds of their own, of which a split (0) says nothing; BAGS and above: one for each teacher

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tmkd.corpus.passages import sentence_spans
 from tmkd.corpus.store import DocumentIndex, Found
 from tmkd.corpus.text import storable
-from tmkd.errors import DataError, ExportError
+from tmkd.core.errors import DataError, ExportError
 from tmkd.qa.calibration import Calibration
 from tmkd.qa.windows import LONGEST_TOKEN, Span, Windows
 

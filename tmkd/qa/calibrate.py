@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.errors import DataError
-from tmkd.files import write_json
+from tmkd.core.errors import DataError
+from tmkd.core.files import write_json
 from tmkd.qa.answer import QuestionAnswerer, Ranked
 from tmkd.qa.calibration import FILE, FORMAT, Calibration, student_of
 from tmkd.qa.cases import Asked, Material, ask_all, scored_pairs

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmkd.errors import ExportError
-from tmkd.files import sha256_of
+from tmkd.core.errors import ExportError
+from tmkd.core.files import sha256_of
 
 FILE = "calibration.json"  # in the export's folder
 FORMAT = 1

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tmkd.corpus.store import DocumentIndex, Found
 from tmkd.corpus.text import text_hash
-from tmkd.errors import DataError
+from tmkd.core.errors import DataError
 from tmkd.pairs.record import Pairs
-from tmkd.progress import progress, say
+from tmkd.core.console import progress, say
 from tmkd.qa.answer import QuestionAnswerer, Ranked, Scored, order
 
 

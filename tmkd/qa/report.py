@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from tmkd.evaluation.charts import COLOURS, STYLE, svg_of
 from tmkd.evaluation.report import page_templates
-from tmkd.files import write_text
+from tmkd.core.files import write_text
 
 _ROWS = (
     ("f1", "F1 of answered-and-right"),

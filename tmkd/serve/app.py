@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tmkd import __version__
-from tmkd.progress import say
+from tmkd.core.console import say
 from tmkd.serve import operate, rerank
 from tmkd.serve.body import Gone
 from tmkd.serve.guard import Guard

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tmkd.progress import say
+from tmkd.core.console import say
 from tmkd.serve.refusals import Refusal
 from tmkd.serve.state import Server
 

@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tmkd.errors import TmkdError
+from tmkd.core.errors import TmkdError
 
 MEBI = 1 << 20
 _POSITIVE = (

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.errors import ExportError, TmkdError, needs_extra
-from tmkd.memory import keep_freed_memory
+from tmkd.core.errors import ExportError, TmkdError, needs_extra
+from tmkd.core.malloc import keep_freed_memory
 from tmkd.serve.frames import Failed, Hello, Job, Scored, pack, read
 from tmkd.tokenizer import PairTokenizer
 
@@ -45,7 +45,7 @@ class Teacher:
     def __init__(self, folder: Path, threads: int | None) -> None:
         with needs_extra("train"):
             from tmkd.encoder.checkpoint import load_student, read_card
-            from tmkd.hardware import prepare
+            from tmkd.core.hardware import prepare
 
         prepare(threads)
         card = read_card(folder)

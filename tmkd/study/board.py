@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tmkd.progress import console, is_quiet, say
+from tmkd.core.console import console, is_quiet, say
 from tmkd.study.plan import Plan
 
 DONE, RUNNING, TO_DO = "●", "◐", "○"

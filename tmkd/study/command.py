@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from tmkd.files import disk_errors
+from tmkd.core.files import disk_errors
 from tmkd.pipeline import Pipeline
 from tmkd.reporting import environment
 from tmkd.run_rows import Shared

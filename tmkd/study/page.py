@@ -12,7 +12,7 @@ import yaml
 from tmkd.evaluation.charts import standalone
 from tmkd.evaluation.compare import TITLES, verdict
 from tmkd.evaluation.report import page_templates
-from tmkd.files import write_text
+from tmkd.core.files import write_text
 from tmkd.study.charts import Points, differences_chart, metric_over_values
 from tmkd.study.outcome import Outcome
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from tmkd.errors import RecipeError
+from tmkd.core.errors import RecipeError
 from tmkd.evaluation.compare import METRICS
 from tmkd.recipe import Part, Recipe, number, parse_recipe, read_content, set_key, validate
 from tmkd.recipe_parts import Seeds

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from tmkd.errors import RecipeError, TmkdError
+from tmkd.core.errors import RecipeError, TmkdError
 from tmkd.evaluation.metrics import Floats, Questions, meaningful
-from tmkd.files import write_json
+from tmkd.core.files import write_json
 from tmkd.jobs import helpers
 from tmkd.pairs.record import Pairs
 from tmkd.pipeline import Pipeline
-from tmkd.progress import say
+from tmkd.core.console import say
 from tmkd.readiness import require_runnable
 from tmkd.run_rows import Shared
 from tmkd.study.board import Board, Status

@@ -15,7 +15,7 @@ def train(options):
     import torch
 
     from tmkd.encoder.checkpoint import load_encoder
-    from tmkd.hardware import prepare
+    from tmkd.core.hardware import prepare
     from tmkd.student import Student
     from tmkd.teachers import golden_only
     from tmkd.tokenizer import PairTokenizer
@@ -45,7 +45,7 @@ def train(options):
 def score(options):
     from tmkd.encoder.checkpoint import load_student
     from tmkd.encoder.forward import ModuleEncoder
-    from tmkd.hardware import prepare
+    from tmkd.core.hardware import prepare
     from tmkd.tokenizer import PairTokenizer
     from tmkd.training import score
 
@@ -64,7 +64,7 @@ def score(options):
 
 
 def export(options):
-    from tmkd.memory import keep_freed_memory
+    from tmkd.core.malloc import keep_freed_memory
     from tmkd.runtime import Scorer
 
     keep_freed_memory()  # as `tmkd score` does
@@ -81,7 +81,7 @@ def probe(options):
     """Matrix products of the shapes of a layer: gives one number, GFLOP/s, in place of scores."""
     import torch
 
-    from tmkd.hardware import prepare
+    from tmkd.core.hardware import prepare
 
     prepare(options["threads"])
     kind = torch.bfloat16 if options["precision"] == "bf16" else torch.float32

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tmkd.memory import keep_freed_memory
+from tmkd.core.malloc import keep_freed_memory
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tmkd.errors import TmkdError
+from tmkd.core.errors import TmkdError
 
 
 def cache_folder(*parts: str) -> Path:
