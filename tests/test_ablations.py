@@ -17,7 +17,7 @@ from tmkd.core.errors import DataError
 from tmkd.pairs.record import Pairs, Reference
 from tmkd.pairs.split import STAGE1, folds, split, subsample
 from tmkd.pipeline import Pipeline
-from tmkd.recipe import Loss, Stage2, Training, load_recipe
+from tmkd.config.recipe import Loss, Stage2, Training, load_recipe
 from tmkd.student import Logits
 from tmkd.targets import Replay, Targets, stage2_loss
 from tmkd.workspace import Workspace

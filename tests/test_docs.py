@@ -15,7 +15,7 @@ from export_fixtures import exported
 from qa_fixtures import index_of
 
 from tmkd.core.errors import RecipeError
-from tmkd.recipe import load_recipe, parse_recipe
+from tmkd.config.recipe import load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

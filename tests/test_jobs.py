@@ -16,7 +16,7 @@ from conftest import Tmkd
 
 import tmkd.jobs as jobs
 from tmkd.core.hardware import share_cores
-from tmkd.recipe import load_recipe
+from tmkd.config.recipe import load_recipe
 from tmkd.workspace import Busy, Workspace, held
 
 SEEDS = ("methods=[finetune,mkd]", "take=mkd", "seeds=[0,1,2]")

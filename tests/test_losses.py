@@ -16,9 +16,9 @@ from tmkd.batching import grouped_epoch_steps
 from tmkd.encoder.checkpoint import load_encoder
 from tmkd.core.errors import DataError
 from tmkd.losses import golden_loss, soft_kl, soft_loss, soft_margin_mse, soft_mse, soft_mse_logits
-from tmkd.methods import METHODS
+from tmkd.config.methods import METHODS
 from tmkd.pairs.record import Pairs
-from tmkd.recipe import Loss
+from tmkd.config.recipe import Loss
 from tmkd.student import Logits, Student
 from tmkd.targets import Targets, questions_of, stage2_loss
 from tmkd.tokenizer import PairTokenizer

@@ -15,9 +15,9 @@ from tmkd.encoder.checkpoint import load_encoder, load_student, save_student, wo
 from tmkd.encoder.forward import Batch
 from tmkd.encoder.lstm import LstmEncoder, LstmShape
 from tmkd.core.errors import EncoderError
-from tmkd.methods import METHODS
+from tmkd.config.methods import METHODS
 from tmkd.pipeline import Pipeline
-from tmkd.recipe import load_recipe
+from tmkd.config.recipe import load_recipe
 from tmkd.student import Student
 from tmkd.targets import ensemble_logits
 from tmkd.workspace import Workspace

@@ -20,7 +20,7 @@ from tmkd.class_order import class_order
 from tmkd.distill import carried_headers
 from tmkd.encoder.checkpoint import load_student, read_card
 from tmkd.core.errors import RecipeError
-from tmkd.recipe import parse_recipe
+from tmkd.config.recipe import parse_recipe
 from tmkd.targets import Targets
 
 NUMBERS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}

@@ -17,7 +17,7 @@ from conftest import Tmkd, pair_rows, write_jsonl
 
 from tmkd.gate import BACKENDS
 from tmkd.parity import EXACT
-from tmkd.recipe import load_recipe
+from tmkd.config.recipe import load_recipe
 
 
 def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:

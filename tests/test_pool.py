@@ -18,7 +18,7 @@ from tmkd.pairs.leaks import NEAR, HeldOut, NearTexts
 from tmkd.pairs.mining import subsample
 from tmkd.pairs.record import Pairs
 from tmkd.pool import pool_of
-from tmkd.recipe import Recipe, load_recipe, parse_recipe
+from tmkd.config.recipe import Recipe, load_recipe, parse_recipe
 from tmkd.workspace import Workspace
 
 QUESTIONS = [question for question, _ in TOPICS.values()]

@@ -9,7 +9,7 @@ import pytest
 from conftest import Tmkd, pair_rows, write_jsonl
 
 from tmkd.core.errors import RecipeError
-from tmkd.recipe import load_recipe
+from tmkd.config.recipe import load_recipe
 
 
 def judged(recipe: Path, extra: str = "") -> Path:

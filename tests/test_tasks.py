@@ -21,8 +21,8 @@ from tmkd.pairs.files import Columns, rows_to_pairs
 from tmkd.pairs.hub import read_hub
 from tmkd.pairs.record import Reference
 from tmkd.pairs.sources import read_ready, read_texts
-from tmkd.recipe import Data, load_recipe, parse_recipe
-from tmkd.recipe_parts import ReadyPairs, Texts
+from tmkd.config.recipe import Data, load_recipe, parse_recipe
+from tmkd.config.sections import ReadyPairs, Texts
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ROWS = 120  # of a split, two for each question

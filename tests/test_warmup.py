@@ -19,7 +19,7 @@ from tmkd.encoder.checkpoint import load_encoder, load_student
 from tmkd.encoder.cosine import SHARPNESS, cosine_by_token, cosine_logits
 from tmkd.encoder.forward import Batch, Packing
 from tmkd.pairs.record import Pairs
-from tmkd.recipe import Training, load_recipe
+from tmkd.config.recipe import Training, load_recipe
 from tmkd.student import Logits
 from tmkd.tokenizer import PairTokenizer
 from tmkd.training import score

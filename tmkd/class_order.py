@@ -11,7 +11,7 @@ import torch
 
 from tmkd.encoder.lstm import LstmEncoder
 from tmkd.core.errors import RecipeError
-from tmkd.recipe import Recipe, Teacher
+from tmkd.config.recipe import Recipe, Teacher
 from tmkd.student import Student
 
 _NAMELESS = re.compile(r"(?:label_)?\d+")

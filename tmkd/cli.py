@@ -62,7 +62,7 @@ def _root(
 
 def _pipeline(recipe: Path, overrides: list[str] | None, workspace: Path, quiet: bool) -> Any:
     set_quiet(quiet)
-    from tmkd.recipe import load_recipe
+    from tmkd.config.recipe import load_recipe
     from tmkd.workspace import Workspace
 
     parsed = load_recipe(recipe, overrides)
@@ -142,7 +142,7 @@ def pretrain(
     Example: tmkd pretrain recipes/demo.yaml stage1.epochs=4
     """
     pipeline = _pipeline(recipe, overrides, workspace, quiet)
-    from tmkd.methods import METHODS
+    from tmkd.config.methods import METHODS
 
     with pipeline.working():
         for name in pipeline.recipe.methods:
@@ -328,7 +328,7 @@ def describe_recipe() -> None:
 
     Example: tmkd recipe
     """
-    from tmkd.recipe import describe
+    from tmkd.config.recipe import describe
 
     print(describe())
 

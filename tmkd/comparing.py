@@ -24,7 +24,7 @@ from tmkd.encoder.forward import Batch, FirstTokenEncoder, PairEncoder
 from tmkd.core.hardware import device
 from tmkd.pairs.record import Pairs, grouped
 from tmkd.core.console import say
-from tmkd.recipe import Recipe
+from tmkd.config.recipe import Recipe
 from tmkd.student import Logits, Student
 from tmkd.tokenizer import PairTokenizer
 from tmkd.workspace import Step, Workspace

@@ -16,10 +16,10 @@ from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.encoder.lstm import LstmEncoder, LstmShape
 from tmkd.core.errors import DataError
 from tmkd.fitting import fit_and_save
-from tmkd.methods import Method
+from tmkd.config.methods import Method
 from tmkd.pairs.record import Pairs
-from tmkd.recipe import Recipe, Training
-from tmkd.recipe_parts import Stage1
+from tmkd.config.recipe import Recipe, Training
+from tmkd.config.sections import Stage1
 from tmkd.states import Following
 from tmkd.student import Logits, Student
 from tmkd.targets import COLUMN, MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss

@@ -21,7 +21,7 @@ from tmkd.core.files import write_json
 from tmkd.core.hardware import share_cores
 from tmkd.pipeline import Pipeline
 from tmkd.core.console import say
-from tmkd.recipe import Recipe
+from tmkd.config.recipe import Recipe
 from tmkd.run_rows import Shared
 from tmkd.workspace import Workspace
 

@@ -29,7 +29,7 @@ from tmkd.core.hardware import describe, prepare
 from tmkd.labels import LabelStore
 from tmkd.pairs.record import Pairs
 from tmkd.core.console import progress, say
-from tmkd.recipe import Recipe, parse_recipe
+from tmkd.config.recipe import Recipe, parse_recipe
 from tmkd.runtime import Scorer, read_manifest
 from tmkd.student import COMBINATIONS
 from tmkd.targets import ensemble_logits

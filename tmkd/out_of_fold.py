@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tmkd.pairs.record import Pairs
 from tmkd.pairs.split import folds
-from tmkd.recipe import Recipe, Teacher
+from tmkd.config.recipe import Recipe, Teacher
 from tmkd.workspace import Step
 
 Teach = Callable[[Teacher, Pairs], Step]

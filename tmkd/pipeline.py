@@ -22,7 +22,7 @@ from tmkd.comparing import own_cosine, soft_labels
 from tmkd.distill import distill, distill_lstm, pretrain
 from tmkd.core.errors import ExportError
 from tmkd.core.files import copy_folder, disk_errors, write_json
-from tmkd.methods import METHODS, Method
+from tmkd.config.methods import METHODS, Method
 from tmkd.pairs.record import Pairs
 from tmkd.core.console import say
 from tmkd.qa.calibration import FILE as CALIBRATION

@@ -14,7 +14,7 @@ from tmkd.pairs.datasets import TaskData, built_in
 from tmkd.pairs.leaks import HeldOut
 from tmkd.pairs.mining import Material, hold_out, mine, read_sources, subsample
 from tmkd.pairs.record import Pairs
-from tmkd.recipe import Recipe, Teacher
+from tmkd.config.recipe import Recipe, Teacher
 from tmkd.teachers import teach
 from tmkd.workspace import Step, Workspace, fingerprint
 

@@ -8,8 +8,8 @@ from tmkd.class_order import class_order
 from tmkd.encoder.checkpoint import read_card, require_fit, require_head
 from tmkd.encoder.find import find_encoder
 from tmkd.core.errors import DataError, TmkdError
-from tmkd.methods import METHODS
-from tmkd.recipe import Recipe
+from tmkd.config.methods import METHODS
+from tmkd.config.recipe import Recipe
 from tmkd.run_rows import Rows
 from tmkd.teachers import column_logits
 from tmkd.tokenizer import PairTokenizer

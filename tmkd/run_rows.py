@@ -16,8 +16,8 @@ from tmkd.pairs.record import Pairs
 from tmkd.pairs.split import STAGE1, subsample
 from tmkd.pool import pool_of
 from tmkd.core.console import say
-from tmkd.recipe import Recipe
-from tmkd.recipe_parts import Stage1
+from tmkd.config.recipe import Recipe
+from tmkd.config.sections import Stage1
 from tmkd.workspace import Workspace, fingerprint
 
 

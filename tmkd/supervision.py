@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from tmkd.core.errors import TmkdError
 from tmkd.losses import GROUPED, golden_loss
-from tmkd.methods import METHODS, Method
+from tmkd.config.methods import METHODS, Method
 from tmkd.out_of_fold import fold_logits
 from tmkd.pairs.record import Pairs
 from tmkd.pairs.split import BAGS, folds, subsample
 from tmkd.pool import pool_teachers
-from tmkd.recipe import Teacher
+from tmkd.config.recipe import Teacher
 from tmkd.run_rows import Rows
 from tmkd.targets import COLUMN, Targets, questions_of
 from tmkd.teachers import column_logits, label, made_reference, teach

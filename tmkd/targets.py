@@ -14,9 +14,9 @@ from torch import Tensor
 from tmkd.core.errors import DataError
 from tmkd.core.hardware import device
 from tmkd.losses import GROUPED, golden_loss, soft_loss
-from tmkd.methods import Method
+from tmkd.config.methods import Method
 from tmkd.pairs.record import Pairs, grouped
-from tmkd.recipe import Loss
+from tmkd.config.recipe import Loss
 from tmkd.student import Logits, combine
 from tmkd.teachers import golden_only
 from tmkd.weighting import Floats, confidence_weights

@@ -21,7 +21,7 @@ from tmkd.labels import LabelStore, imported_logits
 from tmkd.losses import golden_loss
 from tmkd.pairs.record import Pairs
 from tmkd.core.console import progress, say
-from tmkd.recipe import Recipe, Teacher
+from tmkd.config.recipe import Recipe, Teacher
 from tmkd.student import Combination, Logits, Student, combine
 from tmkd.tokenizer import PairTokenizer
 from tmkd.tokens import tokens_of

@@ -36,7 +36,7 @@ from tmkd.core.files import replacing
 from tmkd.graphs import GraphedGradients
 from tmkd.core.hardware import attention, batch_tokens, device, use_bf16
 from tmkd.core.console import progress, say
-from tmkd.recipe_parts import Training
+from tmkd.config.sections import Training
 from tmkd.student import Logits, Student
 from tmkd.tokenizer import Encoded
 

@@ -17,7 +17,7 @@ from tmkd.fitting import fit_and_save
 from tmkd.core.hardware import device
 from tmkd.losses import soft_kl
 from tmkd.pairs.record import Pairs
-from tmkd.recipe import Recipe, Training
+from tmkd.config.recipe import Recipe, Training
 from tmkd.student import Logits
 from tmkd.tokenizer import PairTokenizer
 from tmkd.training import Fit

@@ -14,7 +14,7 @@ from tmkd.pairs.files import Columns, Expected, line_of, read_pairs, read_rows, 
 from tmkd.pairs.record import Pairs, Reference
 from tmkd.pairs.split import split
 from tmkd.core.console import say
-from tmkd.recipe import Data
+from tmkd.config.recipe import Data
 
 if TYPE_CHECKING:
     from tmkd.pairs.debian_docs import DebianDocs

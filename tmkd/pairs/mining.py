@@ -19,7 +19,7 @@ from tmkd.pairs.record import Pairs, pair_id
 from tmkd.pairs.sources import read_ready, read_texts
 from tmkd.pairs.split import share_of
 from tmkd.core.console import progress, say
-from tmkd.recipe_parts import Pool, PoolSource
+from tmkd.config.sections import Pool, PoolSource
 
 Row = tuple[str, str]
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from tmkd.core.errors import DataError
 from tmkd.pairs import cells
 from tmkd.pairs.files import FORMATS, Columns, line_of, read_rows, read_text, rows_to_pairs
 from tmkd.pairs.record import Pairs
-from tmkd.recipe_parts import ReadyPairs, Source, Texts
+from tmkd.config.sections import ReadyPairs, Source, Texts
 
 OWN, DOCS = "own", "debian-docs"
 

@@ -14,8 +14,8 @@ from pydantic import Field, field_validator, model_validator
 
 from tmkd.core.errors import RecipeError
 from tmkd.evaluation.compare import METRICS
-from tmkd.recipe import Part, Recipe, number, parse_recipe, read_content, set_key, validate
-from tmkd.recipe_parts import Seeds
+from tmkd.config.recipe import Part, Recipe, number, parse_recipe, read_content, set_key, validate
+from tmkd.config.sections import Seeds
 
 OWN_KEYS = ("seeds", "methods")  # of a recipe, set by the study
 

@@ -14,14 +14,14 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from tmkd.core.errors import RecipeError
-from tmkd.methods import METHODS
-from tmkd.recipe_parts import Bilstm, Export, Pool, Positive, Seeds, Stage1, Stage2, StudentShape
-from tmkd.recipe_parts import Columns as Columns
-from tmkd.recipe_parts import Data as Data
-from tmkd.recipe_parts import Loss as Loss
-from tmkd.recipe_parts import Part as Part
-from tmkd.recipe_parts import Teacher as Teacher
-from tmkd.recipe_parts import Training as Training
+from tmkd.config.methods import METHODS
+from tmkd.config.sections import Bilstm, Export, Pool, Positive, Seeds, Stage1, Stage2, StudentShape
+from tmkd.config.sections import Columns as Columns
+from tmkd.config.sections import Data as Data
+from tmkd.config.sections import Loss as Loss
+from tmkd.config.sections import Part as Part
+from tmkd.config.sections import Teacher as Teacher
+from tmkd.config.sections import Training as Training
 
 P = TypeVar("P", bound="Part")
 
