@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, MPNetCo
 from tmkd.batching import pad
 from tmkd.encoder.find import find_encoder
 from tmkd.export import export_student
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.tokenizer import PairTokenizer
 
 TEXT = """how do i mount a disk install package the command prints every file in directory and exits with status zero

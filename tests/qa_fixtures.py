@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.corpus.passages import Passage
-from tmkd.corpus.store import Document, DocumentIndex, update_index
-from tmkd.corpus.text import text_hash, tokens
+from tmkd.data.documents.passages import Passage
+from tmkd.data.documents.index import Document, DocumentIndex, update_index
+from tmkd.data.documents.text import text_hash, tokens
 
 TEXTS = {
     "copy.md": "The cp command copies a file. Use -r for folders, which are copied whole.",

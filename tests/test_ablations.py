@@ -14,8 +14,8 @@ from encoder_fixtures import tiny
 from tmkd import training
 from tmkd.batching import replayed_steps
 from tmkd.core.errors import DataError
-from tmkd.pairs.record import Pairs, Reference
-from tmkd.pairs.split import STAGE1, folds, split, subsample
+from tmkd.data.pairs import Pairs, Reference
+from tmkd.data.split import STAGE1, folds, split, subsample
 from tmkd.pipeline import Pipeline
 from tmkd.config.recipe import Loss, Stage2, Training, load_recipe
 from tmkd.student import Logits

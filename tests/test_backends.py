@@ -25,7 +25,7 @@ from tmkd.batching import engine_batches, engine_shapes, padded_width
 from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.export import export_student
 from tmkd.gate import BACKENDS, Material
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.parity import CLOSE, EXACT, Agreement, Invariance, agreement, why_refused
 from tmkd.quantise import choose_calibration, left_in_float
 from tmkd.runtime import Scorer

@@ -13,8 +13,8 @@ from export_fixtures import exported
 from qa_fixtures import TEXTS, index_of
 
 from tmkd.bench.qa import compare, wrong_first
-from tmkd.corpus.passages import Passage
-from tmkd.corpus.store import Found
+from tmkd.data.documents.passages import Passage
+from tmkd.data.documents.index import Found
 from tmkd.qa.answer import Scored
 from tmkd.qa.calibrate import best_weight
 from tmkd.qa.cases import Asked, Case

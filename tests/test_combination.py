@@ -13,7 +13,7 @@ from encoder_fixtures import tiny
 
 from tmkd.encoder.checkpoint import load_encoder, save_student
 from tmkd.core.errors import TmkdError
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.student import Student, combine
 from tmkd.teachers import combined_logits, header_logits, label, method_logits
 from tmkd.workspace import Step, Workspace

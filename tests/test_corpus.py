@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tmkd.corpus.catalogue import SOURCES, source
-from tmkd.corpus.debian import fetch
-from tmkd.corpus.html import parse_html
-from tmkd.corpus.index import PassageIndex
-from tmkd.corpus.passages import MOST_WORDS, Passage, cut, sentences, size
-from tmkd.corpus.pod import parse_pod, render
-from tmkd.corpus.sections import Block, clean_heading
-from tmkd.corpus.text import contains, jaccard, text_hash, tokens
+from tmkd.data.builtin.catalogue import SOURCES, source
+from tmkd.data.builtin.packages import fetch
+from tmkd.data.documents.html import parse_html
+from tmkd.data.documents.bm25 import PassageIndex
+from tmkd.data.documents.passages import MOST_WORDS, Passage, cut, sentences, size
+from tmkd.data.documents.pod import parse_pod, render
+from tmkd.data.documents.sections import Block, clean_heading
+from tmkd.data.documents.text import contains, jaccard, text_hash, tokens
 from tmkd.core.errors import DataError, FetchError
 
 SPHINX = """<html><head><title>Programming FAQ &#8212; Python 3.11.2 documentation</title></head><body>

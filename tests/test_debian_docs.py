@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tmkd.corpus.debian import fetch
-from tmkd.corpus.sections import Block, Section
-from tmkd.corpus.text import contains, jaccard, normalise, tokens
+from tmkd.data.builtin.packages import fetch
+from tmkd.data.documents.sections import Block, Section
+from tmkd.data.documents.text import contains, jaccard, normalise, tokens
 from tmkd.core.errors import DataError
-from tmkd.pairs.debian_docs import DebianDocs, build
-from tmkd.pairs.faq import _answers, _worthwhile, is_question
+from tmkd.data.builtin.debian_docs import DebianDocs, build
+from tmkd.data.builtin.faq import _answers, _worthwhile, is_question
 
 pytestmark = pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt here")
 PACKAGES = ("perl-doc", "debian-faq")

@@ -16,7 +16,7 @@ from tmkd.evaluation.intervals import Resamples, distributions, interval
 from tmkd.evaluation.metrics import Questions, auc_weighted, ranking_metrics
 from tmkd.evaluation.report import headline, write_report
 from tmkd.evaluation.speed import measure
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 
 
 def logits(odds: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from tmkd.core.errors import EncoderError, ExportError, TmkdError
 from tmkd.export import export_student
 from tmkd.gate import BACKENDS, Material
 from tmkd.onnx_graph import write_onnx
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.parity import agreement
 from tmkd.runtime import Scorer
 

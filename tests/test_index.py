@@ -15,10 +15,10 @@ import pytest
 from conftest import Tmkd, write_jsonl
 from qa_fixtures import document, index_of
 
-from tmkd.corpus.documents import DocumentReader, Fields, Reading, index_documents
-from tmkd.corpus.html import parse_html
-from tmkd.corpus.markdown import parse_markdown, parse_plain
-from tmkd.corpus.store import CARD, DocumentIndex, update_index
+from tmkd.data.documents.collect import DocumentReader, Fields, Reading, index_documents
+from tmkd.data.documents.html import parse_html
+from tmkd.data.documents.markdown import parse_markdown, parse_plain
+from tmkd.data.documents.index import CARD, DocumentIndex, update_index
 from tmkd.core.errors import DataError, MissingExtraError
 
 ROOT = Path(__file__).parents[1]
@@ -242,7 +242,7 @@ def test_a_kill_in_the_middle_leaves_the_old_state(tmp_path: Path) -> None:
 import sys, time; sys.path.insert(0, {str(ROOT / "tests")!r})
 from pathlib import Path
 from qa_fixtures import document
-from tmkd.corpus.store import update_index
+from tmkd.data.documents.index import update_index
 def documents():
     for number in range(3000):
         yield document(f"new{{number}}", *(f"new words {{number}} {{place}}" for place in range(20)))
@@ -382,7 +382,7 @@ def test_an_error_of_the_disk_is_said_plainly(tmp_path: Path, monkeypatch: pytes
     def full(*_: object) -> None:
         raise ValueError("An error occurred in a thread: no space")
 
-    monkeypatch.setattr("tmkd.corpus.store._document", full)
+    monkeypatch.setattr("tmkd.data.documents.index._document", full)
     with pytest.raises(DataError, match=r"cannot be written \(.*no space; .* MiB free on its disk\); it is as it was"):
         update_index(tmp_path / "index", lambda: [document("b", "new words")])
     assert [one.document for one in DocumentIndex.open(tmp_path / "index").search("words", 3)] == ["a"]
@@ -435,7 +435,7 @@ def test_missing_packages_are_named(docs: Path, tmp_path: Path, monkeypatch: pyt
     for package, place in (("lxml", "docs/a.html"), ("markdown_it", "docs/deep/b.md"), ("tantivy", "docs")):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
-            patch.delitem(sys.modules, "tmkd.corpus.html", raising=False)
+            patch.delitem(sys.modules, "tmkd.data.documents.html", raising=False)
             with pytest.raises(MissingExtraError, match=r"pip install 'tmkd\[qa\]'"):
                 index_documents([place], tmp_path / "index")
 

@@ -11,7 +11,7 @@ import pytest
 from tmkd.evaluation.compare import ModelOutput, compare
 from tmkd.evaluation.intervals import Resamples, distributions, interval
 from tmkd.evaluation.metrics import Questions
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 
 
 def logits(odds: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from tmkd.encoder.checkpoint import load_encoder
 from tmkd.core.errors import DataError
 from tmkd.losses import golden_loss, soft_kl, soft_loss, soft_margin_mse, soft_mse, soft_mse_logits
 from tmkd.config.methods import METHODS
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.config.recipe import Loss
 from tmkd.student import Logits, Student
 from tmkd.targets import Targets, questions_of, stage2_loss

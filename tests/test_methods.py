@@ -198,7 +198,7 @@ def test_bilstm_takes_embeddings_and_tokenizer_of_the_best_teacher(
 
 def test_bilstm_learns(tmp_path: Path) -> None:
     """It tells right from wrong passages of questions that it was trained on."""
-    from tmkd.pairs.record import Pairs
+    from tmkd.data.pairs import Pairs
     from tmkd.teachers import golden_only
     from tmkd.tokenizer import PairTokenizer
     from tmkd.training import Fit, score, train

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 from tmkd.core.errors import DataError
 from tmkd.evaluation.compare import ModelOutput, compare, disagreements
 from tmkd.evaluation.metrics import Questions, Ranks, SortedRows, auc, ranking, ranking_metrics, spearman
-from tmkd.pairs.record import Pairs, Reference
+from tmkd.data.pairs import Pairs, Reference
 
 
 def logits(odds: np.ndarray) -> np.ndarray:

@@ -14,10 +14,10 @@ import pytest
 from pairs_fixtures import ROWS, refused
 
 from tmkd.core.errors import MissingExtraError
-from tmkd.pairs.files import Columns, rows_to_pairs, write_rows
-from tmkd.pairs.hub import read_hub
-from tmkd.pairs.record import Pairs, pair_id
-from tmkd.pairs.split import split
+from tmkd.data.readers import Columns, rows_to_pairs, write_rows
+from tmkd.data.hub import read_hub
+from tmkd.data.pairs import Pairs, pair_id
+from tmkd.data.split import split
 
 # --- the record
 

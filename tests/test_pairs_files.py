@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from pairs_fixtures import EXTENSIONS, ROWS, refused
 
-from tmkd.pairs.files import Columns, line_of, read_pairs, read_rows, rows_to_pairs, write_rows
-from tmkd.pairs.record import pair_id
+from tmkd.data.readers import Columns, line_of, read_pairs, read_rows, rows_to_pairs, write_rows
+from tmkd.data.pairs import pair_id
 
 
 def jsonl(path: Path, *rows: dict[str, Any]) -> Path:

@@ -11,12 +11,12 @@ import yaml
 from conftest import TOPICS, write_jsonl
 from pairs_fixtures import refused
 
-from tmkd.corpus.text import jaccard, tokens
+from tmkd.data.documents.text import jaccard, tokens
 from tmkd.core.errors import RecipeError
-from tmkd.pairs.datasets import TaskData
-from tmkd.pairs.leaks import NEAR, HeldOut, NearTexts
-from tmkd.pairs.mining import subsample
-from tmkd.pairs.record import Pairs
+from tmkd.data.tasks import TaskData
+from tmkd.data.decontamination import NEAR, HeldOut, NearTexts
+from tmkd.data.mining import subsample
+from tmkd.data.pairs import Pairs
 from tmkd.pool import pool_of
 from tmkd.config.recipe import Recipe, load_recipe, parse_recipe
 from tmkd.workspace import Workspace

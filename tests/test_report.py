@@ -15,7 +15,7 @@ from rich.console import Console
 from tmkd.evaluation.charts import learning_curves, quality_against_latency, spread
 from tmkd.evaluation.compare import Kind, ModelOutput, Results, compare
 from tmkd.evaluation.report import headline, write_report
-from tmkd.pairs.record import Pairs, Reference
+from tmkd.data.pairs import Pairs, Reference
 
 SMALL = ("bilstm", "finetune", "1-o-1", "1avg-o-1", "mkd", "tkd", "1avg-tkd", "tmkd")
 

@@ -14,7 +14,7 @@ import pytest
 from export_fixtures import exported, texts
 
 from tmkd.core.errors import DataError, ExportError
-from tmkd.pairs.files import read_rows, write_rows
+from tmkd.data.readers import read_rows, write_rows
 from tmkd.runtime import Scorer
 from tmkd.score import score_file
 

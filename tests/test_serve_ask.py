@@ -15,7 +15,7 @@ from export_fixtures import exported
 from qa_fixtures import TEXTS, document, index_of
 from serve_fixtures import QUESTION, ROOT, InProcess, in_process, model
 
-from tmkd.corpus.store import update_index
+from tmkd.data.documents.index import update_index
 from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import native_bf16
 from tmkd.qa import QuestionAnswerer

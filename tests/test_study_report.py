@@ -14,7 +14,7 @@ import pytest
 
 from tmkd.evaluation.compare import Difference, verdict
 from tmkd.evaluation.intervals import Interval
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.study.outcome import Measured, Outcome, outcome_of
 from tmkd.study.page import write_study
 from tmkd.study.plan import Cell, Study

@@ -16,11 +16,11 @@ from pairs_fixtures import refused
 
 from tmkd.core.errors import RecipeError
 from tmkd.losses import golden_loss
-from tmkd.pairs.datasets import TaskData, load_task, read_measured
-from tmkd.pairs.files import Columns, rows_to_pairs
-from tmkd.pairs.hub import read_hub
-from tmkd.pairs.record import Reference
-from tmkd.pairs.sources import read_ready, read_texts
+from tmkd.data.tasks import TaskData, load_task, read_measured
+from tmkd.data.readers import Columns, rows_to_pairs
+from tmkd.data.hub import read_hub
+from tmkd.data.pairs import Reference
+from tmkd.data.sources import read_ready, read_texts
 from tmkd.config.recipe import Data, load_recipe, parse_recipe
 from tmkd.config.sections import ReadyPairs, Texts
 

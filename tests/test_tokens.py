@@ -10,7 +10,7 @@ import pytest
 from conftest import TOPICS
 
 from tmkd.encoder.find import find_encoder
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.tokenizer import PairTokenizer
 from tmkd.tokens import tokens_of
 from tmkd.workspace import Workspace

@@ -16,7 +16,7 @@ from tmkd.encoder.checkpoint import load_encoder
 from tmkd.encoder.find import find_encoder
 from tmkd.core.errors import Diverged
 from tmkd.losses import golden_loss
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.student import Logits, Student
 from tmkd.teachers import golden_only
 from tmkd.tokenizer import PairTokenizer

@@ -18,7 +18,7 @@ from tmkd.comparing import Comparing, TokenTargets, own_cosine
 from tmkd.encoder.checkpoint import load_encoder, load_student
 from tmkd.encoder.cosine import SHARPNESS, cosine_by_token, cosine_logits
 from tmkd.encoder.forward import Batch, Packing
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.config.recipe import Training, load_recipe
 from tmkd.student import Logits
 from tmkd.tokenizer import PairTokenizer

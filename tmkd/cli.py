@@ -210,7 +210,7 @@ def evaluate(
     from tmkd.evaluation.parts import AGREEMENT, part_table
     from tmkd.measure import RunModels
     from tmkd.measure import evaluate as measure_run
-    from tmkd.pairs.datasets import read_measured
+    from tmkd.data.tasks import read_measured
 
     models = RunModels.read(run)
     given = {"question": question, "passage": passage, "label": label, "qid": qid}

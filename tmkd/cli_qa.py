@@ -52,7 +52,7 @@ def index(
     Example: tmkd index manual/ faq.jsonl --out workspace/index
     """
     set_quiet(quiet)
-    from tmkd.corpus.documents import Fields, Reading, index_documents
+    from tmkd.data.documents.collect import Fields, Reading, index_documents
 
     began = time.monotonic()
     fields = Fields(id_field, title_field, text_field, url_field)

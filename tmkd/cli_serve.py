@@ -173,7 +173,7 @@ def bench(
         from tmkd.bench import profile, qa
         from tmkd.bench.command import Options, run
         from tmkd.bench.serving import Serve, run_serving
-        from tmkd.pairs.files import write_rows
+        from tmkd.data.readers import write_rows
 
     chosen = None if peers is None else tuple(name for name in peers.split(",") if name not in ("", "none"))
     options = Options(what.value, model, layers, max_length, count, rounds, pairs, chosen, threads)

@@ -22,7 +22,7 @@ from tmkd.encoder.cosine import cosine_by_token
 from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.encoder.forward import Batch, FirstTokenEncoder, PairEncoder
 from tmkd.core.hardware import device
-from tmkd.pairs.record import Pairs, grouped
+from tmkd.data.pairs import Pairs, grouped
 from tmkd.core.console import say
 from tmkd.config.recipe import Recipe
 from tmkd.student import Logits, Student

@@ -17,7 +17,7 @@ from tmkd.encoder.lstm import LstmEncoder, LstmShape
 from tmkd.core.errors import DataError
 from tmkd.fitting import fit_and_save
 from tmkd.config.methods import Method
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.config.recipe import Recipe, Training
 from tmkd.config.sections import Stage1
 from tmkd.states import Following

@@ -25,7 +25,7 @@ from tmkd.encoder.families import family_of, last_linear, takes_token_types
 from tmkd.core.errors import EncoderError, ExportError
 from tmkd.core.files import disk_errors, swap_in, write_json
 from tmkd.gate import BACKENDS, Material, gate, writable
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 from tmkd.runtime import FORMAT
 from tmkd.tokenizer import PairTokenizer

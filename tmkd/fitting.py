@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tmkd.encoder.checkpoint import save_student
 from tmkd.core.files import write_json
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.student import Student
 from tmkd.tokenizer import Encoded, PairTokenizer
 from tmkd.tokens import tokens_of

@@ -24,7 +24,7 @@ from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.evaluation.speed import measure
 from tmkd.core.files import sha256_of, write_json
 from tmkd.onnx_graph import write_onnx
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.parity import CLOSE, EXACT, Agreement, Invariance, Limits, agreement, invariance, why_refused
 from tmkd.core.console import progress, say
 from tmkd.quantise import FLOAT_STEPS, write_int8

@@ -27,7 +27,7 @@ from tmkd.evaluation.speed import measure
 from tmkd.core.files import write_json
 from tmkd.core.hardware import describe, prepare
 from tmkd.labels import LabelStore
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 from tmkd.config.recipe import Recipe, parse_recipe
 from tmkd.runtime import Scorer, read_manifest

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.pairs.record import Pairs
-from tmkd.pairs.split import folds
+from tmkd.data.pairs import Pairs
+from tmkd.data.split import folds
 from tmkd.config.recipe import Recipe, Teacher
 from tmkd.workspace import Step
 

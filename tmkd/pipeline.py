@@ -23,7 +23,7 @@ from tmkd.distill import distill, distill_lstm, pretrain
 from tmkd.core.errors import ExportError
 from tmkd.core.files import copy_folder, disk_errors, write_json
 from tmkd.config.methods import METHODS, Method
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.core.console import say
 from tmkd.qa.calibration import FILE as CALIBRATION
 from tmkd.qa.calibration import of_the_same_student

@@ -1,4 +1,4 @@
-"""The pairs of stage 1 as a step of the workspace: mined once (tmkd/pairs/mining.py), and who labels them."""
+"""The pairs of stage 1 as a step of the workspace: mined once (tmkd/data/mining.py), and who labels them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tmkd.encoder.checkpoint import read_card
 from tmkd.encoder.find import encoder_fingerprint
 from tmkd.core.errors import RecipeError
 from tmkd.core.files import write_json
-from tmkd.pairs.datasets import TaskData, built_in
-from tmkd.pairs.leaks import HeldOut
-from tmkd.pairs.mining import Material, hold_out, mine, read_sources, subsample
-from tmkd.pairs.record import Pairs
+from tmkd.data.tasks import TaskData, built_in
+from tmkd.data.decontamination import HeldOut
+from tmkd.data.mining import Material, hold_out, mine, read_sources, subsample
+from tmkd.data.pairs import Pairs
 from tmkd.config.recipe import Recipe, Teacher
 from tmkd.teachers import teach
 from tmkd.workspace import Step, Workspace, fingerprint

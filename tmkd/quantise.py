@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from tmkd.backends import without_telemetry
 from tmkd.batching import NO_BUDGET, length_sorted_batches, pad
 from tmkd.core.errors import ExportError, MissingExtraError
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.tokenizer import PairTokenizer
 
 CALIBRATION_PAIRS = 300

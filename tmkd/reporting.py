@@ -17,7 +17,7 @@ from tmkd.core.files import disk_errors
 from tmkd.core.hardware import describe
 from tmkd.jobs import helpers
 from tmkd.measure import RunModels, compare_outputs, curves, measure_exports, outputs
-from tmkd.pairs.files import write_rows
+from tmkd.data.readers import write_rows
 from tmkd.pipeline import Pipeline
 from tmkd.core.console import say
 

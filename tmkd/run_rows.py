@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.hardware import describe, prepare
-from tmkd.pairs.datasets import TaskData, load_task
-from tmkd.pairs.mining import Material
-from tmkd.pairs.record import Pairs
-from tmkd.pairs.split import STAGE1, subsample
+from tmkd.data.tasks import TaskData, load_task
+from tmkd.data.mining import Material
+from tmkd.data.pairs import Pairs
+from tmkd.data.split import STAGE1, subsample
 from tmkd.pool import pool_of
 from tmkd.core.console import say
 from tmkd.config.recipe import Recipe

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError
-from tmkd.pairs.files import Columns, file_format, line_of, read_rows, rows_to_pairs, write_rows
+from tmkd.data.readers import Columns, file_format, line_of, read_rows, rows_to_pairs, write_rows
 from tmkd.core.console import progress
 from tmkd.runtime import Scorer, log_odds, softmax
 

@@ -14,8 +14,8 @@ from tmkd.core.errors import TmkdError
 from tmkd.losses import GROUPED, golden_loss
 from tmkd.config.methods import METHODS, Method
 from tmkd.out_of_fold import fold_logits
-from tmkd.pairs.record import Pairs
-from tmkd.pairs.split import BAGS, folds, subsample
+from tmkd.data.pairs import Pairs
+from tmkd.data.split import BAGS, folds, subsample
 from tmkd.pool import pool_teachers
 from tmkd.config.recipe import Teacher
 from tmkd.run_rows import Rows

@@ -15,7 +15,7 @@ from tmkd.core.errors import DataError
 from tmkd.core.hardware import device
 from tmkd.losses import GROUPED, golden_loss, soft_loss
 from tmkd.config.methods import Method
-from tmkd.pairs.record import Pairs, grouped
+from tmkd.data.pairs import Pairs, grouped
 from tmkd.config.recipe import Loss
 from tmkd.student import Logits, combine
 from tmkd.teachers import golden_only

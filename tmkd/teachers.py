@@ -19,7 +19,7 @@ from tmkd.fitting import fit_and_save
 from tmkd.core.hardware import device
 from tmkd.labels import LabelStore, imported_logits
 from tmkd.losses import golden_loss
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 from tmkd.config.recipe import Recipe, Teacher
 from tmkd.student import Combination, Logits, Student, combine

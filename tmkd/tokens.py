@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from tmkd.core.files import disk_errors, replacing
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 from tmkd.tokenizer import Encoded, PairTokenizer
 from tmkd.workspace import Workspace, fingerprint

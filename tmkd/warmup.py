@@ -16,7 +16,7 @@ from tmkd.encoder.find import find_encoder
 from tmkd.fitting import fit_and_save
 from tmkd.core.hardware import device
 from tmkd.losses import soft_kl
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.config.recipe import Recipe, Training
 from tmkd.student import Logits
 from tmkd.tokenizer import PairTokenizer

@@ -24,9 +24,9 @@ from tmkd.encoder.find import encoder_fingerprint, find_encoder
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import cache_folder, write_json
 from tmkd.onnx_graph import quiet_exporter
-from tmkd.pairs.debian_docs import build_demo
-from tmkd.pairs.files import read_pairs, write_rows
-from tmkd.pairs.record import Pairs
+from tmkd.data.builtin.debian_docs import build_demo
+from tmkd.data.readers import read_pairs, write_rows
+from tmkd.data.pairs import Pairs
 from tmkd.core.console import say
 from tmkd.runtime import read_manifest
 from tmkd.student import Student

@@ -12,7 +12,7 @@ import pytrec_eval
 from rich.table import Table
 
 from tmkd.bench.command import machine
-from tmkd.corpus.documents import BUILT_IN, index_documents
+from tmkd.data.documents.collect import BUILT_IN, index_documents
 from tmkd.core.errors import DataError
 from tmkd.evaluation.intervals import Interval, Resamples, interval
 from tmkd.evaluation.metrics import Floats, Questions

@@ -12,7 +12,7 @@ from rich.table import Table
 from tmkd.core.errors import DataError
 from tmkd.evaluation.intervals import MAX_SEEDS, Interval, Resamples, distributions, interval
 from tmkd.evaluation.metrics import Floats, Questions, log_odds, ranking
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 
 if TYPE_CHECKING:
     from tmkd.evaluation.parts import Part

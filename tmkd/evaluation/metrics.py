@@ -14,7 +14,7 @@ import pytrec_eval
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from tmkd.pairs.record import grouped
+from tmkd.data.pairs import grouped
 
 Floats = NDArray[np.float64]
 RANKING = {"mrr": "recip_rank", "map": "map", "ndcg@10": "ndcg_cut_10"}

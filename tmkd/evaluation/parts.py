@@ -16,7 +16,7 @@ from rich.table import Table
 from tmkd.evaluation.compare import TITLES, Difference, ModelOutput, checked
 from tmkd.evaluation.intervals import Interval, Resamples, accuracy, distributions, interval
 from tmkd.evaluation.metrics import Questions
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 
 AGREEMENT = "agreement"
 

@@ -5,7 +5,7 @@ answers = answerer.ask("How do I sort a hash by value?")
 answers.answers[0].text
 """
 
-from tmkd.corpus.store import DocumentIndex
+from tmkd.data.documents.index import DocumentIndex
 from tmkd.qa.answer import Answer, Answers, PairScorer, QuestionAnswerer
 from tmkd.qa.calibration import Calibration
 

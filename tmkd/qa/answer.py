@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.corpus.passages import sentence_spans
-from tmkd.corpus.store import DocumentIndex, Found
-from tmkd.corpus.text import storable
+from tmkd.data.documents.passages import sentence_spans
+from tmkd.data.documents.index import DocumentIndex, Found
+from tmkd.data.documents.text import storable
 from tmkd.core.errors import DataError, ExportError
 from tmkd.qa.calibration import Calibration
 from tmkd.qa.windows import LONGEST_TOKEN, Span, Windows

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmkd.corpus.store import DocumentIndex, Found
-from tmkd.corpus.text import text_hash
+from tmkd.data.documents.index import DocumentIndex, Found
+from tmkd.data.documents.text import text_hash
 from tmkd.core.errors import DataError
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 from tmkd.qa.answer import QuestionAnswerer, Ranked, Scored, order
 
@@ -70,7 +70,7 @@ def from_file(path: Path, index: DocumentIndex) -> Material:
     Raises:
         DataError: the file cannot be used, or no passage that it labels 1 is in the index.
     """
-    from tmkd.pairs.files import read_pairs
+    from tmkd.data.readers import read_pairs
 
     pairs = read_pairs(path, classes=2, need_labels=True)
     return Material(path.name, pairs, _cases(pairs, index, str(path)), headings=True)
@@ -82,7 +82,7 @@ def built_in(index: DocumentIndex) -> tuple[Material, Material]:
     Raises:
         DataError: the index does not hold `debian-docs`. FetchError: the data set is not to be had.
     """
-    from tmkd.pairs.debian_docs import build_demo
+    from tmkd.data.builtin.debian_docs import build_demo
 
     docs = build_demo()
     answers: dict[str, set[str]] = {}

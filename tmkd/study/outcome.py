@@ -13,7 +13,7 @@ from rich.table import Table
 from tmkd.evaluation.compare import METRICS, TITLES, Difference, verdict
 from tmkd.evaluation.intervals import Interval, Resamples, distributions, interval
 from tmkd.evaluation.metrics import Floats, Questions
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.study.plan import Cell, Study
 
 Distribution = tuple[float, Floats]

@@ -21,7 +21,7 @@ from tmkd.core.errors import RecipeError, TmkdError
 from tmkd.evaluation.metrics import Floats, Questions, meaningful
 from tmkd.core.files import write_json
 from tmkd.jobs import helpers
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 from tmkd.pipeline import Pipeline
 from tmkd.core.console import say
 from tmkd.readiness import require_runnable

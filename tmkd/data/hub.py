@@ -9,8 +9,8 @@ from typing import Any, Unpack
 import numpy as np
 
 from tmkd.core.errors import DataError, MissingExtraError
-from tmkd.pairs.files import Columns, Expected, rows_to_pairs
-from tmkd.pairs.record import Pairs
+from tmkd.data.readers import Columns, Expected, rows_to_pairs
+from tmkd.data.pairs import Pairs
 from tmkd.core.console import say
 
 

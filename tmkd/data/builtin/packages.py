@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmkd.corpus.catalogue import SOURCES, Source, source
+from tmkd.data.builtin.catalogue import SOURCES, Source, source
 from tmkd.core.errors import FetchError
 from tmkd.core.files import cache_folder, write_json
 from tmkd.core.console import progress, say

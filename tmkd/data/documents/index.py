@@ -21,8 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tmkd.corpus.index import best, build_query, import_tantivy, searchable
-from tmkd.corpus.passages import Passage
+from tmkd.data.documents.bm25 import best, build_query, import_tantivy, searchable
+from tmkd.data.documents.passages import Passage
 from tmkd.core.errors import DataError
 from tmkd.core.files import disk_errors, write_json
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tmkd.corpus.passages import cut
-from tmkd.corpus.sections import Block
+from tmkd.data.documents.passages import cut
+from tmkd.data.documents.sections import Block
 from tmkd.core.errors import DataError
 from tmkd.pairs import cells
-from tmkd.pairs.files import FORMATS, Columns, line_of, read_rows, read_text, rows_to_pairs
-from tmkd.pairs.record import Pairs
+from tmkd.data.readers import FORMATS, Columns, line_of, read_rows, read_text, rows_to_pairs
+from tmkd.data.pairs import Pairs
 from tmkd.config.sections import ReadyPairs, Source, Texts
 
 OWN, DOCS = "own", "debian-docs"
@@ -73,7 +73,7 @@ def _path(source: Source, key: str, side: str) -> Path:
 
 def _rows(source: Source, key: str, side: str) -> tuple[list[dict[str, Any]], str]:
     if source.hub is not None:
-        from tmkd.pairs.hub import hub_rows
+        from tmkd.data.hub import hub_rows
 
         rows, _, called = hub_rows(source.hub, source.split, source.config)
         return rows, called

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tmkd.corpus.sections import Block
+from tmkd.data.documents.sections import Block
 
 TARGET_WORDS = 70
 MOST_WORDS = 95

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from tmkd.corpus.text import jaccard, normalise, tokens
-from tmkd.pairs.record import Pairs
+from tmkd.data.documents.text import jaccard, normalise, tokens
+from tmkd.data.pairs import Pairs
 
 NEAR = 0.8  # token-set Jaccard from which two texts count as the same
 _LEAST_QUOTED = 3  # words: a shorter question stands in many texts by chance

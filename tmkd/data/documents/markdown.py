@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tmkd.corpus.sections import Section, SectionBuilder
+from tmkd.data.documents.sections import Section, SectionBuilder
 from tmkd.core.errors import needs_extra
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tmkd.corpus.sections import Section, SectionBuilder
+from tmkd.data.documents.sections import Section, SectionBuilder
 
 _ENTITIES = {"lt": "<", "gt": ">", "verbar": "|", "sol": "/", "quot": '"', "amp": "&", "apos": "'", "nbsp": " "}
 _OPEN = re.compile(r"([A-Z])(<(?:<+\s)?)")

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmkd.corpus.html import parse_html
-from tmkd.corpus.pod import parse_pod
-from tmkd.corpus.sections import Section
+from tmkd.data.documents.html import parse_html
+from tmkd.data.documents.pod import parse_pod
+from tmkd.data.documents.sections import Section
 from tmkd.core.errors import DataError
 
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from tmkd.core.errors import DataError
 from tmkd.core.files import replacing
 from tmkd.pairs import cells
-from tmkd.pairs.record import Pairs, pair_id
+from tmkd.data.pairs import Pairs, pair_id
 from tmkd.core.console import say
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")

@@ -15,8 +15,8 @@ from typing import Any
 from lxml import etree
 from lxml import html as lxml_html
 
-from tmkd.corpus.sections import Section, SectionBuilder, clean_heading
-from tmkd.corpus.text import word_set
+from tmkd.data.documents.sections import Section, SectionBuilder, clean_heading
+from tmkd.data.documents.text import word_set
 
 _DROP_TAGS = word_set(
     """

@@ -33,15 +33,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tmkd.corpus.debian import fetch
-from tmkd.corpus.index import PassageIndex
-from tmkd.corpus.passages import Passage
-from tmkd.corpus.text import contains, jaccard, normalise, tokens, unit_hash
+from tmkd.data.builtin.packages import fetch
+from tmkd.data.documents.bm25 import PassageIndex
+from tmkd.data.documents.passages import Passage
+from tmkd.data.documents.text import contains, jaccard, normalise, tokens, unit_hash
 from tmkd.core.errors import DataError
 from tmkd.core.files import cache_folder
-from tmkd.pairs.faq import Corpus, Question, pick_headings, read_corpus, repeats
-from tmkd.pairs.leaks import NEAR
-from tmkd.pairs.record import Pairs
+from tmkd.data.builtin.faq import Corpus, Question, pick_headings, read_corpus, repeats
+from tmkd.data.decontamination import NEAR
+from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 
 FORMAT = 3  # raise it when the code below, the parsers or the cutting change what comes out
@@ -112,7 +112,7 @@ def build(
         pool_per_heading: passages retrieved for each.
         train_headings: how many section headings are taken as questions of the training rows.
         train_negatives, eval_negatives: BM25 negatives of a question in train, and in dev and test.
-        packages: names from tmkd.corpus.catalogue (perl-doc, debian-faq, ...); None is all.
+        packages: names from tmkd.data.builtin.catalogue (perl-doc, debian-faq, ...); None is all.
         seed: chooses the headings, and the questions where `max_questions` is set; the split does not depend on it.
         max_questions: use only so many questions.
 

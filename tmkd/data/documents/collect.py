@@ -19,12 +19,12 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import IO, Any, cast
 
-from tmkd.corpus.markdown import parse_markdown, parse_plain
-from tmkd.corpus.passages import Passage, cut
-from tmkd.corpus.pod import parse_pod
-from tmkd.corpus.sections import Block, Section
-from tmkd.corpus.store import Changes, Document, update_index
-from tmkd.corpus.text import normalise, storable, text_hash
+from tmkd.data.documents.markdown import parse_markdown, parse_plain
+from tmkd.data.documents.passages import Passage, cut
+from tmkd.data.documents.pod import parse_pod
+from tmkd.data.documents.sections import Block, Section
+from tmkd.data.documents.index import Changes, Document, update_index
+from tmkd.data.documents.text import normalise, storable, text_hash
 from tmkd.core.errors import DataError, needs_extra
 from tmkd.core.console import Bar, progress, say
 
@@ -333,7 +333,7 @@ def _decoded(data: bytes) -> str:
 def _sections(kind: str, data: bytes) -> list[Section]:
     if kind in _HTML:
         with needs_extra("qa"):
-            from tmkd.corpus.html import parse_html
+            from tmkd.data.documents.html import parse_html
         return parse_html(data)
     if kind == ".pod":
         try:
@@ -368,8 +368,8 @@ def _cut(sections: Sequence[Section], title: str, source: str) -> list[Passage]:
 def _built_in() -> list[_File]:
     """The files of the documentation packages, cut as the built-in data set cuts them."""
     with needs_extra("qa"):
-        from tmkd.corpus.debian import fetch
-        from tmkd.pairs.faq import file_passages
+        from tmkd.data.builtin.packages import fetch
+        from tmkd.data.builtin.faq import file_passages
 
     files = []
     for package in fetch():

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tmkd.core.errors import DataError
-from tmkd.pairs.files import Columns, Expected, line_of, read_pairs, read_rows, rows_to_pairs
-from tmkd.pairs.record import Pairs, Reference
-from tmkd.pairs.split import split
+from tmkd.data.readers import Columns, Expected, line_of, read_pairs, read_rows, rows_to_pairs
+from tmkd.data.pairs import Pairs, Reference
+from tmkd.data.split import split
 from tmkd.core.console import say
 from tmkd.config.recipe import Data
 
 if TYPE_CHECKING:
-    from tmkd.pairs.debian_docs import DebianDocs
+    from tmkd.data.builtin.debian_docs import DebianDocs
 
 DEV_SHARE = 0.2
 
@@ -82,7 +82,7 @@ def _tell_traps(training: Pairs, **others: Pairs) -> None:
 
 def built_in(data: Data) -> DebianDocs:
     """The built-in data set in the sizes that a recipe's `data.debian_docs` says."""
-    from tmkd.pairs.debian_docs import build
+    from tmkd.data.builtin.debian_docs import build
 
     size = data.debian_docs
     return build(
@@ -151,7 +151,7 @@ def _read(data: Data, classes: int, source: str, *, scores: bool, labels: bool =
         "labels": data.labels,
     }
     if data.hub is not None:
-        from tmkd.pairs.hub import read_hub
+        from tmkd.data.hub import read_hub
 
         pairs = read_hub(data.hub, source, config=data.config, **expected)
     else:

@@ -1,7 +1,7 @@
 """Mine the pool of stage 1 (METHOD.md, "Stage 1"): questions search passages, several sources in stated shares.
 
 Questions are taken in the order of a hash, each with its best BM25 passages, until a source's share of `size` is
-filled; so a smaller pool is part of a larger one. Nothing of development and test rows comes in (tmkd/pairs/leaks.py).
+filled; so a smaller pool is part of a larger one. Nothing of development and test rows comes in (tmkd/data/decontamination.py).
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tmkd.corpus.index import PassageIndex
-from tmkd.corpus.passages import Passage
-from tmkd.corpus.text import contains, text_hash
+from tmkd.data.documents.bm25 import PassageIndex
+from tmkd.data.documents.passages import Passage
+from tmkd.data.documents.text import contains, text_hash
 from tmkd.core.errors import DataError
-from tmkd.pairs.leaks import HeldOut
-from tmkd.pairs.record import Pairs, pair_id
-from tmkd.pairs.sources import read_ready, read_texts
-from tmkd.pairs.split import share_of
+from tmkd.data.decontamination import HeldOut
+from tmkd.data.pairs import Pairs, pair_id
+from tmkd.data.sources import read_ready, read_texts
+from tmkd.data.split import share_of
 from tmkd.core.console import progress, say
 from tmkd.config.sections import Pool, PoolSource
 
@@ -56,7 +56,7 @@ def read_sources(pool: Pool, train: Pairs, documentation: Callable[[], list[str]
     """Read what a pool's sources name; those with a share of 0 are left out.
 
     Raises:
-        DataError: see `tmkd.pairs.sources`.
+        DataError: see `tmkd.data.sources`.
     """
     materials = []
     for number, source in enumerate(pool.sources):

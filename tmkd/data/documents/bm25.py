@@ -1,6 +1,6 @@
 """BM25 over passages, with Tantivy: how texts become queries and hits, and an index in memory (for mining).
 
-The index on disk is `tmkd.corpus.store`; both are asked in the same way.
+The index on disk is `tmkd.data.documents.index`; both are asked in the same way.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from tmkd.corpus.passages import Passage
-from tmkd.corpus.text import word_set
+from tmkd.data.documents.passages import Passage
+from tmkd.data.documents.text import word_set
 from tmkd.core.errors import needs_extra
 from tmkd.core.console import progress
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError
-from tmkd.pairs.record import Pairs
+from tmkd.data.pairs import Pairs
 
 # seeds of their own, of which a split (0) says nothing; BAGS and above: one for each teacher
 _SUBSAMPLE, _FOLDS, STAGE1, BAGS = 1, 2, -1, 3
