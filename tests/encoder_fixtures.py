@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from conftest import pair_rows
 
-from tmkd.batching import pad
-from tmkd.encoder.find import find_encoder
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.batching import pad
+from tmkd.models.encoders.find import find_encoder
+from tmkd.models.tokenizer import PairTokenizer
 
 
 def inputs(folder: Path, count: int = 12) -> list[torch.Tensor]:

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification, MPNetConfig
 
-from tmkd.batching import pad
-from tmkd.encoder.find import find_encoder
+from tmkd.models.batching import pad
+from tmkd.models.encoders.find import find_encoder
 from tmkd.export import export_student
 from tmkd.data.pairs import Pairs
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.tokenizer import PairTokenizer
 
 TEXT = """how do i mount a disk install package the command prints every file in directory and exits with status zero
 use option to set name of server which listens on port change password user group network address read manual page"""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from tmkd.backends import KNOWN_BACKENDS, Inputs
-from tmkd.batching import engine_batches, engine_shapes, padded_width
+from tmkd.models.batching import engine_batches, engine_shapes, padded_width
 from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.export import export_student
 from tmkd.gate import BACKENDS, Material

@@ -209,7 +209,7 @@ def test_useful_operations_leave_out_padding_and_the_last_layers_other_tokens(
     model = weights("builtin:minilm-l6", 2, 48, rows, export=False)
     questions, passages, _ = rows.first(1)
     d, wide, tokens = 384, 1536, 0
-    from tmkd.tokenizer import PairTokenizer
+    from tmkd.models.tokenizer import PairTokenizer
 
     (tokens,) = PairTokenizer(model.student, 48).encode(questions, passages).lengths
     projections = 4 * 2 * tokens * d * d + 2 * 2 * tokens * d * wide

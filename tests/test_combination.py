@@ -11,10 +11,10 @@ import torch
 from conftest import Tmkd, pair_rows
 from encoder_fixtures import tiny
 
-from tmkd.encoder.checkpoint import load_encoder, save_student
+from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.core.errors import TmkdError
 from tmkd.data.pairs import Pairs
-from tmkd.student import Student, combine
+from tmkd.models.student import Student, combine
 from tmkd.teachers import combined_logits, header_logits, label, method_logits
 from tmkd.workspace import Step, Workspace
 

@@ -11,8 +11,8 @@ from conftest import TOPICS, Tmkd
 from encoder_fixtures import tiny
 from tokenizers import Tokenizer
 
-from tmkd.encoder.cosine import SHARPNESS, cosine_logits, embed
-from tmkd.encoder.find import find_encoder
+from tmkd.models.bi_encoder import SHARPNESS, cosine_logits, embed
+from tmkd.models.encoders.find import find_encoder
 
 
 @pytest.mark.parametrize("family", ["minilm", "mpnet"])

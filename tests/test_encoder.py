@@ -14,15 +14,15 @@ from encoder_fixtures import OURS, THEIRS, inputs, tiny
 from safetensors.torch import load_file, save_file
 
 from tmkd.encoder import find
-from tmkd.encoder.attention import FirstOfPadded, Padded
-from tmkd.encoder.checkpoint import load_encoder, load_student, save_student
-from tmkd.encoder.families import takes_token_types
-from tmkd.encoder.find import find_encoder
-from tmkd.encoder.forward import Batch, PairEncoder
+from tmkd.models.encoders.attention import FirstOfPadded, Padded
+from tmkd.models.checkpoint import load_encoder, load_student, save_student
+from tmkd.models.encoders.families import takes_token_types
+from tmkd.models.encoders.find import find_encoder
+from tmkd.models.encoders.forward import Batch, PairEncoder
 from tmkd.core.errors import EncoderError
 from tmkd.losses import golden_loss
-from tmkd.student import Student
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.student import Student
+from tmkd.models.tokenizer import PairTokenizer
 
 
 @pytest.fixture(params=["minilm", *OURS, *THEIRS])

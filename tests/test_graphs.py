@@ -13,13 +13,13 @@ from conftest import pair_rows
 from encoder_fixtures import tiny
 
 from tmkd import training
-from tmkd.encoder.checkpoint import load_encoder, save_student
+from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.graphs import GraphedGradients, Work
 from tmkd.core.hardware import device
 from tmkd.losses import golden_loss, soft_kl
 from tmkd.states import Following
-from tmkd.student import Logits, Student
-from tmkd.tokenizer import Encoded, PairTokenizer
+from tmkd.models.student import Logits, Student
+from tmkd.models.tokenizer import Encoded, PairTokenizer
 from tmkd.training import Fit, graphed, train
 
 FIT = Fit(1e-3, 2, 8, seed=0, precision="fp32")

@@ -11,14 +11,14 @@ import torch
 from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import inputs, tiny
 
-from tmkd.encoder.checkpoint import load_encoder, load_student, save_student, word_embeddings
-from tmkd.encoder.forward import Batch
-from tmkd.encoder.lstm import LstmEncoder, LstmShape
+from tmkd.models.checkpoint import load_encoder, load_student, save_student, word_embeddings
+from tmkd.models.encoders.forward import Batch
+from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
 from tmkd.core.errors import EncoderError
 from tmkd.config.methods import METHODS
 from tmkd.pipeline import Pipeline
 from tmkd.config.recipe import load_recipe
-from tmkd.student import Student
+from tmkd.models.student import Student
 from tmkd.targets import ensemble_logits
 from tmkd.workspace import Workspace
 
@@ -200,7 +200,7 @@ def test_bilstm_learns(tmp_path: Path) -> None:
     """It tells right from wrong passages of questions that it was trained on."""
     from tmkd.data.pairs import Pairs
     from tmkd.teachers import golden_only
-    from tmkd.tokenizer import PairTokenizer
+    from tmkd.models.tokenizer import PairTokenizer
     from tmkd.training import Fit, score, train
 
     rows = pair_rows()

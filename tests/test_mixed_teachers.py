@@ -16,9 +16,9 @@ from conftest import Done, Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import byte_tokenizer, tiny
 from safetensors.torch import load_file, save_file
 
-from tmkd.class_order import class_order
+from tmkd.models.label_map import class_order
 from tmkd.distill import carried_headers
-from tmkd.encoder.checkpoint import load_student, read_card
+from tmkd.models.checkpoint import load_student, read_card
 from tmkd.core.errors import RecipeError
 from tmkd.config.recipe import parse_recipe
 from tmkd.targets import Targets

@@ -10,10 +10,10 @@ import pytest
 import torch
 from encoder_fixtures import OURS, THEIRS, inputs, tiny
 
-from tmkd.encoder.checkpoint import load_encoder, save_student
+from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.export import load_checkpoint
 from tmkd.onnx_graph import write_onnx
-from tmkd.student import Student
+from tmkd.models.student import Student
 
 
 @pytest.mark.parametrize("family", [*OURS, *THEIRS])

@@ -279,7 +279,7 @@ def test_a_full_disk_is_said_plainly(recipe_file: Path) -> None:
     """The write of the weights fails as it does on a full disk."""
     script = (
         "import errno, os, sys\n"
-        "import safetensors.torch as st, tmkd.encoder.checkpoint as c\n"
+        "import safetensors.torch as st, tmkd.models.checkpoint as c\n"
         "def full(*a, **k): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "c.save_file = full\n"
         "import tmkd.cli as cli\n"

@@ -20,7 +20,7 @@ from tmkd.cli_qa import show
 from tmkd.core.errors import DataError
 from tmkd.qa import Answer, Answers, Calibration, QuestionAnswerer
 from tmkd.qa.windows import Windows
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.tokenizer import PairTokenizer
 
 
 @pytest.fixture

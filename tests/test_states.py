@@ -12,13 +12,13 @@ from encoder_fixtures import tiny
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from tmkd.batching import pack, pad
-from tmkd.encoder.checkpoint import load_encoder, load_student, save_student
-from tmkd.encoder.families import takes_token_types
-from tmkd.encoder.forward import Batch, Packing, PairEncoder
+from tmkd.models.batching import pack, pad
+from tmkd.models.checkpoint import load_encoder, load_student, save_student
+from tmkd.models.encoders.families import takes_token_types
+from tmkd.models.encoders.forward import Batch, Packing, PairEncoder
 from tmkd.states import Following
-from tmkd.student import Student
-from tmkd.tokenizer import Encoded, PairTokenizer
+from tmkd.models.student import Student
+from tmkd.models.tokenizer import Encoded, PairTokenizer
 
 STATES = ("student.start=teacher", "student.layers=2", "stage1.batch_size=8")
 

@@ -1,4 +1,4 @@
-"""tmkd.tokenizer: published padding and truncation cleared, one length, clear errors."""
+"""tmkd.models.tokenizer: published padding and truncation cleared, one length, clear errors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from export_fixtures import mpnet_student, texts
 from transformers import AutoTokenizer
 
-from tmkd.encoder.find import find_encoder
+from tmkd.models.encoders.find import find_encoder
 from tmkd.core.errors import DataError, EncoderError
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.tokenizer import PairTokenizer
 
 
 @pytest.fixture(scope="module")

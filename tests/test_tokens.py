@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import TOPICS
 
-from tmkd.encoder.find import find_encoder
+from tmkd.models.encoders.find import find_encoder
 from tmkd.data.pairs import Pairs
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.tokenizer import PairTokenizer
 from tmkd.tokens import tokens_of
 from tmkd.workspace import Workspace
 

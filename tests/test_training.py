@@ -11,15 +11,15 @@ from conftest import pair_rows
 from encoder_fixtures import tiny
 
 from tmkd import hardware, training
-from tmkd.batching import epoch_steps, length_sorted_batches
-from tmkd.encoder.checkpoint import load_encoder
-from tmkd.encoder.find import find_encoder
+from tmkd.models.batching import epoch_steps, length_sorted_batches
+from tmkd.models.checkpoint import load_encoder
+from tmkd.models.encoders.find import find_encoder
 from tmkd.core.errors import Diverged
 from tmkd.losses import golden_loss
 from tmkd.data.pairs import Pairs
-from tmkd.student import Logits, Student
+from tmkd.models.student import Logits, Student
 from tmkd.teachers import golden_only
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training import Fit, score, train
 
 

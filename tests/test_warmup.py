@@ -13,15 +13,15 @@ from encoder_fixtures import tiny
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from tmkd.batching import pack, pad
+from tmkd.models.batching import pack, pad
 from tmkd.comparing import Comparing, TokenTargets, own_cosine
-from tmkd.encoder.checkpoint import load_encoder, load_student
-from tmkd.encoder.cosine import SHARPNESS, cosine_by_token, cosine_logits
-from tmkd.encoder.forward import Batch, Packing
+from tmkd.models.checkpoint import load_encoder, load_student
+from tmkd.models.bi_encoder import SHARPNESS, cosine_by_token, cosine_logits
+from tmkd.models.encoders.forward import Batch, Packing
 from tmkd.data.pairs import Pairs
 from tmkd.config.recipe import Training, load_recipe
-from tmkd.student import Logits
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.student import Logits
+from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training import score
 from tmkd.warmup import warm_up
 from tmkd.workspace import Workspace

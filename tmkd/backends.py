@@ -21,7 +21,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.batching import WIDTH_STEP
+from tmkd.models.batching import WIDTH_STEP
 from tmkd.core.errors import ExportError, MissingExtraError
 
 BackendName = Literal["openvino-int8", "openvino-bf16", "onnx-int8", "onnx-fp32"]

@@ -1,6 +1,6 @@
 """What teaches an encoder to compare two texts in one sequence: its own cosine of the two, token by token.
 
-A sentence encoder compares texts by their embeddings (tmkd/encoder/cosine.py) and was never asked to compare them
+A sentence encoder compares texts by their embeddings (tmkd/models/bi_encoder.py) and was never asked to compare them
 inside one sequence, as a cross-encoder does; a few thousand golden labels are too few to teach it that. Its own cosine
 is a soft label that costs next to nothing, for any pairs there are (ours; the other way round of Thakur et al. 2021,
 "Augmented SBERT"). It falls apart into what each token of the passage adds, so that a pair gives a hundred targets
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from tmkd.encoder.cosine import cosine_by_token
-from tmkd.encoder.find import encoder_fingerprint, find_encoder
-from tmkd.encoder.forward import Batch, FirstTokenEncoder, PairEncoder
+from tmkd.models.bi_encoder import cosine_by_token
+from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
+from tmkd.models.encoders.forward import Batch, FirstTokenEncoder, PairEncoder
 from tmkd.core.hardware import device
 from tmkd.data.pairs import Pairs, grouped
 from tmkd.core.console import say
 from tmkd.config.recipe import Recipe
-from tmkd.student import Logits, Student
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.student import Logits, Student
+from tmkd.models.tokenizer import PairTokenizer
 from tmkd.workspace import Step, Workspace
 
 FORMAT = 3

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tmkd.comparing import Comparing, TokenTargets, own_cosine
-from tmkd.encoder.checkpoint import load_encoder, load_student, read_card, word_embeddings
-from tmkd.encoder.find import encoder_fingerprint, find_encoder
-from tmkd.encoder.lstm import LstmEncoder, LstmShape
+from tmkd.models.checkpoint import load_encoder, load_student, read_card, word_embeddings
+from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
+from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
 from tmkd.core.errors import DataError
 from tmkd.fitting import fit_and_save
 from tmkd.config.methods import Method
@@ -21,9 +21,9 @@ from tmkd.data.pairs import Pairs
 from tmkd.config.recipe import Recipe, Training
 from tmkd.config.sections import Stage1
 from tmkd.states import Following
-from tmkd.student import Logits, Student
+from tmkd.models.student import Logits, Student
 from tmkd.targets import COLUMN, MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.tokenizer import PairTokenizer
 from tmkd.tokens import tokens_of
 from tmkd.training import Fit
 from tmkd.workspace import Step, Workspace

@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tmkd.batching import length_sorted_batches, pad
-from tmkd.encoder.checkpoint import read_card
-from tmkd.encoder.families import family_of, last_linear, takes_token_types
+from tmkd.models.batching import length_sorted_batches, pad
+from tmkd.models.checkpoint import read_card
+from tmkd.models.encoders.families import family_of, last_linear, takes_token_types
 from tmkd.core.errors import EncoderError, ExportError
 from tmkd.core.files import disk_errors, swap_in, write_json
 from tmkd.gate import BACKENDS, Material, gate, writable
 from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 from tmkd.runtime import FORMAT
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.tokenizer import PairTokenizer
 
 FOLD_LIMIT = 1e-5  # between the checkpoint's own logits and the mean of the headers
 TOKEN_BUDGET = 4096

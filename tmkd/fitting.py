@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.encoder.checkpoint import save_student
+from tmkd.models.checkpoint import save_student
 from tmkd.core.files import write_json
 from tmkd.data.pairs import Pairs
-from tmkd.student import Student
-from tmkd.tokenizer import Encoded, PairTokenizer
+from tmkd.models.student import Student
+from tmkd.models.tokenizer import Encoded, PairTokenizer
 from tmkd.tokens import tokens_of
 from tmkd.training import Fit, LossOfRows, train
 from tmkd.workspace import Workspace

@@ -29,7 +29,7 @@ from tmkd.parity import CLOSE, EXACT, Agreement, Invariance, Limits, agreement, 
 from tmkd.core.console import progress, say
 from tmkd.quantise import FLOAT_STEPS, write_int8
 from tmkd.runtime import PROBES, Scorer
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.tokenizer import PairTokenizer
 
 PROBE_COUNT = 64
 SPEED_PAIRS = 256  # development pairs that back ends are timed on

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tmkd.batching import pad
-from tmkd.encoder.forward import Batch
-from tmkd.student import Logits, Student
-from tmkd.tokenizer import Encoded
+from tmkd.models.batching import pad
+from tmkd.models.encoders.forward import Batch
+from tmkd.models.student import Logits, Student
+from tmkd.models.tokenizer import Encoded
 
 WIDTH = 32  # steps are padded to a multiple of this: the fewer shapes, the fewer graphs
 WARM = 3  # times that a step runs before it is recorded: libraries set themselves up on first use

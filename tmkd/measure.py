@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.backends import installed
-from tmkd.encoder.checkpoint import load_student, read_card
-from tmkd.encoder.cosine import cosine_logits
-from tmkd.encoder.families import last_linear
-from tmkd.encoder.find import encoder_fingerprint, find_encoder
-from tmkd.encoder.lstm import is_lstm
+from tmkd.models.checkpoint import load_student, read_card
+from tmkd.models.bi_encoder import cosine_logits
+from tmkd.models.encoders.families import last_linear
+from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
+from tmkd.models.encoders.lstm import is_lstm
 from tmkd.core.errors import TmkdError
 from tmkd.evaluation.compare import ENSEMBLE, ModelOutput, Results, compare
 from tmkd.evaluation.parts import agreement, parts
@@ -31,10 +31,10 @@ from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 from tmkd.config.recipe import Recipe, parse_recipe
 from tmkd.runtime import Scorer, read_manifest
-from tmkd.student import COMBINATIONS
+from tmkd.models.student import COMBINATIONS
 from tmkd.targets import ensemble_logits
 from tmkd.teachers import column_logits, made_reference, method_logits
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training import score
 from tmkd.workspace import Step, Workspace
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tmkd.encoder.checkpoint import read_card
-from tmkd.encoder.find import encoder_fingerprint
+from tmkd.models.checkpoint import read_card
+from tmkd.models.encoders.find import encoder_fingerprint
 from tmkd.core.errors import RecipeError
 from tmkd.core.files import write_json
 from tmkd.data.tasks import TaskData, built_in

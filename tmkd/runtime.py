@@ -29,11 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.backends import KNOWN_BACKENDS, SAFE_BACKEND, installed, open_engine
-from tmkd.batching import NO_BUDGET, engine_batches, engine_shapes, length_sorted_batches, pad
+from tmkd.models.batching import NO_BUDGET, engine_batches, engine_shapes, length_sorted_batches, pad
 from tmkd.core.errors import DataError, ExportError
 from tmkd.core.files import sha256_of
 from tmkd.core.console import say
-from tmkd.tokenizer import Encoded, PairTokenizer
+from tmkd.models.tokenizer import Encoded, PairTokenizer
 
 FORMAT = 1
 PROBES = "probes.json"

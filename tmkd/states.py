@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tmkd.comparing import Comparing, keep_states
-from tmkd.encoder.checkpoint import depth, load_encoder, spaced
-from tmkd.encoder.forward import Batch, FirstTokenEncoder, PairEncoder
+from tmkd.models.checkpoint import depth, load_encoder, spaced
+from tmkd.models.encoders.forward import Batch, FirstTokenEncoder, PairEncoder
 from tmkd.core.hardware import device, use_bf16
 from tmkd.core.console import say
-from tmkd.student import Logits
+from tmkd.models.student import Logits
 
 SHARE_OF_DISK = 0.25  # of what is free there, that kept states may take
 

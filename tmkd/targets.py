@@ -17,7 +17,7 @@ from tmkd.losses import GROUPED, golden_loss, soft_loss
 from tmkd.config.methods import Method
 from tmkd.data.pairs import Pairs, grouped
 from tmkd.config.recipe import Loss
-from tmkd.student import Logits, combine
+from tmkd.models.student import Logits, combine
 from tmkd.teachers import golden_only
 from tmkd.weighting import Floats, confidence_weights
 

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tmkd.class_order import class_order, reorder
-from tmkd.encoder.checkpoint import load_encoder, load_finished, load_student, read_card, save_student
-from tmkd.encoder.find import encoder_fingerprint, find_encoder
+from tmkd.models.label_map import class_order, reorder
+from tmkd.models.checkpoint import load_encoder, load_finished, load_student, read_card, save_student
+from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.core.errors import DataError, TmkdError
 from tmkd.fitting import fit_and_save
 from tmkd.core.hardware import device
@@ -22,8 +22,8 @@ from tmkd.losses import golden_loss
 from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 from tmkd.config.recipe import Recipe, Teacher
-from tmkd.student import Combination, Logits, Student, combine
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.student import Combination, Logits, Student, combine
+from tmkd.models.tokenizer import PairTokenizer
 from tmkd.tokens import tokens_of
 from tmkd.training import Fit, score, score_headers
 from tmkd.workspace import Step, Workspace
@@ -92,7 +92,7 @@ def label(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precisi
 def header_logits(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precision: str) -> NDArray[np.float32]:
     """Logits of each trained header of a student, [N, H, C] in the order of the pairs, golden first; stored likewise.
 
-    `tmkd.student.combine` makes one output of them.
+    `tmkd.models.student.combine` makes one output of them.
     """
     card = read_card(model.folder)
     count = int(card["soft_headers"]) + int(card["use_golden"])

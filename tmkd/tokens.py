@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tmkd.core.files import disk_errors, replacing
 from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
-from tmkd.tokenizer import Encoded, PairTokenizer
+from tmkd.models.tokenizer import Encoded, PairTokenizer
 from tmkd.workspace import Workspace, fingerprint
 
 

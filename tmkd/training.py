@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tmkd.batching import (
+from tmkd.models.batching import (
     epoch_steps,
     grouped_epoch_steps,
     length_sorted_batches,
@@ -30,15 +30,15 @@ from tmkd.batching import (
     pad,
     replayed_steps,
 )
-from tmkd.encoder.forward import Batch, Packing
+from tmkd.models.encoders.forward import Batch, Packing
 from tmkd.core.errors import Diverged
 from tmkd.core.files import replacing
 from tmkd.graphs import GraphedGradients
 from tmkd.core.hardware import attention, batch_tokens, device, use_bf16
 from tmkd.core.console import progress, say
 from tmkd.config.sections import Training
-from tmkd.student import Logits, Student
-from tmkd.tokenizer import Encoded
+from tmkd.models.student import Logits, Student
+from tmkd.models.tokenizer import Encoded
 
 SAVE_SECONDS = 30.0
 

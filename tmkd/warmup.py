@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from tmkd.comparing import FORMAT, Comparing, TokenTargets, own_cosine, soft_labels
-from tmkd.encoder.checkpoint import load_encoder
-from tmkd.encoder.find import find_encoder
+from tmkd.models.checkpoint import load_encoder
+from tmkd.models.encoders.find import find_encoder
 from tmkd.fitting import fit_and_save
 from tmkd.core.hardware import device
 from tmkd.losses import soft_kl
 from tmkd.data.pairs import Pairs
 from tmkd.config.recipe import Recipe, Training
-from tmkd.student import Logits
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.student import Logits
+from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training import Fit
 from tmkd.workspace import Step, Workspace
 

@@ -21,17 +21,17 @@ from rich.table import Table
 from torch.autograd.profiler import profile
 
 from tmkd.backends import operation_seconds
-from tmkd.batching import engine_batches, pad
+from tmkd.models.batching import engine_batches, pad
 from tmkd.bench.command import Options, machine
 from tmkd.bench.material import Rows, Weights, rows_of, weights
-from tmkd.encoder.checkpoint import load_encoder
+from tmkd.models.checkpoint import load_encoder
 from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import describe, prepare
 from tmkd.core.console import progress, tables
 from tmkd.runtime import TOKEN_BUDGET, read_manifest
-from tmkd.student import Student
+from tmkd.models.student import Student
 from tmkd.teachers import golden_only
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training import Fit, train
 
 Seconds = dict[str, float]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.tokenizer import PairTokenizer
 
 Span = tuple[int, int]
 LONGEST_TOKEN = 32  # characters: a question longer than a student can read is cut before its tokens are counted

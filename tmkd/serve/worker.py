@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tmkd.core.errors import ExportError, TmkdError, needs_extra
 from tmkd.core.malloc import keep_freed_memory
 from tmkd.serve.frames import Failed, Hello, Job, Scored, pack, read
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.tokenizer import PairTokenizer
 
 AT_ONCE = 2
 
@@ -44,7 +44,7 @@ class Teacher:
 
     def __init__(self, folder: Path, threads: int | None) -> None:
         with needs_extra("train"):
-            from tmkd.encoder.checkpoint import load_student, read_card
+            from tmkd.models.checkpoint import load_student, read_card
             from tmkd.core.hardware import prepare
 
         prepare(threads)

@@ -14,11 +14,11 @@ def load(options):
 def train(options):
     import torch
 
-    from tmkd.encoder.checkpoint import load_encoder
+    from tmkd.models.checkpoint import load_encoder
     from tmkd.core.hardware import prepare
-    from tmkd.student import Student
+    from tmkd.models.student import Student
     from tmkd.teachers import golden_only
-    from tmkd.tokenizer import PairTokenizer
+    from tmkd.models.tokenizer import PairTokenizer
     from tmkd.training import Fit, train
 
     prepare(options["threads"])
@@ -43,10 +43,10 @@ def train(options):
 
 
 def score(options):
-    from tmkd.encoder.checkpoint import load_student
-    from tmkd.encoder.forward import ModuleEncoder
+    from tmkd.models.checkpoint import load_student
+    from tmkd.models.encoders.forward import ModuleEncoder
     from tmkd.core.hardware import prepare
-    from tmkd.tokenizer import PairTokenizer
+    from tmkd.models.tokenizer import PairTokenizer
     from tmkd.training import score
 
     prepare(options["threads"])

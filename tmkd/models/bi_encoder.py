@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tmkd.batching import length_sorted_batches, pad
+from tmkd.models.batching import length_sorted_batches, pad
 from tmkd.core.hardware import device, use_bf16
 from tmkd.core.console import progress
-from tmkd.tokenizer import PairTokenizer
+from tmkd.models.tokenizer import PairTokenizer
 
 TOKENS = 4096  # most tokens of a batch
 SHARPNESS = 10.0  # logits are this times the cosine's distance from one half, so a decision is at one half

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tmkd.encoder.forward import Batch
+from tmkd.models.encoders.forward import Batch
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import write_json
 

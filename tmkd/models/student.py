@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tmkd.encoder.forward import Batch, PairEncoder
-from tmkd.encoder.lstm import LstmEncoder
+from tmkd.models.encoders.forward import Batch, PairEncoder
+from tmkd.models.encoders.lstm import LstmEncoder
 
 Combination = Literal["logit", "probability", "golden"]
 """How headers become one output (METHOD.md, "Inference"): `combine`."""

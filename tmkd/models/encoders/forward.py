@@ -2,7 +2,7 @@
 
 Our forward has the same parameters under the same names and does less work. Two things are cheaper and exactly equal
 (METHOD.md, "Exactly equal, and cheaper"): only the first token of the last layer is computed, without the keys and
-values of the others; and attention runs in the layout that suits the machine (tmkd/encoder/attention.py). The same
+values of the others; and attention runs in the layout that suits the machine (tmkd/models/encoders/attention.py). The same
 code trains, labels and is exported.
 """
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from tmkd.core import hardware
-from tmkd.encoder.attention import Attention, Packed, Padded
-from tmkd.encoder.families import family_of, last_linear, takes_token_types
+from tmkd.models.encoders.attention import Attention, Packed, Padded
+from tmkd.models.encoders.families import family_of, last_linear, takes_token_types
 
 MASKED = -1e9  # added to the attention score of a padding token; its weight is exactly zero after the softmax
 

@@ -135,7 +135,7 @@ def _mpnet() -> Path:
     target = cache_folder("encoders") / "mpnet"
     if target.is_dir():
         return _checked(target, "builtin:mpnet")
-    from tmkd.encoder.mpnet_parts import join_parts, slices
+    from tmkd.models.encoders.mpnet_wheels import join_parts, slices
 
     parts = slices()
     say("builtin:mpnet: joining five parts into the cache (once)")

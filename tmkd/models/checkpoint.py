@@ -19,12 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tmkd.encoder.families import Family, family_of, last_linear
-from tmkd.encoder.forward import PairEncoder, encoder_of
-from tmkd.encoder.lstm import LstmEncoder, is_lstm, load_lstm, save_lstm
+from tmkd.models.encoders.families import Family, family_of, last_linear
+from tmkd.models.encoders.forward import PairEncoder, encoder_of
+from tmkd.models.encoders.lstm import LstmEncoder, is_lstm, load_lstm, save_lstm
 from tmkd.core.errors import EncoderError
 from tmkd.core.console import say
-from tmkd.student import Student
+from tmkd.models.student import Student
 
 FORMAT = 1
 _LAYER = re.compile(r"(.*\blayers?\.)(\d+)(\..+)")  # every family numbers its layers so
@@ -210,7 +210,7 @@ def save_student(
 
     The checkpoint's own head is the folded one, so the folder gives the `logit` combination in any tool.
     """
-    from tmkd.tokenizer import PairTokenizer
+    from tmkd.models.tokenizer import PairTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     encoder = student.encoder
