@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from tmkd.evaluation.compare import ModelOutput, Results, compare, disagreements
-from tmkd.evaluation.intervals import Resamples, distributions, interval
+from tmkd.evaluation.comparison import ModelOutput, Results, compare, disagreements
+from tmkd.evaluation.bootstrap import Resamples, distributions, interval
 from tmkd.evaluation.metrics import Questions, auc_weighted, ranking_metrics
 from tmkd.evaluation.report import headline, write_report
 from tmkd.evaluation.speed import measure

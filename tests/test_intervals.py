@@ -8,8 +8,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from tmkd.evaluation.compare import ModelOutput, compare
-from tmkd.evaluation.intervals import Resamples, distributions, interval
+from tmkd.evaluation.comparison import ModelOutput, compare
+from tmkd.evaluation.bootstrap import Resamples, distributions, interval
 from tmkd.evaluation.metrics import Questions
 from tmkd.data.pairs import Pairs
 

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
 from tmkd.core.errors import DataError
-from tmkd.evaluation.compare import ModelOutput, compare, disagreements
+from tmkd.evaluation.comparison import ModelOutput, compare, disagreements
 from tmkd.evaluation.metrics import Questions, Ranks, SortedRows, auc, ranking, ranking_metrics, spearman
 from tmkd.data.pairs import Pairs, Reference
 

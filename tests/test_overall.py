@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from tmkd.cli import app
 from tmkd.core.errors import DataError
-from tmkd.evaluation.intervals import Interval
-from tmkd.evaluation.overall import Overall, Task, mean_of
+from tmkd.evaluation.bootstrap import Interval
+from tmkd.evaluation.multi_task import Overall, Task, mean_of
 
 
 def written(folder: Path, task: str, metric: str, kept: float, ahead: tuple[float, float, float], **more: Any) -> Path:

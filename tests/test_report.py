@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from tmkd.evaluation.charts import learning_curves, quality_against_latency, spread
-from tmkd.evaluation.compare import Kind, ModelOutput, Results, compare
+from tmkd.evaluation.comparison import Kind, ModelOutput, Results, compare
 from tmkd.evaluation.report import headline, write_report
 from tmkd.data.pairs import Pairs, Reference
 

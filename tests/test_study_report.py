@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from tmkd.evaluation.compare import Difference, verdict
-from tmkd.evaluation.intervals import Interval
+from tmkd.evaluation.comparison import Difference, verdict
+from tmkd.evaluation.bootstrap import Interval
 from tmkd.data.pairs import Pairs
 from tmkd.study.outcome import Measured, Outcome, outcome_of
 from tmkd.study.page import write_study

@@ -207,7 +207,7 @@ def evaluate(
     Example: tmkd evaluate workspace/runs/demo --pairs my-pairs.jsonl --json numbers.json
     """
     set_quiet(quiet)
-    from tmkd.evaluation.parts import AGREEMENT, part_table
+    from tmkd.evaluation.components import AGREEMENT, part_table
     from tmkd.measure import RunModels
     from tmkd.measure import evaluate as measure_run
     from tmkd.data.tasks import read_measured
@@ -248,7 +248,7 @@ def overall(
 
     Example: tmkd overall workspace/runs/webqa workspace/runs/wikiqa=map workspace/runs/snli
     """
-    from tmkd.evaluation.overall import Overall, Task
+    from tmkd.evaluation.multi_task import Overall, Task
 
     found = Overall.of([Task.read(run) for run in runs], method)
     if json_file is None or str(json_file) != "-":

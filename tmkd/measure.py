@@ -21,8 +21,8 @@ from tmkd.models.encoders.families import last_linear
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.encoders.lstm import is_lstm
 from tmkd.core.errors import TmkdError
-from tmkd.evaluation.compare import ENSEMBLE, ModelOutput, Results, compare
-from tmkd.evaluation.parts import agreement, parts
+from tmkd.evaluation.comparison import ENSEMBLE, ModelOutput, Results, compare
+from tmkd.evaluation.components import agreement, parts
 from tmkd.evaluation.speed import measure
 from tmkd.core.files import write_json
 from tmkd.core.hardware import describe, prepare

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from tmkd import __version__
-from tmkd.evaluation.compare import ENSEMBLE, Results, disagreements
+from tmkd.evaluation.comparison import ENSEMBLE, Results, disagreements
 from tmkd.evaluation.report import write_report
 from tmkd.core.files import disk_errors
 from tmkd.core.hardware import describe

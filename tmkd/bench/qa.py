@@ -14,7 +14,7 @@ from rich.table import Table
 from tmkd.bench.command import machine
 from tmkd.data.documents.collect import BUILT_IN, index_documents
 from tmkd.core.errors import DataError
-from tmkd.evaluation.intervals import Interval, Resamples, interval
+from tmkd.evaluation.bootstrap import Interval, Resamples, interval
 from tmkd.evaluation.metrics import Floats, Questions
 from tmkd.core.files import cache_folder
 from tmkd.core.console import progress, say, tables

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from tmkd.evaluation.compare import METRICS, TITLES, Difference, verdict
-from tmkd.evaluation.intervals import Interval, Resamples, distributions, interval
+from tmkd.evaluation.comparison import METRICS, TITLES, Difference, verdict
+from tmkd.evaluation.bootstrap import Interval, Resamples, distributions, interval
 from tmkd.evaluation.metrics import Floats, Questions
 from tmkd.data.pairs import Pairs
 from tmkd.study.plan import Cell, Study

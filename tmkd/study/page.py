@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tmkd.evaluation.charts import standalone
-from tmkd.evaluation.compare import TITLES, verdict
+from tmkd.evaluation.comparison import TITLES, verdict
 from tmkd.evaluation.report import page_templates
 from tmkd.core.files import write_text
 from tmkd.study.charts import Points, differences_chart, metric_over_values

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from tmkd.core.errors import RecipeError
-from tmkd.evaluation.compare import METRICS
+from tmkd.evaluation.comparison import METRICS
 from tmkd.config.recipe import Part, Recipe, number, parse_recipe, read_content, set_key, validate
 from tmkd.config.sections import Seeds
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from tmkd.evaluation.compare import TITLES, Difference, ModelOutput, checked
-from tmkd.evaluation.intervals import Interval, Resamples, accuracy, distributions, interval
+from tmkd.evaluation.comparison import TITLES, Difference, ModelOutput, checked
+from tmkd.evaluation.bootstrap import Interval, Resamples, accuracy, distributions, interval
 from tmkd.evaluation.metrics import Questions
 from tmkd.data.pairs import Pairs
 

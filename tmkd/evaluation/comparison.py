@@ -10,12 +10,12 @@ import numpy as np
 from rich.table import Table
 
 from tmkd.core.errors import DataError
-from tmkd.evaluation.intervals import MAX_SEEDS, Interval, Resamples, distributions, interval
+from tmkd.evaluation.bootstrap import MAX_SEEDS, Interval, Resamples, distributions, interval
 from tmkd.evaluation.metrics import Floats, Questions, log_odds, ranking
 from tmkd.data.pairs import Pairs
 
 if TYPE_CHECKING:
-    from tmkd.evaluation.parts import Part
+    from tmkd.evaluation.components import Part
 
 Kind = Literal["teacher", "ensemble", "baseline", "student"]
 METRICS = ("accuracy", "auc", "spearman", "mrr", "map", "ndcg@10")
