@@ -11,7 +11,7 @@ import torch
 from conftest import Tmkd, pair_rows, pool_rows, write_jsonl
 from encoder_fixtures import tiny
 
-from tmkd import training
+from tmkd.training import trainer as training
 from tmkd.models.batching import replayed_steps
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, Reference
@@ -19,7 +19,7 @@ from tmkd.data.split import STAGE1, folds, split, subsample
 from tmkd.pipeline import Pipeline
 from tmkd.config.recipe import Loss, Stage2, Training, load_recipe
 from tmkd.models.student import Logits
-from tmkd.targets import Replay, Targets, stage2_loss
+from tmkd.training.targets import Replay, Targets, stage2_loss
 from tmkd.workspace import Workspace
 
 

@@ -20,7 +20,7 @@ from tmkd.models.encoders.families import takes_token_types
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.encoders.forward import Batch, PairEncoder
 from tmkd.core.errors import EncoderError
-from tmkd.losses import golden_loss
+from tmkd.training.losses import golden_loss
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 

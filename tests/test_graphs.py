@@ -12,15 +12,15 @@ import torch
 from conftest import pair_rows
 from encoder_fixtures import tiny
 
-from tmkd import training
+from tmkd.training import trainer as training
 from tmkd.models.checkpoint import load_encoder, save_student
-from tmkd.graphs import GraphedGradients, Work
+from tmkd.training.cuda_graphs import GraphedGradients, Work
 from tmkd.core.hardware import device
-from tmkd.losses import golden_loss, soft_kl
-from tmkd.states import Following
+from tmkd.training.losses import golden_loss, soft_kl
+from tmkd.training.hidden_states import Following
 from tmkd.models.student import Logits, Student
 from tmkd.models.tokenizer import Encoded, PairTokenizer
-from tmkd.training import Fit, graphed, train
+from tmkd.training.trainer import Fit, graphed, train
 
 FIT = Fit(1e-3, 2, 8, seed=0, precision="fp32")
 STEPS = [np.arange(8), np.array([23, 3, 11, 5]), np.arange(8, 16), np.array([1, 20, 4, 9])]

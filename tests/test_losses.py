@@ -11,19 +11,19 @@ import torch
 from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import tiny
 
-from tmkd import training
+from tmkd.training import trainer as training
 from tmkd.models.batching import grouped_epoch_steps
 from tmkd.models.checkpoint import load_encoder
 from tmkd.core.errors import DataError
-from tmkd.losses import golden_loss, soft_kl, soft_loss, soft_margin_mse, soft_mse, soft_mse_logits
+from tmkd.training.losses import golden_loss, soft_kl, soft_loss, soft_margin_mse, soft_mse, soft_mse_logits
 from tmkd.config.methods import METHODS
 from tmkd.data.pairs import Pairs
 from tmkd.config.recipe import Loss
 from tmkd.models.student import Logits, Student
-from tmkd.targets import Targets, questions_of, stage2_loss
+from tmkd.training.targets import Targets, questions_of, stage2_loss
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.training import Fit, train
-from tmkd.weighting import above_chance, confidence_weights, development_weights
+from tmkd.training.trainer import Fit, train
+from tmkd.training.teacher_weights import above_chance, confidence_weights, development_weights
 
 
 def odds(values: list[list[float]]) -> torch.Tensor:

@@ -19,7 +19,7 @@ from tmkd.config.methods import METHODS
 from tmkd.pipeline import Pipeline
 from tmkd.config.recipe import load_recipe
 from tmkd.models.student import Student
-from tmkd.targets import ensemble_logits
+from tmkd.training.targets import ensemble_logits
 from tmkd.workspace import Workspace
 
 
@@ -201,7 +201,7 @@ def test_bilstm_learns(tmp_path: Path) -> None:
     from tmkd.data.pairs import Pairs
     from tmkd.teachers import golden_only
     from tmkd.models.tokenizer import PairTokenizer
-    from tmkd.training import Fit, score, train
+    from tmkd.training.trainer import Fit, score, train
 
     rows = pair_rows()
     pairs = Pairs.build([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows],

@@ -21,7 +21,7 @@ from tmkd.distill import carried_headers
 from tmkd.models.checkpoint import load_student, read_card
 from tmkd.core.errors import RecipeError
 from tmkd.config.recipe import parse_recipe
-from tmkd.targets import Targets
+from tmkd.training.targets import Targets
 
 NUMBERS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}
 

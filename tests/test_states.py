@@ -16,7 +16,7 @@ from tmkd.models.batching import pack, pad
 from tmkd.models.checkpoint import load_encoder, load_student, save_student
 from tmkd.models.encoders.families import takes_token_types
 from tmkd.models.encoders.forward import Batch, Packing, PairEncoder
-from tmkd.states import Following
+from tmkd.training.hidden_states import Following
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import Encoded, PairTokenizer
 
@@ -108,7 +108,7 @@ def test_states_that_the_disk_has_no_room_for_are_computed_in_every_pass(
 ) -> None:
     student, _, encoded, pad_id = followed("bert", tmp_path)
     running = student(padded(encoded, pad_id)).states
-    monkeypatch.setattr("tmkd.states.SHARE_OF_DISK", 0.0)
+    monkeypatch.setattr("tmkd.training.hidden_states.SHARE_OF_DISK", 0.0)
     student.keep(tmp_path / "state", encoded.lengths)
     assert "it runs in every pass" in capsys.readouterr().err
     assert torch.equal(student(padded(encoded, pad_id)).states, running)

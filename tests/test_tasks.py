@@ -15,7 +15,7 @@ from encoder_fixtures import tiny
 from pairs_fixtures import refused
 
 from tmkd.core.errors import RecipeError
-from tmkd.losses import golden_loss
+from tmkd.training.losses import golden_loss
 from tmkd.data.tasks import TaskData, load_task, read_measured
 from tmkd.data.readers import Columns, rows_to_pairs
 from tmkd.data.hub import read_hub

@@ -15,12 +15,12 @@ from tmkd.models.batching import epoch_steps, length_sorted_batches
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.find import find_encoder
 from tmkd.core.errors import Diverged
-from tmkd.losses import golden_loss
+from tmkd.training.losses import golden_loss
 from tmkd.data.pairs import Pairs
 from tmkd.models.student import Logits, Student
 from tmkd.teachers import golden_only
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.training import Fit, score, train
+from tmkd.training.trainer import Fit, score, train
 
 
 def setting(dropout: float = 0.1) -> tuple[Student, PairTokenizer, Pairs]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from tmkd.models.batching import pack, pad
-from tmkd.comparing import Comparing, TokenTargets, own_cosine
+from tmkd.training.token_cosine import Comparing, TokenTargets, own_cosine
 from tmkd.models.checkpoint import load_encoder, load_student
 from tmkd.models.bi_encoder import SHARPNESS, cosine_by_token, cosine_logits
 from tmkd.models.encoders.forward import Batch, Packing
@@ -22,7 +22,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.config.recipe import Training, load_recipe
 from tmkd.models.student import Logits
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.training import score
+from tmkd.training.trainer import score
 from tmkd.warmup import warm_up
 from tmkd.workspace import Workspace
 

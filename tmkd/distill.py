@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tmkd.comparing import Comparing, TokenTargets, own_cosine
+from tmkd.training.token_cosine import Comparing, TokenTargets, own_cosine
 from tmkd.models.checkpoint import load_encoder, load_student, read_card, word_embeddings
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
@@ -20,12 +20,12 @@ from tmkd.config.methods import Method
 from tmkd.data.pairs import Pairs
 from tmkd.config.recipe import Recipe, Training
 from tmkd.config.sections import Stage1
-from tmkd.states import Following
+from tmkd.training.hidden_states import Following
 from tmkd.models.student import Logits, Student
-from tmkd.targets import COLUMN, MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss
+from tmkd.training.targets import COLUMN, MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.tokens import tokens_of
-from tmkd.training import Fit
+from tmkd.training.trainer import Fit
 from tmkd.workspace import Step, Workspace
 
 

@@ -14,7 +14,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import Encoded, PairTokenizer
 from tmkd.tokens import tokens_of
-from tmkd.training import Fit, LossOfRows, train
+from tmkd.training.trainer import Fit, LossOfRows, train
 from tmkd.workspace import Workspace
 
 
@@ -38,7 +38,7 @@ def fit_and_save(
         name: what the log calls it.
         tokenizer: reads the pairs, and is saved with the checkpoint.
         about: joins the checkpoint's tmkd.json.
-        questions: as in `tmkd.training.train`.
+        questions: as in `tmkd.training.trainer.train`.
         replayed: pairs behind the rows that stage 2 mixes in (`Fit.replayed`).
     """
     encoded = tokens_of(workspace, tokenizer, rows)

@@ -32,10 +32,10 @@ from tmkd.core.console import progress, say
 from tmkd.config.recipe import Recipe, parse_recipe
 from tmkd.runtime import Scorer, read_manifest
 from tmkd.models.student import COMBINATIONS
-from tmkd.targets import ensemble_logits
+from tmkd.training.targets import ensemble_logits
 from tmkd.teachers import column_logits, made_reference, method_logits
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.training import score
+from tmkd.training.trainer import score
 from tmkd.workspace import Step, Workspace
 
 SPEED_PAIRS = 256  # test pairs that the speed is measured on

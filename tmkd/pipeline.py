@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.comparing import own_cosine, soft_labels
+from tmkd.training.token_cosine import own_cosine, soft_labels
 from tmkd.distill import distill, distill_lstm, pretrain
 from tmkd.core.errors import ExportError
 from tmkd.core.files import copy_folder, disk_errors, write_json
@@ -29,7 +29,7 @@ from tmkd.qa.calibration import FILE as CALIBRATION
 from tmkd.qa.calibration import of_the_same_student
 from tmkd.readiness import require_runnable
 from tmkd.supervision import Supervision
-from tmkd.targets import Replay, Targets
+from tmkd.training.targets import Replay, Targets
 from tmkd.teachers import method_logits
 from tmkd.workspace import UNFINISHED, Step, held
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tmkd.core.errors import TmkdError
-from tmkd.losses import GROUPED, golden_loss
+from tmkd.training.losses import GROUPED, golden_loss
 from tmkd.config.methods import METHODS, Method
 from tmkd.out_of_fold import fold_logits
 from tmkd.data.pairs import Pairs
@@ -19,10 +19,10 @@ from tmkd.data.split import BAGS, folds, subsample
 from tmkd.pool import pool_teachers
 from tmkd.config.recipe import Teacher
 from tmkd.run_rows import Rows
-from tmkd.targets import COLUMN, Targets, questions_of
+from tmkd.training.targets import COLUMN, Targets, questions_of
 from tmkd.teachers import column_logits, label, made_reference, teach
 from tmkd.warmup import warm_up
-from tmkd.weighting import above_chance, development_weights
+from tmkd.training.teacher_weights import above_chance, development_weights
 from tmkd.workspace import Step
 
 

@@ -18,14 +18,14 @@ from tmkd.core.errors import DataError, TmkdError
 from tmkd.fitting import fit_and_save
 from tmkd.core.hardware import device
 from tmkd.labels import LabelStore, imported_logits
-from tmkd.losses import golden_loss
+from tmkd.training.losses import golden_loss
 from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 from tmkd.config.recipe import Recipe, Teacher
 from tmkd.models.student import Combination, Logits, Student, combine
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.tokens import tokens_of
-from tmkd.training import Fit, score, score_headers
+from tmkd.training.trainer import Fit, score, score_headers
 from tmkd.workspace import Step, Workspace
 
 CHUNK = 2048  # pairs between two writes of the label store: what a kill can lose

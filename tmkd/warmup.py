@@ -1,4 +1,4 @@
-"""The warm-up: an encoder learns to compare two texts in one sequence before it sees a label (tmkd/comparing.py).
+"""The warm-up: an encoder learns to compare two texts in one sequence before it sees a label (tmkd/training/token_cosine.py).
 
 Done once for the whole encoder, which every teacher of it is then fine-tuned from.
 """
@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tmkd.comparing import FORMAT, Comparing, TokenTargets, own_cosine, soft_labels
+from tmkd.training.token_cosine import FORMAT, Comparing, TokenTargets, own_cosine, soft_labels
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.find import find_encoder
 from tmkd.fitting import fit_and_save
 from tmkd.core.hardware import device
-from tmkd.losses import soft_kl
+from tmkd.training.losses import soft_kl
 from tmkd.data.pairs import Pairs
 from tmkd.config.recipe import Recipe, Training
 from tmkd.models.student import Logits
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.training import Fit
+from tmkd.training.trainer import Fit
 from tmkd.workspace import Step, Workspace
 
 SEED = 0

@@ -32,7 +32,7 @@ from tmkd.runtime import TOKEN_BUDGET, read_manifest
 from tmkd.models.student import Student
 from tmkd.teachers import golden_only
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.training import Fit, train
+from tmkd.training.trainer import Fit, train
 
 Seconds = dict[str, float]
 

@@ -29,7 +29,7 @@ def write_report(
     """Write report.html and results.json into `folder`, each beside and renamed.
 
     Args:
-        curves: loss by training run (`tmkd.training.train`).
+        curves: loss by training run (`tmkd.training.trainer.train`).
         parity: rows of the export's parity table.
         disagreements: questions where the student does worse than its teachers.
         recipe_text, environment: what a reader needs to do it again.

@@ -24,7 +24,7 @@ COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 
 class Logits(NamedTuple):
     """golden: [n, C]; soft: [n, K, C] (K may be 0); of models that give them, else empty: tokens, [n, T]
-    (tmkd/comparing.py), and states, [n] (tmkd/states.py)."""
+    (tmkd/training/token_cosine.py), and states, [n] (tmkd/training/hidden_states.py)."""
 
     golden: Tensor
     soft: Tensor

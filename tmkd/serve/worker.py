@@ -58,7 +58,7 @@ class Teacher:
     def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
         """Log-odds of class 1, [N] float64."""
         from tmkd.runtime import log_odds
-        from tmkd.training import score
+        from tmkd.training.trainer import score
 
         encoded = self._tokenizer.encode(questions, passages)
         with self._lock:

@@ -19,7 +19,7 @@ def train(options):
     from tmkd.models.student import Student
     from tmkd.teachers import golden_only
     from tmkd.models.tokenizer import PairTokenizer
-    from tmkd.training import Fit, train
+    from tmkd.training.trainer import Fit, train
 
     prepare(options["threads"])
     folder = Path(options["model"])
@@ -47,7 +47,7 @@ def score(options):
     from tmkd.models.encoders.forward import ModuleEncoder
     from tmkd.core.hardware import prepare
     from tmkd.models.tokenizer import PairTokenizer
-    from tmkd.training import score
+    from tmkd.training.trainer import score
 
     prepare(options["threads"])
     folder = Path(options["model"])

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tmkd.comparing import Comparing, keep_states
+from tmkd.training.token_cosine import Comparing, keep_states
 from tmkd.models.checkpoint import depth, load_encoder, spaced
 from tmkd.models.encoders.forward import Batch, FirstTokenEncoder, PairEncoder
 from tmkd.core.hardware import device, use_bf16

@@ -2,7 +2,7 @@
 
 A step of 8 pairs is more than a thousand kernels of microseconds each, and Python starts every one of them. So
 forward, loss and backward of every shape of step are recorded once as a CUDA graph and from then on replayed
-(docs/performance.md, "On a GPU"). The numbers are those of `tmkd.training`, to rounding.
+(docs/performance.md, "On a GPU"). The numbers are those of `tmkd.training.trainer`, to rounding.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class GraphedGradients:
     """The gradients of whole steps of one training run, each shape of step recorded when it first comes.
 
     Args:
-        loss_of_rows: as in `tmkd.training.train`; all its tensors lie on the device, and it never asks the device for a
+        loss_of_rows: as in `tmkd.training.trainer.train`; all its tensors lie on the device, and it never asks the device for a
             number.
         record: makes of work one that runs it again; CUDA's unless given.
     """

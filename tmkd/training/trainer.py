@@ -33,7 +33,7 @@ from tmkd.models.batching import (
 from tmkd.models.encoders.forward import Batch, Packing
 from tmkd.core.errors import Diverged
 from tmkd.core.files import replacing
-from tmkd.graphs import GraphedGradients
+from tmkd.training.cuda_graphs import GraphedGradients
 from tmkd.core.hardware import attention, batch_tokens, device, use_bf16
 from tmkd.core.console import progress, say
 from tmkd.config.sections import Training

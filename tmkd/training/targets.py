@@ -13,13 +13,13 @@ from torch import Tensor
 
 from tmkd.core.errors import DataError
 from tmkd.core.hardware import device
-from tmkd.losses import GROUPED, golden_loss, soft_loss
+from tmkd.training.losses import GROUPED, golden_loss, soft_loss
 from tmkd.config.methods import Method
 from tmkd.data.pairs import Pairs, grouped
 from tmkd.config.recipe import Loss
 from tmkd.models.student import Logits, combine
 from tmkd.teachers import golden_only
-from tmkd.weighting import Floats, confidence_weights
+from tmkd.training.teacher_weights import Floats, confidence_weights
 
 MEAN = "mean of "  # before the names of the teachers whose mean a header learns
 COLUMN = "column "  # before the name of a score column, where a header's teacher is one
@@ -63,7 +63,7 @@ class Targets:
         return replace(self, logits=self.logits[rows], weights=None if self.weights is None else self.weights[rows])
 
     def weigh(self, weighting: str, development: Callable[[], Floats]) -> Targets:
-        """The same with `loss.weighting` (`tmkd.weighting`); nothing changes for one soft label a pair.
+        """The same with `loss.weighting` (`tmkd.training.teacher_weights`); nothing changes for one soft label a pair.
 
         Args:
             development: gives the teachers' weights by development metric, [K].
