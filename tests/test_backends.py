@@ -20,7 +20,7 @@ from export_fixtures import clear_pairs, exported, texts, with_every_backend
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from tmkd.backends import KNOWN_BACKENDS, Inputs
+from tmkd.inference.engines import KNOWN_BACKENDS, Inputs
 from tmkd.models.batching import engine_batches, engine_shapes, padded_width
 from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.export import export_student
@@ -28,7 +28,7 @@ from tmkd.gate import BACKENDS, Material
 from tmkd.data.pairs import Pairs
 from tmkd.parity import CLOSE, EXACT, Agreement, Invariance, agreement, why_refused
 from tmkd.quantise import choose_calibration, left_in_float
-from tmkd.runtime import Scorer
+from tmkd.inference.scorer import Scorer
 
 FAST = [name for name in KNOWN_BACKENDS if name != "onnx-fp32"]
 INT8 = BACKENDS["openvino-int8"].write
@@ -103,7 +103,7 @@ def test_one_scorer_serves_many_threads(backend: str) -> None:
 
 def test_scoring_with_openvino_needs_no_torch_and_sends_no_telemetry() -> None:
     code = (
-        "import sys; from pathlib import Path; from tmkd.runtime import Scorer; early = 'openvino' in sys.modules;"
+        "import sys; from pathlib import Path; from tmkd.inference.scorer import Scorer; early = 'openvino' in sys.modules;"
         f"Scorer(Path({str(with_every_backend('ranking'))!r}), backend='openvino-int8').scores(['a'], ['b']);"
         "heavy = ('torch', 'nncf', 'transformers', 'pyarrow', 'openvino_telemetry', 'http.client');"
         "print(early, *[n for n in heavy if sys.modules.get(n)])"
@@ -114,7 +114,7 @@ def test_scoring_with_openvino_needs_no_torch_and_sends_no_telemetry() -> None:
 
 def test_the_first_calls_of_many_threads_do_not_lock_each_other_out() -> None:
     code = (
-        "import sys, threading; from pathlib import Path; import numpy as np; from tmkd.backends import open_engine\n"
+        "import sys, threading; from pathlib import Path; import numpy as np; from tmkd.inference.engines import open_engine\n"
         "sys.setswitchinterval(1e-6)\n"
         f"path = Path({str(with_every_backend('ranking') / 'onnx' / 'model.onnx')!r})\n"
         "engine, barrier = open_engine('openvino-bf16', path, 4), threading.Barrier(4)\n"
@@ -130,7 +130,7 @@ def test_int8_gives_the_same_scores_on_a_cpu_without_vnni() -> None:
     folder = with_every_backend("ranking")
     questions, passages = texts(40, seed=7)
     code = (
-        "import sys, json; from pathlib import Path; from tmkd.runtime import Scorer\n"
+        "import sys, json; from pathlib import Path; from tmkd.inference.scorer import Scorer\n"
         f"scorer = Scorer(Path({str(folder)!r}), backend='openvino-int8')\n"
         "questions, passages = json.load(sys.stdin)\n"
         "print(json.dumps(scorer.logits(questions, passages).tolist()))"

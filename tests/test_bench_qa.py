@@ -15,9 +15,9 @@ from qa_fixtures import TEXTS, index_of
 from tmkd.bench.qa import compare, wrong_first
 from tmkd.data.documents.passages import Passage
 from tmkd.data.documents.index import Found
-from tmkd.qa.answer import Scored
-from tmkd.qa.calibrate import best_weight
-from tmkd.qa.cases import Asked, Case
+from tmkd.inference.qa.answer import Scored
+from tmkd.inference.qa.calibrate import best_weight
+from tmkd.inference.qa.cases import Asked, Case
 
 
 def asked(qid: str, retrieved: str, ranked: str, right: str) -> Asked:

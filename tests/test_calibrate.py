@@ -13,8 +13,8 @@ from export_fixtures import exported
 from qa_fixtures import OverlapScorer, index_of
 
 from tmkd.core.errors import DataError, ExportError
-from tmkd.qa import Calibration, DocumentIndex, QuestionAnswerer
-from tmkd.qa.calibrate import (
+from tmkd.inference.qa import Calibration, DocumentIndex, QuestionAnswerer
+from tmkd.inference.qa.calibrate import (
     Found,
     Outcomes,
     area,
@@ -25,9 +25,9 @@ from tmkd.qa.calibrate import (
     risk_coverage,
     within_risk,
 )
-from tmkd.qa.calibration import FILE, of_the_same_student
-from tmkd.qa.cases import ask_all, from_file
-from tmkd.qa.report import write_report
+from tmkd.inference.qa.calibration import FILE, of_the_same_student
+from tmkd.inference.qa.cases import ask_all, from_file
+from tmkd.inference.qa.report import write_report
 
 TEXTS = {f"{name}.md": f"The {name} command changes a {name} at once." for name in ("disk", "file", "port", "key")}
 

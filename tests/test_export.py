@@ -23,7 +23,7 @@ from tmkd.gate import BACKENDS, Material
 from tmkd.onnx_graph import write_onnx
 from tmkd.data.pairs import Pairs
 from tmkd.parity import agreement
-from tmkd.runtime import Scorer
+from tmkd.inference.scorer import Scorer
 
 FP32 = ["onnx-fp32"]
 

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from tmkd.cli_qa import show
 from tmkd.core.errors import DataError
-from tmkd.qa import Answer, Answers, Calibration, QuestionAnswerer
-from tmkd.qa.windows import Windows
+from tmkd.inference.qa import Answer, Answers, Calibration, QuestionAnswerer
+from tmkd.inference.qa.windows import Windows
 from tmkd.models.tokenizer import PairTokenizer
 
 

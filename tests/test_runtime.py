@@ -1,4 +1,4 @@
-"""tmkd.runtime: scores in the caller's order, without torch, and clear errors for what is no export."""
+"""tmkd.inference.scorer: scores in the caller's order, without torch, and clear errors for what is no export."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from export_fixtures import exported, texts
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tmkd.core.errors import DataError, EncoderError, ExportError
-from tmkd.runtime import Scorer, softmax
+from tmkd.inference.scorer import Scorer, softmax
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_windows_join_seamlessly(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer(exported("mpnet") / "out", threads=1)
     questions, passages = texts(50)
     whole = scorer.logits(questions, passages)
-    monkeypatch.setattr("tmkd.runtime.WINDOW", 7)
+    monkeypatch.setattr("tmkd.inference.scorer.WINDOW", 7)
     np.testing.assert_allclose(scorer.logits(questions, passages), whole, atol=1e-5)
 
 
@@ -104,7 +104,7 @@ def test_one_scorer_serves_many_threads() -> None:
 
 def test_runtime_needs_no_torch_and_imports_fast() -> None:
     code = (
-        "import sys, time; from pathlib import Path; start = time.perf_counter(); from tmkd.runtime import Scorer;"
+        "import sys, time; from pathlib import Path; start = time.perf_counter(); from tmkd.inference.scorer import Scorer;"
         f"took = time.perf_counter() - start; Scorer(Path({str(exported('mpnet') / 'out')!r})).scores(['a'], ['b']);"
         "print(took, *[n for n in ('torch', 'transformers', 'pyarrow', 'scipy') if n in sys.modules])"
     )

@@ -1,4 +1,4 @@
-"""tmkd.score: rows as they were, in their order, with the scores added; no torch."""
+"""tmkd.inference.score_file: rows as they were, in their order, with the scores added; no torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from export_fixtures import exported, texts
 
 from tmkd.core.errors import DataError, ExportError
 from tmkd.data.readers import read_rows, write_rows
-from tmkd.runtime import Scorer
-from tmkd.score import score_file
+from tmkd.inference.scorer import Scorer
+from tmkd.inference.score_file import score_file
 
 
 def _rows(count: int = 40) -> list[dict[str, Any]]:
@@ -93,7 +93,7 @@ def test_bad_requests_are_refused_before_any_work(tmp_path: Path) -> None:
 def test_scoring_imports_no_torch_and_prints_only_rows(tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", _rows(5))
     code = (
-        "import sys; from pathlib import Path; from tmkd.score import score_file;"
+        "import sys; from pathlib import Path; from tmkd.inference.score_file import score_file;"
         f"score_file(Path({str(exported('minilm') / 'out')!r}), Path({str(tmp_path / 'pairs.jsonl')!r}));"
         "bad = [n for n in ('torch', 'transformers', 'scipy', 'sklearn', 'safetensors') if n in sys.modules];"
         "sys.exit(f'imported {bad}' if bad else 0)"

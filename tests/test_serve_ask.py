@@ -18,7 +18,7 @@ from serve_fixtures import QUESTION, ROOT, InProcess, in_process, model
 from tmkd.data.documents.index import update_index
 from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import native_bf16
-from tmkd.qa import QuestionAnswerer
+from tmkd.inference.qa import QuestionAnswerer
 from tmkd.serve import ask
 from tmkd.serve.frames import Failed, read
 from tmkd.serve.queueing import BatchQueue

@@ -17,7 +17,7 @@ from serve_fixtures import PASSAGES, QUESTION, Command, InProcess, command, in_p
 from tei_client.clients.http_client import HttpClient
 
 from tmkd.core.errors import TmkdError
-from tmkd.runtime import Scorer
+from tmkd.inference.scorer import Scorer
 from tmkd.serve.body import parse
 from tmkd.serve.refusals import Refusal
 from tmkd.serve.schemas import RerankRequest, V1Request, V2Request
@@ -260,7 +260,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 
 
 def test_a_student_of_three_classes_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tmkd.runtime.Scorer", lambda *_, **__: SimpleNamespace(classes=3))
+    monkeypatch.setattr("tmkd.inference.scorer.Scorer", lambda *_, **__: SimpleNamespace(classes=3))
     with pytest.raises(TmkdError, match="3 classes"):
         open_model("student", model(), "auto", 1)
 

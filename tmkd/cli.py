@@ -313,7 +313,7 @@ def score(
     """
     set_quiet(quiet)
     from tmkd.core.malloc import keep_freed_memory
-    from tmkd.score import score_file
+    from tmkd.inference.score_file import score_file
 
     keep_freed_memory()
     score_file(model, pairs, output, question=question, passage=passage, backend=backend, threads=threads)

@@ -15,7 +15,7 @@ import typer
 from tmkd.core.console import say, set_quiet, tables
 
 if TYPE_CHECKING:
-    from tmkd.qa import Answers
+    from tmkd.inference.qa import Answers
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no bars, no notes")]
 INDEX, EXPORT = Path("workspace/index"), Path("workspace/runs/demo/export")
@@ -86,7 +86,7 @@ def ask(
     set_quiet(quiet)
     from tmkd.core.errors import DataError
     from tmkd.core.malloc import keep_freed_memory
-    from tmkd.qa import QuestionAnswerer
+    from tmkd.inference.qa import QuestionAnswerer
 
     keep_freed_memory()
     for folder, default, make in ((model, EXPORT, "make demo"), (index, INDEX, "tmkd index debian-docs")):
@@ -128,9 +128,9 @@ def calibrate(
     """
     set_quiet(quiet)
     from tmkd.core.errors import DataError, needs_extra
-    from tmkd.qa import Calibration, QuestionAnswerer
-    from tmkd.qa.calibrate import calibrate
-    from tmkd.qa.cases import built_in, from_file
+    from tmkd.inference.qa import Calibration, QuestionAnswerer
+    from tmkd.inference.qa.calibrate import calibrate
+    from tmkd.inference.qa.cases import built_in, from_file
 
     if test is not None and pairs is None:
         raise DataError("--test without --pairs: debian-docs brings its own test questions")
@@ -141,7 +141,7 @@ def calibrate(
     path = found.save(model)
     if report is not None:
         with needs_extra("train"):
-            from tmkd.qa.report import write_report
+            from tmkd.inference.qa.report import write_report
 
             write_report(found.to_json(), report)
     if as_json:

@@ -27,7 +27,7 @@ from tmkd.core.files import disk_errors, swap_in, write_json
 from tmkd.gate import BACKENDS, Material, gate, writable
 from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
-from tmkd.runtime import FORMAT
+from tmkd.inference.scorer import FORMAT
 from tmkd.models.tokenizer import PairTokenizer
 
 FOLD_LIMIT = 1e-5  # between the checkpoint's own logits and the mean of the headers

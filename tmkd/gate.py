@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.backends import installed
+from tmkd.inference.engines import installed
 from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.evaluation.speed import measure
 from tmkd.core.files import sha256_of, write_json
@@ -28,7 +28,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.parity import CLOSE, EXACT, Agreement, Invariance, Limits, agreement, invariance, why_refused
 from tmkd.core.console import progress, say
 from tmkd.quantise import FLOAT_STEPS, write_int8
-from tmkd.runtime import PROBES, Scorer
+from tmkd.inference.scorer import PROBES, Scorer
 from tmkd.models.tokenizer import PairTokenizer
 
 PROBE_COUNT = 64

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.backends import installed
+from tmkd.inference.engines import installed
 from tmkd.models.checkpoint import load_student, read_card
 from tmkd.models.bi_encoder import cosine_logits
 from tmkd.models.encoders.families import last_linear
@@ -30,7 +30,7 @@ from tmkd.labels import LabelStore
 from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 from tmkd.config.recipe import Recipe, parse_recipe
-from tmkd.runtime import Scorer, read_manifest
+from tmkd.inference.scorer import Scorer, read_manifest
 from tmkd.models.student import COMBINATIONS
 from tmkd.training.targets import ensemble_logits
 from tmkd.teachers import column_logits, made_reference, method_logits

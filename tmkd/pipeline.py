@@ -25,8 +25,8 @@ from tmkd.core.files import copy_folder, disk_errors, write_json
 from tmkd.config.methods import METHODS, Method
 from tmkd.data.pairs import Pairs
 from tmkd.core.console import say
-from tmkd.qa.calibration import FILE as CALIBRATION
-from tmkd.qa.calibration import of_the_same_student
+from tmkd.inference.qa.calibration import FILE as CALIBRATION
+from tmkd.inference.qa.calibration import of_the_same_student
 from tmkd.readiness import require_runnable
 from tmkd.supervision import Supervision
 from tmkd.training.targets import Replay, Targets

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.backends import without_telemetry
+from tmkd.inference.engines import without_telemetry
 from tmkd.models.batching import NO_BUDGET, length_sorted_batches, pad
 from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.data.pairs import Pairs

@@ -8,7 +8,7 @@ from typing import Any
 from tmkd.bench.material import Weights
 from tmkd.bench.worker import Contestant
 from tmkd.core.hardware import cpu_flags, native_bf16
-from tmkd.runtime import read_manifest
+from tmkd.inference.scorer import read_manifest
 
 PROBE = "probe"
 ST = "sentence-transformers"

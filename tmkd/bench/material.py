@@ -28,7 +28,7 @@ from tmkd.data.builtin.debian_docs import build_demo
 from tmkd.data.readers import read_pairs, write_rows
 from tmkd.data.pairs import Pairs
 from tmkd.core.console import say
-from tmkd.runtime import read_manifest
+from tmkd.inference.scorer import read_manifest
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 

@@ -18,8 +18,8 @@ from tmkd.evaluation.bootstrap import Interval, Resamples, interval
 from tmkd.evaluation.metrics import Floats, Questions
 from tmkd.core.files import cache_folder
 from tmkd.core.console import progress, say, tables
-from tmkd.qa import QuestionAnswerer
-from tmkd.qa.cases import Asked, ask_all, built_in, from_file
+from tmkd.inference.qa import QuestionAnswerer
+from tmkd.inference.qa.cases import Asked, ask_all, built_in, from_file
 
 METRICS = {
     "success@1": "success_1",

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from tmkd.core.errors import TmkdError
 from tmkd.core.console import say
-from tmkd.qa import Answers, Calibration, DocumentIndex, QuestionAnswerer
+from tmkd.inference.qa import Answers, Calibration, DocumentIndex, QuestionAnswerer
 from tmkd.serve.body import parse
 from tmkd.serve.queueing import BatchQueue
 from tmkd.serve.refusals import json_response, overloaded, unavailable, wrong
@@ -47,7 +47,7 @@ _errand: ContextVar[Errand] = ContextVar("errand")
 
 
 class QueueScorer:
-    """A `tmkd.qa.PairScorer` that stands before a queue; called from threads, never from the event loop."""
+    """A `tmkd.inference.qa.PairScorer` that stands before a queue; called from threads, never from the event loop."""
 
     def __init__(self, queue: BatchQueue, loop: asyncio.AbstractEventLoop) -> None:
         self._queue, self._loop = queue, loop

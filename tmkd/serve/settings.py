@@ -21,7 +21,7 @@ class Settings:
 
     Attributes:
         model: an export. index: an index of documents, for /ask and the page. teacher: a model folder, or None.
-        backend, threads: of the scorer, as in `tmkd.runtime.Scorer`.
+        backend, threads: of the scorer, as in `tmkd.inference.scorer.Scorer`.
         host, port: where it listens. api_key: asked for in `Authorization: Bearer`; None: none.
         cors_origins: web origins whose pages may call it. allowed_hosts: `Host` headers that are answered; empty: any,
             or, on a loopback address, that address's names alone.

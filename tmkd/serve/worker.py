@@ -57,7 +57,7 @@ class Teacher:
 
     def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
         """Log-odds of class 1, [N] float64."""
-        from tmkd.runtime import log_odds
+        from tmkd.inference.scorer import log_odds
         from tmkd.training.trainer import score
 
         encoded = self._tokenizer.encode(questions, passages)
@@ -71,7 +71,7 @@ def open_model(kind: str, folder: Path, backend: str, threads: int | None) -> _M
     Raises:
         TmkdError: it cannot be opened, or it has other than two classes.
     """
-    from tmkd.runtime import Scorer
+    from tmkd.inference.scorer import Scorer
 
     model: _Model = Teacher(folder, threads) if kind == "teacher" else Scorer(folder, backend=backend, threads=threads)
     if model.classes != 2:

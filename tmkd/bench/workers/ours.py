@@ -65,7 +65,7 @@ def score(options):
 
 def export(options):
     from tmkd.core.malloc import keep_freed_memory
-    from tmkd.runtime import Scorer
+    from tmkd.inference.scorer import Scorer
 
     keep_freed_memory()  # as `tmkd score` does
     scorer = Scorer(Path(options["model"]), backend=options["backend"], threads=options["threads"])

@@ -16,14 +16,14 @@ from tmkd.data.documents.passages import sentence_spans
 from tmkd.data.documents.index import DocumentIndex, Found
 from tmkd.data.documents.text import storable
 from tmkd.core.errors import DataError, ExportError
-from tmkd.qa.calibration import Calibration
-from tmkd.qa.windows import LONGEST_TOKEN, Span, Windows
+from tmkd.inference.qa.calibration import Calibration
+from tmkd.inference.qa.windows import LONGEST_TOKEN, Span, Windows
 
 _LEAST_WORDS = 3  # a shorter sentence ("Yes.") says nothing on its own
 
 
 class PairScorer(Protocol):
-    """What scores pairs: `tmkd.runtime.Scorer`, or anything that stands before one.
+    """What scores pairs: `tmkd.inference.scorer.Scorer`, or anything that stands before one.
 
     Attributes:
         max_length: tokens of a pair that it reads.
@@ -155,7 +155,7 @@ class QuestionAnswerer:
         """Open an export and an index.
 
         Args:
-            backend, threads: as `tmkd.runtime.Scorer` takes them.
+            backend, threads: as `tmkd.inference.scorer.Scorer` takes them.
             calibration: in place of the export's own.
 
         Raises:
@@ -163,7 +163,7 @@ class QuestionAnswerer:
             DataError: no usable index, or an empty one.
             MissingExtraError: the index needs a package that is not installed.
         """
-        from tmkd.runtime import Scorer
+        from tmkd.inference.scorer import Scorer
 
         with ThreadPoolExecutor(1) as pool:
             opening = pool.submit(DocumentIndex.open, Path(index))

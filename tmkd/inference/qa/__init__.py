@@ -6,7 +6,7 @@ answers.answers[0].text
 """
 
 from tmkd.data.documents.index import DocumentIndex
-from tmkd.qa.answer import Answer, Answers, PairScorer, QuestionAnswerer
-from tmkd.qa.calibration import Calibration
+from tmkd.inference.qa.answer import Answer, Answers, PairScorer, QuestionAnswerer
+from tmkd.inference.qa.calibration import Calibration
 
 __all__ = ["Answer", "Answers", "Calibration", "DocumentIndex", "PairScorer", "QuestionAnswerer"]

@@ -1,6 +1,6 @@
 """The engines that run an exported student, each as one function from padded token ids to logits.
 
-An engine answers one micro-batch on one thread; `tmkd.runtime.Scorer` runs as many at once as it may use cores. That
+An engine answers one micro-batch on one thread; `tmkd.inference.scorer.Scorer` runs as many at once as it may use cores. That
 is faster than one micro-batch on all cores, whose threads wait for one another after every matrix product, and the
 result of a micro-batch never depends on what runs beside it.
 

@@ -11,7 +11,7 @@ from tmkd.data.documents.text import text_hash
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
-from tmkd.qa.answer import QuestionAnswerer, Ranked, Scored, order
+from tmkd.inference.qa.answer import QuestionAnswerer, Ranked, Scored, order
 
 
 @dataclass(frozen=True)

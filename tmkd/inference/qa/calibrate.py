@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError
 from tmkd.core.files import write_json
-from tmkd.qa.answer import QuestionAnswerer, Ranked
-from tmkd.qa.calibration import FILE, FORMAT, Calibration, student_of
-from tmkd.qa.cases import Asked, Material, ask_all, scored_pairs
+from tmkd.inference.qa.answer import QuestionAnswerer, Ranked
+from tmkd.inference.qa.calibration import FILE, FORMAT, Calibration, student_of
+from tmkd.inference.qa.cases import Asked, Material, ask_all, scored_pairs
 
 Floats = NDArray[np.float64]
 BINS = 15  # of equal width, of the expected calibration error
