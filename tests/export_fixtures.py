@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, MPNetCo
 
 from tmkd.models.batching import pad
 from tmkd.models.encoders.find import find_encoder
-from tmkd.export import export_student
+from tmkd.export.export import export_student
 from tmkd.data.pairs import Pairs
 from tmkd.models.tokenizer import PairTokenizer
 

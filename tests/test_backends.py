@@ -23,11 +23,11 @@ from onnx import numpy_helper
 from tmkd.inference.engines import KNOWN_BACKENDS, Inputs
 from tmkd.models.batching import engine_batches, engine_shapes, padded_width
 from tmkd.core.errors import ExportError, MissingExtraError
-from tmkd.export import export_student
-from tmkd.gate import BACKENDS, Material
+from tmkd.export.export import export_student
+from tmkd.export.gate import BACKENDS, Material
 from tmkd.data.pairs import Pairs
-from tmkd.parity import CLOSE, EXACT, Agreement, Invariance, agreement, why_refused
-from tmkd.quantise import choose_calibration, left_in_float
+from tmkd.export.parity import CLOSE, EXACT, Agreement, Invariance, agreement, why_refused
+from tmkd.export.int8 import choose_calibration, left_in_float
 from tmkd.inference.scorer import Scorer
 
 FAST = [name for name in KNOWN_BACKENDS if name != "onnx-fp32"]

@@ -1,4 +1,4 @@
-"""tmkd.export: the fold is exact, the gate compares through the runtime and refuses what does not agree."""
+"""tmkd.export.export: the fold is exact, the gate compares through the runtime and refuses what does not agree."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tmkd.core.errors import EncoderError, ExportError, TmkdError
-from tmkd.export import export_student
-from tmkd.gate import BACKENDS, Material
-from tmkd.onnx_graph import write_onnx
+from tmkd.export.export import export_student
+from tmkd.export.gate import BACKENDS, Material
+from tmkd.export.onnx import write_onnx
 from tmkd.data.pairs import Pairs
-from tmkd.parity import agreement
+from tmkd.export.parity import agreement
 from tmkd.inference.scorer import Scorer
 
 FP32 = ["onnx-fp32"]

@@ -11,8 +11,8 @@ import torch
 from encoder_fixtures import OURS, THEIRS, inputs, tiny
 
 from tmkd.models.checkpoint import load_encoder, save_student
-from tmkd.export import load_checkpoint
-from tmkd.onnx_graph import write_onnx
+from tmkd.export.export import load_checkpoint
+from tmkd.export.onnx import write_onnx
 from tmkd.models.student import Student
 
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Tmkd, pair_rows, write_jsonl
 
-from tmkd.gate import BACKENDS
-from tmkd.parity import EXACT
+from tmkd.export.gate import BACKENDS
+from tmkd.export.parity import EXACT
 from tmkd.config.recipe import load_recipe
 
 
@@ -218,7 +218,7 @@ def test_killed_while_labelling_then_continued(tmkd: Tmkd, recipe_file: Path, tm
 
 def test_killed_while_exporting_then_exported(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     tmkd("distill", recipe_file)
-    _killed_in(recipe_file, "export", "import tmkd.export as e; e.swap_in = die")
+    _killed_in(recipe_file, "export", "import tmkd.export.export as e; e.swap_in = die")
     run = tmp_path / "workspace" / "runs" / "tiny"
     assert not (run / "export").exists()
     tmkd("export", recipe_file)

@@ -199,10 +199,10 @@ class Pipeline(Supervision):
     @functools.cached_property
     def exported(self) -> Step:
         """The export of the taken student, folder `export/` of its step."""
-        from tmkd.export import export_student
-        from tmkd.gate import writable
-        from tmkd.onnx_graph import GRAPH
-        from tmkd.quantise import FLOAT_STEPS, choose_calibration
+        from tmkd.export.export import export_student
+        from tmkd.export.gate import writable
+        from tmkd.export.onnx import GRAPH
+        from tmkd.export.int8 import FLOAT_STEPS, choose_calibration
 
         student, dev = self.taken().steps[0], self.data.dev
         backends = list(self.recipe.export.backends or writable())

@@ -23,7 +23,7 @@ from tmkd.models.encoders.families import family_of, last_linear, takes_token_ty
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import cache_folder, write_json
-from tmkd.onnx_graph import quiet_exporter
+from tmkd.export.onnx import quiet_exporter
 from tmkd.data.builtin.debian_docs import build_demo
 from tmkd.data.readers import read_pairs, write_rows
 from tmkd.data.pairs import Pairs
@@ -140,7 +140,7 @@ def weights(model: str, layers: int, max_length: int, rows: Rows, *, export: boo
         shutil.rmtree(found.export, ignore_errors=True)
         shutil.copytree(source, found.export)
     elif export:  # every time: it is what this version exports that is measured
-        from tmkd.export import export_student
+        from tmkd.export.export import export_student
 
         half = len(rows.calibration) // 2
         dev, calibration = rows.calibration.take(range(half)), rows.calibration.take(range(half, 2 * half))

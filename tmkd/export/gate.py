@@ -23,11 +23,11 @@ from tmkd.inference.engines import installed
 from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.evaluation.speed import measure
 from tmkd.core.files import sha256_of, write_json
-from tmkd.onnx_graph import write_onnx
+from tmkd.export.onnx import write_onnx
 from tmkd.data.pairs import Pairs
-from tmkd.parity import CLOSE, EXACT, Agreement, Invariance, Limits, agreement, invariance, why_refused
+from tmkd.export.parity import CLOSE, EXACT, Agreement, Invariance, Limits, agreement, invariance, why_refused
 from tmkd.core.console import progress, say
-from tmkd.quantise import FLOAT_STEPS, write_int8
+from tmkd.export.int8 import FLOAT_STEPS, write_int8
 from tmkd.inference.scorer import PROBES, Scorer
 from tmkd.models.tokenizer import PairTokenizer
 

@@ -1,6 +1,6 @@
 """Turn a student into an export folder: checkpoint, tokenizer, ONNX; every back end checked, or not written.
 
-Back ends are written and judged by `tmkd.gate`; one that does not agree with the student is removed and parity.json
+Back ends are written and judged by `tmkd.export.gate`; one that does not agree with the student is removed and parity.json
 says why. The folder is built beside its target and renamed: there is never half an export.
 """
 
@@ -24,7 +24,7 @@ from tmkd.models.checkpoint import read_card
 from tmkd.models.encoders.families import family_of, last_linear, takes_token_types
 from tmkd.core.errors import EncoderError, ExportError
 from tmkd.core.files import disk_errors, swap_in, write_json
-from tmkd.gate import BACKENDS, Material, gate, writable
+from tmkd.export.gate import BACKENDS, Material, gate, writable
 from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 from tmkd.inference.scorer import FORMAT
