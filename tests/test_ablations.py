@@ -16,11 +16,11 @@ from tmkd.models.batching import replayed_steps
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.split import STAGE1, folds, split, subsample
-from tmkd.pipeline import Pipeline
+from tmkd.pipeline.run import Pipeline
 from tmkd.config.recipe import Loss, Stage2, Training, load_recipe
 from tmkd.models.student import Logits
 from tmkd.training.targets import Replay, Targets, stage2_loss
-from tmkd.workspace import Workspace
+from tmkd.pipeline.store.workspace import Workspace
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_folds_keep_questions_whole_and_are_of_one_size() -> None:
 def test_no_pair_is_labelled_by_a_teacher_that_saw_its_question(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tmkd.supervision as module
+    import tmkd.pipeline.teacher_labels as module
 
     taught: dict[str, set[str]] = {}
     real = module.teach

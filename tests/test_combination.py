@@ -15,8 +15,8 @@ from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.core.errors import TmkdError
 from tmkd.data.pairs import Pairs
 from tmkd.models.student import Student, combine
-from tmkd.teachers import combined_logits, header_logits, label, method_logits
-from tmkd.workspace import Step, Workspace
+from tmkd.pipeline.steps.teach import combined_logits, header_logits, label, method_logits
+from tmkd.pipeline.store.workspace import Step, Workspace
 
 
 def pairs() -> Pairs:

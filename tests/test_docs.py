@@ -108,7 +108,7 @@ def test_the_python_of_answering_runs(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_page_on_studies_names_every_shipped_one_and_its_example_is_valid(tmp_path: Path) -> None:
-    from tmkd.study.plan import load_study
+    from tmkd.pipeline.study.plan import load_study
 
     listed = re.findall(r"^\| `([a-z-]+\.yaml)` \|", STUDIES, flags=re.M)
     assert sorted(listed) == sorted(path.name for path in (ROOT / "recipes" / "studies").glob("*.yaml"))

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from conftest import Tmkd
 
-import tmkd.jobs as jobs
+import tmkd.pipeline.parallel as jobs
 from tmkd.core.hardware import share_cores
 from tmkd.config.recipe import load_recipe
-from tmkd.workspace import Busy, Workspace, held
+from tmkd.pipeline.store.workspace import Busy, Workspace, held
 
 SEEDS = ("methods=[finetune,mkd]", "take=mkd", "seeds=[0,1,2]")
 

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tmkd.core.errors import LabelError
-from tmkd.labels import LabelStore, imported_logits
+from tmkd.pipeline.store.label_store import LabelStore, imported_logits
 from tmkd.core.console import set_quiet
 
 HEADER: dict[str, Any] = {
@@ -207,7 +207,7 @@ WRITER = """
 import sys
 import numpy as np
 from pathlib import Path
-from tmkd.labels import LabelStore
+from tmkd.pipeline.store.label_store import LabelStore
 store = LabelStore.open(Path(sys.argv[1]), header={"classes": 2})
 for part in range(100_000):
     ids = [str(part * 50 + row) for row in range(50)]

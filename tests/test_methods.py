@@ -16,11 +16,11 @@ from tmkd.models.encoders.forward import Batch
 from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
 from tmkd.core.errors import EncoderError
 from tmkd.config.methods import METHODS
-from tmkd.pipeline import Pipeline
+from tmkd.pipeline.run import Pipeline
 from tmkd.config.recipe import load_recipe
 from tmkd.models.student import Student
 from tmkd.training.targets import ensemble_logits
-from tmkd.workspace import Workspace
+from tmkd.pipeline.store.workspace import Workspace
 
 
 def test_the_table_says_what_the_method_text_says() -> None:
@@ -199,7 +199,7 @@ def test_bilstm_takes_embeddings_and_tokenizer_of_the_best_teacher(
 def test_bilstm_learns(tmp_path: Path) -> None:
     """It tells right from wrong passages of questions that it was trained on."""
     from tmkd.data.pairs import Pairs
-    from tmkd.teachers import golden_only
+    from tmkd.pipeline.steps.teach import golden_only
     from tmkd.models.tokenizer import PairTokenizer
     from tmkd.training.trainer import Fit, score, train
 

@@ -17,7 +17,7 @@ from encoder_fixtures import byte_tokenizer, tiny
 from safetensors.torch import load_file, save_file
 
 from tmkd.models.label_map import class_order
-from tmkd.distill import carried_headers
+from tmkd.pipeline.steps.distill import carried_headers
 from tmkd.models.checkpoint import load_student, read_card
 from tmkd.core.errors import RecipeError
 from tmkd.config.recipe import parse_recipe

@@ -17,9 +17,9 @@ from tmkd.data.tasks import TaskData
 from tmkd.data.decontamination import NEAR, HeldOut, NearTexts
 from tmkd.data.mining import subsample
 from tmkd.data.pairs import Pairs
-from tmkd.pool import pool_of
+from tmkd.pipeline.steps.pool import pool_of
 from tmkd.config.recipe import Recipe, load_recipe, parse_recipe
-from tmkd.workspace import Workspace
+from tmkd.pipeline.store.workspace import Workspace
 
 QUESTIONS = [question for question, _ in TOPICS.values()]
 PASSAGES = [passage for _, passage in TOPICS.values()]

@@ -14,12 +14,12 @@ import pytest
 from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import tiny
 
-import tmkd.run_rows as run_rows
+import tmkd.pipeline.run_data as run_rows
 from tmkd.core.errors import EncoderError, RecipeError
-from tmkd.study.board import Status
-from tmkd.study.plan import Study, load_study
-from tmkd.study.run import run_study
-from tmkd.workspace import Workspace
+from tmkd.pipeline.study.board import Status
+from tmkd.pipeline.study.plan import Study, load_study
+from tmkd.pipeline.study.run import run_study
+from tmkd.pipeline.store.workspace import Workspace
 
 STUDY = """
 name: tiny-study

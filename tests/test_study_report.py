@@ -15,9 +15,9 @@ import pytest
 from tmkd.evaluation.comparison import Difference, verdict
 from tmkd.evaluation.bootstrap import Interval
 from tmkd.data.pairs import Pairs
-from tmkd.study.outcome import Measured, Outcome, outcome_of
-from tmkd.study.page import write_study
-from tmkd.study.plan import Cell, Study
+from tmkd.pipeline.study.outcome import Measured, Outcome, outcome_of
+from tmkd.pipeline.study.page import write_study
+from tmkd.pipeline.study.plan import Cell, Study
 
 SEEDS = [0, 1, 2]
 

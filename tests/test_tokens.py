@@ -12,8 +12,8 @@ from conftest import TOPICS
 from tmkd.models.encoders.find import find_encoder
 from tmkd.data.pairs import Pairs
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.tokens import tokens_of
-from tmkd.workspace import Workspace
+from tmkd.pipeline.store.token_cache import tokens_of
+from tmkd.pipeline.store.workspace import Workspace
 
 
 @pytest.fixture

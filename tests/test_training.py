@@ -18,7 +18,7 @@ from tmkd.core.errors import Diverged
 from tmkd.training.losses import golden_loss
 from tmkd.data.pairs import Pairs
 from tmkd.models.student import Logits, Student
-from tmkd.teachers import golden_only
+from tmkd.pipeline.steps.teach import golden_only
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training.trainer import Fit, score, train
 

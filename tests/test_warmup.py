@@ -23,8 +23,8 @@ from tmkd.config.recipe import Training, load_recipe
 from tmkd.models.student import Logits
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training.trainer import score
-from tmkd.warmup import warm_up
-from tmkd.workspace import Workspace
+from tmkd.pipeline.steps.warm_up import warm_up
+from tmkd.pipeline.store.workspace import Workspace
 
 WARM = "warm_up={learning_rate: 1.0e-3, epochs: 1, batch_size: 8}"
 

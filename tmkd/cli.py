@@ -63,11 +63,11 @@ def _root(
 def _pipeline(recipe: Path, overrides: list[str] | None, workspace: Path, quiet: bool) -> Any:
     set_quiet(quiet)
     from tmkd.config.recipe import load_recipe
-    from tmkd.workspace import Workspace
+    from tmkd.pipeline.store.workspace import Workspace
 
     parsed = load_recipe(recipe, overrides)
     with _train_extra():
-        from tmkd.pipeline import Pipeline
+        from tmkd.pipeline.run import Pipeline
     return Pipeline(parsed, Workspace(workspace))
 
 
@@ -87,7 +87,7 @@ def run(
     Example: tmkd run recipes/demo.yaml seeds=[0,1,2] --jobs 2
     """
     pipeline = _pipeline(recipe, overrides, workspace, quiet)
-    from tmkd.reporting import report
+    from tmkd.pipeline.report import report
 
     with pipeline.working():
         results = report(pipeline, jobs)
@@ -208,8 +208,8 @@ def evaluate(
     """
     set_quiet(quiet)
     from tmkd.evaluation.components import AGREEMENT, part_table
-    from tmkd.measure import RunModels
-    from tmkd.measure import evaluate as measure_run
+    from tmkd.pipeline.steps.evaluate import RunModels
+    from tmkd.pipeline.steps.evaluate import evaluate as measure_run
     from tmkd.data.tasks import read_measured
 
     models = RunModels.read(run)
@@ -279,7 +279,7 @@ def study(
     """
     set_quiet(quiet)
     with _train_extra():
-        from tmkd.study.command import list_study, study_and_report
+        from tmkd.pipeline.study.command import list_study, study_and_report
 
     if only_list:
         shown, content, notes = list_study(file, overrides, workspace)
@@ -345,7 +345,7 @@ def clean(
     """
     import shutil
 
-    from tmkd.workspace import Workspace
+    from tmkd.pipeline.store.workspace import Workspace
 
     place = Workspace(workspace)
     unused = place.unused()

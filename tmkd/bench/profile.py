@@ -30,7 +30,7 @@ from tmkd.core.hardware import describe, prepare
 from tmkd.core.console import progress, tables
 from tmkd.inference.scorer import TOKEN_BUDGET, read_manifest
 from tmkd.models.student import Student
-from tmkd.teachers import golden_only
+from tmkd.pipeline.steps.teach import golden_only
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training.trainer import Fit, train
 

@@ -18,7 +18,7 @@ from tmkd.config.methods import Method
 from tmkd.data.pairs import Pairs, grouped
 from tmkd.config.recipe import Loss
 from tmkd.models.student import Logits, combine
-from tmkd.teachers import golden_only
+from tmkd.pipeline.steps.teach import golden_only
 from tmkd.training.teacher_weights import Floats, confidence_weights
 
 MEAN = "mean of "  # before the names of the teachers whose mean a header learns
@@ -92,7 +92,7 @@ class Replay:
     def behind(self, rows: Pairs, targets: Targets | None) -> tuple[Pairs, Targets]:
         """Rows and targets of the task, then those of the pool, which have no golden label."""
         assert targets is not None
-        assert targets.names == self.targets.names  # tmkd.readiness looked
+        assert targets.names == self.targets.names  # tmkd.pipeline.preflight looked
         logits = np.concatenate([targets.logits, self.targets.logits])
         weights = None
         if targets.weights is not None and self.targets.weights is not None:

@@ -5,7 +5,7 @@ inside one sequence, as a cross-encoder does; a few thousand golden labels are t
 is a soft label that costs next to nothing, for any pairs there are (ours; the other way round of Thakur et al. 2021,
 "Augmented SBERT"). It falls apart into what each token of the passage adds, so that a pair gives a hundred targets
 rather than one: every token learns its own part, read from the layer below the last. Used twice: by itself before
-teachers are fine-tuned (tmkd/warmup.py), and beside their soft labels in stage 1 (tmkd/distill.py).
+teachers are fine-tuned (tmkd/pipeline/steps/warm_up.py), and beside their soft labels in stage 1 (tmkd/pipeline/steps/distill.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tmkd.core.console import say
 from tmkd.config.recipe import Recipe
 from tmkd.models.student import Logits, Student
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.workspace import Step, Workspace
+from tmkd.pipeline.store.workspace import Step, Workspace
 
 FORMAT = 3
 SPREAD = 2.0  # standard deviation of the log-odds that the cosines become: most probabilities between 0.02 and 0.98

@@ -17,7 +17,7 @@ def train(options):
     from tmkd.models.checkpoint import load_encoder
     from tmkd.core.hardware import prepare
     from tmkd.models.student import Student
-    from tmkd.teachers import golden_only
+    from tmkd.pipeline.steps.teach import golden_only
     from tmkd.models.tokenizer import PairTokenizer
     from tmkd.training.trainer import Fit, train
 

@@ -1,6 +1,6 @@
 """Students side by side: more processes that build what is missing in the same workspace (`--jobs`).
 
-Every student is a step, and a step belongs to the process that holds its lock (tmkd/workspace.py), so there is nothing
+Every student is a step, and a step belongs to the process that holds its lock (tmkd/pipeline/store/workspace.py), so there is nothing
 to deal out: all processes go through the same students, and each takes the next one that nobody is at. Small batches
 keep one core busier than two, so students side by side, each on its share of the cores, are done earlier.
 """
@@ -19,11 +19,11 @@ from pathlib import Path
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import write_json
 from tmkd.core.hardware import share_cores
-from tmkd.pipeline import Pipeline
+from tmkd.pipeline.run import Pipeline
 from tmkd.core.console import say
 from tmkd.config.recipe import Recipe
-from tmkd.run_rows import Shared
-from tmkd.workspace import Workspace
+from tmkd.pipeline.run_data import Shared
+from tmkd.pipeline.store.workspace import Workspace
 
 STOPPED = 3  # exit status of a helper whose work was not needed any more
 PATIENCE = 60.0  # seconds that a helper has to notice that it is not needed any more
@@ -71,7 +71,7 @@ def helpers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
 
 def _start(task: Path, log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
-        command = [sys.executable, "-m", "tmkd.jobs", str(task)]
+        command = [sys.executable, "-m", "tmkd.pipeline.parallel", str(task)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
 
 

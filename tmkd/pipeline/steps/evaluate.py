@@ -26,17 +26,17 @@ from tmkd.evaluation.components import agreement, parts
 from tmkd.evaluation.speed import measure
 from tmkd.core.files import write_json
 from tmkd.core.hardware import describe, prepare
-from tmkd.labels import LabelStore
+from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 from tmkd.config.recipe import Recipe, parse_recipe
 from tmkd.inference.scorer import Scorer, read_manifest
 from tmkd.models.student import COMBINATIONS
 from tmkd.training.targets import ensemble_logits
-from tmkd.teachers import column_logits, made_reference, method_logits
+from tmkd.pipeline.steps.teach import column_logits, made_reference, method_logits
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training.trainer import score
-from tmkd.workspace import Step, Workspace
+from tmkd.pipeline.store.workspace import Step, Workspace
 
 SPEED_PAIRS = 256  # test pairs that the speed is measured on
 

@@ -15,7 +15,7 @@ from tmkd.models.checkpoint import load_encoder, load_student, read_card, word_e
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
 from tmkd.core.errors import DataError
-from tmkd.fitting import fit_and_save
+from tmkd.pipeline.steps.fit import fit_and_save
 from tmkd.config.methods import Method
 from tmkd.data.pairs import Pairs
 from tmkd.config.recipe import Recipe, Training
@@ -24,9 +24,9 @@ from tmkd.training.hidden_states import Following
 from tmkd.models.student import Logits, Student
 from tmkd.training.targets import COLUMN, MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.tokens import tokens_of
+from tmkd.pipeline.store.token_cache import tokens_of
 from tmkd.training.trainer import Fit
-from tmkd.workspace import Step, Workspace
+from tmkd.pipeline.store.workspace import Step, Workspace
 
 
 def pretrain(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import folds
 from tmkd.config.recipe import Recipe, Teacher
-from tmkd.workspace import Step
+from tmkd.pipeline.store.workspace import Step
 
 Teach = Callable[[Teacher, Pairs], Step]
 LogitsOf = Callable[[Step, Pairs, str], NDArray[np.float32]]

@@ -84,7 +84,7 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.tokens = root / "tokens"  # a cache: see tmkd/tokens.py
+        self.tokens = root / "tokens"  # a cache: see tmkd/pipeline/store/token_cache.py
         self.used: list[Step] = []
         self.record: Path | None = None
 

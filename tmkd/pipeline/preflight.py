@@ -10,8 +10,8 @@ from tmkd.models.encoders.find import find_encoder
 from tmkd.core.errors import DataError, TmkdError
 from tmkd.config.methods import METHODS
 from tmkd.config.recipe import Recipe
-from tmkd.run_rows import Rows
-from tmkd.teachers import column_logits
+from tmkd.pipeline.run_data import Rows
+from tmkd.pipeline.steps.teach import column_logits
 from tmkd.models.tokenizer import PairTokenizer
 
 

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from tmkd.core.errors import TmkdError
 from tmkd.training.losses import GROUPED, golden_loss
 from tmkd.config.methods import METHODS, Method
-from tmkd.out_of_fold import fold_logits
+from tmkd.pipeline.steps.out_of_fold import fold_logits
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import BAGS, folds, subsample
-from tmkd.pool import pool_teachers
+from tmkd.pipeline.steps.pool import pool_teachers
 from tmkd.config.recipe import Teacher
-from tmkd.run_rows import Rows
+from tmkd.pipeline.run_data import Rows
 from tmkd.training.targets import COLUMN, Targets, questions_of
-from tmkd.teachers import column_logits, label, made_reference, teach
-from tmkd.warmup import warm_up
+from tmkd.pipeline.steps.teach import column_logits, label, made_reference, teach
+from tmkd.pipeline.steps.warm_up import warm_up
 from tmkd.training.teacher_weights import above_chance, development_weights
-from tmkd.workspace import Step
+from tmkd.pipeline.store.workspace import Step
 
 
 class Supervision(Rows):

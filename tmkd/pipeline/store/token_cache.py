@@ -14,7 +14,7 @@ from tmkd.core.files import disk_errors, replacing
 from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 from tmkd.models.tokenizer import Encoded, PairTokenizer
-from tmkd.workspace import Workspace, fingerprint
+from tmkd.pipeline.store.workspace import Workspace, fingerprint
 
 
 def tokens_of(workspace: Workspace, tokenizer: PairTokenizer, pairs: Pairs) -> Encoded:

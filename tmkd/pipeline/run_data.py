@@ -14,11 +14,11 @@ from tmkd.data.tasks import TaskData, load_task
 from tmkd.data.mining import Material
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import STAGE1, subsample
-from tmkd.pool import pool_of
+from tmkd.pipeline.steps.pool import pool_of
 from tmkd.core.console import say
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Stage1
-from tmkd.workspace import Workspace, fingerprint
+from tmkd.pipeline.store.workspace import Workspace, fingerprint
 
 
 @dataclass

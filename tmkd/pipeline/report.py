@@ -15,10 +15,10 @@ from tmkd.evaluation.comparison import ENSEMBLE, Results, disagreements
 from tmkd.evaluation.report import write_report
 from tmkd.core.files import disk_errors
 from tmkd.core.hardware import describe
-from tmkd.jobs import helpers
-from tmkd.measure import RunModels, compare_outputs, curves, measure_exports, outputs
+from tmkd.pipeline.parallel import helpers
+from tmkd.pipeline.steps.evaluate import RunModels, compare_outputs, curves, measure_exports, outputs
 from tmkd.data.readers import write_rows
-from tmkd.pipeline import Pipeline
+from tmkd.pipeline.run import Pipeline
 from tmkd.core.console import say
 
 

@@ -15,8 +15,8 @@ from tmkd.data.decontamination import HeldOut
 from tmkd.data.mining import Material, hold_out, mine, read_sources, subsample
 from tmkd.data.pairs import Pairs
 from tmkd.config.recipe import Recipe, Teacher
-from tmkd.teachers import teach
-from tmkd.workspace import Step, Workspace, fingerprint
+from tmkd.pipeline.steps.teach import teach
+from tmkd.pipeline.store.workspace import Step, Workspace, fingerprint
 
 FORMAT = 1  # raise it when mining gives other pairs for the same recipe
 

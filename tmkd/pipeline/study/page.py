@@ -13,8 +13,8 @@ from tmkd.evaluation.charts import standalone
 from tmkd.evaluation.comparison import TITLES, verdict
 from tmkd.evaluation.report import page_templates
 from tmkd.core.files import write_text
-from tmkd.study.charts import Points, differences_chart, metric_over_values
-from tmkd.study.outcome import Outcome
+from tmkd.pipeline.study.charts import Points, differences_chart, metric_over_values
+from tmkd.pipeline.study.outcome import Outcome
 
 
 def write_study(folder: Path, outcome: Outcome, environment: Mapping[str, Any] | None = None) -> None:

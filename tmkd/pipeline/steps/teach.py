@@ -15,18 +15,18 @@ from tmkd.models.label_map import class_order, reorder
 from tmkd.models.checkpoint import load_encoder, load_finished, load_student, read_card, save_student
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.core.errors import DataError, TmkdError
-from tmkd.fitting import fit_and_save
+from tmkd.pipeline.steps.fit import fit_and_save
 from tmkd.core.hardware import device
-from tmkd.labels import LabelStore, imported_logits
+from tmkd.pipeline.store.label_store import LabelStore, imported_logits
 from tmkd.training.losses import golden_loss
 from tmkd.data.pairs import Pairs
 from tmkd.core.console import progress, say
 from tmkd.config.recipe import Recipe, Teacher
 from tmkd.models.student import Combination, Logits, Student, combine
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.tokens import tokens_of
+from tmkd.pipeline.store.token_cache import tokens_of
 from tmkd.training.trainer import Fit, score, score_headers
-from tmkd.workspace import Step, Workspace
+from tmkd.pipeline.store.workspace import Step, Workspace
 
 CHUNK = 2048  # pairs between two writes of the label store: what a kill can lose
 
@@ -37,7 +37,7 @@ def teach(
     """Fine-tune one teacher on golden labels, or copy a finished checkpoint into the workspace.
 
     Args:
-        warmed_up: what it begins with in place of its encoder (`tmkd.warmup`).
+        warmed_up: what it begins with in place of its encoder (`tmkd.pipeline.steps.warm_up`).
 
     Raises:
         EncoderError, RecipeError: a checkpoint with other classes than the task's, or in an order that is not told.

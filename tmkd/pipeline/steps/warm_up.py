@@ -13,7 +13,7 @@ from torch import Tensor
 from tmkd.training.token_cosine import FORMAT, Comparing, TokenTargets, own_cosine, soft_labels
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.find import find_encoder
-from tmkd.fitting import fit_and_save
+from tmkd.pipeline.steps.fit import fit_and_save
 from tmkd.core.hardware import device
 from tmkd.training.losses import soft_kl
 from tmkd.data.pairs import Pairs
@@ -21,7 +21,7 @@ from tmkd.config.recipe import Recipe, Training
 from tmkd.models.student import Logits
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training.trainer import Fit
-from tmkd.workspace import Step, Workspace
+from tmkd.pipeline.store.workspace import Step, Workspace
 
 SEED = 0
 

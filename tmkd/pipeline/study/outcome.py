@@ -14,7 +14,7 @@ from tmkd.evaluation.comparison import METRICS, TITLES, Difference, verdict
 from tmkd.evaluation.bootstrap import Interval, Resamples, distributions, interval
 from tmkd.evaluation.metrics import Floats, Questions
 from tmkd.data.pairs import Pairs
-from tmkd.study.plan import Cell, Study
+from tmkd.pipeline.study.plan import Cell, Study
 
 Distribution = tuple[float, Floats]
 """A metric's value and its bootstrap distribution, [B]."""

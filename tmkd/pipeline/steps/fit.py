@@ -13,9 +13,9 @@ from tmkd.core.files import write_json
 from tmkd.data.pairs import Pairs
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import Encoded, PairTokenizer
-from tmkd.tokens import tokens_of
+from tmkd.pipeline.store.token_cache import tokens_of
 from tmkd.training.trainer import Fit, LossOfRows, train
-from tmkd.workspace import Workspace
+from tmkd.pipeline.store.workspace import Workspace
 
 
 def fit_and_save(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.training.token_cosine import own_cosine, soft_labels
-from tmkd.distill import distill, distill_lstm, pretrain
+from tmkd.pipeline.steps.distill import distill, distill_lstm, pretrain
 from tmkd.core.errors import ExportError
 from tmkd.core.files import copy_folder, disk_errors, write_json
 from tmkd.config.methods import METHODS, Method
@@ -27,11 +27,11 @@ from tmkd.data.pairs import Pairs
 from tmkd.core.console import say
 from tmkd.inference.qa.calibration import FILE as CALIBRATION
 from tmkd.inference.qa.calibration import of_the_same_student
-from tmkd.readiness import require_runnable
-from tmkd.supervision import Supervision
+from tmkd.pipeline.preflight import require_runnable
+from tmkd.pipeline.teacher_labels import Supervision
 from tmkd.training.targets import Replay, Targets
-from tmkd.teachers import method_logits
-from tmkd.workspace import UNFINISHED, Step, held
+from tmkd.pipeline.steps.teach import method_logits
+from tmkd.pipeline.store.workspace import UNFINISHED, Step, held
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Pipeline(Supervision):
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Hold the run, and refuse before any work what can be refused (`tmkd.readiness`)."""
+        """Hold the run, and refuse before any work what can be refused (`tmkd.pipeline.preflight`)."""
         name = self.recipe.name
         busy = f"run {name} is in use by another tmkd process; wait for it, or give this one another: name={name}-2"
         with self.workspace.locked(), held(self.run.with_name(f".{name}.lock"), busy):

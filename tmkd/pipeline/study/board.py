@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tmkd.core.console import console, is_quiet, say
-from tmkd.study.plan import Plan
+from tmkd.pipeline.study.plan import Plan
 
 DONE, RUNNING, TO_DO = "●", "◐", "○"
 
