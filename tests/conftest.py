@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tmkd import cli
+from tmkd.cli import main as cli
 
 TOPICS = {
     "copy": ("How do I copy a file?", "The cp command duplicates a file under another name; use -r for folders."),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tmkd.cli import app
+from tmkd.cli.main import app
 from tmkd.core.errors import DataError
 from tmkd.evaluation.bootstrap import Interval
 from tmkd.evaluation.multi_task import Overall, Task, mean_of

@@ -191,7 +191,7 @@ def _killed_in(recipe_file: Path, verb: str, patch: str) -> None:
         "import os, signal, sys\n"
         "def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n"
         f"{patch}\n"
-        "import tmkd.cli as cli\n"
+        "import tmkd.cli.main as cli\n"
         f"sys.argv = ['tmkd', {verb!r}, {str(recipe_file)!r}]\n"
         "cli.main()\n"
     )
@@ -282,7 +282,7 @@ def test_a_full_disk_is_said_plainly(recipe_file: Path) -> None:
         "import safetensors.torch as st, tmkd.models.checkpoint as c\n"
         "def full(*a, **k): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "c.save_file = full\n"
-        "import tmkd.cli as cli\n"
+        "import tmkd.cli.main as cli\n"
         f"sys.argv = ['tmkd', 'teach', {str(recipe_file)!r}]\n"
         "cli.main()\n"
     )

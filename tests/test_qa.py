@@ -16,7 +16,7 @@ from export_fixtures import exported
 from qa_fixtures import OverlapScorer, index_of
 from rich.console import Console
 
-from tmkd.cli_qa import show
+from tmkd.cli.qa import show
 from tmkd.core.errors import DataError
 from tmkd.inference.qa import Answer, Answers, Calibration, QuestionAnswerer
 from tmkd.inference.qa.windows import Windows
@@ -135,7 +135,7 @@ def test_the_terminal_shows_the_best_sentence_and_what_was_read(monkeypatch: pyt
     text = "First things first. This is it. The rest."
     answer = Answer(1, "p", text, (20, 31), (20, 41), 1.5, 0.8, 4, "Guide", ("Guide", "Use"), "guide.md")
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system="standard")
-    monkeypatch.setattr("tmkd.cli_qa.tables", console)
+    monkeypatch.setattr("tmkd.cli.qa.tables", console)
     times = dict.fromkeys(("retrieve", "rank", "mark", "total"), 1.0)
     show(Answers("q", False, [answer], 1, times))
     shown = console.file.getvalue()
@@ -188,7 +188,7 @@ def test_indexing_and_answering_need_no_torch(tmp_path: Path) -> None:
     (tmp_path / "docs" / "b.html").write_text("<p>The cp command copies a disk.</p>")
     arguments = ["ask", "mount a disk", "--model", str(exported("minilm") / "out"), "--index", "out", "--json"]
     code = (
-        "import sys; from tmkd.cli import app\n"
+        "import sys; from tmkd.cli.main import app\n"
         f"for arguments in (['index', 'docs', '--out', 'out'], {arguments!r}):\n"
         "    app(arguments, standalone_mode=False)\n"
         "print(*[name for name in ('torch', 'transformers', 'pyarrow', 'scipy', 'sklearn') if name in sys.modules])"

@@ -1,4 +1,4 @@
-"""The verbs of question answering: index, ask, calibrate. As thin as those of tmkd.cli, and as late with imports."""
+"""The verbs of question answering: index, ask, calibrate. As thin as those of tmkd.cli.main, and as late with imports."""
 
 from __future__ import annotations
 
