@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification, MPNetConfig
 
+from tmkd.data.pairs import Pairs
+from tmkd.export.export import export_student
 from tmkd.models.batching import pad
 from tmkd.models.encoders.find import find_encoder
-from tmkd.export.export import export_student
-from tmkd.data.pairs import Pairs
 from tmkd.models.tokenizer import PairTokenizer
 
 TEXT = """how do i mount a disk install package the command prints every file in directory and exits with status zero

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.data.documents.passages import Passage
 from tmkd.data.documents.index import Document, DocumentIndex, update_index
+from tmkd.data.documents.passages import Passage
 from tmkd.data.documents.text import text_hash, tokens
 
 TEXTS = {

@@ -14,8 +14,8 @@ from conftest import pool_rows, write_jsonl
 from export_fixtures import exported
 from qa_fixtures import index_of
 
-from tmkd.core.errors import RecipeError
 from tmkd.config.recipe import load_recipe, parse_recipe
+from tmkd.core.errors import RecipeError
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -17,10 +17,10 @@ from tmkd.bench.contestants import PROBE, factors, labelling, latency, scoring, 
 from tmkd.bench.material import Rows, Weights, rows_of, weights
 from tmkd.bench.rounds import Measure, Result, compete, ratios, table
 from tmkd.bench.worker import Contestant, Worker
+from tmkd.core.console import say, tables
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import cache_folder
 from tmkd.core.hardware import cpu_flags
-from tmkd.core.console import say, tables
 
 SIZES = (10, 25, 50, 100)  # passages of one question
 BENCHES: dict[str, Callable[[Weights], list[Contestant]]] = {

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tmkd.core.console import say
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import cache_folder
-from tmkd.core.console import say
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 OURS = "tmkd"

@@ -22,8 +22,8 @@ from tmkd.bench.environments import interpreter
 from tmkd.bench.hostile import hostile, valid
 from tmkd.bench.loadgen import HOST, Answer, read_answer
 from tmkd.bench.servers import Running, Serving
-from tmkd.core.files import cache_folder
 from tmkd.core.console import Bar, progress, say
+from tmkd.core.files import cache_folder
 
 BODY = 256  # KiB: the server's limit here, so that passing it is cheap
 FLAGS = ("--max-body", str(BODY), "--idle-timeout", "2", "--timeout", "3")

@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from tmkd.core.console import say
+from tmkd.core.errors import TmkdError
+from tmkd.core.files import cache_folder, write_json
+from tmkd.data.builtin.debian_docs import build_demo
+from tmkd.data.pairs import Pairs
+from tmkd.data.readers import read_pairs, write_rows
+from tmkd.export.onnx import quiet_exporter
+from tmkd.inference.scorer import read_manifest
 from tmkd.models.checkpoint import load_encoder, load_finished, save_student
 from tmkd.models.encoders.families import family_of, last_linear, takes_token_types
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
-from tmkd.core.errors import TmkdError
-from tmkd.core.files import cache_folder, write_json
-from tmkd.export.onnx import quiet_exporter
-from tmkd.data.builtin.debian_docs import build_demo
-from tmkd.data.readers import read_pairs, write_rows
-from tmkd.data.pairs import Pairs
-from tmkd.core.console import say
-from tmkd.inference.scorer import read_manifest
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 
@@ -113,7 +113,9 @@ class Weights:
         d, wide, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
         products = 2 * (4 * d * d + 2 * d * wide)  # of one token with the weights of a layer
         whole = tokens * products + 4 * tokens**2 * d
-        last = products + 4 * tokens * config["num_attention_heads"] * d  # tmkd/models/encoders/attention.py, FirstOfPadded
+        last = (
+            products + 4 * tokens * config["num_attention_heads"] * d
+        )  # tmkd/models/encoders/attention.py, FirstOfPadded
         return float(((layers - 1) * whole + last).sum())
 
 

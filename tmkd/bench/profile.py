@@ -20,18 +20,18 @@ import torch
 from rich.table import Table
 from torch.autograd.profiler import profile
 
-from tmkd.inference.engines import operation_seconds
-from tmkd.models.batching import engine_batches, pad
 from tmkd.bench.command import Options, machine
 from tmkd.bench.material import Rows, Weights, rows_of, weights
-from tmkd.models.checkpoint import load_encoder
+from tmkd.core.console import progress, tables
 from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import describe, prepare
-from tmkd.core.console import progress, tables
+from tmkd.inference.engines import operation_seconds
 from tmkd.inference.scorer import TOKEN_BUDGET, read_manifest
+from tmkd.models.batching import engine_batches, pad
+from tmkd.models.checkpoint import load_encoder
 from tmkd.models.student import Student
-from tmkd.pipeline.steps.teach import golden_only
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.steps.teach import golden_only
 from tmkd.training.trainer import Fit, train
 
 Seconds = dict[str, float]

@@ -12,12 +12,12 @@ import pytrec_eval
 from rich.table import Table
 
 from tmkd.bench.command import machine
-from tmkd.data.documents.collect import BUILT_IN, index_documents
+from tmkd.core.console import progress, say, tables
 from tmkd.core.errors import DataError
+from tmkd.core.files import cache_folder
+from tmkd.data.documents.collect import BUILT_IN, index_documents
 from tmkd.evaluation.bootstrap import Interval, Resamples, interval
 from tmkd.evaluation.metrics import Floats, Questions
-from tmkd.core.files import cache_folder
-from tmkd.core.console import progress, say, tables
 from tmkd.inference.qa import QuestionAnswerer
 from tmkd.inference.qa.cases import Asked, ask_all, built_in, from_file
 

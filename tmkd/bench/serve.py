@@ -25,9 +25,9 @@ from tmkd.bench.loadgen import Client, Prepared, Reply, closed_loop, open_loop, 
 from tmkd.bench.material import Rows, Weights, rows_of, weights
 from tmkd.bench.servers import Running, Serving
 from tmkd.bench.worker import Contestant, Failed, Worker
+from tmkd.core.console import progress, say, tables
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import cache_folder
-from tmkd.core.console import progress, say, tables
 
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # of a server's capacity
 CALLERS = 4

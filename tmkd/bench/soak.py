@@ -17,8 +17,8 @@ import numpy as np
 
 from tmkd.bench.loadgen import Client, Prepared, Reply, closed_loop, open_loop, percentiles, request_bytes
 from tmkd.bench.servers import Running, Serving
-from tmkd.core.files import cache_folder
 from tmkd.core.console import progress
+from tmkd.core.files import cache_folder
 
 SIZES = (1, 10, 50, 100)  # passages of a request, in turn
 OVER = 2.0  # times the capacity

@@ -12,10 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from tmkd import __version__, cli_qa, cli_serve
+from tmkd import __version__
+from tmkd.cli import qa as cli_qa
+from tmkd.cli import serve as cli_serve
+from tmkd.core.console import say, set_quiet, tables
 from tmkd.core.errors import TmkdError, needs_extra
 from tmkd.core.files import write_numbers
-from tmkd.core.console import say, set_quiet, tables
 
 app = typer.Typer(
     help="Compress slow question-answering models into a small fast one: two-stage multi-teacher distillation.",
@@ -207,10 +209,10 @@ def evaluate(
     Example: tmkd evaluate workspace/runs/demo --pairs my-pairs.jsonl --json numbers.json
     """
     set_quiet(quiet)
+    from tmkd.data.tasks import read_measured
     from tmkd.evaluation.components import AGREEMENT, part_table
     from tmkd.pipeline.steps.evaluate import RunModels
     from tmkd.pipeline.steps.evaluate import evaluate as measure_run
-    from tmkd.data.tasks import read_measured
 
     models = RunModels.read(run)
     given = {"question": question, "passage": passage, "label": label, "qid": qid}

@@ -1,4 +1,5 @@
-"""The verbs of question answering: index, ask, calibrate. As thin as those of tmkd.cli.main, and as late with imports."""
+"""The verbs of question answering: index, ask, calibrate. As thin as those of tmkd.cli.main, and as late with
+imports."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from tmkd.core.console import set_quiet
 from tmkd.core.errors import TmkdError, needs_extra
 from tmkd.core.files import write_numbers
-from tmkd.core.console import set_quiet
 from tmkd.serve.settings import MEBI, Settings
 
 

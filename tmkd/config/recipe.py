@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from tmkd.core.errors import RecipeError
 from tmkd.config.methods import METHODS
 from tmkd.config.sections import Bilstm, Export, Pool, Positive, Seeds, Stage1, Stage2, StudentShape
 from tmkd.config.sections import Columns as Columns
@@ -22,6 +21,7 @@ from tmkd.config.sections import Loss as Loss
 from tmkd.config.sections import Part as Part
 from tmkd.config.sections import Teacher as Teacher
 from tmkd.config.sections import Training as Training
+from tmkd.core.errors import RecipeError
 
 P = TypeVar("P", bound="Part")
 

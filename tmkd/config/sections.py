@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tmkd.inference.engines import KNOWN_BACKENDS, BackendName
+from tmkd.core.backends import KNOWN_BACKENDS, BackendName
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]

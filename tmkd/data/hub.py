@@ -8,10 +8,10 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from tmkd.core.errors import DataError, MissingExtraError
-from tmkd.data.readers import Columns, Expected, rows_to_pairs
-from tmkd.data.pairs import Pairs
 from tmkd.core.console import say
+from tmkd.core.errors import DataError, MissingExtraError
+from tmkd.data.pairs import Pairs
+from tmkd.data.readers import Columns, Expected, rows_to_pairs
 
 
 def read_hub(name: str, split: str, *, config: str | None = None, **expected: Unpack[Expected]) -> Pairs:

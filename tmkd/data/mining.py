@@ -1,7 +1,8 @@
 """Mine the pool of stage 1 (METHOD.md, "Stage 1"): questions search passages, several sources in stated shares.
 
 Questions are taken in the order of a hash, each with its best BM25 passages, until a source's share of `size` is
-filled; so a smaller pool is part of a larger one. Nothing of development and test rows comes in (tmkd/data/decontamination.py).
+filled; so a smaller pool is part of a larger one. Nothing of development and test rows comes in
+(tmkd/data/decontamination.py).
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from tmkd.config.sections import Pool, PoolSource
+from tmkd.core.console import progress, say
+from tmkd.core.errors import DataError
+from tmkd.data.decontamination import HeldOut
 from tmkd.data.documents.bm25 import PassageIndex
 from tmkd.data.documents.passages import Passage
 from tmkd.data.documents.text import contains, text_hash
-from tmkd.core.errors import DataError
-from tmkd.data.decontamination import HeldOut
 from tmkd.data.pairs import Pairs, pair_id
 from tmkd.data.sources import read_ready, read_texts
 from tmkd.data.split import share_of
-from tmkd.core.console import progress, say
-from tmkd.config.sections import Pool, PoolSource
 
 Row = tuple[str, str]
 T = TypeVar("T")

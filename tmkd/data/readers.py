@@ -20,11 +20,11 @@ from typing import Any, Literal, TypedDict, Unpack
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tmkd.core.console import say
 from tmkd.core.errors import DataError
 from tmkd.core.files import replacing
-from tmkd.pairs import cells
+from tmkd.data import cells
 from tmkd.data.pairs import Pairs, pair_id
-from tmkd.core.console import say
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 ScoreKinds = Mapping[str, Literal["logit", "probability"]]

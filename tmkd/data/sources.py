@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tmkd.config.sections import ReadyPairs, Source, Texts
+from tmkd.core.errors import DataError
+from tmkd.data import cells
 from tmkd.data.documents.passages import cut
 from tmkd.data.documents.sections import Block
-from tmkd.core.errors import DataError
-from tmkd.pairs import cells
-from tmkd.data.readers import FORMATS, Columns, line_of, read_rows, read_text, rows_to_pairs
 from tmkd.data.pairs import Pairs
-from tmkd.config.sections import ReadyPairs, Source, Texts
+from tmkd.data.readers import FORMATS, Columns, line_of, read_rows, read_text, rows_to_pairs
 
 OWN, DOCS = "own", "debian-docs"
 

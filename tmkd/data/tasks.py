@@ -9,12 +9,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tmkd.core.errors import DataError
-from tmkd.data.readers import Columns, Expected, line_of, read_pairs, read_rows, rows_to_pairs
-from tmkd.data.pairs import Pairs, Reference
-from tmkd.data.split import split
-from tmkd.core.console import say
 from tmkd.config.recipe import Data
+from tmkd.core.console import say
+from tmkd.core.errors import DataError
+from tmkd.data.pairs import Pairs, Reference
+from tmkd.data.readers import Columns, Expected, line_of, read_pairs, read_rows, rows_to_pairs
+from tmkd.data.split import split
 
 if TYPE_CHECKING:
     from tmkd.data.builtin.debian_docs import DebianDocs

@@ -14,8 +14,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from tmkd.evaluation.comparison import TITLES, Kind, Results
 from tmkd.evaluation.bootstrap import Interval
+from tmkd.evaluation.comparison import TITLES, Kind, Results
 
 # Colours that stand for names of the page's style sheet: axes and text follow currentColor, a kind has a variable.
 INK = "#123456"

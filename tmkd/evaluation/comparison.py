@@ -10,9 +10,9 @@ import numpy as np
 from rich.table import Table
 
 from tmkd.core.errors import DataError
+from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import MAX_SEEDS, Interval, Resamples, distributions, interval
 from tmkd.evaluation.metrics import Floats, Questions, log_odds, ranking
-from tmkd.data.pairs import Pairs
 
 if TYPE_CHECKING:
     from tmkd.evaluation.components import Part

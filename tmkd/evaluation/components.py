@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from tmkd.evaluation.comparison import TITLES, Difference, ModelOutput, checked
-from tmkd.evaluation.bootstrap import Interval, Resamples, accuracy, distributions, interval
-from tmkd.evaluation.metrics import Questions
 from tmkd.data.pairs import Pairs
+from tmkd.evaluation.bootstrap import Interval, Resamples, accuracy, distributions, interval
+from tmkd.evaluation.comparison import TITLES, Difference, ModelOutput, checked
+from tmkd.evaluation.metrics import Questions
 
 AGREEMENT = "agreement"
 

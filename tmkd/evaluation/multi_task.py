@@ -17,8 +17,8 @@ from typing import Any
 from rich.table import Table
 
 from tmkd.core.errors import DataError
-from tmkd.evaluation.comparison import METRICS, TITLES, Difference, verdict
 from tmkd.evaluation.bootstrap import Interval
+from tmkd.evaluation.comparison import METRICS, TITLES, Difference, verdict
 
 MEAN = "mean"
 

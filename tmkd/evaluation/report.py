@@ -9,9 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from tmkd.core.files import write_text
 from tmkd.evaluation.charts import learning_curves, quality_against_latency
 from tmkd.evaluation.comparison import ENSEMBLE, TITLES, Difference, Disagreement, Results, Row
-from tmkd.core.files import write_text
 
 _COSTS = {"layers": "layers", "parameters": "parameters", "bytes": "file", "pairs_per_second": "pairs/s"}
 

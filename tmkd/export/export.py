@@ -1,6 +1,7 @@
 """Turn a student into an export folder: checkpoint, tokenizer, ONNX; every back end checked, or not written.
 
-Back ends are written and judged by `tmkd.export.gate`; one that does not agree with the student is removed and parity.json
+Back ends are written and judged by `tmkd.export.gate`; one that does not agree with the student is removed and
+parity.json
 says why. The folder is built beside its target and renamed: there is never half an export.
 """
 
@@ -19,15 +20,15 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tmkd.core.console import progress, say
+from tmkd.core.errors import EncoderError, ExportError
+from tmkd.core.files import disk_errors, swap_in, write_json
+from tmkd.data.pairs import Pairs
+from tmkd.export.gate import BACKENDS, Material, gate, writable
+from tmkd.inference.scorer import FORMAT
 from tmkd.models.batching import length_sorted_batches, pad
 from tmkd.models.checkpoint import read_card
 from tmkd.models.encoders.families import family_of, last_linear, takes_token_types
-from tmkd.core.errors import EncoderError, ExportError
-from tmkd.core.files import disk_errors, swap_in, write_json
-from tmkd.export.gate import BACKENDS, Material, gate, writable
-from tmkd.data.pairs import Pairs
-from tmkd.core.console import progress, say
-from tmkd.inference.scorer import FORMAT
 from tmkd.models.tokenizer import PairTokenizer
 
 FOLD_LIMIT = 1e-5  # between the checkpoint's own logits and the mean of the headers

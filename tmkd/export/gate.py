@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.inference.engines import installed
-from tmkd.core.errors import ExportError, MissingExtraError
-from tmkd.evaluation.speed import measure
-from tmkd.core.files import sha256_of, write_json
-from tmkd.export.onnx import write_onnx
-from tmkd.data.pairs import Pairs
-from tmkd.export.parity import CLOSE, EXACT, Agreement, Invariance, Limits, agreement, invariance, why_refused
 from tmkd.core.console import progress, say
+from tmkd.core.errors import ExportError, MissingExtraError
+from tmkd.core.files import sha256_of, write_json
+from tmkd.data.pairs import Pairs
+from tmkd.evaluation.speed import measure
 from tmkd.export.int8 import FLOAT_STEPS, write_int8
+from tmkd.export.onnx import write_onnx
+from tmkd.export.parity import CLOSE, EXACT, Agreement, Invariance, Limits, agreement, invariance, why_refused
+from tmkd.inference.engines import installed
 from tmkd.inference.scorer import PROBES, Scorer
 from tmkd.models.tokenizer import PairTokenizer
 

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.inference.engines import without_telemetry
-from tmkd.models.batching import NO_BUDGET, length_sorted_batches, pad
 from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.data.pairs import Pairs
+from tmkd.inference.engines import without_telemetry
+from tmkd.models.batching import NO_BUDGET, length_sorted_batches, pad
 from tmkd.models.tokenizer import PairTokenizer
 
 CALIBRATION_PAIRS = 300
@@ -101,7 +101,8 @@ def left_in_float(model: Any, float_step: int) -> list[str]:
     """Names of the products that are not quantised: of a graph with products in the order of the forward.
 
     Always the last attention: of every pair one row a head passes there, against weights cut head by head, for which
-    an engine has no int8 product (tmkd/models/encoders/attention.py). Beside the second feed-forward products go those behind
+    an engine has no int8 product (tmkd/models/encoders/attention.py). Beside the second feed-forward products go
+    those behind
     the last attention: only the first token passes there, so they cost nothing.
     """
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}

@@ -1,4 +1,5 @@
-"""A folded student as an ONNX graph: the forward of `tmkd/models/encoders/forward.py` with the checkpoint's own last layer."""
+"""A folded student as an ONNX graph: the forward of `tmkd/models/encoders/forward.py` with the checkpoint's own
+last layer."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.models.encoders.families import last_linear, takes_token_types
 from tmkd.models.encoders.forward import Batch, encoder_of
-from tmkd.core.errors import ExportError, MissingExtraError
 
 OPSET = 20
 GRAPH = 2  # raise it when the same student gives another graph: exports are then made anew

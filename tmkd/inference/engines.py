@@ -1,6 +1,7 @@
 """The engines that run an exported student, each as one function from padded token ids to logits.
 
-An engine answers one micro-batch on one thread; `tmkd.inference.scorer.Scorer` runs as many at once as it may use cores. That
+An engine answers one micro-batch on one thread; `tmkd.inference.scorer.Scorer` runs as many at once as it may use
+cores. That
 is faster than one micro-batch on all cores, whose threads wait for one another after every matrix product, and the
 result of a micro-batch never depends on what runs beside it.
 
@@ -16,17 +17,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from types import ModuleType
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.models.batching import WIDTH_STEP
 from tmkd.core.errors import ExportError, MissingExtraError
-
-BackendName = Literal["openvino-int8", "openvino-bf16", "onnx-int8", "onnx-fp32"]
-KNOWN_BACKENDS: tuple[str, ...] = get_args(BackendName)
-SAFE_BACKEND = "onnx-fp32"  # what a scorer falls back to: the arithmetic that the others are measured against
+from tmkd.models.batching import WIDTH_STEP
 
 _ALONE = threading.Lock()
 

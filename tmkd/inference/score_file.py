@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.core.console import progress
 from tmkd.core.errors import DataError
 from tmkd.data.readers import Columns, file_format, line_of, read_rows, rows_to_pairs, write_rows
-from tmkd.core.console import progress
 from tmkd.inference.scorer import Scorer, log_odds, softmax
 
 ADDED = ("tmkd_score", "tmkd_logits", "tmkd_probabilities", "tmkd_predicted")

@@ -28,11 +28,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.inference.engines import KNOWN_BACKENDS, SAFE_BACKEND, installed, open_engine
-from tmkd.models.batching import NO_BUDGET, engine_batches, engine_shapes, length_sorted_batches, pad
+from tmkd.core.backends import KNOWN_BACKENDS, SAFE_BACKEND
+from tmkd.core.console import say
 from tmkd.core.errors import DataError, ExportError
 from tmkd.core.files import sha256_of
-from tmkd.core.console import say
+from tmkd.inference.engines import installed, open_engine
+from tmkd.models.batching import NO_BUDGET, engine_batches, engine_shapes, length_sorted_batches, pad
 from tmkd.models.tokenizer import Encoded, PairTokenizer
 
 FORMAT = 1

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tmkd.models.batching import length_sorted_batches, pad
-from tmkd.core.hardware import device, use_bf16
 from tmkd.core.console import progress
+from tmkd.core.hardware import device, use_bf16
+from tmkd.models.batching import length_sorted_batches, pad
 from tmkd.models.tokenizer import PairTokenizer
 
 TOKENS = 4096  # most tokens of a batch

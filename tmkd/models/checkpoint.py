@@ -19,11 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tmkd.core.console import say
+from tmkd.core.errors import EncoderError
 from tmkd.models.encoders.families import Family, family_of, last_linear
 from tmkd.models.encoders.forward import PairEncoder, encoder_of
 from tmkd.models.encoders.lstm import LstmEncoder, is_lstm, load_lstm, save_lstm
-from tmkd.core.errors import EncoderError
-from tmkd.core.console import say
 from tmkd.models.student import Student
 
 FORMAT = 1

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from tmkd.models.encoders.lstm import LstmEncoder
-from tmkd.core.errors import RecipeError
 from tmkd.config.recipe import Recipe, Teacher
+from tmkd.core.errors import RecipeError
+from tmkd.models.encoders.lstm import LstmEncoder
 from tmkd.models.student import Student
 
 _NAMELESS = re.compile(r"(?:label_)?\d+")

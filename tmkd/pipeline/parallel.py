@@ -1,6 +1,7 @@
 """Students side by side: more processes that build what is missing in the same workspace (`--jobs`).
 
-Every student is a step, and a step belongs to the process that holds its lock (tmkd/pipeline/store/workspace.py), so there is nothing
+Every student is a step, and a step belongs to the process that holds its lock (tmkd/pipeline/store/workspace.py), so
+there is nothing
 to deal out: all processes go through the same students, and each takes the next one that nobody is at. Small batches
 keep one core busier than two, so students side by side, each on its share of the cores, are done earlier.
 """
@@ -16,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tmkd.config.recipe import Recipe
+from tmkd.core.console import say
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import write_json
 from tmkd.core.hardware import share_cores
 from tmkd.pipeline.run import Pipeline
-from tmkd.core.console import say
-from tmkd.config.recipe import Recipe
 from tmkd.pipeline.run_data import Shared
 from tmkd.pipeline.store.workspace import Workspace
 

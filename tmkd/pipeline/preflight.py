@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tmkd.models.label_map import class_order
-from tmkd.models.checkpoint import read_card, require_fit, require_head
-from tmkd.models.encoders.find import find_encoder
-from tmkd.core.errors import DataError, TmkdError
 from tmkd.config.methods import METHODS
 from tmkd.config.recipe import Recipe
+from tmkd.core.errors import DataError, TmkdError
+from tmkd.models.checkpoint import read_card, require_fit, require_head
+from tmkd.models.encoders.find import find_encoder
+from tmkd.models.label_map import class_order
+from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.run_data import Rows
 from tmkd.pipeline.steps.teach import column_logits
-from tmkd.models.tokenizer import PairTokenizer
 
 
 def require_runnable(rows: Rows) -> None:

@@ -11,15 +11,15 @@ import numpy as np
 import yaml
 
 from tmkd import __version__
-from tmkd.evaluation.comparison import ENSEMBLE, Results, disagreements
-from tmkd.evaluation.report import write_report
+from tmkd.core.console import say
 from tmkd.core.files import disk_errors
 from tmkd.core.hardware import describe
-from tmkd.pipeline.parallel import helpers
-from tmkd.pipeline.steps.evaluate import RunModels, compare_outputs, curves, measure_exports, outputs
 from tmkd.data.readers import write_rows
+from tmkd.evaluation.comparison import ENSEMBLE, Results, disagreements
+from tmkd.evaluation.report import write_report
+from tmkd.pipeline.parallel import helpers
 from tmkd.pipeline.run import Pipeline
-from tmkd.core.console import say
+from tmkd.pipeline.steps.evaluate import RunModels, compare_outputs, curves, measure_exports, outputs
 
 
 def report(pipeline: Pipeline, jobs: int = 1) -> Results:

@@ -18,20 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.training.token_cosine import own_cosine, soft_labels
-from tmkd.pipeline.steps.distill import distill, distill_lstm, pretrain
+from tmkd.config.methods import METHODS, Method
+from tmkd.core.console import say
 from tmkd.core.errors import ExportError
 from tmkd.core.files import copy_folder, disk_errors, write_json
-from tmkd.config.methods import METHODS, Method
 from tmkd.data.pairs import Pairs
-from tmkd.core.console import say
 from tmkd.inference.qa.calibration import FILE as CALIBRATION
 from tmkd.inference.qa.calibration import of_the_same_student
 from tmkd.pipeline.preflight import require_runnable
-from tmkd.pipeline.teacher_labels import Supervision
-from tmkd.training.targets import Replay, Targets
+from tmkd.pipeline.steps.distill import distill, distill_lstm, pretrain
 from tmkd.pipeline.steps.teach import method_logits
 from tmkd.pipeline.store.workspace import UNFINISHED, Step, held
+from tmkd.pipeline.teacher_labels import Supervision
+from tmkd.training.targets import Replay, Targets
+from tmkd.training.token_cosine import own_cosine, soft_labels
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,8 @@ class Pipeline(Supervision):
         """The export of the taken student, folder `export/` of its step."""
         from tmkd.export.export import export_student
         from tmkd.export.gate import writable
-        from tmkd.export.onnx import GRAPH
         from tmkd.export.int8 import FLOAT_STEPS, choose_calibration
+        from tmkd.export.onnx import GRAPH
 
         student, dev = self.taken().steps[0], self.data.dev
         backends = list(self.recipe.export.backends or writable())

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.config.recipe import Recipe
+from tmkd.config.sections import Stage1
+from tmkd.core.console import say
 from tmkd.core.hardware import describe, prepare
-from tmkd.data.tasks import TaskData, load_task
 from tmkd.data.mining import Material
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import STAGE1, subsample
+from tmkd.data.tasks import TaskData, load_task
 from tmkd.pipeline.steps.pool import pool_of
-from tmkd.core.console import say
-from tmkd.config.recipe import Recipe
-from tmkd.config.sections import Stage1
 from tmkd.pipeline.store.workspace import Workspace, fingerprint
 
 

@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tmkd.core.errors import TmkdError
-from tmkd.training.losses import GROUPED, golden_loss
 from tmkd.config.methods import METHODS, Method
-from tmkd.pipeline.steps.out_of_fold import fold_logits
+from tmkd.config.recipe import Teacher
+from tmkd.core.errors import TmkdError
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import BAGS, folds, subsample
-from tmkd.pipeline.steps.pool import pool_teachers
-from tmkd.config.recipe import Teacher
 from tmkd.pipeline.run_data import Rows
-from tmkd.training.targets import COLUMN, Targets, questions_of
+from tmkd.pipeline.steps.out_of_fold import fold_logits
+from tmkd.pipeline.steps.pool import pool_teachers
 from tmkd.pipeline.steps.teach import column_logits, label, made_reference, teach
 from tmkd.pipeline.steps.warm_up import warm_up
-from tmkd.training.teacher_weights import above_chance, development_weights
 from tmkd.pipeline.store.workspace import Step
+from tmkd.training.losses import GROUPED, golden_loss
+from tmkd.training.targets import COLUMN, Targets, questions_of
+from tmkd.training.teacher_weights import above_chance, development_weights
 
 
 class Supervision(Rows):

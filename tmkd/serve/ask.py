@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tmkd.core.errors import TmkdError
 from tmkd.core.console import say
+from tmkd.core.errors import TmkdError
 from tmkd.inference.qa import Answers, Calibration, DocumentIndex, QuestionAnswerer
 from tmkd.serve.body import parse
 from tmkd.serve.queueing import BatchQueue

@@ -12,8 +12,8 @@ import uvicorn
 from pydantic_core import to_json
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tmkd.core.errors import TmkdError
 from tmkd.core.console import say
+from tmkd.core.errors import TmkdError
 from tmkd.serve.app import create_app
 from tmkd.serve.settings import Settings
 

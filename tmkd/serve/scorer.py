@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tmkd.core.errors import TmkdError
 from tmkd.core.console import say
+from tmkd.core.errors import TmkdError
 from tmkd.serve.frames import Failed, Hello, Job, Scored, pack, receive
 from tmkd.serve.refusals import Refusal, unavailable
 

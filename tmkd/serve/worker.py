@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from tmkd.core.errors import ExportError, TmkdError, needs_extra
 from tmkd.core.malloc import keep_freed_memory
-from tmkd.serve.frames import Failed, Hello, Job, Scored, pack, read
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.serve.frames import Failed, Hello, Job, Scored, pack, read
 
 AT_ONCE = 2
 
@@ -44,8 +44,8 @@ class Teacher:
 
     def __init__(self, folder: Path, threads: int | None) -> None:
         with needs_extra("train"):
-            from tmkd.models.checkpoint import load_student, read_card
             from tmkd.core.hardware import prepare
+            from tmkd.models.checkpoint import load_student, read_card
 
         prepare(threads)
         card = read_card(folder)

@@ -40,7 +40,8 @@ class GraphedGradients:
     """The gradients of whole steps of one training run, each shape of step recorded when it first comes.
 
     Args:
-        loss_of_rows: as in `tmkd.training.trainer.train`; all its tensors lie on the device, and it never asks the device for a
+        loss_of_rows: as in `tmkd.training.trainer.train`; all its tensors lie on the device, and it never asks the
+        device for a
             number.
         record: makes of work one that runs it again; CUDA's unless given.
     """

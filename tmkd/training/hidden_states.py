@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tmkd.training.token_cosine import Comparing, keep_states
+from tmkd.core.console import say
+from tmkd.core.hardware import device, use_bf16
 from tmkd.models.checkpoint import depth, load_encoder, spaced
 from tmkd.models.encoders.forward import Batch, FirstTokenEncoder, PairEncoder
-from tmkd.core.hardware import device, use_bf16
-from tmkd.core.console import say
 from tmkd.models.student import Logits
+from tmkd.training.token_cosine import Comparing, keep_states
 
 SHARE_OF_DISK = 0.25  # of what is free there, that kept states may take
 

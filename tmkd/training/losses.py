@@ -1,5 +1,6 @@
 """The losses: pure functions of tensors. A soft loss gives a number per pair and header, weighted over headers
-(`tmkd.training.teacher_weights`) and summed to one per pair, so that a micro-batch of n_i pairs can weigh n_i / N in a step of N
+(`tmkd.training.teacher_weights`) and summed to one per pair, so that a micro-batch of n_i pairs can weigh n_i / N in
+a step of N
 (METHOD.md, "Stage 2")."""
 
 from __future__ import annotations

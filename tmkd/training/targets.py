@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tmkd.config.methods import Method
+from tmkd.config.recipe import Loss
 from tmkd.core.errors import DataError
 from tmkd.core.hardware import device
-from tmkd.training.losses import GROUPED, golden_loss, soft_loss
-from tmkd.config.methods import Method
 from tmkd.data.pairs import Pairs, grouped
-from tmkd.config.recipe import Loss
 from tmkd.models.student import Logits, combine
 from tmkd.pipeline.steps.teach import golden_only
+from tmkd.training.losses import GROUPED, golden_loss, soft_loss
 from tmkd.training.teacher_weights import Floats, confidence_weights
 
 MEAN = "mean of "  # before the names of the teachers whose mean a header learns

@@ -5,7 +5,8 @@ inside one sequence, as a cross-encoder does; a few thousand golden labels are t
 is a soft label that costs next to nothing, for any pairs there are (ours; the other way round of Thakur et al. 2021,
 "Augmented SBERT"). It falls apart into what each token of the passage adds, so that a pair gives a hundred targets
 rather than one: every token learns its own part, read from the layer below the last. Used twice: by itself before
-teachers are fine-tuned (tmkd/pipeline/steps/warm_up.py), and beside their soft labels in stage 1 (tmkd/pipeline/steps/distill.py).
+teachers are fine-tuned (tmkd/pipeline/steps/warm_up.py), and beside their soft labels in stage 1
+(tmkd/pipeline/steps/distill.py).
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
+from tmkd.config.recipe import Recipe
+from tmkd.core.console import say
+from tmkd.core.hardware import device
+from tmkd.data.pairs import Pairs, grouped
 from tmkd.models.bi_encoder import cosine_by_token
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.encoders.forward import Batch, FirstTokenEncoder, PairEncoder
-from tmkd.core.hardware import device
-from tmkd.data.pairs import Pairs, grouped
-from tmkd.core.console import say
-from tmkd.config.recipe import Recipe
 from tmkd.models.student import Logits, Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.store.workspace import Step, Workspace

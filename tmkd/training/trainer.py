@@ -21,6 +21,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tmkd.config.sections import Training
+from tmkd.core.console import progress, say
+from tmkd.core.errors import Diverged
+from tmkd.core.files import replacing
+from tmkd.core.hardware import attention, batch_tokens, device, use_bf16
 from tmkd.models.batching import (
     epoch_steps,
     grouped_epoch_steps,
@@ -31,14 +36,9 @@ from tmkd.models.batching import (
     replayed_steps,
 )
 from tmkd.models.encoders.forward import Batch, Packing
-from tmkd.core.errors import Diverged
-from tmkd.core.files import replacing
-from tmkd.training.cuda_graphs import GraphedGradients
-from tmkd.core.hardware import attention, batch_tokens, device, use_bf16
-from tmkd.core.console import progress, say
-from tmkd.config.sections import Training
 from tmkd.models.student import Logits, Student
 from tmkd.models.tokenizer import Encoded
+from tmkd.training.cuda_graphs import GraphedGradients
 
 SAVE_SECONDS = 30.0
 

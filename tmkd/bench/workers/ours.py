@@ -14,11 +14,11 @@ def load(options):
 def train(options):
     import torch
 
-    from tmkd.models.checkpoint import load_encoder
     from tmkd.core.hardware import prepare
+    from tmkd.models.checkpoint import load_encoder
     from tmkd.models.student import Student
-    from tmkd.pipeline.steps.teach import golden_only
     from tmkd.models.tokenizer import PairTokenizer
+    from tmkd.pipeline.steps.teach import golden_only
     from tmkd.training.trainer import Fit, train
 
     prepare(options["threads"])
@@ -43,9 +43,9 @@ def train(options):
 
 
 def score(options):
+    from tmkd.core.hardware import prepare
     from tmkd.models.checkpoint import load_student
     from tmkd.models.encoders.forward import ModuleEncoder
-    from tmkd.core.hardware import prepare
     from tmkd.models.tokenizer import PairTokenizer
     from tmkd.training.trainer import score
 

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from tmkd.core.errors import DataError
 from tmkd.data.documents.html import parse_html
 from tmkd.data.documents.pod import parse_pod
 from tmkd.data.documents.sections import Section
-from tmkd.core.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -33,16 +33,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tmkd.data.builtin.packages import fetch
-from tmkd.data.documents.bm25 import PassageIndex
-from tmkd.data.documents.passages import Passage
-from tmkd.data.documents.text import contains, jaccard, normalise, tokens, unit_hash
+from tmkd.core.console import progress, say
 from tmkd.core.errors import DataError
 from tmkd.core.files import cache_folder
 from tmkd.data.builtin.faq import Corpus, Question, pick_headings, read_corpus, repeats
+from tmkd.data.builtin.packages import fetch
 from tmkd.data.decontamination import NEAR
+from tmkd.data.documents.bm25 import PassageIndex
+from tmkd.data.documents.passages import Passage
+from tmkd.data.documents.text import contains, jaccard, normalise, tokens, unit_hash
 from tmkd.data.pairs import Pairs
-from tmkd.core.console import progress, say
 
 FORMAT = 3  # raise it when the code below, the parsers or the cutting change what comes out
 TRAIN, DEV = 0.55, 0.15  # the rest is test

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tmkd.core.console import progress
 from tmkd.data.builtin.catalogue import parse_file
 from tmkd.data.builtin.packages import Package
 from tmkd.data.documents.passages import Passage, cut
 from tmkd.data.documents.sections import Block, Section
 from tmkd.data.documents.text import contains, normalise, text_hash, unit_hash, word_set
-from tmkd.core.console import progress
 
 LEAST_WORDS = 8  # a shorter passage says nothing on its own
 

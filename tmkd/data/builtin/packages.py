@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmkd.data.builtin.catalogue import SOURCES, Source, source
+from tmkd.core.console import progress, say
 from tmkd.core.errors import FetchError
 from tmkd.core.files import cache_folder, write_json
-from tmkd.core.console import progress, say
+from tmkd.data.builtin.catalogue import SOURCES, Source, source
 
 _OTHER_WAYS = (
     "Two other ways to data: a hub data set (data.hub: ID, with train: SPLIT), or files of your own "

@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
+from tmkd.core.console import progress
+from tmkd.core.errors import needs_extra
 from tmkd.data.documents.passages import Passage
 from tmkd.data.documents.text import word_set
-from tmkd.core.errors import needs_extra
-from tmkd.core.console import progress
 
 _WORD = re.compile(r"[^\W_]+")
 _LONGEST_WORD = 40  # Tantivy's tokenizer drops longer ones

@@ -19,14 +19,14 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import IO, Any, cast
 
+from tmkd.core.console import Bar, progress, say
+from tmkd.core.errors import DataError, needs_extra
+from tmkd.data.documents.index import Changes, Document, update_index
 from tmkd.data.documents.markdown import parse_markdown, parse_plain
 from tmkd.data.documents.passages import Passage, cut
 from tmkd.data.documents.pod import parse_pod
 from tmkd.data.documents.sections import Block, Section
-from tmkd.data.documents.index import Changes, Document, update_index
 from tmkd.data.documents.text import normalise, storable, text_hash
-from tmkd.core.errors import DataError, needs_extra
-from tmkd.core.console import Bar, progress, say
 
 PARSING = 1  # part of every digest: raise it when parsing or cutting change what comes out
 BUILT_IN = "debian-docs"
@@ -368,8 +368,8 @@ def _cut(sections: Sequence[Section], title: str, source: str) -> list[Passage]:
 def _built_in() -> list[_File]:
     """The files of the documentation packages, cut as the built-in data set cuts them."""
     with needs_extra("qa"):
-        from tmkd.data.builtin.packages import fetch
         from tmkd.data.builtin.faq import file_passages
+        from tmkd.data.builtin.packages import fetch
 
     files = []
     for package in fetch():

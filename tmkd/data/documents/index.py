@@ -21,10 +21,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tmkd.data.documents.bm25 import best, build_query, import_tantivy, searchable
-from tmkd.data.documents.passages import Passage
 from tmkd.core.errors import DataError
 from tmkd.core.files import disk_errors, write_json
+from tmkd.data.documents.bm25 import best, build_query, import_tantivy, searchable
+from tmkd.data.documents.passages import Passage
 
 FORMAT = 1  # of the index: raise it when older ones cannot be read any more
 CARD = "tmkd-index.json"

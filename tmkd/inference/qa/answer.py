@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.data.documents.passages import sentence_spans
-from tmkd.data.documents.index import DocumentIndex, Found
-from tmkd.data.documents.text import storable
 from tmkd.core.errors import DataError, ExportError
+from tmkd.data.documents.index import DocumentIndex, Found
+from tmkd.data.documents.passages import sentence_spans
+from tmkd.data.documents.text import storable
 from tmkd.inference.qa.calibration import Calibration
 from tmkd.inference.qa.windows import LONGEST_TOKEN, Span, Windows
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tmkd.core.console import progress, say
+from tmkd.core.errors import DataError
 from tmkd.data.documents.index import DocumentIndex, Found
 from tmkd.data.documents.text import text_hash
-from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs
-from tmkd.core.console import progress, say
 from tmkd.inference.qa.answer import QuestionAnswerer, Ranked, Scored, order
 
 

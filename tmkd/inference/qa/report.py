@@ -9,9 +9,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from tmkd.core.files import write_text
 from tmkd.evaluation.charts import COLOURS, STYLE, svg_of
 from tmkd.evaluation.report import page_templates
-from tmkd.core.files import write_text
 
 _ROWS = (
     ("f1", "F1 of answered-and-right"),

@@ -1,6 +1,7 @@
 """The encoder families, one row each: where the parts of a transformers module are that our code touches.
 
-`ours` families run on our forward (tmkd/models/encoders/forward.py). The others run their transformers module on the same
+`ours` families run on our forward (tmkd/models/encoders/forward.py). The others run their transformers module on the
+same
 batches: the same numbers, without the savings.
 """
 

@@ -13,9 +13,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from tmkd.core.console import say
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import cache_folder, sha256_of, write_json
-from tmkd.core.console import say
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]

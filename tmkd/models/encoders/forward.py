@@ -2,7 +2,8 @@
 
 Our forward has the same parameters under the same names and does less work. Two things are cheaper and exactly equal
 (METHOD.md, "Exactly equal, and cheaper"): only the first token of the last layer is computed, without the keys and
-values of the others; and attention runs in the layout that suits the machine (tmkd/models/encoders/attention.py). The same
+values of the others; and attention runs in the layout that suits the machine (tmkd/models/encoders/attention.py). The
+same
 code trains, labels and is exported.
 """
 

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tmkd.models.encoders.forward import Batch
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import write_json
+from tmkd.models.encoders.forward import Batch
 
 MODEL_TYPE = "bilstm"
 LAYERS = 1

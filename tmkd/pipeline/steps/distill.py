@@ -10,23 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tmkd.training.token_cosine import Comparing, TokenTargets, own_cosine
+from tmkd.config.methods import Method
+from tmkd.config.recipe import Recipe, Training
+from tmkd.config.sections import Stage1
+from tmkd.core.errors import DataError
+from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder, load_student, read_card, word_embeddings
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
-from tmkd.core.errors import DataError
-from tmkd.pipeline.steps.fit import fit_and_save
-from tmkd.config.methods import Method
-from tmkd.data.pairs import Pairs
-from tmkd.config.recipe import Recipe, Training
-from tmkd.config.sections import Stage1
-from tmkd.training.hidden_states import Following
 from tmkd.models.student import Logits, Student
-from tmkd.training.targets import COLUMN, MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.steps.fit import fit_and_save
 from tmkd.pipeline.store.token_cache import tokens_of
-from tmkd.training.trainer import Fit
 from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.training.hidden_states import Following
+from tmkd.training.targets import COLUMN, MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss
+from tmkd.training.token_cosine import Comparing, TokenTargets, own_cosine
+from tmkd.training.trainer import Fit
 
 
 def pretrain(

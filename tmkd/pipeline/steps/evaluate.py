@@ -14,29 +14,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.inference.engines import installed
-from tmkd.models.checkpoint import load_student, read_card
-from tmkd.models.bi_encoder import cosine_logits
-from tmkd.models.encoders.families import last_linear
-from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
-from tmkd.models.encoders.lstm import is_lstm
+from tmkd.config.recipe import Recipe, parse_recipe
+from tmkd.core.console import progress, say
 from tmkd.core.errors import TmkdError
+from tmkd.core.files import write_json
+from tmkd.core.hardware import describe, prepare
+from tmkd.data.pairs import Pairs
 from tmkd.evaluation.comparison import ENSEMBLE, ModelOutput, Results, compare
 from tmkd.evaluation.components import agreement, parts
 from tmkd.evaluation.speed import measure
-from tmkd.core.files import write_json
-from tmkd.core.hardware import describe, prepare
-from tmkd.pipeline.store.label_store import LabelStore
-from tmkd.data.pairs import Pairs
-from tmkd.core.console import progress, say
-from tmkd.config.recipe import Recipe, parse_recipe
+from tmkd.inference.engines import installed
 from tmkd.inference.scorer import Scorer, read_manifest
+from tmkd.models.bi_encoder import cosine_logits
+from tmkd.models.checkpoint import load_student, read_card
+from tmkd.models.encoders.families import last_linear
+from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
+from tmkd.models.encoders.lstm import is_lstm
 from tmkd.models.student import COMBINATIONS
-from tmkd.training.targets import ensemble_logits
-from tmkd.pipeline.steps.teach import column_logits, made_reference, method_logits
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.training.trainer import score
+from tmkd.pipeline.steps.teach import column_logits, made_reference, method_logits
+from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.training.targets import ensemble_logits
+from tmkd.training.trainer import score
 
 SPEED_PAIRS = 256  # test pairs that the speed is measured on
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.models.checkpoint import save_student
 from tmkd.core.files import write_json
 from tmkd.data.pairs import Pairs
+from tmkd.models.checkpoint import save_student
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import Encoded, PairTokenizer
 from tmkd.pipeline.store.token_cache import tokens_of
-from tmkd.training.trainer import Fit, LossOfRows, train
 from tmkd.pipeline.store.workspace import Workspace
+from tmkd.training.trainer import Fit, LossOfRows, train
 
 
 def fit_and_save(

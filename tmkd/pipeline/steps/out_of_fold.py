@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.config.recipe import Recipe, Teacher
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import folds
-from tmkd.config.recipe import Recipe, Teacher
 from tmkd.pipeline.store.workspace import Step
 
 Teach = Callable[[Teacher, Pairs], Step]

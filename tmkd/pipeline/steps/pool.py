@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tmkd.models.checkpoint import read_card
-from tmkd.models.encoders.find import encoder_fingerprint
+from tmkd.config.recipe import Recipe, Teacher
 from tmkd.core.errors import RecipeError
 from tmkd.core.files import write_json
-from tmkd.data.tasks import TaskData, built_in
 from tmkd.data.decontamination import HeldOut
 from tmkd.data.mining import Material, hold_out, mine, read_sources, subsample
 from tmkd.data.pairs import Pairs
-from tmkd.config.recipe import Recipe, Teacher
+from tmkd.data.tasks import TaskData, built_in
+from tmkd.models.checkpoint import read_card
+from tmkd.models.encoders.find import encoder_fingerprint
 from tmkd.pipeline.steps.teach import teach
 from tmkd.pipeline.store.workspace import Step, Workspace, fingerprint
 

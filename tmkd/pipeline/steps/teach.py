@@ -11,22 +11,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tmkd.models.label_map import class_order, reorder
+from tmkd.config.recipe import Recipe, Teacher
+from tmkd.core.console import progress, say
+from tmkd.core.errors import DataError, TmkdError
+from tmkd.core.hardware import device
+from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder, load_finished, load_student, read_card, save_student
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
-from tmkd.core.errors import DataError, TmkdError
-from tmkd.pipeline.steps.fit import fit_and_save
-from tmkd.core.hardware import device
-from tmkd.pipeline.store.label_store import LabelStore, imported_logits
-from tmkd.training.losses import golden_loss
-from tmkd.data.pairs import Pairs
-from tmkd.core.console import progress, say
-from tmkd.config.recipe import Recipe, Teacher
+from tmkd.models.label_map import class_order, reorder
 from tmkd.models.student import Combination, Logits, Student, combine
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.steps.fit import fit_and_save
+from tmkd.pipeline.store.label_store import LabelStore, imported_logits
 from tmkd.pipeline.store.token_cache import tokens_of
-from tmkd.training.trainer import Fit, score, score_headers
 from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.training.losses import golden_loss
+from tmkd.training.trainer import Fit, score, score_headers
 
 CHUNK = 2048  # pairs between two writes of the label store: what a kill can lose
 

@@ -1,4 +1,5 @@
-"""The warm-up: an encoder learns to compare two texts in one sequence before it sees a label (tmkd/training/token_cosine.py).
+"""The warm-up: an encoder learns to compare two texts in one sequence before it sees a label
+(tmkd/training/token_cosine.py).
 
 Done once for the whole encoder, which every teacher of it is then fine-tuned from.
 """
@@ -10,18 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tmkd.training.token_cosine import FORMAT, Comparing, TokenTargets, own_cosine, soft_labels
+from tmkd.config.recipe import Recipe, Training
+from tmkd.core.hardware import device
+from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.find import find_encoder
-from tmkd.pipeline.steps.fit import fit_and_save
-from tmkd.core.hardware import device
-from tmkd.training.losses import soft_kl
-from tmkd.data.pairs import Pairs
-from tmkd.config.recipe import Recipe, Training
 from tmkd.models.student import Logits
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.training.trainer import Fit
+from tmkd.pipeline.steps.fit import fit_and_save
 from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.training.losses import soft_kl
+from tmkd.training.token_cosine import FORMAT, Comparing, TokenTargets, own_cosine, soft_labels
+from tmkd.training.trainer import Fit
 
 SEED = 0
 

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tmkd.core.console import say
 from tmkd.core.errors import LabelError
 from tmkd.core.files import replacing
-from tmkd.core.console import say
 
 MANIFEST = "manifest.json"
 CLIP = 1e-6  # probabilities are clipped to [CLIP, 1 - CLIP] before they become log-odds (METHOD.md, "Teachers")

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from tmkd.core.console import progress, say
 from tmkd.core.files import disk_errors, replacing
 from tmkd.data.pairs import Pairs
-from tmkd.core.console import progress, say
 from tmkd.models.tokenizer import Encoded, PairTokenizer
 from tmkd.pipeline.store.workspace import Workspace, fingerprint
 

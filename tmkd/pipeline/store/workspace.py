@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tmkd.core.console import say
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import disk_errors, write_json
-from tmkd.core.console import say
 
 UNFINISHED = "unfinished.json"  # beside the manifest of a run or study: what it used since that was written
 T = TypeVar("T")

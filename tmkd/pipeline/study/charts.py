@@ -10,9 +10,9 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from tmkd.evaluation.bootstrap import Interval
 from tmkd.evaluation.charts import COLOURS, INK, STYLE, svg_of
 from tmkd.evaluation.comparison import TITLES, Difference, Kind
-from tmkd.evaluation.bootstrap import Interval
 
 Points = Sequence[tuple[float, Interval]]
 DECADES = 20.0  # highest over lowest value from which the axis is logarithmic

@@ -8,14 +8,14 @@ from typing import Any
 from rich.console import RenderableType
 
 from tmkd.core.files import disk_errors
-from tmkd.pipeline.run import Pipeline
 from tmkd.pipeline.report import environment
+from tmkd.pipeline.run import Pipeline
 from tmkd.pipeline.run_data import Shared
+from tmkd.pipeline.store.workspace import Workspace, held
 from tmkd.pipeline.study.board import Status
 from tmkd.pipeline.study.page import write_study
 from tmkd.pipeline.study.plan import load_study
 from tmkd.pipeline.study.run import look, run_study, seconds_of
-from tmkd.pipeline.store.workspace import Workspace, held
 
 
 def list_study(file: Path, overrides: list[str] | None, root: Path) -> tuple[RenderableType, dict[str, Any], list[str]]:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from tmkd.evaluation.comparison import METRICS, TITLES, Difference, verdict
-from tmkd.evaluation.bootstrap import Interval, Resamples, distributions, interval
-from tmkd.evaluation.metrics import Floats, Questions
 from tmkd.data.pairs import Pairs
+from tmkd.evaluation.bootstrap import Interval, Resamples, distributions, interval
+from tmkd.evaluation.comparison import METRICS, TITLES, Difference, verdict
+from tmkd.evaluation.metrics import Floats, Questions
 from tmkd.pipeline.study.plan import Cell, Study
 
 Distribution = tuple[float, Floats]

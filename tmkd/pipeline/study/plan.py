@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from tmkd.core.errors import RecipeError
-from tmkd.evaluation.comparison import METRICS
 from tmkd.config.recipe import Part, Recipe, number, parse_recipe, read_content, set_key, validate
 from tmkd.config.sections import Seeds
+from tmkd.core.errors import RecipeError
+from tmkd.evaluation.comparison import METRICS
 
 OWN_KEYS = ("seeds", "methods")  # of a recipe, set by the study
 

@@ -17,19 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from tmkd.core.errors import RecipeError, TmkdError
-from tmkd.evaluation.metrics import Floats, Questions, meaningful
-from tmkd.core.files import write_json
-from tmkd.pipeline.parallel import helpers
-from tmkd.data.pairs import Pairs
-from tmkd.pipeline.run import Pipeline
 from tmkd.core.console import say
+from tmkd.core.errors import RecipeError, TmkdError
+from tmkd.core.files import write_json
+from tmkd.data.pairs import Pairs
+from tmkd.evaluation.metrics import Floats, Questions, meaningful
+from tmkd.pipeline.parallel import helpers
 from tmkd.pipeline.preflight import require_runnable
+from tmkd.pipeline.run import Pipeline
 from tmkd.pipeline.run_data import Shared
+from tmkd.pipeline.store.workspace import UNFINISHED, Step, Workspace, fingerprint
 from tmkd.pipeline.study.board import Board, Status
 from tmkd.pipeline.study.outcome import Measured, Outcome, outcome_of
 from tmkd.pipeline.study.plan import Cell, Plan
-from tmkd.pipeline.store.workspace import UNFINISHED, Step, Workspace, fingerprint
 
 
 class _Missing(Exception):

@@ -1,0 +1,452 @@
+"""The index on disk: documents of every format, brought up to date, read while written, safe from kills."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import Tmkd, write_jsonl
+from qa_fixtures import document, index_of
+
+from tmkd.core.errors import DataError, MissingExtraError
+from tmkd.data.documents.collect import DocumentReader, Fields, Reading, index_documents
+from tmkd.data.documents.html import parse_html
+from tmkd.data.documents.index import CARD, DocumentIndex, update_index
+from tmkd.data.documents.markdown import parse_markdown, parse_plain
+
+ROOT = Path(__file__).parents[2]
+MARKDOWN = """---
+title: "The manual"
+---
+# Disks
+
+A *disk* is a [device](https://a.example "x") and `mount` mounts it,
+on two lines.
+
+## How do I mount?
+
+1. Plug it in.
+2. Run:
+
+   ```sh
+   mount /dev/sda1 /mnt
+   ```
+
+| option | use |
+|--------|-----|
+| `-r` | read only |
+
+<div>Careful &amp; slow</div>
+"""
+PLAIN = """The guide
+=========
+
+First paragraph
+on two lines.
+
+Copying
+-------
+    cp a b
+
+Done with it.
+"""
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    html = "<html><head><title>Ports</title></head><body><h1>Ports</h1><p>Apache listens on port 80.</p></body></html>"
+    files = {"a.html": html, "deep/b.md": MARKDOWN, "deep/c.txt": PLAIN, ".git/d.txt": "hidden words", "e.png": "x"}
+    return write(tmp_path / "docs", files)
+
+
+def first(index: DocumentIndex, question: str):
+    return index.search(question, 1)[0]
+
+
+def test_markdown_keeps_headings_code_and_tables() -> None:
+    disks, mount = parse_markdown(MARKDOWN)
+    assert (disks.title, disks.heading, mount.heading, mount.path) == (
+        "The manual",
+        "Disks",
+        "How do I mount?",
+        ("Disks",),
+    )
+    assert [block.text for block in disks.blocks] == ["A disk is a device and mount mounts it, on two lines."]
+    assert [(block.text, block.code) for block in mount.blocks] == [
+        ("Plug it in.", False),
+        ("Run:", False),
+        ("mount /dev/sda1 /mnt\noption | use\n-r | read only", True),
+        ("Careful & slow", False),
+    ]
+    assert parse_markdown("# Only *one*\n\ntext")[0].title == "Only one"
+
+
+def test_plain_text_keeps_paragraphs_code_and_underlined_headings() -> None:
+    guide, copying = parse_plain(PLAIN)
+    assert (guide.title, guide.heading, copying.heading, copying.path) == (
+        "The guide",
+        "The guide",
+        "Copying",
+        ("The guide",),
+    )
+    assert [block.text for block in guide.blocks] == ["First paragraph on two lines."]
+    assert [(block.text, block.code) for block in copying.blocks] == [("cp a b", True), ("Done with it.", False)]
+
+
+def test_a_folder_of_documents_with_title_headings_and_place(docs: Path, tmp_path: Path) -> None:
+    changes = index_documents(["docs"], tmp_path / "index")
+    assert (changes.added, changes.skipped) == (3, 0)
+    index = DocumentIndex.open(tmp_path / "index")
+    assert index.documents == 3
+    mount = first(index, "mount a device").passage
+    assert (mount.title, mount.heading_path, mount.source) == ("The manual", ("Disks",), "docs/deep/b.md")
+    assert first(index, "apache port").passage.source == "docs/a.html"
+    assert index.search("hidden", 3) == []
+    assert index.search("guide", 3, headings=False) == []
+    assert first(index, "guide").document == "docs/deep/c.txt"
+    index_documents(["docs"], tmp_path / "index", Reading(url="https://a.example/"))
+    index.refresh()
+    assert first(index, "mount a device").passage.source == "https://a.example/deep/b.md"
+
+
+def test_json_lines_plain_and_packed_with_fields_of_any_name(tmp_path: Path) -> None:
+    rows = [
+        {"key": 7, "head": "Disks", "body": "Mount a disk.\n\nOr not.", "link": "https://a.example/7"},
+        {"key": "b", "body": "Copy a file."},
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    packed = tmp_path / "packed.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    fields = Fields("key", "head", "body", "link")
+    changes = index_documents([path.name, packed.name], tmp_path / "index", Reading(fields))
+    assert changes.added == 4
+    index = DocumentIndex.open(tmp_path / "index")
+    found = index.search("mount a disk", 5)
+    assert [(one.passage.text, one.passage.title, one.passage.source) for one in found] == [
+        ("Mount a disk. Or not.", "Disks", "https://a.example/7")  # the other file's text is the same: once
+    ]
+    assert first(index, "copy").passage.source in ("rows.jsonl#b", "packed.jsonl.gz#b")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: there is no field 'text' \(--text-field.*'key', 'head'"):
+        index_documents([path.name], tmp_path / "index")
+
+
+def test_a_beir_folder_is_its_corpus(tmp_path: Path) -> None:
+    folder = tmp_path / "scifact"
+    folder.mkdir()
+    write_jsonl(folder / "corpus.jsonl", [{"_id": "d1", "title": "Cells", "text": "Cells divide.", "metadata": {}}])
+    write_jsonl(folder / "queries.jsonl", [{"_id": "q1", "text": "Do cells divide?"}])
+    index_documents(["scifact"], tmp_path / "index")
+    index = DocumentIndex.open(tmp_path / "index")
+    assert [one.document for one in index.search("divide", 5)] == ["scifact/corpus.jsonl#d1"]
+
+
+def test_only_what_changed_is_written(docs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    index_documents(["docs"], out)
+    (docs / "deep/c.txt").write_text(PLAIN.replace("First", "Zebra"))
+    (docs / "a.html").unlink()
+    (docs / "f.txt").write_text("A giraffe is tall.")
+    os.utime(docs / "deep/b.md")  # touched, not changed
+    changes = index_documents(["docs"], out)
+    assert (changes.added, changes.changed, changes.deleted, changes.unchanged) == (1, 1, 1, 1)
+    index = DocumentIndex.open(out)
+    assert first(index, "zebra").document == "docs/deep/c.txt"
+    assert first(index, "giraffe").document == "docs/f.txt"
+    assert index.search("apache", 3) == []
+    assert first(index, "device").document == "docs/deep/b.md"
+    assert index_documents(["docs"], out).unchanged == 3
+    fresh = tmp_path / "fresh"
+    index_documents(["docs"], fresh)
+    assert len(DocumentIndex.open(fresh)) == len(index)
+
+
+def test_a_document_that_did_not_change_is_not_parsed(tmp_path: Path) -> None:
+    index_of(tmp_path / "index", {"a": "one text"})
+
+    def never() -> None:
+        raise AssertionError("parsed")
+
+    same = document("a", "one text")
+    object.__setattr__(same, "passages", never)
+    assert update_index(tmp_path / "index", lambda: [same]).unchanged == 1
+
+
+def test_a_document_without_text_is_remembered(tmp_path: Path) -> None:
+    for wanted in ((1, 0), (0, 1)):
+        changes = update_index(tmp_path / "index", lambda: [document("empty")])
+        assert (changes.added, changes.unchanged) == wanted
+    index = DocumentIndex.open(tmp_path / "index")
+    assert (len(index), index.documents, index.search("empty", 3)) == (0, 1, [])
+
+
+def test_documents_can_be_searched_as_if_they_were_not_there(tmp_path: Path) -> None:
+    index = index_of(tmp_path / "index", {"a": "mount a disk", "b": "mount a folder", "c": "mount a disk"})
+    pid = first(index, "disk").passage.pid
+    assert index.holding([pid, "nowhere"]) == {pid: {"a", "c"}}
+    assert [one.document for one in index.search("mount", 5, exclude={"a"})] == ["b", "c"]
+    assert index.search("disk", 5, exclude={"a", "c", "unknown"}) == []
+
+
+def test_a_text_of_many_documents_counts_once(tmp_path: Path) -> None:
+    texts = {f"copy{number:02}": "mount the same disk" for number in range(60)} | {"other": "mount another thing"}
+    found = index_of(tmp_path / "index", texts).search("mount disk", 2)
+    assert [one.document for one in found] == ["copy00", "other"]
+
+
+def test_a_reader_keeps_what_it_opened_while_the_index_is_rewritten(tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    reader = index_of(out, {f"d{number}": f"disk number{number}" for number in range(50)})
+    wrong: list[object] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                if len(reader.search("disk", 100)) != 50:
+                    wrong.append(len(reader.search("disk", 100)))
+                DocumentIndex.open(out).search("disk", 5)  # opening in the middle is safe as well
+            except Exception as error:
+                wrong.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for turn in range(8):
+        update_index(out, lambda turn=turn: [document(f"d{n}", f"disk turn{turn} number{n}") for n in range(turn)])
+    stop.set()
+    thread.join()
+    assert wrong == []
+    assert len(reader) == 50
+    reader.refresh()
+    assert (len(reader), reader.search("turn5", 3)) == (7, [])
+
+
+def test_a_kill_in_the_middle_leaves_the_old_state(tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    index_of(out, {"a": "old words", "b": "more words"})
+    code = f"""
+import sys, time; sys.path.insert(0, {str(ROOT / "tests")!r})
+from pathlib import Path
+from qa_fixtures import document
+from tmkd.data.documents.index import update_index
+def documents():
+    for number in range(3000):
+        yield document(f"new{{number}}", *(f"new words {{number}} {{place}}" for place in range(20)))
+    print("now", flush=True)
+    time.sleep(60)
+update_index(Path({str(out)!r}), documents)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "now\n"
+    with pytest.raises(DataError, match=r"another process is writing to the index .*; wait for it"):
+        update_index(out, lambda: [document("c", "third")])
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    index = DocumentIndex.open(out)
+    assert (index.documents, index.search("new", 3)) == (2, [])
+    changes = update_index(out, lambda: [document("a", "old words"), document("c", "third")])
+    assert (changes.added, changes.deleted, changes.unchanged, changes.passages) == (1, 1, 1, 2)
+
+
+def test_an_error_in_the_middle_leaves_the_old_state(tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    index_of(out, {"a": "old words"})
+    with pytest.raises(DataError, match="two documents are named b"):
+        update_index(out, lambda: [document("b", "one"), document("b", "two")])
+    assert [one.document for one in DocumentIndex.open(out).search("old one two", 5)] == ["a"]
+    assert update_index(out, lambda: [document("b", "one")]).deleted == 1  # the lock is free
+
+
+def test_what_cannot_be_read_is_skipped_and_named_or_refused(
+    docs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (docs / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (docs / "large.md").write_text("word " * 300_000)
+    (docs / "gone.md").symlink_to("nowhere")
+    (docs / "wide.txt").write_bytes("Ein Löwe".encode("utf-16"))
+    os.mkfifo(docs / "pipe.txt")
+    changes = index_documents(["docs"], tmp_path / "index", Reading(most_bytes=1 << 20))
+    assert (changes.added, changes.skipped) == (4, 4)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "docs/latin.txt:1: byte 0xe9 is not valid UTF-8" in told
+    assert "docs/large.md: 1 MiB; larger than 1 MiB" in told
+    assert "docs/gone.md: No such file" in told
+    assert "docs/pipe.txt: no file, but a pipe" in told
+    assert first(DocumentIndex.open(tmp_path / "index"), "löwe").document == "docs/wide.txt"
+    with pytest.raises(DataError, match=r"docs/(latin|large|gone|pipe)"):
+        index_documents(["docs"], tmp_path / "index", Reading(strict=True))
+
+
+def test_names_that_are_no_text_stay_apart(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    for name in (b"caf\xe9.txt", b"caf\xe8.txt"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "docs") + b"/" + name)).write_text(f"text of {name!r}")
+    assert index_documents(["docs"], tmp_path / "index").added == 2
+
+
+def test_an_index_that_may_only_be_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a read-only mount; root may write anywhere else, so the check is what is replaced."""
+    folder = index_of(tmp_path / "index").folder
+    assert {path.stat().st_mode & 0o044 for path in folder.iterdir() if path.suffix != ".lock"} == {0o044}
+    before = {path.name for path in folder.iterdir()}
+    for lock in folder.glob("*.lock"):
+        lock.unlink()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    reader = DocumentIndex.open(folder)
+    assert first(reader, "disk")
+    reader.refresh()
+    assert first(reader, "disk")
+    assert {path.name for path in folder.iterdir()} == {name for name in before if not name.endswith(".lock")}
+
+
+def test_loops_of_links_and_second_names_are_read_once(docs: Path, tmp_path: Path) -> None:
+    (docs / "deep" / "up").symlink_to("..")
+    (docs / "deep" / "z.md").symlink_to("b.md")
+    reader = DocumentReader(["docs", "docs/deep/b.md"])
+    assert [one.key for one in reader.documents()] == ["docs/a.html", "docs/deep/b.md", "docs/deep/c.txt"]
+
+
+@pytest.mark.parametrize("tag", ["div", "b", "blockquote"])
+@pytest.mark.parametrize("depth", [230, 5000])
+def test_deep_html_keeps_its_text(tag: str, depth: int) -> None:
+    page = f"<html><title>t</title><script>no</script>{f'<{tag}>' * depth}deep words{f'</{tag}>' * depth}</html>"
+    blocks = [block.text for section in parse_html(page.encode()) for block in section.blocks]
+    assert blocks == ["deep words"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[1, 2]", r"rows\.jsonl:2: a line must be a JSON object, this is list"),
+        ('{"text": ', r"rows\.jsonl:2: not valid JSON"),
+        ("[" * 100_000, r"rows\.jsonl:2: not valid JSON"),
+        ('{"id": "b"}', r"rows\.jsonl:2: there is no field 'text'"),
+        ('{"text": 5}', r"rows\.jsonl:2: 'text' is int, it must be text"),
+        ('{"id": [], "text": "x"}', r"rows\.jsonl:2: 'id' is list"),
+        ('{"id": "a", "text": "again"}', r"rows\.jsonl:2: the id 'a' is in line 1 already"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"id": "a", "text": "fine"}\n' + line + "\n")
+    with pytest.raises(DataError, match=message):
+        index_documents(["rows.jsonl"], tmp_path / "index")
+
+
+def test_more_bad_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "caf\xe9"}\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: byte 0xe9 is not valid UTF-8"):
+        index_documents(["rows.jsonl"], tmp_path / "index")
+    path.write_text(json.dumps({"text": "x" * 3000}))
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: the line is longer"):
+        index_documents(["rows.jsonl"], tmp_path / "index", Reading(most_bytes=1000))
+    path.write_text("\n")
+    with pytest.raises(DataError, match=r"rows\.jsonl has no documents"):
+        index_documents(["rows.jsonl"], tmp_path / "index")
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "words"}\n' * 1000)[:-9])
+    with pytest.raises(DataError, match="damaged or truncated gzip"):
+        index_documents(["rows.jsonl.gz"], tmp_path / "index")
+    path.write_text('{"text": "twice"}\n{"text": "twice"}\n')  # without an id the text names a document
+    assert index_documents(["rows.jsonl"], tmp_path / "index").added == 1
+    path.write_text('{"id": "\\ud800", "text": "half \\udc00 pair"}\n')  # text that no file can hold
+    assert index_documents(["rows.jsonl"], tmp_path / "index").added == 1
+
+
+def test_half_characters_of_any_format_can_be_stored(tmp_path: Path) -> None:
+    write(
+        tmp_path / "docs",
+        {"a.pod": "=head1 NAME\n\nhalf E<0xD800> a pair\n", "b.html": "<p>another half &#xD800; a pair</p>"},
+    )
+    assert index_documents(["docs"], tmp_path / "index").added == 2
+    assert len(DocumentIndex.open(tmp_path / "index").search("half pair", 5)) == 2
+
+
+def test_an_error_of_the_disk_is_said_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index_of(tmp_path / "index", {"a": "old words"})
+
+    def full(*_: object) -> None:
+        raise ValueError("An error occurred in a thread: no space")
+
+    monkeypatch.setattr("tmkd.data.documents.index._document", full)
+    with pytest.raises(DataError, match=r"cannot be written \(.*no space; .* MiB free on its disk\); it is as it was"):
+        update_index(tmp_path / "index", lambda: [document("b", "new words")])
+    assert [one.document for one in DocumentIndex.open(tmp_path / "index").search("words", 3)] == ["a"]
+
+
+def test_places_that_hold_no_documents(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.pdf").write_text("x")
+    for place, message in (
+        ("empty", "empty holds no document; known are .html"),
+        ("a.pdf", "a.pdf: unknown format; known are .html"),
+        ("nowhere", "nowhere: no such file or folder"),
+    ):
+        with pytest.raises(DataError, match=message):
+            index_documents([place], tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+def test_folders_that_are_no_index(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere is not there; make one with: tmkd index DOCS --out"):
+        DocumentIndex.open(tmp_path / "nowhere")
+    write(tmp_path / "mine", {"thesis.txt": "precious"})
+    with pytest.raises(DataError, match="mine holds no index"):
+        DocumentIndex.open(tmp_path / "mine")
+    with pytest.raises(DataError, match="mine is there already and holds no index; name another"):
+        update_index(tmp_path / "mine", lambda: [document("a", "x")])
+    index_of(tmp_path / "index")
+    for content, message in (
+        ('{"format": 99}', "format 99, this version reads 1; remove it and make one"),
+        ("{", "is damaged"),
+    ):
+        (tmp_path / "index" / CARD).write_text(content)
+        for call in (lambda: DocumentIndex.open(tmp_path / "index"), lambda: update_index(tmp_path / "index", list)):
+            with pytest.raises(DataError, match=message):
+                call()
+    (tmp_path / "index" / CARD).write_text('{"format": 1}')
+    (tmp_path / "index" / "meta.json").write_text("nonsense")
+    with pytest.raises(DataError, match="cannot be opened"):
+        DocumentIndex.open(tmp_path / "index")
+
+
+def test_a_first_call_that_was_killed_early_can_be_repeated(tmp_path: Path) -> None:
+    write(tmp_path / "index", {CARD: '{"format": 1}', ".managed.json": "[]"})
+    with pytest.raises(DataError, match="cannot be opened"):
+        DocumentIndex.open(tmp_path / "index")
+    assert update_index(tmp_path / "index", lambda: [document("a", "words")]).added == 1
+
+
+def test_missing_packages_are_named(docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, place in (("lxml", "docs/a.html"), ("markdown_it", "docs/deep/b.md"), ("tantivy", "docs")):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            patch.delitem(sys.modules, "tmkd.data.documents.html", raising=False)
+            with pytest.raises(MissingExtraError, match=r"pip install 'tmkd\[qa\]'"):
+                index_documents([place], tmp_path / "index")
+
+
+def test_the_command_counts(docs: Path, tmp_path: Path, tmkd: Tmkd) -> None:
+    done = json.loads(tmkd("index", "docs", "--out", "out", "--json", "--quiet").stdout)
+    assert {**done, "seconds": 0} == {
+        **{"index": "out", "added": 3, "changed": 0, "deleted": 0, "unchanged": 0, "skipped": 0},
+        **{"passages": 5, "seconds": 0},
+    }
+    told = tmkd("index", "docs", "--out", "out").stderr
+    assert "0 added, 0 changed, 0 deleted, 3 unchanged documents; 5 passages" in told
+    assert "left out 1 files of other kinds" in told
+    assert "nowhere: no such file" in tmkd("index", "nowhere", "--out", "out", check=False).stderr

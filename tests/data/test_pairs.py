@@ -1,0 +1,188 @@
+"""Pairs: the record, the hub reader, the split."""
+
+from __future__ import annotations
+
+import builtins
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pairs_fixtures import ROWS, refused
+
+from tmkd.core.errors import MissingExtraError
+from tmkd.data.hub import read_hub
+from tmkd.data.pairs import Pairs, pair_id
+from tmkd.data.readers import Columns, rows_to_pairs, write_rows
+from tmkd.data.split import split
+
+# --- the record
+
+
+def test_pair_id_is_stable_and_keeps_the_two_sides_apart() -> None:
+    assert pair_id("a", "b") == "b8420e297e53a2e9d6dca1c90a75bb86"  # stored labels hang on it
+    assert pair_id("ab", "c") != pair_id("a", "bc")
+    assert pair_id("a", "b") != pair_id("b", "a")
+
+
+def test_columns_that_are_absent_have_stand_ins() -> None:
+    pairs = Pairs.build(["q", "q"], ["a", "b"])
+    assert pairs.labels.tolist() == [-1, -1]
+    assert pairs.labels.dtype == np.int64
+    assert not pairs.has_labels
+    assert pairs.qids == ["q", "q"]
+    assert pairs.pids == pairs.pair_ids == [pair_id("q", "a"), pair_id("q", "b")]
+    assert pairs.score_names == []
+
+
+def test_save_and_load_give_the_same_pairs(tmp_path: Path) -> None:
+    pairs = Pairs.build(
+        ["q", "r"], ["a", "b"], labels=[1, None], qids=["1", "2"], pids=["x", "y"], scores={"s": [0.5, None]}
+    )
+    pairs.save(tmp_path / "new" / "pairs.parquet")
+    again = Pairs.load(tmp_path / "new" / "pairs.parquet")
+    assert again.table.equals(pairs.table)
+    assert again.digest() == pairs.digest()
+    assert again.labels.tolist() == [1, -1]
+    assert again.score("s")[0] == 0.5
+    assert np.isnan(again.score("s")[1])
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["pairs.parquet"]
+
+
+def test_take_keeps_the_order_asked_for_and_digest_tells_orders_apart() -> None:
+    pairs = Pairs.build(["a", "b", "c"], ["1", "2", "3"])
+    assert pairs.take([2, 0]).questions == ["c", "a"]
+    assert len(pairs.take([])) == 0
+    assert pairs.take([2, 0]).digest() != pairs.take([0, 2]).digest()
+
+
+def test_load_refuses_what_is_no_pairs_file(tmp_path: Path) -> None:
+    refused(lambda: Pairs.load(tmp_path / "none.parquet"), "none.parquet", "no such file")
+    Pairs.build(["q"], ["p"]).save(tmp_path / "cut.parquet")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "cut.parquet").read_bytes()[:-30])
+    refused(lambda: Pairs.load(tmp_path / "cut.parquet"), "cut.parquet", "not a readable Parquet")
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "other.parquet")
+    refused(lambda: Pairs.load(tmp_path / "other.parquet"), "pair_id", "text")
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.parquet"
+    Pairs.build(["q"], ["p"]).save(path)
+    noise = np.random.default_rng(0).bytes(200_000).hex()
+    big = Pairs.build(["q"], [noise])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # the kernel refuses to write more, as on a full disk
+    try:
+        with pytest.raises(OSError, match=r"large|File"):
+            big.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert Pairs.load(path).passages == ["p"]
+    assert [found.name for found in tmp_path.iterdir()] == ["pairs.parquet"]
+
+
+def test_unknown_and_reserved_score_columns_are_named() -> None:
+    pairs = Pairs.build(["q"], ["p"], scores={"judge": [1.0]})
+    refused(lambda: pairs.score("jugde"), "jugde", "judge")
+    refused(lambda: Pairs.build(["q"], ["p"], scores={"label": [1.0]}), "label", "rename")
+
+
+# --- the hub reader
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = pytest.importorskip("datasets").config
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "hub-cache")
+
+
+@pytest.mark.usefixtures("hub_cache")
+@pytest.mark.parametrize("extension", [".jsonl", ".parquet"])
+def test_hub_folder(tmp_path: Path, extension: str) -> None:
+    folder = tmp_path / "own:data"
+    folder.mkdir()
+    for part, rows in (("train", ROWS), ("test", ROWS[:1])):
+        write_rows(folder / f"{part}{extension}", rows)
+    train = read_hub(str(folder), "train", classes=2, need_labels=True)
+    assert train.table.equals(rows_to_pairs(ROWS, "s").table)
+    assert len(read_hub(str(folder), "test")) == 1
+    refused(lambda: read_hub(str(folder), "validation"), "own:data", "validation", "train")
+    refused(lambda: read_hub(str(folder), "train", columns=Columns(question="query")), "[train]", "'query'", "passage")
+    refused(lambda: read_hub(str(folder), "train", classes=1), "[train], row 1", "out of range")
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_hub_class_label_of_minus_one_is_no_label(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features(
+        {"question": Value("string"), "passage": Value("string"), "label": ClassLabel(names=["no", "yes"])}
+    )
+    rows = [{"question": "q", "passage": "p", "label": -1}, {"question": "q", "passage": "r", "label": 1}]
+    folder = tmp_path / "snli"
+    folder.mkdir()
+    Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
+    assert read_hub(str(folder), "train", classes=2).labels.tolist() == [-1, 1]
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_hub_never_runs_code(tmp_path: Path) -> None:
+    folder = tmp_path / "scripted"
+    folder.mkdir()
+    (folder / "scripted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    refused(lambda: read_hub(str(folder), "train"), "scripted")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_hub_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "datasets":
+            raise ImportError(name)
+        return original(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtraError, match=r"pip install 'tmkd\[hub\]'"):
+        read_hub("any", "train")
+
+
+# --- the split
+
+
+def test_split_keeps_questions_whole_and_the_shares() -> None:
+    questions = [f"question {number // 5}" for number in range(5000)]
+    pairs = Pairs.build(questions, [str(number) for number in range(5000)])
+    train, dev, test = split(pairs, (0.55, 0.15, 0.30), seed=3)
+    parts = [set(part.questions) for part in (train, dev, test)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 1000
+    assert [abs(len(part) / 1000 - share) < 0.05 for part, share in zip(parts, (0.55, 0.15, 0.3), strict=True)] == [
+        True
+    ] * 3
+    assert train.passages == sorted(train.passages, key=int)
+    assert split(pairs, (0.55, 0.15, 0.30), seed=4)[0].questions != train.questions
+
+
+def test_split_does_not_move_a_question_when_rows_are_added() -> None:
+    few = Pairs.build([f"q{number}" for number in range(100)], ["p"] * 100)
+    many = Pairs.build([f"q{number}" for number in range(200)], ["p"] * 200)
+    assert set(split(few, (0.5, 0.5))[0].questions) == set(split(many, (0.5, 0.5))[0].questions) & set(few.questions)
+
+
+def test_split_keeps_rows_together_by_text_and_by_qid() -> None:
+    by_row = Pairs.build(["same"] * 50, [str(n) for n in range(50)], qids=[str(n) for n in range(50)])
+    assert sorted(map(len, split(by_row, (0.5, 0.5)))) == [0, 50]
+    reworded = Pairs.build([f"wording {n}" for n in range(50)], ["p"] * 50, qids=["one"] * 50)
+    assert sorted(map(len, split(reworded, (0.5, 0.5)))) == [0, 50]
+
+
+@pytest.mark.parametrize("fractions", [(), (0.5, 0.6), (1.0, 0.0), (-0.5, 1.5)])
+def test_split_refuses_shares_that_are_none(fractions: tuple[float, ...]) -> None:
+    refused(lambda: split(Pairs.build(["q"], ["p"]), fractions), str(fractions))
+
+
+def test_split_of_nothing() -> None:
+    assert [len(part) for part in split(Pairs.build([], []), (0.5, 0.5))] == [0, 0]

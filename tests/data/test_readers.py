@@ -1,0 +1,258 @@
+"""Pairs files: every format read and written, every file that cannot be used refused with its place and the fix."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pairs_fixtures import EXTENSIONS, ROWS, refused
+
+from tmkd.data.pairs import pair_id
+from tmkd.data.readers import Columns, line_of, read_pairs, read_rows, rows_to_pairs, write_rows
+
+
+def jsonl(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# --- reading and writing files
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_every_format_gives_back_the_pairs_that_were_written(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"pairs{extension}"
+    write_rows(path, ROWS)
+    assert path.read_bytes()[:2] == b"\x1f\x8b" if extension.endswith(".gz") else path.read_bytes()[:2] != b"\x1f\x8b"
+    pairs = read_pairs(path, classes=2, need_labels=True)
+    assert pairs.questions == [row["question"] for row in ROWS]
+    assert pairs.passages == [row["passage"] for row in ROWS]
+    assert pairs.labels.tolist() == [1, 0, 1]
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("extension", [".jsonl", ".csv", ".parquet"])
+def test_rows_with_different_columns_lose_none(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"rows{extension}"
+    write_rows(path, [{"a": "1"}, {"a": "2", "b": "3"}])
+    assert read_rows(path)[1] == {"a": "2", "b": "3"}
+
+
+def test_columns_of_other_names(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "nli.jsonl", {"premise": "p", "hypothesis": "h", "gold": 2, "prompt": 7, "doc": "d"})
+    pairs = read_pairs(path, columns=Columns("premise", "hypothesis", "gold", "prompt", "doc"), classes=3)
+    assert (pairs.questions, pairs.passages, pairs.labels.tolist()) == (["p"], ["h"], [2])
+    assert (pairs.qids, pairs.pids) == (["7"], ["d"])
+
+
+def test_byte_order_mark_crlf_and_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "excel.csv"
+    path.write_bytes("\ufeffquestion,passage\r\nq,p\r\n\r\nr,s\r\n".encode())
+    assert read_pairs(path).questions == ["q", "r"]
+
+
+def test_labels_may_be_absent_row_by_row() -> None:
+    rows = [{"question": "q", "passage": "p", "label": ""}, {"question": "q", "passage": "r", "label": "1"}]
+    assert rows_to_pairs(rows, "s").labels.tolist() == [-1, 1]
+    assert not rows_to_pairs(rows, "s", columns=Columns(label=None)).has_labels
+
+
+def test_rows_without_qid_stand_for_themselves() -> None:
+    rows = [
+        {"question": "q", "passage": "p", "qid": None, "pid": ""},
+        {"question": "r", "passage": "p", "qid": 4, "pid": 5},
+    ]
+    pairs = rows_to_pairs(rows, "s")
+    assert pairs.qids == ["q", "4"]
+    assert pairs.pids == [pair_id("q", "p"), "5"]
+
+
+def test_json_lines_hold_what_only_parquet_has_a_type_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"when": datetime.datetime(2020, 1, 2, 3, 4), "raw": b"\xff", "half": "\ud800"}
+    write_rows(tmp_path / "rows.jsonl", [row])
+    assert read_rows(tmp_path / "rows.jsonl") == [{"when": "2020-01-02T03:04:00", "raw": "/w==", "half": "\ud800"}]
+    write_rows("-", [row])
+    assert json.loads(capsys.readouterr().out)["raw"] == "/w=="
+
+
+def test_lists_become_json_in_csv(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.csv", [{"logits": [0.5, -1.0], "id": 3}])
+    assert read_rows(tmp_path / "rows.csv") == [{"logits": "[0.5, -1.0]", "id": "3"}]
+
+
+# --- files that cannot be used
+
+
+def test_missing_file_folder_and_unwritable_target(tmp_path: Path) -> None:
+    refused(lambda: read_pairs(tmp_path / "no.jsonl"), "no.jsonl", "no such file")
+    (tmp_path / "folder.csv").mkdir()
+    refused(lambda: read_pairs(tmp_path / "folder.csv"), "folder.csv", "directory")
+    refused(lambda: write_rows(tmp_path / "no" / "out.csv", ROWS), "out.csv", "cannot be written")
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_empty_file(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"empty{extension}"
+    path.write_bytes(gzip.compress(b"") if extension.endswith(".gz") else b"")
+    refused(lambda: read_pairs(path), path.name, "is empty")
+
+
+@pytest.mark.parametrize("name", ["pairs.txt", "pairs.json", "pairs", "pairs.gz", "pairs.txt.gz"])
+def test_wrong_extension_names_the_right_ones(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    refused(lambda: read_pairs(tmp_path / name), name, ".jsonl", ".csv", ".tsv", ".parquet")
+
+
+def test_header_alone_has_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,passage\n")
+    refused(lambda: read_pairs(tmp_path / "a.csv"), "a.csv", "no rows")
+
+
+@pytest.mark.parametrize("column", ["question", "passage", "label"])
+def test_missing_column_names_the_ones_there_are(tmp_path: Path, column: str) -> None:
+    kept = {name: value for name, value in ROWS[0].items() if name != column}
+    path = jsonl(tmp_path / "a.jsonl", {**kept, "query": "x"})
+    refused(lambda: read_pairs(path, need_labels=True), f"no column '{column}'", "query", *kept)
+
+
+def test_score_column_that_is_needed_and_not_there(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", ROWS[0])
+    assert read_pairs(path, scores={"judge": "logit"}).score_names == []
+    refused(
+        lambda: read_pairs(path, scores={"judge": "logit"}, need_scores=True), "'judge'", "question, passage, label"
+    )
+
+
+def test_label_column_with_nothing_in_it(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"question": "q", "passage": "p", "label": None})
+    assert not read_pairs(path).has_labels
+    refused(lambda: read_pairs(path, need_labels=True), "a.jsonl", "'label'", "empty in every row")
+
+
+@pytest.mark.parametrize("label", [2, -1, "2", 10**30])
+def test_label_out_of_range(tmp_path: Path, label: Any) -> None:
+    path = jsonl(tmp_path / "a.jsonl", ROWS[0], {"question": "q", "passage": "p", "label": label})
+    refused(lambda: read_pairs(path, classes=2), "a.jsonl:2:", "'label'", str(label), "0 to 1")
+
+
+@pytest.mark.parametrize("label", ["yes", 0.5, "0.5", True, [1], "1_0", float("nan"), float("inf")])
+def test_label_that_is_no_integer(tmp_path: Path, label: Any) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"question": "q", "passage": "p", "label": label})
+    refused(lambda: read_pairs(path, classes=2), "a.jsonl:1:", "'label'", repr(label), "integer")
+
+
+@pytest.mark.parametrize("kind", ["logit", "probability"])
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf"), "nan"])
+def test_score_that_is_not_finite(tmp_path: Path, score: Any, kind: Any) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"question": "q", "passage": "p", "judge": score})
+    refused(lambda: read_pairs(path, scores={"judge": kind}), "a.jsonl:1:", "'judge'", "finite")
+
+
+@pytest.mark.parametrize("score", [1.5, -0.1])
+def test_probability_outside_its_range(tmp_path: Path, score: float) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"question": "q", "passage": "p", "judge": score})
+    refused(lambda: read_pairs(path, scores={"judge": "probability"}), "a.jsonl:1:", str(score), "within 0 and 1")
+    assert read_pairs(path, scores={"judge": "logit"}).score("judge").tolist() == [score]
+
+
+def test_score_that_is_no_number_and_score_that_is_absent(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"question": "q", "passage": "p", "judge": "high"})
+    refused(lambda: read_pairs(path, scores={"judge": "logit"}), "a.jsonl:1:", "'high'", "number")
+    path = jsonl(tmp_path / "b.jsonl", {"question": "q", "passage": "p", "judge": None})
+    assert np.isnan(read_pairs(path, scores={"judge": "logit"}).score("judge")[0])
+
+
+@pytest.mark.parametrize("side", ["question", "passage"])
+@pytest.mark.parametrize(
+    ("value", "said"), [("", "empty"), (" \t", "empty"), (None, "absent"), (3, "int"), ("\ud800", "surrogate")]
+)
+def test_side_that_is_no_text(tmp_path: Path, side: str, value: Any, said: str) -> None:
+    path = jsonl(tmp_path / "a.jsonl", ROWS[0], {"question": "q", "passage": "p", side: value})
+    refused(lambda: read_pairs(path), "a.jsonl:2:", f"'{side}'", said)
+
+
+@pytest.mark.parametrize("extension", [".jsonl", ".csv", ".tsv", ".csv.gz"])
+def test_undecodable_bytes(tmp_path: Path, extension: str) -> None:
+    content = b'{"question": "a"}\n{"question": "caf\xe9"}\n'
+    path = tmp_path / f"latin{extension}"
+    path.write_bytes(gzip.compress(content) if extension.endswith(".gz") else content)
+    refused(lambda: read_pairs(path), f"{path}:2:", "0xe9", "UTF-8", "iconv")
+
+
+@pytest.mark.parametrize(
+    "bad", ['{"question": ', "nonsense", "[1]", '"text"', '{"a": 1, "a": 2}', "{} {}", f'{{"a": {"9" * 5000}}}']
+)
+def test_malformed_json(tmp_path: Path, bad: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{json.dumps(ROWS[0])}\n\n{bad}\n")
+    refused(lambda: read_pairs(path), f"{path}:3:")
+
+
+def test_json_nested_too_deeply(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("[" * 100_000 + "\n")
+    refused(lambda: read_pairs(tmp_path / "a.jsonl"), "a.jsonl:1:")
+
+
+def test_malformed_csv(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("question,passage\nq,p\nonly one\n")
+    refused(lambda: read_pairs(path), "a.csv:3:", "1 fields", "2")
+    path.write_text('question,passage\nq,"p"x\n')
+    refused(lambda: read_pairs(path), "a.csv:2:", "malformed")
+    path.write_text("\nquestion,passage\n")
+    refused(lambda: read_pairs(path), "a.csv:1:", "blank")
+
+
+@pytest.mark.parametrize("extension", [".csv", ".tsv", ".parquet"])
+def test_header_that_names_a_column_twice(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a{extension}"
+    if extension == ".parquet":
+        pq.write_table(pa.table([pa.array(["q"]), pa.array(["p"])], names=["question", "question"]), path)
+    else:
+        path.write_text("question,question\nq,p\n".replace(",", "\t" if extension == ".tsv" else ","))
+    refused(lambda: read_pairs(path), path.name, "twice", "'question'")
+
+
+@pytest.mark.parametrize("extension", [".jsonl.gz", ".parquet.gz"])
+def test_truncated_gzip(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a{extension}"
+    write_rows(path, ROWS)
+    path.write_bytes(path.read_bytes()[:-12])
+    refused(lambda: read_pairs(path), path.name, "truncated gzip")
+    path.write_text("this is plain")
+    refused(lambda: read_pairs(path), path.name, "gzip")
+
+
+def test_damaged_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_rows(path, ROWS)
+    path.write_bytes(path.read_bytes()[:-12])
+    refused(lambda: read_pairs(path), "a.parquet", "not a readable Parquet")
+
+
+def test_lines_are_counted_through_blank_lines_and_quoted_breaks(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('question,passage,label\n"two\nlines",p,1\n\nq,p,7\n')
+    refused(lambda: read_pairs(path, classes=2), f"{path}:5:", "7")
+    assert line_of(path, 0) == f"{path}:3"
+    write_rows(tmp_path / "a.parquet", [*ROWS, {**ROWS[0], "label": 7}])
+    refused(lambda: read_pairs(tmp_path / "a.parquet", classes=2), "a.parquet, row 4")
+
+
+def test_rows_that_do_not_fit_parquet(tmp_path: Path) -> None:
+    refused(lambda: write_rows(tmp_path / "a.parquet", [{"x": 1}, {"x": "one"}]), "'x'", ".jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("extension", [".csv", ".tsv"])
+def test_every_line_end_inside_a_cell_comes_back(tmp_path: Path, extension: str) -> None:
+    rows = [{"question": "one\rline", "passage": "two\nlines"}, {"question": "q", "passage": "three\r\nlines"}]
+    write_rows(tmp_path / f"rows{extension}", rows)
+    assert [dict(row) for row in read_rows(tmp_path / f"rows{extension}")] == rows

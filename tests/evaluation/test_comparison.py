@@ -1,0 +1,184 @@
+"""Metrics against other libraries and by hand, intervals against known truth, the report against a reader's needs."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from tmkd.data.pairs import Pairs
+from tmkd.evaluation.bootstrap import Resamples, distributions, interval
+from tmkd.evaluation.comparison import ModelOutput, Results, compare, disagreements
+from tmkd.evaluation.metrics import Questions, auc_weighted, ranking_metrics
+from tmkd.evaluation.report import headline, write_report
+from tmkd.evaluation.speed import measure
+
+
+def logits(odds: np.ndarray) -> np.ndarray:
+    return np.stack([-odds / 2, odds / 2], axis=-1)
+
+
+def rows(questions: int = 60, seed: int = 0) -> Pairs:
+    per = 8
+    labels = np.zeros((questions, per), dtype=int)
+    labels[:, 0] = 1
+    names = [f"question {i}" for i in range(questions) for _ in range(per)]
+    return Pairs.build(names, [f"passage {i}" for i in range(questions * per)], labels=labels.ravel().tolist())
+
+
+def outputs(pairs: Pairs, seed: int = 0) -> list[ModelOutput]:
+    generator = np.random.default_rng(seed)
+
+    def scores(strength: float) -> np.ndarray:
+        return logits(strength * pairs.labels + generator.normal(size=len(pairs)))
+
+    times = {10: 5.0, 25: 12.0, 50: 25.0, 100: 50.0}
+    slow = {
+        "parameters": 22_700_000,
+        "bytes": 90_000_000,
+        "layers": 6,
+        "pairs_per_second": 150.0,
+        "milliseconds": times,
+    }
+    fast = {**slow, "layers": 3, "pairs_per_second": 300.0, "milliseconds": {n: t / 2 for n, t in times.items()}}
+    return [
+        ModelOutput("teacher:t1", "teacher", scores(2.0)[None], **slow),
+        ModelOutput("teacher:t2", "teacher", scores(2.1)[None], **slow),
+        ModelOutput("teacher-ensemble", "ensemble", scores(2.4)[None], **{**slow, "pairs_per_second": 75.0}),
+        ModelOutput("finetune", "baseline", np.stack([scores(1.0), scores(1.1)]), **fast),
+        ModelOutput("tmkd", "student", np.stack([scores(2.2), scores(2.3)]), **fast),
+    ]
+
+
+def test_auc_equals_scikit_learn_with_ties_and_weights() -> None:
+    generator = np.random.default_rng(0)
+    labels, scores = generator.integers(0, 2, 500), generator.integers(0, 30, 500).astype(float)
+    weights = generator.integers(0, 4, 500).astype(float)
+    expected = roc_auc_score(labels, scores, sample_weight=weights)
+    assert auc_weighted(labels, scores, weights) == pytest.approx(expected, abs=1e-12)
+
+
+def test_ranking_metrics_by_hand() -> None:
+    labels = np.array([1, 0, 0, 0, 1, 1, 0, 0])
+    questions = Questions.of(labels, ["a", "a", "a", "b", "b", "b", "c", "c"])
+    found = ranking_metrics(questions, np.array([0.1, 0.9, 0.0, 0.5, 0.7, 0.2, 1.0, 2.0]))
+    assert found["mrr"][:2] == pytest.approx([1 / 2, 1.0])
+    assert found["map"][:2] == pytest.approx([1 / 2, (1 + 2 / 3) / 2])
+    assert found["ndcg@10"][0] == pytest.approx(1 / np.log2(3))
+    assert np.isnan(found["mrr"][2])  # no positive: not counted, not zero
+
+
+def test_ties_do_not_favour_the_positive() -> None:
+    questions = Questions.of(np.array([1, 0, 0, 0]), ["a"] * 4)
+    assert ranking_metrics(questions, np.zeros(4))["mrr"][0] == pytest.approx(1 / 4)
+
+
+def test_metrics_without_meaning_are_absent() -> None:
+    pairs = Pairs.build([f"q{i}" for i in range(6)], ["p"] * 6, labels=[0, 1, 2, 0, 1, 2])
+    results = compare(pairs, [ModelOutput("m", "student", np.eye(3)[[0, 1, 2, 0, 1, 1]][None])], classes=3, task="nli")
+    assert set(results.methods[0].metrics) == {"accuracy"}
+    assert results.methods[0].metrics["accuracy"].mean == pytest.approx(5 / 6)
+    single = Pairs.build([f"q{i}" for i in range(4)], ["p"] * 4, labels=[0, 1, 0, 1])
+    results = compare(
+        single, [ModelOutput("m", "student", logits(np.array([0.0, 1, 2, 3]))[None])], classes=2, task="t"
+    )
+    assert set(results.methods[0].metrics) == {"accuracy", "auc"}
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    """Mean reciprocal rank of a model with a known expectation: 95% intervals hold it in most of 100 draws."""
+    generator = np.random.default_rng(1)
+    pairs = rows(40)
+    questions = Questions.of(pairs.labels, pairs.qids)
+    draws = Resamples(questions, 300, seed=0)
+    truth = np.mean([1 / rank for rank in range(1, 9)])  # a positive at a uniformly random rank among 8
+    inside = 0
+    for _ in range(100):
+        value, spread = distributions(draws, logits(generator.random(len(pairs)))[None])["mrr"]
+        span = interval(value, spread)
+        inside += span.low <= truth <= span.high
+    assert 85 <= inside <= 100
+
+
+def test_shares_differences_and_their_verdicts() -> None:
+    pairs = rows()
+    results = compare(pairs, outputs(pairs), classes=2, task="t")
+    row = {row.name: row for row in results.methods}
+    top, base, student = (row[name].metrics["auc"].mean for name in ("teacher-ensemble", "finetune", "tmkd"))
+    assert row["tmkd"].kept["auc"] == pytest.approx(student / top)
+    assert row["tmkd"].kept_above_chance["auc"] == pytest.approx((student - 0.5) / (top - 0.5))
+    assert row["tmkd"].recovered["auc"] == pytest.approx((student - base) / (top - base))
+    real = {(d.second, d.metric): d.real for d in results.differences}
+    assert real["finetune", "auc"]
+    same = [ModelOutput("finetune", "baseline", outputs(pairs)[4].logits), outputs(pairs)[4]]
+    assert not any(d.real for d in compare(pairs, same, classes=2, task="t").differences)
+    json.dumps(results.to_json(), allow_nan=False)
+    assert "3 teachers" not in headline(results)
+    assert "2 teachers of 6 layers became one student of 3 layers" in headline(results)
+    assert "2.0 times as fast as one teacher" in headline(results)
+
+
+def test_questions_where_the_student_is_worse() -> None:
+    pairs = rows(2)
+    good = logits(pairs.labels.astype(float))
+    bad = good.copy()
+    bad[0] = -bad[0]
+    bad[0] -= [-1, 1]
+    found = disagreements(pairs, bad, good)
+    assert [(d.question, d.student_rank, d.teacher_rank) for d in found] == [("question 0", 8, 1)]
+    assert not found[0].student_first_right
+    assert found[0].teacher_first_right
+
+
+class _Assets(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href") and not (value or "").startswith("#"):
+                self.outside.append(f"{tag} {name}={value}")
+
+
+def test_the_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
+    pairs = rows()
+    results: Results = compare(pairs, outputs(pairs), classes=2, task="<b>task</b>")
+    parity = [{"backend": "onnx-fp32", "passed": True, "max_logit_difference": 3e-6, "decision_agreement": 1.0,
+               "top1_agreement": 1.0, "kendall_tau": 1.0, "metric_name": "auc", "metric_pytorch": 0.9,
+               "metric_export": 0.9, "pairs_per_second": 200.0, "reason": ""}]  # fmt: skip
+    curve = [{"step": i, "epoch": i / 10, "loss": 1 / (i + 1)} for i in range(10)]
+    found = disagreements(pairs, outputs(pairs)[3].logits[0], outputs(pairs)[2].logits[0])
+    write_report(
+        tmp_path, results, curves={"tmkd": curve}, parity=parity, disagreements=found, environment={"torch": "2"}
+    )
+    page = (tmp_path / "report.html").read_text()
+    assets = _Assets()
+    assets.feed(page)
+    assert assets.outside == []
+    assert assets.tags.count("svg") == 2
+    assert "<b>task</b>" not in page
+    assert "&lt;b&gt;task" in page
+    assert not re.search(r"@import|url\(\s*['\"]?http", page)
+    assert "nan" not in re.sub(r"<[^>]*>", " ", page).lower().split()
+    assert json.loads((tmp_path / "results.json").read_text()) == results.to_json()
+    write_report(tmp_path / "bare", compare(pairs, outputs(pairs)[3:4], classes=2, task="bare"))
+    assert "The export matches" not in (tmp_path / "bare" / "report.html").read_text()
+
+
+def test_speed_is_measured_per_scorer() -> None:
+    import time
+
+    found = measure(
+        {"slow": lambda q, p: time.sleep(0.0004 * len(q)), "fast": lambda q, p: time.sleep(0.0001 * len(q))},
+        ["q"] * 50, ["p"] * 50, repeats=2, sizes=(10, 25),
+    )  # fmt: skip
+    assert found["fast"].pairs_per_second > found["slow"].pairs_per_second
+    assert set(found["fast"].milliseconds) == {10, 25}

@@ -1,0 +1,200 @@
+"""Answers: retrieval, ranking, marking, windows, the no-answer threshold; no PyTorch in any of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from conftest import Tmkd
+from export_fixtures import exported
+from qa_fixtures import OverlapScorer, index_of
+from rich.console import Console
+
+from tmkd.cli.qa import show
+from tmkd.core.errors import DataError
+from tmkd.inference.qa import Answer, Answers, Calibration, QuestionAnswerer
+from tmkd.inference.qa.windows import Windows
+from tmkd.models.tokenizer import PairTokenizer
+
+
+@pytest.fixture
+def answerer(tmp_path: Path) -> QuestionAnswerer:
+    return QuestionAnswerer(OverlapScorer(), index_of(tmp_path / "index"))
+
+
+def test_the_best_passage_comes_first_with_its_best_sentence_marked(answerer: QuestionAnswerer) -> None:
+    answers = answerer.ask("How is a disk mounted with the mount command?", top=2)
+    best = answers.answers[0]
+    assert answers.answered
+    assert (best.rank, best.source, best.title, best.heading_path) == (1, "mount.md", "mount", ("Use",))
+    assert best.text[slice(*best.marked)] == "The mount command mounts a disk on a folder."
+    assert best.window is None
+    assert best.score >= answers.answers[1].score
+    assert set(answers.milliseconds) == {"retrieve", "rank", "mark", "total"}
+    assert answers.candidates == 2
+
+
+def test_below_the_threshold_there_are_answers_but_no_answer(tmp_path: Path) -> None:
+    index = index_of(tmp_path / "index")
+    question = "How do I copy a whole planet?"
+    (best,) = QuestionAnswerer(OverlapScorer(), index).ask(question, top=1).answers
+    for threshold, answered in ((best.probability - 0.01, True), (best.probability + 0.01, False)):
+        asked = QuestionAnswerer(OverlapScorer(), index, calibration=Calibration(threshold=threshold)).ask(question)
+        assert asked.answered is answered
+        assert asked.answers[0].passage_id == best.passage_id
+    cool = QuestionAnswerer(OverlapScorer(), index, calibration=Calibration(2.0)).ask(question).answers[0]
+    assert cool.score == best.score
+    assert abs(cool.probability - 0.5) < abs(best.probability - 0.5)
+
+
+def test_retrieval_may_count_beside_the_student(tmp_path: Path) -> None:
+    index = index_of(tmp_path / "index", {"a": "disk disk mount", "b": "the folder disk of a mount and a folder"})
+    question = "disk mount of a folder"
+    alone = QuestionAnswerer(OverlapScorer(), index).ask(question).answers
+    both = (
+        QuestionAnswerer(OverlapScorer(), index, calibration=Calibration(retrieval_weight=100.0)).ask(question).answers
+    )
+    assert [one.retrieval_rank for one in both] == [1, 2]
+    by_source = {one.source: one for one in alone}
+    assert both[0].score == by_source[both[0].source].score  # the first that was retrieved loses nothing
+    assert both[1].score < by_source[both[1].source].score
+    assert both[1].score < both[0].score
+
+
+def test_a_long_passage_is_read_in_windows(tmp_path: Path) -> None:
+    filler = " ".join(f"This is word {number}." for number in range(80))
+    text = f"{filler} The mount command mounts a disk. {filler}"
+    answerer = QuestionAnswerer(OverlapScorer(48), index_of(tmp_path / "index", {"long.md": text, "b.md": "Mount it."}))
+    best = answerer.ask("mount a disk command").answers[0]
+    assert best.window is not None
+    start, stop = best.window
+    assert "The mount command mounts a disk." in text[start:stop]
+    assert stop - start < len(text) / 4
+    assert text[slice(*best.marked)] == "The mount command mounts a disk."
+
+
+def test_a_sentence_longer_than_the_window_is_marked_where_it_was_read(tmp_path: Path) -> None:
+    text = "a list of words " * 60 + "mount disk command " + "and other words " * 60
+    answerer = QuestionAnswerer(OverlapScorer(48), index_of(tmp_path / "index", {"long.md": text}))
+    best = answerer.ask("mount a disk command").answers[0]
+    assert best.marked == best.window
+    assert "mount disk command" in text[slice(*best.marked)]
+
+
+def test_nothing_found_and_bad_requests(answerer: QuestionAnswerer) -> None:
+    nothing = answerer.ask("zebra")
+    assert (nothing.answered, nothing.answers, nothing.candidates) == (False, [], 0)
+    with pytest.raises(DataError, match="the question is empty"):
+        answerer.ask("  ")
+    with pytest.raises(DataError, match="top is 0"):
+        answerer.ask("mount", top=0)
+    with pytest.raises(DataError, match="candidates is 0"):
+        answerer.ask("mount", candidates=0)
+
+
+def test_hostile_questions_are_only_text(answerer: QuestionAnswerer) -> None:
+    scorer = answerer.scorer
+    for question in (
+        "half \ud800 mount",
+        '"mount AND (',
+        "mount " * 200_000,
+        "mount\x00disk\n",
+        "m" * 10_000 + " mount",
+    ):
+        answers = answerer.ask(question)
+        assert answers.answers[0].source == "mount.md"
+    assert isinstance(scorer, OverlapScorer)
+    assert max(len(question) for question, _ in scorer.asked) <= 32 * scorer.max_length
+
+
+def test_the_command_answers_with_an_export(tmp_path: Path, tmkd: Tmkd, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = exported("minilm") / "out"
+    index_of(tmp_path / "index")
+    arguments = ("--model", export, "--index", tmp_path / "index")
+    done = json.loads(tmkd("ask", "How is a disk mounted?", *arguments, "--json", "--top", "1").stdout)
+    assert done["question"] == "How is a disk mounted?"
+    assert len(done["answers"]) == 1
+    assert done["candidates"] == 1
+    shown = tmkd("ask", "How is a disk mounted?", *arguments)
+    assert "mount > Use" in shown.stdout
+    assert "mount.md  probability 0." in shown.stdout
+    assert "1 passages in" in shown.stderr
+    monkeypatch.setattr("sys.stdin", io.StringIO("copy a file\n\nsort the keys\n"))
+    lines = tmkd("ask", "-", *arguments, "--json", "--quiet").stdout.splitlines()
+    assert [json.loads(line)["question"] for line in lines] == ["copy a file", "sort the keys"]
+    assert "no passage of the index has a word" in tmkd("ask", "zebra", *arguments).stdout
+
+
+def test_the_terminal_shows_the_best_sentence_and_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "First things first. This is it. The rest."
+    answer = Answer(1, "p", text, (20, 31), (20, 41), 1.5, 0.8, 4, "Guide", ("Guide", "Use"), "guide.md")
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system="standard")
+    monkeypatch.setattr("tmkd.cli.qa.tables", console)
+    times = dict.fromkeys(("retrieve", "rank", "mark", "total"), 1.0)
+    show(Answers("q", False, [answer], 1, times))
+    shown = console.file.getvalue()
+    assert "no passage answers this well" in shown
+    assert "\x1b[1mThis is it.\x1b[0m" in shown
+    assert "Guide > Use" in shown
+    assert "read in part: characters 20 to 41" in shown
+
+
+def test_what_is_not_there_yet_says_how_to_make_it(tmkd: Tmkd, tmp_path: Path) -> None:
+    missing = tmkd("ask", "anything", check=False)
+    assert missing.returncode == 1
+    assert "there is no workspace/runs/demo/export; make it with `make demo`" in missing.stderr
+    missing = tmkd("ask", "anything", "--model", exported("minilm") / "out", check=False)
+    assert "there is no workspace/index; make it with `tmkd index debian-docs`" in missing.stderr
+    index_of(tmp_path / "index")
+    index_of(tmp_path / "empty", {"a.md": ""})
+    empty = tmkd("ask", "x", "--model", exported("minilm") / "out", "--index", "empty", check=False)
+    assert "empty holds no passage; fill it with: tmkd index DOCS --out empty" in empty.stderr
+    three = tmkd("ask", "x", "--model", exported("mpnet", 3) / "out", "--index", tmp_path / "index", check=False)
+    assert "has 3 classes; answering needs a student of two" in three.stderr
+
+
+def test_windows_of_an_export_are_counted_by_its_tokenizer() -> None:
+    windows = Windows(48, exported("minilm") / "out")
+    text = " ".join(f"word{number}" for number in range(100))
+    spans = windows.of("How do I mount a disk?", [text, "short"])
+    assert spans[1] == [(0, 5)]
+    assert (spans[0][0][0], spans[0][-1][1]) == (0, len(text))
+    tokenizer = PairTokenizer(exported("minilm") / "out", 10_000)
+    for (start, stop), (following, end) in pairwise(spans[0]):
+        assert start < following < stop < end  # they overlap
+        (length,) = tokenizer.encode(["How do I mount a disk?"], [text[start:stop]]).lengths
+        assert 40 <= length <= 48
+
+
+def test_keys_and_other_scripts_are_counted_by_the_tokenizer_too() -> None:
+    """They have several tokens where prose has one."""
+    windows = Windows(48, exported("minilm") / "out")
+    tokenizer = PairTokenizer(exported("minilm") / "out", 10_000)
+    for text in ("a3f9c2e1 " * 8, "QmFzZTY0aXNub3Rwcm9zZQ" * 3, "日本語の文章です。" * 5):
+        (length,) = tokenizer.encode(["Why?"], [text]).lengths
+        (spans,) = windows.of("Why?", [text])
+        assert (len(spans) > 1) == (length > 48), text
+
+
+def test_indexing_and_answering_need_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("# Disks\n\nThe mount command mounts a disk.")
+    (tmp_path / "docs" / "b.html").write_text("<p>The cp command copies a disk.</p>")
+    arguments = ["ask", "mount a disk", "--model", str(exported("minilm") / "out"), "--index", "out", "--json"]
+    code = (
+        "import sys; from tmkd.cli.main import app\n"
+        f"for arguments in (['index', 'docs', '--out', 'out'], {arguments!r}):\n"
+        "    app(arguments, standalone_mode=False)\n"
+        "print(*[name for name in ('torch', 'transformers', 'pyarrow', 'scipy', 'sklearn') if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    answers, loaded = done.stdout.splitlines()
+    assert json.loads(answers)["candidates"] == 2
+    assert loaded == ""

@@ -1,0 +1,185 @@
+"""tmkd.inference.scorer: scores in the caller's order, without torch, and clear errors for what is no export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from export_fixtures import exported, texts
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from tmkd.core.errors import DataError, EncoderError, ExportError
+from tmkd.inference.scorer import Scorer, softmax
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported("mpnet") / "out", tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("family", ["minilm", "mpnet"])
+def test_logits_are_those_of_the_checkpoint_one_pair_at_a_time(family: str) -> None:
+    folder = exported(family) / "out"
+    questions, passages = texts(60, seed=5)
+    found = Scorer(folder, threads=1).logits(questions, passages)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    unknown = {"token_type_ids"} if model.config.model_type == "mpnet" else set()
+    for row in range(0, 60, 7):
+        given = tokenizer(questions[row], passages[row], truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            wanted = model(**{name: value for name, value in given.items() if name not in unknown}).logits[0]
+        np.testing.assert_allclose(found[row], wanted.numpy(), atol=1e-5)
+    assert found.dtype == np.float32
+    assert found.std(axis=0).min() > 0.01  # the pairs do differ
+
+
+def test_order_of_the_caller_is_kept_and_batches_do_not_matter() -> None:
+    scorer = Scorer(exported("minilm") / "out", threads=2)
+    questions, passages = texts(300, seed=2)
+    seen: list[int] = []
+    found = scorer.logits(questions, passages, seen.append)
+    assert sum(seen) == 300
+    assert len(seen) > 3
+    mixed = np.random.default_rng(0).permutation(300)
+    again = scorer.logits([questions[i] for i in mixed], [passages[i] for i in mixed])
+    np.testing.assert_allclose(again, found[mixed], atol=1e-5)
+
+
+def test_windows_join_seamlessly(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Scorer(exported("mpnet") / "out", threads=1)
+    questions, passages = texts(50)
+    whole = scorer.logits(questions, passages)
+    monkeypatch.setattr("tmkd.inference.scorer.WINDOW", 7)
+    np.testing.assert_allclose(scorer.logits(questions, passages), whole, atol=1e-5)
+
+
+def test_scores_are_unsquashed_log_odds() -> None:
+    scorer = Scorer(exported("mpnet") / "out", threads=1)
+    questions, passages = texts(20)
+    logits = scorer.logits(questions, passages)
+    scores = scorer.scores(questions, passages)
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, logits[:, 1].astype(float) - logits[:, 0], atol=1e-6)
+    probabilities = scorer.probabilities(questions, passages)
+    np.testing.assert_allclose(np.log(probabilities[:, 1] / probabilities[:, 0]), scores, atol=1e-6)
+
+
+def test_three_classes_have_probabilities_but_no_score() -> None:
+    scorer = Scorer(exported("mpnet", 3) / "out", threads=1)
+    assert (scorer.classes, len(scorer.labels)) == (3, 3)
+    np.testing.assert_allclose(scorer.probabilities(["mount"], ["a disk"]).sum(axis=1), 1.0)
+    with pytest.raises(ExportError, match="3 classes"):
+        scorer.scores(["mount"], ["a disk"])
+
+
+def test_softmax_does_not_overflow() -> None:
+    np.testing.assert_allclose(softmax(np.array([[1000.0, 0.0], [-1000.0, -1000.0]])), [[1, 0], [0.5, 0.5]])
+
+
+def test_no_pairs_and_one_pair() -> None:
+    scorer = Scorer(exported("minilm") / "out", threads=1)
+    assert scorer.logits([], []).shape == (0, 2)
+    assert scorer.scores([], []).shape == (0,)
+    assert scorer.logits(["mount"], [""]).shape == (1, 2)
+    with pytest.raises(DataError, match="2 questions but 1 passages"):
+        scorer.logits(["a", "b"], ["c"])
+
+
+def test_one_scorer_serves_many_threads() -> None:
+    scorer = Scorer(exported("mpnet") / "out", threads=1)
+    questions, passages = texts(80)
+    wanted = scorer.logits(questions, passages)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: scorer.logits(questions, passages), range(12)):
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_runtime_needs_no_torch_and_imports_fast() -> None:
+    code = (
+        "import sys, time; from pathlib import Path; start = time.perf_counter(); "
+        "from tmkd.inference.scorer import Scorer;"
+        f"took = time.perf_counter() - start; Scorer(Path({str(exported('mpnet') / 'out')!r})).scores(['a'], ['b']);"
+        "print(took, *[n for n in ('torch', 'transformers', 'pyarrow', 'scipy') if n in sys.modules])"
+    )
+    took, *loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    ).stdout.split()
+    assert loaded == []
+    assert float(took) < 2  # a quarter of a second on a free machine
+
+
+def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="is not a folder; give an export"):
+        Scorer(tmp_path / "none")
+    with pytest.raises(ExportError, match=r"has no tmkd\.json"):
+        Scorer(tmp_path)
+    with pytest.raises(ExportError, match="is a model folder, not an export"):
+        Scorer(exported("mpnet") / "student")
+    (tmp_path / "tmkd.json").write_text('{"format": 1, "backends": ')
+    with pytest.raises(ExportError, match=r"tmkd\.json is damaged"):
+        Scorer(tmp_path)
+    shown = json.loads((exported("mpnet") / "out" / "tmkd.json").read_text())
+    for change in ({"max_length": float("inf")}, {"backends": {"onnx-fp32": {"passed": True, "file": "\0"}}},
+                   {"backends": {"onnx-fp32": {"passed": True, "pairs_per_second": "fast"}}}):  # fmt: skip
+        (tmp_path / "tmkd.json").write_text(json.dumps({**shown, **change}))
+        with pytest.raises(ExportError, match=r"tmkd\.json is damaged"):
+            Scorer(tmp_path)
+    (tmp_path / "tmkd.json").write_text("[" * 100_000)
+    with pytest.raises(ExportError, match=r"tmkd\.json is damaged"):
+        Scorer(tmp_path)
+    (tmp_path / "tmkd.json").write_text('{"format": 99}')
+    with pytest.raises(ExportError, match="format 99, this version reads 1"):
+        Scorer(tmp_path)
+
+
+def test_damaged_and_missing_files_are_refused(copy: Path) -> None:
+    model = copy / "onnx" / "model.onnx"
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content)
+    with pytest.raises(ExportError, match=r"model\.onnx is damaged"):
+        Scorer(copy)
+    model.unlink()
+    with pytest.raises(ExportError, match=r"model\.onnx is missing"):
+        Scorer(copy)
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(EncoderError, match=r"no tokenizer\.json"):
+        Scorer(copy)
+
+
+def test_back_ends_are_named(copy: Path) -> None:
+    assert Scorer(copy, backend="onnx-fp32").backend == Scorer(copy).backend == "onnx-fp32"
+    with pytest.raises(ExportError, match="'onnx-int4' is not known; this version runs openvino-int8"):
+        Scorer(copy, backend="onnx-int4")
+    card = json.loads((copy / "tmkd.json").read_text())
+    (copy / "tmkd.json").write_text(json.dumps({**card, "backends": {}}))
+    with pytest.raises(ExportError, match="none passed the parity gate"):
+        Scorer(copy)
+
+
+def test_a_file_outside_the_export_is_refused(copy: Path) -> None:
+    card = json.loads((copy / "tmkd.json").read_text())
+    card["backends"]["onnx-fp32"]["file"] = "../elsewhere.onnx"
+    (copy / "tmkd.json").write_text(json.dumps(card))
+    with pytest.raises(ExportError, match="lies outside"):
+        Scorer(copy)
+
+
+def test_a_graph_of_other_classes_is_refused(copy: Path) -> None:
+    card = json.loads((copy / "tmkd.json").read_text())
+    (copy / "tmkd.json").write_text(json.dumps({**card, "classes": 3, "labels": ["a", "b", "c"]}))
+    with pytest.raises(ExportError, match="does not run as a student of 3 classes"):
+        Scorer(copy)
+
+
+def test_threads_must_be_positive() -> None:
+    with pytest.raises(ExportError, match="threads is 0"):
+        Scorer(exported("mpnet") / "out", threads=0)

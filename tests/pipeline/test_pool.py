@@ -1,0 +1,204 @@
+"""The pool of stage 1: what is mined, in which shares, and what is kept out of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TOPICS, write_jsonl
+from pairs_fixtures import refused
+
+from tmkd.config.recipe import Recipe, load_recipe, parse_recipe
+from tmkd.core.errors import RecipeError
+from tmkd.data.decontamination import NEAR, HeldOut, NearTexts
+from tmkd.data.documents.text import jaccard, tokens
+from tmkd.data.mining import subsample
+from tmkd.data.pairs import Pairs
+from tmkd.data.tasks import TaskData
+from tmkd.pipeline.steps.pool import pool_of
+from tmkd.pipeline.store.workspace import Workspace
+
+QUESTIONS = [question for question, _ in TOPICS.values()]
+PASSAGES = [passage for _, passage in TOPICS.values()]
+
+
+def labelled(names: list[str], *, right: bool = True) -> Pairs:
+    """Each topic's question with its own answer (1) and the next topic's (0)."""
+    rows = [(*TOPICS[name], 1) for name in names if right]
+    rows += [(TOPICS[name][0], TOPICS[names[place - 1]][1], 0) for place, name in enumerate(names)]
+    return Pairs.build([row[0] for row in rows], [row[1] for row in rows], labels=[row[2] for row in rows])
+
+
+@pytest.fixture
+def task() -> TaskData:
+    """Six topics to train on, one for development, one for test."""
+    names = list(TOPICS)
+    return TaskData(labelled(names[:6]), labelled(names[6:7]), labelled(names[7:]), None)
+
+
+@pytest.fixture
+def mined(task: TaskData, tmp_path: Path) -> Callable[..., Pairs]:
+    """The pool that the keys of `pool:` give."""
+
+    def call(*, classes: int = 2, **keys: object) -> Pairs:
+        recipe = _recipe(keys, classes)
+        return pool_of(Workspace(tmp_path / "workspace"), recipe, task, {})[0]
+
+    return call
+
+
+def _recipe(pool: dict[str, object], classes: int = 2) -> Recipe:
+    return parse_recipe({"data": {"train": "t.jsonl"}, "teachers": TEACHERS, "classes": classes, "pool": pool}, "r")
+
+
+TEACHERS = [{"name": "a"}, {"name": "b"}]
+OWN = {"questions": "own", "passages": "own"}
+
+
+def test_questions_find_passages_best_first_and_nothing_held_out_comes_in(
+    mined: Callable[..., Pairs], task: TaskData, tmp_path: Path
+) -> None:
+    near = QUESTIONS[7].replace("What does", "what DOES").rstrip("?")
+    other = ["a list, a merge, a file, a hash and their values", TOPICS["mail"][1] + "!"]
+    write_jsonl(tmp_path / "q.jsonl", [{"question": near}, {"question": "How is a hash sorted by its values?"}])
+    (tmp_path / "c.txt").write_text("\n\n".join([*PASSAGES, *other, "How do I report a bug? Ask, a hash of values."]))
+    pool = mined(sources=[OWN, {"questions": "q.jsonl", "passages": "c.txt"}], passages_per_question=2)
+    assert near not in pool.questions
+    assert not set(QUESTIONS[6:]) & set(pool.questions)
+    assert not set(PASSAGES[6:]) & set(pool.passages)  # answers of development and test questions
+    assert other[1] not in pool.passages  # nearly one
+    assert not any("report a bug" in passage for passage in pool.passages)  # quotes such a question
+    found = [
+        p for q, p in zip(pool.questions, pool.passages, strict=True) if q == "How is a hash sorted by its values?"
+    ]
+    assert set(found) == {TOPICS["sort"][1], other[0]}
+    assert len(set(pool.pair_ids)) == len(pool)
+    assert max(pool.questions.count(question) for question in QUESTIONS) <= 2
+    (step,) = (tmp_path / "workspace" / "steps").iterdir()
+    counts = json.loads((step / "counts.json").read_text())
+    assert counts[1]["dropped"] == {"questions": 1, "passages": 4}
+    assert not pool.has_labels
+
+
+def test_passages_can_ask_and_do_not_find_their_own_question(mined: Callable[..., Pairs], task: TaskData) -> None:
+    pool = mined(sources=[{**OWN, "ask": "passages"}], passages_per_question=3)
+    assert len(pool) > 0
+    assert set(pool.questions) <= set(task.train.questions)
+    assert set(pool.passages) <= set(task.train.passages)
+    assert not set(pool.pair_ids) & set(task.train.pair_ids)
+
+
+def test_shares_and_nested_sizes(mined: Callable[..., Pairs], tmp_path: Path) -> None:
+    ready = [{"q": f"question {n}", "p": f"passage {n}"} for n in range(40)]
+    write_jsonl(tmp_path / "ready.jsonl", ready)
+    pairs = {"pairs": {"file": "ready.jsonl", "question": "q", "passage": "p"}, "share": 3}
+    pools = {size: mined(sources=[OWN, pairs], size=size, passages_per_question=4) for size in (4, 8, 16)}
+    assert {size: len(pool) for size, pool in pools.items()} == {4: 4, 8: 8, 16: 16}
+    assert sum(passage.startswith("passage ") for passage in pools[16].passages) == 12
+    assert set(pools[4].pair_ids) < set(pools[8].pair_ids) < set(pools[16].pair_ids)
+    assert mined(sources=[OWN, pairs], size=8, passages_per_question=4, seed=1).digest() != pools[8].digest()
+    everything = mined(sources=[pairs | {"share": 1}])
+    assert len(everything) == 40
+
+
+def test_a_source_that_holds_too_little_gives_all_and_says_so(
+    mined: Callable[..., Pairs], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "ready.jsonl", [{"question": "one more", "passage": "and its passage"}])
+    pool = mined(sources=[{"pairs": "ready.jsonl"}], size=10)
+    assert len(pool) == 1
+    assert "(10 were wanted; it holds no more)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_same_pool_is_mined_once(mined: Callable[..., Pairs], capsys: pytest.CaptureFixture[str]) -> None:
+    first = mined(sources=[OWN])
+    capsys.readouterr()
+    assert mined(sources=[OWN]).digest() == first.digest()
+    assert "done before" in capsys.readouterr().err
+    mined(sources=[OWN], passages_per_question=2)
+    assert "done before" not in capsys.readouterr().err
+
+
+def test_whole_documents_are_cut(mined: Callable[..., Pairs], tmp_path: Path) -> None:
+    sentence = "A hash is sorted by the values that its keys stand for, one after the other. "
+    write_jsonl(tmp_path / "documents.jsonl", [{"body": sentence * 20}])
+    passages = {"file": "documents.jsonl", "column": "body", "cut": True}
+    pool = mined(sources=[{"questions": "own", "passages": passages}])
+    assert 0 < max(len(passage.split()) for passage in pool.passages) <= 95
+
+
+def test_errors_name_the_source_and_the_fix(mined: Callable[..., Pairs], tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "far.jsonl", [{"passage": "völlig andere Wörter"}])
+    (tmp_path / "q.txt").write_text("Was ist das\n")
+    far = {"questions": "own", "passages": "far.jsonl"}
+    refused(lambda: mined(sources=[far]), "not a single hit for 6 queries in 1 texts", "far.jsonl")
+    refused(lambda: mined(sources=[OWN, far]), "not a single hit")
+    asked = {"questions": "own", "passages": "debain-docs"}
+    refused(lambda: mined(sources=[asked]), "pool.sources.0.passages", "'debain-docs'", "did you mean 'debian-docs'?")
+    refused(lambda: mined(sources=[{"questions": "gone.jsonl", "passages": "own"}]), "'gone.jsonl' is neither a file")
+    refused(lambda: mined(sources=[{"questions": "q.txt", "passages": "far.jsonl"}]), "not a single hit")
+    wrong = {"questions": "own", "passages": {"file": "far.jsonl", "column": "text"}}
+    refused(lambda: mined(sources=[wrong]), "no column 'text'", "passage", "column")
+    write_jsonl(tmp_path / "held.jsonl", [{"question": QUESTIONS[7], "passage": "x"}])
+    refused(
+        lambda: mined(sources=[{"pairs": "held.jsonl"}]), "not a single pair is left of 1", "1 questions", "0 passages"
+    )
+    with pytest.raises(RecipeError, match=r"pool\.size: there is no pool to take from"):
+        mined(size=5)
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        ({"size": 9, "sources": [{**OWN, "share": 0}]}, "the shares of pool.sources are 0; one must be above 0"),
+        ({"sources": [{**OWN, "share": 1}, {**OWN, "share": 2}]}, "give pool.size"),
+        ({"size": 9, "sources": [{**OWN, "share": -1}]}, "greater than or equal to 0, got -1"),
+        ({"sources": [{"questions": "own"}]}, "give `questions` and `passages`, or `pairs`"),
+        ({"sources": [{"questions": {}, "passages": "own"}]}, "give one of file, hub"),
+        ({"sources": [{**OWN, "pasages": "own"}]}, "did you mean 'passages'"),
+        ({"size": 0}, "greater than 0"),
+    ],
+)
+def test_keys_that_make_no_pool(pool: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        _recipe(pool)
+    assert message in str(caught.value)
+
+
+def test_a_part_of_a_pool_that_is_there_is_nested(task: TaskData, tmp_path: Path) -> None:
+    pool = Pairs.build([f"q{n}" for n in range(100)], ["p"] * 100)
+    small, large = subsample(pool, 10, 0), subsample(pool, 30, 0)
+    assert (len(small), len(large), len(subsample(pool, 500, 0))) == (10, 30, 100)
+    assert set(small.pair_ids) < set(large.pair_ids)
+    assert large.questions == [question for question in pool.questions if question in set(large.questions)]
+    given = TaskData(task.train, task.dev, task.test, pool)
+    workspace = Workspace(tmp_path / "w")
+    assert pool_of(workspace, _recipe({"size": 10}), given, {})[0].pair_ids == small.pair_ids
+    assert pool_of(workspace, load_recipe(_without_pool(tmp_path)), given, {})[0].digest() == pool.digest()
+
+
+def _without_pool(folder: Path) -> Path:
+    path = folder / "plain.yaml"
+    path.write_text(yaml.safe_dump({"data": {"train": "t.jsonl"}, "teachers": TEACHERS}))
+    return path
+
+
+def test_near_texts_agree_with_every_comparison() -> None:
+    import random
+
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices("abcdefghij", k=draw.randint(1, 9))) for _ in range(300)]
+    held, others = texts[:100], texts[100:]
+    near = NearTexts(held)
+    by_hand = [any(jaccard(tokens(text), tokens(one)) >= NEAR for one in held) for text in others]
+    assert [text in near for text in others] == by_hand
+    assert 20 < sum(by_hand) < 180
+
+
+def test_of_three_classes_no_passage_counts_as_an_answer() -> None:
+    held = HeldOut([labelled(["mail"])], classes=3)
+    assert held.question(TOPICS["mail"][0])
+    assert not held.passage(TOPICS["mail"][1])

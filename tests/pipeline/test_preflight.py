@@ -1,0 +1,182 @@
+"""What is refused, or kept, before hours of work: once late errors, wasted work and silently wrong numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Tmkd, pair_rows, write_jsonl
+
+from tmkd.config.recipe import load_recipe
+from tmkd.core.errors import RecipeError
+
+
+def judged(recipe: Path, extra: str = "") -> Path:
+    """The recipe with a score column in its training rows."""
+    rows = [{**row, "judge": 0.9 if row["label"] else 0.2} for row in pair_rows(2)]
+    write_jsonl(recipe.with_name("train.jsonl"), rows)
+    recipe.write_text(recipe.read_text().replace("data: {", "data: {scores: {judge: probability}, " + extra))
+    return recipe
+
+
+def steps(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("workspace/steps/*"))
+
+
+def test_a_score_column_is_a_teacher_without_being_listed(recipe_file: Path) -> None:
+    assert [teacher.name for teacher in load_recipe(judged(recipe_file)).used_teachers] == ["a", "b", "judge"]
+    named = load_recipe(recipe_file, ["teachers=[{name: a}, {name: j, scores: judge}]"])
+    assert [teacher.name for teacher in named.used_teachers] == ["a", "j"]
+    reference = load_recipe(recipe_file, ["data.reference=judge"])
+    assert [teacher.name for teacher in reference.used_teachers] == ["a", "b"]
+
+
+def test_what_a_score_column_holds_is_part_of_what_was_learned(tmkd: Tmkd, recipe_file: Path) -> None:
+    """A logit that was declared as a probability, and mended, trains the students anew."""
+    alone = (judged(recipe_file), "teachers=[]", "methods=[1-o-1]", "take=1-o-1")
+    tmkd("distill", *alone)
+    assert "1-o-1, seed 0: done before" in tmkd("distill", *alone).stderr
+    assert "1-o-1, seed 0: done before" not in tmkd("distill", *alone, "data.scores.judge=logit").stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.builtin=debian-docs", "data: train is for your own rows, and `builtin: debian-docs` is given too"),
+        ("teachers=[]", "teachers: give one or more, or score columns"),
+        ("seeds=[3, 3]", "seeds: one of them is there twice"),
+        ("seeds=" + str(list(range(65))), "seeds: the list should have at most 64 items"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense(recipe_file: Path, override: str, expected: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(recipe_file, [override, "methods=[finetune]", "take=finetune"])
+    assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["student.layers=50"], "has 6 layers; a student cannot take 50"),
+        (["max_length=1024"], "max_length: "),
+        (["teachers.1.max_length=513"], "has positions for 512 tokens, and 513 are asked for"),
+        (["teachers.1.encoder=./gone"], "no such folder"),
+        (["teachers.1.checkpoint=builtin:minilm-l6"], "a finished teacher needs a head of 2 classes, this one has no"),
+        (["data.train_share=0.000001"], "leaves none of"),
+        (["teachers.1.share=1e-9"], "share 1e-09 leaves it no training question"),
+        (["stage1.share=1e-9"], "stage1.share: 1e-09 leaves none of the "),
+    ],
+)
+def test_nothing_is_trained_for_what_cannot_end_well(
+    tmkd: Tmkd, recipe_file: Path, tmp_path: Path, overrides: list[str], expected: str
+) -> None:
+    refused = tmkd("run", recipe_file, *overrides, check=False)
+    assert refused.returncode == 1
+    assert expected in refused.stderr
+    assert steps(tmp_path) == []
+
+
+def test_a_score_column_with_gaps_is_refused_at_once(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    rows = [{**row, "question": f"Q {row['question']}", "judge": 0.5} for row in pair_rows(1)]
+    del rows[3]["judge"]
+    write_jsonl(tmp_path / "test.jsonl", rows)
+    refused = tmkd("run", judged(recipe_file), check=False)
+    assert "teacher judge: 1 test rows have no 'judge'" in refused.stderr
+    assert steps(tmp_path) == []
+
+
+def test_test_rows_need_labels_and_are_no_development_rows(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    rows = [{**row, "question": f"Q {row['question']}"} for row in pair_rows(1)]
+    write_jsonl(tmp_path / "dev.jsonl", rows)
+    both = tmkd("teach", recipe_file, "data.dev=dev.jsonl", "data.test=dev.jsonl", check=False)
+    assert "32 test rows are also development rows" in both.stderr
+    write_jsonl(tmp_path / "test.jsonl", [{**row, "label": None} for row in rows])
+    assert "label" in tmkd("teach", recipe_file, check=False).stderr
+    few = tmkd("teach", recipe_file, "data={train: train.jsonl, hold_out: {test: 0.0001}}", check=False)
+    assert "the data gives 0 test rows" in few.stderr
+
+
+def test_a_pool_of_ones_own_is_held_out_too(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    test = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    other = [{"question": f"What is {name}?", "passage": f"Nothing says what {name} is."} for name in "abcdef"]
+    write_jsonl(tmp_path / "pool.jsonl", [*test, *other])
+    done = tmkd("label", recipe_file, "data.pool=pool.jsonl", "teachers.1.epochs=1", "use_teachers=1", "methods=[tkd]",
+                "take=tkd")  # fmt: skip
+    assert f"pool: 6 of {len(test) + 6} pairs; left out as nearly of development or test rows" in done.stderr
+    nothing = tmkd("label", recipe_file, "data.pool=test.jsonl", check=False)
+    assert "pool: not a single pair is left of 32" in nothing.stderr
+
+
+def test_clean_leaves_what_an_unfinished_run_made(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    tmkd("pretrain", recipe_file)
+    made = steps(tmp_path)
+    assert {name.split("-")[0] for name in made} == {"teacher", "labels", "stage1"}
+    assert tmkd("clean").stdout == ""
+    tmkd("run", recipe_file)
+    assert tmkd("clean").stdout == ""  # what was measured on test rows is the run's too
+    assert not (tmp_path / "workspace" / "runs" / "tiny" / "unfinished.json").exists()
+
+
+def test_nothing_is_made_that_no_method_needs(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    tmkd("distill", recipe_file, "methods=[finetune]", "take=finetune")
+    assert [name.split("-")[0] for name in steps(tmp_path)] == ["student"]
+    done = tmkd("label", recipe_file, "methods=[mkd]", "take=mkd")
+    assert "no method learns the teachers' labels of the pool" in done.stderr
+
+
+def test_what_is_mostly_a_mistake_is_said(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    train, test = pair_rows(2), pair_rows(1)
+    rows = [*train, {**train[0], "label": 0}, {**train[1], "passage": "Another one.", "label": None}]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    write_jsonl(tmp_path / "dev.jsonl", [{**row, "question": f"Q {row['question']}"} for row in test])
+    write_jsonl(tmp_path / "test.jsonl", [{**row, "passage": f"{row['passage']} Or so."} for row in test])
+    told = tmkd("distill", recipe_file, "data.dev=dev.jsonl", "methods=[finetune]", "take=finetune").stderr
+    assert "warning: 8 test questions are training questions too, first 'How do I copy a file?'" in told
+    assert "warning: 1 training pairs have several labels" in told
+    assert "data: 1 training rows have no label" in told
+    write_jsonl(tmp_path / "train.jsonl", [row for row in rows if row["label"] == 0])
+    refused = tmkd("teach", recipe_file, "data.dev=dev.jsonl", check=False)
+    assert "every training row is of class 0" in refused.stderr
+
+
+def test_stage_1_goes_on_from_a_stage_1_student_alone(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    tmkd("distill", recipe_file)
+    run = tmp_path / "workspace" / "runs" / "tiny"
+    again = ("distill", recipe_file, "methods=[finetune,tmkd]", "name=again", "without_stage1.epochs=2")
+    refused = tmkd(*again, f"stage1={run / 'student'}", check=False)
+    assert f"stage1: {run / 'student'} is not a stage-1 student" in refused.stderr
+    before = steps(tmp_path)
+    other = tmkd(*again, f"stage1={run / 'stage1'}", "student.layers=2", check=False)
+    assert "has 1 layers, student.layers is 2" in other.stderr
+    assert steps(tmp_path) == before  # finetune did not come first
+
+
+def test_what_is_of_an_earlier_student_is_told(tmkd: Tmkd, recipe_file: Path) -> None:
+    tmkd("export", recipe_file, "methods=[finetune]", "take=finetune")
+    one = ("distill", recipe_file, "methods=[finetune]", "take=finetune")
+    assert "earlier student" not in tmkd(*one).stderr
+    assert "export in workspace/runs/tiny are of an earlier student" in tmkd(*one, "without_stage1.epochs=2").stderr
+
+
+def test_evaluate_knows_the_recipes_columns(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"query": row.pop("question"), **row} for row in rows])
+    tmkd("run", recipe_file, "data.columns.question=query", "methods=[finetune]", "take=finetune")
+    run = tmp_path / "workspace" / "runs" / "tiny"
+    for pairs in (tmp_path / "test.jsonl", run / "test.jsonl"):  # as they were, and as a run leaves them
+        assert json.loads(tmkd("evaluate", run, "--pairs", pairs, "--no-speed", "--json", "-").stdout)["rows"] == 32
+    run.rename(tmp_path / "copied")
+    refused = tmkd("evaluate", tmp_path / "copied", "--pairs", tmp_path / "test.jsonl", check=False)
+    assert "lies in no workspace" in refused.stderr
+
+
+def test_places_that_cannot_be_written_are_told(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = tmkd("teach", recipe_file, "--workspace", tmp_path / "file", check=False)
+    assert (refused.returncode, "Traceback" in refused.stderr) == (1, False)
+    assert "file" in refused.stderr
+    missing = tmkd("clean", "--workspace", tmp_path / "nowhere", check=False)
+    assert "is not a workspace" in missing.stderr
+    assert not (tmp_path / "nowhere").exists()

@@ -1,0 +1,298 @@
+"""The whole path on a few rows: the command line as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import Tmkd, pair_rows, write_jsonl
+
+from tmkd.config.recipe import load_recipe
+from tmkd.export.gate import BACKENDS
+from tmkd.export.parity import EXACT
+
+
+def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    first = tmkd("run", recipe_file, "methods=[teacher,teacher-ensemble,finetune,mkd,tmkd]", "--json")
+    results = json.loads(first.stdout)
+    names = [row["name"] for row in results["methods"]]
+    assert names == ["teacher:a", "teacher:b", "teacher-ensemble", "finetune", "mkd", "tmkd"]
+    for row in results["methods"]:
+        assert row["auc"]["low"] <= row["auc"]["mean"] <= row["auc"]["high"]
+        assert {"accuracy", "mrr", "map", "ndcg@10", "parameters", "bytes", "pairs_per_second"} <= set(row)
+    run = tmp_path / "workspace" / "runs" / "tiny"
+    assert json.loads((run / "report" / "results.json").read_text()) == results
+    page = (run / "report" / "report.html").read_text()
+    assert "<svg" in page
+    assert "teacher-ensemble" in page
+
+    (run / "export" / "calibration.json").write_text("{}")
+    second = tmkd("run", recipe_file, "methods=[teacher,teacher-ensemble,finetune,mkd,tmkd]")
+    assert (run / "export" / "calibration.json").read_text() == "{}"  # of no step, yet of this student
+    assert second.stderr.count("done before") >= 10
+    assert "pairs/s, 0 s left, loss" not in second.stderr  # nothing was trained again
+
+    pairs = write_jsonl(tmp_path / "mine.jsonl", [{**row, "note": "kept"} for row in pair_rows(1)])
+    tmkd("score", run / "export", "--pairs", pairs, "--output", tmp_path / "scored.jsonl")
+    scored = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+    assert [row["question"] for row in scored] == [row["question"] for row in pair_rows(1)]
+    for row in scored:
+        assert row["note"] == "kept"
+        assert row["tmkd_score"] == pytest.approx(row["tmkd_logits"][1] - row["tmkd_logits"][0], abs=1e-5)
+        assert row["tmkd_predicted"] == int(row["tmkd_score"] > 0)
+
+    tmkd("score", run / "export", "--pairs", run / "test.jsonl", "--output", tmp_path / "test-scored.csv")
+    assert (tmp_path / "test-scored.csv").read_text().count("tmkd_score") == 1
+
+    tmkd("evaluate", run, "--pairs", pairs, "--json", tmp_path / "numbers.json", "--no-speed")
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["rows"] == len(scored)
+    assert [row["name"] for row in numbers["methods"]] == names
+
+    reused = tmkd("distill", recipe_file, f"stage1={run / 'stage1'}", "name=again", "seeds=[4]")
+    assert "again" in str(list((tmp_path / "workspace" / "runs").iterdir()))
+    assert "stage 1 of" not in reused.stderr
+
+
+def test_one_teacher_of_several_is_the_best_on_development_rows(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    done = tmkd("distill", recipe_file, "methods=[tkd]", "take=tkd")
+    assert "best teacher on development rows: " in done.stderr
+    card = json.loads((tmp_path / "workspace" / "runs" / "tiny" / "student" / "tmkd.json").read_text())
+    assert card["soft_headers"] == 1
+
+
+def test_a_student_can_begin_with_a_teachers_layers(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    methods = ("methods=[finetune,mkd]", "take=mkd")
+    done = tmkd("distill", recipe_file, *methods, "student.start=teacher")
+    assert re.search(r"the student begins with layers of teacher [ab]\n", done.stderr)
+    again = tmkd("distill", recipe_file, *methods, "student.start=bottom")
+    assert "finetune, seed 0: done before" in again.stderr  # it learns from no teacher, so it begins with none
+    assert "mkd, seed 0: done before" not in again.stderr
+
+
+def test_a_student_cannot_begin_with_a_column_of_scores(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{**row, "judge": 0.9 if row["label"] else 0.2} for row in pair_rows(2)])
+    write_jsonl(
+        tmp_path / "dev.jsonl", [{**row, "judge": 0.5, "question": f"Q {row['question']}"} for row in pair_rows(1)]
+    )
+    refused = tmkd(
+        "distill", recipe_file, "data.scores={judge: probability}", "teachers=[{name: judge, scores: judge}]",
+        "methods=[tkd]", "take=tkd", "student.start=teacher", f"data.dev={tmp_path / 'dev.jsonl'}", check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert "student.start: teacher needs a teacher that is fine-tuned from 'builtin:minilm-l6'" in refused.stderr
+
+
+def test_one_changed_key_redoes_only_what_hangs_on_it(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    tmkd("distill", recipe_file, "methods=[tmkd]")
+    before = {p.name for p in (tmp_path / "workspace" / "steps").iterdir()}
+    tmkd("distill", recipe_file, "methods=[tmkd]", "loss.alpha=0.3")
+    after = {p.name for p in (tmp_path / "workspace" / "steps").iterdir()}
+    assert [name.split("-")[0] for name in after - before] == ["student"]
+    assert before <= after
+    listed = tmkd("clean").stdout
+    assert "unused" in listed
+    assert len(listed.splitlines()) == 1
+    tmkd("clean", "--yes")
+    assert len(list((tmp_path / "workspace" / "steps").iterdir())) == len(after) - 1
+    assert any((tmp_path / "workspace" / "tokens").iterdir())
+    assert "tokens" in tmkd("clean", "--tokens", "--yes").stdout
+    assert not (tmp_path / "workspace" / "tokens").exists()
+
+
+def test_labels_damaged_in_a_finished_step_are_made_again(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    tmkd("label", recipe_file)
+    part = sorted((tmp_path / "workspace" / "steps").glob("labels-*/part-*.parquet"))[0]
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-9])
+    again = tmkd("label", recipe_file)
+    assert "labelled again" in again.stderr
+    assert sorted(part.parent.glob("part-*.parquet"))[0].stat().st_size == len(whole)
+
+
+def test_no_pair_is_labelled_twice(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    pool = write_jsonl(tmp_path / "pool.jsonl", pair_rows(1))  # training rows, but for those that dev forbids
+    moon = {"question": "How far is the moon?", "passage": "As far as thirty of our planets in a row.", "label": 1}
+    write_jsonl(tmp_path / "test.jsonl", [moon, {**moon, "passage": "Nobody lives there.", "label": 0}])
+    done = tmkd(
+        "label", recipe_file, f"data.pool={pool}", "teachers=[{name: a, epochs: 1}]", "methods=[tkd]", "take=tkd"
+    )
+    shared = re.search(r"(\d+) of the pairs are labelled already", done.stderr)
+    assert shared
+    first, second = (
+        {
+            row["pair_id"]: row["logits"]
+            for part in store.glob("part-*.parquet")
+            for row in pq.read_table(part).to_pylist()
+        }
+        for store in (tmp_path / "workspace" / "steps").glob("labels-*")
+    )
+    both = first.keys() & second.keys()
+    assert len(both) == int(shared.group(1)) > 10
+    assert all(first[name] == second[name] for name in both)
+
+
+def test_a_column_of_scores_is_a_teacher(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    rows = [{**row, "judge": 0.9 if row["label"] else 0.2} for row in pair_rows(2)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    tmkd(
+        "distill", recipe_file, "data.scores={judge: probability}", "teachers=[{name: judge, scores: judge}]",
+        "methods=[tkd]", "take=tkd",
+    )  # fmt: skip
+    card = json.loads((tmp_path / "workspace" / "runs" / "tiny" / "student" / "tmkd.json").read_text())
+    assert card["soft_headers"] == 1
+
+
+def test_three_classes(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{**row, "label": place % 3} for place, row in enumerate(pair_rows(2))])
+    test = [{**row, "question": f"Q {place}", "label": place % 3} for place, row in enumerate(pair_rows(1))]
+    write_jsonl(tmp_path / "test.jsonl", test)
+    results = json.loads(tmkd("run", recipe_file, "classes=3", "--json").stdout)
+    for row in results["methods"]:
+        assert "accuracy" in row
+        assert not {"auc", "mrr", "map", "ndcg@10"} & set(row)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_in_training_then_continued(
+    tmkd: Tmkd, recipe_file: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tmkd", "teach", str(recipe_file), "teachers.0.epochs=60"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    partial = tmp_path / "workspace" / "steps"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(partial.glob("teacher-*.partial")):
+        time.sleep(0.1)
+    time.sleep(2)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (128 + sent if sent != signal.SIGKILL else -signal.SIGKILL)
+    if sent != signal.SIGKILL:
+        assert "the same command continues" in errors
+        assert "Traceback" not in errors
+    assert not [p for p in partial.iterdir() if not p.name.endswith(".partial")]
+    tmkd("teach", recipe_file, "teachers.0.epochs=1")
+
+
+def _killed_in(recipe_file: Path, verb: str, patch: str) -> None:
+    """The verb in a process of its own that kills itself at a chosen moment."""
+    script = (
+        "import os, signal, sys\n"
+        "def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{patch}\n"
+        "import tmkd.cli.main as cli\n"
+        f"sys.argv = ['tmkd', {verb!r}, {str(recipe_file)!r}]\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_killed_while_labelling_then_continued(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    patch = (
+        "import tmkd.pipeline.steps.teach as t\n"
+        "t.CHUNK, append, calls = 8, t.LabelStore.append, []\n"
+        "def two(*a): (die if len(calls) == 2 else append)(*a); calls.append(1)\n"
+        "t.LabelStore.append = two\n"
+    )
+    _killed_in(recipe_file, "label", patch)
+    (partial,) = (tmp_path / "workspace" / "steps").glob("labels-*.partial")
+    kept = {part.name: part.read_bytes() for part in partial.glob("part-*.parquet")}
+    assert len(kept) == 2
+    tmkd("label", recipe_file)
+    finished = partial.with_suffix("")
+    assert {name: (finished / name).read_bytes() for name in kept} == kept
+    assert len(list(finished.glob("part-*.parquet"))) == 3
+
+
+def test_killed_while_exporting_then_exported(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    tmkd("distill", recipe_file)
+    _killed_in(recipe_file, "export", "import tmkd.export.export as e; e.swap_in = die")
+    run = tmp_path / "workspace" / "runs" / "tiny"
+    assert not (run / "export").exists()
+    tmkd("export", recipe_file)
+    assert json.loads((run / "export" / "parity.json").read_text())[0]["passed"]
+    (step,) = (tmp_path / "workspace" / "steps").glob("export-*")
+    assert sorted(path.name for path in step.iterdir()) == ["export", "step.json"]
+
+
+def test_a_back_end_asked_for_by_name_must_pass(
+    tmkd: Tmkd, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = replace(EXACT, logit_difference=-1.0)  # no difference is small enough
+    monkeypatch.setitem(BACKENDS, "onnx-fp32", replace(BACKENDS["onnx-fp32"], limits=limits))
+    done = tmkd("export", recipe_file, "--backend", "onnx-fp32", check=False)
+    assert done.returncode == 1
+    assert "onnx-fp32 was asked for and is not written: a logit differs by" in done.stderr
+    assert not (tmp_path / "workspace" / "runs" / "tiny" / "export" / "onnx").exists()
+    tmkd("export", recipe_file)  # not by name: the table says it, the run goes on
+
+
+def test_errors_name_the_value_and_the_fix(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    for override, expected in {
+        "stage1.epoch=2": "did you mean 'epochs'",
+        "studnt.layers=2": "did you mean 'student'",
+        "stage2.epochs=two": "got 'two'",
+        "methods=[tmdk]": "'tmdk' is not a method",
+        "data.train=gone.jsonl": "gone.jsonl: no such file",
+        "encoder=./gone": "no such folder",
+        "student.layers=9": "has 6 layers",
+        "stage1=./gone": "is not a stage-1 student",
+        "data.columns.label=target": "there is no column 'target'; there are: question, passage, label",
+        "nonsense": "write key=value",
+    }.items():
+        done = tmkd(
+            "distill",
+            recipe_file,
+            "methods=[tkd]",
+            "take=tkd",
+            override,
+            "teachers=[{name: a, epochs: 1}]",
+            check=False,
+        )
+        assert done.returncode == 1, (override, done.stderr)
+        assert expected in done.stderr, (override, done.stderr)
+        assert "Traceback" not in done.stderr
+    assert "did not" not in tmkd("--help").stdout
+    assert "no such recipe" in tmkd("run", "gone.yaml", check=False).stderr
+
+
+def test_test_rows_among_training_rows_are_refused(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "test.jsonl", pair_rows(1))
+    done = tmkd("teach", recipe_file, check=False)
+    assert done.returncode == 1
+    assert "also training rows" in done.stderr
+
+
+def test_a_full_disk_is_said_plainly(recipe_file: Path) -> None:
+    """The write of the weights fails as it does on a full disk."""
+    script = (
+        "import errno, os, sys\n"
+        "import safetensors.torch as st, tmkd.models.checkpoint as c\n"
+        "def full(*a, **k): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "c.save_file = full\n"
+        "import tmkd.cli.main as cli\n"
+        f"sys.argv = ['tmkd', 'teach', {str(recipe_file)!r}]\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no room on disk" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (Path(__file__).parents[2] / "recipes").glob("*.yaml")))
+def test_shipped_recipes_are_valid(name: str) -> None:
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / name)
+    assert len(recipe.teachers) >= 3

@@ -1,0 +1,71 @@
+"""Token ids are computed once for a tokenizer, a length and a set of pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TOPICS
+
+from tmkd.data.pairs import Pairs
+from tmkd.models.encoders.find import find_encoder
+from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.store.token_cache import tokens_of
+from tmkd.pipeline.store.workspace import Workspace
+
+
+@pytest.fixture
+def pairs() -> Pairs:
+    questions, passages = zip(*TOPICS.values(), strict=True)
+    return Pairs.build(list(questions), list(passages))
+
+
+def kept(workspace: Workspace) -> list[Path]:
+    return sorted((workspace.root / "tokens").iterdir())
+
+
+def test_the_same_ids_come_back_without_tokenizing(
+    tmp_path: Path, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = PairTokenizer(find_encoder("builtin:minilm-l6"), 24)
+    workspace = Workspace(tmp_path / "w")
+    plain = tokenizer.encode(pairs.questions, pairs.passages)
+    first = tokens_of(workspace, tokenizer, pairs)
+
+    def never(*_: Any) -> None:
+        raise AssertionError("tokenized again")
+
+    monkeypatch.setattr(PairTokenizer, "encode_chunks", never)
+    for found in (first, tokens_of(workspace, tokenizer, pairs)):
+        for mine, theirs in ((found.ids, plain.ids), (found.type_ids, plain.type_ids)):
+            assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(mine, theirs, strict=True))
+    assert len(kept(workspace)) == 1
+
+
+def test_another_length_or_other_pairs_are_tokenized_anew(tmp_path: Path, pairs: Pairs) -> None:
+    folder = find_encoder("builtin:minilm-l6")
+    workspace = Workspace(tmp_path / "w")
+    assert max(tokens_of(workspace, PairTokenizer(folder, 24), pairs).lengths) == 24
+    assert max(tokens_of(workspace, PairTokenizer(folder, 12), pairs).lengths) == 12
+    assert len(tokens_of(workspace, PairTokenizer(folder, 12), pairs.take([3, 1])).ids) == 2
+    assert len(kept(workspace)) == 3
+
+
+def test_no_pairs(tmp_path: Path, pairs: Pairs) -> None:
+    tokenizer = PairTokenizer(find_encoder("builtin:minilm-l6"), 24)
+    assert len(tokens_of(Workspace(tmp_path / "w"), tokenizer, pairs.take([])).ids) == 0
+
+
+def test_a_damaged_file_is_made_again(tmp_path: Path, pairs: Pairs, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = PairTokenizer(find_encoder("builtin:minilm-l6"), 24)
+    workspace = Workspace(tmp_path / "w")
+    first = tokens_of(workspace, tokenizer, pairs)
+    (path,) = kept(workspace)
+    path.write_bytes(b"cut off")
+    again = tokens_of(workspace, tokenizer, pairs)
+    assert "is damaged" in capsys.readouterr().err
+    assert all(np.array_equal(a, b) for a, b in zip(first.ids, again.ids, strict=True))
+    assert len(tokens_of(workspace, tokenizer, pairs).ids) == len(pairs)
+    assert "is damaged" not in capsys.readouterr().err

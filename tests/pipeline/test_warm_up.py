@@ -1,0 +1,163 @@
+"""The encoder's own cosine as a teacher: the warm-up, who begins with it, and its part in stage 1."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Tmkd, pair_rows
+from encoder_fixtures import tiny
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from tmkd.config.recipe import Training, load_recipe
+from tmkd.data.pairs import Pairs
+from tmkd.models.batching import pack, pad
+from tmkd.models.bi_encoder import SHARPNESS, cosine_by_token, cosine_logits
+from tmkd.models.checkpoint import load_encoder, load_student
+from tmkd.models.encoders.forward import Batch, Packing
+from tmkd.models.student import Logits
+from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.steps.warm_up import warm_up
+from tmkd.pipeline.store.workspace import Workspace
+from tmkd.training.token_cosine import Comparing, TokenTargets, own_cosine
+from tmkd.training.trainer import score
+
+WARM = "warm_up={learning_rate: 1.0e-3, epochs: 1, batch_size: 8}"
+
+
+def test_it_learns_the_encoders_own_cosine(tiny_recipe: Path, tmp_path: Path) -> None:
+    rows = pair_rows(2)
+    pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])
+    recipe = load_recipe(tiny_recipe)
+    numbers = Training(learning_rate=2e-3, epochs=12, batch_size=8)
+    step = warm_up(Workspace(tmp_path / "w"), recipe, numbers, pairs)
+    model, tokenizer = load_student(step.folder), PairTokenizer(step.folder, 64)
+    assert model.encoder.layers == 3  # whole, not cut as the student is
+    logits = score(model, tokenizer.encode(pairs.questions, pairs.passages), tokenizer.pad_id, precision="fp32")
+    cosine = cosine_logits(Path(recipe.encoder), pairs.questions, pairs.passages, 64)[:, 1]
+    learned, told = (_less_its_question(values, pairs) for values in (logits[:, 1] - logits[:, 0], cosine))
+    assert np.corrcoef(learned, told)[0, 1] > 0.8
+
+
+def _less_its_question(values: NDArray[np.float32], pairs: Pairs) -> NDArray[np.float64]:
+    _, question, counts = np.unique(pairs.questions, return_inverse=True, return_counts=True)
+    return np.asarray(values - (np.bincount(question, values) / counts)[question])
+
+
+def test_tokens_add_up_to_the_cosine(tmp_path: Path) -> None:
+    encoder = tiny("bert", tmp_path / "encoder")
+    questions, passages = ["how to sort", "how to sort"], ["sort the keys", "a much longer passage about the keys"]
+    cosine, by_token = cosine_by_token(encoder, questions, passages, 64, "fp32")
+    assert np.allclose(
+        cosine, cosine_logits(encoder, questions, passages, 64, "fp32")[:, 1] / SHARPNESS + 0.5, atol=1e-5
+    )
+    places = PairTokenizer(encoder, 64).passage_places(questions, passages)
+    assert [len(one) for one in by_token] == [int(end - start) for start, end in places]
+    cut = PairTokenizer(encoder, 10).passage_places(questions, passages)
+    encoded = PairTokenizer(encoder, 10).encode(questions, passages)
+    assert [int(end) + 1 for _, end in cut] == [len(ids) for ids in encoded.ids]  # then the last separator
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet", "distilbert"])
+def test_every_family_warms_up(family: str, recipe_file: Path, tmp_path: Path) -> None:
+    encoder = tiny(family, tmp_path / "encoder")
+    recipe_file.write_text(recipe_file.read_text().replace("builtin:minilm-l6", str(encoder)))
+    rows = pair_rows(2)
+    pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])
+    numbers = Training(learning_rate=1e-3, epochs=2, batch_size=8)
+    step = warm_up(Workspace(tmp_path / "w"), load_recipe(recipe_file), numbers, pairs)
+    curve = json.loads((step.folder / "curve.json").read_text())
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_packed_and_padded_batches_read_the_same_numbers(tmp_path: Path) -> None:
+    folder = tiny("bert", tmp_path / "encoder")
+    torch.manual_seed(0)
+    model, tokenizer = Comparing(load_encoder(folder, 2), 2, width=32), PairTokenizer(folder, 32)
+    encoded = tokenizer.encode(["how to sort", "why"], ["sort the keys by their values", "so"])
+    padded = model(Batch(*map(torch.from_numpy, pad(encoded.ids, encoded.type_ids, [0, 1], tokenizer.pad_id))))
+    ids, types, starts = (torch.from_numpy(a) for a in pack(encoded.ids, encoded.type_ids, [0, 1]))
+    packed = model(Batch(ids, None, types, Packing(starts, 32)))
+    for row, length in enumerate(len(ids) for ids in encoded.ids):
+        assert torch.allclose(padded.tokens[row, :length], packed.tokens[row, :length], atol=1e-5)
+    assert padded.tokens.shape == packed.tokens.shape == (2, 32)
+    assert torch.allclose(padded.golden, packed.golden, atol=1e-5)
+
+
+def test_teachers_of_the_recipes_encoder_begin_with_it(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
+    steps = tmp_path / "workspace" / "steps"
+    tmkd("teach", tiny_recipe)
+    cold = {path.name for path in steps.glob("teacher-*")}
+    other = tiny("mpnet", tmp_path / "other")
+    first = tmkd("teach", tiny_recipe, WARM, f"teachers.1.encoder={other}")
+    assert len(list(steps.glob("warmup-*"))) == 1
+    assert "warm-up of the encoder: done in" in first.stderr
+    assert "teacher a: done before" not in first.stderr
+    again = tmkd("teach", tiny_recipe, WARM, f"teachers.1.encoder={other}")
+    assert "warm-up of the encoder: done before" in again.stderr
+    tmkd("teach", tiny_recipe, f"teachers.1.encoder={other}")  # without it the other encoder's teacher is the same
+    assert len(list(steps.glob("teacher-*"))) == len(cold) + 2
+
+
+def test_the_loss_of_tokens_is_the_mean_over_the_passages_own(tmp_path: Path, tiny_recipe: Path) -> None:
+    recipe = load_recipe(tiny_recipe)
+    pairs = Pairs.build(["how to sort", "why"], ["sort the keys by their values", "so"])
+    told = own_cosine(Workspace(tmp_path / "w"), recipe, pairs)
+    targets = TokenTargets(told, pairs, PairTokenizer(Path(recipe.encoder), 64))
+    everything = targets.targets.double()
+    assert abs(everything.mean()) < 1e-2
+    assert abs(everything.std(correction=0) - 1) < 1e-2
+    read = torch.full((2, 64), 7.0)  # what is not of the passage does not count
+    lengths = (targets.ends - targets.starts).tolist()
+    assert sum(lengths) == len(everything)
+    for row, one in enumerate(targets.targets.float().split(lengths)):
+        read[row, targets.starts[row] : targets.ends[row]] = one
+    golden, soft = torch.zeros(2, 2), torch.zeros(2, 0, 2)
+    assert torch.allclose(targets.loss(Logits(golden, soft, read), torch.tensor([0, 1])), torch.zeros(2))
+    read[0, targets.starts[0]] += 2.0
+    expected = 4.0 / lengths[0]
+    assert torch.allclose(targets.loss(Logits(golden, soft, read), torch.tensor([0, 1])), torch.tensor([expected, 0.0]))
+    assert torch.equal(targets.loss(Logits(golden, soft), torch.tensor([0, 1])), torch.zeros(2))
+
+
+@pytest.mark.parametrize("loss", ["kl", "margin_mse"])
+def test_stage_1_learns_it_beside_the_soft_labels(loss: str, tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
+    steps = tmp_path / "workspace" / "steps"
+    two = ("student.layers=2", f"loss.kind={loss}", "stage1.batch_size=8")
+    tmkd("pretrain", tiny_recipe, *two)
+    assert not list(steps.glob("cosine-*"))
+    (alone,) = steps.glob("stage1-*")
+    done = tmkd("pretrain", tiny_recipe, *two, "stage1.cosine=1.0", "seeds=[0,1]")
+    assert "the encoder's own cosine: done in" in done.stderr
+    both = sorted(set(steps.glob("stage1-*")) - {alone})
+    assert len(both) == 2
+    assert len(list(steps.glob("cosine-*"))) == 1  # once, for every seed
+    saved = load_file(both[0] / "model.safetensors")
+    assert not any(name.startswith("token.") for name in saved)  # an ordinary student
+    losses = [json.loads((step / "curve.json").read_text())[0]["loss"] for step in (alone, both[0])]
+    assert losses[1] > losses[0] + 0.3  # the tokens' targets have a variance of 1
+
+
+def test_students_without_stage_1_know_nothing_of_it(tmkd: Tmkd, tiny_recipe: Path) -> None:
+    alone = ("methods=[finetune]", "take=finetune", "student.layers=1")
+    tmkd("distill", tiny_recipe, *alone)
+    again = tmkd("distill", tiny_recipe, *alone, WARM, "stage1.cosine=1.0")
+    assert "finetune, seed 0: done before" in again.stderr
+
+
+def test_a_student_without_teachers_reads_none_of_their_labels(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
+    alone = ("methods=[self-taught]", "take=self-taught", "student.layers=2")
+    tmkd("distill", tiny_recipe, *alone)
+    (first,) = (tmp_path / "workspace" / "steps").glob("stage1-*")
+    again = tmkd("distill", tiny_recipe, *alone, "teachers.0.learning_rate=2.0e-4", "stage1.cosine=1.0")
+    assert "teacher a" not in again.stderr
+    assert "stage 1 of self-taught, seed 0: done before" in again.stderr  # tokens weigh 1 unless told otherwise
+    assert "self-taught, seed 0: done before" in again.stderr
+    assert load_student(first).headers == 1
+    refused = tmkd("distill", tiny_recipe, *alone, f"stage1={first}", check=False)
+    assert refused.returncode != 0
+    assert "self-taught makes a stage 1 of its own" in refused.stderr

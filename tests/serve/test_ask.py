@@ -1,0 +1,137 @@
+"""POST /ask: answers over the queue, an index that is updated meanwhile, a teacher beside the student."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from export_fixtures import exported
+from qa_fixtures import TEXTS, document, index_of
+from serve_fixtures import QUESTION, ROOT, InProcess, in_process, model
+
+from tmkd.core.errors import TmkdError
+from tmkd.core.hardware import native_bf16
+from tmkd.data.documents.index import update_index
+from tmkd.inference.qa import QuestionAnswerer
+from tmkd.serve import ask
+from tmkd.serve.frames import Failed, read
+from tmkd.serve.queueing import BatchQueue
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return index_of(tmp_path_factory.mktemp("index") / "i").folder
+
+
+@pytest.fixture(scope="module")
+def app(index: Path) -> Iterator[InProcess]:
+    with in_process(index=index, teacher=exported("mpnet") / "student") as found:
+        yield found
+
+
+def test_answers_are_those_of_the_answerer(app: InProcess, index: Path) -> None:
+    found = app.post("/ask", {"question": QUESTION, "top": 2}).json()
+    wanted = QuestionAnswerer.open(model(), index, threads=1).ask(QUESTION, top=2)
+    assert found["ranker"] == "student"
+    assert [one["passage_id"] for one in found["answers"]] == [one.passage_id for one in wanted.answers]
+    for one, same in zip(found["answers"], wanted.answers, strict=True):
+        assert one["score"] == pytest.approx(same.score, abs=1e-4)
+        assert (one["text"], tuple(one["marked"]), one["source"]) == (same.text, same.marked, same.source)
+    assert set(found["milliseconds"]) == {"retrieve", "rank", "mark", "total"}
+    assert found["candidates"] == wanted.candidates
+    assert 'tmkd_stage_seconds_count{stage="retrieve"}' in app.get("/metrics").text
+
+
+def test_the_teacher_ranks_the_same_passages(app: InProcess) -> None:
+    student = app.post("/ask", {"question": QUESTION, "top": 3}).json()
+    teacher = app.post("/ask", {"question": QUESTION, "top": 3, "ranker": "teacher"}).json()
+    assert teacher["ranker"] == "teacher"
+    assert {one["passage_id"] for one in teacher["answers"]} == {one["passage_id"] for one in student["answers"]}
+    scores = {one["passage_id"]: one["score"] for one in student["answers"]}
+    close = 0.02 if native_bf16() else 1e-3  # a teacher computes in bf16 where the CPU does
+    for one in teacher["answers"]:  # the same weights, in PyTorch
+        assert one["score"] == pytest.approx(scores[one["passage_id"]], abs=close)
+    assert app.get("/info").json()["teacher"] is True
+
+
+def test_nothing_found_is_an_answer_too(app: InProcess) -> None:
+    found = app.post("/ask", {"question": "xyzzy plugh"})
+    assert found.is_success
+    assert (found.json()["answered"], found.json()["answers"]) == (False, [])
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "question"), ({"question": ""}, "question"), ({"question": " \n"}, "question"),
+        ({"question": "a" * 2001}, "question"),
+        ({"question": "a", "top": 0}, "top"), ({"question": "a", "candidates": 10_000}, "candidates"),
+        ({"question": "a", "ranker": "nobody"}, "ranker"),
+    ],
+)  # fmt: skip
+def test_a_wrong_question_is_refused(app: InProcess, body: object, field: str) -> None:
+    found = app.post("/ask", body)
+    assert (found.status_code, found.json()["field"]) == (422, field)
+
+
+def test_without_an_index_or_a_teacher_it_says_how_to_get_one(index: Path) -> None:
+    with in_process() as app:
+        found = app.post("/ask", {"question": "a"})
+        assert (found.status_code, "--index" in found.json()["error"]) == (404, True)
+        assert app.get("/info").json()["index"] is None
+    with in_process(index=index) as app:
+        found = app.post("/ask", {"question": "a", "ranker": "teacher"})
+        assert (found.status_code, "--teacher" in found.json()["error"]) == (422, True)
+
+
+def test_an_index_that_is_updated_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ask, "LOOK", 0.0)
+    folder = index_of(tmp_path / "i").folder
+    with in_process(index=folder) as app:
+        assert app.post("/ask", {"question": "zebra"}).json()["answers"] == []
+        texts = {**TEXTS, "zebra.md": "A zebra has stripes."}
+        update_index(folder, lambda: [document(key, text) for key, text in texts.items()])
+        assert app.post("/ask", {"question": "zebra"}).json()["answers"][0]["source"] == "zebra.md"
+        folder.rename(tmp_path / "away")  # made anew, say: what was opened still answers
+        assert app.post("/ask", {"question": "zebra"}).json()["answers"][0]["source"] == "zebra.md"
+
+
+def test_too_many_questions_at_once_are_told_so(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ask, "MOST", 1)
+    with in_process(index=index, timeout=5) as app:
+        free = threading.Event()
+        answerer = app.server.asker.rankers["student"]
+        real = answerer.ask
+        monkeypatch.setattr(answerer, "ask", lambda *a, **k: (free.wait(10), real(*a, **k))[1])
+        first = threading.Thread(target=app.post, args=["/ask", {"question": QUESTION}])
+        first.start()
+        time.sleep(0.3)
+        found = app.post("/ask", {"question": QUESTION})
+        assert (found.status_code, "retry-after" in found.headers) == (429, True)
+        free.set()
+        first.join()
+        assert app.post("/ask", {"question": QUESTION}).is_success
+
+
+def test_a_question_whose_time_is_up_leaves_no_work_behind(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with in_process(index=index, timeout=0.5) as app:
+        monkeypatch.setattr(BatchQueue, "_scorer_up", lambda _: False)  # nothing is scored
+        found = app.post("/ask", {"question": QUESTION})
+        assert (found.status_code, "retry-after" in found.headers) == (503, True)
+        assert app.server.queues["student"].pairs == 0
+
+
+def test_a_teacher_that_cannot_be_loaded_is_told_with_the_way_out(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from tmkd.serve.worker import main; main('teacher', 'x', '-', '1')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, cwd=ROOT)
+    message = read(io.BytesIO(done.stdout))
+    assert isinstance(message, Failed)
+    assert "tmkd[train]" in message.message
+    with pytest.raises(TmkdError, match=str(tmp_path)), in_process(teacher=tmp_path):
+        pass

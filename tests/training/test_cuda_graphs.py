@@ -1,0 +1,132 @@
+"""Recorded steps give what steps give that are not. Without a GPU the recording is work that simply runs again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import pair_rows
+from encoder_fixtures import tiny
+
+from tmkd.core.hardware import device
+from tmkd.models.checkpoint import load_encoder, save_student
+from tmkd.models.student import Logits, Student
+from tmkd.models.tokenizer import Encoded, PairTokenizer
+from tmkd.training import trainer as training
+from tmkd.training.cuda_graphs import GraphedGradients, Work
+from tmkd.training.hidden_states import Following
+from tmkd.training.losses import golden_loss, soft_kl
+from tmkd.training.trainer import Fit, graphed, train
+
+FIT = Fit(1e-3, 2, 8, seed=0, precision="fp32")
+STEPS = [np.arange(8), np.array([23, 3, 11, 5]), np.arange(8, 16), np.array([1, 20, 4, 9])]
+"""The rows of steps of two sizes, each size twice: the second is a replay."""
+
+Loss = Callable[[Logits, torch.Tensor], torch.Tensor]
+
+
+def again(work: Work) -> Work:
+    """Stands for a recording: it, too, runs the work some times before it is of use."""
+    for _ in range(3):
+        work()
+    return work
+
+
+recorders = pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param(again, id="run-again"),
+        pytest.param(None, id="cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+    ],
+)
+
+
+def rows_of(folder: Path) -> tuple[Encoded, int]:
+    tokenizer, rows = PairTokenizer(folder, 64), pair_rows()
+    return tokenizer.encode([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows]), tokenizer.pad_id
+
+
+def setting(folder: Path) -> tuple[Following, Encoded, int, Loss]:
+    """A student in stage 1 that follows a teacher; its golden header learns nothing."""
+    source = tiny("bert", folder / "encoder", num_hidden_layers=4)
+    torch.manual_seed(0)
+    save_student(Student(load_encoder(source, 2), 2), folder / "teacher", source, 64, {})
+    student = Following(
+        load_encoder(folder / "teacher", 2, layers=2, start="spaced"), 2, 2, width=0, teacher=folder / "teacher",
+        precision="fp32", use_golden=False,
+    )  # fmt: skip
+    encoded, pad_id = rows_of(source)
+    soft = torch.randn(len(encoded.ids), 2, 2, generator=torch.Generator().manual_seed(1)).to(device())
+    return (
+        student.to(device()).train(),
+        encoded,
+        pad_id,
+        lambda logits, rows: soft_kl(logits.soft, soft[rows]).sum(dim=1) + 10 * logits.states,
+    )
+
+
+def gradients(model: Student) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@recorders
+def test_every_step_has_the_gradients_of_one_that_is_not_recorded(
+    record: Callable[[Work], Work] | None, tmp_path: Path
+) -> None:
+    model, encoded, pad_id, loss = setting(tmp_path)
+    eager = partial(training._gradients, model, encoded, pad_id, loss, FIT)
+    graphs = GraphedGradients(model, loss, pad_id, bf16=False, record=record)
+    take = graphed(graphs, encoded, eager)
+    for number, rows in enumerate(STEPS):
+        model.zero_grad(set_to_none=True)
+        expected = eager(rows, number), gradients(model)
+        model.zero_grad(set_to_none=True)
+        found = take(rows, number), gradients(model)
+        assert found[0] == pytest.approx(expected[0], rel=1e-4)
+        assert found[1].keys() == expected[1].keys()
+        assert not any(name.startswith("golden") for name in found[1])
+        for name, gradient in found[1].items():
+            torch.testing.assert_close(gradient, expected[1][name], rtol=1e-3, atol=1e-5)
+    assert len(graphs.shapes) == 2  # the first step shows which parameters learn, and is not recorded
+
+
+@recorders
+def test_a_step_of_several_micro_batches_is_not_recorded(
+    record: Callable[[Work], Work] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, encoded, pad_id, loss = setting(tmp_path)
+    graphs = GraphedGradients(model, loss, pad_id, bf16=False, record=record)
+    take = graphed(graphs, encoded, partial(training._gradients, model, encoded, pad_id, loss, FIT))
+    take(STEPS[0], 0)
+    monkeypatch.setattr(training, "batch_tokens", lambda: 100)
+    model.zero_grad(set_to_none=True)
+    found = take(STEPS[2], 1), gradients(model)
+    monkeypatch.undo()
+    assert not graphs.shapes
+    model.zero_grad(set_to_none=True)
+    assert take(STEPS[2], 1) == pytest.approx(found[0], rel=1e-4)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_a_gpu_ends_where_one_without_graphs_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.tensor([int(str(r["label"])) for r in pair_rows()]).to(device())
+    ends = []
+    for way in ("graphs", "eager"):
+        folder = tiny("bert", tmp_path / way)
+        torch.manual_seed(0)
+        model = Student(load_encoder(folder, 2), 2)
+        encoded, pad_id = rows_of(folder)
+        if way == "eager":
+            monkeypatch.setattr(training, "graphed", lambda graphs, encoded, eager: eager)
+        train(
+            model, encoded, pad_id, lambda logits, rows: golden_loss(logits.golden, labels[rows]), FIT,
+            name="t", state_folder=tmp_path / way / "state",
+        )  # fmt: skip
+        ends.append(torch.cat([p.detach().flatten().cpu() for p in model.parameters()]))
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=2e-4)

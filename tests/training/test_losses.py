@@ -1,0 +1,297 @@
+"""Losses and weights against numbers computed by hand; a grouped loss whatever the token budget; its errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Tmkd, pair_rows, write_jsonl
+from encoder_fixtures import tiny
+
+from tmkd.config.methods import METHODS
+from tmkd.config.recipe import Loss
+from tmkd.core.errors import DataError
+from tmkd.data.pairs import Pairs
+from tmkd.models.batching import grouped_epoch_steps
+from tmkd.models.checkpoint import load_encoder
+from tmkd.models.student import Logits, Student
+from tmkd.models.tokenizer import PairTokenizer
+from tmkd.training import trainer as training
+from tmkd.training.losses import golden_loss, soft_kl, soft_loss, soft_margin_mse, soft_mse, soft_mse_logits
+from tmkd.training.targets import Targets, questions_of, stage2_loss
+from tmkd.training.teacher_weights import above_chance, confidence_weights, development_weights
+from tmkd.training.trainer import Fit, train
+
+
+def odds(values: list[list[float]]) -> torch.Tensor:
+    """Logits [n, K, 2] of log-odds [n, K], with a shift that no loss may see."""
+    found = torch.tensor(values)
+    return torch.stack([-found / 2, found / 2], dim=-1) + 3.0
+
+
+def test_mse_and_kl_against_their_definitions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(5, 3, 2, generator=generator), torch.randn(5, 3, 2, generator=generator)
+    p, r = student.softmax(-1), teacher.softmax(-1)
+    for row in range(5):
+        for k in range(3):
+            assert soft_mse(student, teacher)[row, k] == pytest.approx(float(((p - r)[row, k] ** 2).mean()), rel=1e-5)
+            kl = float((r[row, k] * (r[row, k] / p[row, k]).log()).sum())
+            assert soft_kl(student, teacher)[row, k] == pytest.approx(kl, rel=1e-4, abs=1e-6)
+    assert float(soft_kl(teacher, teacher + 5.0).abs().max()) < 1e-6  # softmax does not see a common shift
+    assert list(golden_loss(student[:2, 0], torch.tensor([-1, 1])) > 0) == [False, True]
+
+
+def test_mse_and_kl_by_hand() -> None:
+    student, teacher = odds([[0.0]]), odds([[np.log(3.0)]])  # probabilities 1/2, 1/2 and 1/4, 3/4
+    assert float(soft_mse(student, teacher)) == pytest.approx(1 / 16)
+    assert float(soft_kl(student, teacher)) == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5), rel=1e-5)
+    softer = 1 / (1 + np.sqrt(3.0))  # of the first class at temperature 2
+    expected = 4 * (softer * np.log(2 * softer) + (1 - softer) * np.log(2 * (1 - softer)))
+    assert float(soft_kl(student, teacher, 2.0)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_mse_of_centred_logits_by_hand() -> None:
+    student, teacher = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[10.0, 10.0, 13.0]]])
+    # centred: (-1, 0, 1) and (-1, -1, 2)
+    assert float(soft_mse_logits(student, teacher)) == pytest.approx((0 + 1 + 1) / 3)
+    assert float(soft_mse_logits(student, teacher - 7)) == pytest.approx(2 / 3)
+
+
+def test_margins_by_hand() -> None:
+    student, teacher = odds([[1.0], [0.0], [4.0], [2.0]]), odds([[3.0], [1.0], [2.0], [9.0]])
+    questions = torch.tensor([5, 5, 5, 7])
+    # errors of log-odds: -2, -1, 2; the fourth pair is alone with its question
+    expected = [(1 + 16) / 2, (1 + 9) / 2, (16 + 9) / 2, 0]
+    assert soft_margin_mse(student, teacher, questions)[:, 0].tolist() == pytest.approx(expected)
+    shifted = student + torch.tensor([-4.0, 4.0]) * (questions == 5)[:, None, None]
+    assert torch.allclose(soft_margin_mse(shifted, teacher, questions), soft_margin_mse(student, teacher, questions))
+
+
+def test_a_recipe_names_the_loss_and_weights_its_headers() -> None:
+    student, teacher = odds([[0.0, 1.0], [2.0, -1.0]]), odds([[1.0, 1.5], [0.0, 3.0]])
+    weights, questions = torch.tensor([[0.25, 0.75], [1.0, 0.0]]), torch.tensor([0, 0])
+    kinds = {
+        "kl": soft_kl(student, teacher, 2.0),
+        "mse": soft_mse(student, teacher),
+        "mse_logits": soft_mse_logits(student, teacher),
+        "margin_mse": soft_margin_mse(student, teacher, questions),
+    }
+    for kind, each in kinds.items():
+        found = soft_loss(student, teacher, kind, 2.0, questions=questions)
+        assert found.tolist() == pytest.approx(each.mean(1).tolist())
+        found = soft_loss(student, teacher, kind, 2.0, weights=weights, questions=questions)
+        hand = [0.25 * float(each[0, 0]) + 0.75 * float(each[0, 1]), float(each[1, 0])]
+        assert found.tolist() == pytest.approx(hand)
+
+
+def test_weights_by_development_metric() -> None:
+    labels = np.array([0, 1, 1, 0, -1])
+    right, half, wrong = ([-2.0, 1, 2, -1, 9], [0.0, 1, -1, -1, 9], [2.0, -1, -2, 1, 9])
+    metrics = [above_chance(odds([[v] for v in one])[:, 0].numpy(), labels) for one in (right, half, wrong)]
+    assert metrics == pytest.approx([0.5, (1 + 1 + 0 + 0.5) / 4 - 0.5, 0.0])
+    assert development_weights(metrics).tolist() == pytest.approx([0.8, 0.2, 0.0])
+    assert development_weights([0.0, 0.0]).tolist() == [0.5, 0.5]
+    three = np.eye(3)[[0, 1, 2, 2]] * 5
+    assert above_chance(three, np.array([0, 1, 2, 0])) == pytest.approx(3 / 4 - 2 / 4)
+
+
+def test_weights_by_confidence() -> None:
+    sure, wavers = np.log([0.9, 0.1]), np.log([0.5, 0.5])
+    logits = np.array([[sure, wavers], [wavers, wavers], [sure, sure]])
+    weights = confidence_weights(logits)
+    c = 1 - (-(0.9 * np.log2(0.9) + 0.1 * np.log2(0.1)))
+    assert weights[0].tolist() == pytest.approx([(c + 1e-6) / (c + 2e-6), 1e-6 / (c + 2e-6)])
+    assert weights[1:].ravel().tolist() == pytest.approx([0.5] * 4)
+    many = confidence_weights(np.random.default_rng(0).normal(size=(50, 4, 3)) * 9)
+    np.testing.assert_allclose(many.sum(axis=1), 1)
+
+
+def test_targets_are_weighed_where_there_is_more_than_one() -> None:
+    generator = np.random.default_rng(0)
+    logits = [generator.normal(size=(6, 2)).astype(np.float32) for _ in range(3)]
+
+    def chosen(name: str) -> Targets:
+        found = Targets.choose(METHODS[name], ["a", "b", "c"], logits, 1)
+        assert found is not None
+        return found
+
+    def never() -> np.ndarray:
+        raise AssertionError("development rows are not read")
+
+    assert chosen("tmkd").weigh("uniform", never).weights is None
+    assert chosen("1avg-tkd").weigh("development", never).weights is None  # one soft label: nothing to weigh
+    by_metric = chosen("tmkd").weigh("development", lambda: np.array([0.5, 0.3, 0.2]))
+    assert by_metric.weights is not None
+    assert by_metric.weights.shape == (6, 3)
+    assert by_metric.weighting == [0.5, 0.3, 0.2]
+    by_confidence = chosen("tmkd").weigh("confidence", never)
+    assert by_confidence.weights is not None
+    np.testing.assert_allclose(by_confidence.weights.sum(1), 1, atol=1e-6)
+
+
+def test_stage2_loss_by_hand() -> None:
+    rows = Pairs.build(["q", "q"], ["p", "r"], labels=[1, None])
+    targets = Targets(("a", "b"), odds([[0.0, 1.0], [2.0, -1.0]]).numpy())
+    logits = Logits(odds([[1.0], [0.5]])[:, 0], odds([[0.5, 0.5], [0.0, 0.0]]))
+    loss = Loss(kind="mse", alpha=0.25)
+    found = stage2_loss(rows, targets, loss)(logits, torch.tensor([0, 1]))
+    sigmoid = torch.tensor([0.5, 1.0, 2.0, -1.0]).sigmoid().tolist()
+    soft = [((sigmoid[0] - 0.5) ** 2 + (sigmoid[0] - sigmoid[1]) ** 2) / 2,
+            ((0.5 - sigmoid[2]) ** 2 + (0.5 - sigmoid[3]) ** 2) / 2]  # fmt: skip
+    golden = -np.log(sigmoid[1])
+    assert found.tolist() == pytest.approx([0.75 * golden + 0.25 * soft[0], 0.25 * soft[1]], rel=1e-5)
+    # One header (1-o-1, m-o-m, bilstm): it learns both.
+    single = Targets(("a",), odds([[0.0], [2.0]]).numpy())
+    alone = Logits(logits.golden, torch.zeros(2, 0, 2))
+    found = stage2_loss(rows, single, loss)(alone, torch.tensor([0, 1]))
+    soft = [(sigmoid[1] - 0.5) ** 2, (sigmoid[0] - sigmoid[2]) ** 2]
+    assert found.tolist() == pytest.approx([0.75 * golden + 0.25 * soft[0], 0.25 * soft[1]], rel=1e-5)
+
+
+def test_steps_keep_questions_together() -> None:
+    generator = np.random.default_rng(0)
+    questions = np.repeat(np.arange(40), generator.integers(2, 30, 40))
+    generator.shuffle(questions)
+    steps = grouped_epoch_steps(questions, 16, epoch=1, seed=7)
+    assert sorted(np.concatenate(steps)) == list(range(len(questions)))
+    assert max(len(step) for step in steps) <= 16
+    for step in steps:
+        names, counts = np.unique(questions[step], return_counts=True)
+        assert counts.min() >= 2
+        for name, count in zip(names, counts, strict=True):
+            whole = int((questions == name).sum())
+            assert count == whole or whole > 16
+    again = grouped_epoch_steps(questions, 16, epoch=1, seed=7)
+    assert all(np.array_equal(a, b) for a, b in zip(steps, again, strict=True))
+    assert not np.array_equal(np.concatenate(steps), np.concatenate(grouped_epoch_steps(questions, 16, 2, 7)))
+
+
+def grouped_run(folder: Path, budget: int, monkeypatch: pytest.MonkeyPatch, die_at: int | None = None) -> torch.Tensor:
+    """All weights after training with margins."""
+    monkeypatch.setattr(training, "batch_tokens", lambda: budget)
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    source = tiny("bert", folder / "tiny")
+    rows = pair_rows()
+    pairs = Pairs.build([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows],
+                        labels=[int(str(r["label"])) for r in rows])  # fmt: skip
+    generator = np.random.default_rng(0)
+    targets = Targets(("a", "b"), generator.normal(size=(len(pairs), 2, 2)).astype(np.float32))
+    loss = Loss(kind="margin_mse", alpha=0.6)
+    questions = questions_of(pairs, loss, "train")
+    plain, calls = stage2_loss(pairs, targets, loss, questions), 0
+
+    def counted(logits: Logits, which: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if die_at is not None and calls > die_at:
+            raise KeyboardInterrupt
+        return plain(logits, which)
+
+    torch.manual_seed(0)
+    model = Student(load_encoder(source, 2, layers=1, dropout=0.0), 2, 2)
+    tokenizer = PairTokenizer(source, 64)
+    encoded = tokenizer.encode(pairs.questions, pairs.passages)
+    fit = Fit(1e-3, 2, 12, seed=1, precision="fp32")
+    train(model, encoded, tokenizer.pad_id, counted, fit, name="t", state_folder=folder / "s", questions=questions)
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
+def test_a_killed_grouped_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = grouped_run(tmp_path / "whole", 100, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        grouped_run(tmp_path / "cut", 100, monkeypatch, die_at=5)
+    assert torch.equal(whole, grouped_run(tmp_path / "cut", 100, monkeypatch))
+
+
+def gradient(
+    source: Path, loss: Any, monkeypatch: pytest.MonkeyPatch, budget: int, way: Any, dropout: float = 0.0
+) -> tuple[float, torch.Tensor]:
+    """Loss and gradient of one step of 24 pairs, six questions."""
+    monkeypatch.setattr(training, "batch_tokens", lambda: budget)
+    rows = pair_rows()
+    tokenizer = PairTokenizer(source, 64)
+    encoded = tokenizer.encode([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows])
+    torch.manual_seed(0)
+    model = Student(load_encoder(source, 2, layers=1, dropout=dropout), 2, 2).train()
+    found = way(model, encoded, tokenizer.pad_id, loss, Fit(1e-3, 1, 24, 0, precision="fp32"), np.arange(24), 5)
+    return found, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_margins_do_not_depend_on_the_token_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One micro-batch a step against micro-batches of one pair, which split every question."""
+    source = tiny("bert", tmp_path / "tiny")
+    rows = pair_rows()
+    pairs = Pairs.build([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows],
+                        labels=[int(str(r["label"])) for r in rows])  # fmt: skip
+    targets = Targets(("a", "b"), np.random.default_rng(0).normal(size=(len(pairs), 2, 2)).astype(np.float32))
+    margins = Loss(kind="margin_mse", alpha=0.6)
+    loss = stage2_loss(pairs, targets, margins, questions_of(pairs, margins, "train"))
+    way = training._whole_step_gradients
+    (whole, expected), (split, found) = (gradient(source, loss, monkeypatch, b, way) for b in (100_000, 20))
+    assert split == pytest.approx(whole, rel=1e-5)
+    assert (found - expected).norm() / expected.norm() < 1e-5
+    _, apart = gradient(source, loss, monkeypatch, 20, training._gradients)  # what splitting would do
+    assert (apart - expected).norm() / expected.norm() > 0.1
+
+
+def test_the_second_forward_repeats_the_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a loss that is a sum over pairs, both ways to the gradient are the same, dropout and all."""
+    source = tiny("bert", tmp_path / "tiny")
+    labels = torch.tensor([int(str(r["label"])) for r in pair_rows()])
+
+    def loss(logits: Logits, which: torch.Tensor) -> torch.Tensor:
+        return golden_loss(logits.golden, labels[which])
+
+    ways = (training._gradients, training._whole_step_gradients)
+    (_, plain), (_, whole) = (gradient(source, loss, monkeypatch, 100, way, dropout=0.3) for way in ways)
+    assert float(plain.abs().max()) > 1e-3
+    assert torch.allclose(plain, whole, atol=1e-7)
+
+
+def test_a_question_with_one_passage_is_named() -> None:
+    rows = Pairs.build(["a?", "b?", "a?", "c?"], ["1", "2", "3", "4"], qids=["q1", "q2", "q1", "q3"])
+    assert questions_of(rows, Loss(kind="kl"), "train") is None
+    assert questions_of(rows.take([0, 2]), Loss(kind="margin_mse"), "train").tolist() == [0, 0]  # type: ignore[union-attr]
+    with pytest.raises(
+        DataError, match=r"2 of the 3 questions of the pool rows have a single one, first 'b\?' \(qid q2\), row 1"
+    ):
+        questions_of(rows, Loss(kind="margin_mse"), "pool")
+
+
+def test_every_loss_and_weighting_trains(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    encoder = f"encoder={tiny('bert', tmp_path / 'tiny')}"
+    before: list[str] = []
+    for override in (
+        "loss={kind: margin_mse, weighting: development}",
+        "loss={kind: mse_logits, weighting: confidence}",
+        "loss={kind: mse_logits}",
+    ):
+        done = tmkd("distill", recipe_file, encoder, "methods=[tmkd]", override)
+        steps = [path.name.split("-")[0] for path in (tmp_path / "workspace" / "steps").iterdir()]
+        assert [steps.count(kind) - before.count(kind) for kind in ("stage1", "student")] == [1, 1]
+        assert ("weights in the loss: a 0." in done.stderr) == ("development" in override)
+        before = steps
+
+
+def test_errors_of_a_grouped_loss(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [*pair_rows(2), {"question": "Lonely?", "passage": "x", "label": 0}])
+    for override, expected in {
+        "classes=3": "margin_mse is defined for two classes, and there are 3",
+        "stage1.batch_size=2": "stage1.batch_size: 2 is too small for loss.kind margin_mse",
+        f"data={{train: {tmp_path}/train.jsonl, dev: {tmp_path}/test.jsonl}}": "first 'Lonely?', row 64",
+    }.items():
+        done = tmkd(
+            "distill",
+            recipe_file,
+            "loss.kind=margin_mse",
+            "methods=[finetune,1-o-1]",
+            "take=1-o-1",
+            override,
+            check=False,
+        )
+        assert done.returncode == 1, done.stderr
+        assert expected in done.stderr, done.stderr

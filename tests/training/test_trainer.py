@@ -1,0 +1,155 @@
+"""The loop: what a step is, exact resume, losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import pair_rows
+from encoder_fixtures import tiny
+
+from tmkd.core import hardware
+from tmkd.core.errors import Diverged
+from tmkd.data.pairs import Pairs
+from tmkd.models.batching import epoch_steps, length_sorted_batches
+from tmkd.models.checkpoint import load_encoder
+from tmkd.models.encoders.find import find_encoder
+from tmkd.models.student import Logits, Student
+from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.steps.teach import golden_only
+from tmkd.training import trainer as training
+from tmkd.training.losses import golden_loss
+from tmkd.training.trainer import Fit, score, train
+
+
+def setting(dropout: float = 0.1) -> tuple[Student, PairTokenizer, Pairs]:
+    folder = find_encoder("builtin:minilm-l6")
+    torch.manual_seed(0)
+    rows = pair_rows()
+    pairs = Pairs.build(
+        [str(r["question"]) for r in rows],
+        [str(r["passage"]) for r in rows],
+        labels=[int(str(r["label"])) for r in rows],
+    )
+    return Student(load_encoder(folder, 2, layers=1, dropout=dropout), 2), PairTokenizer(folder, 64), pairs
+
+
+def weights(model: Student) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = Fit(1e-4, 2, 8, seed=3, precision="fp32")
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+
+    def go(folder: Path, die_at: int | None) -> Student:
+        model, tokenizer, pairs = setting()
+        plain = golden_only(torch.from_numpy(pairs.labels))
+        calls = 0
+
+        def loss(logits: Logits, rows: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if die_at is not None and calls > die_at:
+                raise KeyboardInterrupt
+            found: torch.Tensor = plain(logits, rows)
+            return found
+
+        encoded = tokenizer.encode(pairs.questions, pairs.passages)
+        train(model, encoded, tokenizer.pad_id, loss, fit, name="t", state_folder=folder)
+        return model
+
+    whole = go(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "cut", 5)
+    resumed = go(tmp_path / "cut", None)
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for budget in (100_000, 100):
+        monkeypatch.setattr(training, "batch_tokens", lambda budget=budget: budget)
+        model, tokenizer, pairs = setting(dropout=0.0)
+        encoded = tokenizer.encode(pairs.questions, pairs.passages)
+        fit = Fit(1e-4, 1, 16, seed=0, precision="fp32")
+        loss = golden_only(torch.from_numpy(pairs.labels))
+        train(model, encoded, tokenizer.pad_id, loss, fit, name="t", state_folder=tmp_path / str(budget))
+        results.append(score(model, encoded, tokenizer.pad_id, precision="fp32"))
+    np.testing.assert_allclose(results[0], results[1], atol=2e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "packed"])
+@pytest.mark.parametrize("family", ["minilm", "mpnet", "roberta"])
+def test_every_attention_gives_the_same_outputs_and_gradients(
+    family: str, attention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = find_encoder("builtin:minilm-l6") if family == "minilm" else tiny(family, tmp_path / "tiny")
+    torch.manual_seed(0)
+    model = Student(load_encoder(folder, 2, layers=2), 2)
+    torch.nn.init.normal_(model.golden.weight, std=0.5)
+    tokenizer, pairs = PairTokenizer(folder, 64), setting()[2]
+    encoded = tokenizer.encode(pairs.questions, pairs.passages)
+    found = []
+    for how in ("matmul", attention):
+        monkeypatch.setattr(hardware, "_forced_attention", how)
+        model.zero_grad()
+        logits = training._forward(model, encoded, tokenizer.pad_id, np.arange(len(pairs)), bf16=False)
+        golden_loss(logits.golden, torch.from_numpy(pairs.labels)).mean().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((logits.golden.detach(), gradient))
+    (plain, plain_gradient), (other, other_gradient) = found
+    assert model.encoder.packs == (family != "mpnet")  # a bias by distance: padded, whatever is forced
+    assert torch.allclose(plain, other, atol=1e-5)
+    assert (plain_gradient - other_gradient).norm() / plain_gradient.norm() < 1e-4
+
+
+def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
+    model, tokenizer, pairs = setting()
+    topics = sorted(set(pairs.passages))
+    labels = torch.tensor([topics.index(passage) % 2 for passage in pairs.passages])
+    before = model.encoder.base.embeddings.word_embeddings.weight.clone()
+    encoded = tokenizer.encode(pairs.questions, pairs.passages)
+    fit = Fit(3e-4, 12, 8, seed=0)
+    curve = train(
+        model,
+        encoded,
+        tokenizer.pad_id,
+        golden_only(labels),
+        fit,
+        name="t",
+        state_folder=tmp_path,
+    )
+    losses = [point["loss"] for point in curve]  # one point per step, 8 steps an epoch
+    assert np.mean(losses[-8:]) < 0.2 * np.mean(losses[:8])
+    assert torch.equal(before, model.encoder.base.embeddings.word_embeddings.weight)
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
+    model, tokenizer, pairs = setting()
+    encoded = tokenizer.encode(pairs.questions, pairs.passages)
+    fit = Fit(1e-4, 1, 8, 0)
+    with pytest.raises(Diverged, match="learning rate"):
+        train(
+            model,
+            encoded,
+            tokenizer.pad_id,
+            lambda z, r: z.golden.sum(1) * torch.nan,
+            fit,
+            name="t",
+            state_folder=tmp_path,
+        )
+
+
+def test_every_row_once_and_the_same_order_on_every_call() -> None:
+    lengths = np.random.default_rng(0).integers(5, 90, 333)
+    steps = epoch_steps(lengths, 32, epoch=1, seed=7)
+    again = epoch_steps(lengths, 32, epoch=1, seed=7)
+    assert sorted(np.concatenate(steps)) == list(range(333))
+    assert all(np.array_equal(a, b) for a, b in zip(steps, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(steps, epoch_steps(lengths, 32, 2, 7), strict=True))
+    batches = length_sorted_batches(lengths, 256, max_pairs=8)
+    assert sorted(np.concatenate(batches)) == list(range(333))
+    assert all(lengths[batch].max() * len(batch) <= 256 and len(batch) <= 8 for batch in batches)

@@ -1,1 +1,0 @@
-"""Documents to passages, and the index that searches them: the only room that retrieves."""
