@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -77,6 +78,9 @@ def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
 def _one_thread_and_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)  # a worker for each core
     monkeypatch.chdir(tmp_path)
+    log = logging.getLogger("tmkd")  # as a library has it; a test of the command line attaches its handler
+    log.handlers = [one for one in log.handlers if isinstance(one, logging.NullHandler)]
+    log.setLevel(logging.INFO)
 
 
 @pytest.fixture

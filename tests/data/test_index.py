@@ -273,7 +273,7 @@ def test_an_error_in_the_middle_leaves_the_old_state(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_skipped_and_named_or_refused(
-    docs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    docs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (docs / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     (docs / "large.md").write_text("word " * 300_000)
@@ -282,7 +282,7 @@ def test_what_cannot_be_read_is_skipped_and_named_or_refused(
     os.mkfifo(docs / "pipe.txt")
     changes = index_documents(["docs"], tmp_path / "index", Reading(most_bytes=1 << 20))
     assert (changes.added, changes.skipped) == (4, 4)
-    told = " ".join(capsys.readouterr().err.split())
+    told = " ".join(caplog.text.split())
     assert "docs/latin.txt:1: byte 0xe9 is not valid UTF-8" in told
     assert "docs/large.md: 1 MiB; larger than 1 MiB" in told
     assert "docs/gone.md: No such file" in told

@@ -162,25 +162,25 @@ def test_auto_takes_the_fastest_as_measured(copy: Path) -> None:
 
 
 def test_without_openvino_auto_says_what_to_install(
-    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     _change(copy, "openvino-int8", pairs_per_second=1e6)
     _change(copy, "onnx-int8", pairs_per_second=1e5)
     monkeypatch.setitem(sys.modules, "openvino", None)  # as if it were not installed
     assert Scorer(copy).backend == "onnx-int8"
-    assert "openvino-int8 is faster and needs: pip install 'tmkd[fast]'" in capsys.readouterr().err
+    assert "openvino-int8 is faster and needs: pip install 'tmkd[fast]'" in caplog.text
     with pytest.raises(MissingExtraError, match=r"needs openvino, which is not installed; run: pip install"):
         Scorer(copy, backend="openvino-int8")
 
 
-def test_a_machine_that_computes_otherwise_falls_back_to_fp32(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_that_computes_otherwise_falls_back_to_fp32(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     _change(copy, "openvino-int8", pairs_per_second=1e6)
     probes = json.loads((copy / "probes.json").read_text())
     probes["logits"][3][1] += 100.0
     (copy / "probes.json").write_text(json.dumps(probes))
     scorer = Scorer(copy)
     assert scorer.backend == "onnx-fp32"
-    assert "openvino-int8 does not give this student's logits on this machine" in capsys.readouterr().err
+    assert "openvino-int8 does not give this student's logits on this machine" in caplog.text
     questions, passages = texts(5)
     wanted = Scorer(exported("ranking") / "out").logits(questions, passages)
     np.testing.assert_allclose(scorer.logits(questions, passages), wanted, atol=1e-5)
@@ -245,7 +245,7 @@ def test_a_bad_int8_is_refused_and_removed(
 
 
 def test_int8_that_is_refused_is_written_again_with_less_of_it_in_8_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     attempts: list[int] = []
 
@@ -261,7 +261,7 @@ def test_int8_that_is_refused_is_written_again_with_less_of_it_in_8_bits(
     )  # fmt: skip
     assert attempts == [0, 1]
     assert all(row["passed"] for row in rows)
-    assert "again, with less of it in 8 bits" in capsys.readouterr().err
+    assert "again, with less of it in 8 bits" in caplog.text
     assert Scorer(tmp_path / "out", backend="openvino-int8").backend == "openvino-int8"
 
 

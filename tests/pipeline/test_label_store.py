@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tmkd.core.console import set_quiet
 from tmkd.core.errors import LabelError
 from tmkd.pipeline.store.label_store import LabelStore, imported_logits
 
@@ -152,9 +151,8 @@ def test_what_a_kill_left_is_cleaned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_damaged_part_is_reported_and_its_rows_are_labelled_again(
-    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    set_quiet(False)
     filled(tmp_path)
     path = tmp_path / "part-00000.parquet"
     content = bytearray(path.read_bytes())
@@ -164,7 +162,7 @@ def test_damaged_part_is_reported_and_its_rows_are_labelled_again(
     else:
         path.write_bytes(content if damage == "flip" else content[:-9])
     store = LabelStore.open(tmp_path, header=HEADER)
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "part-00000.parquet" in said
     assert "2 rows will be labelled again" in said
     assert store.done_ids() == {"3"}

@@ -105,21 +105,22 @@ def test_shares_and_nested_sizes(mined: Callable[..., Pairs], tmp_path: Path) ->
 
 
 def test_a_source_that_holds_too_little_gives_all_and_says_so(
-    mined: Callable[..., Pairs], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mined: Callable[..., Pairs], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_jsonl(tmp_path / "ready.jsonl", [{"question": "one more", "passage": "and its passage"}])
     pool = mined(sources=[{"pairs": "ready.jsonl"}], size=10)
     assert len(pool) == 1
-    assert "(10 were wanted; it holds no more)" in " ".join(capsys.readouterr().err.split())
+    assert "(10 were wanted; it holds no more)" in " ".join(caplog.text.split())
 
 
-def test_the_same_pool_is_mined_once(mined: Callable[..., Pairs], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_pool_is_mined_once(mined: Callable[..., Pairs], caplog: pytest.LogCaptureFixture) -> None:
     first = mined(sources=[OWN])
-    capsys.readouterr()
+    caplog.clear()
     assert mined(sources=[OWN]).digest() == first.digest()
-    assert "done before" in capsys.readouterr().err
+    assert "done before" in caplog.text
+    caplog.clear()
     mined(sources=[OWN], passages_per_question=2)
-    assert "done before" not in capsys.readouterr().err
+    assert "done before" not in caplog.text
 
 
 def test_whole_documents_are_cut(mined: Callable[..., Pairs], tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_listing_says_what_is_missing_and_writes_nothing(tmkd: Tmkd, study_fil
 
 
 def test_an_interrupted_study_continues_with_what_is_missing(
-    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan, place = load_study(study_file, ["seeds=[0]"]), Workspace(tmp_path / "workspace")
     whole = run_study(plan, Workspace(tmp_path / "whole")).to_json()
@@ -113,7 +113,7 @@ def test_an_interrupted_study_continues_with_what_is_missing(
         patch.setattr(Workspace, "step", killed)
         with pytest.raises(KeyboardInterrupt):
             run_study(plan, place)
-    assert "2 of 4 students are there, about " in capfd.readouterr().err
+    assert "2 of 4 students are there, about " in caplog.text
     assert place.unused() == []  # the teachers of the student that was stopped are kept too
     found = run_study(plan, place).to_json()
     for one, other in zip(found["rows"], whole["rows"], strict=True):

@@ -80,7 +80,7 @@ def hub(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_recipe_reads_its_hub_data_set(
-    hub: Callable[..., Path], name: str, capsys: pytest.CaptureFixture[str]
+    hub: Callable[..., Path], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = load_recipe(RECIPES / f"{name}.yaml", [f"data.hub={hub(name)}"])
     task = load_task(recipe.data, recipe.classes)
@@ -94,7 +94,7 @@ def test_every_recipe_reads_its_hub_data_set(
     assert not set(task.train.questions) & set(task.dev.questions)
     if name == "snli":
         assert len(task.train) == ROWS - 1
-        assert f"1 of {ROWS} rows have no label and are left out" in " ".join(capsys.readouterr().err.split())
+        assert f"1 of {ROWS} rows have no label and are left out" in " ".join(caplog.text.split())
 
 
 def test_the_labels_of_a_hidden_split_are_no_golden_labels(hub: Callable[..., Path]) -> None:
@@ -208,7 +208,7 @@ def test_keys_that_do_not_fit(data: dict[str, object], message: str) -> None:
 
 
 def test_labels_are_mapped_from_text_and_rows_without_one_are_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows: list[dict[str, object]] = [
         {"question": f"q{n}", "passage": "p", "label": label}
@@ -219,7 +219,7 @@ def test_labels_are_mapped_from_text_and_rows_without_one_are_left_out(
     assert data.labels["7"] == 0
     pairs = rows_to_pairs(rows, "t", labels=data.labels, classes=3, need_labels=True)
     assert pairs.labels.tolist() == [1, 0, 2, 0]
-    assert "1 of 5 rows have no label" in capsys.readouterr().err
+    assert "1 of 5 rows have no label" in caplog.text
     del data.labels["neutral"]
     refused(lambda: load_task(data, 3), "t.jsonl:1: 'label' is 'neutral'", "does not map", "entailment, contradiction")
 

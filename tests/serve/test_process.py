@@ -337,7 +337,7 @@ def test_what_keeps_it_from_starting_is_said_in_one_line(tmkd: Callable[..., Don
 
 
 def test_an_error_of_the_server_is_told_without_what_was_sent(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
         raise KeyError(QUESTION)
@@ -347,7 +347,7 @@ def test_an_error_of_the_server_is_told_without_what_was_sent(
         found = app.post("/rerank", TEI)
         assert (found.status_code, found.json()["error_type"]) == (500, "Backend")
         assert QUESTION not in found.text
-    log = capfd.readouterr().err
+    log = caplog.text
     assert "KeyError" in log
     assert "rerank.py" in log
     assert QUESTION not in log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import platform
 import statistics
@@ -17,10 +18,12 @@ from tmkd.bench.contestants import PROBE, factors, labelling, latency, scoring, 
 from tmkd.bench.material import Rows, Weights, rows_of, weights
 from tmkd.bench.rounds import Measure, Result, compete, ratios, table
 from tmkd.bench.worker import Contestant, Worker
-from tmkd.core.console import say, tables
+from tmkd.core.console import tables
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import cache_folder
 from tmkd.core.hardware import cpu_flags
+
+logger = logging.getLogger(__name__)
 
 SIZES = (10, 25, 50, 100)  # passages of one question
 BENCHES: dict[str, Callable[[Weights], list[Contestant]]] = {
@@ -97,7 +100,7 @@ def run(options: Options) -> Outcome:
     scores: dict[str, list[float]] = {}
     turn = _latency_turn(rows) if options.bench == "latency" else _rate_turn(rows, options.count, scores)
     results = compete(contestants, turn, options.rounds, logs)
-    say(f"bench: what the contestants printed is in {logs}")
+    logger.info(f"bench: what the contestants printed is in {logs}")
     beside: dict[str, dict[str, str]] = {}
     if options.bench != "latency":
         questions, passages, _ = rows.first(options.count)

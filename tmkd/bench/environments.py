@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from tmkd.core.console import say
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import cache_folder
+
+logger = logging.getLogger(__name__)
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 OURS = "tmkd"
@@ -29,7 +31,7 @@ def interpreter(name: str) -> Path:
     folder = cache_folder("bench") / f"{name}-{mark}"
     python = folder / "bin" / "python"
     if not (folder / ".ready").is_file():
-        say(f"bench: building the environment of {name} in {folder} (once)")
+        logger.info(f"bench: building the environment of {name} in {folder} (once)")
         shutil.rmtree(folder, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(folder)], name)
         # torch alone and first: together with others an installer may prefer a build with gigabytes of GPU libraries.

@@ -7,6 +7,7 @@ Retry-After, and where the server still scores as before and has not grown.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import subprocess
 import threading
@@ -22,8 +23,10 @@ from tmkd.bench.environments import interpreter
 from tmkd.bench.hostile import hostile, valid
 from tmkd.bench.loadgen import HOST, Answer, read_answer
 from tmkd.bench.servers import Running, Serving
-from tmkd.core.console import Bar, progress, say
+from tmkd.core.console import Bar, progress
 from tmkd.core.files import cache_folder
+
+logger = logging.getLogger(__name__)
 
 BODY = 256  # KiB: the server's limit here, so that passing it is cheap
 FLAGS = ("--max-body", str(BODY), "--idle-timeout", "2", "--timeout", "3")
@@ -158,7 +161,7 @@ def _by_schema(server: Running, found: Fuzzed, count: int, seed: int) -> None:
         "--mode", "all", "--phases", "examples,fuzzing", "--seed", str(seed), "--generation-database", "none",
         "--request-timeout", str(PATIENCE), "--continue-on-failure", "--warnings", "off",
     ]  # fmt: skip
-    say(f"fuzz: schemathesis, {each} examples an operation")
+    logger.info(f"fuzz: schemathesis, {each} examples an operation")
     with _counted(server, count):
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=7200, cwd=cache_folder("bench")

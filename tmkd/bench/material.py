@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from tmkd.core.console import say
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import cache_folder, write_json
 from tmkd.data.builtin.debian_docs import build_demo
@@ -31,6 +31,8 @@ from tmkd.models.encoders.families import family_of, last_linear, takes_token_ty
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2
 
@@ -132,7 +134,7 @@ def weights(model: str, layers: int, max_length: int, rows: Rows, *, export: boo
     length = read_manifest(source).max_length if exported else max_length
     found = Weights(folder, length)
     if not folder.is_dir():
-        say(f"bench: writing the weights in the forms that are compared, {folder} (once)")
+        logger.info(f"bench: writing the weights in the forms that are compared, {folder} (once)")
         partial = Weights(folder.with_name(f".{name}.partial"), length)
         shutil.rmtree(partial.folder, ignore_errors=True)
         _write(partial, source, exported, layers)

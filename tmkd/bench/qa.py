@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytrec_eval
 from rich.table import Table
 
 from tmkd.bench.command import machine
-from tmkd.core.console import progress, say, tables
+from tmkd.core.console import progress, tables
 from tmkd.core.errors import DataError
 from tmkd.core.files import cache_folder
 from tmkd.data.documents.collect import BUILT_IN, index_documents
@@ -20,6 +21,8 @@ from tmkd.evaluation.bootstrap import Interval, Resamples, interval
 from tmkd.evaluation.metrics import Floats, Questions
 from tmkd.inference.qa import QuestionAnswerer
 from tmkd.inference.qa.cases import Asked, ask_all, built_in, from_file
+
+logger = logging.getLogger(__name__)
 
 METRICS = {
     "success@1": "success_1",
@@ -125,7 +128,7 @@ def measure(
 
 def _built_in_index() -> Path:
     folder = cache_folder("bench") / f"index-{BUILT_IN}"
-    say(f"bench: {BUILT_IN} is indexed in {folder}")
+    logger.info(f"bench: {BUILT_IN} is indexed in {folder}")
     index_documents([BUILT_IN], folder)
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tmkd.bench.worker import Contestant, Failed, Worker
-from tmkd.core.console import progress, say
+from tmkd.core.console import progress
+
+logger = logging.getLogger(__name__)
 
 Measure = Callable[[Worker], dict[str, list[float]]]
 """One turn of one contestant: values by unit (a unit may name a case: `ms, 100 passages`)."""
@@ -79,7 +82,7 @@ def compete(contestants: Sequence[Contestant], measure: Measure, rounds: int, lo
 
 def _fail(result: Result, error: Failed) -> None:
     result.error = str(error)
-    say(f"bench: {result.name}: {error}")
+    logger.warning(f"bench: {result.name}: {error}")
 
 
 def ratios(results: Sequence[Result], unit: str) -> dict[str, float]:

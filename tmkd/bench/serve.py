@@ -8,6 +8,7 @@ or at the rates that were asked for.
 from __future__ import annotations
 
 import asyncio
+import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,9 +26,11 @@ from tmkd.bench.loadgen import Client, Prepared, Reply, closed_loop, open_loop, 
 from tmkd.bench.material import Rows, Weights, rows_of, weights
 from tmkd.bench.servers import Running, Serving
 from tmkd.bench.worker import Contestant, Failed, Worker
-from tmkd.core.console import progress, say, tables
+from tmkd.core.console import progress, tables
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import cache_folder
+
+logger = logging.getLogger(__name__)
 
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # of a server's capacity
 CALLERS = 4
@@ -176,13 +179,13 @@ def run(load: Load) -> Outcome:
         worker = stack.enter_context(Worker(scorer, logs / "bare.log"))
         live: list[tuple[Measured, Running]] = []
         for result, what in zip(measured, servers(model, load.peers), strict=True):
-            say(f"bench: starting {what.name}")
+            logger.info(f"bench: starting {what.name}")
             try:
                 running = stack.enter_context(Running(what, logs / f"server-{len(live)}.log", load.threads))
                 live.append((result, running))
             except Failed as error:
                 result.error = str(error)
-                say(f"bench: {what.name}: {error}")
+                logger.warning(f"bench: {what.name}: {error}")
         if not live:
             raise TmkdError("no server started")
         asyncio.run(_measure(load, rows, requests, worker, bare, live))

@@ -382,6 +382,7 @@ def main() -> None:
     """Run the command line: errors as one message and exit status 1, Ctrl-C as 130, a polite kill as 143."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    set_quiet(False)
     try:
         app()
     except TmkdError as error:

@@ -1,7 +1,12 @@
-"""One progress bar for every step: rate, time left, quiet when asked, one line at a time where there is no terminal."""
+"""What the command line shows on standard error: tmkd's log as plain lines, and progress bars.
+
+Elsewhere in tmkd, modules write to the standard `logging`. A program that uses tmkd as a library sees nothing on
+standard error unless it configures logging itself; progress bars are drawn for the command line alone.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -11,27 +16,47 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_quiet = False
 _PLAIN_SECONDS = 10.0  # how often a bar prints a line where output is not a terminal
 console = Console(stderr=True)
 tables = Console(width=None if sys.stdout.isatty() else 140)  # to standard output, wide enough where it is a file
+_tmkd = logging.getLogger("tmkd")
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints log records to standard error as plain lines, above a progress bar where one is shown.
+
+    A warning begins with "warning: ". Rich markup in a message is not interpreted, nor is `:a:` an emoji.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        try:
+            text = self.format(record)
+            prefix = "warning: " if record.levelno == logging.WARNING else ""
+            console.print(prefix + text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        except Exception:
+            self.handleError(record)
 
 
 def set_quiet(quiet: bool) -> None:
-    """Silence bars and notes (errors still print)."""
-    global _quiet
-    _quiet = quiet
+    """Show tmkd's log on standard error. For the command line, never for a library: it configures the logger "tmkd".
+
+    Args:
+        quiet: show warnings and errors only, and no progress bars.
+    """
+    if not any(isinstance(handler, ConsoleHandler) for handler in _tmkd.handlers):
+        _tmkd.addHandler(ConsoleHandler())
+    _tmkd.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-def is_quiet() -> bool:
-    """Whether bars and notes are silenced."""
-    return _quiet
+def shows_progress() -> bool:
+    """Whether progress is drawn: the command line shows the log, and not only its warnings."""
+    return _tmkd.isEnabledFor(logging.INFO) and any(isinstance(one, ConsoleHandler) for one in _tmkd.handlers)
 
 
 def say(text: str) -> None:
-    """One line to standard error, unless quiet. Rich markup is not interpreted, nor is `:a:` an emoji."""
-    if not _quiet:
-        console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    """Log one line of the command line itself."""
+    _tmkd.info(text)
 
 
 class Bar(Protocol):
@@ -79,7 +104,7 @@ class _Rich:
 @contextmanager
 def progress(name: str, total: int, unit: str = "pairs", done: int = 0) -> Iterator[Bar]:
     """A bar for `total` units of work, `done` of which were finished by an earlier, interrupted call."""
-    if _quiet:
+    if not shows_progress():
         yield _Silent()
     elif not console.is_terminal:
         yield _Plain(name, total, unit, done)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 
-from tmkd.core.console import say
 from tmkd.core.errors import DataError, MissingExtraError
 from tmkd.data.pairs import Pairs
 from tmkd.data.readers import Columns, Expected, rows_to_pairs
+
+logger = logging.getLogger(__name__)
 
 
 def read_hub(name: str, split: str, *, config: str | None = None, **expected: Unpack[Expected]) -> Pairs:
@@ -33,7 +35,7 @@ def read_hub(name: str, split: str, *, config: str | None = None, **expected: Un
     rows = _labels_told(rows, features, label, expected.get("labels", {}) if needed else {})
     pairs = rows_to_pairs(rows, called, **expected)
     if needed and len(known := np.flatnonzero(pairs.labels >= 0)) < len(pairs):
-        say(f"{called}: {len(pairs) - len(known):,} of {len(pairs):,} rows have no label and are left out")
+        logger.info(f"{called}: {len(pairs) - len(known):,} of {len(pairs):,} rows have no label and are left out")
         pairs = pairs.take(known)
     return pairs
 

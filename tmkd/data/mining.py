@@ -7,12 +7,13 @@ filled; so a smaller pool is part of a larger one. Nothing of development and te
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tmkd.config.sections import Pool, PoolSource
-from tmkd.core.console import progress, say
+from tmkd.core.console import progress
 from tmkd.core.errors import DataError
 from tmkd.data.decontamination import HeldOut
 from tmkd.data.documents.bm25 import PassageIndex
@@ -21,6 +22,8 @@ from tmkd.data.documents.text import contains, text_hash
 from tmkd.data.pairs import Pairs, pair_id
 from tmkd.data.sources import read_ready, read_texts
 from tmkd.data.split import share_of
+
+logger = logging.getLogger(__name__)
 
 Row = tuple[str, str]
 T = TypeVar("T")
@@ -111,7 +114,7 @@ def mine(pool: Pool, materials: Sequence[Material], train: Pairs, held: HeldOut)
         count = len(rows) - before
         if count == 0 and wanted != 0:
             raise DataError(_nothing(material, dropped))
-        say(f"pool: {count:,} pairs from {material.name}{_short(count, wanted)}{dropped.told()}")
+        logger.info(f"pool: {count:,} pairs from {material.name}{_short(count, wanted)}{dropped.told()}")
         counts.append({"source": material.name, "pairs": count, "wanted": wanted, "dropped": dropped.counts()})
     return Pairs.build([question for question, _ in rows], [passage for _, passage in rows]), counts
 
@@ -119,10 +122,10 @@ def mine(pool: Pool, materials: Sequence[Material], train: Pairs, held: HeldOut)
 def subsample(pairs: Pairs, size: int, seed: int) -> Pairs:
     """`size` of the pairs by a hash of each, rows in their order; a smaller one is part of a larger one."""
     if len(pairs) <= size:
-        say(f"pool: there are {len(pairs):,} pairs, `size` asks for {size:,}; all are taken")
+        logger.warning(f"pool: there are {len(pairs):,} pairs, `size` asks for {size:,}; all are taken")
         return pairs
     places = [(share_of(name, seed), row) for row, name in enumerate(pairs.pair_ids)]
-    say(f"pool: {size:,} of {len(pairs):,} pairs")
+    logger.info(f"pool: {size:,} of {len(pairs):,} pairs")
     return pairs.take(sorted(row for _, row in sorted(places)[:size]))
 
 
@@ -141,7 +144,7 @@ def hold_out(pool: Pairs, held: HeldOut) -> Pairs:
     if not kept:
         raise DataError(f"pool: not a single pair is left of {len(pool):,}{dropped.told()}")
     if len(kept) < len(pool):
-        say(f"pool: {len(kept):,} of {len(pool):,} pairs{dropped.told()}")
+        logger.info(f"pool: {len(kept):,} of {len(pool):,} pairs{dropped.told()}")
     return pool if len(kept) == len(pool) else pool.take(kept)
 
 

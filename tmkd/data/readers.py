@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +21,12 @@ from typing import Any, Literal, TypedDict, Unpack
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tmkd.core.console import say
 from tmkd.core.errors import DataError
 from tmkd.core.files import replacing
 from tmkd.data import cells
 from tmkd.data.pairs import Pairs, pair_id
+
+logger = logging.getLogger(__name__)
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 ScoreKinds = Mapping[str, Literal["logit", "probability"]]
@@ -354,7 +356,7 @@ def _left_out(pairs: Pairs, without: Sequence[bool], source: str) -> Pairs:
     """The pairs less those whose label says that they have none; how many is told."""
     if not any(without):
         return pairs
-    say(f"{source}: {sum(without):,} of {len(without):,} rows have no label and are left out")
+    logger.info(f"{source}: {sum(without):,} of {len(without):,} rows have no label and are left out")
     return pairs.take([row for row, absent in enumerate(without) if not absent])
 
 

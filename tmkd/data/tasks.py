@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tmkd.config.recipe import Data
-from tmkd.core.console import say
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.readers import Columns, Expected, line_of, read_pairs, read_rows, rows_to_pairs
 from tmkd.data.split import split
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from tmkd.data.builtin.debian_docs import DebianDocs
@@ -62,7 +64,7 @@ def _require_classes(train: Pairs, classes: int) -> None:
     if len(there) < 2:
         raise DataError(f"every training row is of class {there[0]}; there is nothing to tell apart")
     if len(there) < classes:
-        say(f"warning: no training row is of class {min(set(range(classes)) - set(there))}")
+        logger.warning(f"no training row is of class {min(set(range(classes)) - set(there))}")
 
 
 def _tell_traps(training: Pairs, **others: Pairs) -> None:
@@ -70,14 +72,14 @@ def _tell_traps(training: Pairs, **others: Pairs) -> None:
     known = set(training.questions)
     for name, part in others.items():
         if shared := known & set(part.questions):
-            say(f"warning: {len(shared):,} {name} questions are training questions too, first {min(shared)!r}")
+            logger.warning(f"{len(shared):,} {name} questions are training questions too, first {min(shared)!r}")
     labels: defaultdict[str, set[int]] = defaultdict(set)
     for name, label in zip(training.pair_ids, training.labels.tolist(), strict=True):
         labels[name].add(label)
     if torn := sum(len(found - {-1}) > 1 for found in labels.values()):
-        say(f"warning: {torn:,} training pairs have several labels")
+        logger.warning(f"{torn:,} training pairs have several labels")
     if without := int((training.labels < 0).sum()):
-        say(f"data: {without:,} training rows have no label; they are distilled from the teachers alone")
+        logger.info(f"data: {without:,} training rows have no label; they are distilled from the teachers alone")
 
 
 def built_in(data: Data) -> DebianDocs:
@@ -113,7 +115,7 @@ def _own(data: Data, classes: int) -> TaskData:
         test = _read(data, classes, data.test, scores=False)
     assert dev is not None
     if test is None:
-        say("data: no test given; the report is on the development rows, which also made the choices")
+        logger.warning("data: no test given; the report is on the development rows, which also made the choices")
         info["note"] = "No test rows were given: the numbers are on development rows."
     pool = None if data.pool is None else _read(data, classes, data.pool, scores=False, labels=False)
     return TaskData(train, dev, dev if test is None else test, pool, info)
@@ -132,7 +134,7 @@ def _held_out(data: Data, train: Pairs) -> tuple[Pairs, Pairs | None, Pairs | No
         if share is not None:
             part = parts[0 if name == "dev" else -1]
             questions = len(set(part.questions))
-            say(f"data: no {name} given; {len(part):,} rows of {questions:,} questions are held out of train")
+            logger.info(f"data: no {name} given; {len(part):,} rows of {questions:,} questions are held out of train")
     return kept, parts[0] if dev is not None else None, parts[-1] if test is not None else None
 
 

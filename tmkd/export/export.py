@@ -8,6 +8,7 @@ says why. The folder is built beside its target and renamed: there is never half
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tmkd.core.console import progress, say
+from tmkd.core.console import progress
 from tmkd.core.errors import EncoderError, ExportError
 from tmkd.core.files import disk_errors, swap_in, write_json
 from tmkd.data.pairs import Pairs
@@ -30,6 +31,8 @@ from tmkd.models.batching import length_sorted_batches, pad
 from tmkd.models.checkpoint import read_card
 from tmkd.models.encoders.families import family_of, last_linear, takes_token_types
 from tmkd.models.tokenizer import PairTokenizer
+
+logger = logging.getLogger(__name__)
 
 FOLD_LIMIT = 1e-5  # between the checkpoint's own logits and the mean of the headers
 TOKEN_BUDGET = 4096
@@ -90,7 +93,7 @@ def export_student(
         swap_in(fresh, out)
     for row in rows:
         if not row["passed"]:
-            say(f"export: {row['backend']} is not written: {row['reason']}")
+            logger.warning(f"export: {row['backend']} is not written: {row['reason']}")
     return rows
 
 

@@ -10,6 +10,7 @@ itself.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.core.console import progress, say
+from tmkd.core.console import progress
 from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.core.files import sha256_of, write_json
 from tmkd.data.pairs import Pairs
@@ -30,6 +31,8 @@ from tmkd.export.parity import CLOSE, EXACT, Agreement, Invariance, Limits, agre
 from tmkd.inference.engines import installed
 from tmkd.inference.scorer import PROBES, Scorer
 from tmkd.models.tokenizer import PairTokenizer
+
+logger = logging.getLogger(__name__)
 
 PROBE_COUNT = 64
 SPEED_PAIRS = 256  # development pairs that back ends are timed on
@@ -134,7 +137,7 @@ def _first_that_agrees(path: Path, names: Sequence[str], judged: Callable[[str, 
         refused = next((trial for trial in trials if trial.disagrees), None)
         if refused is None:
             return trials
-        say(f"export: {refused.name} is refused ({refused.reason}); again, with less of it in 8 bits")
+        logger.info(f"export: {refused.name} is refused ({refused.reason}); again, with less of it in 8 bits")
         _delete(path)
     return [judged(name, last) for name in names]
 
@@ -177,7 +180,7 @@ class _Trial:
         backend = BACKENDS[self.name]
         path = self.material.folder / backend.file
         if not path.is_file():
-            say(f"export: writing {backend.file}")
+            logger.info(f"export: writing {backend.file}")
             backend.write(self.material, path, self.attempt)
         self.size = path.stat().st_size
         self.entry = {"file": backend.file, "sha256": sha256_of(path), "passed": True}

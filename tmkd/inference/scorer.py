@@ -16,6 +16,7 @@ them here than it was when exported is not used: `auto` then warns and scores in
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -29,12 +30,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.backends import KNOWN_BACKENDS, SAFE_BACKEND
-from tmkd.core.console import say
 from tmkd.core.errors import DataError, ExportError
 from tmkd.core.files import sha256_of
 from tmkd.inference.engines import installed, open_engine
 from tmkd.models.batching import NO_BUDGET, engine_batches, engine_shapes, length_sorted_batches, pad
 from tmkd.models.tokenizer import Encoded, PairTokenizer
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 PROBES = "probes.json"
@@ -126,7 +128,7 @@ class Scorer:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="tmkd-score")
         problem = self._open(path)
         if problem and backend == "auto" and self.manifest.has(SAFE_BACKEND) and self.backend != SAFE_BACKEND:
-            say(f"warning: {problem}; scoring with {SAFE_BACKEND}, which is slower")
+            logger.warning(f"{problem}; scoring with {SAFE_BACKEND}, which is slower")
             self.backend = SAFE_BACKEND
             problem = self._open(_checked_file(self.manifest, SAFE_BACKEND))
         if problem:
@@ -290,7 +292,7 @@ def _fastest(manifest: Manifest, there: list[str]) -> str:
             + ("; run: pip install 'tmkd[fast]'" if known else "")
         )
     if usable[0] != ordered[0]:
-        say(f"scoring with {usable[0]}; {ordered[0]} is faster and needs: pip install 'tmkd[fast]'")
+        logger.info(f"scoring with {usable[0]}; {ordered[0]} is faster and needs: pip install 'tmkd[fast]'")
     return usable[0]
 
 

@@ -7,6 +7,7 @@ tmkd.json beside it. A student adds headers.safetensors; its model.safetensors h
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,12 +20,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tmkd.core.console import say
 from tmkd.core.errors import EncoderError
 from tmkd.models.encoders.families import Family, family_of, last_linear
 from tmkd.models.encoders.forward import PairEncoder, encoder_of
 from tmkd.models.encoders.lstm import LstmEncoder, is_lstm, load_lstm, save_lstm
 from tmkd.models.student import Student
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _LAYER = re.compile(r"(.*\blayers?\.)(\d+)(\..+)")  # every family numbers its layers so
@@ -73,7 +75,9 @@ def load_encoder(
     _fill(model, weights, folder, family, new_head=new_head)
     encoder = encoder_of(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
     if encoder.dense is not None and _starts_as_identity(encoder, pooler):
-        say(f"{folder}: the pooler begins as the identity" + (", it was never trained" if pooler == "auto" else ""))
+        logger.info(
+            f"{folder}: the pooler begins as the identity" + (", it was never trained" if pooler == "auto" else "")
+        )
         torch.nn.init.eye_(encoder.dense.weight)
         torch.nn.init.zeros_(encoder.dense.bias)
     return encoder
@@ -199,7 +203,7 @@ def _fill(model: Any, weights: dict[str, Tensor], folder: Path, family: Family, 
         )
     anew = [name for name in anew if not name.startswith(family.last + ".")]
     if anew:
-        say(f"{folder} has no {', '.join(anew)}: begins anew")
+        logger.info(f"{folder} has no {', '.join(anew)}: begins anew")
     model.load_state_dict(state)
 
 

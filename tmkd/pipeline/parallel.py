@@ -9,6 +9,7 @@ keep one core busier than two, so students side by side, each on its share of th
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -18,13 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tmkd.config.recipe import Recipe
-from tmkd.core.console import say
+from tmkd.core.console import set_quiet
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import write_json
 from tmkd.core.hardware import share_cores
 from tmkd.pipeline.run import Pipeline
 from tmkd.pipeline.run_data import Shared
 from tmkd.pipeline.store.workspace import Workspace
+
+logger = logging.getLogger("tmkd.pipeline.parallel")  # __name__ is "__main__" in a job
 
 STOPPED = 3  # exit status of a helper whose work was not needed any more
 PATIENCE = 60.0  # seconds that a helper has to notice that it is not needed any more
@@ -48,7 +51,9 @@ def helpers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
     }
     write_json(task, about)
     share_cores(jobs)
-    say(f"{jobs} jobs train students side by side; logs of the other{'s' * (jobs > 2)}: {task.with_suffix('')}-*.log")
+    logger.info(
+        f"{jobs} jobs train students side by side; logs of the other{'s' * (jobs > 2)}: {task.with_suffix('')}-*.log"
+    )
     logs = [folder / f"{task.stem}-job-{number}.log" for number in range(2, jobs + 1)]
     others = [_start(task, log) for log in logs]
     try:
@@ -65,7 +70,7 @@ def helpers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
             if status in (0, STOPPED):
                 log.unlink()
             else:
-                say(f"{log}: this job ended early; its last line: {_last_line(log)}")
+                logger.warning(f"{log}: this job ended early; its last line: {_last_line(log)}")
         task.unlink()
         share_cores(1)
 
@@ -99,6 +104,7 @@ def help_out(task: Path) -> None:
 
 
 if __name__ == "__main__":
+    set_quiet(False)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
         help_out(Path(sys.argv[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -11,7 +12,6 @@ import numpy as np
 import yaml
 
 from tmkd import __version__
-from tmkd.core.console import say
 from tmkd.core.files import disk_errors
 from tmkd.core.hardware import describe
 from tmkd.data.readers import write_rows
@@ -20,6 +20,8 @@ from tmkd.evaluation.report import write_report
 from tmkd.pipeline.parallel import helpers
 from tmkd.pipeline.run import Pipeline
 from tmkd.pipeline.steps.evaluate import RunModels, compare_outputs, curves, measure_exports, outputs
+
+logger = logging.getLogger(__name__)
 
 
 def report(pipeline: Pipeline, jobs: int = 1) -> Results:
@@ -36,7 +38,7 @@ def report(pipeline: Pipeline, jobs: int = 1) -> Results:
     parity = pipeline.export()
     run = RunModels.read(pipeline.run, pipeline.workspace)
     test = pipeline.data.test
-    say("measuring every model on the test rows")
+    logger.info("measuring every model on the test rows")
     found = outputs(run, test, timed=True)
     results = compare_outputs(run, test, found, task=pipeline.recipe.name)
     results.exports = measure_exports(pipeline.workspace, pipeline.exported, test, classes=pipeline.recipe.classes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.config.methods import METHODS, Method
-from tmkd.core.console import say
 from tmkd.core.errors import ExportError
 from tmkd.core.files import copy_folder, disk_errors, write_json
 from tmkd.data.pairs import Pairs
@@ -32,6 +32,8 @@ from tmkd.pipeline.store.workspace import UNFINISHED, Step, held
 from tmkd.pipeline.teacher_labels import Supervision
 from tmkd.training.targets import Replay, Targets
 from tmkd.training.token_cosine import own_cosine, soft_labels
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ class Pipeline(Supervision):
         taken = self.taken()
         older = [name for name in ("export", "report") if (self.run / name).is_dir()]
         if older and not _same(taken.steps[0].folder / "step.json", self.run / "student" / "step.json"):
-            say(f"{' and '.join(older)} in {self.run} are of an earlier student; `tmkd run` makes them anew")
+            logger.warning(f"{' and '.join(older)} in {self.run} are of an earlier student; `tmkd run` makes them anew")
         with disk_errors(self.run):
             copy_folder(taken.steps[0].folder, self.run / "student")
             if taken.stage1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Stage1
-from tmkd.core.console import say
 from tmkd.core.hardware import describe, prepare
 from tmkd.data.mining import Material
 from tmkd.data.pairs import Pairs
@@ -19,6 +19,8 @@ from tmkd.data.split import STAGE1, subsample
 from tmkd.data.tasks import TaskData, load_task
 from tmkd.pipeline.steps.pool import pool_of
 from tmkd.pipeline.store.workspace import Workspace, fingerprint
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Shared:
     def say(self, text: str) -> None:
         """A line of the log, once."""
         if text not in self.said:
-            say(text)
+            logger.info(text)
             self.said.add(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tmkd import __version__
-from tmkd.core.console import say
 from tmkd.serve import operate, rerank
 from tmkd.serve.body import Gone
 from tmkd.serve.guard import Guard
@@ -35,6 +35,8 @@ from tmkd.serve.schemas import (
 )
 from tmkd.serve.settings import Settings
 from tmkd.serve.state import Server
+
+logger = logging.getLogger(__name__)
 
 ABOUT = """Ranks passages for a question with a distilled student, and answers questions from an index of documents.
 
@@ -167,5 +169,5 @@ async def _no_route(request: Request, error: Exception) -> Response:
 async def _broken(request: Request, error: Exception) -> Response:
     # Places and the error's kind, not its message: that may hold what was sent.
     places = "".join(traceback.format_tb(error.__traceback__)[-6:])
-    say(f"an error answering {request.scope.get('route', 'a request')}:\n{places}{type(error).__name__}")
+    logger.error(f"an error answering {request.scope.get('route', 'a request')}:\n{places}{type(error).__name__}")
     return Refusal(500, "Backend", "an error of the server; its log says more").response(request.url.path)

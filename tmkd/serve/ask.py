@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tmkd.core.console import say
 from tmkd.core.errors import TmkdError
 from tmkd.inference.qa import Answers, Calibration, DocumentIndex, QuestionAnswerer
 from tmkd.serve.body import parse
@@ -23,6 +23,8 @@ from tmkd.serve.queueing import BatchQueue
 from tmkd.serve.refusals import json_response, overloaded, unavailable, wrong
 from tmkd.serve.schemas import AskRequest
 from tmkd.serve.state import Server, unless_gone
+
+logger = logging.getLogger(__name__)
 
 THREADS, MOST = 8, 64  # questions answered at once; with those that wait for a thread
 LOOK = 2.0  # seconds between two looks whether the index was updated
@@ -147,7 +149,7 @@ class Asker:
             self._index.refresh()
         except TmkdError as error:  # it is being made anew, or gone: what was opened still answers
             if version != self._failed:
-                say(f"warning: answers come from the index as it was: {error}")
+                logger.warning(f"answers come from the index as it was: {error}")
             self._failed = version
         else:
             self._seen = version

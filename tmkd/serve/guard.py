@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hmac
+import logging
 import time
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tmkd.core.console import say
 from tmkd.serve.refusals import Refusal
 from tmkd.serve.state import Server
+
+logger = logging.getLogger(__name__)
 
 PROBED = ("/health", "/ready")  # by what watches over the server, at whatever address it finds it
 OPEN = ("/", "/docs", *PROBED)  # without a key; what is under /page/ too
@@ -83,7 +85,7 @@ class Guard:
         metrics.requests.labels(route, str(status or "gone")).inc()
         metrics.seconds.labels(route).observe(seconds)
         if self._server.settings.log_requests:
-            say(f"{scope['method']} {route} {status or 'gone'} {1000 * seconds:.1f} ms")
+            logger.info(f"{scope['method']} {route} {status or 'gone'} {1000 * seconds:.1f} ms")
 
 
 def host_of(header: Any) -> str:

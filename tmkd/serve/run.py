@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from typing import Any
@@ -12,10 +13,11 @@ import uvicorn
 from pydantic_core import to_json
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tmkd.core.console import say
 from tmkd.core.errors import TmkdError
 from tmkd.serve.app import create_app
 from tmkd.serve.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 HEADERS = 16_384  # bytes of a request's line and headers
 SLOWEST = 4096  # bytes per second: who reads an answer more slowly is given up
@@ -112,7 +114,7 @@ class _Server(uvicorn.Server):
             for server in self.servers:
                 for sock in server.sockets:
                     host, port = sock.getsockname()[:2]
-                    say(f"tmkd serve: http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C stops it)")
+                    logger.info(f"tmkd serve: http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C stops it)")
 
 
 def run(settings: Settings) -> None:
@@ -122,7 +124,7 @@ def run(settings: Settings) -> None:
         TmkdError: a model that cannot be opened, a port that is taken.
     """
     if settings.api_key is None and not settings.loopback:
-        say(f"warning: whoever reaches {settings.host} can use this server; TMKD_API_KEY gives it a key")
+        logger.warning(f"whoever reaches {settings.host} can use this server; TMKD_API_KEY gives it a key")
     app = create_app(settings)
     protocol = type("Connection", (Connection,), {"settings": settings})
     config = uvicorn.Config(
@@ -140,7 +142,7 @@ def run(settings: Settings) -> None:
         raise TmkdError(_reason(app, settings)) from None
     if not server.started:
         raise TmkdError(_reason(app, settings))
-    say("tmkd serve: stopped; what was accepted is answered")
+    logger.info("tmkd serve: stopped; what was accepted is answered")
 
 
 def _reason(app: Any, settings: Settings) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -15,10 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tmkd.core.console import say
 from tmkd.core.errors import TmkdError
 from tmkd.serve.frames import Failed, Hello, Job, Scored, pack, receive
 from tmkd.serve.refusals import Refusal, unavailable
+
+logger = logging.getLogger(__name__)
 
 OPENING = 300.0  # seconds to open a model
 PAUSES = (0.0, 0.2, 1.0, 5.0, 15.0)  # before a start, by how many died since the last answer
@@ -128,7 +130,7 @@ class ScorerProcess:
                 watch.cancel()
             self._drop()
             await self._end()
-            say(f"the {self._kind}'s process is gone; starting it again")
+            logger.warning(f"the {self._kind}'s process is gone; starting it again")
             while self.hello is None:
                 await asyncio.sleep(PAUSES[min(self._died, len(PAUSES) - 1)])
                 self._died += 1
@@ -136,7 +138,7 @@ class ScorerProcess:
                 try:
                     await self._open()
                 except (TmkdError, OSError) as error:
-                    say(f"the {self._kind} cannot be opened again: {error}")
+                    logger.error(f"the {self._kind} cannot be opened again: {error}")
 
     async def _read(self) -> None:
         assert self._process is not None
@@ -149,7 +151,7 @@ class ScorerProcess:
                 self._died = 0
                 future.set_result(message)
             else:
-                say(f"the {self._kind} failed: {message.message}")
+                logger.warning(f"the {self._kind} failed: {message.message}")
                 future.set_exception(Refusal(500, "Backend", "the scorer failed on this request"))
 
     async def _watch(self) -> None:
@@ -157,7 +159,7 @@ class ScorerProcess:
         while True:
             await asyncio.sleep(min(1.0, self._stall / 4))
             if any(until < time.monotonic() for _, until in self._pending.values()):
-                say(f"the {self._kind}'s process gave no answer for {self._stall:.0f} s or more; ending it")
+                logger.warning(f"the {self._kind}'s process gave no answer for {self._stall:.0f} s or more; ending it")
                 self._kill()
 
     def _drop(self) -> None:

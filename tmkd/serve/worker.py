@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.core.console import set_quiet
 from tmkd.core.errors import ExportError, TmkdError, needs_extra
 from tmkd.core.malloc import keep_freed_memory
 from tmkd.models.tokenizer import PairTokenizer
@@ -133,6 +134,7 @@ def main(kind: str, folder: str, backend: str, threads: str) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not come between the messages
     jobs = os.fdopen(os.dup(0), "rb")
+    set_quiet(False)
     keep_freed_memory()
     try:
         model = open_model(kind, Path(folder), backend, int(threads) or None)

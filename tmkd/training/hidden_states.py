@@ -11,6 +11,7 @@ done. Labels are read from the store as ever.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -20,12 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tmkd.core.console import say
 from tmkd.core.hardware import device, use_bf16
 from tmkd.models.checkpoint import depth, load_encoder, spaced
 from tmkd.models.encoders.forward import Batch, FirstTokenEncoder, PairEncoder
 from tmkd.models.student import Logits
 from tmkd.training.token_cosine import Comparing, keep_states
+
+logger = logging.getLogger(__name__)
 
 SHARE_OF_DISK = 0.25  # of what is free there, that kept states may take
 
@@ -102,7 +104,7 @@ class Following(Comparing):
         self.kept: KeptStates | None = None
         self.teacher: tuple[FirstTokenEncoder, ...] = ()  # in a tuple: a module would be saved with the student
         if not isinstance(encoder, FirstTokenEncoder) or encoder.layers == 1:
-            say("the teacher's states are not learned: there is no layer below the last to read from")
+            logger.warning("the teacher's states are not learned: there is no layer below the last to read from")
             return
         nexts = spaced(depth(teacher), encoder.layers)[1:]  # what goes into these is what it is to give its next layer
         frozen = load_encoder(teacher, classes, layers=nexts[-1] + 1).requires_grad_(False).eval()
@@ -128,9 +130,13 @@ class Following(Comparing):
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if not (folder / "states.f16").is_file() and size > SHARE_OF_DISK * free:
-            say(f"the teacher's states would take {size / 1e9:.1f} GB of {free / 1e9:.1f}: it runs in every pass")
+            logger.info(
+                f"the teacher's states would take {size / 1e9:.1f} GB of {free / 1e9:.1f}: it runs in every pass"
+            )
             return
-        say(f"the teacher's states are kept from the first pass on: {size / 1e9:.1f} GB until the stage is done")
+        logger.info(
+            f"the teacher's states are kept from the first pass on: {size / 1e9:.1f} GB until the stage is done"
+        )
         self.kept = KeptStates(folder, lengths, width)
 
     def forward(self, batch: Batch) -> Logits:

@@ -11,6 +11,7 @@ teachers are fine-tuned (tmkd/pipeline/steps/warm_up.py), and beside their soft 
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from tmkd.config.recipe import Recipe
-from tmkd.core.console import say
 from tmkd.core.hardware import device
 from tmkd.data.pairs import Pairs, grouped
 from tmkd.models.bi_encoder import cosine_by_token
@@ -29,6 +29,8 @@ from tmkd.models.encoders.forward import Batch, FirstTokenEncoder, PairEncoder
 from tmkd.models.student import Logits, Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.store.workspace import Step, Workspace
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 3
 SPREAD = 2.0  # standard deviation of the log-odds that the cosines become: most probabilities between 0.02 and 0.98
@@ -57,7 +59,9 @@ class Comparing(Student):
         if isinstance(encoder, FirstTokenEncoder) and encoder.layers > 1:
             keep_states(encoder, [encoder.layers - 2], self.seen)
         else:
-            say("the encoder's cosine is not learned token by token: there is no layer below the last to read from")
+            logger.warning(
+                "the encoder's cosine is not learned token by token: there is no layer below the last to read from"
+            )
 
     def forward(self, batch: Batch) -> Logits:
         """As `Student.forward`, with the tokens' numbers."""

@@ -8,6 +8,7 @@ a killed run that is started again ends in the same weights.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tmkd.config.sections import Training
-from tmkd.core.console import progress, say
+from tmkd.core.console import progress
 from tmkd.core.errors import Diverged
 from tmkd.core.files import replacing
 from tmkd.core.hardware import attention, batch_tokens, device, use_bf16
@@ -39,6 +40,8 @@ from tmkd.models.encoders.forward import Batch, Packing
 from tmkd.models.student import Logits, Student
 from tmkd.models.tokenizer import Encoded
 from tmkd.training.cuda_graphs import GraphedGradients
+
+logger = logging.getLogger(__name__)
 
 SAVE_SECONDS = 30.0
 
@@ -120,7 +123,7 @@ def train(
     done, curve = state.load()
     every = max(1, total // 100)
     gradients = _gradients_of(model, encoded, pad_id, loss_of_rows, fit, grouped=questions is not None)
-    say(f"{name}: {model.encoder.path}")
+    logger.info(f"{name}: {model.encoder.path}")
     model.train()
     pairs_total = fit.epochs * sum(len(rows) for rows in first)  # the same in every epoch
     with progress(name, pairs_total, done=min(done * fit.batch_size, pairs_total)) as bar:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -33,7 +34,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tmkd.core.console import progress, say
+from tmkd.core.console import progress
 from tmkd.core.errors import DataError
 from tmkd.core.files import cache_folder
 from tmkd.data.builtin.faq import Corpus, Question, pick_headings, read_corpus, repeats
@@ -43,6 +44,8 @@ from tmkd.data.documents.bm25 import PassageIndex
 from tmkd.data.documents.passages import Passage
 from tmkd.data.documents.text import contains, jaccard, normalise, tokens, unit_hash
 from tmkd.data.pairs import Pairs
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 3  # raise it when the code below, the parsers or the cutting change what comes out
 TRAIN, DEV = 0.55, 0.15  # the rest is test
@@ -384,7 +387,9 @@ def _save(docs: DebianDocs, folder: Path) -> None:
             shutil.rmtree(place)
         else:
             os.replace(place, folder)
-    say(f"debian-docs: {docs.info['rows']} rows, {docs.info['passages']:,} passages, digest {docs.info['digest']}")
+    logger.info(
+        f"debian-docs: {docs.info['rows']} rows, {docs.info['passages']:,} passages, digest {docs.info['digest']}"
+    )
 
 
 def _load(folder: Path) -> DebianDocs:

@@ -8,6 +8,7 @@ set does not change under its user. A package is unpacked beside its place and r
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,10 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmkd.core.console import progress, say
+from tmkd.core.console import progress
 from tmkd.core.errors import FetchError
 from tmkd.core.files import cache_folder, write_json
 from tmkd.data.builtin.catalogue import SOURCES, Source, source
+
+logger = logging.getLogger(__name__)
 
 _OTHER_WAYS = (
     "Two other ways to data: a hub data set (data.hub: ID, with train: SPLIT), or files of your own "
@@ -90,7 +93,7 @@ def _fetch(wanted: Sequence[Source], anything: bool) -> list[Package]:
     missing = [name for name in _NEEDED if shutil.which(name) is None]
     if missing:
         if anything and any(_cached(one) for one in SOURCES if one.faq):
-            say(f"debian-docs: no {missing[0]} here; done without {', '.join(one.name for one in wanted)}")
+            logger.info(f"debian-docs: no {missing[0]} here; done without {', '.join(one.name for one in wanted)}")
             return []
         raise FetchError(
             f"the data set debian-docs is made from Debian's documentation packages, and there is no {missing[0]} "
@@ -104,7 +107,9 @@ def _fetch(wanted: Sequence[Source], anything: bool) -> list[Package]:
             if resolved is None:
                 note = _absence_note(one)
                 note.touch()
-                say(f"debian-docs: this release has no {one.name}; done without it (delete {note} to ask again)")
+                logger.info(
+                    f"debian-docs: this release has no {one.name}; done without it (delete {note} to ask again)"
+                )
             else:
                 packages.append(_unpack(one, *resolved, apt))
             bar.advance(1, one.name)
@@ -186,7 +191,7 @@ class _Apt:
         return any(re.fullmatch(one.pattern, name) for name in self._names for one in SOURCES if one.faq)
 
     def _update(self) -> None:
-        say("debian-docs: fetching package lists into the cache (the system has none, or old ones)")
+        logger.info("debian-docs: fetching package lists into the cache (the system has none, or old ones)")
         base = cache_folder("debian-docs", "apt")
         for part in ("state/lists/partial", "cache/archives/partial"):
             (base / part).mkdir(parents=True, exist_ok=True)

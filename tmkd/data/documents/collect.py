@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import IO, Any, cast
 
-from tmkd.core.console import Bar, progress, say
+from tmkd.core.console import Bar, progress
 from tmkd.core.errors import DataError, needs_extra
 from tmkd.data.documents.index import Changes, Document, update_index
 from tmkd.data.documents.markdown import parse_markdown, parse_plain
@@ -27,6 +28,8 @@ from tmkd.data.documents.passages import Passage, cut
 from tmkd.data.documents.pod import parse_pod
 from tmkd.data.documents.sections import Block, Section
 from tmkd.data.documents.text import normalise, storable, text_hash
+
+logger = logging.getLogger(__name__)
 
 PARSING = 1  # part of every digest: raise it when parsing or cutting change what comes out
 BUILT_IN = "debian-docs"
@@ -89,7 +92,7 @@ def index_documents(places: Sequence[str | Path], folder: Path, reading: Reading
     changes = update_index(folder, reader.documents)
     changes.skipped = len(reader.skipped)
     if reader.other:
-        say(f"left out {reader.other:,} files of other kinds")
+        logger.info(f"left out {reader.other:,} files of other kinds")
     return changes
 
 
@@ -124,7 +127,7 @@ class DocumentReader:
                         yield document
                     bar.advance(_kib(file.size))
         if len(self.skipped) > _MOST_WARNINGS:
-            say(f"warning: {len(self.skipped) - _MOST_WARNINGS:,} more were skipped")
+            logger.warning(f"{len(self.skipped) - _MOST_WARNINGS:,} more were skipped")
 
     def _place(self, place: str) -> list[_File]:
         path = Path(place)
@@ -195,7 +198,7 @@ class DocumentReader:
             raise DataError(why)
         self.skipped.append(why)
         if len(self.skipped) <= _MOST_WARNINGS:
-            say(f"warning: skipped {why}")
+            logger.warning(f"skipped {why}")
 
     def _whole(self, file: _File, passages: Callable[[bytes], list[Passage]]) -> Document | None:
         """A file that is one document."""

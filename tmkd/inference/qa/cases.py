@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmkd.core.console import progress, say
+from tmkd.core.console import progress
 from tmkd.core.errors import DataError
 from tmkd.data.documents.index import DocumentIndex, Found
 from tmkd.data.documents.text import text_hash
 from tmkd.data.pairs import Pairs
 from tmkd.inference.qa.answer import QuestionAnswerer, Ranked, Scored, order
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,9 @@ def _cases(
             "them (`tmkd ask --json` prints them), or index the documents that they come from"
         )
     if len(cases) < len(right):
-        say(f"{source}: {len(right) - len(cases):,} of {len(right):,} questions have no answer in the index; left out")
+        logger.info(
+            f"{source}: {len(right) - len(cases):,} of {len(right):,} questions have no answer in the index; left out"
+        )
     return cases
 
 

@@ -10,12 +10,14 @@ import functools
 import hashlib
 import importlib.util
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmkd.core.console import say
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import cache_folder, sha256_of, write_json
+
+logger = logging.getLogger(__name__)
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -138,7 +140,7 @@ def _mpnet() -> Path:
     from tmkd.models.encoders.mpnet_wheels import join_parts, slices
 
     parts = slices()
-    say("builtin:mpnet: joining five parts into the cache (once)")
+    logger.info("builtin:mpnet: joining five parts into the cache (once)")
     return _checked(join_parts(parts, target), "builtin:mpnet")
 
 

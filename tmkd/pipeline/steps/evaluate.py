@@ -6,6 +6,7 @@ The bridge between the pipeline's steps and `tmkd.evaluation`, which knows nothi
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.config.recipe import Recipe, parse_recipe
-from tmkd.core.console import progress, say
+from tmkd.core.console import progress
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import write_json
 from tmkd.core.hardware import describe, prepare
@@ -37,6 +38,8 @@ from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.targets import ensemble_logits
 from tmkd.training.trainer import score
+
+logger = logging.getLogger(__name__)
 
 SPEED_PAIRS = 256  # test pairs that the speed is measured on
 
@@ -94,7 +97,9 @@ def outputs(run: RunModels, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
             if column.scores not in pairs.score_names:
                 continue  # rows of another set have no such column
             if made_reference(column, pairs):
-                say(f"{name} made the reference {column.scores!r}: it is not measured, nor is an ensemble with it")
+                logger.info(
+                    f"{name} made the reference {column.scores!r}: it is not measured, nor is an ensemble with it"
+                )
                 continue
             logits = column_logits(recipe, column, pairs, "evaluation")[None].astype(np.float64)
             sizes: dict[str, Any] = {"parameters": None, "bytes": None, "layers": None}

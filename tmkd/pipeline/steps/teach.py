@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tmkd.config.recipe import Recipe, Teacher
-from tmkd.core.console import progress, say
+from tmkd.core.console import progress
 from tmkd.core.errors import DataError, TmkdError
 from tmkd.core.hardware import device
 from tmkd.data.pairs import Pairs
@@ -27,6 +28,8 @@ from tmkd.pipeline.store.token_cache import tokens_of
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.losses import golden_loss
 from tmkd.training.trainer import Fit, score, score_headers
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 2048  # pairs between two writes of the label store: what a kill can lose
 
@@ -189,7 +192,7 @@ def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, de
         other = LabelStore.open(folder, header=store.manifest["header"])
         shared = sorted(wanted & other.done_ids())
         if shared:
-            say(f"{len(shared):,} of the pairs are labelled already ({folder.name})")
+            logger.info(f"{len(shared):,} of the pairs are labelled already ({folder.name})")
             store.append(shared, other.logits_for(shared))
             wanted.difference_update(shared)
 
@@ -201,7 +204,7 @@ def _fill(store: LabelStore, model: Step, pairs: Pairs, how: _Labelling, workspa
     if len(todo) == 0:
         return
     student = load_student(model.folder)
-    say(f"{how.name}: {student.encoder.path}")
+    logger.info(f"{how.name}: {student.encoder.path}")
     tokenizer = PairTokenizer(model.folder, read_card(model.folder)["max_length"])
     encoded = tokens_of(workspace, tokenizer, pairs)
     # Chunks of like length: the batches inside a chunk hold next to no padding.

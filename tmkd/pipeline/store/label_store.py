@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tmkd.core.console import say
 from tmkd.core.errors import LabelError
 from tmkd.core.files import replacing
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 CLIP = 1e-6  # probabilities are clipped to [CLIP, 1 - CLIP] before they become log-odds (METHOD.md, "Teachers")
@@ -69,7 +71,7 @@ class LabelStore:
             if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == part["sha256"]:
                 good.append(part)
             else:
-                say(f"{path} is missing or damaged; its {part['rows']:,} rows will be labelled again")
+                logger.warning(f"{path} is missing or damaged; its {part['rows']:,} rows will be labelled again")
                 path.unlink(missing_ok=True)
         if len(good) < len(self.manifest["parts"]):
             self.manifest["parts"] = good

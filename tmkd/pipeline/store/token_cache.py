@@ -5,16 +5,19 @@ They are a cache beside the steps, not a step: no result depends on their being 
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tmkd.core.console import progress, say
+from tmkd.core.console import progress
 from tmkd.core.files import disk_errors, replacing
 from tmkd.data.pairs import Pairs
 from tmkd.models.tokenizer import Encoded, PairTokenizer
 from tmkd.pipeline.store.workspace import Workspace, fingerprint
+
+logger = logging.getLogger(__name__)
 
 
 def tokens_of(workspace: Workspace, tokenizer: PairTokenizer, pairs: Pairs) -> Encoded:
@@ -55,7 +58,7 @@ def _read(path: Path) -> Encoded | None:
     try:
         stored = load_file(path)
     except Exception as error:  # safetensors raises its own class for a damaged header
-        say(f"{path} is damaged ({error}); the pairs are tokenized again")
+        logger.warning(f"{path} is damaged ({error}); the pairs are tokenized again")
         return None
     if len(stored["lengths"]) == 0:
         return Encoded([], [])

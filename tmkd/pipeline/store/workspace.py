@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tmkd.core.console import say
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import disk_errors, write_json
+
+logger = logging.getLogger(__name__)
 
 UNFINISHED = "unfinished.json"  # beside the manifest of a run or study: what it used since that was written
 T = TypeVar("T")
@@ -55,7 +57,7 @@ def held(path: Path, busy: str, *, wait: bool = False, shared: bool = False) -> 
         except BlockingIOError:
             if not wait:
                 raise Busy(busy) from None
-            say(busy)
+            logger.info(busy)
             fcntl.flock(file, kind)
         yield
 
@@ -115,7 +117,7 @@ class Workspace:
         self._note(step)
         if step.folder.is_dir():
             if step not in self.used:
-                say(f"{label}: done before ({step.folder.name})")
+                logger.info(f"{label}: done before ({step.folder.name})")
         else:
             lock = self.root / "locks" / step.folder.name
             with held(lock, f"{label}: another process is at it ({step.folder.name})", wait=self.patient):
@@ -127,7 +129,7 @@ class Workspace:
         return step
 
     def _build(self, step: Step, depends_on: Any, build: Callable[[Path], None], label: str) -> None:
-        say(f"{label}: {step.folder.name}")
+        logger.info(f"{label}: {step.folder.name}")
         partial = step.folder.with_name(step.folder.name + ".partial")
         partial.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
@@ -137,7 +139,7 @@ class Workspace:
             shutil.rmtree(partial / "state", ignore_errors=True)
             partial.rename(step.folder)
         self.built += 1
-        say(f"{label}: done in {time.monotonic() - began:,.0f} s")
+        logger.info(f"{label}: done in {time.monotonic() - began:,.0f} s")
 
     def in_turn(self, works: Sequence[Callable[[], T]]) -> list[T]:
         """What each of these gives, in their order; done first are those whose steps no other process is at, then,

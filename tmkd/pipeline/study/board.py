@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from types import TracebackType
 
@@ -10,8 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tmkd.core.console import console, is_quiet, say
+from tmkd.core.console import console, shows_progress
 from tmkd.pipeline.study.plan import Plan
+
+logger = logging.getLogger(__name__)
 
 DONE, RUNNING, TO_DO = "●", "◐", "○"
 
@@ -70,7 +73,7 @@ class Board:
 
     def __init__(self, status: Status) -> None:
         self.status = status
-        shown = console.is_terminal and not is_quiet()
+        shown = console.is_terminal and shows_progress()
         self.live = Live(get_renderable=status.table, console=console, refresh_per_second=2) if shown else None
 
     def __enter__(self) -> Board:
@@ -101,7 +104,7 @@ class Board:
         if self.live is not None:
             self.live.refresh()
         else:
-            say(f"study {self.status.plan.study.name}: {text}")
+            logger.info(f"study {self.status.plan.study.name}: {text}")
 
 
 def duration(seconds: float) -> str:

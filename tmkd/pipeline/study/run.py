@@ -7,6 +7,7 @@ interrupted study continues, and a longer one trains only what is new.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from tmkd.core.console import say
 from tmkd.core.errors import RecipeError, TmkdError
 from tmkd.core.files import write_json
 from tmkd.data.pairs import Pairs
@@ -30,6 +30,8 @@ from tmkd.pipeline.store.workspace import UNFINISHED, Step, Workspace, fingerpri
 from tmkd.pipeline.study.board import Board, Status
 from tmkd.pipeline.study.outcome import Measured, Outcome, outcome_of
 from tmkd.pipeline.study.plan import Cell, Plan
+
+logger = logging.getLogger(__name__)
 
 
 class _Missing(Exception):
@@ -154,7 +156,7 @@ def run_study(plan: Plan, workspace: Workspace, shared: Shared | None = None, jo
             with helpers([plan.cells[place].recipe for place in missing], workspace, jobs):
                 workspace.in_turn([partial(train, place) for place in missing])
     except BaseException:
-        say(f"study {plan.study.name}: {status.sentence()}")
+        logger.info(f"study {plan.study.name}: {status.sentence()}")
         raise
     finally:
         record.write()
