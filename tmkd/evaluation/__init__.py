@@ -1,0 +1,1 @@
+"""Evaluation: metrics, bootstrap intervals, comparison, charts, reports, several tasks. No training."""

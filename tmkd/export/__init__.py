@@ -1,0 +1,1 @@
+"""Export: fold the heads, write ONNX and int8, check every backend against the student."""

@@ -1,0 +1,1 @@
+"""Inference without torch: score pairs with an exported student."""

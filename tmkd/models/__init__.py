@@ -1,0 +1,1 @@
+"""Models: tokenizer, batching, encoders, the student and its heads, checkpoints."""

@@ -1,0 +1,1 @@
+"""What a workspace keeps: steps, stored labels, cached tokens."""
