@@ -14,7 +14,7 @@ from conftest import pool_rows, write_jsonl
 from export_fixtures import exported
 from qa_fixtures import index_of
 
-from tmkd.config.recipe import load_recipe, parse_recipe
+from tmkd.config.load import load_recipe, parse_recipe
 from tmkd.core.errors import RecipeError
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,8 @@ import torch
 from conftest import Tmkd, pair_rows, pool_rows, write_jsonl
 from encoder_fixtures import tiny
 
-from tmkd.config.recipe import Loss, Stage2, Training, load_recipe
+from tmkd.config.load import load_recipe
+from tmkd.config.sections import Loss, Stage2, Training
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.split import STAGE1, folds, split, subsample

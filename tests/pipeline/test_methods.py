@@ -11,8 +11,8 @@ import torch
 from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import inputs, tiny
 
+from tmkd.config.load import load_recipe
 from tmkd.config.methods import METHODS
-from tmkd.config.recipe import load_recipe
 from tmkd.core.errors import EncoderError
 from tmkd.models.checkpoint import load_encoder, load_student, save_student, word_embeddings
 from tmkd.models.encoders.forward import Batch

@@ -16,7 +16,7 @@ from conftest import Done, Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import byte_tokenizer, tiny
 from safetensors.torch import load_file, save_file
 
-from tmkd.config.recipe import parse_recipe
+from tmkd.config.load import parse_recipe
 from tmkd.core.errors import RecipeError
 from tmkd.models.checkpoint import load_student, read_card
 from tmkd.models.label_map import class_order
@@ -128,7 +128,7 @@ def test_stage_1_of_another_task_goes_on_with_encoder_and_pooler(
     recipe = write_recipe(tmp_path / "nli.yaml", encoders, data={"train": "nli.jsonl"}, classes=3)
     before = load_file("workspace/runs/qa/stage1/model.safetensors")
 
-    first = tmkd("distill", recipe, "stage1=workspace/runs/qa/stage1", "stage2.learning_rate=1e-12")
+    first = tmkd("distill", recipe, "stage1_from=workspace/runs/qa/stage1", "stage2.learning_rate=1e-12")
     assert "stage 1 of" not in first.stderr
     student = load_student(Path("workspace/runs/nli/student"))
     assert student.classes == 3
@@ -149,7 +149,7 @@ def test_stage_1_of_another_task_goes_on_with_encoder_and_pooler(
         "student.layers=2": "has 1 layers, student.layers is 2",
         f"encoder={encoders['mpnet']}": "reads text with another tokenizer",
     }.items():
-        done = tmkd("label", recipe, "stage1=workspace/runs/qa/stage1", override, check=False)
+        done = tmkd("label", recipe, "stage1_from=workspace/runs/qa/stage1", override, check=False)
         assert message in " ".join(done.stderr.split()), done.stderr
     done = tmkd("label", recipe, "pool.teachers=[gone]", check=False)
     assert "pool.teachers: gone is neither a checkpoint" in done.stderr

@@ -15,7 +15,7 @@ import pytest
 from conftest import Tmkd
 
 import tmkd.pipeline.parallel as jobs
-from tmkd.config.recipe import load_recipe
+from tmkd.config.load import load_recipe
 from tmkd.core.hardware import share_cores
 from tmkd.pipeline.store.workspace import Busy, Workspace, held
 

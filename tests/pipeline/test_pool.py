@@ -11,7 +11,8 @@ import yaml
 from conftest import TOPICS, write_jsonl
 from pairs_fixtures import refused
 
-from tmkd.config.recipe import Recipe, load_recipe, parse_recipe
+from tmkd.config.load import load_recipe, parse_recipe
+from tmkd.config.recipe import Recipe
 from tmkd.core.errors import RecipeError
 from tmkd.data.decontamination import NEAR, HeldOut, NearTexts
 from tmkd.data.documents.text import jaccard, tokens

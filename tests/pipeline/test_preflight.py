@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Tmkd, pair_rows, write_jsonl
 
-from tmkd.config.recipe import load_recipe
+from tmkd.config.load import load_recipe
 from tmkd.core.errors import RecipeError
 
 
@@ -144,10 +144,10 @@ def test_stage_1_goes_on_from_a_stage_1_student_alone(tmkd: Tmkd, recipe_file: P
     tmkd("distill", recipe_file)
     run = tmp_path / "workspace" / "runs" / "tiny"
     again = ("distill", recipe_file, "methods=[finetune,tmkd]", "name=again", "without_stage1.epochs=2")
-    refused = tmkd(*again, f"stage1={run / 'student'}", check=False)
-    assert f"stage1: {run / 'student'} is not a stage-1 student" in refused.stderr
+    refused = tmkd(*again, f"stage1_from={run / 'student'}", check=False)
+    assert f"stage1_from: {run / 'student'} is not a stage-1 student" in refused.stderr
     before = steps(tmp_path)
-    other = tmkd(*again, f"stage1={run / 'stage1'}", "student.layers=2", check=False)
+    other = tmkd(*again, f"stage1_from={run / 'stage1'}", "student.layers=2", check=False)
     assert "has 1 layers, student.layers is 2" in other.stderr
     assert steps(tmp_path) == before  # finetune did not come first
 

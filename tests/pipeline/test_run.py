@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Tmkd, pair_rows, write_jsonl
 
-from tmkd.config.recipe import load_recipe
+from tmkd.config.load import load_recipe
 from tmkd.export.gate import BACKENDS
 from tmkd.export.parity import EXACT
 
@@ -57,7 +57,7 @@ def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_pat
     assert numbers["rows"] == len(scored)
     assert [row["name"] for row in numbers["methods"]] == names
 
-    reused = tmkd("distill", recipe_file, f"stage1={run / 'stage1'}", "name=again", "seeds=[4]")
+    reused = tmkd("distill", recipe_file, f"stage1_from={run / 'stage1'}", "name=again", "seeds=[4]")
     assert "again" in str(list((tmp_path / "workspace" / "runs").iterdir()))
     assert "stage 1 of" not in reused.stderr
 
@@ -248,7 +248,7 @@ def test_errors_name_the_value_and_the_fix(tmkd: Tmkd, recipe_file: Path, tmp_pa
         "data.train=gone.jsonl": "gone.jsonl: no such file",
         "encoder=./gone": "no such folder",
         "student.layers=9": "has 6 layers",
-        "stage1=./gone": "is not a stage-1 student",
+        "stage1_from=./gone": "is not a stage-1 student",
         "data.columns.label=target": "there is no column 'target'; there are: question, passage, label",
         "nonsense": "write key=value",
     }.items():

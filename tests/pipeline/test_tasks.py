@@ -14,8 +14,8 @@ from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import tiny
 from pairs_fixtures import refused
 
-from tmkd.config.recipe import Data, load_recipe, parse_recipe
-from tmkd.config.sections import ReadyPairs, Texts
+from tmkd.config.load import load_recipe, parse_recipe
+from tmkd.config.sections import Data, ReadyPairs, Texts
 from tmkd.core.errors import RecipeError
 from tmkd.data.hub import read_hub
 from tmkd.data.pairs import Reference

@@ -13,7 +13,8 @@ from encoder_fixtures import tiny
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from tmkd.config.recipe import Training, load_recipe
+from tmkd.config.load import load_recipe
+from tmkd.config.sections import Training
 from tmkd.data.pairs import Pairs
 from tmkd.models.batching import pack, pad
 from tmkd.models.bi_encoder import SHARPNESS, cosine_by_token, cosine_logits
@@ -158,6 +159,6 @@ def test_a_student_without_teachers_reads_none_of_their_labels(tmkd: Tmkd, tiny_
     assert "stage 1 of self-taught, seed 0: done before" in again.stderr  # tokens weigh 1 unless told otherwise
     assert "self-taught, seed 0: done before" in again.stderr
     assert load_student(first).headers == 1
-    refused = tmkd("distill", tiny_recipe, *alone, f"stage1={first}", check=False)
+    refused = tmkd("distill", tiny_recipe, *alone, f"stage1_from={first}", check=False)
     assert refused.returncode != 0
     assert "self-taught makes a stage 1 of its own" in refused.stderr

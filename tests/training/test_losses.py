@@ -12,7 +12,7 @@ from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import tiny
 
 from tmkd.config.methods import METHODS
-from tmkd.config.recipe import Loss
+from tmkd.config.sections import Loss
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs
 from tmkd.models.batching import grouped_epoch_steps

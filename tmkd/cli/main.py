@@ -64,7 +64,7 @@ def _root(
 
 def _pipeline(recipe: Path, overrides: list[str] | None, workspace: Path, quiet: bool) -> Any:
     set_quiet(quiet)
-    from tmkd.config.recipe import load_recipe
+    from tmkd.config.load import load_recipe
     from tmkd.pipeline.store.workspace import Workspace
 
     parsed = load_recipe(recipe, overrides)
@@ -160,7 +160,7 @@ def distill(
 ) -> None:
     """Stage 2: the students of every method of the recipe.
 
-    Example: tmkd distill recipes/demo.yaml stage1=workspace/runs/demo/stage1
+    Example: tmkd distill recipes/demo.yaml stage1_from=workspace/runs/demo/stage1
     """
     pipeline = _pipeline(recipe, overrides, workspace, quiet)
     pipeline.require_exportable()
@@ -330,7 +330,7 @@ def describe_recipe() -> None:
 
     Example: tmkd recipe
     """
-    from tmkd.config.recipe import describe
+    from tmkd.config.load import describe
 
     print(describe())
 

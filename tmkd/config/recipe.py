@@ -1,29 +1,31 @@
-"""The recipe: one YAML file, validated into typed objects. Each field's text below is also the documentation.
+"""The recipe: a task and the methods to run on it, as a typed object that refuses what does not fit together.
 
-`key=value` on the command line overrides a field: `stage1.epochs=4`, `methods=[teacher,tmkd]`, `stage1=PATH`.
+The description of each field is also its documentation (`tmkd recipe`). `tmkd.config.load` reads a recipe from YAML.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tmkd.config.methods import METHODS
-from tmkd.config.sections import Bilstm, Export, Pool, Positive, Seeds, Stage1, Stage2, StudentShape
-from tmkd.config.sections import Columns as Columns
-from tmkd.config.sections import Data as Data
-from tmkd.config.sections import Loss as Loss
-from tmkd.config.sections import Part as Part
-from tmkd.config.sections import Teacher as Teacher
-from tmkd.config.sections import Training as Training
-from tmkd.core.errors import RecipeError
-
-P = TypeVar("P", bound="Part")
+from tmkd.config.sections import (
+    Bilstm,
+    Data,
+    Export,
+    Loss,
+    Part,
+    Pool,
+    Positive,
+    Seeds,
+    Stage1,
+    Stage2,
+    StudentShape,
+    Teacher,
+    Training,
+)
 
 
 class Recipe(Part):
@@ -57,9 +59,11 @@ class Recipe(Part):
         description="before all else: the encoder learns its own embeddings' cosine on the pool's pairs, for sentence "
         "encoders, which never compared two texts in one sequence. Teachers of it begin with that; none unless given",
     )
-    stage1: Stage1 | str = Field(
-        default_factory=lambda: Stage1(learning_rate=3e-4, epochs=4),
-        description="stage 1, or the path of an earlier run's stage-1 student to start stage 2 from",
+    stage1: Stage1 = Field(default_factory=lambda: Stage1(learning_rate=3e-4, epochs=4), description="stage 1")
+    stage1_from: str | None = Field(
+        None,
+        description="the folder of an earlier run's stage-1 student (runs/NAME/stage1), from which stage 2 starts; "
+        "stage 1 is then skipped, and `stage1` must not be given",
     )
     stage2: Stage2 = Field(
         default_factory=lambda: Stage2(learning_rate=3e-5, epochs=2), description="students that had stage 1"
@@ -116,6 +120,27 @@ class Recipe(Part):
                 raise ValueError(f"{name!r} is not a method; there are: {', '.join(METHODS)}")
         return names
 
+    @field_validator("stage1", mode="before")
+    @classmethod
+    def _no_path(cls, numbers: Any) -> Any:
+        if isinstance(numbers, str):
+            raise ValueError(
+                f"stage1 holds numbers, not {numbers!r}; the folder of an earlier run's stage-1 student has a key of "
+                f"its own: stage1_from={numbers}"
+            )
+        return numbers
+
+    @model_validator(mode="after")
+    def _one_stage1(self) -> Recipe:
+        # compared by value, since a recipe that was written with its default values must be readable again
+        usual = type(self).model_fields["stage1"].get_default(call_default_factory=True)
+        if self.stage1_from is not None and self.stage1 != usual:
+            raise ValueError(
+                f"give stage1 or stage1_from, not both: stage1_from={self.stage1_from} starts stage 2 from a finished "
+                "stage-1 student, so the numbers in stage1 would have no effect"
+            )
+        return self
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         names = [teacher.name for teacher in self.all_teachers]
@@ -145,7 +170,7 @@ class Recipe(Part):
                 f"student.start: teacher needs a teacher that is fine-tuned from {self.encoder!r}, and there is none; "
                 "use spaced"
             )
-        if isinstance(self.stage1, Stage1) and self.stage1.states and self.student.start != "teacher":
+        if self.stage1.states and self.student.start != "teacher":
             raise ValueError(
                 f"stage1.states: {self.stage1.states:g}, but a student learns the states of the teacher that it begins "
                 f"with, and student.start is {self.student.start}; set student.start=teacher, or stage1.states=0"
@@ -163,10 +188,10 @@ class Recipe(Part):
                     f"methods: {name} needs two or more teachers, and {self.all_teachers[0].name} is the only one; add "
                     f"another, or take {like} instead (methods=[...] and take={like})"
                 )
-        if isinstance(self.stage1, str) and (made := [n for n in self.methods if METHODS[n].self_taught]):
+        if self.stage1_from is not None and (made := [n for n in self.methods if METHODS[n].self_taught]):
             raise ValueError(
-                f"methods: {made[0]} makes a stage 1 of its own, and stage1 names a finished one, {self.stage1}; "
-                "leave one of them out"
+                f"methods: {made[0]} makes a stage 1 of its own, and stage1_from names a finished one, "
+                f"{self.stage1_from}; leave one of them out"
             )
         if self.loss.kind == "margin_mse":
             if self.classes != 2:
@@ -174,8 +199,8 @@ class Recipe(Part):
             if self.stage2.replay:
                 raise ValueError("stage2.replay mixes in single pairs, and loss.kind margin_mse compares passages")
             for key in ("stage1", "stage2", "without_stage1", "bilstm"):
-                numbers = getattr(self, key)
-                if isinstance(numbers, Training) and numbers.batch_size < 4:
+                numbers: Training = getattr(self, key)
+                if numbers.batch_size < 4:
                     raise ValueError(
                         f"{key}.batch_size: {numbers.batch_size} is too small for loss.kind margin_mse, which compares "
                         "passages of one step; use 4 or more"
@@ -192,149 +217,3 @@ class Recipe(Part):
             absent = sorted(set(range(self.classes)) - set(found.values()))
             if found and absent:
                 raise ValueError(f"{where}: nothing stands for class {absent[0]} of {self.classes}")
-
-
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read and validate a recipe.
-
-    Args:
-        path: the YAML file.
-        overrides: `key=value` with dots into parts; the value is YAML.
-
-    Raises:
-        RecipeError: missing file, bad YAML, unknown or ill-typed key (the nearest right one is named).
-    """
-    return parse_recipe(read_content(path, overrides), str(path))
-
-
-def read_content(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The mapping that a YAML file holds, with `key=value` overrides applied; not validated.
-
-    Raises:
-        RecipeError: missing file, bad YAML, an override that does not fit.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RecipeError(f"{path}: no such recipe; see recipes/ for examples") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys, this file holds {type(content).__name__}")
-    for override in overrides or []:
-        _override(content, override)
-    return content
-
-
-def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
-    """Validate the content of a recipe; RecipeError says which key, what it holds and what fits."""
-    return validate(Recipe, content, where)
-
-
-def validate(kind: type[P], content: dict[str, Any], where: str) -> P:
-    """Validate a mapping as one kind of part; RecipeError says which key, what it holds and what fits."""
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        lines = [_explain(detail, kind) for detail in error.errors() if not _other_branch(detail, error)]
-        raise RecipeError(f"{where}: " + f"\n{where}: ".join(dict.fromkeys(lines))) from error
-
-
-def _override(content: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"override {override!r}: write key=value, for example stage1.epochs=2")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
-    set_key(content, key, value, f"override {override!r}")
-
-
-def set_key(content: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set a key of a recipe's content in place; `key` has dots into parts, `where` begins an error's text.
-
-    Raises:
-        RecipeError: an index that a list does not have.
-    """
-    *parents, last = key.split(".")
-    place: Any = content
-    for parent in parents:
-        if isinstance(place, list):
-            place = place[_index(place, parent, where)]
-        elif isinstance(place, dict):
-            if not isinstance(place.get(parent), dict | list):
-                place[parent] = {}
-            place = place[parent]
-    if isinstance(place, list):
-        place[_index(place, last, where)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        raise RecipeError(f"{where}: {place!r} holds no keys")
-
-
-def _index(items: list[Any], text: str, where: str) -> int:
-    if not text.isdigit() or int(text) >= len(items):
-        raise RecipeError(f"{where}: {text!r} is not an index of a list of {len(items)} (they count from 0)")
-    return int(text)
-
-
-def number(value: Any) -> Any:
-    """The number that a text holds, since YAML 1.1 reads 1e-4 as text; anything else as it is."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def describe() -> str:
-    """The documentation of every key, one line each."""
-    lines: list[str] = []
-    _describe(Recipe, "", lines)
-    return "\n".join(lines)
-
-
-def _inner(annotation: Any) -> type[BaseModel] | None:
-    """The part that a field holds, alone, in a tuple or in a union; None where it holds none."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for inside in get_args(annotation) if (found := _inner(inside))), None)
-
-
-def _describe(part: type[BaseModel], prefix: str, lines: list[str]) -> None:
-    for name, field in part.model_fields.items():
-        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        inner = _inner(field.annotation)
-        lines.append(f"{prefix}{name}: {field.description or ''}" + ("" if inner else f" (default: {default})"))
-        if inner is not None:
-            _describe(inner, prefix + f"{name}" + (".0." if name in ("teachers", "sources") else "."), lines)
-
-
-def _other_branch(detail: Any, error: ValidationError) -> bool:
-    """Of a `stage1: mapping | path` union, hide the complaint that a mapping is not a path."""
-    return detail["type"] == "string_type" and detail["loc"][:1] == ("stage1",) and len(error.errors()) > 1
-
-
-def _explain(detail: Any, root: type[BaseModel]) -> str:
-    location = [str(part) for part in detail["loc"] if part not in ("Stage1", "str")]
-    key = ".".join(location) or root.__name__.lower()
-    if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _keys_at(location[:-1], root), n=1, cutoff=0.4)
-        known = ", ".join(_keys_at(location[:-1], root))
-        return f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known are: {known}")
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] in ("missing", "value_error"):
-        return message if message.startswith(f"{key}: ") else f"{key}: {message}"
-    message = message.replace("a valid tuple", "a list, such as [a, b]").replace("Tuple", "The list")
-    return f"{key}: {message[0].lower() + message[1:]}, got {detail['input']!r}"
-
-
-def _keys_at(location: list[str], root: type[BaseModel]) -> list[str]:
-    part: type[BaseModel] | None = root
-    for name in location:
-        if part is not None and not name.isdigit():
-            part = _inner(part.model_fields[name].annotation) if name in part.model_fields else None
-    return list(part.model_fields) if part is not None else []

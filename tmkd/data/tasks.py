@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tmkd.config.recipe import Data
+from tmkd.config.sections import Data
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.readers import Columns, Expected, line_of, read_pairs, read_rows, rows_to_pairs

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from tmkd.config.recipe import Recipe, Teacher
+from tmkd.config.recipe import Recipe
+from tmkd.config.sections import Teacher
 from tmkd.core.errors import RecipeError
 from tmkd.models.encoders.lstm import LstmEncoder
 from tmkd.models.student import Student

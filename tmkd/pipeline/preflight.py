@@ -22,11 +22,11 @@ def require_runnable(rows: Rows) -> None:
         EncoderError: an encoder or checkpoint that is not to be had, too few layers, more tokens than it has positions.
         RecipeError: classes of a checkpoint in another order.
         DataError: rows that cannot be used, or a score column with gaps.
-        TmkdError: `stage1` is no stage-1 student, or one of another shape.
+        TmkdError: `stage1_from` is no stage-1 student, or one of another shape.
     """
     _require_encoders(rows.recipe)
-    if isinstance(rows.recipe.stage1, str) and any(METHODS[name].stage1 for name in rows.recipe.methods):
-        _require_stage1(rows.recipe, Path(rows.recipe.stage1))
+    if rows.recipe.stage1_from is not None and any(METHODS[name].stage1 for name in rows.recipe.methods):
+        _require_stage1(rows.recipe, Path(rows.recipe.stage1_from))
     _ = rows.student_rows
     _require_columns(rows)
 
@@ -48,12 +48,12 @@ def _require_stage1(recipe: Recipe, folder: Path) -> None:
     """The recipe's students can go on from an earlier run's stage-1 student."""
     card = read_card(folder) if (folder / "tmkd.json").is_file() else {}
     if card.get("step") != "stage1":
-        raise TmkdError(f"stage1: {folder} is not a stage-1 student; an earlier run's is at runs/NAME/stage1")
+        raise TmkdError(f"stage1_from: {folder} is not a stage-1 student; an earlier run's is at runs/NAME/stage1")
     length, encoder = recipe.max_length, find_encoder(recipe.encoder)
     if PairTokenizer(folder, length).fingerprint() != PairTokenizer(encoder, length).fingerprint():
-        raise TmkdError(f"stage1: {folder} reads text with another tokenizer than the encoder, {recipe.encoder}")
+        raise TmkdError(f"stage1_from: {folder} reads text with another tokenizer than the encoder, {recipe.encoder}")
     if (layers := card["layers"]) != recipe.student.layers:
-        raise TmkdError(f"stage1: {folder} has {layers} layers, student.layers is {recipe.student.layers}")
+        raise TmkdError(f"stage1_from: {folder} has {layers} layers, student.layers is {recipe.student.layers}")
 
 
 def _require_columns(rows: Rows) -> None:

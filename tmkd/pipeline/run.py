@@ -76,8 +76,8 @@ class Pipeline(Supervision):
 
     def pretrain(self, method: Method, seed: int) -> Step | Path:
         """The stage-1 student of a method, or the one the recipe names."""
-        if isinstance(self.recipe.stage1, str):
-            return Path(self.recipe.stage1)
+        if self.recipe.stage1_from is not None:
+            return Path(self.recipe.stage1_from)
         pool, targets = self.pool, self.pool_targets(method)
         assert targets is not None
         if self.recipe.stage1.share < 1:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.config.recipe import Recipe
-from tmkd.config.sections import Stage1
 from tmkd.core.hardware import describe, prepare
 from tmkd.data.mining import Material
 from tmkd.data.pairs import Pairs
@@ -86,7 +85,6 @@ class Rows:
         Raises:
             DataError: the share leaves no pair.
         """
-        assert isinstance(self.recipe.stage1, Stage1)
         share = self.recipe.stage1.share
         return subsample(
             self.pool,

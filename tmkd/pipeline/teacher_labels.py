@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tmkd.config.methods import METHODS, Method
-from tmkd.config.recipe import Teacher
+from tmkd.config.sections import Teacher
 from tmkd.core.errors import TmkdError
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import BAGS, folds, subsample
@@ -62,13 +62,13 @@ class Supervision(Rows):
             share_of_rows(teacher, self.data.train)
         learning = [METHODS[name] for name in self.recipe.methods if METHODS[name].targets != "none"]
         with_pool = any(METHODS[name].stage1 for name in self.recipe.methods)
-        if with_pool and not isinstance(self.recipe.stage1, str) and self.recipe.stage1.share < 1:
+        if with_pool and self.recipe.stage1.share < 1:
             _ = self.stage1_rows
         if self.recipe.loss.kind not in GROUPED:
             return
         if learning:
             questions_of(self.student_pairs, self.recipe.loss, "train")
-        if any(method.stage1 for method in learning) and not isinstance(self.recipe.stage1, str):
+        if any(method.stage1 for method in learning) and self.recipe.stage1_from is None:
             questions_of(self.pool, self.recipe.loss, "pool")
 
     def labellers(self, pairs: Pairs) -> list[int]:
@@ -169,7 +169,7 @@ class Supervision(Rows):
 
     def best_of(self, method: Method) -> int:
         """The best teacher on development rows (an index), of those that take part in every stage of the method."""
-        mined = method.stage1 and not self.foreign_pool and not isinstance(self.recipe.stage1, str)
+        mined = method.stage1 and not self.foreign_pool and self.recipe.stage1_from is None
         which = self.labellers(self.pool) if mined else range(len(self.teachers))
         best = min(which, key=lambda number: self.dev_losses[number])
         self.shared.say(f"best teacher on development rows: {self.teachers[best][0].name}")
@@ -201,7 +201,7 @@ class Supervision(Rows):
             self.shared.say("no method learns the teachers' labels of the pool: it is not labelled")
         elif self.foreign_pool:
             _ = self.foreign_logits
-        elif not isinstance(self.recipe.stage1, str):
+        elif self.recipe.stage1_from is None:
             self.teacher_logits(self.pool, "pool", self.labellers(self.pool))
         if learning:
             self.teacher_logits(self.student_pairs, "train")

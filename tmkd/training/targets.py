@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tmkd.config.methods import Method
-from tmkd.config.recipe import Loss
+from tmkd.config.sections import Loss
 from tmkd.core.errors import DataError
 from tmkd.core.hardware import device
 from tmkd.data.pairs import Pairs, grouped

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tmkd.config.methods import Method
-from tmkd.config.recipe import Recipe, Training
-from tmkd.config.sections import Stage1
+from tmkd.config.recipe import Recipe
+from tmkd.config.sections import Training
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder, load_student, read_card, word_embeddings
@@ -46,7 +46,6 @@ def pretrain(
         begin: the teacher whose layers the student begins with; the recipe's encoder's unless given.
     """
     numbers = recipe.stage1
-    assert isinstance(numbers, Stage1)
     weight = numbers.cosine or float(method.self_taught)  # without teachers there is nothing else to learn
     told = own_cosine(workspace, recipe, pool) if weight else None
     depends = {**_common(recipe, numbers, seed, begin), "pool": pool.digest(), "targets": targets.names}
@@ -83,7 +82,6 @@ def _stage1_loss(
 ) -> Callable[[Logits, Tensor], Tensor]:
     """L1 (METHOD.md, "Stage 1"), and by their weights (ours) the error of the tokens' numbers where the cosine is told,
     and that of the states of a student that follows a teacher's."""
-    assert isinstance(recipe.stage1, Stage1)
     tokens, follow = TokenTargets(told, pool, _reads(recipe)) if told else None, recipe.stage1.states
 
     def first(logits: Logits, rows: Tensor) -> Tensor:

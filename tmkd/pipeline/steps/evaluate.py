@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.config.recipe import Recipe, parse_recipe
+from tmkd.config.load import parse_recorded_recipe
+from tmkd.config.recipe import Recipe
 from tmkd.core.console import progress
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import write_json
@@ -67,7 +68,7 @@ class RunModels:
             raise TmkdError(f"{run} lies in no workspace: its models are in {place}, which is not there")
         content = json.loads(path.read_text())
         return cls(
-            run, parse_recipe(content["recipe"], str(path)), content["models"], content["take"],
+            run, parse_recorded_recipe(content["recipe"], str(path)), content["models"], content["take"],
             content.get("stage1", []), workspace or Workspace(run.resolve().parent.parent),
         )  # fmt: skip
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.config.recipe import Recipe, Teacher
+from tmkd.config.recipe import Recipe
+from tmkd.config.sections import Teacher
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import folds
 from tmkd.pipeline.store.workspace import Step

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tmkd.config.recipe import Recipe, Teacher
+from tmkd.config.recipe import Recipe
+from tmkd.config.sections import Teacher
 from tmkd.core.errors import RecipeError
 from tmkd.core.files import write_json
 from tmkd.data.decontamination import HeldOut

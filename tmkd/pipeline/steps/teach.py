@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tmkd.config.recipe import Recipe, Teacher
+from tmkd.config.recipe import Recipe
+from tmkd.config.sections import Teacher
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError, TmkdError
 from tmkd.core.hardware import device

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tmkd.config.recipe import Recipe, Training
+from tmkd.config.recipe import Recipe
+from tmkd.config.sections import Training
 from tmkd.core.hardware import device
 from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder

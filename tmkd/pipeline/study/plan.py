@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from tmkd.config.recipe import Part, Recipe, number, parse_recipe, read_content, set_key, validate
-from tmkd.config.sections import Seeds
+from tmkd.config.load import number, parse_recipe, read_content, set_keys, validate
+from tmkd.config.recipe import Recipe
+from tmkd.config.sections import Part, Seeds
 from tmkd.core.errors import RecipeError
 from tmkd.evaluation.comparison import METRICS
 
@@ -147,8 +148,7 @@ def _recipe(study: Study, content: dict[str, Any], file: str, task: Task, varian
     where = f"study {study.name}, variant {variant!r}"
     changed, recipe_keys = copy.deepcopy(content), {**task.keys, **keys}
     try:
-        for key, value in recipe_keys.items():
-            set_key(changed, key, copy.deepcopy(value), f"key {key!r}")
+        set_keys(changed, [(key, copy.deepcopy(value), f"key {key!r}") for key, value in recipe_keys.items()])
         if "take" in recipe_keys:
             changed["methods"] = [changed["take"]]
         recipe = parse_recipe(changed, file)
