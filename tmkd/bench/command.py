@@ -19,9 +19,9 @@ from tmkd.bench.material import Rows, Weights, rows_of, weights
 from tmkd.bench.rounds import Measure, Result, compete, ratios, table
 from tmkd.bench.worker import Contestant, Worker
 from tmkd.core.console import tables
+from tmkd.core.cpu import cpu_flags
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import cache_folder
-from tmkd.core.hardware import cpu_flags
 
 logger = logging.getLogger(__name__)
 

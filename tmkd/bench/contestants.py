@@ -7,7 +7,8 @@ from typing import Any
 
 from tmkd.bench.material import Weights
 from tmkd.bench.worker import Contestant
-from tmkd.core.hardware import cpu_flags, native_bf16
+from tmkd.core.cpu import cpu_flags
+from tmkd.core.hardware import native_bf16
 from tmkd.inference.scorer import read_manifest
 
 PROBE = "probe"

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
-from pathlib import Path
 
 import torch
 
+from tmkd.core.cpu import cpu_flags, usable_cores
 from tmkd.core.malloc import keep_freed_memory
-
-
-@functools.cache
-def cpu_flags() -> frozenset[str]:
-    """What the CPU offers, as Linux names it (x86: flags, Arm: Features); empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    named = [line.partition(":") for line in lines]
-    return frozenset(flag for key, _, text in named if key.strip() in ("flags", "Features") for flag in text.split())
 
 
 @functools.cache
@@ -96,4 +84,4 @@ def share_cores(jobs: int) -> None:
 
 
 def _share() -> int:
-    return max(1, len(os.sched_getaffinity(0)) // _jobs)
+    return max(1, usable_cores() // _jobs)

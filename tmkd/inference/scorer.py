@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.backends import KNOWN_BACKENDS, SAFE_BACKEND
+from tmkd.core.cpu import usable_cores
 from tmkd.core.errors import DataError, ExportError
 from tmkd.core.files import sha256_of
 from tmkd.inference.engines import installed, open_engine
@@ -121,7 +121,7 @@ class Scorer:
         self.manifest = read_manifest(Path(folder))
         self.classes, self.labels = self.manifest.classes, self.manifest.labels
         self.max_length = self.manifest.max_length
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_cores()
         self.backend = _choose(self.manifest, backend)
         self._tokenizer = PairTokenizer(self.manifest.folder, self.max_length)
         path = _checked_file(self.manifest, self.backend)

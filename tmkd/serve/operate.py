@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
 from tmkd import __version__
+from tmkd.core.cpu import usable_cores
 from tmkd.serve.refusals import json_response, unavailable
 from tmkd.serve.state import Server
 
@@ -60,7 +60,7 @@ def about(server: Server) -> dict[str, Any]:
         "max_batch_requests": None,
         "max_client_batch_size": settings.max_texts,
         "auto_truncate": settings.auto_truncate,
-        "tokenization_workers": hello.threads if hello is not None else len(os.sched_getaffinity(0)),
+        "tokenization_workers": hello.threads if hello is not None else usable_cores(),
         "version": __version__,
         "sha": None,
         "docker_label": None,

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.console import set_quiet
+from tmkd.core.cpu import usable_cores
 from tmkd.core.errors import ExportError, TmkdError, needs_extra
 from tmkd.core.malloc import keep_freed_memory
 from tmkd.models.tokenizer import PairTokenizer
@@ -52,7 +53,7 @@ class Teacher:
         card = read_card(folder)
         self.backend, self.max_length, self.classes = "pytorch", int(card["max_length"]), int(card["classes"])
         self.labels = tuple(map(str, range(self.classes)))
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_cores()
         self._tokenizer, self._model = PairTokenizer(folder, self.max_length), load_student(folder)
         self._lock = threading.Lock()
 
