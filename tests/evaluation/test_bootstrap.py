@@ -10,8 +10,9 @@ import pytest
 
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Resamples, distributions, interval
-from tmkd.evaluation.comparison import ModelOutput, compare
+from tmkd.evaluation.comparison import ComparisonOptions, compare
 from tmkd.evaluation.metrics import Questions
+from tmkd.evaluation.results import ModelOutput
 
 
 def logits(odds: np.ndarray) -> np.ndarray:
@@ -42,7 +43,7 @@ def test_auc_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert 88 <= inside <= 100
 
 
-def test_questions_are_resampled_and_never_rows() -> None:
+def test_questions_are_resampled_and_never_single_pairs() -> None:
     """Copies of each row inside its question say nothing new, so the interval keeps its width."""
     generator = np.random.default_rng(1)
     right = generator.random(80) < 0.7
@@ -84,9 +85,9 @@ def test_paired_differences_see_what_separate_intervals_cannot() -> None:
     low, high = (row.metrics["auc"] for row in results.methods)
     assert low.high > high.low  # the two intervals overlap
     difference = next(d for d in results.differences if d.metric == "auc")
-    assert difference.real
+    assert difference.significant
     assert difference.value.mean == pytest.approx(high.mean - low.mean)
-    assert difference.sentence().startswith("tmkd is ahead of finetune in ROC-AUC by 0.0")
+    assert difference.sentence().startswith("tmkd is significantly better than finetune in ROC-AUC by 0.0")
 
 
 def test_two_equal_models_are_level() -> None:
@@ -98,7 +99,7 @@ def test_two_equal_models_are_level() -> None:
         classes=2,
         task="t",
     )
-    assert "tmkd is level with finetune in MRR (95%" in next(
+    assert "tmkd is equal to finetune in MRR (95%" in next(
         d.sentence() for d in results.differences if d.metric == "mrr"
     )
 
@@ -108,13 +109,17 @@ def test_resamples_without_a_counted_question_do_not_count_as_zero() -> None:
     questions = ["a", "a", "b", "b", *(f"q{i}" for i in range(198))]
     pairs = Pairs.build(questions, [f"p{i}" for i in range(202)], labels=[1, 0, 1, 0, *([0] * 198)])
     results = compare(
-        pairs, [ModelOutput("m", "student", logits(-np.arange(202.0))[None])], classes=2, task="t", resamples=300
+        pairs,
+        [ModelOutput("m", "student", logits(-np.arange(202.0))[None])],
+        classes=2,
+        task="t",
+        options=ComparisonOptions(resamples=300),
     )
     assert results.methods[0].metrics["mrr"].to_json() == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert (results.questions, results.ranked) == (200, 2)
 
 
-def test_nothing_is_real_on_a_single_question() -> None:
+def test_a_single_question_gives_no_differences() -> None:
     pairs = Pairs.build(["a"] * 4, list("pqrs"), labels=[1, 0, 0, 1])
     outputs = [
         ModelOutput("finetune", "baseline", logits(np.array([0.0, 3, 1, 2]))[None]),
@@ -127,5 +132,7 @@ def test_a_thousand_resamples_take_seconds() -> None:
     pairs = rows(375)
     output = logits(pairs.labels + np.random.default_rng(5).normal(size=(5, len(pairs))))
     start = time.perf_counter()
-    compare(pairs, [ModelOutput("tmkd", "student", output)], classes=2, task="t", resamples=1000)
+    compare(
+        pairs, [ModelOutput("tmkd", "student", output)], classes=2, task="t", options=ComparisonOptions(resamples=1000)
+    )
     assert time.perf_counter() - start < 10  # about 0.3 s; the bound is for a busy machine

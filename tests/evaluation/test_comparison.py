@@ -13,9 +13,10 @@ from sklearn.metrics import roc_auc_score
 
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Resamples, distributions, interval
-from tmkd.evaluation.comparison import ModelOutput, Results, compare, disagreements
-from tmkd.evaluation.metrics import Questions, auc_weighted, ranking_metrics
+from tmkd.evaluation.comparison import compare, disagreements
+from tmkd.evaluation.metrics import Questions, SortedPairs, ranking_metrics
 from tmkd.evaluation.report import headline, write_report
+from tmkd.evaluation.results import ModelOutput, Results
 from tmkd.evaluation.speed import measure
 
 
@@ -60,7 +61,8 @@ def test_auc_equals_scikit_learn_with_ties_and_weights() -> None:
     labels, scores = generator.integers(0, 2, 500), generator.integers(0, 30, 500).astype(float)
     weights = generator.integers(0, 4, 500).astype(float)
     expected = roc_auc_score(labels, scores, sample_weight=weights)
-    assert auc_weighted(labels, scores, weights) == pytest.approx(expected, abs=1e-12)
+    pairs = SortedPairs.of(labels, scores)
+    assert pairs.auc(weights[pairs.order]) == pytest.approx(expected, abs=1e-12)
 
 
 def test_ranking_metrics_by_hand() -> None:
@@ -113,10 +115,10 @@ def test_shares_differences_and_their_verdicts() -> None:
     assert row["tmkd"].kept["auc"] == pytest.approx(student / top)
     assert row["tmkd"].kept_above_chance["auc"] == pytest.approx((student - 0.5) / (top - 0.5))
     assert row["tmkd"].recovered["auc"] == pytest.approx((student - base) / (top - base))
-    real = {(d.second, d.metric): d.real for d in results.differences}
-    assert real["finetune", "auc"]
+    significant = {(d.second, d.metric): d.significant for d in results.differences}
+    assert significant["finetune", "auc"]
     same = [ModelOutput("finetune", "baseline", outputs(pairs)[4].logits), outputs(pairs)[4]]
-    assert not any(d.real for d in compare(pairs, same, classes=2, task="t").differences)
+    assert not any(d.significant for d in compare(pairs, same, classes=2, task="t").differences)
     json.dumps(results.to_json(), allow_nan=False)
     assert "3 teachers" not in headline(results)
     assert "2 teachers of 6 layers became one student of 3 layers" in headline(results)

@@ -9,8 +9,9 @@ from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, Reference
-from tmkd.evaluation.comparison import ModelOutput, compare, disagreements
-from tmkd.evaluation.metrics import Questions, Ranks, SortedRows, auc, ranking, ranking_metrics, spearman
+from tmkd.evaluation.comparison import ComparisonOptions, compare, disagreements
+from tmkd.evaluation.metrics import Questions, Ranks, SortedPairs, auc, ranking, ranking_metrics, spearman
+from tmkd.evaluation.results import ModelOutput
 
 
 def logits(odds: np.ndarray) -> np.ndarray:
@@ -40,7 +41,7 @@ def test_map_and_ndcg_equal_scikit_learn() -> None:
 def test_auc_under_weights_equals_scikit_learn(levels: int) -> None:
     generator = np.random.default_rng(1)
     labels, scores = generator.integers(0, 2, 300), generator.integers(0, levels, 300).astype(float)
-    rows = SortedRows.of(labels, scores)
+    rows = SortedPairs.of(labels, scores)
     assert (rows.starts is None) == (levels > 300)
     assert rows.auc(np.ones(300)) == pytest.approx(auc(labels, scores), abs=1e-12)
     for _ in range(5):
@@ -67,7 +68,7 @@ def test_a_reference_is_measured_by_its_classes_and_its_ranks() -> None:
     scores = [0.9, 0.6, 0.4, 0.1]
     pairs = Pairs.build([f"q{n}" for n in range(4)], ["p"] * 4, scores={"score": scores})
     referred = pairs.with_reference(Reference("score", "probability"))
-    results = compare(referred, student([2, 3, -2, -1]), classes=2, task="t", resamples=20)
+    results = compare(referred, student([2, 3, -2, -1]), classes=2, task="t", options=ComparisonOptions(resamples=20))
     found = results.methods[0].metrics
     assert (found["accuracy"].mean, found["auc"].mean) == (1.0, 1.0)
     assert found["spearman"].mean == pytest.approx(spearmanr(scores, [2, 3, -2, -1]).statistic)
@@ -105,7 +106,7 @@ def test_one_class_only_has_an_accuracy_and_nothing_else() -> None:
     pairs = Pairs.build(["a", "a", "b"], ["p", "q", "r"], labels=[1, 1, 1])
     results = compare(pairs, student([1, 2, -1]), classes=2, task="t")
     assert results.metrics == ["accuracy"]
-    assert results.shared == ["accuracy"]
+    assert results.headline_metrics == ["accuracy"]
     assert set(results.to_json()["methods"][0]) == {"name", "kind", "seeds", "accuracy"}
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tmkd.cli.main import app
 from tmkd.core.errors import DataError
 from tmkd.evaluation.bootstrap import Interval
-from tmkd.evaluation.multi_task import Overall, Task, mean_of
+from tmkd.evaluation.multi_task import MultiTaskResults, TaskResult, mean_of
 
 
 def written(folder: Path, task: str, metric: str, kept: float, ahead: tuple[float, float, float], **more: Any) -> Path:
@@ -40,14 +40,16 @@ def written(folder: Path, task: str, metric: str, kept: float, ahead: tuple[floa
 def test_the_mean_over_tasks_and_its_interval(tmp_path: Path) -> None:
     first = written(tmp_path, "a", "auc", 0.9, (0.2, 0.17, 0.24), others=["mkd"])
     second = written(tmp_path, "b", "map", 1.0, (0.1, 0.06, 0.13), turned=True)
-    found = Overall.of([Task.read(str(first)), Task.read(f"{second / 'report' / 'results.json'}=map")], "tmkd")
+    found = MultiTaskResults.of(
+        [TaskResult.read(str(first)), TaskResult.read(f"{second / 'report' / 'results.json'}=map")], "tmkd"
+    )
     assert found.kept == {"finetune": [0.45, 0.5, pytest.approx(0.475)], "tmkd": [0.9, 1.0, pytest.approx(0.95)]}
     (ahead,) = found.differences  # of mkd there is one task only
-    assert (ahead.first, ahead.second, ahead.real) == ("tmkd", "finetune", True)
+    assert (ahead.first, ahead.second, ahead.significant) == ("tmkd", "finetune", True)
     assert ahead.value.mean == pytest.approx(0.15)
     assert ahead.value.low == pytest.approx(0.15 - math.hypot(0.03, 0.04) / 2)
     assert ahead.value.high == pytest.approx(0.15 + math.hypot(0.04, 0.03) / 2)
-    assert "tmkd is really ahead of finetune by 0.150" in found.sentence()
+    assert "tmkd is significantly better than finetune by 0.150" in found.sentence()
 
 
 def test_an_interval_of_one_task_is_its_own() -> None:
@@ -55,27 +57,27 @@ def test_an_interval_of_one_task_is_its_own() -> None:
 
 
 def test_accuracy_where_there_is_no_auc(tmp_path: Path) -> None:
-    assert Task.read(str(written(tmp_path, "snli", "accuracy", 0.9, (0.1, 0.0, 0.2)))).metric == "accuracy"
+    assert TaskResult.read(str(written(tmp_path, "snli", "accuracy", 0.9, (0.1, 0.0, 0.2)))).metric == "accuracy"
 
 
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     run = written(tmp_path, "a", "auc", 0.9, (0.2, 0.1, 0.3))
     with pytest.raises(DataError, match=r"a=map: .* has no 'map'; it has auc"):
-        Task.read(f"{run}=map")
+        TaskResult.read(f"{run}=map")
     with pytest.raises(DataError, match="none: no such file"):
-        Task.read(str(tmp_path / "none"))
+        TaskResult.read(str(tmp_path / "none"))
     halved = json.loads((run / "report" / "results.json").read_text())
     del halved["differences"][0]["low"]
     (tmp_path / "halved.json").write_text(json.dumps(halved))
-    with pytest.raises(DataError, match=r"halved\.json is no results\.json"):
-        Task.read(str(tmp_path / "halved.json"))
+    with pytest.raises(DataError, match=r"halved\.json is not a results\.json"):
+        TaskResult.read(str(tmp_path / "halved.json"))
     (tmp_path / "text.json").write_text("{}")
-    with pytest.raises(DataError, match=r"text\.json is no results.json"):
-        Task.read(str(tmp_path / "text.json"))
+    with pytest.raises(DataError, match=r"text\.json is not a results\.json"):
+        TaskResult.read(str(tmp_path / "text.json"))
     with pytest.raises(DataError, match="two of the results are of the task 'a'"):
-        Overall.of([Task.read(str(run))] * 2, "tmkd")
+        MultiTaskResults.of([TaskResult.read(str(run))] * 2, "tmkd")
     with pytest.raises(DataError, match="the results of a have no 'mkd': teacher-ensemble, finetune, tmkd"):
-        Overall.of([Task.read(str(run))], "mkd")
+        MultiTaskResults.of([TaskResult.read(str(run))], "mkd")
 
 
 def test_a_run_of_one_teacher_counts_and_one_without_teachers_is_told(tmp_path: Path) -> None:
@@ -83,15 +85,15 @@ def test_a_run_of_one_teacher_counts_and_one_without_teachers_is_told(tmp_path: 
     content = json.loads((run / "report" / "results.json").read_text())
     content["methods"][0] |= {"name": "teacher:t1", "kind": "teacher"}
     (tmp_path / "one.json").write_text(json.dumps(content))
-    assert Overall.of([Task.read(str(tmp_path / "one.json"))], "tmkd").kept["tmkd"] == [0.9, 0.9]
+    assert MultiTaskResults.of([TaskResult.read(str(tmp_path / "one.json"))], "tmkd").kept["tmkd"] == [0.9, 0.9]
     assert (
-        "tmkd" in Overall.of([Task.read(str(tmp_path / "one.json"))], "teacher:t1").kept
+        "tmkd" in MultiTaskResults.of([TaskResult.read(str(tmp_path / "one.json"))], "teacher:t1").kept
     )  # the top itself may be compared
     for row in content["methods"]:
         row.pop("kept_above_chance", None)
     (tmp_path / "none.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="the results of a do not say what is kept of auc: no teacher was measured"):
-        Overall.of([Task.read(str(tmp_path / "none.json"))], "tmkd")
+        MultiTaskResults.of([TaskResult.read(str(tmp_path / "none.json"))], "tmkd")
 
 
 def test_the_command_prints_and_writes(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.evaluation.charts import learning_curves, quality_against_latency, spread
-from tmkd.evaluation.comparison import Kind, ModelOutput, Results, compare
+from tmkd.evaluation.comparison import ComparisonOptions, compare
 from tmkd.evaluation.report import headline, write_report
+from tmkd.evaluation.results import Kind, ModelOutput, Results
 
 SMALL = ("bilstm", "finetune", "1-o-1", "1avg-o-1", "mkd", "tkd", "1avg-tkd", "tmkd")
 
@@ -35,7 +36,7 @@ def many() -> Results:
     outputs.append(model("teacher-ensemble", "ensemble", 2.3, 180.0))
     for place, name in enumerate(SMALL):
         outputs.append(model(name, "student" if "kd" in name else "baseline", 1 + place / 9, 30.0))
-    return compare(pairs, outputs, classes=2, task="t", resamples=100)
+    return compare(pairs, outputs, classes=2, task="t", options=ComparisonOptions(resamples=100))
 
 
 def accuracy_only() -> Results:
@@ -44,7 +45,7 @@ def accuracy_only() -> Results:
     pairs = Pairs.build([f"premise {i // 3}" for i in range(30)], [f"h{i}" for i in range(30)], labels=labels)
     outputs = [ModelOutput("teacher:a", "teacher", np.eye(3)[labels][None], layers=6),
                ModelOutput("tmkd", "student", np.eye(3)[labels][None], layers=1)]  # fmt: skip
-    return compare(pairs, outputs, classes=3, task="nli", resamples=50)
+    return compare(pairs, outputs, classes=3, task="nli", options=ComparisonOptions(resamples=50))
 
 
 def test_every_model_is_named_in_the_chart_and_no_two_names_meet() -> None:
@@ -99,8 +100,8 @@ def test_the_page_shows_the_students_differences_and_folds_the_others(tmp_path: 
     results = many()
     write_report(tmp_path, results)
     page = (tmp_path / "report.html").read_text()
-    folded = page[page.index(" more, of the other models") : page.index("Paired bootstrap")]
-    shown = page[page.index("Which differences are real") : page.index(" more, of the other models")]
+    folded = page[page.index(" more, between the other models") : page.index("Paired bootstrap")]
+    shown = page[page.index("Which differences are significant") : page.index(" more, between the other models")]
     assert all("tmkd" in line for line in re.findall(r"<li[^>]*>([^<]*)</li>", shown))
     assert len(re.findall("<li", shown + folded)) == sum(d.metric in ("auc", "mrr") for d in results.differences)
     assert "ROC‑AUC kept<small>above chance</small>" in page
@@ -118,7 +119,7 @@ def test_what_is_missing_vanishes(tmp_path: Path) -> None:
         "speed</th>",
         "The export",
         "Learning curves",
-        "Do it again",
+        "Repeat this run",
     ):
         assert absent not in page
     assert headline(results) == (
@@ -162,7 +163,7 @@ def test_a_report_against_a_reference_says_so(tmp_path: Path) -> None:
     logits = np.random.default_rng(0).normal(size=(1, 8, 2))
     outputs = [ModelOutput("tmkd", "student", logits)]
     referred = pairs.with_reference(Reference("judge", "probability"))
-    results = compare(referred, outputs, classes=2, task="web", resamples=20)
+    results = compare(referred, outputs, classes=2, task="web", options=ComparisonOptions(resamples=20))
     write_report(tmp_path, results)
     page = (tmp_path / "report.html").read_text()
     assert "the score column <em>judge</em> is the reference" in page

@@ -116,11 +116,11 @@ def test_every_method_in_one_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) 
     page = (workspace / "runs" / "tiny" / "report" / "report.html").read_text()
     assert "Who decides as the teachers do" in page
     assert "What each teacher adds" in page
-    assert "How the headers are combined" in page
+    assert "How the heads are combined" in page
 
     shown = tmkd("evaluate", workspace / "runs" / "tiny", "--pairs", tmp_path / "test.jsonl", "--no-speed")
     assert "the ensemble without each teacher" in shown.stdout
-    assert "its headers combined" in shown.stdout
+    assert "its heads combined" in shown.stdout
     assert "rows decided as teacher-ensemble does" in shown.stdout
 
 

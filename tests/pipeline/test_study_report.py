@@ -14,7 +14,7 @@ import pytest
 
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Interval
-from tmkd.evaluation.comparison import Difference, verdict
+from tmkd.evaluation.significance import Difference, verdict
 from tmkd.pipeline.study.outcome import Measured, Outcome, outcome_of
 from tmkd.pipeline.study.page import write_study
 from tmkd.pipeline.study.plan import Cell, Study
@@ -59,12 +59,13 @@ def test_the_verdict_separates_what_is_real_from_what_is_not_shown() -> None:
     found = outcome(study(**NAMED), [1.0, 1.0, 1.6, 0.5])
     (sentence,) = found.sentences()
     said = re.fullmatch(
-        r"In ROC-AUC plain is really ahead of worse by 0\.\d+ \(.*\); it is really behind better by 0\.\d+ \(.*\); "
-        r"it is not shown to differ from same \(.*\)\.",
+        r"In ROC-AUC plain is significantly better than worse by 0\.\d+ \(.*\); "
+        r"it is significantly worse than better by 0\.\d+ \(.*\); "
+        r"it does not differ significantly from same \(.*\)\.",
         sentence,
     )
     assert said, sentence
-    real = {(d.first, d.second): d.real for d in found.differences["t"] if d.metric == "mrr"}
+    real = {(d.first, d.second): d.significant for d in found.differences["t"] if d.metric == "mrr"}
     assert real == {
         ("same", "plain"): False, ("better", "plain"): True, ("worse", "plain"): True,
         ("better", "same"): True, ("worse", "same"): True, ("worse", "better"): True,
@@ -73,13 +74,15 @@ def test_the_verdict_separates_what_is_real_from_what_is_not_shown() -> None:
 
 def test_a_verdict_takes_the_side_of_the_one_it_is_about() -> None:
     difference = Difference("new", "old", "auc", Interval(0.02, 0.01, 0.03))
-    assert verdict("old", [difference]) == "In ROC-AUC old is really behind new by 0.020 (+0.010 to +0.030)."
-    assert verdict("new", [difference]) == "In ROC-AUC new is really ahead of old by 0.020 (+0.010 to +0.030)."
+    assert verdict("old", [difference]) == "In ROC-AUC old is significantly worse than new by 0.020 (+0.010 to +0.030)."
+    assert (
+        verdict("new", [difference]) == "In ROC-AUC new is significantly better than old by 0.020 (+0.010 to +0.030)."
+    )
 
 
 def test_any_variant_can_be_the_one_that_others_are_held_against() -> None:
     found = outcome(study(grid={"student.layers": [1, 2, 3]}, against="layers=3"), [0.5, 1.0, 1.5])
-    assert found.sentences()[0].startswith("In ROC-AUC layers=3 is really ahead of layers=1 by")
+    assert found.sentences()[0].startswith("In ROC-AUC layers=3 is significantly better than layers=1 by")
     assert found.against_reference("t", "layers=1", "auc") is not None
     assert [line[2] for line in found.lines()][2] == ""  # the reference has nothing to stand against
 
@@ -87,8 +90,8 @@ def test_any_variant_can_be_the_one_that_others_are_held_against() -> None:
 def test_many_variants_are_counted_in_the_lead() -> None:
     found = outcome(study(grid={"x": [1, 2, 3, 4, 5, 6]}), [1.0, 1.6, 1.5, 1.0, 0.2, 0.1])
     assert re.fullmatch(
-        r"Of the 5 other variants 2 are really better in ROC-AUC than x=1 \(0\.\d+\), 2 really worse, "
-        r"1 not shown to differ; the highest number is x=2 \(0\.\d+\)\.",
+        r"Of the 5 other variants 2 are significantly better in ROC-AUC than x=1 \(0\.\d+\), 2 significantly worse, "
+        r"1 not significantly different; the highest is x=2 \(0\.\d+\)\.",
         found.lead(),
     ), found.lead()
 

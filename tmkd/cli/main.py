@@ -210,7 +210,7 @@ def evaluate(
     """
     set_quiet(quiet)
     from tmkd.data.tasks import read_measured
-    from tmkd.evaluation.components import AGREEMENT, part_table
+    from tmkd.evaluation.components import AGREEMENT, component_table
     from tmkd.pipeline.steps.evaluate import RunModels
     from tmkd.pipeline.steps.evaluate import evaluate as measure_run
 
@@ -221,16 +221,16 @@ def evaluate(
         results = measure_run(models, rows, timed=speed, task=pairs.name)
     if json_file is None or str(json_file) != "-":
         tables.print(results.table())
-        for title, parts, metrics, lead in (
-            ("the ensemble without each teacher", results.leave_one_out, results.shared, "it adds"),
-            (f"{results.taken}: its headers combined", results.combinations, results.shared, "logit is ahead by"),
+        for title, components, metrics, lead in (
+            ("the ensemble without each teacher", results.leave_one_out, results.headline_metrics, "it adds"),
+            (f"{results.taken}: its heads combined", results.combinations, results.headline_metrics, "logit minus it"),
             (
-                f"rows decided as {results.reference} does", results.agreement, [AGREEMENT],
-                f"{results.taken} is ahead by",
+                f"share of pairs decided as {results.relative_to} does", results.agreement, [AGREEMENT],
+                f"{results.taken} minus it",
             ),
         ):  # fmt: skip
-            if parts:
-                tables.print(part_table(title, parts, metrics, lead))
+            if components:
+                tables.print(component_table(title, components, metrics, lead))
     write_numbers(json_file, results.to_json())
 
 
@@ -250,9 +250,9 @@ def overall(
 
     Example: tmkd overall workspace/runs/webqa workspace/runs/wikiqa=map workspace/runs/snli
     """
-    from tmkd.evaluation.multi_task import Overall, Task
+    from tmkd.evaluation.multi_task import MultiTaskResults, TaskResult
 
-    found = Overall.of([Task.read(run) for run in runs], method)
+    found = MultiTaskResults.of([TaskResult.read(run) for run in runs], method)
     if json_file is None or str(json_file) != "-":
         tables.print(found.table())
         say(found.sentence())

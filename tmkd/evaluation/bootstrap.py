@@ -1,7 +1,8 @@
-"""Intervals by bootstrap over questions and seeds; two models are compared on the same resamples.
+"""95% intervals by bootstrap over questions and seeds; two models are compared on the same resamples.
 
-Rows of one question are not independent, so questions are resampled, never rows; where a model has several seeds,
-seeds are resampled too (hierarchical bootstrap). 95% means the 2.5th to the 97.5th percentile.
+The pairs of one question are not independent, so whole questions are resampled, never single pairs. Where a model has
+several seeds, seeds are resampled too (hierarchical bootstrap). The interval runs from the 2.5th to the 97.5th
+percentile. `scipy.stats.bootstrap` resamples single observations and cannot pair two models in two levels.
 """
 
 from __future__ import annotations
@@ -15,20 +16,28 @@ from tmkd.evaluation.metrics import (
     Floats,
     Questions,
     Ranks,
-    SortedRows,
+    SortedPairs,
     auc,
     correct,
     log_odds,
     ranking_metrics,
     spearman,
-)  # fmt: skip
+)
 
 MAX_SEEDS = 64  # of one model
+Distribution = tuple[float, Floats]
+"""A metric's value, mean over seeds, and its bootstrap distribution, [B] float64."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds with its 95% interval."""
+    """A mean over seeds with its 95% interval.
+
+    Attributes:
+        mean: the value.
+        low: lower end of the interval.
+        high: upper end of the interval.
+    """
 
     mean: float
     low: float
@@ -39,36 +48,57 @@ class Interval:
         return f"{self.mean:{form}} ({self.low:{form}} to {self.high:{form}})"
 
     def negated(self) -> Interval:
-        """Of the same difference, the other way round."""
+        """The interval of the same difference with first and second swapped."""
         return Interval(0.0 - self.mean, 0.0 - self.high, 0.0 - self.low)  # 0.0, never -0.0
 
     def to_json(self) -> dict[str, float]:
-        """{"mean", "low", "high"}."""
+        """Return {"mean", "low", "high"}."""
         return {"mean": self.mean, "low": self.low, "high": self.high}
 
 
 class Resamples:
-    """Question weights of every bootstrap resample, [B, G]; the same for all models, so differences are paired."""
+    """The bootstrap resamples of a set of questions: the same for all models, so that differences are paired.
+
+    Args:
+        questions: G questions with their labelled pairs.
+        count: B, the number of resamples.
+        seed: of the random generator.
+
+    Attributes:
+        weights: [B, G] float64: how often each resample has drawn each question.
+        seeds: [B, MAX_SEEDS] float64 in [0, 1): what `pick_seeds` draws from.
+        questions: as given.
+    """
 
     def __init__(self, questions: Questions, count: int, seed: int) -> None:
         generator = np.random.default_rng(seed)
         size = len(questions.names)
         self.weights = np.empty((count, size))
-        for row in self.weights:  # one draw at a time: all of them at once would double the memory
+        for row in self.weights:  # one draw at a time: drawing all of them at once would double the memory
             row[:] = np.bincount(generator.integers(0, size, size), minlength=size)
         self.seeds = generator.random((count, MAX_SEEDS))
         self.questions = questions
 
-    def pick_seed(self, resample: int, seeds: int) -> NDArray[np.int64]:
-        """Which seeds a resample uses, [S]; S up to MAX_SEEDS."""
+    def pick_seeds(self, resample: int, seeds: int) -> NDArray[np.int64]:
+        """Return the seeds that a resample uses, [S] int64 in [0, S).
+
+        Args:
+            resample: number of the resample, in [0, B).
+            seeds: S, the number of seeds of the model, at most MAX_SEEDS.
+        """
         return (self.seeds[resample, :seeds] * seeds).astype(np.int64)
 
 
-def distributions(resamples: Resamples, logits: Floats) -> dict[str, tuple[float, Floats]]:
-    """Each metric's value (mean over seeds) and its bootstrap distribution [B]. A metric without meaning is absent.
+def distributions(resamples: Resamples, logits: Floats) -> dict[str, Distribution]:
+    """Compute every metric that is defined for these questions, with its bootstrap distribution.
 
     Args:
-        logits: [S, N, C].
+        resamples: of the questions that the pairs belong to.
+        logits: [S, N, C]: S seeds, N pairs, C classes.
+
+    Returns:
+        By metric: the mean over seeds, and the distribution, [B] float64, nan where a resample leaves the metric
+        undefined.
     """
     questions = resamples.questions
     found = {"accuracy": accuracy(resamples, logits)}
@@ -87,8 +117,8 @@ def distributions(resamples: Resamples, logits: Floats) -> dict[str, tuple[float
     return found
 
 
-def accuracy(resamples: Resamples, logits: Floats) -> tuple[float, Floats]:
-    """The share of rows whose decision is the label, as in `distributions`."""
+def accuracy(resamples: Resamples, logits: Floats) -> Distribution:
+    """Compute the share of pairs whose decision is the label, as `distributions` does."""
     questions = resamples.questions
     count = len(questions.names)
     right: Floats = np.stack(
@@ -97,43 +127,57 @@ def accuracy(resamples: Resamples, logits: Floats) -> tuple[float, Floats]:
     return _weighted_mean(resamples, right, np.bincount(questions.group, minlength=count).astype(np.float64))
 
 
-def _weighted_mean(resamples: Resamples, sums: Floats, sizes: Floats) -> tuple[float, Floats]:
-    """sums: [S, G] totals of each question; sizes: [G] what they are divided by. nan where a resample has no weight."""
+def _weighted_mean(resamples: Resamples, sums: Floats, sizes: Floats) -> Distribution:
+    """Compute a metric that is a sum over questions divided by a sum over questions.
+
+    Args:
+        resamples: B resamples of G questions.
+        sums: total of each question, [S, G].
+        sizes: what each question adds to the divisor, [G].
+
+    Returns:
+        As in `distributions`; nan where a resample has drawn no question with a size.
+    """
     value = float(sums.sum(axis=1).mean() / sizes.sum())
     per_seed = resamples.weights @ sums.T  # [B, S]
     below = resamples.weights @ sizes
-    picked = np.stack([per_seed[b, resamples.pick_seed(b, len(sums))].mean() for b in range(len(per_seed))])
+    picked = np.stack([per_seed[b, resamples.pick_seeds(b, len(sums))].mean() for b in range(len(per_seed))])
     return value, np.divide(picked, below, out=np.full(len(below), np.nan), where=below > 0)
 
 
-def _auc(resamples: Resamples, logits: Floats) -> tuple[float, Floats]:
+def _auc(resamples: Resamples, logits: Floats) -> Distribution:
     questions = resamples.questions
     scores = [log_odds(one) for one in logits]
-    rows = [SortedRows.of(questions.labels, one) for one in scores]
-    groups = [questions.group[one.order] for one in rows]
+    by_seed = [SortedPairs.of(questions.labels, one) for one in scores]
+    groups = [questions.group[one.order] for one in by_seed]
     drawn = np.empty(len(resamples.weights))
     for b, weights in enumerate(resamples.weights):
-        counts = np.bincount(resamples.pick_seed(b, len(logits)), minlength=len(logits))
-        picked = np.flatnonzero(counts)  # a seed drawn twice is computed once
-        each = [rows[s].auc(weights[groups[s]]) for s in picked]
+        counts = np.bincount(resamples.pick_seeds(b, len(logits)), minlength=len(logits))
+        picked = np.flatnonzero(counts)  # a seed that was drawn twice is computed once
+        each = [by_seed[s].auc(weights[groups[s]]) for s in picked]
         drawn[b] = np.average(each, weights=counts[picked])
     return float(np.mean([auc(questions.labels, one) for one in scores])), drawn
 
 
-def _spearman(resamples: Resamples, logits: Floats) -> tuple[float, Floats]:
+def _spearman(resamples: Resamples, logits: Floats) -> Distribution:
     questions = resamples.questions
     assert questions.reference is not None
     reference, every = Ranks.of(questions.reference), np.ones(len(questions.labels))
     models = [Ranks.of(log_odds(one)) for one in logits]
     drawn = np.empty(len(resamples.weights))
     for b, weights in enumerate(resamples.weights):
-        rows = weights[questions.group]
-        drawn[b] = np.mean([spearman(models[s], reference, rows) for s in resamples.pick_seed(b, len(models))])
+        per_pair = weights[questions.group]
+        drawn[b] = np.mean([spearman(models[s], reference, per_pair) for s in resamples.pick_seeds(b, len(models))])
     return float(np.mean([spearman(model, reference, every) for model in models])), drawn
 
 
 def interval(value: float, drawn: Floats) -> Interval:
-    """The 95% interval around a value, from its bootstrap distribution."""
+    """Return the 95% interval of a value.
+
+    Args:
+        value: the metric, or the difference of two models' metrics.
+        drawn: its bootstrap distribution, [B]; nan is skipped. Where all of it is nan, the interval has no width.
+    """
     usable = drawn[np.isfinite(drawn)]
     if len(usable) == 0:
         return Interval(value, value, value)

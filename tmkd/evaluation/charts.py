@@ -1,4 +1,4 @@
-"""The report's charts as inline SVG: text stays text, colours follow the page (light or dark), names never overlap."""
+"""The report's charts as inline SVG: text stays text, colours follow the page (light or dark), names do not overlap."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from tmkd.evaluation.bootstrap import Interval
-from tmkd.evaluation.comparison import TITLES, Kind, Results
+from tmkd.evaluation.results import Kind, Results
+from tmkd.evaluation.significance import TITLES
 
-# Colours that stand for names of the page's style sheet: axes and text follow currentColor, a kind has a variable.
+# Placeholder colours that `svg_of` replaces: INK by currentColor, the colour of a kind by the page's CSS variable.
 INK = "#123456"
 COLOURS: dict[Kind, str] = {"teacher": "#100001", "ensemble": "#100002", "baseline": "#100003", "student": "#100004"}
 _LIGHT = {
@@ -37,13 +38,13 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_LINE, _LETTER, _DODGE = 13.0, 6.4, 10.0  # points: height of a name, width of a letter (a wide one), between two marks
-_WIDTHS = (7.2, 9.0, 11.0, 14.0)  # inches: the first one in which no name meets a mark
+_LINE, _LETTER, _DODGE = 13.0, 6.4, 10.0  # in points: height of a name, width of a wide letter, gap between two marks
+_WIDTHS = (7.2, 9.0, 11.0, 14.0)  # in inches: the chart takes the first in which no name overlaps a mark
 
 
 @dataclass
 class _Point:
-    """One model in the chart; `x` is where its mark stands after dodging, in points."""
+    """One model in the chart; `x` is the position of its mark in points, after marks were moved apart."""
 
     name: str
     kind: Kind
@@ -53,9 +54,16 @@ class _Point:
 
 
 def quality_against_latency(results: Results, passages: int = 25) -> str:
-    """Each model's quality over the time of one question with so many passages; empty where fewer than two were timed.
+    """Draw each model's quality against the latency of one question.
 
-    Models of one shape have one latency: their marks stand side by side and their names beside them, one a line.
+    Models of the same shape have the same latency: their marks are drawn side by side, with one name per line.
+
+    Args:
+        results: the models, those with a latency are drawn.
+        passages: the number of passages of the question.
+
+    Returns:
+        The SVG; an empty string where fewer than two models were timed.
     """
     metric = next((name for name in ("mrr", "auc", "accuracy") if name in results.metrics), "")
     points = [
@@ -76,7 +84,7 @@ def quality_against_latency(results: Results, passages: int = 25) -> str:
 
 
 def _clusters(points: Sequence[_Point]) -> list[list[_Point]]:
-    """Models within 3% of one latency together, fast to slow; the best first in each."""
+    """Group models whose latencies are within 3%, from fast to slow; inside a group the best model comes first."""
     found: list[list[_Point]] = []
     for point in sorted(points, key=lambda p: p.milliseconds):
         if found and point.milliseconds <= 1.03 * found[-1][0].milliseconds:
@@ -87,7 +95,7 @@ def _clusters(points: Sequence[_Point]) -> list[list[_Point]]:
 
 
 def _draw(clusters: list[list[_Point]], width: float, metric: str, passages: int) -> tuple[Figure, bool]:
-    """The chart, and whether every name has its own room."""
+    """Return the chart, and whether no two names overlap."""
     figure = Figure(figsize=(width, 4.2))
     axes = figure.add_axes((0.75 / width, 0.13, 1 - 0.85 / width, 0.84))
     axes.set_xscale("log")
@@ -138,7 +146,14 @@ def _draw_cluster(axes: Any, cluster: Sequence[_Point], to_points: float) -> Non
 
 
 def spread(heights: Sequence[float], apart: float, bottom: float, top: float) -> list[float]:
-    """Move falling heights as little as one pass down and one up need to stand `apart`, inside [bottom, top]."""
+    """Move heights apart so that no two are nearer than `apart`, in one pass down and one pass up.
+
+    Args:
+        heights: in descending order.
+        apart: smallest distance between two neighbours.
+        bottom: lowest height that is allowed.
+        top: highest height that is allowed.
+    """
     lines = []
     above = top + apart
     for height in heights:
@@ -152,7 +167,11 @@ def spread(heights: Sequence[float], apart: float, bottom: float, top: float) ->
 
 
 def learning_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
-    """Loss over the epochs (steps, where there are no epochs), one chart for each run of two points or more."""
+    """Draw the training loss over epochs (or steps, where there are no epochs), one chart per training run.
+
+    Args:
+        curves: by run, points with "loss" and "epoch" or "step"; a run of a single point is skipped.
+    """
     drawn = []
     for name, points in curves.items():
         if len(points) < 2:
@@ -172,7 +191,7 @@ def learning_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> list
 
 
 def standalone(svg: str) -> str:
-    """A page's chart as a file of its own: the light page's colours, on white."""
+    """Make a page's chart a file that can be shown alone: the light page's colours on white."""
     for kind, colour in _LIGHT.items():
         svg = svg.replace(f"var(--{kind})", colour)
     end = svg.index(">") + 1
@@ -182,7 +201,12 @@ def standalone(svg: str) -> str:
 
 
 def svg_of(figure: Figure, label: str) -> str:
-    """The figure for a page: no ids (several share the page), no metadata, colours by the page's variables."""
+    """Turn a figure into inline SVG: no ids (several charts share a page), no metadata, colours by CSS variables.
+
+    Args:
+        figure: drawn with STYLE and COLOURS.
+        label: what a screen reader says of the chart.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
@@ -190,6 +214,6 @@ def svg_of(figure: Figure, label: str) -> str:
     text = re.sub(r'<g id="[^"]*"', "<g", text).replace(INK, "currentColor")
     for kind, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{kind})")
-    width = 96 * figure.get_figwidth()  # of a page's pixels; narrower than 3/4 of it the text is too small to read
+    width = 96 * figure.get_figwidth()  # in CSS pixels; below 3/4 of it the text is too small to read
     style = f'style="min-width: {0.75 * width:.0f}px" ' if width > 400 else ""
     return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" {style}', 1)

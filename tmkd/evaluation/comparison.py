@@ -1,224 +1,44 @@
-"""Every model of a run side by side on the same rows, and which differences are real."""
+"""Compare every model of a run on the same labelled pairs, with bootstrap intervals and paired differences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
 
 import numpy as np
-from rich.table import Table
+from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs
-from tmkd.evaluation.bootstrap import MAX_SEEDS, Interval, Resamples, distributions, interval
+from tmkd.evaluation.bootstrap import Distribution, Resamples, distributions, interval
 from tmkd.evaluation.metrics import Floats, Questions, log_odds, ranking
+from tmkd.evaluation.results import ENSEMBLE, ModelOutput, ModelResult, Results
+from tmkd.evaluation.significance import Difference
 
-if TYPE_CHECKING:
-    from tmkd.evaluation.components import Part
-
-Kind = Literal["teacher", "ensemble", "baseline", "student"]
-METRICS = ("accuracy", "auc", "spearman", "mrr", "map", "ndcg@10")
-ENSEMBLE = "teacher-ensemble"
-TITLES = {
-    "accuracy": "accuracy",
-    "auc": "ROC-AUC",
-    "spearman": "Spearman",
-    "mrr": "MRR",
-    "map": "MAP",
-    "ndcg@10": "nDCG@10",
-    "agreement": "agreement",
-    "mean": "the mean over tasks",
-}
-
-
-@dataclass
-class ModelOutput:
-    """One model's logits on the rows, [S, N, C] (S seeds; a teacher has one), its size and its speed."""
-
-    name: str
-    kind: Kind
-    logits: Any
-    parameters: int | None = None
-    bytes: int | None = None
-    layers: int | None = None
-    pairs_per_second: float | None = None
-    milliseconds: dict[int, float] | None = None
-
-
-@dataclass
-class Row:
-    """One line of the comparison: metrics with intervals, and shares of the ensemble (or of the only teacher).
-
-    kept: metric / ensemble's. kept_above_chance: both less chance (AUC 0.5, accuracy the majority's share).
-    recovered: (metric - finetune's) / (ensemble's - finetune's), where the ensemble is really ahead (95% interval of
-        the difference above zero).
-    """
-
-    name: str
-    kind: Kind
-    seeds: int
-    metrics: dict[str, Interval]
-    kept: dict[str, float] = field(default_factory=dict)
-    kept_above_chance: dict[str, float] = field(default_factory=dict)
-    recovered: dict[str, float] = field(default_factory=dict)
-    size: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Metrics by name, shares, size and speed; what is unknown is absent."""
-        shares = {"kept": self.kept, "kept_above_chance": self.kept_above_chance, "recovered": self.recovered}
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "seeds": self.seeds,
-            **{name: value.to_json() for name, value in self.metrics.items()},
-            **{name: value for name, value in shares.items() if value},
-            **{name: _plain(value) for name, value in self.size.items() if value is not None},
-        }
-
-
-def _plain(value: Any) -> Any:
-    """JSON has text keys only."""
-    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
+Distributions = dict[str, dict[str, Distribution]]
+"""By model and metric: the value and its bootstrap distribution."""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """metric(first) - metric(second) on the same resamples."""
+class ComparisonOptions:
+    """How models are compared.
 
-    first: str
-    second: str
-    metric: str
-    value: Interval
-
-    @property
-    def real(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.value.low > 0 or self.value.high < 0
-
-    def sentence(self) -> str:
-        """The difference in words."""
-        by = f"{abs(self.value.mean):.3f}"
-        verdict = "level with" if by == "0.000" else "ahead of" if self.value.mean > 0 else "behind"
-        text = f"{self.first} is {verdict} {self.second} in {TITLES[self.metric]}"
-        text += "" if by == "0.000" else f" by {by}"
-        span = f"(95% interval {self.value.low:+.3f} to {self.value.high:+.3f})"
-        return f"{text} {span}" + ("" if self.real else ": not a real difference on these rows")
-
-    def to_json(self) -> dict[str, Any]:
-        """Names, interval and verdict."""
-        return {
-            "first": self.first,
-            "second": self.second,
-            "metric": self.metric,
-            **self.value.to_json(),
-            "real": self.real,
-        }
-
-
-def verdict(whose: str, differences: Sequence[Difference]) -> str:
-    """One sentence for `whose`, which takes part in every difference (all of one metric): what is real, what is not.
-
-    Real: the 95% interval of that difference leaves zero out; each interval stands for itself.
+    Attributes:
+        ensemble: the model that shares are relative to. A run of one teacher has no ensemble and uses the teacher.
+        baseline: the model that `recovered` starts from.
+        taken: the model that the run exports.
+        resamples: bootstrap resamples.
+        seed: of the bootstrap.
     """
-    ahead, behind, open_ = [], [], []
-    for difference in differences:
-        other = difference.second if difference.first == whose else difference.first
-        value = difference.value if difference.first == whose else difference.value.negated()
-        span = f"{value.low:+.3f} to {value.high:+.3f}"
-        if not difference.real:
-            open_.append(f"{other} ({span})")
-        elif value.mean > 0:
-            ahead.append(f"{other} by {value.mean:.3f} ({span})")
-        else:
-            away = value.negated()
-            behind.append(f"{other} by {away.mean:.3f} ({away.low:+.3f} to {away.high:+.3f})")
-    parts = [f"is really {word} {_listed(names)}" for word, names in (("ahead of", ahead), ("behind", behind)) if names]
-    parts += [f"is not shown to differ from {_listed(open_)}"] if open_ else []
-    return f"In {TITLES[differences[0].metric]} {whose} {'; it '.join(parts)}."
+
+    ensemble: str = ENSEMBLE
+    baseline: str = "finetune"
+    taken: str = "tmkd"
+    resamples: int = 1000
+    seed: int = 0
 
 
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-@dataclass
-class Results:
-    """The comparison of all models on one set of rows."""
-
-    task: str
-    rows: int
-    questions: int
-    methods: list[Row]
-    differences: list[Difference]
-    ranked: int = 0  # questions that MRR, MAP and nDCG@10 are over: those with a positive and a negative row
-    taken: str = "tmkd"  # the model that the run exports
-    reference: str = ENSEMBLE  # the model that shares are relative to
-    exports: list[dict[str, Any]] = field(default_factory=list)  # the run's back ends on the same rows
-    against: str | None = None  # the score column that stood for golden labels; it and what contains it is left out
-    leave_one_out: list[Part] = field(default_factory=list)  # the ensemble without each teacher
-    combinations: list[Part] = field(default_factory=list)  # the taken student's headers, combined in each way
-    agreement: list[Part] = field(default_factory=list)  # how often each small model decides as the ensemble does
-
-    @property
-    def metrics(self) -> list[str]:
-        """The metrics that have a meaning for these rows, in the order of METRICS."""
-        return [name for name in METRICS if any(name in row.metrics for row in self.methods)]
-
-    @property
-    def shared(self) -> list[str]:
-        """The metrics that the short texts name: ROC-AUC and MRR, or accuracy where there are neither."""
-        return [name for name in ("auc", "mrr") if name in self.metrics] or ["accuracy"]
-
-    def verdicts(self, name: str = "") -> list[str]:
-        """What is real and what is not shown about a model (the taken one unless named), a sentence a metric."""
-        name = name or self.taken
-        own = [difference for difference in self.differences if name in (difference.first, difference.second)]
-        by_metric = {metric: [d for d in own if d.metric == metric] for metric in self.shared}
-        return [verdict(name, found) for found in by_metric.values() if found]
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of results.json."""
-        return {
-            "task": self.task,
-            "rows": self.rows,
-            "questions": self.questions,
-            "ranked_questions": self.ranked,
-            "methods": [row.to_json() for row in self.methods],
-            "differences": [difference.to_json() for difference in self.differences],
-            **({"reference": self.against} if self.against else {}),
-            "verdicts": self.verdicts(),
-            **({"exports": self.exports} if self.exports else {}),
-            **(
-                {"leave_one_out": [part.to_json("teacher") for part in self.leave_one_out]}
-                if self.leave_one_out
-                else {}
-            ),
-            **({"combinations": [p.to_json("combination") for p in self.combinations]} if self.combinations else {}),
-            **({"agreement": [part.to_json("model") for part in self.agreement]} if self.agreement else {}),
-        }
-
-    def table(self) -> Table:
-        """For a terminal."""
-        names = self.metrics
-        kept_of = f"kept ({', '.join(TITLES[name].removeprefix('ROC-') for name in self.shared)})"
-        title = f"{self.task}: {self.rows:,} rows, {self.questions:,} questions"
-        title += f", against the reference {self.against!r} (no golden labels)" if self.against else ""
-        table = Table(title=title, title_justify="left")
-        for column in ("model", *(TITLES[name] for name in names), kept_of, "pairs/s", "parameters"):
-            table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
-        for row in self.methods:
-            cells = [f"{m.mean:.3f}\n{m.low:.2f}-{m.high:.2f}" if (m := row.metrics.get(n)) else "" for n in names]
-            kept = ", ".join(f"{row.kept[name]:.1%}" for name in self.shared if name in row.kept)
-            speed, parameters = row.size.get("pairs_per_second"), row.size.get("parameters")
-            table.add_row(
-                row.name,
-                *cells,
-                kept,
-                f"{speed:,.0f}" if speed else "",
-                f"{parameters / 1e6:.1f} M" if parameters else "",
-            )
-        return table
+DEFAULT_OPTIONS = ComparisonOptions()
 
 
 def compare(
@@ -227,82 +47,74 @@ def compare(
     *,
     classes: int,
     task: str,
-    ensemble: str = ENSEMBLE,
-    baseline: str = "finetune",
-    taken: str = "tmkd",
-    resamples: int = 1000,
-    seed: int = 0,
+    options: ComparisonOptions = DEFAULT_OPTIONS,
 ) -> Results:
-    """Measure every model on the labelled rows of `pairs`.
+    """Measure every model on the labelled pairs.
 
     Args:
-        outputs: one entry per model; logits [S, N, C] for all N rows.
-        ensemble, baseline: the names that shares are relative to; a run of one teacher has no ensemble, there the
-            teacher stands for it.
-        taken: the name of the model that the run exports.
-        resamples: bootstrap resamples.
+        pairs: N pairs; those without a label are skipped.
+        outputs: one entry per model; logits [S, N, C] for all N pairs.
+        classes: C.
+        task: name of the task, for titles.
+        options: what models are compared with, and the bootstrap.
 
     Raises:
-        DataError: no row is labelled, or a model's logits have another shape or are not finite.
+        DataError: no pair is labelled, or a model's logits have another shape or are not finite.
     """
-    teachers = [output.name for output in outputs if output.kind == "teacher"]
-    if len(teachers) == 1 and ensemble not in {output.name for output in outputs}:
-        ensemble = teachers[0]
-    known = np.flatnonzero(pairs.labels >= 0)
+    known, questions = labelled_questions(pairs)
     if len(known) == 0:
         raise DataError("no row has a label, so nothing can be measured; give pairs with a label column")
-    qids = pairs.qids
-    probabilities = pairs.reference_probabilities
-    reference = None if probabilities is None else probabilities[known]
-    questions = Questions.of(pairs.labels[known], [qids[row] for row in known], reference)
-    draws = Resamples(questions, resamples, seed)
-    drawn = {o.name: distributions(draws, checked(o, len(pairs), classes)[:, known]) for o in outputs}
+    names = {output.name for output in outputs}
+    teachers = [output.name for output in outputs if output.kind == "teacher"]
+    relative_to = teachers[0] if len(teachers) == 1 and options.ensemble not in names else options.ensemble
+    draws = Resamples(questions, options.resamples, options.seed)
+    drawn = {o.name: distributions(draws, o.checked(len(pairs), classes)[:, known]) for o in outputs}
     chance = {"auc": 0.5, "accuracy": float(np.bincount(questions.labels, minlength=classes).max() / len(known))}
     rows = []
     for output in outputs:
-        row = Row(
-            output.name,
-            output.kind,
-            len(output.logits),
-            {name: interval(value, spread) for name, (value, spread) in drawn[output.name].items()},
-            size={
-                "layers": output.layers,
-                "parameters": output.parameters,
-                "bytes": output.bytes,
-                "pairs_per_second": output.pairs_per_second,
-                "milliseconds": output.milliseconds,
-            },
-        )
+        row = _model_result(output, drawn[output.name])
         if output.kind in ("student", "baseline"):
-            _shares(row, drawn, chance, ensemble, baseline)
+            _add_shares(row, drawn, chance, relative_to, options.baseline)
         rows.append(row)
-    differences = _differences(outputs, drawn, ensemble, questions)
     return Results(
-        task, len(known), len(questions.names), rows, differences, int(questions.ranked.sum()), taken, ensemble,
-        against=pairs.reference.column if pairs.reference else None,
-    )  # fmt: skip
+        task=task,
+        rows=len(known),
+        questions=len(questions.names),
+        methods=rows,
+        differences=_differences(outputs, drawn, relative_to, questions),
+        ranked=int(questions.ranked.sum()),
+        taken=options.taken,
+        relative_to=relative_to,
+        reference_column=pairs.reference.column if pairs.reference else None,
+    )
 
 
-def checked(output: ModelOutput, rows: int, classes: int) -> Floats:
-    """The logits as float64 [S, N, C]; a nan would be ranked somewhere and look like an answer."""
-    logits = np.asarray(output.logits, dtype=np.float64)
-    if logits.ndim != 3 or logits.shape[1:] != (rows, classes) or not 0 < len(logits) <= MAX_SEEDS:
-        raise DataError(
-            f"logits of {output.name} have shape {logits.shape}; expected (seeds, {rows}, {classes}) with 1 to "
-            f"{MAX_SEEDS} seeds: one [N, C] array for each seed, N being the rows of the pairs"
-        )
-    bad = np.argwhere(~np.isfinite(logits))
-    if len(bad):
-        raise DataError(
-            f"logits of {output.name} hold {len(bad)} values that are not finite, the first at seed {bad[0][0]}, row "
-            f"{bad[0][1]}; label the pairs again, or train that model with a lower learning rate"
-        )
-    return logits
+def labelled_questions(pairs: Pairs) -> tuple[NDArray[np.int64], Questions]:
+    """Return the indices of the labelled pairs, [M] int64, and these pairs grouped by question."""
+    known = np.flatnonzero(pairs.labels >= 0)
+    qids, probabilities = pairs.qids, pairs.reference_probabilities
+    reference = None if probabilities is None else probabilities[known]
+    return known, Questions.of(pairs.labels[known], [qids[row] for row in known], reference)
 
 
-def _shares(
-    row: Row, drawn: dict[str, dict[str, tuple[float, Floats]]], chance: dict[str, float], ensemble: str, baseline: str
-) -> None:
+def _model_result(output: ModelOutput, drawn: dict[str, Distribution]) -> ModelResult:
+    return ModelResult(
+        output.name,
+        output.kind,
+        len(output.logits),
+        {name: interval(*distribution) for name, distribution in drawn.items()},
+        size={
+            "layers": output.layers,
+            "parameters": output.parameters,
+            "bytes": output.bytes,
+            "pairs_per_second": output.pairs_per_second,
+            "milliseconds": output.milliseconds,
+        },
+    )
+
+
+def _add_shares(row: ModelResult, drawn: Distributions, chance: dict[str, float], ensemble: str, baseline: str) -> None:
+    """Fill in `kept`, `kept_above_chance` and `recovered` of one model; nothing where the ensemble was not measured."""
     if ensemble not in drawn:
         return
     for name, metric in row.metrics.items():
@@ -318,22 +130,19 @@ def _shares(
 
 
 def _differences(
-    outputs: Sequence[ModelOutput],
-    drawn: dict[str, dict[str, tuple[float, Floats]]],
-    ensemble: str,
-    questions: Questions,
+    outputs: Sequence[ModelOutput], drawn: Distributions, ensemble: str, questions: Questions
 ) -> list[Difference]:
-    """Every two trained small models, and each of them against the ensemble; a student is named before a baseline.
+    """The differences of every two students or baselines, and of each of them to the ensemble.
 
-    A metric over a single question is left out: every resample is that question, and an interval without width would
-    call any difference real.
+    A student is named before a baseline. A metric over a single question is skipped: every resample is that question,
+    so the interval has no width and any difference would look significant.
     """
     order = {"baseline": 0, "student": 1}
     small = sorted((o for o in outputs if o.kind in order), key=lambda o: order[o.kind])
-    tops = [output for output in outputs if output.name == ensemble]
+    ensembles = [output for output in outputs if output.name == ensemble]
     found = []
     for place, first in enumerate(small):
-        for second in (*small[:place], *tops):
+        for second in (*small[:place], *ensembles):
             for name, (value, spread) in drawn[first.name].items():
                 if questions.count(name) < 2:
                     continue
@@ -344,7 +153,17 @@ def _differences(
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A question where the student ranks its first right passage lower than the teachers do."""
+    """A question where the student ranks its first right passage lower than the teachers do.
+
+    Attributes:
+        question: its text.
+        student_rank: rank of the student's first right passage, from 1.
+        teacher_rank: the same by the teachers.
+        student_first: the passage that the student ranks first.
+        teacher_first: the passage that the teachers rank first.
+        student_first_right: whether the student's first passage is right.
+        teacher_first_right: whether the teachers' first passage is right.
+    """
 
     question: str
     student_rank: int
@@ -356,10 +175,16 @@ class Disagreement:
 
 
 def disagreements(pairs: Pairs, student: Floats, teacher: Floats, limit: int = 20) -> list[Disagreement]:
-    """The questions where the student's reciprocal rank falls most below the teachers'.
+    """Return the questions where the student's reciprocal rank falls most below the teachers'.
 
     Args:
-        student, teacher: logits [N, 2] on the pairs; empty for other numbers of classes.
+        pairs: N pairs; those without a label are skipped.
+        student: logits of the student, [N, C].
+        teacher: logits of the teachers, [N, C].
+        limit: at most so many questions.
+
+    Returns:
+        The largest falls first; an empty list unless C is 2.
     """
     if student.shape[1] != 2:
         return []

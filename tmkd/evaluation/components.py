@@ -1,131 +1,119 @@
-"""What the parts of a result are worth: each teacher in the ensemble, each way to combine a student's headers; and how
-often each small model decides as the ensemble does.
+"""What each component contributes: each teacher of the ensemble, each way to combine a student's heads; and how often
+each student or baseline decides as the ensemble does.
 
-Paired as all comparisons are: bootstrap over questions, both models on the same resamples.
+As in all comparisons, both sides are measured on the same bootstrap resamples of the questions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from tmkd.data.pairs import Pairs
-from tmkd.evaluation.bootstrap import Interval, Resamples, accuracy, distributions, interval
-from tmkd.evaluation.comparison import TITLES, Difference, ModelOutput, checked
+from tmkd.evaluation.bootstrap import Resamples, accuracy, distributions, interval
+from tmkd.evaluation.comparison import DEFAULT_OPTIONS, ComparisonOptions, labelled_questions
 from tmkd.evaluation.metrics import Questions
+from tmkd.evaluation.results import Component, ModelOutput
+from tmkd.evaluation.significance import TITLES, Difference
 
 AGREEMENT = "agreement"
 
 
-@dataclass(frozen=True)
-class Part:
-    """One of several outputs held against a whole.
-
-    Attributes:
-        name: the teacher that is left out, the combination, or the model.
-        metrics: of this output.
-        behind: how far the whole is ahead of it, by metric; of a teacher left out: what it adds. Absent where a metric
-            is over a single question.
-    """
-
-    name: str
-    metrics: dict[str, Interval]
-    behind: dict[str, Difference]
-
-    def to_json(self, key: str) -> dict[str, Any]:
-        """{key: name, each metric, "behind": {metric: interval and verdict}}."""
-        behind = {
-            name: {**difference.value.to_json(), "real": difference.real} for name, difference in self.behind.items()
-        }
-        metrics = {name: value.to_json() for name, value in self.metrics.items()}
-        return {key: self.name, **metrics, **({"behind": behind} if behind else {})}
-
-
-def parts(
+def measure_components(
     pairs: Pairs,
     whole: ModelOutput,
     others: Mapping[str, ModelOutput],
     *,
     classes: int,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> list[Part]:
-    """Measure outputs on the labelled rows of `pairs` and hold each against `whole`.
+    options: ComparisonOptions = DEFAULT_OPTIONS,
+) -> list[Component]:
+    """Measure several outputs on the labelled pairs, and the difference of `whole` to each.
 
     Args:
-        others: by the name of the part.
+        pairs: N pairs; those without a label are skipped.
+        whole: the output that the others are compared with, logits [S, N, C].
+        others: the outputs by the name of the component, logits [S, N, C] each.
+        classes: C.
+        options: of these, `resamples` and `seed`.
 
     Raises:
-        DataError: logits of another shape, or that are not finite.
+        DataError: logits have another shape or are not finite.
     """
-    known = np.flatnonzero(pairs.labels >= 0)
-    qids, probabilities = pairs.qids, pairs.reference_probabilities
-    reference = None if probabilities is None else probabilities[known]
-    questions = Questions.of(pairs.labels[known], [qids[row] for row in known], reference)
-    draws = Resamples(questions, resamples, seed)
-    top = distributions(draws, checked(whole, len(pairs), classes)[:, known])
+    known, questions = labelled_questions(pairs)
+    draws = Resamples(questions, options.resamples, options.seed)
+    of_whole = distributions(draws, whole.checked(len(pairs), classes)[:, known])
     found = []
-    for part, other in others.items():
-        drawn = distributions(draws, checked(other, len(pairs), classes)[:, known])
-        behind = {
-            name: Difference(whole.name, other.name, name, interval(top[name][0] - value, top[name][1] - spread))
+    for component, other in others.items():
+        drawn = distributions(draws, other.checked(len(pairs), classes)[:, known])
+        differences = {
+            name: Difference(
+                whole.name, other.name, name, interval(of_whole[name][0] - value, of_whole[name][1] - spread)
+            )
             for name, (value, spread) in drawn.items()
             if questions.count(name) > 1
         }
-        found.append(Part(part, {name: interval(*both) for name, both in drawn.items()}, behind))
+        found.append(Component(component, {name: interval(*both) for name, both in drawn.items()}, differences))
     return found
 
 
 def agreement(
     pairs: Pairs,
-    top: ModelOutput,
+    teachers: ModelOutput,
     taken: ModelOutput,
     others: Sequence[ModelOutput],
     *,
     classes: int,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> list[Part]:
-    """The share of the rows on which a model decides as its teachers do, whatever the golden labels say ("fidelity":
-    Stanton et al. 2021, "Does Knowledge Distillation Really Work?", section 3). It tells students apart that learn
-    from weak teachers, where being closer to them makes few decisions right.
+    options: ComparisonOptions = DEFAULT_OPTIONS,
+) -> list[Component]:
+    """Measure on which share of the pairs a model decides as its teachers do, whatever the golden labels are.
+
+    Stanton et al. 2021, "Does Knowledge Distillation Really Work?", section 3, call it fidelity. It distinguishes
+    students of weak teachers: a student that is closer to weak teachers decides few more pairs correctly.
 
     Args:
-        top: the ensemble, or the only teacher.
-        taken: the student that the others are held against; it comes first.
+        pairs: N pairs, labelled or not.
+        teachers: the ensemble, or the only teacher, logits [1, N, C].
+        taken: the student that the others are compared with; it comes first in the result.
+        others: the other students and baselines.
+        classes: C.
+        options: of these, `resamples` and `seed`.
 
     Raises:
-        DataError: logits of another shape, or that are not finite.
+        DataError: logits have another shape or are not finite.
     """
-    decided = checked(top, len(pairs), classes)[0].argmax(axis=1)
-    questions = Questions.of(decided, pairs.qids)
-    draws = Resamples(questions, resamples, seed)
-    first, first_spread = accuracy(draws, checked(taken, len(pairs), classes))
-    found = [Part(taken.name, {AGREEMENT: interval(first, first_spread)}, {})]
+    decisions = teachers.checked(len(pairs), classes)[0].argmax(axis=1)
+    questions = Questions.of(decisions, pairs.qids)
+    draws = Resamples(questions, options.resamples, options.seed)
+    first, first_spread = accuracy(draws, taken.checked(len(pairs), classes))
+    found = [Component(taken.name, {AGREEMENT: interval(first, first_spread)}, {})]
     for other in others:
-        value, spread = accuracy(draws, checked(other, len(pairs), classes))
-        behind = Difference(taken.name, other.name, AGREEMENT, interval(first - value, first_spread - spread))
-        known = {AGREEMENT: behind} if questions.count(AGREEMENT) > 1 else {}
-        found.append(Part(other.name, {AGREEMENT: interval(value, spread)}, known))
+        value, spread = accuracy(draws, other.checked(len(pairs), classes))
+        difference = Difference(taken.name, other.name, AGREEMENT, interval(first - value, first_spread - spread))
+        differences = {AGREEMENT: difference} if questions.count(AGREEMENT) > 1 else {}
+        found.append(Component(other.name, {AGREEMENT: interval(value, spread)}, differences))
     return found
 
 
-def part_table(title: str, parts: Sequence[Part], metrics: Sequence[str], column: str) -> Table:
-    """For a terminal. `column`: what the whole's lead over a part is called."""
+def component_table(title: str, components: Sequence[Component], metrics: Sequence[str], column: str) -> Table:
+    """The components as a table for a terminal.
+
+    Args:
+        title: above the table.
+        components: its rows.
+        metrics: the metrics to show.
+        column: title of the column "whole minus component".
+    """
     shown = Table(title=title, title_justify="left")
     shown.add_column("")
     for name in metrics:
         shown.add_column(TITLES[name], justify="right")
         shown.add_column(column, justify="right")
-    for part in parts:
+    for component in components:
         cells = []
         for name in metrics:
-            lead = part.behind[name].value if name in part.behind else None
-            cells.append(f"{part.metrics[name].mean:.3f}" if name in part.metrics else "")
+            lead = component.differences[name].value if name in component.differences else None
+            cells.append(f"{component.metrics[name].mean:.3f}" if name in component.metrics else "")
             cells.append("" if lead is None else f"{lead:+.3f}")
-        shown.add_row(part.name, *cells)
+        shown.add_row(component.name, *cells)
     return shown

@@ -1,7 +1,8 @@
-"""The numbers of METHOD.md ("Measured for each") for one model on labelled pairs, split so that intervals are cheap.
+"""The metrics of METHOD.md ("Measured for each") for one model on labelled pairs, in a form that suits a bootstrap.
 
-Every metric is a weighted mean over questions, or (ROC-AUC) a function of weighted rows, so a bootstrap over questions
-only changes weights. Ranking sorts by the unsquashed log-odds l[1] - l[0].
+Every metric is a weighted mean over questions, or (ROC-AUC, Spearman) a function of weighted pairs, so a bootstrap over
+questions only changes weights. Pairs are sorted once for all resamples; calling scikit-learn or scipy for each resample
+would sort them again every time. Ranking sorts by the raw score l[1] - l[0].
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from tmkd.data.pairs import grouped
 
 Floats = NDArray[np.float64]
 RANKING = {"mrr": "recip_rank", "map": "map", "ndcg@10": "ndcg_cut_10"}
+"""The ranking metrics, with trec_eval's names for them."""
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Labelled rows grouped by question.
+    """Labelled pairs grouped by question.
 
     Attributes:
         labels: [N] int64.
-        group: the question of each row, [N] int64 in [0, G).
+        group: the question of each pair, [N] int64 in [0, G).
         names: the questions' ids, [G].
-        ranked: questions with at least one positive and one negative row, [G] bool.
-        reference: the reference's probability of every row, [N] float64, where it stands for golden labels.
+        ranked: whether a question has at least one positive and one negative pair, [G] bool.
+        reference: the reference's probability of every pair, [N] float64, where a reference stands for golden labels.
     """
 
     labels: NDArray[np.int64]
@@ -40,7 +42,13 @@ class Questions:
 
     @classmethod
     def of(cls, labels: NDArray[np.int64], qids: Sequence[str], reference: Floats | None = None) -> Questions:
-        """Group rows by question id."""
+        """Group pairs by question id.
+
+        Args:
+            labels: [N] int64.
+            qids: N question ids.
+            reference: the reference's probabilities, [N] float64, if there is a reference.
+        """
         names, group = grouped(qids)
         positive = np.bincount(group, labels == 1, minlength=len(names)) > 0
         negative = np.bincount(group, labels == 0, minlength=len(names)) > 0
@@ -48,47 +56,52 @@ class Questions:
 
     @property
     def ranks(self) -> bool:
-        """Whether ranking says something of these rows: one question in a hundred, or more, has both kinds of row."""
+        """Whether ranking metrics are worth computing: at least one question in a hundred can be ranked."""
         return 0 < len(self.names) <= 100 * int(self.ranked.sum())
 
     def count(self, metric: str) -> int:
-        """The questions that a metric is over: an interval over a single one would call any difference real."""
+        """Return how many questions a metric is computed from.
+
+        With a single question every resample is the same, so its interval has no width.
+        """
         return int(self.ranked.sum()) if metric in RANKING else len(self.names)
 
 
-def meaningful(questions: Questions, classes: int) -> tuple[str, ...]:
-    """The metrics that have a meaning on these rows: accuracy, auc, Spearman's, those of ranking."""
+def defined_metrics(questions: Questions, classes: int) -> tuple[str, ...]:
+    """Return the metrics that are defined for these pairs: accuracy; for two classes also auc, spearman, ranking."""
+    if classes != 2:
+        return ("accuracy",)
     both = 0 < int((questions.labels == 1).sum()) < len(questions.labels)
-    ranked = tuple(RANKING) if questions.ranks else ()
-    beside = ("spearman",) if questions.reference is not None else ()
-    return ("accuracy", *((("auc",) if both else ()) + beside + ranked if classes == 2 else ()))
+    auc_too = ("auc",) if both else ()
+    spearman_too = ("spearman",) if questions.reference is not None else ()
+    return ("accuracy", *auc_too, *spearman_too, *(RANKING if questions.ranks else ()))
 
 
 def log_odds(logits: Floats) -> Floats:
-    """Unsquashed score of the positive class, [N], from logits [N, 2]."""
+    """Return the raw score of the positive class, [N], from logits [N, 2]."""
     odds: Floats = logits[:, 1] - logits[:, 0]
     return odds
 
 
 def correct(questions: Questions, logits: Floats) -> Floats:
-    """1 where the decision is the label, [N]."""
+    """Return 1 where the decision is the label and 0 elsewhere, [N], from logits [N, C]."""
     right: Floats = (logits.argmax(axis=1) == questions.labels).astype(np.float64)
     return right
 
 
 def auc(labels: NDArray[np.int64], scores: Floats) -> float:
-    """ROC-AUC of labels [N] (1: positive) and scores [N], by scikit-learn; both classes must occur."""
+    """Return the ROC-AUC of labels [N] (1 is positive) and scores [N], by scikit-learn; both classes must occur."""
     return float(roc_auc_score(labels == 1, scores))
 
 
 @dataclass(frozen=True)
-class SortedRows:
-    """Rows sorted by score once, so that ROC-AUC under other row weights needs no sorting.
+class SortedPairs:
+    """Pairs sorted by score once, so that ROC-AUC under other weights needs no sorting.
 
     Attributes:
-        order: the sorted rows, [N] int64.
-        positive: [N] bool, in that order.
-        starts: where each run of equal scores starts, [T]; None where no two scores are equal.
+        order: indices of the pairs by ascending score, [N] int64.
+        positive: whether each pair is positive, in that order, [N] bool.
+        starts: where each run of equal scores starts, [T] int64; None where no two scores are equal.
     """
 
     order: NDArray[np.int64]
@@ -96,16 +109,22 @@ class SortedRows:
     starts: NDArray[np.int64] | None
 
     @classmethod
-    def of(cls, labels: NDArray[np.int64], scores: Floats) -> SortedRows:
-        """Sort by score, ascending."""
+    def of(cls, labels: NDArray[np.int64], scores: Floats) -> SortedPairs:
+        """Sort pairs by score, ascending; labels [N], scores [N]."""
         order = np.argsort(scores, kind="stable")
         starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
         return cls(order, labels[order] == 1, starts if len(starts) < len(order) else None)
 
     def auc(self, weights: Floats) -> float:
-        """ROC-AUC with a weight per sorted row; a tie counts one half. nan where one class has no weight.
+        """Return the ROC-AUC under weights; a tie counts one half.
 
         Equal to scikit-learn's `roc_auc_score(labels, scores, sample_weight=weights)`.
+
+        Args:
+            weights: weight of each pair in the sorted order, [N].
+
+        Returns:
+            nan where one class has no weight.
         """
         up = weights * self.positive
         down = weights - up
@@ -118,10 +137,11 @@ class SortedRows:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Values sorted once, so that their ranks among rows of other weights need no sorting.
+    """Values sorted once, so that their ranks under other weights need no sorting.
 
     Attributes:
-        order: the sorted rows, [N] int64. ties: the run of equal values of each sorted row, [N] int64.
+        order: indices by ascending value, [N] int64.
+        ties: number of the run of equal values that each sorted value belongs to, [N] int64.
     """
 
     order: NDArray[np.int64]
@@ -129,12 +149,15 @@ class Ranks:
 
     @classmethod
     def of(cls, values: Floats) -> Ranks:
-        """Sort by value, ascending."""
+        """Sort values, [N], ascending."""
         order = np.argsort(values, kind="stable")
         return cls(order, np.cumsum(np.append(False, np.diff(values[order]) != 0)))
 
-    def among(self, weights: Floats) -> Floats:
-        """Each row's rank, [N], where a row counts as often as its weight says; equal values share their mean rank."""
+    def weighted(self, weights: Floats) -> Floats:
+        """Return each value's rank, [N], where a value counts as often as its weight [N] says.
+
+        Equal values share their mean rank.
+        """
         runs = np.bincount(self.ties, weights[self.order])
         ranks = np.empty(len(self.order))
         ranks[self.order] = (np.cumsum(runs) - runs / 2)[self.ties]
@@ -142,32 +165,43 @@ class Ranks:
 
 
 def spearman(first: Ranks, second: Ranks, weights: Floats) -> float:
-    """Spearman's rank correlation of two values of every row, rows weighted, [N]; nan where one of them is constant."""
-    one, other = first.among(weights), second.among(weights)
+    """Return Spearman's rank correlation of two values of every pair, under weights; scipy's has no weights.
+
+    Args:
+        first: ranks of the first value of N pairs.
+        second: ranks of the second value.
+        weights: how often each pair counts, [N].
+
+    Returns:
+        nan where one of the two values is constant.
+    """
+    one, other = first.weighted(weights), second.weighted(weights)
     one, other = (ranks - np.average(ranks, weights=weights) for ranks in (one, other))
     spread = np.sqrt((weights @ one**2) * (weights @ other**2))
     return float(weights @ (one * other) / spread) if spread > 0 else float("nan")
 
 
-def auc_weighted(labels: NDArray[np.int64], scores: Floats, weights: Floats) -> float:
-    """ROC-AUC with a weight per row, [N]; see `SortedRows.auc`."""
-    rows = SortedRows.of(labels, scores)
-    return rows.auc(weights[rows.order])
-
-
 def ranking(scores: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows from the best score to the worst, [N]; among equal scores positives come last, then the earlier row.
+    """Return the indices of pairs from the best score to the worst, [N] int64.
 
-    So a model that gives every passage one score is not rewarded, whatever the order of the rows.
+    Among equal scores positives come last, then the earlier pair first: a model that gives every passage the same score
+    is not rewarded, whatever the order of the pairs.
     """
     return np.lexsort((labels == 1, -scores))
 
 
 def ranking_metrics(questions: Questions, scores: Floats) -> dict[str, Floats]:
-    """MRR, MAP and nDCG@10 of every question, each [G]; nan where a question has no positive or no negative.
+    """Compute MRR, MAP and nDCG@10 of every question with trec_eval.
 
-    trec_eval keeps scores in single precision and breaks ties by document id; it is given places of our own order
-    (`ranking`) in place of scores, so that neither matters.
+    trec_eval keeps scores in single precision and breaks ties by document id. It is given the places of our own order
+    (`ranking`) in place of scores, so that neither has an effect.
+
+    Args:
+        questions: G questions with N labelled pairs.
+        scores: raw score of each pair, [N].
+
+    Returns:
+        By metric: the value of each question, [G]; nan where a question has no positive or no negative pair.
     """
     qrels: dict[str, dict[str, int]] = {}
     runs: dict[str, dict[str, float]] = {}

@@ -1,8 +1,9 @@
-"""What a method keeps over several tasks, and whether it is ahead of the others on their mean.
+"""What a method keeps over several tasks, and whether it is significantly better than the others on their mean.
 
-Reads the results.json of finished runs. A task counts by one metric: what is kept above chance where chance is known
-(ROC-AUC, accuracy), else the share of the ensemble's figure. Tasks have different rows, so their differences are
-independent: the interval of their mean has the root of the sum of the squared half-widths, over the number of tasks.
+Reads the results.json of finished runs. Each task counts by one metric: what is kept above chance where the chance
+level is known (ROC-AUC, accuracy), else the share of the ensemble's figure. Tasks have different pairs, so their
+differences are independent: each half-width of the interval of their mean is the root of the sum of the squared
+half-widths, divided by the number of tasks.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ from rich.table import Table
 
 from tmkd.core.errors import DataError
 from tmkd.evaluation.bootstrap import Interval
-from tmkd.evaluation.comparison import METRICS, TITLES, Difference, verdict
+from tmkd.evaluation.results import METRICS
+from tmkd.evaluation.significance import TITLES, Difference, verdict
 
 MEAN = "mean"
 
 
 @dataclass(frozen=True)
-class Task:
-    """One run's results and the metric that it counts by.
+class TaskResult:
+    """One run's results, and the metric that the task counts by.
 
     Attributes:
-        methods: the entries of results.json by name.
-        differences: of two methods in that metric, by their names.
+        name: the task's name.
+        metric: the metric that it counts by.
+        methods: the entries of results.json, by method.
+        differences: first minus second in that metric, by the two methods' names.
     """
 
     name: str
@@ -38,11 +42,15 @@ class Task:
     differences: dict[tuple[str, str], Interval]
 
     @classmethod
-    def read(cls, given: str) -> Task:
-        """`PATH` or `PATH=METRIC`, a run's folder or its results.json; ROC-AUC, else accuracy, where none is named.
+    def read(cls, given: str) -> TaskResult:
+        """Read one run.
+
+        Args:
+            given: `PATH` or `PATH=METRIC`: a run's folder or its results.json. Without a metric the task counts by
+                ROC-AUC, or by accuracy where there is no ROC-AUC.
 
         Raises:
-            DataError: there is no such file, it is no results.json, or the metric is not in it.
+            DataError: there is no such file, it is not a results.json, or it does not have the metric.
         """
         place, _, wanted = given.partition("=")
         path = Path(place)
@@ -58,7 +66,7 @@ class Task:
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; give a finished run's folder or its results.json") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is no results.json of `tmkd run` ({type(error).__name__}: {error})") from None
+            raise DataError(f"{path} is not a results.json of `tmkd run` ({type(error).__name__}: {error})") from None
         there = [metric for metric in METRICS if any(metric in row for row in methods.values())]
         metric = wanted or ("auc" if "auc" in there else "accuracy")
         if metric not in there:
@@ -69,7 +77,7 @@ class Task:
         return cls(name, metric, methods, differences)
 
     def kept(self, method: str) -> float | None:
-        """The share of the ensemble's (or only teacher's) figure, above chance where that is known."""
+        """Return the share of the ensemble's (or only teacher's) figure, above chance where the level is known."""
         row = self.methods[method]
         for shares in ("kept_above_chance", "kept"):
             if self.metric in row.get(shares, {}):
@@ -78,34 +86,33 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Overall:
-    """Several tasks side by side.
+class MultiTaskResults:
+    """The results of several tasks side by side.
 
     Attributes:
-        method: the one that is compared with the others.
-        kept: by method that every task has, its share on each task, then their mean.
-        differences: `method` less every other one on the mean of the tasks' metrics.
+        tasks: one entry per task.
+        method: the method that is compared with the others.
+        kept: by method that all tasks have, its share on each task, then the mean of these shares.
+        differences: `method` minus every other method, on the mean of the tasks' metrics.
     """
 
-    tasks: list[Task]
+    tasks: list[TaskResult]
     method: str
     kept: dict[str, list[float]]
     differences: list[Difference]
 
     @classmethod
-    def of(cls, tasks: Sequence[Task], method: str) -> Overall:
-        """Raises DataError: a task without the method, without teachers to hold it against, or named twice."""
-        names = [task.name for task in tasks]
-        for task in tasks:
-            if names.count(task.name) > 1:
-                raise DataError(f"two of the results are of the task {task.name!r}; a task counts once")
-            if method not in task.methods:
-                raise DataError(f"the results of {task.name} have no {method!r}: {', '.join(task.methods)}")
-            if all(task.kept(name) is None for name in task.methods):
-                raise DataError(
-                    f"the results of {task.name} do not say what is kept of {task.metric}: no teacher was measured; "
-                    "add `teacher` or `teacher-ensemble` to the run's methods"
-                )
+    def of(cls, tasks: Sequence[TaskResult], method: str) -> MultiTaskResults:
+        """Put the results of several tasks side by side.
+
+        Args:
+            tasks: at least one.
+            method: the method to compare with the others.
+
+        Raises:
+            DataError: a task is named twice, lacks the method, or has no teacher that shares could be relative to.
+        """
+        _require_comparable(tasks, method)
         shared = [name for name in tasks[0].methods if all(name in task.methods for task in tasks)]
         kept: dict[str, list[float]] = {}
         for name in shared:
@@ -120,22 +127,22 @@ class Overall:
         return cls(list(tasks), method, kept, differences)
 
     def table(self) -> Table:
-        """For a terminal: what is kept on each task and on their mean, and how far ahead the method is."""
-        table = Table(title="share of the ensemble's figure that is kept, above chance where chance is known")
+        """The table for a terminal: what each method keeps on each task and on their mean, and the differences."""
+        table = Table(title="share of the ensemble's figure that is kept, above chance where the chance level is known")
         for column in ("method", *(f"{task.name}\n{TITLES[task.metric]}" for task in self.tasks), "mean"):
             table.add_column(column, justify="left" if column == "method" else "right")
-        table.add_column(f"{self.method} is ahead by\n(mean of the metrics)", justify="right")
-        ahead = {one.second: f"{one.value:+.3f}" for one in self.differences}
+        table.add_column(f"{self.method} minus it\n(mean of the metrics)", justify="right")
+        minus = {one.second: f"{one.value:+.3f}" for one in self.differences}
         for name, shares in self.kept.items():
-            table.add_row(name, *(f"{share:.1%}" for share in shares), ahead.get(name, ""))
+            table.add_row(name, *(f"{share:.1%}" for share in shares), minus.get(name, ""))
         return table
 
     def sentence(self) -> str:
-        """Which differences on the mean are real, which are not shown."""
+        """Say which differences on the mean are significant."""
         return verdict(self.method, self.differences) if self.differences else "there is nothing to compare it with"
 
     def to_json(self) -> dict[str, Any]:
-        """{"method", "tasks", "kept", "differences", "verdict"}."""
+        """Return {"method", "tasks", "kept", "differences", "verdict"}."""
         names = [*(task.name for task in self.tasks), MEAN]
         return {
             "method": self.method,
@@ -146,8 +153,23 @@ class Overall:
         }
 
 
+def _require_comparable(tasks: Sequence[TaskResult], method: str) -> None:
+    """Check what `MultiTaskResults.of` is given; see there."""
+    names = [task.name for task in tasks]
+    for task in tasks:
+        if names.count(task.name) > 1:
+            raise DataError(f"two of the results are of the task {task.name!r}; a task counts once")
+        if method not in task.methods:
+            raise DataError(f"the results of {task.name} have no {method!r}: {', '.join(task.methods)}")
+        if all(task.kept(name) is None for name in task.methods):
+            raise DataError(
+                f"the results of {task.name} do not say what is kept of {task.metric}: no teacher was measured; "
+                "add `teacher` or `teacher-ensemble` to the run's methods"
+            )
+
+
 def mean_of(found: Sequence[Interval]) -> Interval:
-    """The mean of independent values, its interval from theirs (each half on its own)."""
+    """Return the mean of independent values, with an interval whose lower and upper half are propagated separately."""
     count = len(found)
     mean = sum(one.mean for one in found) / count
     below = math.sqrt(sum((one.mean - one.low) ** 2 for one in found)) / count

@@ -1,4 +1,4 @@
-"""`report/`: results.json and report.html, one self-contained file with no outside asset."""
+"""Write `report/`: results.json, and report.html, which is self-contained (it loads nothing from elsewhere)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tmkd.core.files import write_text
 from tmkd.evaluation.charts import learning_curves, quality_against_latency
-from tmkd.evaluation.comparison import ENSEMBLE, TITLES, Difference, Disagreement, Results, Row
+from tmkd.evaluation.comparison import Disagreement
+from tmkd.evaluation.results import ENSEMBLE, ModelResult, Results
+from tmkd.evaluation.significance import TITLES, Difference
 
 _COSTS = {"layers": "layers", "parameters": "parameters", "bytes": "file", "pairs_per_second": "pairs/s"}
 
@@ -26,13 +28,16 @@ def write_report(
     recipe_text: str = "",
     environment: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write report.html and results.json into `folder`, each beside and renamed.
+    """Write report.html and results.json into `folder`; each file is written under another name and renamed.
 
     Args:
-        curves: loss by training run (`tmkd.training.trainer.train`).
+        folder: made where it does not exist.
+        results: the comparison of the models.
+        curves: points of the training loss, by training run.
         parity: rows of the export's parity table.
         disagreements: questions where the student does worse than its teachers.
-        recipe_text, environment: what a reader needs to do it again.
+        recipe_text: the resolved recipe as YAML.
+        environment: versions, machine and data, for readers who want to repeat the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = (
@@ -46,7 +51,7 @@ def write_report(
             titles=TITLES,
             ranking_titles="MRR, MAP and nDCG@10",
             headline=headline(results),
-            verdicts=results.verdicts(student.name) if (student := _headlined(results)) else [],
+            verdicts=results.verdicts(student.name) if (student := _headline_model(results)) else [],
             speedup=speedups(results),
             latency_chart=quality_against_latency(results),
             curve_charts=learning_curves(curves or {}),
@@ -68,7 +73,7 @@ def write_report(
 
 
 def page_templates() -> Environment:
-    """The pages of this package, with the filters they use."""
+    """The Jinja environment of this package's pages, with the filters that they use."""
     page = Environment(
         loader=PackageLoader("tmkd.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -79,38 +84,38 @@ def page_templates() -> Environment:
 
 
 def _quality(row: Mapping[str, Any], whose: str) -> str:
-    """The task's metric and nDCG@10 of a parity row, of the `export` or of the `pytorch` student."""
+    """Return the task's metric and nDCG@10 of a parity row; `whose` is "export" or "pytorch"."""
     values = [row.get(f"{metric}_{whose}") for metric in ("metric", "ndcg")]
     return ", ".join(f"{value:.4f}" for value in values if value is not None)
 
 
 def _columns(results: Results) -> dict[str, Any]:
-    """The columns of the table of shares and costs: those that have a number in some row."""
+    """Return the columns of the table of shares and costs that have a number in at least one row."""
     rows = results.methods
-    names = [*dict.fromkeys(("accuracy", *results.shared))]
+    names = [*dict.fromkeys(("accuracy", *results.headline_metrics))]
     return {
         "shares": [name for name in names if any(name in row.kept for row in rows)],
         "chance": [name for name in names if any(name in row.kept_above_chance for row in rows)],
-        "recovered": [name for name in results.shared if any(name in row.recovered for row in rows)],
+        "recovered": [name for name in results.headline_metrics if any(name in row.recovered for row in rows)],
         "costs": {key: title for key, title in _COSTS.items() if any(row.size.get(key) for row in rows)},
     }
 
 
 def _differences(results: Results) -> dict[str, list[Difference]]:
-    """Those that the student of the headline takes part in, and the others."""
-    named = [difference for difference in results.differences if difference.metric in results.shared]
-    student = _headlined(results)
+    """Return the differences of the headline's student to other models, and those between the other models."""
+    named = [difference for difference in results.differences if difference.metric in results.headline_metrics]
+    student = _headline_model(results)
     own = [difference for difference in named if student and student.name in (difference.first, difference.second)]
     return {"differences": own, "other_differences": [difference for difference in named if difference not in own]}
 
 
-def _headlined(results: Results) -> Row | None:
+def _headline_model(results: Results) -> ModelResult | None:
     students = [row for row in results.methods if row.kind in ("student", "baseline")]
     return next((row for row in students if row.name == results.taken), students[-1] if students else None)
 
 
 def speedups(results: Results) -> dict[str, float]:
-    """Pairs per second of every model over those of the deepest teacher (the slowest of the deepest)."""
+    """Return the speed of every model relative to the deepest teacher (of several equally deep ones, the slowest)."""
     teachers = [row for row in results.methods if row.kind == "teacher" and row.size.get("pairs_per_second")]
     if not teachers:
         return {}
@@ -122,8 +127,8 @@ def speedups(results: Results) -> dict[str, float]:
 
 
 def headline(results: Results) -> str:
-    """One sentence: what became what, what was kept, how much faster."""
-    student = _headlined(results)
+    """Say in one sentence how many teachers became which student, what it keeps and how much faster it is."""
+    student = _headline_model(results)
     if student is None:
         return ""
     teachers = [row for row in results.methods if row.kind == "teacher"]
@@ -134,8 +139,12 @@ def headline(results: Results) -> str:
     text += " became one student"
     if student.size.get("layers"):
         text += f" of {student.size['layers']} layer{'s' if student.size['layers'] > 1 else ''}"
-    whose = "the ensemble's" if results.reference == ENSEMBLE else "the teacher's"
-    kept = [f"{student.kept[name]:.1%} of {whose} {TITLES[name]}" for name in results.shared if name in student.kept]
+    whose = "the ensemble's" if results.relative_to == ENSEMBLE else "the teacher's"
+    kept = [
+        f"{student.kept[name]:.1%} of {whose} {TITLES[name]}"
+        for name in results.headline_metrics
+        if name in student.kept
+    ]
     if kept:
         text += f" that keeps {' and '.join(kept)}"
     every = speedups(results)

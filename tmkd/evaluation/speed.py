@@ -1,4 +1,4 @@
-"""How fast models are, side by side: interleaved rounds on the same texts, medians."""
+"""Measure how fast models are: all of them in turn on the same texts, medians over several rounds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ SIZES = (10, 25, 50, 100)
 
 @dataclass(frozen=True)
 class Speed:
-    """Pairs per second on many pairs, and milliseconds for one question with n passages, by n."""
+    """The speed of one model.
+
+    Attributes:
+        pairs_per_second: throughput on many pairs.
+        milliseconds: latency of one question, by its number of passages.
+    """
 
     pairs_per_second: float
     milliseconds: Mapping[int, float]
@@ -28,12 +33,17 @@ def measure(
     repeats: int = 3,
     sizes: Sequence[int] = SIZES,
 ) -> dict[str, Speed]:
-    """Time every scorer, tokenising included.
+    """Time every scorer, tokenizing included.
 
     Args:
-        scorers: by name; each takes questions and passages of one length.
-        questions, passages: the texts; their first one warms up.
-        repeats: rounds; every scorer runs once in each, so a machine that drifts drifts for all.
+        scorers: by name; each takes two sequences of equal length, questions and passages.
+        questions: N questions; the first eight pairs are scored once before the clock starts.
+        passages: N passages.
+        repeats: rounds; every scorer runs once in each, so a machine that slows down does so for all of them.
+        sizes: numbers of passages for which the latency of one question is measured.
+
+    Returns:
+        The speed of each scorer, by name.
     """
     bulk: dict[str, list[float]] = {name: [] for name in scorers}
     single: dict[str, dict[int, list[float]]] = {name: {size: [] for size in sizes} for name in scorers}

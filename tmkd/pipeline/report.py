@@ -15,8 +15,9 @@ from tmkd import __version__
 from tmkd.core.files import disk_errors
 from tmkd.core.hardware import describe
 from tmkd.data.readers import write_rows
-from tmkd.evaluation.comparison import ENSEMBLE, Results, disagreements
+from tmkd.evaluation.comparison import disagreements
 from tmkd.evaluation.report import write_report
+from tmkd.evaluation.results import ENSEMBLE, Results
 from tmkd.pipeline.parallel import helpers
 from tmkd.pipeline.run import Pipeline
 from tmkd.pipeline.steps.evaluate import RunModels, compare_outputs, curves, measure_exports, outputs

@@ -22,8 +22,9 @@ from tmkd.core.errors import TmkdError
 from tmkd.core.files import write_json
 from tmkd.core.hardware import describe, prepare
 from tmkd.data.pairs import Pairs
-from tmkd.evaluation.comparison import ENSEMBLE, ModelOutput, Results, compare
-from tmkd.evaluation.components import agreement, parts
+from tmkd.evaluation.comparison import ComparisonOptions, compare
+from tmkd.evaluation.components import agreement, measure_components
+from tmkd.evaluation.results import ENSEMBLE, ModelOutput, Results
 from tmkd.evaluation.speed import measure
 from tmkd.inference.engines import installed
 from tmkd.inference.scorer import Scorer, read_manifest
@@ -239,14 +240,14 @@ def compare_outputs(run: RunModels, pairs: Pairs, found: list[ModelOutput], *, t
     """The comparison of models that were already run, what each teacher adds, each way to combine the headers, and how
     often each small model decides as the ensemble does."""
     classes = run.recipe.classes
-    results = compare(pairs, found, classes=classes, task=task, taken=run.take)
+    results = compare(pairs, found, classes=classes, task=task, options=ComparisonOptions(taken=run.take))
     by_name = {output.name: output for output in found}
     if ENSEMBLE in by_name:
-        results.leave_one_out = parts(pairs, by_name[ENSEMBLE], _without_each(found), classes=classes)
+        results.leave_one_out = measure_components(pairs, by_name[ENSEMBLE], _without_each(found), classes=classes)
     ways = _combinations(run, pairs)
     if ways:
-        results.combinations = parts(pairs, ways["logit"], ways, classes=classes)
-    top, taken = by_name.get(results.reference), by_name[run.take]
+        results.combinations = measure_components(pairs, ways["logit"], ways, classes=classes)
+    top, taken = by_name.get(results.relative_to), by_name[run.take]
     others = [output for output in found if output.kind in ("student", "baseline") and output is not taken]
     if top is not None:
         results.agreement = agreement(pairs, top, taken, others, classes=classes)
@@ -281,8 +282,8 @@ def measure_exports(workspace: Workspace, export: Step, pairs: Pairs, *, classes
     """Every back end of an export on labelled pairs, through the runtime, done once for these rows on this machine.
 
     Returns:
-        One entry per back end: backend, the metrics that have a meaning for the task (as in `Row`, without intervals),
-        pairs_per_second (tokenising included, measured in turn on the same rows).
+        One entry per backend: backend, the metrics that are defined for the task (as in `ModelResult`, without
+        intervals), pairs_per_second (tokenizing included, measured in turn on the same pairs).
     """
     depends = {"export": export.fingerprint, "pairs": pairs.digest(), "machine": [platform.node(), describe("auto")]}
 
@@ -303,7 +304,13 @@ def _measured_exports(folder: Path, pairs: Pairs, classes: int) -> list[dict[str
     for name, scorer in scorers.items():
         with progress(f"{name} on the test rows", len(pairs)) as bar:
             logits = scorer.logits(pairs.questions, pairs.passages, bar.advance)
-        compared = compare(pairs, [ModelOutput(name, "student", logits[None])], classes=classes, task="", resamples=1)
+        compared = compare(
+            pairs,
+            [ModelOutput(name, "student", logits[None])],
+            classes=classes,
+            task="",
+            options=ComparisonOptions(resamples=1),
+        )
         metrics = {metric: value.mean for metric, value in compared.methods[0].metrics.items()}
         found.append({"backend": name, **metrics, "pairs_per_second": speeds[name].pairs_per_second})
     return found

@@ -12,7 +12,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from tmkd.evaluation.bootstrap import Interval
 from tmkd.evaluation.charts import COLOURS, INK, STYLE, svg_of
-from tmkd.evaluation.comparison import TITLES, Difference, Kind
+from tmkd.evaluation.results import Kind
+from tmkd.evaluation.significance import TITLES, Difference
 
 Points = Sequence[tuple[float, Interval]]
 DECADES = 20.0  # highest over lowest value from which the axis is logarithmic
@@ -90,12 +91,11 @@ def differences_chart(differences: Sequence[Difference]) -> str:
         axes.axvline(0, color=INK, linewidth=0.8, alpha=0.5)
         for place, difference in enumerate(differences):
             value = difference.value
-            kind: Kind = (
-                "student" if difference.real and value.mean > 0 else "baseline" if difference.real else "teacher"
-            )
+            significant = difference.significant
+            kind: Kind = "teacher" if not significant else "student" if value.mean > 0 else "baseline"
             axes.errorbar(
                 value.mean, place, xerr=[[value.mean - value.low], [value.high - value.mean]], fmt="o", capsize=3,
-                color=COLOURS[kind], markersize=6, markerfacecolor=COLOURS[kind] if difference.real else "none",
+                color=COLOURS[kind], markersize=6, markerfacecolor=COLOURS[kind] if significant else "none",
             )  # fmt: skip
         axes.set_yticks(range(len(names)), names, parse_math=False)
         axes.set_ylim(len(names) - 0.5, -0.5)

@@ -11,13 +11,12 @@ import numpy as np
 from rich.table import Table
 
 from tmkd.data.pairs import Pairs
-from tmkd.evaluation.bootstrap import Interval, Resamples, distributions, interval
-from tmkd.evaluation.comparison import METRICS, TITLES, Difference, verdict
+from tmkd.evaluation.bootstrap import Distribution, Interval, Resamples, distributions, interval
 from tmkd.evaluation.metrics import Floats, Questions
+from tmkd.evaluation.results import METRICS
+from tmkd.evaluation.significance import TITLES, Difference, verdict
 from tmkd.pipeline.study.plan import Cell, Study
 
-Distribution = tuple[float, Floats]
-"""A metric's value and its bootstrap distribution, [B]."""
 TOGETHER = "all"
 RESAMPLES = 2000
 
@@ -179,12 +178,12 @@ class Outcome:
             return self.sentences()[len(self.tasks) - 1]
         value = {row.variant: row.metrics[self.study.metric] for row in self.rows if row.task == self.last}
         best = max(value, key=lambda variant: value[variant].mean)
-        better, worse = (sum(d.real and d.value.mean * sign > 0 for d in own) for sign in (1, -1))
+        better, worse = (sum(d.significant and d.value.mean * sign > 0 for d in own) for sign in (1, -1))
         return (
-            f"Of the {len(own)} other variants {better} {'is' if better == 1 else 'are'} really better in "
+            f"Of the {len(own)} other variants {better} {'is' if better == 1 else 'are'} significantly better in "
             f"{TITLES[self.study.metric]} than {self.study.reference} ({value[self.study.reference].mean:.3f}), "
-            f"{worse} really worse, {len(own) - better - worse} not shown to differ; the highest number is {best} "
-            f"({value[best].mean:.3f})."
+            f"{worse} significantly worse, {len(own) - better - worse} not significantly different; the highest is "
+            f"{best} ({value[best].mean:.3f})."
         )
 
 

@@ -11,8 +11,8 @@ import yaml
 
 from tmkd.core.files import write_text
 from tmkd.evaluation.charts import standalone
-from tmkd.evaluation.comparison import TITLES, verdict
 from tmkd.evaluation.report import page_templates
+from tmkd.evaluation.significance import TITLES, verdict
 from tmkd.pipeline.study.charts import Points, differences_chart, metric_over_values
 from tmkd.pipeline.study.outcome import Outcome
 

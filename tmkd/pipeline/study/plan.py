@@ -16,7 +16,7 @@ from tmkd.config.load import number, parse_recipe, read_content, set_keys, valid
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Part, Seeds
 from tmkd.core.errors import RecipeError
-from tmkd.evaluation.comparison import METRICS
+from tmkd.evaluation.results import METRICS
 
 OWN_KEYS = ("seeds", "methods")  # of a recipe, set by the study
 

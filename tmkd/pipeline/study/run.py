@@ -21,7 +21,7 @@ import numpy as np
 from tmkd.core.errors import RecipeError, TmkdError
 from tmkd.core.files import write_json
 from tmkd.data.pairs import Pairs
-from tmkd.evaluation.metrics import Floats, Questions, meaningful
+from tmkd.evaluation.metrics import Floats, Questions, defined_metrics
 from tmkd.pipeline.parallel import helpers
 from tmkd.pipeline.preflight import require_runnable
 from tmkd.pipeline.run import Pipeline
@@ -109,7 +109,7 @@ def _check_rows(plan: Plan, cell: Cell, pipeline: Pipeline, rows: dict[str, Pair
     known = dev.take(np.flatnonzero(dev.labels >= 0))
     if cell.task not in rows:
         there = (
-            meaningful(Questions.of(known.labels, known.qids, known.reference_probabilities), cell.recipe.classes)
+            defined_metrics(Questions.of(known.labels, known.qids, known.reference_probabilities), cell.recipe.classes)
             if len(known)
             else ()
         )

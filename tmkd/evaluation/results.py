@@ -1,0 +1,241 @@
+"""What a comparison of models gives: the results of every model, the differences, the table for a terminal.
+
+`Results.to_json` is the content of results.json; `tmkd.evaluation.comparison.compare` makes `Results`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from tmkd.core.errors import DataError
+from tmkd.evaluation.bootstrap import MAX_SEEDS, Interval
+from tmkd.evaluation.metrics import Floats
+from tmkd.evaluation.significance import TITLES, Difference, verdict
+
+Kind = Literal["teacher", "ensemble", "baseline", "student"]
+METRICS = ("accuracy", "auc", "spearman", "mrr", "map", "ndcg@10")
+ENSEMBLE = "teacher-ensemble"
+
+
+@dataclass
+class ModelOutput:
+    """The logits of one model on the measured pairs, with its size and its speed.
+
+    Attributes:
+        name: what tables and reports call it.
+        kind: teacher, ensemble, baseline or student.
+        logits: [S, N, C] floats: S seeds (a teacher has one), N pairs, C classes.
+        parameters: number of parameters, None where unknown.
+        bytes: size of the weights file in bytes, None where unknown.
+        layers: transformer layers, None where unknown.
+        pairs_per_second: throughput on many pairs, tokenizing included.
+        milliseconds: latency of one question, by its number of passages.
+    """
+
+    name: str
+    kind: Kind
+    logits: NDArray[np.floating[Any]]
+    parameters: int | None = None
+    bytes: int | None = None
+    layers: int | None = None
+    pairs_per_second: float | None = None
+    milliseconds: dict[int, float] | None = None
+
+    def checked(self, pairs: int, classes: int) -> Floats:
+        """Return the logits as float64 [S, N, C].
+
+        Args:
+            pairs: the N that is expected.
+            classes: the C that is expected.
+
+        Raises:
+            DataError: the logits have another shape, or some are not finite (a nan would get a rank as if it were a
+                score).
+        """
+        logits = np.asarray(self.logits, dtype=np.float64)
+        if logits.ndim != 3 or logits.shape[1:] != (pairs, classes) or not 0 < len(logits) <= MAX_SEEDS:
+            raise DataError(
+                f"logits of {self.name} have shape {logits.shape}; expected (seeds, {pairs}, {classes}) with 1 to "
+                f"{MAX_SEEDS} seeds: one [N, C] array for each seed, where N is the number of pairs"
+            )
+        bad = np.argwhere(~np.isfinite(logits))
+        if len(bad):
+            raise DataError(
+                f"logits of {self.name} hold {len(bad)} values that are not finite, the first at seed {bad[0][0]}, "
+                f"row {bad[0][1]}; label the pairs again, or train that model with a lower learning rate"
+            )
+        return logits
+
+
+@dataclass
+class ModelResult:
+    """The metrics of one model: a row of the comparison.
+
+    Attributes:
+        name: what tables and reports call it.
+        kind: teacher, ensemble, baseline or student.
+        seeds: how many seeds the metrics are averaged over.
+        metrics: mean over seeds with its 95% interval, by metric.
+        kept: the metric divided by the ensemble's (or the only teacher's), by metric. Students and baselines only.
+        kept_above_chance: the same with the chance level subtracted from both (ROC-AUC 0.5; accuracy: the share of the
+            largest class).
+        recovered: (metric - finetune's) / (ensemble's - finetune's), where the ensemble is significantly better than
+            finetune.
+        size: "layers", "parameters", "bytes", "pairs_per_second" and "milliseconds" as in `ModelOutput`.
+    """
+
+    name: str
+    kind: Kind
+    seeds: int
+    metrics: dict[str, Interval]
+    kept: dict[str, float] = field(default_factory=dict)
+    kept_above_chance: dict[str, float] = field(default_factory=dict)
+    recovered: dict[str, float] = field(default_factory=dict)
+    size: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Metrics, shares, size and speed by name; what is unknown is absent."""
+        shares = {"kept": self.kept, "kept_above_chance": self.kept_above_chance, "recovered": self.recovered}
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "seeds": self.seeds,
+            **{name: value.to_json() for name, value in self.metrics.items()},
+            **{name: value for name, value in shares.items() if value},
+            **{name: _with_text_keys(value) for name, value in self.size.items() if value is not None},
+        }
+
+
+def _with_text_keys(value: Any) -> Any:
+    """JSON has text keys only."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
+
+
+@dataclass(frozen=True)
+class Component:
+    """One component of a whole: the ensemble without a teacher, one combination of the heads, or one model's agreement.
+
+    Attributes:
+        name: the teacher that is left out, the combination, or the model.
+        metrics: of this output, with 95% intervals.
+        differences: whole minus component, by metric; for a teacher that is left out, what it adds to the ensemble.
+            Absent where a metric is computed from a single question.
+    """
+
+    name: str
+    metrics: dict[str, Interval]
+    differences: dict[str, Difference]
+
+    def to_json(self, key: str) -> dict[str, Any]:
+        """Return {key: name, each metric, "behind": {metric: {"mean", "low", "high", "real"}}}."""
+        behind = {
+            name: {**difference.value.to_json(), "real": difference.significant}
+            for name, difference in self.differences.items()
+        }
+        metrics = {name: value.to_json() for name, value in self.metrics.items()}
+        return {key: self.name, **metrics, **({"behind": behind} if behind else {})}
+
+
+@dataclass
+class Results:
+    """The comparison of all models on one set of labelled pairs.
+
+    Attributes:
+        task: name of the task or of the file that was measured.
+        rows: labelled pairs.
+        questions: their questions.
+        methods: one entry per model.
+        differences: of every two students or baselines, and of each of them to the ensemble.
+        ranked: the questions that MRR, MAP and nDCG@10 are averaged over: those with a positive and a negative pair.
+        taken: the model that the run exports.
+        relative_to: the model that shares are relative to: the ensemble, or the only teacher.
+        reference_column: the score column that stood for golden labels, if one did. The teacher that made it, and every
+            ensemble with that teacher, is not measured.
+        exports: the run's backends on the same pairs.
+        leave_one_out: the ensemble without each teacher.
+        combinations: the heads of the taken student, combined in each way.
+        agreement: how often each student or baseline decides as the ensemble does.
+    """
+
+    task: str
+    rows: int
+    questions: int
+    methods: list[ModelResult]
+    differences: list[Difference]
+    ranked: int = 0
+    taken: str = "tmkd"
+    relative_to: str = ENSEMBLE
+    reference_column: str | None = None
+    exports: list[dict[str, Any]] = field(default_factory=list)
+    leave_one_out: list[Component] = field(default_factory=list)
+    combinations: list[Component] = field(default_factory=list)
+    agreement: list[Component] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that are defined for these pairs, in the order of METRICS."""
+        return [name for name in METRICS if any(name in row.metrics for row in self.methods)]
+
+    @property
+    def headline_metrics(self) -> list[str]:
+        """The metrics that short texts name: ROC-AUC and MRR, or accuracy where there are neither."""
+        return [name for name in ("auc", "mrr") if name in self.metrics] or ["accuracy"]
+
+    def verdicts(self, name: str = "") -> list[str]:
+        """One sentence per headline metric: which models this one is significantly better or worse than.
+
+        Args:
+            name: the model; the taken one unless given.
+        """
+        name = name or self.taken
+        own = [difference for difference in self.differences if name in (difference.first, difference.second)]
+        by_metric = {metric: [d for d in own if d.metric == metric] for metric in self.headline_metrics}
+        return [verdict(name, found) for found in by_metric.values() if found]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of results.json; what is empty is absent."""
+        optional = {
+            "exports": self.exports,
+            "leave_one_out": [component.to_json("teacher") for component in self.leave_one_out],
+            "combinations": [component.to_json("combination") for component in self.combinations],
+            "agreement": [component.to_json("model") for component in self.agreement],
+        }
+        return {
+            "task": self.task,
+            "rows": self.rows,
+            "questions": self.questions,
+            "ranked_questions": self.ranked,
+            "methods": [row.to_json() for row in self.methods],
+            "differences": [difference.to_json() for difference in self.differences],
+            **({"reference": self.reference_column} if self.reference_column else {}),
+            "verdicts": self.verdicts(),
+            **{key: value for key, value in optional.items() if value},
+        }
+
+    def table(self) -> Table:
+        """The table for a terminal: metrics with intervals, what is kept, speed and size."""
+        names = self.metrics
+        kept_title = f"kept ({', '.join(TITLES[name].removeprefix('ROC-') for name in self.headline_metrics)})"
+        title = f"{self.task}: {self.rows:,} pairs, {self.questions:,} questions"
+        if self.reference_column:
+            title += f", against the reference {self.reference_column!r} (no golden labels)"
+        table = Table(title=title, title_justify="left")
+        for column in ("model", *(TITLES[name] for name in names), kept_title, "pairs/s", "parameters"):
+            table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
+        for row in self.methods:
+            cells = [f"{m.mean:.3f}\n{m.low:.2f}-{m.high:.2f}" if (m := row.metrics.get(n)) else "" for n in names]
+            kept = ", ".join(f"{row.kept[name]:.1%}" for name in self.headline_metrics if name in row.kept)
+            speed, parameters = row.size.get("pairs_per_second"), row.size.get("parameters")
+            table.add_row(
+                row.name,
+                *cells,
+                kept,
+                f"{speed:,.0f}" if speed else "",
+                f"{parameters / 1e6:.1f} M" if parameters else "",
+            )
+        return table

@@ -1,0 +1,105 @@
+"""Differences between two models, and the sentences that say which of them are significant.
+
+A difference is significant when its 95% bootstrap interval excludes 0. Every interval stands for itself: there is no
+correction for many comparisons, so of twenty comparisons of equal models about one looks significant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tmkd.evaluation.bootstrap import Interval
+
+TITLES = {
+    "accuracy": "accuracy",
+    "auc": "ROC-AUC",
+    "spearman": "Spearman",
+    "mrr": "MRR",
+    "map": "MAP",
+    "ndcg@10": "nDCG@10",
+    "agreement": "agreement",
+    "mean": "the mean over tasks",
+}
+"""What the reports call each metric."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of two models: first minus second, on the same bootstrap resamples.
+
+    Attributes:
+        first: name of the first model.
+        second: name of the second model.
+        metric: key of the metric, one of TITLES.
+        value: metric(first) minus metric(second), with its 95% interval.
+    """
+
+    first: str
+    second: str
+    metric: str
+    value: Interval
+
+    @property
+    def significant(self) -> bool:
+        """Whether the 95% interval excludes 0."""
+        return self.value.low > 0 or self.value.high < 0
+
+    def sentence(self) -> str:
+        """The difference in words, such as "a is significantly better than b in MRR by 0.020 (95% interval ...)"."""
+        by = f"{abs(self.value.mean):.3f}"
+        span = f"(95% interval {self.value.low:+.3f} to {self.value.high:+.3f})"
+        if by == "0.000":
+            text = f"{self.first} is equal to {self.second} in {TITLES[self.metric]} {span}"
+        else:
+            word = "better" if self.value.mean > 0 else "worse"
+            word = f"significantly {word}" if self.significant else word
+            text = f"{self.first} is {word} than {self.second} in {TITLES[self.metric]} by {by} {span}"
+        return text + ("" if self.significant else ": no significant difference")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {"first", "second", "metric", "mean", "low", "high", "real"}; "real" is `significant`."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "metric": self.metric,
+            **self.value.to_json(),
+            "real": self.significant,
+        }
+
+
+def verdict(model: str, differences: Sequence[Difference]) -> str:
+    """Say in one sentence which models `model` is significantly better than, worse than, or not different from.
+
+    Args:
+        model: name of the model that the sentence is about.
+        differences: at least one, all of one metric; `model` is the first or the second of each.
+
+    Returns:
+        For example "In MRR tmkd is significantly better than finetune by 0.020 (+0.010 to +0.030); it does not differ
+        significantly from mkd (-0.010 to +0.020)."
+    """
+    better, worse, level = [], [], []
+    for difference in differences:
+        other = difference.second if difference.first == model else difference.first
+        value = difference.value if difference.first == model else difference.value.negated()
+        span = f"{value.low:+.3f} to {value.high:+.3f}"
+        if not difference.significant:
+            level.append(f"{other} ({span})")
+        elif value.mean > 0:
+            better.append(f"{other} by {value.mean:.3f} ({span})")
+        else:
+            lead = value.negated()
+            worse.append(f"{other} by {lead.mean:.3f} ({lead.low:+.3f} to {lead.high:+.3f})")
+    clauses = [
+        f"is significantly {word} than {_listed(names)}"
+        for word, names in (("better", better), ("worse", worse))
+        if names
+    ]
+    clauses += [f"does not differ significantly from {_listed(level)}"] if level else []
+    return f"In {TITLES[differences[0].metric]} {model} {'; it '.join(clauses)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
