@@ -16,7 +16,8 @@ from export_fixtures import exported, texts
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tmkd.core.errors import DataError, EncoderError, ExportError
-from tmkd.inference.scorer import Scorer, softmax
+from tmkd.core.logits import softmax
+from tmkd.inference.scorer import Scorer
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
 from tmkd.models.student import Student
 from tmkd.pipeline.run import Pipeline
 from tmkd.pipeline.store.workspace import Workspace
-from tmkd.training.targets import ensemble_logits
+from tmkd.teachers.ensemble import ensemble_logits
 
 METHOD_TEXT = Path(__file__).parents[2] / "docs" / "METHOD.md"
 
@@ -212,16 +212,17 @@ def test_bilstm_takes_embeddings_and_tokenizer_of_the_best_teacher(
 def test_bilstm_learns(tmp_path: Path) -> None:
     """It tells right from wrong passages of questions that it was trained on."""
     from tmkd.data.pairs import Pairs
+    from tmkd.models.predict import score
     from tmkd.models.tokenizer import PairTokenizer
-    from tmkd.pipeline.steps.teach import golden_only
-    from tmkd.training.trainer import Fit, score, train
+    from tmkd.training.losses import GoldenLoss
+    from tmkd.training.trainer import Fit, train
 
     rows = pair_rows()
     pairs = Pairs.build([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows],
                         labels=[int(str(r["label"])) for r in rows])  # fmt: skip
     student, tokenizer = lstm_student(tmp_path), PairTokenizer(tmp_path / "tiny", 64)
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
-    loss = golden_only(torch.from_numpy(pairs.labels))
+    loss = GoldenLoss(torch.from_numpy(pairs.labels))
     train(student, encoded, tokenizer.pad_id, loss, Fit(5e-3, 20, 16, 0), name="t", state_folder=tmp_path / "s")
     right = score(student, encoded, tokenizer.pad_id).argmax(1) == pairs.labels
     assert right.mean() > 0.95

@@ -20,17 +20,18 @@ from tmkd.models.batching import pack, pad
 from tmkd.models.bi_encoder import SHARPNESS, cosine_by_token, cosine_logits
 from tmkd.models.checkpoint import load_encoder, load_student
 from tmkd.models.encoders.forward import Batch, Packing
+from tmkd.models.predict import score
 from tmkd.models.student import Logits
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
 from tmkd.pipeline.steps.warm_up import warm_up
 from tmkd.pipeline.store.workspace import Workspace
-from tmkd.training.token_cosine import Comparing, TokenTargets, own_cosine
-from tmkd.training.trainer import score
+from tmkd.training.token_cosine import Comparing, TokenTargets
 
 WARM = "warm_up={learning_rate: 1.0e-3, epochs: 1, batch_size: 8}"
 
 
-def test_it_learns_the_encoders_own_cosine(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_it_learns_the_encoders_bi_encoder_cosine(tiny_recipe: Path, tmp_path: Path) -> None:
     rows = pair_rows(2)
     pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])
     recipe = load_recipe(tiny_recipe)
@@ -107,8 +108,8 @@ def test_teachers_of_the_recipes_encoder_begin_with_it(tmkd: Tmkd, tiny_recipe: 
 def test_the_loss_of_tokens_is_the_mean_over_the_passages_own(tmp_path: Path, tiny_recipe: Path) -> None:
     recipe = load_recipe(tiny_recipe)
     pairs = Pairs.build(["how to sort", "why"], ["sort the keys by their values", "so"])
-    told = own_cosine(Workspace(tmp_path / "w"), recipe, pairs)
-    targets = TokenTargets(told, pairs, PairTokenizer(Path(recipe.encoder), 64))
+    told = bi_encoder_cosine(Workspace(tmp_path / "w"), recipe, pairs)
+    targets = TokenTargets(told.folder, pairs, PairTokenizer(Path(recipe.encoder), 64))
     everything = targets.targets.double()
     assert abs(everything.mean()) < 1e-2
     assert abs(everything.std(correction=0) - 1) < 1e-2

@@ -16,12 +16,12 @@ from tmkd.data.pairs import Pairs
 from tmkd.models.batching import epoch_steps, length_sorted_batches
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.find import find_encoder
+from tmkd.models.predict import forward, score
 from tmkd.models.student import Logits, Student
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.pipeline.steps.teach import golden_only
 from tmkd.training import trainer as training
-from tmkd.training.losses import golden_loss
-from tmkd.training.trainer import Fit, score, train
+from tmkd.training.losses import GoldenLoss, golden_loss
+from tmkd.training.trainer import Fit, train
 
 
 def setting(dropout: float = 0.1) -> tuple[Student, PairTokenizer, Pairs]:
@@ -46,7 +46,7 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch:
 
     def go(folder: Path, die_at: int | None) -> Student:
         model, tokenizer, pairs = setting()
-        plain = golden_only(torch.from_numpy(pairs.labels))
+        plain = GoldenLoss(torch.from_numpy(pairs.labels))
         calls = 0
 
         def loss(logits: Logits, rows: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(tmp_path: Path, monke
         model, tokenizer, pairs = setting(dropout=0.0)
         encoded = tokenizer.encode(pairs.questions, pairs.passages)
         fit = Fit(1e-4, 1, 16, seed=0, precision="fp32")
-        loss = golden_only(torch.from_numpy(pairs.labels))
+        loss = GoldenLoss(torch.from_numpy(pairs.labels))
         train(model, encoded, tokenizer.pad_id, loss, fit, name="t", state_folder=tmp_path / str(budget))
         results.append(score(model, encoded, tokenizer.pad_id, precision="fp32"))
     np.testing.assert_allclose(results[0], results[1], atol=2e-4)
@@ -96,7 +96,7 @@ def test_every_attention_gives_the_same_outputs_and_gradients(
     for how in ("matmul", attention):
         monkeypatch.setattr(hardware, "_forced_attention", how)
         model.zero_grad()
-        logits = training._forward(model, encoded, tokenizer.pad_id, np.arange(len(pairs)), bf16=False)
+        logits = forward(model, encoded, tokenizer.pad_id, np.arange(len(pairs)), bf16=False)
         golden_loss(logits.golden, torch.from_numpy(pairs.labels)).mean().backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((logits.golden.detach(), gradient))
@@ -117,7 +117,7 @@ def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
         model,
         encoded,
         tokenizer.pad_id,
-        golden_only(labels),
+        GoldenLoss(labels),
         fit,
         name="t",
         state_folder=tmp_path,

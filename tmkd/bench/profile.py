@@ -31,7 +31,7 @@ from tmkd.models.batching import engine_batches, pad
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.pipeline.steps.teach import golden_only
+from tmkd.training.losses import GoldenLoss
 from tmkd.training.trainer import Fit, train
 
 Seconds = dict[str, float]
@@ -130,7 +130,7 @@ def _training(model: Weights, rows: Rows, count: int) -> Seconds:
     start = time.perf_counter()
     encoded = tokenizer.encode(questions, passages)
     seconds: Seconds = defaultdict(float, tokenizing=time.perf_counter() - start)
-    loss, fit = golden_only(torch.tensor(labels)), Fit(1e-5, 1, 32, 0)
+    loss, fit = GoldenLoss(torch.tensor(labels)), Fit(1e-5, 1, 32, 0)
     with tempfile.TemporaryDirectory() as state, profile(use_kineto=False) as profiler:
         train(student, encoded, tokenizer.pad_id, loss, fit, name="profile", state_folder=Path(state))
     for event in profiler.key_averages():

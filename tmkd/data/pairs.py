@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError
 from tmkd.core.files import replacing
+from tmkd.core.logits import sigmoid
 
 _FIXED = ("pair_id", "question", "passage", "label", "qid", "pid")
 
@@ -139,7 +140,7 @@ class Pairs:
             return None
         values = self.score(self.reference.column)
         if self.reference.kind == "logit":
-            values = np.exp(-np.logaddexp(0, -values))
+            values = sigmoid(values)
         return values
 
     @property

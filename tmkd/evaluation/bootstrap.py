@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.core.logits import log_odds
 from tmkd.evaluation.metrics import (
     Floats,
     Questions,
@@ -19,7 +20,6 @@ from tmkd.evaluation.metrics import (
     SortedPairs,
     auc,
     correct,
-    log_odds,
     ranking_metrics,
     spearman,
 )

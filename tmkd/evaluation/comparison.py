@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError
+from tmkd.core.logits import log_odds
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Distribution, Resamples, distributions, interval
-from tmkd.evaluation.metrics import Floats, Questions, log_odds, ranking
+from tmkd.evaluation.metrics import Floats, Questions, ranking
 from tmkd.evaluation.results import ENSEMBLE, ModelOutput, ModelResult, Results
 from tmkd.evaluation.significance import Difference
 

@@ -77,12 +77,6 @@ def defined_metrics(questions: Questions, classes: int) -> tuple[str, ...]:
     return ("accuracy", *auc_too, *spearman_too, *(RANKING if questions.ranks else ()))
 
 
-def log_odds(logits: Floats) -> Floats:
-    """Return the raw score of the positive class, [N], from logits [N, 2]."""
-    odds: Floats = logits[:, 1] - logits[:, 0]
-    return odds
-
-
 def correct(questions: Questions, logits: Floats) -> Floats:
     """Return 1 where the decision is the label and 0 elsewhere, [N], from logits [N, C]."""
     right: Floats = (logits.argmax(axis=1) == questions.labels).astype(np.float64)

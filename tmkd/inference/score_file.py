@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError
+from tmkd.core.logits import softmax
 from tmkd.data.readers import Columns, file_format, line_of, read_rows, rows_to_pairs, write_rows
-from tmkd.inference.scorer import Scorer, log_odds, softmax
+from tmkd.inference.scorer import Scorer, log_odds
 
 ADDED = ("tmkd_score", "tmkd_logits", "tmkd_probabilities", "tmkd_predicted")
 

@@ -28,10 +28,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.core import logits as of_logits
 from tmkd.core.backends import KNOWN_BACKENDS, SAFE_BACKEND
 from tmkd.core.cpu import usable_cores
 from tmkd.core.errors import DataError, ExportError
 from tmkd.core.files import sha256_of
+from tmkd.core.logits import softmax
 from tmkd.inference.engines import installed, open_engine
 from tmkd.models.batching import NO_BUDGET, engine_batches, engine_shapes, length_sorted_batches, pad
 from tmkd.models.tokenizer import Encoded, PairTokenizer
@@ -244,14 +246,6 @@ def read_probes(folder: Path, classes: int) -> tuple[list[str], list[str], NDArr
     return questions, passages, logits
 
 
-def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Probabilities over the last axis, float64."""
-    wide = np.asarray(logits, dtype=np.float64)
-    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    result: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
-    return result
-
-
 def log_odds(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Log-odds of class 1 from logits [N, 2]: [N] float64. ExportError for another number of classes."""
     if logits.shape[-1] != 2:
@@ -259,9 +253,7 @@ def log_odds(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
             f"this student has {logits.shape[-1]} classes; one score per pair exists for two classes only, "
             "use its logits or probabilities"
         )
-    wide = np.asarray(logits, dtype=np.float64)
-    result: NDArray[np.float64] = wide[:, 1] - wide[:, 0]
-    return result
+    return of_logits.log_odds(logits)
 
 
 def _choose(manifest: Manifest, backend: str) -> str:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tmkd.core.logits import log_mean_softmax
 from tmkd.models.encoders.forward import Batch, PairEncoder
 from tmkd.models.encoders.lstm import LstmEncoder
 
@@ -126,14 +127,9 @@ def combine(headers: NDArray[np.floating[Any]], how: Combination, *, golden: boo
     Raises:
         ValueError: `golden` of a student that stopped after stage 1 and has no golden header.
     """
-    logits = torch.from_numpy(headers).double()
+    logits: NDArray[np.float64] = np.asarray(headers, dtype=np.float64)
     if how == "golden":
         if not golden:
             raise ValueError("this student stopped after stage 1: its golden header was not trained")
-        mean = logits[:, 0]
-    elif how == "logit":
-        mean = logits.mean(dim=1)
-    else:
-        mean = torch.logsumexp(logits.log_softmax(-1), dim=1) - np.log(headers.shape[1])
-    found: NDArray[np.float64] = mean.numpy()
-    return found
+        return logits[:, 0]
+    return logits.mean(axis=1) if how == "logit" else log_mean_softmax(logits)

@@ -26,12 +26,13 @@ from tmkd.data.pairs import Pairs
 from tmkd.inference.qa.calibration import FILE as CALIBRATION
 from tmkd.inference.qa.calibration import of_the_same_student
 from tmkd.pipeline.preflight import require_runnable
+from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
 from tmkd.pipeline.steps.distill import distill, distill_lstm, pretrain
 from tmkd.pipeline.steps.teach import method_logits
 from tmkd.pipeline.store.workspace import UNFINISHED, Step, held
 from tmkd.pipeline.teacher_labels import Supervision
 from tmkd.training.targets import Replay, Targets
-from tmkd.training.token_cosine import own_cosine, soft_labels
+from tmkd.training.token_cosine import soft_labels
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +88,8 @@ class Pipeline(Supervision):
     def pool_targets(self, method: Method) -> Targets | None:
         """What a method's student learns in stage 1: the teachers' labels, the pool's own teachers', or the cosine."""
         if method.self_taught:
-            told = own_cosine(self.workspace, self.recipe, self.pool)
-            return Targets((f"cosine {told.fingerprint}",), soft_labels(told, self.pool)[:, None])
+            told = bi_encoder_cosine(self.workspace, self.recipe, self.pool)
+            return Targets((f"cosine {told.fingerprint}",), soft_labels(told.folder, self.pool)[:, None])
         if not self.foreign_pool:
             return self.targets(method, self.pool, "pool")
         targets = Targets.choose(method, *self.foreign_logits, best=0)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tmkd.core.logits import sigmoid
 from tmkd.serve.body import parse
 from tmkd.serve.refusals import Refusal, json_response, too_large, wrong
 from tmkd.serve.schemas import RerankRequest, V1Request, V2Request
@@ -59,12 +60,6 @@ async def cohere(server: Server, request: Request, version: str) -> Response:
 def best_first(scores: NDArray[np.float64]) -> list[int]:
     """Rows by falling score, equal ones in the order given."""
     found: list[int] = np.argsort(-scores, kind="stable").tolist()
-    return found
-
-
-def sigmoid(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log-odds as probabilities."""
-    found: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-np.clip(scores, -500, 500)))
     return found
 
 

@@ -60,7 +60,7 @@ class Teacher:
     def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
         """Log-odds of class 1, [N] float64."""
         from tmkd.inference.scorer import log_odds
-        from tmkd.training.trainer import score
+        from tmkd.models.predict import score
 
         encoded = self._tokenizer.encode(questions, passages)
         with self._lock:

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tmkd.core.hardware import device
+from tmkd.models.student import Logits
+
 GROUPED = ("margin_mse",)  # losses that compare the passages of one question: they need a step's pairs all at once
 
 
@@ -21,6 +24,26 @@ def golden_loss(golden: Tensor, labels: Tensor) -> Tensor:
     if labels.ndim == 2:
         return F.cross_entropy(golden, labels, reduction="none")
     return F.cross_entropy(golden, labels, ignore_index=-1, reduction="none")
+
+
+class GoldenLoss:
+    """The loss of teachers and of the `finetune` baseline: cross-entropy of the golden head, `golden_loss`.
+
+    Args:
+        labels: Of all N pairs, as `Pairs.golden` gives them: [N] int64, or probabilities [N, C].
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels.to(device())
+
+    def __call__(self, logits: Logits, rows: Tensor) -> Tensor:
+        """The loss of each pair of a batch, [n].
+
+        Args:
+            logits: Of the batch.
+            rows: Which of the N pairs form the batch, [n] int64.
+        """
+        return golden_loss(logits.golden, self.labels[rows])
 
 
 def soft_mse(student: Tensor, teacher: Tensor) -> Tensor:

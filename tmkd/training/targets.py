@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +16,9 @@ from tmkd.config.sections import Loss
 from tmkd.core.errors import DataError
 from tmkd.core.hardware import device
 from tmkd.data.pairs import Pairs, grouped
-from tmkd.models.student import Logits, combine
-from tmkd.pipeline.steps.teach import golden_only
-from tmkd.training.losses import GROUPED, golden_loss, soft_loss
+from tmkd.models.student import Logits
+from tmkd.teachers.ensemble import ensemble_logits
+from tmkd.training.losses import GROUPED, GoldenLoss, golden_loss, soft_loss
 from tmkd.training.teacher_weights import Floats, confidence_weights
 
 MEAN = "mean of "  # before the names of the teachers whose mean a header learns
@@ -77,11 +77,6 @@ class Targets:
         return replace(self, weights=weights.copy(), weighting=[round(float(weight), 6) for weight in by_teacher])
 
 
-def ensemble_logits(logits: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.float64]:
-    """Log of the mean of the teachers' probabilities, [N, C] float64: unsquashed, so that ranking never ties."""
-    return combine(np.stack(logits, axis=1), "probability")
-
-
 @dataclass(frozen=True)
 class Replay:
     """Pairs of stage 1 that stage 2 mixes in, and their soft labels."""
@@ -128,8 +123,7 @@ def stage2_loss(
     """
     labels = torch.from_numpy(rows.golden).to(device())
     if targets is None:
-        plain: Callable[[Logits, Tensor], Tensor] = golden_only(labels)
-        return plain
+        return GoldenLoss(labels)
     distilled = soft_part(targets, loss, questions)
 
     def combined(logits: Logits, which: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
-from tmkd.evaluation.metrics import auc, log_odds
+from tmkd.core.logits import log_odds, log_softmax
+from tmkd.evaluation.metrics import auc
 
 Floats = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ def confidence_weights(logits: NDArray[np.floating]) -> Floats:
     Args:
         logits: the teachers' [N, K, C].
     """
-    logs = log_softmax(logits.astype(np.float64), axis=-1)
+    logs = log_softmax(logits)
     entropy = -(np.exp(logs) * logs).sum(axis=-1)
     confidence = np.clip(1 - entropy / np.log(logits.shape[-1]), 0, 1) + 1e-6
     weights: Floats = confidence / confidence.sum(axis=1, keepdims=True)

@@ -17,18 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from tmkd.config.recipe import Recipe
 from tmkd.core.hardware import device
 from tmkd.data.pairs import Pairs, grouped
-from tmkd.models.bi_encoder import cosine_by_token
-from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.encoders.forward import Batch, FirstTokenEncoder, PairEncoder
 from tmkd.models.student import Logits, Student
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.pipeline.store.workspace import Step, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -83,33 +79,13 @@ def keep_states(encoder: FirstTokenEncoder, layers: list[int], kept: list[Tensor
     return norms
 
 
-def own_cosine(workspace: Workspace, recipe: Recipe, pairs: Pairs) -> Step:
-    """What the recipe's encoder says of the pairs, computed once for teachers and students."""
-    source = find_encoder(recipe.encoder)
-    depends = {
-        "format": FORMAT,
-        "encoder": encoder_fingerprint(source),
-        "max_length": recipe.max_length,
-        "precision": recipe.precision,
-        "pairs": pairs.digest(),
-    }
-
-    def build(folder: Path) -> None:
-        length = recipe.max_length
-        cosine, by_token = cosine_by_token(source, pairs.questions, pairs.passages, length, recipe.precision)
-        lengths = np.array([len(one) for one in by_token], dtype=np.int64)
-        save_file({"cosine": cosine, "tokens": np.concatenate(by_token), "lengths": lengths}, folder / TARGETS)
-
-    return workspace.step("cosine", depends, build, label="the encoder's own cosine")
-
-
-def soft_labels(told: Step, pairs: Pairs) -> NDArray[np.float32]:
+def soft_labels(folder: Path, pairs: Pairs) -> NDArray[np.float32]:
     """Logits [N, 2] whose log-odds are the cosines, of standard deviation SPREAD, less the mean of their question's.
 
     What all passages of a question share says nothing of their order, and would be learned first. A question with one
     passage is compared with all pairs.
     """
-    cosine: NDArray[np.float32] = load_file(told.folder / TARGETS)["cosine"]
+    cosine: NDArray[np.float32] = load_file(folder / TARGETS)["cosine"]
     _, question = grouped(pairs.questions)
     counts = np.bincount(question)
     means = np.bincount(question, cosine) / counts
@@ -123,12 +99,12 @@ class TokenTargets:
     """What the tokens of every pair's passage are to learn, standardised over all of them, and where they stand.
 
     Args:
-        told: the step of `own_cosine` for these pairs.
+        folder: what `tmkd.pipeline.steps.bi_encoder_cosine` wrote for these pairs.
         tokenizer: of the encoder, at the length at which the pairs are read.
     """
 
-    def __init__(self, told: Step, pairs: Pairs, tokenizer: PairTokenizer) -> None:
-        held = load_file(told.folder / TARGETS)
+    def __init__(self, folder: Path, pairs: Pairs, tokenizer: PairTokenizer) -> None:
+        held = load_file(folder / TARGETS)
         everything = held["tokens"].astype(np.float32)
         everything = (everything - everything.mean()) / max(float(everything.std()), 1e-6)
         self.targets = torch.from_numpy(everything.astype(np.float16)).to(device())

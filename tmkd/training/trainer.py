@@ -26,17 +26,9 @@ from tmkd.config.sections import Training
 from tmkd.core.console import progress
 from tmkd.core.errors import Diverged
 from tmkd.core.files import replacing
-from tmkd.core.hardware import attention, batch_tokens, device, use_bf16
-from tmkd.models.batching import (
-    epoch_steps,
-    grouped_epoch_steps,
-    length_sorted_batches,
-    micro_batches,
-    pack,
-    pad,
-    replayed_steps,
-)
-from tmkd.models.encoders.forward import Batch, Packing
+from tmkd.core.hardware import batch_tokens, device, use_bf16
+from tmkd.models.batching import epoch_steps, grouped_epoch_steps, micro_batches, replayed_steps
+from tmkd.models.predict import forward
 from tmkd.models.student import Logits, Student
 from tmkd.models.tokenizer import Encoded
 from tmkd.training.cuda_graphs import GraphedGradients
@@ -234,7 +226,7 @@ def _gradients(
     torch.manual_seed(seed)
     total = 0.0
     for part in _parts(encoded, rows):
-        logits = _forward(model, encoded, pad_id, part, use_bf16(fit.precision))
+        logits = forward(model, encoded, pad_id, part, bf16=use_bf16(fit.precision))
         loss = loss_of_rows(logits, torch.from_numpy(part).to(device())).sum() / len(rows)
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
@@ -261,67 +253,19 @@ def _whole_step_gradients(
         return _gradients(model, encoded, pad_id, loss_of_rows, fit, rows, seed)
     bf16 = use_bf16(fit.precision)
     torch.manual_seed(seed)
-    first = [Logits(*(t.detach() for t in _forward(model, encoded, pad_id, part, bf16))) for part in parts]
+    first = [Logits(*(t.detach() for t in forward(model, encoded, pad_id, part, bf16=bf16))) for part in parts]
     whole = Logits(*(torch.cat(tensors).requires_grad_() for tensors in zip(*first, strict=True)))
     loss = loss_of_rows(whole, torch.from_numpy(np.concatenate(parts)).to(device())).sum() / len(rows)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.manual_seed(seed)  # the same dropout as in the first forward
     start = 0
     for part in parts:
-        again = _forward(model, encoded, pad_id, part, bf16)
+        again = forward(model, encoded, pad_id, part, bf16=bf16)
         there = slice(start, start + len(part))
         used = [(t, w.grad[there]) for t, w in zip(again, whole, strict=True) if w.grad is not None and t.numel()]
         torch.autograd.backward([tensor for tensor, _ in used], [gradient for _, gradient in used])
         start += len(part)
     return float(loss.detach())
-
-
-def _forward(model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64], bf16: bool) -> Logits:
-    where = device()
-    with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
-        if attention(bf16) == "packed" and model.encoder.packs:
-            ids, types, starts = (torch.from_numpy(a).to(where) for a in pack(encoded.ids, encoded.type_ids, rows))
-            packing = Packing(starts, max(len(encoded.ids[row]) for row in rows))
-            packed: Logits = model(Batch(ids, None, types, packing, torch.from_numpy(rows)))
-            return packed
-        ids, mask, types = (torch.from_numpy(a).to(where) for a in pad(encoded.ids, encoded.type_ids, rows, pad_id))
-        full = ids.numel() == sum(len(encoded.ids[row]) for row in rows)
-        logits: Logits = model(Batch(ids, None if full else mask, types, rows=torch.from_numpy(rows)))
-        return logits
-
-
-def score(
-    model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64] | None = None, precision: str = "auto"
-) -> NDArray[np.float32]:
-    """The `logit` combination of every row (or of `rows`), [N, C] float32, in the order asked for."""
-    return _scored(model, encoded, pad_id, rows, precision, model.combine, (model.classes,))
-
-
-def score_headers(
-    model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64] | None = None, precision: str = "auto"
-) -> NDArray[np.float32]:
-    """Logits of every trained header, [N, H, C] float32, golden first (`Student.trained_headers`); else as `score`."""
-    return _scored(model, encoded, pad_id, rows, precision, model.trained_headers, (model.headers, model.classes))
-
-
-def _scored(
-    model: Student,
-    encoded: Encoded,
-    pad_id: int,
-    rows: NDArray[np.int64] | None,
-    precision: str,
-    pick: Callable[[Logits], Tensor],
-    shape: tuple[int, ...],
-) -> NDArray[np.float32]:
-    rows = np.arange(len(encoded.ids)) if rows is None else rows
-    lengths = np.array([len(encoded.ids[row]) for row in rows])
-    output = np.zeros((len(rows), *shape), dtype=np.float32)
-    model.to(device()).eval()
-    with torch.inference_mode():
-        for batch in length_sorted_batches(lengths, batch_tokens()):
-            logits = _forward(model, encoded, pad_id, rows[batch], use_bf16(precision))
-            output[batch] = pick(logits).float().cpu().numpy()
-    return output
 
 
 class _State:

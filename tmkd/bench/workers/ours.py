@@ -18,7 +18,7 @@ def train(options):
     from tmkd.models.checkpoint import load_encoder
     from tmkd.models.student import Student
     from tmkd.models.tokenizer import PairTokenizer
-    from tmkd.pipeline.steps.teach import golden_only
+    from tmkd.training.losses import GoldenLoss
     from tmkd.training.trainer import Fit, train
 
     prepare(options["threads"])
@@ -33,7 +33,7 @@ def train(options):
                 model,
                 tokenizer.encode(questions, passages),
                 tokenizer.pad_id,
-                golden_only(torch.tensor(labels)),
+                GoldenLoss(torch.tensor(labels)),
                 fit,
                 name="tmkd",
                 state_folder=Path(state),
@@ -46,8 +46,8 @@ def score(options):
     from tmkd.core.hardware import prepare
     from tmkd.models.checkpoint import load_student
     from tmkd.models.encoders.forward import ModuleEncoder
+    from tmkd.models.predict import score
     from tmkd.models.tokenizer import PairTokenizer
-    from tmkd.training.trainer import score
 
     prepare(options["threads"])
     folder = Path(options["model"])

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError
 from tmkd.core.files import write_json
+from tmkd.core.logits import sigmoid
 from tmkd.inference.qa.answer import QuestionAnswerer, Ranked
 from tmkd.inference.qa.calibration import FILE, FORMAT, Calibration, student_of
 from tmkd.inference.qa.cases import Asked, Material, ask_all, scored_pairs
@@ -107,14 +108,9 @@ def fit_temperature(scores: Floats, labels: NDArray[np.int64]) -> float:
     low, high = 0.01, 100.0  # of 1 / temperature; in it the likelihood is convex, so its slope has one zero
     for _ in range(60):
         middle = np.sqrt(low * high)
-        slope = float(((_sigmoid(middle * scores) - labels) * scores).mean())
+        slope = float(((sigmoid(middle * scores) - labels) * scores).mean())
         low, high = (middle, high) if slope < 0 else (low, middle)
     return float(1 / np.sqrt(low * high))
-
-
-def _sigmoid(odds: Floats) -> Floats:
-    found: Floats = 0.5 * (1 + np.tanh(odds / 2))
-    return found
 
 
 def calibration_error(probabilities: Floats, labels: NDArray[np.int64]) -> float:
@@ -286,8 +282,8 @@ def _measured(
         "questions": questions,
         "pairs": len(pairs.labels),
         "calibration_error": {
-            "before": calibration_error(_sigmoid(pairs.scores), pairs.labels),
-            "after": calibration_error(_sigmoid(pairs.scores / calibration.temperature), pairs.labels),
+            "before": calibration_error(sigmoid(pairs.scores), pairs.labels),
+            "after": calibration_error(sigmoid(pairs.scores / calibration.temperature), pairs.labels),
         },
         "reciprocal_rank": {
             "student alone": reciprocal_rank(asked, 0.0),

@@ -20,12 +20,13 @@ from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
 from tmkd.models.student import Logits, Student
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
 from tmkd.pipeline.steps.fit import fit_and_save
 from tmkd.pipeline.store.token_cache import tokens_of
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.hidden_states import Following
 from tmkd.training.targets import COLUMN, MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss
-from tmkd.training.token_cosine import Comparing, TokenTargets, own_cosine
+from tmkd.training.token_cosine import Comparing, TokenTargets
 from tmkd.training.trainer import Fit
 
 
@@ -47,7 +48,7 @@ def pretrain(
     """
     numbers = recipe.stage1
     weight = numbers.cosine or float(method.self_taught)  # without teachers there is nothing else to learn
-    told = own_cosine(workspace, recipe, pool) if weight else None
+    told = bi_encoder_cosine(workspace, recipe, pool) if weight else None
     depends = {**_common(recipe, numbers, seed, begin), "pool": pool.digest(), "targets": targets.names}
     if told is not None:
         depends["cosine"] = (told.fingerprint, weight)
@@ -82,7 +83,7 @@ def _stage1_loss(
 ) -> Callable[[Logits, Tensor], Tensor]:
     """L1 (METHOD.md, "Stage 1"), and by their weights (ours) the error of the tokens' numbers where the cosine is told,
     and that of the states of a student that follows a teacher's."""
-    tokens, follow = TokenTargets(told, pool, _reads(recipe)) if told else None, recipe.stage1.states
+    tokens, follow = TokenTargets(told.folder, pool, _reads(recipe)) if told else None, recipe.stage1.states
 
     def first(logits: Logits, rows: Tensor) -> Tensor:
         found = soft(logits.soft, rows)

@@ -33,13 +33,13 @@ from tmkd.models.checkpoint import load_student, read_card
 from tmkd.models.encoders.families import last_linear
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.encoders.lstm import is_lstm
+from tmkd.models.predict import score
 from tmkd.models.student import COMBINATIONS
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.teach import column_logits, made_reference, method_logits
 from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.pipeline.store.workspace import Step, Workspace
-from tmkd.training.targets import ensemble_logits
-from tmkd.training.trainer import score
+from tmkd.teachers.ensemble import ensemble_logits
 
 logger = logging.getLogger(__name__)
 

@@ -10,25 +10,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Teacher
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError, TmkdError
-from tmkd.core.hardware import device
 from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder, load_finished, load_student, read_card, save_student
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.label_map import class_order, reorder
-from tmkd.models.student import Combination, Logits, Student, combine
+from tmkd.models.predict import score, score_heads
+from tmkd.models.student import Combination, Student, combine
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.fit import fit_and_save
 from tmkd.pipeline.store.label_store import LabelStore, imported_logits
 from tmkd.pipeline.store.token_cache import tokens_of
 from tmkd.pipeline.store.workspace import Step, Workspace
-from tmkd.training.losses import golden_loss
-from tmkd.training.trainer import Fit, score, score_headers
+from tmkd.training.losses import GoldenLoss
+from tmkd.training.trainer import Fit
 
 logger = logging.getLogger(__name__)
 
@@ -71,21 +70,11 @@ def teach(
         model = Student(encoder, recipe.classes)
         fit = Fit(teacher.learning_rate, teacher.epochs, teacher.batch_size, teacher.seed, precision=recipe.precision)
         fit_and_save(
-            workspace, model, train_rows, golden_only(torch.from_numpy(train_rows.golden)), fit, folder,
+            workspace, model, train_rows, GoldenLoss(torch.from_numpy(train_rows.golden)), fit, folder,
             name=f"teacher {teacher.name}", tokenizer=PairTokenizer(source, length), about={"step": "teacher"},
         )  # fmt: skip
 
     return workspace.step("teacher", depends, build, label=f"teacher {teacher.name}")
-
-
-def golden_only(labels: Tensor) -> Any:
-    """The loss of teachers and of `finetune`: cross-entropy of the golden header. labels: `Pairs.golden`."""
-    labels = labels.to(device())
-
-    def loss(logits: Logits, rows: Tensor) -> Tensor:
-        return golden_loss(logits.golden, labels[rows])
-
-    return loss
 
 
 def label(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precision: str) -> LabelStore:
@@ -100,7 +89,7 @@ def header_logits(workspace: Workspace, model: Step, pairs: Pairs, *, name: str,
     """
     card = read_card(model.folder)
     count = int(card["soft_headers"]) + int(card["use_golden"])
-    how = _Labelling("headers", f"the headers of {name}", precision, score_headers)
+    how = _Labelling("headers", f"the headers of {name}", precision, score_heads)
     store = _label(workspace, model, pairs, how, {"headers": count})
     return store.logits_for(pairs.pair_ids).reshape(len(pairs), count, int(card["classes"]))
 

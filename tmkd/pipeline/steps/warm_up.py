@@ -19,10 +19,11 @@ from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.student import Logits
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
 from tmkd.pipeline.steps.fit import fit_and_save
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.losses import soft_kl
-from tmkd.training.token_cosine import FORMAT, Comparing, TokenTargets, own_cosine, soft_labels
+from tmkd.training.token_cosine import FORMAT, Comparing, TokenTargets, soft_labels
 from tmkd.training.trainer import Fit
 
 SEED = 0
@@ -32,7 +33,7 @@ def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pair
     """The recipe's encoder, trained on its own cosine of the pairs: KL to a soft label of two classes, and the squared
     error of what every token of the passage adds to it. Golden labels are not read."""
     source = find_encoder(recipe.encoder)
-    told = own_cosine(workspace, recipe, pairs)
+    told = bi_encoder_cosine(workspace, recipe, pairs)
     pooler = "auto"
     depends = {
         "format": FORMAT,
@@ -44,8 +45,8 @@ def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pair
 
     def build(folder: Path) -> None:
         tokenizer = PairTokenizer(source, recipe.max_length)
-        soft = torch.from_numpy(soft_labels(told, pairs)).to(device())
-        tokens = TokenTargets(told, pairs, tokenizer)
+        soft = torch.from_numpy(soft_labels(told.folder, pairs)).to(device())
+        tokens = TokenTargets(told.folder, pairs, tokenizer)
 
         def loss(logits: Logits, rows: Tensor) -> Tensor:
             whole = soft_kl(logits.golden, soft[rows])

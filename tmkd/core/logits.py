@@ -1,0 +1,89 @@
+"""Functions of logits in NumPy, each defined once: softmax, its logarithm, log-odds, sigmoid, mean of probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def softmax(logits: NDArray[np.floating[Any]]) -> Floats:
+    """Probabilities over the last axis.
+
+    Args:
+        logits: [..., C], any float type.
+
+    Returns:
+        [..., C] float64; sums to 1 over the last axis.
+    """
+    wide = np.asarray(logits, dtype=np.float64)
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    result: Floats = powers / powers.sum(axis=-1, keepdims=True)
+    return result
+
+
+def log_softmax(logits: NDArray[np.floating[Any]]) -> Floats:
+    """Logarithms of the probabilities over the last axis, computed without leaving the logarithm.
+
+    Args:
+        logits: [..., C], any float type.
+
+    Returns:
+        [..., C] float64.
+    """
+    wide = np.asarray(logits, dtype=np.float64)
+    shifted = wide - wide.max(axis=-1, keepdims=True)
+    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def log_mean_softmax(logits: NDArray[np.floating[Any]]) -> Floats:
+    """Logarithm of the mean of several models' probabilities: logits whose softmax is that mean.
+
+    The result is a raw score: two pairs whose mean probabilities both round to 1 still differ in it.
+
+    Args:
+        logits: [N, K, C], of K models (or heads) for N pairs.
+
+    Returns:
+        [N, C] float64.
+    """
+    logs = log_softmax(logits)
+    highest = logs.max(axis=1, keepdims=True)
+    result: Floats = np.log(np.exp(logs - highest).sum(axis=1)) + highest[:, 0] - np.log(logs.shape[1])
+    return result
+
+
+def log_odds(logits: NDArray[np.floating[Any]]) -> Floats:
+    """Raw score of class 1: its logit minus that of class 0.
+
+    Args:
+        logits: [..., 2], any float type.
+
+    Returns:
+        [...] float64.
+
+    Raises:
+        ValueError: The number of classes is not 2.
+    """
+    if logits.shape[-1] != 2:
+        raise ValueError(f"log-odds need two classes, these logits have {logits.shape[-1]}")
+    wide = np.asarray(logits, dtype=np.float64)
+    result: Floats = wide[..., 1] - wide[..., 0]
+    return result
+
+
+def sigmoid(odds: NDArray[np.floating[Any]]) -> Floats:
+    """Probabilities of class 1 from log-odds, without overflow and exact for very small probabilities.
+
+    Args:
+        odds: any shape, any float type.
+
+    Returns:
+        The same shape, float64.
+    """
+    result: Floats = np.exp(-np.logaddexp(0.0, -np.asarray(odds, dtype=np.float64)))
+    return result
