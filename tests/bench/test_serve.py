@@ -20,8 +20,6 @@ from tmkd.bench import fuzz, serve, soak
 from tmkd.bench.hostile import hostile, valid
 from tmkd.bench.loadgen import Client, Reply, closed_loop, open_loop, percentiles, request_bytes
 from tmkd.bench.serve import Measured, Outcome, best_rate
-from tmkd.bench.serving import Serve, run_serving
-from tmkd.core.errors import TmkdError
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BROKEN = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\nno"
@@ -187,10 +185,9 @@ def test_latency_against_rate_is_measured_from_the_command_line(tmkd: Callable[.
     assert ours["cpu_ms_per_pair"] > 0
 
 
-def test_rates_that_are_no_numbers_are_refused() -> None:
-    options: Any = SimpleNamespace(
-        bench="serve", model="x", layers=3, max_length=9, pairs=None, rounds=1, peers=None, threads=0
-    )
+def test_rates_that_are_no_numbers_are_refused(tmkd: Callable[..., Done]) -> None:
     for text in ("a", "0", "-1", "1,nan", "inf"):
-        with pytest.raises(TmkdError, match="--rates"):
-            run_serving(options, Serve(rates=text))
+        refused = tmkd("bench", "serve", "--model", "x", f"--rates={text}", check=False)
+        assert refused.returncode == 2
+        assert "--rates" in refused.stderr
+        assert "give requests per second" in refused.stderr

@@ -16,9 +16,9 @@ from export_fixtures import exported
 from qa_fixtures import OverlapScorer, index_of
 from rich.console import Console
 
-from tmkd.cli.qa import show
 from tmkd.core.errors import DataError
 from tmkd.inference.qa import Answer, Answers, Calibration, QuestionAnswerer
+from tmkd.inference.qa.terminal import shown
 from tmkd.inference.qa.windows import Windows
 from tmkd.models.tokenizer import PairTokenizer
 
@@ -131,18 +131,18 @@ def test_the_command_answers_with_an_export(tmp_path: Path, tmkd: Tmkd, monkeypa
     assert "no passage of the index has a word" in tmkd("ask", "zebra", *arguments).stdout
 
 
-def test_the_terminal_shows_the_best_sentence_and_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_terminal_shows_the_best_sentence_and_what_was_read() -> None:
     text = "First things first. This is it. The rest."
     answer = Answer(1, "p", text, (20, 31), (20, 41), 1.5, 0.8, 4, "Guide", ("Guide", "Use"), "guide.md")
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system="standard")
-    monkeypatch.setattr("tmkd.cli.qa.tables", console)
     times = dict.fromkeys(("retrieve", "rank", "mark", "total"), 1.0)
-    show(Answers("q", False, [answer], 1, times))
-    shown = console.file.getvalue()
-    assert "no passage answers this well" in shown
-    assert "\x1b[1mThis is it.\x1b[0m" in shown
-    assert "Guide > Use" in shown
-    assert "read in part: characters 20 to 41" in shown
+    for part in shown(Answers("q", False, [answer], 1, times)):
+        console.print(part)
+    page = console.file.getvalue()
+    assert "no passage answers this well" in page
+    assert "\x1b[1mThis is it.\x1b[0m" in page
+    assert "Guide > Use" in page
+    assert "read in part: characters 20 to 41" in page
 
 
 def test_what_is_not_there_yet_says_how_to_make_it(tmkd: Tmkd, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from tmkd.bench import fuzz, serve, soak
 from tmkd.bench.command import Options
 from tmkd.bench.material import rows_of, weights
-from tmkd.core.errors import TmkdError
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Serve:
 
     passages: int = 100
     seconds: float = 20.0
-    rates: str = ""
+    rates: tuple[float, ...] = ()
     kills: int = 3
 
 
@@ -37,13 +36,13 @@ def run_serving(options: Options, more: Serve) -> Outcome:
     """One bench, start to end.
 
     Raises:
-        TmkdError: rates that are no numbers, rows or a model that cannot be used, a server that does not start.
+        TmkdError: rows or a model that cannot be used, a server that does not start.
     """
     if options.bench == "serve":
         return serve.run(
             serve.Load(
                 options.model, options.layers or 3, options.max_length, options.pairs, more.passages, options.rounds,
-                more.seconds, _rates(more.rates), options.peers is None or bool(options.peers), options.threads,
+                more.seconds, more.rates, options.peers is None or bool(options.peers), options.threads,
             )
         )  # fmt: skip
     export = _export(options)
@@ -51,16 +50,6 @@ def run_serving(options: Options, more: Serve) -> Outcome:
         return soak.run(export, more.seconds, kills=more.kills, threads=options.threads)
     schema = options.peers is None or bool(options.peers)
     return fuzz.run(export, options.count, schema=schema, threads=options.threads)
-
-
-def _rates(text: str) -> tuple[float, ...]:
-    try:
-        found = tuple(float(one) for one in text.split(",") if one.strip())
-    except ValueError:
-        found = (-1.0,)
-    if any(not 0 < rate < 1e5 for rate in found):
-        raise TmkdError(f"--rates {text!r}: give requests per second, with commas, such as 1,2.5,10")
-    return found
 
 
 def _export(options: Options) -> Path:

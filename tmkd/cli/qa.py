@@ -1,5 +1,4 @@
-"""The verbs of question answering: index, ask, calibrate. As thin as those of tmkd.cli.main, and as late with
-imports."""
+"""Commands of question answering: index, ask, calibrate."""
 
 from __future__ import annotations
 
@@ -9,19 +8,24 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from tmkd.core.console import say, set_quiet, tables
-
-if TYPE_CHECKING:
-    from tmkd.inference.qa import Answers
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no bars, no notes")]
-INDEX, EXPORT = Path("workspace/index"), Path("workspace/runs/demo/export")
-ModelFolder = Annotated[Path, typer.Option("--model", "-m", help="an exported student")]
-IndexFolder = Annotated[Path, typer.Option("--index", "-i", help="an index, as `tmkd index` writes it")]
+from tmkd.cli.options import (
+    EXPORT,
+    INDEX,
+    Backend,
+    Candidates,
+    IndexFolder,
+    JsonFile,
+    ModelFolder,
+    Quiet,
+    Threads,
+    give,
+    give_lines,
+)
+from tmkd.core.console import say, tables
 
 
 def index(
@@ -33,26 +37,26 @@ def index(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="the index's folder")] = INDEX,
-    id_field: Annotated[str, typer.Option(help="JSON lines: what names a document")] = "id",
-    title_field: Annotated[str, typer.Option(help="JSON lines: its title")] = "title",
-    text_field: Annotated[str, typer.Option(help="JSON lines: its text")] = "text",
-    url_field: Annotated[str, typer.Option(help="JSON lines: its address")] = "url",
+    id_field: Annotated[str, typer.Option(help="JSON lines: the field that names a document")] = "id",
+    title_field: Annotated[str, typer.Option(help="JSON lines: the field of its title")] = "title",
+    text_field: Annotated[str, typer.Option(help="JSON lines: the field of its text")] = "text",
+    url_field: Annotated[str, typer.Option(help="JSON lines: the field of its address")] = "url",
     url: Annotated[
-        str | None, typer.Option(help="what goes before a file's path within DOCS to make its address")
+        str | None, typer.Option(help="address of the folder DOCS; a file's path within DOCS is appended to it")
     ] = None,
-    max_mb: Annotated[int, typer.Option(min=1, help="a larger file, or line of JSON lines, is not read")] = 64,
-    strict: Annotated[bool, typer.Option("--strict", help="refuse what cannot be read, rather than skip it")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print the counts as JSON")] = False,
+    max_mb: Annotated[int, typer.Option(min=1, help="skip files, and lines of JSON lines, larger than this")] = 64,
+    strict: Annotated[bool, typer.Option("--strict", help="refuse what cannot be read instead of skipping it")] = False,
+    json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make an index of documents, or bring it up to date: it then holds DOCS and nothing else.
+    """Index documents, or bring an index up to date with them.
 
-    A later call reads all documents but writes only those that were added, have changed or are gone. Who has the index
-    open meanwhile is not disturbed, and an interrupted call leaves it as it was.
+    Afterwards the index holds DOCS and nothing else. A second call reads all documents, and writes only those that
+    were added, changed or removed. Programs that have the index open can go on reading it, and an interrupted call
+    leaves the index as it was.
 
     Example: tmkd index manual/ faq.jsonl --out workspace/index
     """
-    set_quiet(quiet)
     from tmkd.data.documents.collect import Fields, Reading, index_documents
 
     began = time.monotonic()
@@ -63,31 +67,34 @@ def index(
         if not isinstance(error, Exception):  # interrupted
             say(f"{out} is as it was before this call")
         raise
-    if as_json:
-        print(json.dumps({"index": str(out), **asdict(changes), "seconds": round(time.monotonic() - began, 3)}))
-    else:
-        say(f"{out}: {changes.sentence()}")
+    give(json_file, {"index": str(out), **asdict(changes), "seconds": round(time.monotonic() - began, 3)})
+    say(f"{out}: {changes.sentence()}")
 
 
 def ask(
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="- reads one a line from standard input")],
+    question: Annotated[
+        str, typer.Argument(metavar="QUESTION", help="a question; - reads one a line from standard input")
+    ],
     model: ModelFolder = EXPORT,
     index: IndexFolder = INDEX,
-    top: Annotated[int, typer.Option(min=1, help="answers shown")] = 3,
-    candidates: Annotated[int, typer.Option(min=1, help="passages that are retrieved and ranked")] = 100,
-    backend: Annotated[str, typer.Option(help="auto, or one of the export's back ends")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="threads; all cores unless given")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object for each question")] = False,
+    top: Annotated[int, typer.Option(min=1, help="answers to show")] = 3,
+    candidates: Candidates = 100,
+    backend: Backend = "auto",
+    threads: Threads = None,
+    json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Answer a question from an index: retrieve passages, rank them with a student, mark the best sentence.
+    """Answer a question from an index of documents.
+
+    Retrieves passages, ranks them with the student, and marks the sentence that answers best. With --json, each
+    question gives one line of JSON.
 
     Example: tmkd ask "How do I sort a hash by value?" --index workspace/index
     """
-    set_quiet(quiet)
     from tmkd.core.errors import DataError
     from tmkd.core.malloc import keep_freed_memory
     from tmkd.inference.qa import QuestionAnswerer
+    from tmkd.inference.qa.terminal import shown, timing
 
     keep_freed_memory()
     for folder, default, make in ((model, EXPORT, "make demo"), (index, INDEX, "tmkd index debian-docs")):
@@ -95,39 +102,46 @@ def ask(
             option = "--model" if default == EXPORT else "--index"
             raise DataError(f"there is no {folder}; make it with `{make}`, or name another with {option}")
     answerer = QuestionAnswerer.open(model, index, backend=backend, threads=threads)
-    for one in _questions(question):
-        answers = answerer.ask(one, top=top, candidates=candidates)
-        if as_json:
-            print(json.dumps(answers.to_json(), ensure_ascii=False), flush=True)
-        else:
-            show(answers)
+    with give_lines(json_file) as write:
+        for one in _questions(question):
+            answers = answerer.ask(one, top=top, candidates=candidates)
+            write(json.dumps(answers.to_json(), ensure_ascii=False))
+            if str(json_file) != "-":
+                for part in shown(answers):
+                    tables.print(part)
+                say(timing(answers))
 
 
 def calibrate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="an exported student; calibration.json goes into it")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="an exported student; calibration.json is written into it")
+    ],
     index: IndexFolder = INDEX,
     pairs: Annotated[
         Path | None,
-        typer.Option(help="labelled development pairs of passages of the index; debian-docs' own unless given"),
+        typer.Option(help="labelled pairs for the choice, of passages of the index; debian-docs' own unless given"),
     ] = None,
-    test: Annotated[Path | None, typer.Option(help="labelled pairs of other questions, only measured")] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="labelled pairs of other questions, on which the choice is only measured")
+    ] = None,
     risk: Annotated[
-        float | None, typer.Option(min=0, max=1, help="share of wrong answers to keep within; best F1 unless given")
+        float | None,
+        typer.Option(min=0, max=1, help="largest share of wrong answers; without it, the threshold with the best F1"),
     ] = None,
-    candidates: Annotated[int, typer.Option(min=1, help="passages that are retrieved and ranked")] = 100,
-    backend: Annotated[str, typer.Option(help="auto, or one of the export's back ends")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="threads; all cores unless given")] = None,
-    report: Annotated[Path | None, typer.Option(help="write a page with the risk-coverage curves there")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print calibration.json")] = False,
+    candidates: Candidates = 100,
+    backend: Backend = "auto",
+    threads: Threads = None,
+    report: Annotated[Path | None, typer.Option(help="write a page with the risk-coverage curves to this file")] = None,
+    json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Choose an export's temperature, no-answer threshold and retrieval weight on development questions.
+    """Choose when `tmkd ask` says that nothing answers a question.
 
-    Every question is asked twice: with the documents that answer it in the index, and as if they were not there.
+    Sets an export's temperature, its no-answer threshold and the weight of retrieval, on development questions. Every
+    question is asked twice: with the documents that answer it in the index, and without them.
 
-    Example: tmkd calibrate workspace/runs/demo/export --index workspace/index --report calibration.html
+    Example: tmkd calibrate workspace/runs/demo/export --index workspace/index
     """
-    set_quiet(quiet)
     from tmkd.core.errors import DataError, needs_extra
     from tmkd.inference.qa import Calibration, QuestionAnswerer
     from tmkd.inference.qa.calibrate import calibrate
@@ -145,8 +159,7 @@ def calibrate(
             from tmkd.inference.qa.report import write_report
 
             write_report(found.to_json(), report)
-    if as_json:
-        print(json.dumps(found.to_json(), indent=2))
+    give(json_file, found.to_json())
     for sentence in found.sentences():
         say(sentence)
     say(f"written to {path}" + (f" and {report}" if report else ""))
@@ -157,33 +170,3 @@ def _questions(argument: str) -> Iterator[str]:
         yield argument
         return
     yield from (line.strip() for line in sys.stdin if line.strip())
-
-
-def show(answers: Answers) -> None:
-    """Answers on the terminal: where each stands, its text with the best sentence in bold, its score."""
-    from rich.padding import Padding
-    from rich.text import Text
-
-    if not answers.answers:
-        tables.print(Text("no passage of the index has a word of this question"))
-    elif not answers.answered:
-        tables.print(Text("no passage answers this well; the nearest:", style="yellow"))
-    for answer in answers.answers:
-        headings = " > ".join(dict.fromkeys(one for one in (answer.title, *answer.heading_path) if one))
-        head = Text(f"{answer.rank}. ", style="bold").append(headings or answer.source, style="bold cyan")
-        tables.print(head)
-        text = Text(answer.text)
-        text.stylize("bold", *answer.marked)
-        if answer.window is not None:
-            start, stop = answer.window
-            text.stylize("dim", 0, start)
-            text.stylize("dim", stop, len(answer.text))
-        tables.print(Padding(text, (0, 0, 0, 3)))
-        read = f", read in part: characters {answer.window[0]:,} to {answer.window[1]:,}" if answer.window else ""
-        place = f"{answer.source}  probability {answer.probability:.2f}, score {answer.score:+.2f}"
-        tables.print(Padding(Text(f"{place}, {answer.retrieval_rank}. by BM25{read}", style="dim"), (0, 0, 1, 3)))
-    times = answers.milliseconds
-    say(
-        f"{answers.candidates} passages in {times['total']:.0f} ms: "
-        f"retrieve {times['retrieve']:.0f}, rank {times['rank']:.0f}, mark {times['mark']:.0f}"
-    )

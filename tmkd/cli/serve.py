@@ -1,17 +1,15 @@
-"""The verbs `serve` and `bench`: flags to settings. Nothing heavy is imported before they are checked."""
+"""The command `serve`: flags to settings. Nothing heavy is imported before they are checked."""
 
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tmkd.core.console import set_quiet
 from tmkd.core.errors import TmkdError, needs_extra
-from tmkd.core.files import write_numbers
 from tmkd.serve.settings import MEBI, Settings
 
 
@@ -116,81 +114,3 @@ def _key(given: str | None, file: Path | None) -> str | None:
     if "TMKD_API_KEY" in os.environ:
         raise TmkdError("TMKD_API_KEY is set and empty; give it a key, or unset it to serve without one")
     return None
-
-
-class Bench(StrEnum):
-    """What can be measured."""
-
-    train = "train"
-    label = "label"
-    score = "score"
-    latency = "latency"
-    factors = "factors"
-    profile = "profile"
-    qa = "qa"
-    serve = "serve"
-    soak = "soak"
-    fuzz = "fuzz"
-
-
-def bench(
-    what: Annotated[Bench, typer.Argument(help="what is measured")],
-    model: Annotated[str, typer.Option(help="an export, a checkpoint, a builtin or a hub id")] = "builtin:minilm-l6",
-    layers: Annotated[
-        int | None, typer.Option(min=1, help="layers kept, where the model is no export: 6 to label, else 3")
-    ] = None,
-    count: Annotated[int, typer.Option(min=8, help="pairs of one turn")] = 512,
-    rounds: Annotated[int, typer.Option(min=1, help="turns of each contestant")] = 5,
-    max_length: Annotated[int, typer.Option(min=8, help="tokens of a pair, where the model is no export")] = 192,
-    pairs: Annotated[Path | None, typer.Option(help="a file of pairs; the built-in ones unless given")] = None,
-    peers: Annotated[
-        str | None, typer.Option(help="beginnings of names, with commas; `none`; all unless given")
-    ] = None,
-    threads: Annotated[int, typer.Option(min=0, help="of each contestant; 0: all usable cores")] = 0,
-    index: Annotated[Path | None, typer.Option(help="qa: an index; debian-docs unless given")] = None,
-    candidates: Annotated[int, typer.Option(min=1, help="qa: passages retrieved and ranked")] = 100,
-    wrong: Annotated[Path | None, typer.Option(help="qa: write first passages that are labelled wrong")] = None,
-    passages: Annotated[int, typer.Option(min=1, help="serve: passages of a request")] = 100,
-    seconds: Annotated[float, typer.Option(min=1, help="serve: at each rate; soak: in all")] = 20.0,
-    rates: Annotated[str, typer.Option(help="serve: requests per second, with commas; shares of capacity")] = "",
-    kills: Annotated[int, typer.Option(min=0, help="soak: how often the scorer is killed")] = 3,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="write the numbers there too (- for standard output)")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no bars, no notes")] = False,
-) -> None:
-    """Measure tmkd beside what people use today: interleaved rounds, the same weights and rows, medians and spreads.
-
-    Peers run in environments of their own, built once in the cache folder. `qa` asks questions whose answers are known
-    (the built-in test questions, or those of --pairs) with an export: against BM25 alone on the same candidates, and
-    how long each stage takes. `profile` says which operations the time goes to. `serve` is latency against rate over
-    HTTP, `soak` twice the capacity for --seconds with a scorer that is killed, `fuzz` --count hostile requests.
-
-    Example: tmkd bench score --model workspace/runs/demo/export --peers FlashRank,sentence --json score.json
-    """
-    set_quiet(quiet)
-    with needs_extra("train"):
-        from tmkd.bench import profile, qa
-        from tmkd.bench.command import Options, run
-        from tmkd.bench.serving import Serve, run_serving
-        from tmkd.data.readers import write_rows
-
-    chosen = None if peers is None else tuple(name for name in peers.split(",") if name not in ("", "none"))
-    options = Options(what.value, model, layers, max_length, count, rounds, pairs, chosen, threads)
-    serving = what in (Bench.serve, Bench.soak, Bench.fuzz)
-    outcome: Any
-    if what is Bench.qa:
-        outcome = qa.measure(Path(model), index, pairs, candidates=candidates, threads=threads or None)
-    elif what is Bench.profile:
-        outcome = profile.run(options)
-    elif serving:
-        outcome = run_serving(options, Serve(passages, seconds, rates, kills))
-    else:
-        outcome = run(options)
-    if str(json_file) != "-":
-        outcome.show()
-    write_numbers(json_file, outcome.to_json())
-    if what is Bench.qa and wrong is not None:
-        write_rows(wrong, outcome.wrong)
-    if serving and outcome.problems:
-        raise TmkdError(f"bench {what.value}: {'; '.join(outcome.problems)}")

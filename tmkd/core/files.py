@@ -56,15 +56,6 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
-def write_numbers(path: Path | None, content: Any) -> None:
-    """Numbers as JSON: into a file, to standard output where its name is -, nowhere where there is no name."""
-    if path is not None and str(path) != "-":
-        with disk_errors(path.parent):
-            write_json(path, content)
-    elif path is not None:
-        print(json.dumps(content, indent=2))
-
-
 def swap_in(fresh: Path, target: Path) -> None:
     """Rename a finished folder into place; what stood there goes only then."""
     old = target.with_name(f".{target.name}.old")

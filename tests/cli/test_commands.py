@@ -1,0 +1,125 @@
+"""The command line as a whole: help, examples, options that mean the same everywhere, exit statuses, a fast start."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Tmkd, pair_rows, write_jsonl
+from export_fixtures import exported
+from typer.main import get_command
+
+from tmkd.cli.main import COMMANDS, app
+from tmkd.cli.options import with_json_value
+
+ROOT: Any = get_command(app)
+BENCH = ROOT.commands["bench"]
+PATHS = [(name,) for name in ROOT.commands if name != "bench"] + [("bench", name) for name in BENCH.commands]
+NO_RESULT = {("teach",), ("label",), ("pretrain",), ("distill",), ("score",), ("serve",), ("recipe",), ("clean",)}
+
+
+def command_of(path: tuple[str, ...]) -> Any:
+    found = ROOT
+    for name in path:
+        found = found.commands[name]
+    return found
+
+
+def options_of(path: tuple[str, ...]) -> set[str]:
+    return {option for one in command_of(path).params for option in (*one.opts, *one.secondary_opts)}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_the_example_of_every_command_parses(path: tuple[str, ...], tmp_path: Path) -> None:
+    command = command_of(path)
+    examples = re.findall(r"^Example: tmkd (.+)$", command.help, flags=re.M)
+    assert len(examples) == 1
+    words = shlex.split(examples[0])
+    assert tuple(words[: len(path)]) == path
+    context = command.make_context(" ".join(path), words[len(path) :])
+    given = {word.partition("=")[0] for word in words if word.startswith("-")}
+    assert given <= options_of(path)
+    assert context.params.keys() == {one.name for one in command.params if one.name != "help"}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_options_of_one_name_mean_the_same(path: tuple[str, ...]) -> None:
+    assert path == ("recipe",) or {"--quiet", "-q"} <= options_of(path)
+    assert path in NO_RESULT or "--json" in options_of(path)
+
+
+def test_the_help_lists_every_command_under_a_title_and_the_exit_statuses(tmkd: Tmkd) -> None:
+    page = tmkd("--help").stdout
+    sections = dict(re.findall(r"^(\S[^\n]*):\n((?:  .*\n)+)", page, flags=re.M))
+    for title, functions in COMMANDS.items():
+        assert re.findall(r"^  ([a-z]+) ", sections[title], flags=re.M) == [one.__name__ for one in functions]
+    assert re.findall(r"^  ([a-z]+) ", sections["Benchmarks"], flags=re.M) == ["bench"]
+    assert "..." not in page.partition("Train:")[2]  # no first sentence is cut
+    assert set(re.findall(r"^    (\d+) ", page, flags=re.M)) == {"0", "1", "2", "130"}
+
+
+def test_json_alone_means_standard_output() -> None:
+    for given, meant in (
+        (["--json"], ["--json", "-"]),
+        (["--json", "--top", "1"], ["--json", "-", "--top", "1"]),
+        (["--json", "seeds=[0]"], ["--json", "-", "seeds=[0]"]),
+        (["--json", "out.json"], ["--json", "out.json"]),
+        (["--json", "-"], ["--json", "-"]),
+        (["--json=out.txt"], ["--json=out.txt"]),
+    ):
+        assert with_json_value(given) == meant
+
+
+def test_wrong_usage_is_status_2_and_a_refusal_status_1(tmkd: Tmkd) -> None:
+    assert tmkd("run", check=False).returncode == 2
+    unknown = tmkd("bench", "score", "--kills", "3", check=False)
+    assert (unknown.returncode, "No such option: --kills" in unknown.stderr) == (2, True)
+    refused = tmkd("run", "gone.yaml", check=False)
+    assert (refused.returncode, refused.stderr.startswith("tmkd: "), refused.stdout) == (1, True, "")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_with_one_line(number: int, status: int, tmp_path: Path) -> None:
+    script = (
+        "import os, sys, tmkd.cli.main as cli\n"
+        "sys.argv = ['tmkd', 'run', 'x.yaml']\n"
+        f"cli.train._pipeline = lambda *_: os.kill(os.getpid(), {number})\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert done.stderr == "\ntmkd: interrupted; finished work is kept, the same command continues\n"
+
+
+HEAVY = ("torch", "transformers", "matplotlib", "sklearn", "scipy", "pandas", "pyarrow", "onnxruntime", "fastapi")
+
+
+def test_no_page_of_help_imports_anything_heavy() -> None:
+    pages = json.dumps([[*one, "--help"] for one in ((), *PATHS)])
+    script = (
+        "import sys; from tmkd.cli.main import app\n"
+        f"for page in {pages}:\n"
+        "    app(page, standalone_mode=False)\n"
+        f"print('heavy:', [name for name in {HEAVY} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_scoring_imports_no_torch(tmp_path: Path) -> None:
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(1))
+    arguments = ["score", str(exported("minilm") / "out"), "--pairs", str(pairs), "--output", "scored.jsonl"]
+    script = (
+        f"import sys; from tmkd.cli.main import app; app({arguments}, standalone_mode=False)\n"
+        "print('heavy:', [name for name in ('torch', 'transformers', 'matplotlib') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+    assert len((tmp_path / "scored.jsonl").read_text().splitlines()) == 32

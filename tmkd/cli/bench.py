@@ -1,0 +1,313 @@
+"""The commands `tmkd bench ...`: flags to settings. The measurements are in `tmkd.bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tmkd.cli.options import (
+    EXPORT,
+    PAIRS_HELP,
+    Candidates,
+    Command,
+    JsonFile,
+    ModelFolder,
+    Quiet,
+    Sections,
+    give,
+)
+from tmkd.core.errors import TmkdError, needs_extra
+
+BUILTIN = "builtin:minilm-l6"
+
+bench = typer.Typer(
+    cls=Sections,
+    help="Measure tmkd beside other tools: speed, answers, and the server under load.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="an export, a model folder, builtin:NAME or a hub id")]
+Layers = Annotated[int, typer.Option(min=1, help="layers to keep, where the model is not an export")]
+MaxLength = Annotated[int, typer.Option(min=8, help="longest pair in tokens, where the model is not an export")]
+PairsFile = Annotated[Path | None, typer.Option("--pairs", help=f"pairs: {PAIRS_HELP}; built-in ones unless given")]
+Count = Annotated[int, typer.Option(min=8, help="pairs of one turn")]
+Rounds = Annotated[int, typer.Option(min=1, help="turns of each contestant")]
+Peers = Annotated[
+    str | None,
+    typer.Option(
+        help="other tools that take part: beginnings of their names, with commas, or `none`; all unless given"
+    ),
+]
+Cores = Annotated[int, typer.Option("--threads", min=0, help="threads of each contestant; 0 for all usable cores")]
+
+
+@bench.command(cls=Command, rich_help_panel="Speed")
+def train(
+    model: Model = BUILTIN,
+    layers: Layers = 3,
+    max_length: MaxLength = 192,
+    pairs: PairsFile = None,
+    count: Count = 512,
+    rounds: Rounds = 5,
+    peers: Peers = None,
+    threads: Cores = 0,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure training, in pairs per second.
+
+    Contestants train on the same pairs from the same weights and take turns, so that a machine that slows down slows
+    all of them. Other tools run in Python environments of their own, which are built once in the cache folder.
+
+    Example: tmkd bench train --count 256 --rounds 5
+    """
+    _speed("train", model, layers, max_length, pairs, count, rounds, peers, threads, json_file)
+
+
+@bench.command(cls=Command, rich_help_panel="Speed")
+def label(
+    model: Model = BUILTIN,
+    layers: Layers = 6,
+    max_length: MaxLength = 192,
+    pairs: PairsFile = None,
+    count: Count = 512,
+    rounds: Rounds = 5,
+    peers: Peers = None,
+    threads: Cores = 0,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure labelling with a teacher in PyTorch, in pairs per second.
+
+    Example: tmkd bench label --count 256 --rounds 5
+    """
+    _speed("label", model, layers, max_length, pairs, count, rounds, peers, threads, json_file)
+
+
+@bench.command(cls=Command, rich_help_panel="Speed")
+def score(
+    model: Model = BUILTIN,
+    layers: Layers = 3,
+    max_length: MaxLength = 192,
+    pairs: PairsFile = None,
+    count: Count = 512,
+    rounds: Rounds = 5,
+    peers: Peers = None,
+    threads: Cores = 0,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure scoring with an exported student, in pairs per second.
+
+    Also shows how far each contestant's scores are from plain transformers in fp32.
+
+    Example: tmkd bench score --model workspace/runs/demo/export --peers FlashRank,sentence
+    """
+    _speed("score", model, layers, max_length, pairs, count, rounds, peers, threads, json_file)
+
+
+@bench.command(cls=Command, rich_help_panel="Speed")
+def latency(
+    model: Model = BUILTIN,
+    layers: Layers = 3,
+    max_length: MaxLength = 192,
+    pairs: PairsFile = None,
+    rounds: Rounds = 5,
+    peers: Peers = None,
+    threads: Cores = 0,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the milliseconds for one question with 10, 25, 50 and 100 passages.
+
+    Example: tmkd bench latency --model workspace/runs/demo/export --peers none
+    """
+    _speed("latency", model, layers, max_length, pairs, 8, rounds, peers, threads, json_file)
+
+
+@bench.command(cls=Command, rich_help_panel="Speed")
+def factors(
+    model: Model = BUILTIN,
+    layers: Layers = 3,
+    max_length: MaxLength = 192,
+    pairs: PairsFile = None,
+    count: Count = 512,
+    rounds: Rounds = 5,
+    threads: Cores = 0,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure where the speed comes from: each row changes one thing.
+
+    The first row is a teacher of 24 layers in a plain loop, the last one the export on all cores.
+
+    Example: tmkd bench factors --model workspace/runs/demo/export --count 256 --rounds 3
+    """
+    _speed("factors", model, layers, max_length, pairs, count, rounds, None, threads, json_file)
+
+
+@bench.command(cls=Command, rich_help_panel="Speed")
+def profile(
+    model: Model = BUILTIN,
+    layers: Layers = 3,
+    max_length: MaxLength = 192,
+    pairs: PairsFile = None,
+    count: Count = 512,
+    rounds: Rounds = 5,
+    threads: Cores = 0,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure which operations the time of training and scoring goes to.
+
+    Example: tmkd bench profile --model workspace/runs/demo/export --count 256
+    """
+    with needs_extra("train"):
+        from tmkd.bench.command import Options
+        from tmkd.bench.profile import run
+    _give(json_file, run(Options("profile", model, layers, max_length, count, rounds, pairs, (), threads)))
+
+
+@bench.command(cls=Command, rich_help_panel="Answers")
+def qa(
+    model: ModelFolder = EXPORT,
+    index: Annotated[
+        Path | None, typer.Option("--index", "-i", help="an index; one of debian-docs is made unless given")
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", help="labelled pairs, which need --index; debian-docs' test questions")
+    ] = None,
+    candidates: Candidates = 100,
+    wrong: Annotated[
+        Path | None, typer.Option(help="write the first passages that are labelled wrong to this file")
+    ] = None,
+    threads: Cores = 0,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure answers on questions whose answers are known.
+
+    Compares retrieval and ranking with BM25 alone on the same candidates, and times each stage.
+
+    Example: tmkd bench qa --model workspace/runs/demo/export --json qa.json
+    """
+    with needs_extra("train"):
+        from tmkd.bench.qa import measure
+        from tmkd.data.readers import write_rows
+    figures = measure(model, index, pairs, candidates=candidates, threads=threads or None)
+    _give(json_file, figures)
+    if wrong is not None:
+        write_rows(wrong, figures.wrong)
+
+
+@bench.command(cls=Command, rich_help_panel="The server")
+def serve(
+    model: Model = BUILTIN,
+    layers: Layers = 3,
+    max_length: MaxLength = 192,
+    pairs: PairsFile = None,
+    passages: Annotated[int, typer.Option(min=1, help="passages of a request")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, help="requests that are sent one at a time")] = 5,
+    seconds: Annotated[float, typer.Option(min=1, help="seconds at each rate")] = 20.0,
+    rates: Annotated[
+        str, typer.Option(help="requests per second, with commas; shares of each server's capacity unless given")
+    ] = "",
+    peers: Peers = None,
+    threads: Cores = 0,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the server's latency against the rate of requests.
+
+    Example: tmkd bench serve --model workspace/runs/demo/export --rates 1,2,5 --seconds 8
+    """
+    _serving("serve", model, layers, max_length, pairs, json_file, rounds=rounds, peers=peers, threads=threads,
+             passages=passages, seconds=seconds, rates=_rates(rates))  # fmt: skip
+
+
+@bench.command(cls=Command, rich_help_panel="The server")
+def soak(
+    model: Model = BUILTIN,
+    layers: Layers = 3,
+    max_length: MaxLength = 192,
+    pairs: PairsFile = None,
+    seconds: Annotated[float, typer.Option(min=1, help="how long, in seconds")] = 20.0,
+    kills: Annotated[int, typer.Option(min=0, help="how often the scoring process is killed")] = 3,
+    threads: Cores = 0,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Send the server twice what it can answer, and kill its scorer.
+
+    Fails unless each request is answered or refused with a time to come back.
+
+    Example: tmkd bench soak --model workspace/runs/demo/export --seconds 1800 --kills 5
+    """
+    _serving("soak", model, layers, max_length, pairs, json_file, threads=threads, seconds=seconds, kills=kills)
+
+
+@bench.command(cls=Command, rich_help_panel="The server")
+def fuzz(
+    model: Model = BUILTIN,
+    layers: Layers = 3,
+    max_length: MaxLength = 192,
+    pairs: PairsFile = None,
+    count: Annotated[int, typer.Option(min=8, help="requests")] = 512,
+    schema: Annotated[
+        bool, typer.Option("--schema/--no-schema", help="half of them by schemathesis, from the OpenAPI description")
+    ] = True,
+    threads: Cores = 0,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Send the server malformed and hostile requests.
+
+    Example: tmkd bench fuzz --model workspace/runs/demo/export --count 100000
+    """
+    _serving("fuzz", model, layers, max_length, pairs, json_file, count=count, threads=threads,
+             peers=None if schema else "none")  # fmt: skip
+
+
+def _names(peers: str | None) -> tuple[str, ...] | None:
+    return None if peers is None else tuple(name for name in peers.split(",") if name not in ("", "none"))
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(one) for one in text.split(",") if one.strip())
+    except ValueError:
+        found = (-1.0,)
+    if any(not 0 < rate < 1e5 for rate in found):
+        raise typer.BadParameter(
+            f"{text!r}: give requests per second, with commas, such as 1,2.5,10", param_hint="--rates"
+        )
+    return found
+
+
+def _speed(what: str, model: str, layers: int, max_length: int, pairs: Path | None, count: int, rounds: int,
+           peers: str | None, threads: int, json_file: Path | None) -> None:  # fmt: skip
+    with needs_extra("train"):
+        from tmkd.bench.command import Options, run
+    _give(json_file, run(Options(what, model, layers, max_length, count, rounds, pairs, _names(peers), threads)))
+
+
+def _serving(what: str, model: str, layers: int, max_length: int, pairs: Path | None, json_file: Path | None,
+             count: int = 8, rounds: int = 1, peers: str | None = None, threads: int = 0, **more: Any,
+) -> None:  # fmt: skip
+    with needs_extra("train"):
+        from tmkd.bench.command import Options
+        from tmkd.bench.serving import Serve, run_serving
+    options = Options(what, model, layers, max_length, count, rounds, pairs, _names(peers), threads)
+    figures = run_serving(options, Serve(**more))
+    _give(json_file, figures)
+    if figures.problems:
+        raise TmkdError(f"bench {what}: {'; '.join(figures.problems)}")
+
+
+def _give(json_file: Path | None, figures: Any) -> None:
+    if str(json_file) != "-":
+        figures.show()
+    give(json_file, figures.to_json())

@@ -1,0 +1,124 @@
+"""Options and arguments that several commands share, and what a command shows for its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from typer.core import TyperCommand, TyperGroup
+
+from tmkd.core.console import set_quiet, tables
+from tmkd.core.files import disk_errors, write_json, write_text
+
+WORKSPACE = Path("workspace")
+EXPORT, INDEX = WORKSPACE / "runs" / "demo" / "export", WORKSPACE / "index"
+PAIRS_HELP = "JSONL, CSV, TSV or Parquet, plain or .gz"
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="a YAML file, such as recipes/demo.yaml")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="replace keys of the recipe, such as stage1.epochs=2"),
+]
+WorkspaceFolder = Annotated[
+    Path, typer.Option("--workspace", "-w", envvar="TMKD_WORKSPACE", help="the folder that keeps every step's result")
+]
+Jobs = Annotated[
+    int,
+    typer.Option("--jobs", "-j", min=1, help="students to train at the same time; they share the cores"),
+]
+ModelFolder = Annotated[Path, typer.Option("--model", "-m", help="an exported student")]
+IndexFolder = Annotated[Path, typer.Option("--index", "-i", help="an index, as `tmkd index` writes it")]
+Candidates = Annotated[int, typer.Option(min=1, help="passages to retrieve and rank for each question")]
+Backend = Annotated[str, typer.Option(help="auto (the fastest), or one of the export's backends")]
+Threads = Annotated[int | None, typer.Option(min=1, help="threads; all usable cores unless given")]
+
+
+def _quiet(value: bool) -> bool:
+    set_quiet(value)
+    return value
+
+
+# The callback acts, so commands declare `quiet` and never read it.
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=_quiet, help="no progress bars and no notes; results still print")
+]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="[FILE.json]", help="print the result as JSON, or write it to a file whose name ends in .json"
+    ),
+]
+
+
+class Command(TyperCommand):
+    """A command whose `--json` needs no value: alone, it means standard output."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give a bare `--json` the value `-`."""
+        return super().parse_args(ctx, with_json_value(args))
+
+
+def with_json_value(arguments: list[str]) -> list[str]:
+    """The arguments, with `-` after each `--json` that no file name follows.
+
+    A file name ends in .json or .jsonl, so that `tmkd run RECIPE --json seeds=[0]` does not write a file `seeds=[0]`.
+    """
+    found: list[str] = []
+    for place, word in enumerate(arguments):
+        found.append(word)
+        following = arguments[place + 1] if place + 1 < len(arguments) else ""
+        if word == "--json" and following != "-" and not following.endswith((".json", ".jsonl")):
+            found.append("-")
+    return found
+
+
+class Sections(TyperGroup):
+    """A group of commands whose help lists them under the titles that they were registered with."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write one section for each title, in the order of registration."""
+        commands = [self.commands[name] for name in self.list_commands(ctx)]
+        titles = dict.fromkeys(str(getattr(one, "rich_help_panel", "Commands")) for one in commands)
+        width = max(len(str(one.name)) for one in commands)
+        for title in titles:
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (str(one.name).ljust(width), one.get_short_help_str(200))
+                        for one in commands
+                        if getattr(one, "rich_help_panel", "Commands") == title
+                    ]
+                )
+
+
+def give(json_file: Path | None, content: Any, shown: Iterable[RenderableType] = ()) -> None:
+    """Show a command's result.
+
+    Args:
+        json_file: Where the JSON goes: None for nowhere, `-` for standard output in place of `shown`, else a file.
+        content: The result as JSON-like values.
+        shown: What a person reads: tables or lines, printed to standard output.
+    """
+    if str(json_file) == "-":
+        print(json.dumps(content, indent=2))
+        return
+    for one in shown:
+        tables.print(one)
+    if json_file is not None:
+        with disk_errors(json_file.parent):
+            write_json(json_file, content)
+
+
+@contextmanager
+def give_lines(json_file: Path | None) -> Iterator[Callable[[str], None]]:
+    """Collect lines of JSON: `-` prints each at once, a file gets all of them at the end, None drops them."""
+    lines: list[str] = []
+    yield (lambda line: print(line, flush=True)) if str(json_file) == "-" else lines.append
+    if json_file is not None and str(json_file) != "-":
+        with disk_errors(json_file.parent):
+            write_text(json_file, "".join(f"{line}\n" for line in lines))
