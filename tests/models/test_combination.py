@@ -15,7 +15,7 @@ from tmkd.core.errors import TmkdError
 from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.models.student import Student, combine
-from tmkd.pipeline.steps.teach import combined_logits, header_logits, label, method_logits
+from tmkd.pipeline.steps.teach import combined_logits, head_logits, label, method_logits
 from tmkd.pipeline.store.workspace import Step, Workspace
 
 
@@ -28,7 +28,7 @@ def stored(folder: Path, *, use_golden: bool = True, seed: int = 0) -> Step:
     """A student of three headers (two where the golden one was not trained) that differ much."""
     torch.manual_seed(seed)
     source = tiny("bert", folder / "tiny")
-    student = Student(load_encoder(source, 2, layers=1), 2, soft_headers=2, use_golden=use_golden)
+    student = Student(load_encoder(source, 2, layers=1), 2, soft_heads=2, use_golden=use_golden)
     torch.nn.init.normal_(student.soft_weight)
     torch.nn.init.normal_(student.golden.weight)
     save_student(student, folder / "student", source, 64, {})
@@ -45,14 +45,14 @@ def test_combinations_by_hand() -> None:
     assert found["probability"] == pytest.approx(np.log(mean / (1 - mean)))
     assert found["golden"] == pytest.approx(3.0)
     assert np.exp(by["probability"]).sum() == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="golden header was not trained"):
+    with pytest.raises(ValueError, match="golden head was not trained"):
         combine(headers, "golden", golden=False)
 
 
 def test_stored_headers_give_every_combination(tmp_path: Path) -> None:
     workspace, model, rows = Workspace(tmp_path / "w"), stored(tmp_path), pairs()
     given = {"name": "tmkd", "precision": "fp32"}
-    headers = header_logits(workspace, model, rows, **given)
+    headers = head_logits(workspace, model, rows, **given)
     assert headers.shape == (len(rows), 3, 2)
     assert np.abs(headers[:, 0] - headers[:, 1]).max() > 0.1
     combined = label(workspace, model, rows, **given).logits_for(rows.pair_ids)
@@ -60,7 +60,7 @@ def test_stored_headers_give_every_combination(tmp_path: Path) -> None:
     for how in ("probability", "golden"):
         np.testing.assert_array_equal(combined_logits(workspace, model, rows, how, **given), combine(headers, how))
     few = rows.take([3, 1])
-    np.testing.assert_array_equal(header_logits(workspace, model, few, **given), headers[[3, 1]])
+    np.testing.assert_array_equal(head_logits(workspace, model, few, **given), headers[[3, 1]])
     assert len(list((tmp_path / "w" / "steps").glob("headers-*"))) == 2
     assert method_logits(workspace, [model, model], rows, "probability", **given).shape == (2, len(rows), 2)
 
@@ -79,7 +79,7 @@ def test_several_students_of_a_seed_are_averaged(tmp_path: Path) -> None:
 
 def test_a_stage1_student_has_no_golden_header(tmp_path: Path) -> None:
     workspace, model = Workspace(tmp_path / "w"), stored(tmp_path, use_golden=False)
-    assert header_logits(workspace, model, pairs(), name="s", precision="fp32").shape[1] == 2
+    assert head_logits(workspace, model, pairs(), name="s", precision="fp32").shape[1] == 2
     with pytest.raises(TmkdError, match="no golden header"):
         combined_logits(workspace, model, pairs(), "golden", name="s", precision="fp32")
 

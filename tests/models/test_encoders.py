@@ -126,7 +126,7 @@ def test_fold_equals_mean_of_headers_in_any_tool(encoder_folder: Path, tmp_path:
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(0)
-    student = Student(load_encoder(encoder_folder, 3, layers=2), 3, soft_headers=3).eval()
+    student = Student(load_encoder(encoder_folder, 3, layers=2), 3, soft_heads=3).eval()
     torch.nn.init.normal_(student.soft_weight)
     torch.nn.init.normal_(student.soft_bias)
     save_student(student, tmp_path / "saved", encoder_folder, 64, {})
@@ -145,7 +145,7 @@ def test_fold_equals_mean_of_headers_in_any_tool(encoder_folder: Path, tmp_path:
 
 def test_stage1_student_averages_soft_headers_only(tmp_path: Path) -> None:
     folder = find_encoder("builtin:minilm-l6")
-    student = Student(load_encoder(folder, 2, layers=1), 2, soft_headers=2, use_golden=False).eval()
+    student = Student(load_encoder(folder, 2, layers=1), 2, soft_heads=2, use_golden=False).eval()
     save_student(student, tmp_path / "s", folder, 64, {})
     again = load_student(tmp_path / "s").eval()
     with torch.no_grad():

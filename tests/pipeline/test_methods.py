@@ -42,7 +42,7 @@ def test_the_table_of_methods_is_that_of_the_method_text() -> None:
         method = METHODS[name]
         assert {"yes": True, "no": False}[row["stage 1"]] is method.stage1, name
         assert row["targets"] == method.targets, name
-        assert row["headers"] == method.headers, name
+        assert row["headers"] == method.heads, name
         assert row["students"] == str(method.students), name
         assert row["encoder"] == method.encoder, name
 

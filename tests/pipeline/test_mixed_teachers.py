@@ -20,7 +20,7 @@ from tmkd.config.load import parse_recipe
 from tmkd.core.errors import RecipeError
 from tmkd.models.checkpoint import load_student, read_card
 from tmkd.models.label_map import class_order
-from tmkd.pipeline.steps.distill import carried_headers
+from tmkd.pipeline.steps.distill import carried_heads
 from tmkd.training.targets import Targets
 
 NUMBERS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}
@@ -261,5 +261,5 @@ def test_orders_of_classes(
 def test_which_headers_go_on(tmp_path: Path, before: list[str], now: list[str], expected: Any) -> None:
     (tmp_path / "tmkd.json").write_text(json.dumps({"format": 1, "classes": 2, "teachers": before}))
     targets = Targets(tuple(now), np.zeros((1, len(now), 2), dtype=np.float32))
-    assert carried_headers(tmp_path, 2, targets) == expected
-    assert carried_headers(tmp_path, 3, targets) is None
+    assert carried_heads(tmp_path, 2, targets) == expected
+    assert carried_heads(tmp_path, 3, targets) is None

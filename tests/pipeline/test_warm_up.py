@@ -159,7 +159,7 @@ def test_a_student_without_teachers_reads_none_of_their_labels(tmkd: Tmkd, tiny_
     assert "teacher a" not in again.stderr
     assert "stage 1 of self-taught, seed 0: done before" in again.stderr  # tokens weigh 1 unless told otherwise
     assert "self-taught, seed 0: done before" in again.stderr
-    assert load_student(first).headers == 1
+    assert load_student(first).heads == 1
     refused = tmkd("distill", tiny_recipe, *alone, f"stage1_from={first}", check=False)
     assert refused.returncode != 0
     assert "self-taught makes a stage 1 of its own" in refused.stderr

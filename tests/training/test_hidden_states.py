@@ -128,7 +128,7 @@ def test_stage_1_learns_them_beside_the_soft_labels(loss: str, tmkd: Tmkd, tiny_
     assert curves[1][0]["loss"] > curves[0][0]["loss"] + 0.1
     names = [sorted(load_file(step / "model.safetensors")) for step in (alone, both)]
     assert names[0] == names[1]  # an ordinary student
-    assert load_student(both).soft_headers == load_student(alone).soft_headers
+    assert load_student(both).soft_heads == load_student(alone).soft_heads
     again = tmkd("pretrain", tiny_recipe, *given, "stage1.states=10")
     assert "stage 1 of tmkd, seed 0: done before" in again.stderr
 

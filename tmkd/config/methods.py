@@ -18,7 +18,7 @@ class Method:
         stage1: whether distillation pre-training comes first; without soft labels (`self-taught`, ours) on the
             encoder's own cosine: what the teachers must add to.
         targets: the soft labels: none, those of the best teacher on development data, their mean, or each teacher's.
-        headers: `golden`: one header, which learns golden and soft labels alike; `golden+soft`: one more for each
+        heads: `golden`: one header, which learns golden and soft labels alike; `golden+soft`: one more for each
             teacher's soft labels.
         students: how many are trained for a seed: 0 (the teachers alone are measured), 1, or one for each of the K
             teachers.
@@ -30,7 +30,7 @@ class Method:
     name: str
     stage1: bool
     targets: Literal["none", "one", "mean", "each"]
-    headers: Literal["golden", "golden+soft"]
+    heads: Literal["golden", "golden+soft"]
     students: Literal[0, 1, "K"]
     encoder: Literal["whole", "bottom", "lstm"]
     text: str

@@ -227,7 +227,7 @@ def save_student(
         if (tokenizer_folder / name).is_file():
             shutil.copyfile(tokenizer_folder / name, folder / name)
     _write_tokenizer_length(folder, max_length)
-    if student.soft_headers:
+    if student.soft_heads:
         headers = {
             "golden.weight": student.golden.weight,
             "golden.bias": student.golden.bias,
@@ -242,7 +242,7 @@ def save_student(
         "max_length": max_length,
         "classes": student.classes,
         "layers": encoder.layers,
-        "soft_headers": student.soft_headers,
+        "soft_headers": student.soft_heads,
         "use_golden": student.use_golden,
         **about,
     }
@@ -289,7 +289,7 @@ def load_student(folder: Path, *, dropout: float = 0.0, freeze_embeddings: bool 
     encoder = load_encoder(folder, classes, dropout=dropout, freeze_embeddings=freeze_embeddings, new_head=False)
     student = Student(encoder, classes, int(card["soft_headers"]), use_golden=bool(card["use_golden"]))
     with torch.no_grad():
-        if student.soft_headers:
+        if student.soft_heads:
             headers = load_file(folder / "headers.safetensors")
             student.golden.weight.copy_(headers["golden.weight"])
             student.golden.bias.copy_(headers["golden.bias"])

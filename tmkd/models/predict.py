@@ -63,7 +63,7 @@ def score(
 def score_heads(
     model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64] | None = None, precision: str = "auto"
 ) -> NDArray[np.float32]:
-    """Logits of every trained head, the golden head first (`Student.trained_headers`).
+    """Logits of every trained head, the golden head first (`Student.trained_heads`).
 
     Args:
         model: As in `score`.
@@ -75,7 +75,7 @@ def score_heads(
     Returns:
         [n, H, C] float32, in the order of `rows`.
     """
-    return _scored(model, encoded, pad_id, rows, precision, model.trained_headers, (model.headers, model.classes))
+    return _scored(model, encoded, pad_id, rows, precision, model.trained_heads, (model.heads, model.classes))
 
 
 def _scored(

@@ -91,14 +91,14 @@ class Following(Comparing):
         self,
         encoder: PairEncoder,
         classes: int,
-        soft_headers: int = 0,
+        soft_heads: int = 0,
         *,
         width: int,
         teacher: Path,
         precision: str = "auto",
         use_golden: bool = True,
     ) -> None:
-        super().__init__(encoder, classes, soft_headers, width=width, use_golden=use_golden)
+        super().__init__(encoder, classes, soft_heads, width=width, use_golden=use_golden)
         self.own: list[Tensor] = []
         self.taught: list[Tensor] = []
         self.kept: KeptStates | None = None

@@ -44,9 +44,9 @@ class Comparing(Student):
     """
 
     def __init__(
-        self, encoder: PairEncoder, classes: int, soft_headers: int = 0, *, width: int, use_golden: bool = True
+        self, encoder: PairEncoder, classes: int, soft_heads: int = 0, *, width: int, use_golden: bool = True
     ) -> None:
-        super().__init__(encoder, classes, soft_headers, use_golden=use_golden)
+        super().__init__(encoder, classes, soft_heads, use_golden=use_golden)
         self.width = width
         self.seen: list[Tensor] = []
         if not width:

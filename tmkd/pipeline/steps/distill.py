@@ -120,18 +120,18 @@ def distill(
     start = stage1.folder if isinstance(stage1, Step) else stage1
     depends = _common(recipe, numbers, seed, None if stage1 is not None else begin)
     depends |= _learnt(recipe, rows, targets)
-    if targets and method.headers == "golden":
+    if targets and method.heads == "golden":
         depends["headers"] = "golden"
     if replay is not None:
         depends["replay"] = {"share": recipe.stage2.replay, "pool": replay.pool.digest()}
     questions = questions_of(rows, recipe.loss, "train") if targets else None
     depends["stage1"] = stage1.fingerprint if isinstance(stage1, Step) else (start and encoder_fingerprint(start))
-    if start is not None and targets is not None and None in (carried_headers(start, recipe.classes, targets) or ()):
+    if start is not None and targets is not None and None in (carried_heads(start, recipe.classes, targets) or ()):
         depends["headers"] = "those of the same teachers"
 
     def build(folder: Path) -> None:
         torch.manual_seed(seed)
-        count = len(targets.names) if targets and method.headers == "golden+soft" else 0
+        count = len(targets.names) if targets and method.heads == "golden+soft" else 0
         if start is None:
             model = _new_student(recipe, numbers, recipe.classes, count, begin, use_golden=True)
         else:
@@ -238,7 +238,7 @@ def _new_student(
     recipe: Recipe,
     numbers: Training,
     classes: int,
-    soft_headers: int,
+    soft_heads: int,
     begin: Step | None,
     kind: Callable[..., Student] = Student,
     *,
@@ -254,16 +254,16 @@ def _new_student(
         freeze_embeddings=shape.freeze_embeddings,
         pooler=shape.pooler if begin is None else "keep",  # that one was trained
     )
-    return kind(encoder, classes, soft_headers, use_golden=use_golden)
+    return kind(encoder, classes, soft_heads, use_golden=use_golden)
 
 
 def _from_stage1(folder: Path, recipe: Recipe, numbers: Training, targets: Targets | None) -> Student:
     """The stage-1 encoder; its headers too where the teachers are the same, the golden one as their mean."""
     before = load_student(folder, dropout=numbers.dropout, freeze_embeddings=recipe.student.freeze_embeddings)
-    carried = targets and carried_headers(folder, recipe.classes, targets)
+    carried = targets and carried_heads(folder, recipe.classes, targets)
     if carried:
         before.start_golden_from_soft()
-        before.take_soft_headers(carried)
+        before.take_soft_heads(carried)
         return before
     encoder = load_encoder(
         folder, recipe.classes, dropout=numbers.dropout, freeze_embeddings=recipe.student.freeze_embeddings
@@ -271,7 +271,7 @@ def _from_stage1(folder: Path, recipe: Recipe, numbers: Training, targets: Targe
     return Student(encoder, recipe.classes, len(targets.names) if targets else 0)
 
 
-def carried_headers(folder: Path, classes: int, targets: Targets) -> list[int | None] | None:
+def carried_heads(folder: Path, classes: int, targets: Targets) -> list[int | None] | None:
     """For each target the header of a stage-1 student that goes on with it; None: no header goes on.
 
     They do where the teachers are the same. A column of scores that the pool did not carry joins in stage 2: its header

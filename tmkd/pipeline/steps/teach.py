@@ -82,7 +82,7 @@ def label(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precisi
     return _label(workspace, model, pairs, _Labelling("labels", name, precision, score), {})
 
 
-def header_logits(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precision: str) -> NDArray[np.float32]:
+def head_logits(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precision: str) -> NDArray[np.float32]:
     """Logits of each trained header of a student, [N, H, C] in the order of the pairs, golden first; stored likewise.
 
     `tmkd.models.student.combine` makes one output of them.
@@ -107,7 +107,7 @@ def combined_logits(
         raise TmkdError(f"{name}: a student that stopped after stage 1 has no golden header; combination: logit")
     if how == "logit" or not card["soft_headers"]:
         return label(workspace, model, pairs, name=name, precision=precision).logits_for(pairs.pair_ids)
-    headers = header_logits(workspace, model, pairs, name=name, precision=precision)
+    headers = head_logits(workspace, model, pairs, name=name, precision=precision)
     return combine(headers, how, golden=bool(card["use_golden"]))
 
 
