@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tmkd.core.errors import DataError
+from tmkd.data.builtin.corpus import _answers, _worthwhile, is_question
 from tmkd.data.builtin.debian_docs import DebianDocs, build
-from tmkd.data.builtin.faq import _answers, _worthwhile, is_question
-from tmkd.data.builtin.packages import fetch
+from tmkd.data.builtin.debian_packages import fetch
 from tmkd.data.documents.sections import Block, Section
 from tmkd.data.documents.text import contains, jaccard, normalise, tokens
 

@@ -9,7 +9,7 @@ import pytest
 
 from tmkd.core.errors import DataError, FetchError
 from tmkd.data.builtin.catalogue import SOURCES, source
-from tmkd.data.builtin.packages import fetch
+from tmkd.data.builtin.debian_packages import fetch
 from tmkd.data.documents.bm25 import PassageIndex
 from tmkd.data.documents.html import parse_html
 from tmkd.data.documents.passages import MOST_WORDS, Passage, cut, sentences, size

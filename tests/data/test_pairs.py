@@ -16,8 +16,9 @@ from pairs_fixtures import ROWS, refused
 from tmkd.core.errors import MissingExtraError
 from tmkd.data.hub import read_hub
 from tmkd.data.pairs import Pairs, pair_id
-from tmkd.data.readers import Columns, rows_to_pairs, write_rows
+from tmkd.data.rows import Columns, rows_to_pairs
 from tmkd.data.split import split
+from tmkd.data.writers import write_rows
 
 # --- the record
 

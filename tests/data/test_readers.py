@@ -15,7 +15,9 @@ import pytest
 from pairs_fixtures import EXTENSIONS, ROWS, refused
 
 from tmkd.data.pairs import pair_id
-from tmkd.data.readers import Columns, line_of, read_pairs, read_rows, rows_to_pairs, write_rows
+from tmkd.data.readers import line_of, read_rows
+from tmkd.data.rows import Columns, read_pairs, rows_to_pairs
+from tmkd.data.writers import write_rows
 
 
 def jsonl(path: Path, *rows: dict[str, Any]) -> Path:

@@ -14,7 +14,8 @@ import pytest
 from export_fixtures import exported, texts
 
 from tmkd.core.errors import DataError, ExportError
-from tmkd.data.readers import read_rows, write_rows
+from tmkd.data.readers import read_rows
+from tmkd.data.writers import write_rows
 from tmkd.inference.score_file import score_file
 from tmkd.inference.scorer import Scorer
 

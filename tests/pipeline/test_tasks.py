@@ -19,8 +19,8 @@ from tmkd.config.sections import Data, ReadyPairs, Texts
 from tmkd.core.errors import RecipeError
 from tmkd.data.hub import read_hub
 from tmkd.data.pairs import Reference
-from tmkd.data.readers import Columns, rows_to_pairs
-from tmkd.data.sources import read_ready, read_texts
+from tmkd.data.pool_sources import read_ready, read_texts
+from tmkd.data.rows import Columns, rows_to_pairs
 from tmkd.data.tasks import TaskData, load_task, read_measured
 from tmkd.training.losses import golden_loss
 

@@ -23,7 +23,8 @@ from tmkd.core.errors import TmkdError
 from tmkd.core.files import cache_folder, write_json
 from tmkd.data.builtin.debian_docs import build_demo
 from tmkd.data.pairs import Pairs
-from tmkd.data.readers import read_pairs, write_rows
+from tmkd.data.rows import read_pairs
+from tmkd.data.writers import write_rows
 from tmkd.export.onnx import quiet_exporter
 from tmkd.inference.scorer import read_manifest
 from tmkd.models.checkpoint import load_encoder, load_finished, save_student

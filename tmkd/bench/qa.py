@@ -16,7 +16,8 @@ from tmkd.bench.command import machine
 from tmkd.core.console import progress, tables
 from tmkd.core.errors import DataError
 from tmkd.core.files import cache_folder
-from tmkd.data.documents.collect import BUILT_IN, index_documents
+from tmkd.data.builtin.corpus import CORPORA
+from tmkd.data.documents.reader import index_documents
 from tmkd.evaluation.bootstrap import Interval, Resamples, interval
 from tmkd.evaluation.metrics import Floats, Questions
 from tmkd.inference.qa import QuestionAnswerer
@@ -32,6 +33,7 @@ METRICS = {
     "recall@10": "recall_10",
     "recall@100": "recall_100",
 }
+BUILT_IN = "debian-docs"
 STAGES = ("retrieve", "rank", "mark", "total")
 _ASKED = {"success.1,5", "recip_rank", "ndcg_cut.10", "recall.10,100"}
 _RESAMPLES = 2000
@@ -129,7 +131,7 @@ def measure(
 def _built_in_index() -> Path:
     folder = cache_folder("bench") / f"index-{BUILT_IN}"
     logger.info(f"bench: {BUILT_IN} is indexed in {folder}")
-    index_documents([BUILT_IN], folder)
+    index_documents([BUILT_IN], folder, corpora=CORPORA)
     return folder
 
 

@@ -196,7 +196,7 @@ def qa(
     """
     with needs_extra("train"):
         from tmkd.bench.qa import measure
-        from tmkd.data.readers import write_rows
+        from tmkd.data.writers import write_rows
     figures = measure(model, index, pairs, candidates=candidates, threads=threads or None)
     _give(json_file, figures)
     if wrong is not None:

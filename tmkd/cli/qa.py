@@ -57,12 +57,13 @@ def index(
 
     Example: tmkd index manual/ faq.jsonl --out workspace/index
     """
-    from tmkd.data.documents.collect import Fields, Reading, index_documents
+    from tmkd.data.builtin.corpus import CORPORA
+    from tmkd.data.documents.reader import Fields, Reading, index_documents
 
     began = time.monotonic()
     fields = Fields(id_field, title_field, text_field, url_field)
     try:
-        changes = index_documents(docs, out, Reading(fields, url, max_mb << 20, strict))
+        changes = index_documents(docs, out, Reading(fields, url, max_mb << 20, strict), corpora=CORPORA)
     except BaseException as error:
         if not isinstance(error, Exception):  # interrupted
             say(f"{out} is as it was before this call")

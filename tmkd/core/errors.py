@@ -1,13 +1,16 @@
-"""Every error that tmkd raises on purpose. Each message names what is wrong, where, and the fix.
+"""Every error that tmkd raises on purpose. Each message names what is wrong, where, and how to mend it.
+
+What a program may want to know of an error stands in its attributes too, each None where it does not apply. A wrong
+argument to a Python function is a `ValueError`, as usual.
 
 TmkdError
 ├── DataError            a file, row or column that cannot be used
-├── FetchError           something that had to be fetched is not to be had
-├── RecipeError          the recipe or an override on the command line
+├── FetchError           something that cannot be fetched
+├── RecipeError          the recipe, or an override of it, is not valid
 ├── EncoderError         weights, configuration or tokenizer of a model
-├── Diverged             a training run whose loss is not finite any more
-├── LabelError           the label store: missing, non-finite or foreign labels
-├── ExportError          an export that does not match, or a back end that is not there
+├── Diverged             a training run whose loss is no longer finite
+├── LabelError           the label store: labels that are missing, not finite, or of another teacher
+├── ExportError          an export that does not match its student, or a backend that is not available
 └── MissingExtraError    an optional dependency that is not installed
 """
 
@@ -15,50 +18,144 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 
 class TmkdError(Exception):
-    """Base class; the command line prints its message without a traceback and exits with 1."""
+    """Base class. The command line prints the message without a traceback and exits with status 1."""
 
 
 class DataError(TmkdError):
-    """A file, row or column that cannot be used."""
+    """A file, row or column cannot be used.
+
+    Attributes:
+        path: the file.
+        line: the line of it, counted from 1.
+        column: the column.
+        value: what the row holds in that column.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | str | None = None,
+        line: int | None = None,
+        column: str | None = None,
+        value: Any = None,
+    ) -> None:
+        super().__init__(message)
+        self.path = None if path is None else Path(path)
+        self.line = line
+        self.column = column
+        self.value = value
 
 
 class FetchError(TmkdError):
-    """Something that had to be fetched is not to be had."""
+    """Something cannot be fetched: no network, no tool that fetches it, or nothing of that name.
+
+    Attributes:
+        what: what was to be fetched.
+    """
+
+    def __init__(self, message: str, *, what: str | None = None) -> None:
+        super().__init__(message)
+        self.what = what
 
 
 class RecipeError(TmkdError):
-    """The recipe, or an override of it, is not valid."""
+    """The recipe, or an override of it, is not valid.
+
+    Attributes:
+        where: the recipe's file, or the override.
+        key: the key at fault, with dots into parts (`stage1.epochs`); of several the first.
+        value: what the key holds.
+    """
+
+    def __init__(self, message: str, *, where: str | None = None, key: str | None = None, value: Any = None) -> None:
+        super().__init__(message)
+        self.where = where
+        self.key = key
+        self.value = value
 
 
 class EncoderError(TmkdError):
-    """Weights, configuration or tokenizer of a model are missing, damaged or not supported."""
+    """Weights, configuration or tokenizer of a model are missing, damaged or not supported.
+
+    Attributes:
+        source: the model's folder, or its name as the recipe has it.
+    """
+
+    def __init__(self, message: str, *, source: Path | str | None = None) -> None:
+        super().__init__(message)
+        self.source = source
 
 
 class Diverged(TmkdError):
-    """A training run's loss is not finite any more."""
+    """The loss of a training run is no longer finite.
+
+    Attributes:
+        step: the optimiser step, counted from 1.
+    """
+
+    def __init__(self, message: str, *, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class LabelError(TmkdError):
-    """Stored labels are missing, not finite, or belong to another teacher."""
+    """Stored labels are missing, not finite, or belong to another teacher.
+
+    Attributes:
+        path: the label store, or the file of it.
+    """
+
+    def __init__(self, message: str, *, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class ExportError(TmkdError):
-    """An export does not match the student, or the back end asked for is not available."""
+    """An export does not match its student, or the backend that was asked for is not available.
+
+    Attributes:
+        folder: the export.
+        backend: the backend at fault.
+    """
+
+    def __init__(self, message: str, *, folder: Path | None = None, backend: str | None = None) -> None:
+        super().__init__(message)
+        self.folder = folder
+        self.backend = backend
 
 
 class MissingExtraError(TmkdError):
-    """An optional dependency is not installed; the message says what to install."""
+    """An optional dependency is not installed; the message says what to install.
+
+    Attributes:
+        extra: the extra of tmkd that brings it (`pip install 'tmkd[EXTRA]'`).
+        package: what could not be imported.
+    """
+
+    def __init__(self, message: str, *, extra: str | None = None, package: str | None = None) -> None:
+        super().__init__(message)
+        self.extra = extra
+        self.package = package
 
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Around imports: MissingExtraError names what is not installed, and the extra that brings it."""
+    """Put around imports: a package that is not installed becomes an error that names the extra to install.
+
+    Raises:
+        MissingExtraError: an import failed.
+    """
     try:
         yield
     except ImportError as error:
         raise MissingExtraError(
-            f"this needs {error.name or error}; install it with: pip install 'tmkd[{extra}]'"
+            f"this needs {error.name or error}; install it with: pip install 'tmkd[{extra}]'",
+            extra=extra,
+            package=error.name,
         ) from error

@@ -11,7 +11,7 @@ import numpy as np
 
 from tmkd.core.errors import DataError, MissingExtraError
 from tmkd.data.pairs import Pairs
-from tmkd.data.readers import Columns, Expected, rows_to_pairs
+from tmkd.data.rows import Columns, Expected, rows_to_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,9 @@ def hub_rows(name: str, split: str, config: str | None = None) -> tuple[list[dic
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise MissingExtraError("hub data sets need `datasets`; install it with: pip install 'tmkd[hub]'") from error
+        raise MissingExtraError(
+            "hub data sets need `datasets`; install it with: pip install 'tmkd[hub]'", extra="hub", package="datasets"
+        ) from error
     path, configuration = (name, "") if Path(name).exists() else (name.partition(":")[0], name.partition(":")[2])
     called = f"{name}{f':{config}' if config else ''}[{split}]"
     try:

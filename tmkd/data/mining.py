@@ -20,7 +20,7 @@ from tmkd.data.documents.bm25 import PassageIndex
 from tmkd.data.documents.passages import Passage
 from tmkd.data.documents.text import contains, text_hash
 from tmkd.data.pairs import Pairs, pair_id
-from tmkd.data.sources import read_ready, read_texts
+from tmkd.data.pool_sources import read_ready, read_texts
 from tmkd.data.split import share_of
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def read_sources(pool: Pool, train: Pairs, documentation: Callable[[], list[str]
     """Read what a pool's sources name; those with a share of 0 are left out.
 
     Raises:
-        DataError: see `tmkd.data.sources`.
+        DataError: see `tmkd.data.pool_sources`.
     """
     materials = []
     for number, source in enumerate(pool.sources):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tmkd.config.sections import Data
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, Reference
-from tmkd.data.readers import Columns, Expected, line_of, read_pairs, read_rows, rows_to_pairs
+from tmkd.data.readers import read_rows
+from tmkd.data.rows import Columns, Expected, read_pairs, rows_to_pairs
 from tmkd.data.split import split
 
 logger = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ def read_measured(data: Data, classes: int, path: Path, given: Mapping[str, str 
     columns = Columns(**{**named, **{key: name for key, name in given.items() if name is not None}})
     expected: Expected = {"columns": columns, "classes": classes, "scores": data.scores, "labels": known}
     expected["need_labels"] = data.reference is None
-    pairs = rows_to_pairs(rows, str(path), where=lambda row: line_of(path, row), **expected)
+    pairs = rows_to_pairs(rows, path, **expected)
     if data.reference is None or pairs.has_labels:
         return pairs
     if data.reference not in pairs.score_names:

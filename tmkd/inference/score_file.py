@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError
 from tmkd.core.logits import softmax
-from tmkd.data.readers import Columns, file_format, line_of, read_rows, rows_to_pairs, write_rows
+from tmkd.data.readers import file_format, read_rows
+from tmkd.data.rows import Columns, rows_to_pairs
+from tmkd.data.writers import write_rows
 from tmkd.inference.scorer import Scorer, log_odds
 
 ADDED = ("tmkd_score", "tmkd_logits", "tmkd_probabilities", "tmkd_predicted")
@@ -51,7 +53,7 @@ def score_file(
     rows = read_rows(source)
     _require_unscored(rows, source)
     columns = Columns(question=question, passage=passage, label=None)
-    pairs = rows_to_pairs(rows, str(source), columns=columns, where=lambda row: line_of(source, row))
+    pairs = rows_to_pairs(rows, source, columns=columns)
     with progress("score", len(pairs)) as bar:
         logits = scorer.logits(pairs.questions, pairs.passages, bar.advance)
     write_rows(output, add_columns(rows, logits))

@@ -14,7 +14,7 @@ import yaml
 from tmkd import __version__
 from tmkd.core.files import disk_errors
 from tmkd.core.hardware import describe
-from tmkd.data.readers import write_rows
+from tmkd.data.writers import write_rows
 from tmkd.evaluation.comparison import disagreements
 from tmkd.evaluation.report import write_report
 from tmkd.evaluation.results import ENSEMBLE, Results

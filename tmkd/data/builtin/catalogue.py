@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmkd.core.errors import DataError
-from tmkd.data.documents.html import parse_html
+from tmkd.core.errors import DataError, needs_extra
 from tmkd.data.documents.pod import parse_pod
 from tmkd.data.documents.sections import Section
 
@@ -155,6 +154,8 @@ def parse_file(path: Path) -> list[Section]:
     """Sections of an HTML or POD file; undecodable bytes of a POD file are replaced."""
     data = path.read_bytes()
     if path.suffix != ".pod":
+        with needs_extra("qa"):
+            from tmkd.data.documents.html import parse_html
         return parse_html(data)
     try:
         return parse_pod(data.decode("utf-8"))

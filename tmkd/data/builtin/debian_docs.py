@@ -37,8 +37,8 @@ import pyarrow.parquet as pq
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError
 from tmkd.core.files import cache_folder
-from tmkd.data.builtin.faq import Corpus, Question, pick_headings, read_corpus, repeats
-from tmkd.data.builtin.packages import fetch
+from tmkd.data.builtin.corpus import Corpus, Question, pick_headings, read_corpus, repeats
+from tmkd.data.builtin.debian_packages import fetch
 from tmkd.data.decontamination import NEAR
 from tmkd.data.documents.bm25 import PassageIndex
 from tmkd.data.documents.passages import Passage

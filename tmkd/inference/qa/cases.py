@@ -73,7 +73,7 @@ def from_file(path: Path, index: DocumentIndex) -> Material:
     Raises:
         DataError: the file cannot be used, or no passage that it labels 1 is in the index.
     """
-    from tmkd.data.readers import read_pairs
+    from tmkd.data.rows import read_pairs
 
     pairs = read_pairs(path, classes=2, need_labels=True)
     return Material(path.name, pairs, _cases(pairs, index, str(path)), headings=True)

@@ -9,11 +9,11 @@ from typing import Any
 
 from tmkd.config.sections import ReadyPairs, Source, Texts
 from tmkd.core.errors import DataError
-from tmkd.data import cells
 from tmkd.data.documents.passages import cut
 from tmkd.data.documents.sections import Block
 from tmkd.data.pairs import Pairs
-from tmkd.data.readers import FORMATS, Columns, line_of, read_rows, read_text, rows_to_pairs
+from tmkd.data.readers import FORMATS, column_names, read_rows, read_text
+from tmkd.data.rows import Columns, checked_column, rows_to_pairs, text
 
 OWN, DOCS = "own", "debian-docs"
 
@@ -38,7 +38,7 @@ def read_texts(texts: Texts, train: Pairs, side: str, key: str, documentation: C
         found = _plain(Path(texts.file), paragraphs=side == "passage")
     else:
         rows, called = _rows(texts, key, side)
-        found = _column(rows, texts.column or side, called, texts)
+        found = _column(rows, texts.column or side, called)
     if texts.cut:
         found = [piece for text in found for piece in _pieces(text)]
     found = list(dict.fromkeys(found))
@@ -53,9 +53,7 @@ def read_ready(ready: ReadyPairs, train: Pairs, key: str) -> Pairs:
         return Pairs.build(train.questions, train.passages)
     rows, called = _rows(ready, key, "pair")
     columns = Columns(question=ready.question, passage=ready.passage, label=None, qid="", pid="")
-    path = ready.file
-    where = None if path is None else lambda row: line_of(path, row)
-    return rows_to_pairs(rows, called, columns=columns, where=where)
+    return rows_to_pairs(rows, called, columns=columns)
 
 
 def _path(source: Source, key: str, side: str) -> Path:
@@ -71,7 +69,8 @@ def _path(source: Source, key: str, side: str) -> Path:
     )
 
 
-def _rows(source: Source, key: str, side: str) -> tuple[list[dict[str, Any]], str]:
+def _rows(source: Source, key: str, side: str) -> tuple[list[dict[str, Any]], Path | str]:
+    """The rows of a source, and what errors call them: the file, or the name of the hub data set."""
     if source.hub is not None:
         from tmkd.data.hub import hub_rows
 
@@ -80,22 +79,18 @@ def _rows(source: Source, key: str, side: str) -> tuple[list[dict[str, Any]], st
     path = _path(source, key, side)
     if not path.name.removesuffix(".gz").lower().endswith(FORMATS):
         raise DataError(f"{key}: {path}: unknown extension; known are {', '.join(FORMATS)} and, for texts, .txt")
-    return read_rows(path), str(path)
+    return read_rows(path), path
 
 
-def _column(rows: Sequence[dict[str, Any]], column: str, called: str, source: Source) -> list[str]:
-    present = list(dict.fromkeys(name for row in rows[:100] for name in row))
+def _column(rows: Sequence[dict[str, Any]], column: str, called: Path | str) -> list[str]:
+    present = column_names(rows[:100])
     if column not in present:
-        there = ", ".join(present)
-        raise DataError(f"{called}: there is no column {column!r}; there are: {there}. Name yours with `column`")
-    found = []
-    for number, row in enumerate(rows):
-        try:
-            found.append(cells.text(row.get(column)))
-        except cells.BadValue as error:
-            place = f"{called}, row {number + 1}" if source.file is None else line_of(source.file, number)
-            raise DataError(f"{place}: {column!r} {error}") from None
-    return found
+        raise DataError(
+            f"{called}: there is no column {column!r}; there are: {', '.join(present)}. Name yours with `column`",
+            path=called if isinstance(called, Path) else None,
+            column=column,
+        )
+    return checked_column(rows, column, text, called)
 
 
 def _plain(path: Path, *, paragraphs: bool) -> list[str]:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tmkd.core.console import progress
 from tmkd.data.builtin.catalogue import parse_file
-from tmkd.data.builtin.packages import Package
+from tmkd.data.builtin.debian_packages import Package, fetch
 from tmkd.data.documents.passages import Passage, cut
+from tmkd.data.documents.reader import Corpora, SourceFile
 from tmkd.data.documents.sections import Block, Section
 from tmkd.data.documents.text import contains, normalise, text_hash, unit_hash, word_set
 
@@ -80,6 +81,24 @@ def file_passages(package: Package, path: Path) -> list[Passage]:
     reader = _Reader()
     reader.read(package, path)
     return reader.passages
+
+
+def source_files() -> list[SourceFile]:
+    """The files of the documentation packages, to be indexed; cut as the built-in data set cuts them.
+
+    Raises:
+        FetchError: the packages cannot be fetched.
+    """
+    return [_source_file(package, path) for package in fetch() for path in package.files()]
+
+
+def _source_file(package: Package, path: Path) -> SourceFile:
+    name = f"{package.name}/{path.relative_to(package.root).as_posix()}"
+    return SourceFile(path, name, name, path.stat().st_size, lambda _content: file_passages(package, path))
+
+
+CORPORA: Corpora = {"debian-docs": source_files}
+"""What `tmkd index` takes as a name in place of a folder."""
 
 
 def is_question(heading: str) -> bool:

@@ -1,8 +1,9 @@
 """The documents that people have, for the index: folders of HTML, Markdown, plain text and POD, JSON lines, BEIR.
 
 A folder is walked (hidden files and folders left out, each file once, whatever links lead to it); a folder with a
-corpus.jsonl is read as a BEIR data set, which keeps its questions beside it. `debian-docs` is the built-in corpus. What
-cannot be read as text is skipped with a warning that names it, or refused where the caller is strict.
+corpus.jsonl is read as a BEIR data set, which keeps its questions beside it. The caller may give corpora that have a
+name instead of a place, such as the built-in `debian-docs`. What cannot be read as text is skipped with a warning that
+names it, or refused where the caller is strict.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,6 @@ from tmkd.data.documents.text import normalise, storable, text_hash
 logger = logging.getLogger(__name__)
 
 PARSING = 1  # part of every digest: raise it when parsing or cutting change what comes out
-BUILT_IN = "debian-docs"
 _HTML = (".html", ".htm", ".xhtml")
 TEXT_KINDS = (*_HTML, ".md", ".markdown", ".txt", ".text", ".rst", ".pod")
 ROW_KINDS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
@@ -69,26 +69,50 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class _File:
-    """A file to be read: its name in the index, what is shown as its source, and how it becomes passages."""
+class SourceFile:
+    """A file to be read.
+
+    Attributes:
+        path: where it is.
+        name: its key in the index.
+        source: what is shown as the place of its passages.
+        size: bytes.
+        passages: makes passages of the file's content; None: JSON lines, which hold many documents.
+    """
 
     path: Path
     name: str
     source: str
     size: int
-    passages: Callable[[bytes], list[Passage]] | None  # None: JSON lines, many documents
+    passages: Callable[[bytes], list[Passage]] | None
 
 
-def index_documents(places: Sequence[str | Path], folder: Path, reading: Reading = Reading()) -> Changes:
-    """Make the index in `folder` hold the documents of these places, each a folder, a file or `debian-docs`.
+Corpora = Mapping[str, Callable[[], list[SourceFile]]]
+"""Corpora that have a name instead of a place: the name, and what fetches and lists the files."""
 
-    Only what was added, has changed (by its content) or is gone is written, in one commit.
+
+def index_documents(
+    places: Sequence[str | Path], folder: Path, reading: Reading = Reading(), *, corpora: Corpora | None = None
+) -> Changes:
+    """Make the index in `folder` hold the documents of these places and no others.
+
+    Only documents that were added, have changed (by their content) or are gone are written, in one commit.
+
+    Args:
+        places: folders, files, and names of `corpora`.
+        folder: the index; made where it does not exist.
+        reading: how documents are read.
+        corpora: corpora that have a name instead of a place.
+
+    Returns:
+        What changed, in documents.
 
     Raises:
         DataError: as `DocumentReader` and `update_index` raise it; the index is then as it was.
-        FetchError: the built-in corpus is not to be had. MissingExtraError: a package is not installed.
+        FetchError: a named corpus cannot be fetched.
+        MissingExtraError: a package is not installed.
     """
-    reader = DocumentReader(places, reading)
+    reader = DocumentReader(places, reading, corpora=corpora)
     changes = update_index(folder, reader.documents)
     changes.skipped = len(reader.skipped)
     if reader.other:
@@ -97,17 +121,29 @@ def index_documents(places: Sequence[str | Path], folder: Path, reading: Reading
 
 
 class DocumentReader:
-    """The documents of some places, each a folder, a file or `debian-docs`.
+    """The documents of some places, each a folder, a file or the name of a corpus.
+
+    Args:
+        places: folders, files, and names of `corpora`.
+        reading: how documents are read.
+        corpora: corpora that have a name instead of a place.
+
+    Attributes:
+        skipped: why files were skipped, one line for each.
+        other: how many files have an extension that is not read.
 
     Raises:
-        DataError: a place that is not there, of no known format, or without any document.
-        FetchError: the built-in corpus is not to be had.
+        DataError: a place does not exist, has no known format, or holds no document.
+        FetchError: a named corpus cannot be fetched.
     """
 
-    def __init__(self, places: Sequence[str | Path], reading: Reading = Reading()) -> None:
+    def __init__(
+        self, places: Sequence[str | Path], reading: Reading = Reading(), *, corpora: Corpora | None = None
+    ) -> None:
         self.reading = reading
-        self.skipped: list[str] = []  # why, one line each
-        self.other = 0  # files of other kinds
+        self.corpora = corpora or {}
+        self.skipped: list[str] = []
+        self.other = 0
         self._seen: set[tuple[int, int]] = set()
         self._files = [file for place in places for file in self._place(str(place))]
 
@@ -129,17 +165,18 @@ class DocumentReader:
         if len(self.skipped) > _MOST_WARNINGS:
             logger.warning(f"{len(self.skipped) - _MOST_WARNINGS:,} more were skipped")
 
-    def _place(self, place: str) -> list[_File]:
+    def _place(self, place: str) -> list[SourceFile]:
         path = Path(place)
-        if place == BUILT_IN and not path.exists():
-            return _built_in()
+        if place in self.corpora and not path.exists():
+            return self.corpora[place]()
         if path.is_file():
             kind = _kind(path.name)
             if kind is None:
                 raise DataError(f"{place}: unknown format; known are {', '.join((*TEXT_KINDS, *ROW_KINDS))}")
             return [file] if (file := self._file(path, path.parent, kind)) else []
         if not path.is_dir():
-            raise DataError(f"{place}: no such file or folder (or {BUILT_IN}, the built-in corpus)")
+            named = "".join(f" (or {name}, a built-in corpus)" for name in self.corpora)
+            raise DataError(f"{place}: no such file or folder{named}")
         if (path / _BEIR).is_file():
             return [file] if (file := self._file(path / _BEIR, path, ".jsonl")) else []
         before = len(self.skipped) + len(self._seen)
@@ -171,7 +208,7 @@ class DocumentReader:
     def _unreadable_folder(self, error: OSError) -> None:
         self._skip(f"{error.filename}: {error.strerror or error}")
 
-    def _file(self, path: Path, root: Path, kind: str) -> _File | None:
+    def _file(self, path: Path, root: Path, kind: str) -> SourceFile | None:
         """The file as one to read; None where it was met before or is to be skipped."""
         name = _named(os.path.normpath(path))
         try:
@@ -191,7 +228,7 @@ class DocumentReader:
         below = _named(path.relative_to(root).as_posix())
         source = name if self.reading.url is None else self.reading.url + below
         passages = None if kind in ROW_KINDS else partial(_file_passages, kind, path.stem, source)
-        return _File(path, name, source, status.st_size, passages)
+        return SourceFile(path, name, source, status.st_size, passages)
 
     def _skip(self, why: str) -> None:
         if self.reading.strict:
@@ -200,7 +237,7 @@ class DocumentReader:
         if len(self.skipped) <= _MOST_WARNINGS:
             logger.warning(f"skipped {why}")
 
-    def _whole(self, file: _File, passages: Callable[[bytes], list[Passage]]) -> Document | None:
+    def _whole(self, file: SourceFile, passages: Callable[[bytes], list[Passage]]) -> Document | None:
         """A file that is one document."""
         try:
             data = file.path.read_bytes()
@@ -215,7 +252,7 @@ class DocumentReader:
             return None
         return Document(file.name, _digest(file.source.encode(), data), partial(passages, data))
 
-    def _rows(self, file: _File, bar: Bar) -> Iterator[Document]:
+    def _rows(self, file: SourceFile, bar: Bar) -> Iterator[Document]:
         """The documents of a JSON lines file."""
         places: dict[str, int] = {}
         told = 0
@@ -366,22 +403,3 @@ def _cut(sections: Sequence[Section], title: str, source: str) -> list[Passage]:
                 passage = Passage(text_hash(text), text, title, headings, source, name, code=code)
                 found.setdefault(passage.pid, passage)
     return list(found.values())
-
-
-def _built_in() -> list[_File]:
-    """The files of the documentation packages, cut as the built-in data set cuts them."""
-    with needs_extra("qa"):
-        from tmkd.data.builtin.faq import file_passages
-        from tmkd.data.builtin.packages import fetch
-
-    files = []
-    for package in fetch():
-        for path in package.files():
-            name = f"{package.name}/{path.relative_to(package.root).as_posix()}"
-            passages = partial(_packaged, partial(file_passages, package, path))
-            files.append(_File(path, name, name, path.stat().st_size, passages))
-    return files
-
-
-def _packaged(read: Callable[[], list[Passage]], _data: bytes) -> list[Passage]:
-    return read()

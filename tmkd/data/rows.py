@@ -1,0 +1,229 @@
+"""Rows of a file or a hub data set, checked cell by cell and made pairs. Nothing is guessed or skipped in silence."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+from tmkd.core.errors import DataError
+from tmkd.data.pairs import Pairs, pair_id
+from tmkd.data.readers import column_names, line_number, place_of, read_rows
+
+logger = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+ScoreKinds = Mapping[str, Literal["logit", "probability"]]
+_MOST_CLASSES = 2**31
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names that a file gives to what tmkd reads. `label=None`: labels are not read."""
+
+    question: str = "question"
+    passage: str = "passage"
+    label: str | None = "label"
+    qid: str = "qid"
+    pid: str = "pid"
+
+
+class Expected(TypedDict, total=False):
+    """What is expected of rows. Every key may be left out.
+
+    Attributes:
+        columns: the names of the columns; the usual ones unless given.
+        scores: score columns and what they hold; a column that the rows do not have is left out.
+        classes: C; a label outside [0, C) is refused.
+        need_labels: refuse rows without a label column, or with an empty one.
+        need_scores: refuse rows without one of the score columns.
+        labels: the class that each value of the label column stands for, used where labels are needed; rows whose
+            value stands for None are left out.
+    """
+
+    columns: Columns
+    scores: ScoreKinds
+    classes: int
+    need_labels: bool
+    need_scores: bool
+    labels: Mapping[str, int | None]
+
+
+def read_pairs(path: Path, **expected: Unpack[Expected]) -> Pairs:
+    """Read and check a pairs file.
+
+    Example:
+        pairs = read_pairs(Path("train.jsonl"), columns=Columns(question="query"), classes=2, need_labels=True)
+
+    Args:
+        path: JSON lines, CSV, TSV or Parquet, plain or .gz.
+        **expected: what is expected of the rows (`Expected`).
+
+    Raises:
+        DataError: as `tmkd.data.readers.read_rows` raises it; a missing column, an empty question or passage, a bad
+            label or score (the message names file and line).
+    """
+    return rows_to_pairs(read_rows(path), path, **expected)
+
+
+def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Expected]) -> Pairs:
+    """Check rows and make pairs of them.
+
+    Args:
+        rows: one mapping of column to value for each row.
+        source: what errors call the rows. A `Path` is the file that they were read from: errors then name the line.
+        **expected: what is expected of the rows (`Expected`).
+
+    Raises:
+        DataError: a missing column, an empty question or passage, a bad label or score; the message names the row.
+    """
+    columns, scores = expected.get("columns", Columns()), expected.get("scores", {})
+    need_labels = expected.get("need_labels", False)
+    names = expected.get("labels", {}) if need_labels else {}
+    present = column_names(rows)
+    needed = [columns.question, columns.passage, *(scores if expected.get("need_scores") else {})]
+    _require_columns([*needed, columns.label] if need_labels and columns.label else needed, present, source)
+
+    questions = checked_column(rows, columns.question, text, source)
+    passages = checked_column(rows, columns.passage, text, source)
+    labels = None
+    if columns.label is not None and columns.label in present:
+        labels = _labels(rows, columns.label, source, expected.get("classes"), names)
+        if need_labels and all(label is None for label in labels):
+            raise DataError(
+                f"{source}: the column {columns.label!r} is empty in every row (or -1, a hidden label); labels are "
+                "needed here. Name rows that have some, such as another split",
+                column=columns.label,
+            )
+    qids = pids = None
+    # A row without an id stands for itself: one shared "None" would make one question of all such rows.
+    if columns.qid in present:
+        found = checked_column(rows, columns.qid, identifier, source)
+        qids = [question if qid is None else qid for qid, question in zip(found, questions, strict=True)]
+    if columns.pid in present:
+        texts = zip(checked_column(rows, columns.pid, identifier, source), questions, passages, strict=True)
+        pids = [pair_id(question, passage) if pid is None else pid for pid, question, passage in texts]
+    values = {name: _scores(rows, name, kind, source) for name, kind in scores.items() if name in present}
+    pairs = Pairs.build(questions, passages, labels=labels, qids=qids, pids=pids, scores=values)
+    return _without_unlabelled(pairs, [names.get(str(row.get(columns.label or "")), 0) is None for row in rows], source)
+
+
+def checked_column(rows: Sequence[Row], column: str, check: Callable[[Any], Any], source: Path | str) -> list[Any]:
+    """What a check makes of one column's cells, row by row.
+
+    Args:
+        rows: the rows.
+        column: the column's name.
+        check: takes a cell and gives its value, or raises `BadValue`.
+        source: as in `rows_to_pairs`.
+
+    Raises:
+        DataError: the check refused a cell; the message names the row.
+    """
+    values = []
+    for number, row in enumerate(rows):
+        try:
+            values.append(check(row.get(column)))
+        except BadValue as error:
+            path, line = (source, line_number(source, number)) if isinstance(source, Path) else (None, None)
+            raise DataError(
+                f"{place_of(source, number, line)}: {column!r} {error}",
+                path=path, line=line, column=column, value=row.get(column),
+            ) from None  # fmt: skip
+    return values
+
+
+def _require_columns(needed: Sequence[str], present: Sequence[str], source: Path | str) -> None:
+    for name in needed:
+        if name not in present:
+            raise DataError(
+                f"{source}: there is no column {name!r}; there are: {', '.join(present)}. "
+                "Name yours: in a recipe's data.columns or data.scores, or with a command's --question and the like",
+                path=source if isinstance(source, Path) else None,
+                column=name,
+            )
+
+
+def _labels(
+    rows: Sequence[Row], column: str, source: Path | str, classes: int | None, names: Mapping[str, int | None]
+) -> list[int | None]:
+    return checked_column(rows, column, lambda value: label(value, classes, names), source)
+
+
+def _scores(rows: Sequence[Row], column: str, kind: str, source: Path | str) -> list[float | None]:
+    return checked_column(rows, column, lambda value: score(value, kind), source)
+
+
+def _without_unlabelled(pairs: Pairs, unlabelled: Sequence[bool], source: Path | str) -> Pairs:
+    """The pairs without those whose label stands for no class; the log says how many are left out."""
+    if not any(unlabelled):
+        return pairs
+    logger.info(f"{source}: {sum(unlabelled):,} of {len(unlabelled):,} rows have no label and are left out")
+    return pairs.take([row for row, absent in enumerate(unlabelled) if not absent])
+
+
+class BadValue(Exception):
+    """A cell that cannot be used. The message continues a sentence that begins with the cell's place and column."""
+
+
+def text(value: Any) -> str:
+    """A question or a passage: text that is not blank."""
+    if not isinstance(value, str):
+        raise BadValue(f"is {'absent' if value is None else type(value).__name__}, it must be text")
+    if not value.strip():
+        raise BadValue("is empty; remove the row or fill it")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadValue("holds an unpaired surrogate, which is not text") from None
+    return value
+
+
+def identifier(value: Any) -> str | None:
+    """A qid or pid; None where the cell is empty."""
+    return None if value is None or value == "" else text(str(value))
+
+
+def label(value: Any, classes: int | None, names: Mapping[str, int | None]) -> int | None:
+    """A class; None where the cell is empty or stands for no class.
+
+    Args:
+        value: the cell.
+        classes: C; None: any integer from 0 will do.
+        names: the class that each value stands for; empty: the cell holds the class itself.
+    """
+    if value is None or value == "":
+        return None
+    if names:
+        if str(value) not in names:
+            raise BadValue(f"is {value!r}, which data.labels does not map; it maps {', '.join(names)}")
+        return names[str(value)]
+    try:
+        number = float(value)
+        whole = int(number)
+    except (TypeError, ValueError, OverflowError):
+        raise BadValue(f"is {value!r}, it must be an integer from 0") from None
+    if isinstance(value, bool) or number != whole or "_" in str(value):
+        raise BadValue(f"is {value!r}, it must be an integer from 0")
+    if whole < 0 or whole >= (_MOST_CLASSES if classes is None else classes):
+        span = "0 and up" if classes is None else f"0 to {classes - 1}"
+        raise BadValue(f"is {value}, out of range; labels are {span} (`classes` in the recipe)")
+    return whole
+
+
+def score(value: Any, kind: str) -> float | None:
+    """A score of a kind (`logit` or `probability`); None where the cell is empty."""
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise BadValue(f"is the score {value!r}, it must be a number") from None
+    if not math.isfinite(number):
+        raise BadValue(f"is the score {number}, it must be finite; leave it empty where there is none")
+    if kind == "probability" and not 0 <= number <= 1:
+        raise BadValue(f"is the score {number}, a probability is within 0 and 1 (or declare it `logit`)")
+    return number
