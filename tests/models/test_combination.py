@@ -15,7 +15,7 @@ from tmkd.core.errors import TmkdError
 from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.models.student import Student, combine
-from tmkd.pipeline.steps.teach import combined_logits, head_logits, label, method_logits
+from tmkd.pipeline.steps.label import combined_logits, head_logits, label, method_logits
 from tmkd.pipeline.store.workspace import Step, Workspace
 
 
@@ -25,7 +25,7 @@ def pairs() -> Pairs:
 
 
 def stored(folder: Path, *, use_golden: bool = True, seed: int = 0) -> Step:
-    """A student of three headers (two where the golden one was not trained) that differ much."""
+    """A student of three heads (two where the golden one was not trained) that differ much."""
     torch.manual_seed(seed)
     source = tiny("bert", folder / "tiny")
     student = Student(load_encoder(source, 2, layers=1), 2, soft_heads=2, use_golden=use_golden)
@@ -36,7 +36,7 @@ def stored(folder: Path, *, use_golden: bool = True, seed: int = 0) -> Step:
 
 
 def test_combinations_by_hand() -> None:
-    odds = np.array([3.0, 1.0, -2.0])  # of the golden header and two soft ones
+    odds = np.array([3.0, 1.0, -2.0])  # of the golden head and two soft ones
     headers = np.stack([np.zeros(3), odds], axis=-1)[None]
     by = {how: combine(headers, how) for how in ("logit", "probability", "golden")}
     found = {how: float(logits[0, 1] - logits[0, 0]) for how, logits in by.items()}
@@ -77,10 +77,10 @@ def test_several_students_of_a_seed_are_averaged(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.exp(together[1]), softmax[2:].mean(0), atol=1e-12)
 
 
-def test_a_stage1_student_has_no_golden_header(tmp_path: Path) -> None:
+def test_a_stage1_student_has_no_golden_head(tmp_path: Path) -> None:
     workspace, model = Workspace(tmp_path / "w"), stored(tmp_path, use_golden=False)
     assert head_logits(workspace, model, pairs(), name="s", precision="fp32").shape[1] == 2
-    with pytest.raises(TmkdError, match="no golden header"):
+    with pytest.raises(TmkdError, match="no golden head; use combination: logit"):
         combined_logits(workspace, model, pairs(), "golden", name="s", precision="fp32")
 
 

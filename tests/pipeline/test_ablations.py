@@ -284,7 +284,7 @@ def test_teachers_see_shares_of_the_questions_of_their_own(small: Path, tmp_path
     for _, step in bagged.teachers:
         assert step is not None
         assert step not in [one for _, one in whole.teachers]
-        digests.add(json.loads((step.folder / "step.json").read_text())["depends_on"]["train"])
+        digests.add(json.loads((step.folder / "step.json").read_text())["depends_on"]["inputs"]["train"])
         last = json.loads((step.folder / "curve.json").read_text())[-1]
         assert last["pairs"] < len(bagged.data.train) * last["epoch"]
     assert len(digests) == 2  # other questions for each

@@ -55,7 +55,9 @@ def write_recipe(path: Path, encoders: dict[str, Path], **keys: Any) -> Path:
 def steps(kind: str) -> Iterator[dict[str, Any]]:
     """What the steps of a kind in the workspace depended on, with their folders."""
     for record in sorted(Path("workspace/steps").glob(f"{kind}-*/step.json")):
-        yield {"folder": record.parent, **json.loads(record.read_text())["depends_on"]}
+        content = json.loads(record.read_text())["depends_on"]
+        content = {**content.get("settings", {}), **content.get("inputs", {}), **content}
+        yield {"folder": record.parent, **content}
 
 
 def test_teachers_of_two_families_and_imported_scores_in_one_run_against_a_reference(
@@ -91,7 +93,7 @@ def test_teachers_of_two_families_and_imported_scores_in_one_run_against_a_refer
     assert json.loads(Path("workspace/runs/mixed/student/config.json").read_text())["model_type"] == "bert"
     stores = [json.loads((one["folder"] / "manifest.json").read_text())["header"] for one in steps("labels")]
     assert len({header["tokenizer"] for header in stores}) == 2
-    reference_teachers = [one for one in steps("teacher") if "reference" in one]
+    reference_teachers = [one for one in steps("teacher") if "by score (probability)" in one["train"]]
     assert len(reference_teachers) == 2
 
     unseen = [{**row, "question": f"Please: {row['question']}"} for row in scored[:32]]

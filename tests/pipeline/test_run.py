@@ -201,7 +201,7 @@ def _killed_in(recipe_file: Path, verb: str, patch: str) -> None:
 
 def test_killed_while_labelling_then_continued(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     patch = (
-        "import tmkd.pipeline.steps.teach as t\n"
+        "import tmkd.pipeline.steps.label as t\n"
         "t.CHUNK, append, calls = 8, t.LabelStore.append, []\n"
         "def two(*a): (die if len(calls) == 2 else append)(*a); calls.append(1)\n"
         "t.LabelStore.append = two\n"

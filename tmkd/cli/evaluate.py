@@ -31,10 +31,10 @@ def evaluate(
     """
     from tmkd.data.tasks import read_measured
     from tmkd.evaluation.components import AGREEMENT, component_table
-    from tmkd.pipeline.steps.evaluate import RunModels
     from tmkd.pipeline.steps.evaluate import evaluate as measure_run
+    from tmkd.pipeline.steps.finished_run import FinishedRun
 
-    models = RunModels.read(run)
+    models = FinishedRun.read(run)
     given = {"question": question, "passage": passage, "label": label, "qid": qid}
     rows = read_measured(models.recipe.data, models.recipe.classes, pairs, given)
     with models.workspace.locked():

@@ -24,6 +24,11 @@ def cache_folder(*parts: str) -> Path:
     return folder
 
 
+def digest_of(content: Any) -> str:
+    """12 hex digits of a SHA-256 over JSON-like content; the order of a mapping's keys does not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def sha256_of(path: Path) -> str:
     """The file's SHA-256, hex."""
     with path.open("rb") as file:

@@ -339,14 +339,22 @@ def require_head(folder: Path, classes: int) -> None:
     Raises:
         EncoderError: it has none, or one of other classes.
     """
-    if (folder / "tmkd.json").is_file():
-        found = int(read_card(folder)["classes"])
-    else:
-        name = f"{family_of(_read_config(folder).model_type, str(folder)).last}.weight"
-        found = next((shape[0] for path in _weight_files(folder) if (shape := _shape(path, name))), 0)
+    found = head_classes(folder)
     if found != classes:
         told = found or "no"
         raise EncoderError(f"{folder}: a finished teacher needs a head of {classes} classes, this one has {told}")
+
+
+def head_classes(folder: Path) -> int:
+    """How many classes the classification head of a checkpoint has; 0 if there is no such head.
+
+    Raises:
+        EncoderError: the architecture is not supported, or a file cannot be read.
+    """
+    if (folder / "tmkd.json").is_file():
+        return int(read_card(folder)["classes"])
+    name = f"{family_of(_read_config(folder).model_type, str(folder)).last}.weight"
+    return next((shape[0] for path in _weight_files(folder) if (shape := _shape(path, name))), 0)
 
 
 def _shape(path: Path, name: str) -> list[int]:

@@ -12,7 +12,7 @@ from tmkd.models.encoders.find import find_encoder
 from tmkd.models.label_map import class_order
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.run_data import Rows
-from tmkd.pipeline.steps.teach import column_logits
+from tmkd.teachers.scores import ScoresTeacher
 
 
 def require_runnable(rows: Rows) -> None:
@@ -66,7 +66,7 @@ def _require_columns(rows: Rows) -> None:
     for where, part in parts.items():
         for teacher in columns:
             if teacher.scores in part.score_names:
-                column_logits(recipe, teacher, part, where)
+                ScoresTeacher.of(teacher, recipe.data).logits(part, where)
     mined = recipe.pool is not None and bool(recipe.pool.sources)
     known = [] if mined else (data.train if data.pool is None else data.pool).score_names
     absent = [teacher.name for teacher in columns if teacher.scores not in known]

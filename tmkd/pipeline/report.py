@@ -20,7 +20,9 @@ from tmkd.evaluation.report import write_report
 from tmkd.evaluation.results import ENSEMBLE, Results
 from tmkd.pipeline.parallel import helpers
 from tmkd.pipeline.run import Pipeline
-from tmkd.pipeline.steps.evaluate import RunModels, compare_outputs, curves, measure_exports, outputs
+from tmkd.pipeline.steps.evaluate import compare_outputs, outputs
+from tmkd.pipeline.steps.evaluate_export import evaluate_export
+from tmkd.pipeline.steps.finished_run import FinishedRun
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +39,12 @@ def report(pipeline: Pipeline, jobs: int = 1) -> Results:
         _ = pipeline.students
     pipeline.write_manifest()
     parity = pipeline.export()
-    run = RunModels.read(pipeline.run, pipeline.workspace)
+    run = FinishedRun.read(pipeline.run, pipeline.workspace)
     test = pipeline.data.test
     logger.info("measuring every model on the test rows")
     found = outputs(run, test, timed=True)
     results = compare_outputs(run, test, found, task=pipeline.recipe.name)
-    results.exports = measure_exports(pipeline.workspace, pipeline.exported, test, classes=pipeline.recipe.classes)
+    results.exports = evaluate_export(pipeline.workspace, pipeline.exported, test, classes=pipeline.recipe.classes)
     by_name = {output.name: output for output in found}
     student = by_name[run.take].logits.mean(axis=0)
     teacher = by_name[ENSEMBLE if ENSEMBLE in by_name else found[0].name].logits[0]
@@ -50,7 +52,7 @@ def report(pipeline: Pipeline, jobs: int = 1) -> Results:
         write_report(
             pipeline.run / "report",
             results,
-            curves=curves(run),
+            curves=run.curves(),
             parity=parity,
             disagreements=disagreements(test, np.asarray(student), np.asarray(teacher)),
             recipe_text=yaml.safe_dump(pipeline.recipe.model_dump(mode="json"), sort_keys=False),

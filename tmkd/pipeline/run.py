@@ -28,7 +28,7 @@ from tmkd.inference.qa.calibration import of_the_same_student
 from tmkd.pipeline.preflight import require_runnable
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
 from tmkd.pipeline.steps.distill import distill, distill_lstm, pretrain
-from tmkd.pipeline.steps.teach import method_logits
+from tmkd.pipeline.steps.label import method_logits
 from tmkd.pipeline.store.workspace import UNFINISHED, Step, held
 from tmkd.pipeline.teacher_labels import Supervision
 from tmkd.training.targets import Replay, Targets

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.config.recipe import Recipe
+from tmkd.core.files import digest_of
 from tmkd.core.hardware import describe, prepare
 from tmkd.data.mining import Material
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import STAGE1, subsample
 from tmkd.data.tasks import TaskData, load_task
 from tmkd.pipeline.steps.pool import pool_of
-from tmkd.pipeline.store.workspace import Workspace, fingerprint
+from tmkd.pipeline.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Rows:
     @functools.cached_property
     def _rows_key(self) -> str:
         """What the rows depend on in the recipe."""
-        return fingerprint([self.recipe.data.model_dump(exclude={"train_share"}), self.recipe.classes])
+        return digest_of([self.recipe.data.model_dump(exclude={"train_share"}), self.recipe.classes])
 
     @functools.cached_property
     def data(self) -> TaskData:
@@ -68,7 +69,7 @@ class Rows:
 
     @functools.cached_property
     def _mined(self) -> tuple[Pairs, list[dict[str, Any]]]:
-        key = fingerprint([self.recipe.model_dump(include={"pool"}), self._rows_key])
+        key = digest_of([self.recipe.model_dump(include={"pool"}), self._rows_key])
         if key not in self.shared.pools:
             self.shared.pools[key] = pool_of(self.workspace, self.recipe, self.data, self.shared.materials)
         return self.shared.pools[key]

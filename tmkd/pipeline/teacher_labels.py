@@ -16,13 +16,15 @@ from tmkd.core.errors import TmkdError
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import BAGS, folds, subsample
 from tmkd.pipeline.run_data import Rows
+from tmkd.pipeline.steps.label import label
 from tmkd.pipeline.steps.out_of_fold import fold_logits
 from tmkd.pipeline.steps.pool import pool_teachers
-from tmkd.pipeline.steps.teach import column_logits, label, made_reference, teach
+from tmkd.pipeline.steps.teach import teach
 from tmkd.pipeline.steps.warm_up import warm_up
 from tmkd.pipeline.store.workspace import Step
+from tmkd.teachers.scores import ScoresTeacher
 from tmkd.training.losses import GROUPED, golden_loss
-from tmkd.training.targets import COLUMN, Targets, questions_of
+from tmkd.training.targets import Targets, questions_of
 from tmkd.training.teacher_weights import above_chance, development_weights
 
 
@@ -84,7 +86,7 @@ class Supervision(Rows):
         logits = []
         for teacher, step in self.teachers if which is None else [self.teachers[number] for number in which]:
             if step is None:
-                logits.append(column_logits(self.recipe, teacher, pairs, where))
+                logits.append(ScoresTeacher.of(teacher, self.recipe.data).logits(pairs, where))
             else:
                 logits.append(self.logits(step, pairs, teacher.name))
         return logits
@@ -106,7 +108,10 @@ class Supervision(Rows):
         if not which:
             raise TmkdError(f"no teacher can label the {where} rows: they carry none of the recipe's score columns")
         chosen = [self.teachers[number] for number in which]
-        names = [step.fingerprint if step else self._column(teacher) for teacher, step in chosen]
+        names = [
+            step.fingerprint if step else ScoresTeacher.of(teacher, self.recipe.data).fingerprint
+            for teacher, step in chosen
+        ]
         best = which.index(self.best_of(method) if only is None else only) if method.targets == "one" else 0
         logits, marks = self.teacher_logits(pairs, where, which), tuple[str, ...]()
         if where == "train" and self.recipe.labels == "out-of-fold":
@@ -120,11 +125,6 @@ class Supervision(Rows):
         assert found is not None
         weighed = found.weigh(self.recipe.loss.weighting, lambda: self.development_weights(which))
         return replace(weighed, folds=marks)
-
-    def _column(self, teacher: Teacher) -> str:
-        """The name of a score column as a header's teacher: what it holds is part of what is learned."""
-        assert teacher.scores is not None
-        return f"{COLUMN}{teacher.scores} ({self.recipe.data.scores[teacher.scores]})"
 
     @functools.cached_property
     def dev_metrics(self) -> list[float]:
@@ -151,7 +151,10 @@ class Supervision(Rows):
     def measured_teachers(self) -> list[int]:
         """The teachers (indices) that development rows can judge: their column is there, and is not the reference."""
         dev = self.data.dev
-        return [n for n in self.labellers(dev) if not made_reference(self.teachers[n][0], dev)]
+        return [n for n in self.labellers(dev) if not self._made_reference(self.teachers[n][0], dev)]
+
+    def _made_reference(self, teacher: Teacher, pairs: Pairs) -> bool:
+        return teacher.scores is not None and ScoresTeacher.of(teacher, self.recipe.data).is_reference_of(pairs)
 
     @functools.cached_property
     def dev_losses(self) -> list[float]:

@@ -22,7 +22,6 @@ from tmkd.training.losses import GROUPED, GoldenLoss, golden_loss, soft_loss
 from tmkd.training.teacher_weights import Floats, confidence_weights
 
 MEAN = "mean of "  # before the names of the teachers whose mean a header learns
-COLUMN = "column "  # before the name of a score column, where a header's teacher is one
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
 from tmkd.pipeline.steps.fit import fit_and_save
 from tmkd.pipeline.store.token_cache import tokens_of
 from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.teachers.scores import COLUMN
 from tmkd.training.hidden_states import Following
-from tmkd.training.targets import COLUMN, MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss
+from tmkd.training.targets import MEAN, Replay, Targets, loss_depends, questions_of, soft_part, stage2_loss
 from tmkd.training.token_cosine import Comparing, TokenTargets
 from tmkd.training.trainer import Fit
 

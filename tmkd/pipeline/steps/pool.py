@@ -1,4 +1,4 @@
-"""The pairs of stage 1 as a step of the workspace: mined once (tmkd/data/mining.py), and who labels them."""
+"""The pairs of stage 1 as a step, mined once (tmkd/data/mining.py), and the teachers that label them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Teacher
 from tmkd.core.errors import RecipeError
-from tmkd.core.files import write_json
+from tmkd.core.files import digest_of, write_json
 from tmkd.data.decontamination import HeldOut
 from tmkd.data.mining import Material, hold_out, mine, read_sources, subsample
 from tmkd.data.pairs import Pairs
@@ -17,21 +17,26 @@ from tmkd.data.tasks import TaskData, built_in
 from tmkd.models.checkpoint import read_card
 from tmkd.models.encoders.find import encoder_fingerprint
 from tmkd.pipeline.steps.teach import teach
-from tmkd.pipeline.store.workspace import Step, Workspace, fingerprint
-
-FORMAT = 1  # raise it when mining gives other pairs for the same recipe
+from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
+from tmkd.pipeline.store.workspace import Step, Workspace
 
 
 def pool_of(
     workspace: Workspace, recipe: Recipe, data: TaskData, read: dict[str, list[Material]] | None = None
 ) -> tuple[Pairs, list[dict[str, Any]]]:
-    """The pairs of stage 1, and what came of each source (empty where nothing was mined).
+    """The pairs of stage 1.
 
     Args:
-        read: what sources hold that were read before, by their fingerprint; what is read now is added.
+        workspace: keeps the mined pool.
+        recipe: its `pool` says what to mine; without one, the pool is `data.pool` or the training pairs.
+        data: the task's pairs. Pairs that share a question or passage with dev or test are removed.
+        read: texts of sources that were read before, by a key of their own; sources that are read now are added.
+
+    Returns:
+        The pairs, and for each source how many it gave and how many were dropped (empty if nothing was mined).
 
     Raises:
-        DataError: a source that cannot be read or gives no pair.
+        DataError: a source cannot be read or gives no pair.
         RecipeError: a size without a pool.
     """
     wanted = recipe.pool
@@ -39,53 +44,56 @@ def pool_of(
         size = wanted and wanted.size
         if data.pool is None and size:
             raise RecipeError("pool.size: there is no pool to take from; give pool.sources or data.pool")
-        pool = data.train if data.pool is None else _held_out(workspace, recipe, data, data.pool)
+        pool = data.train if data.pool is None else _decontaminated(workspace, recipe, data, data.pool)
         return (subsample(pool, size, wanted.seed) if wanted and size else pool), []
     if recipe.data.pool is not None:
         raise RecipeError("give pool.sources or data.pool, not both; a file is a source too: {pairs: FILE}")
-    read = {} if read is None else read
-    mark = fingerprint(
-        [wanted.model_dump(include={"sources"}), data.train.digest(), recipe.data.debian_docs.model_dump()]
+    materials = _materials(recipe, data, {} if read is None else read)
+    asks_passages = any(one.source.ask == "passages" for one in materials)
+    content = depends_on(
+        settings={
+            "pool": non_defaults(wanted, without={"sources", "teachers"}),  # the sources' content is an input
+            "sources": [non_defaults(one.source, without={"questions", "passages", "pairs"}) for one in materials],
+            "classes": recipe.classes,
+        },
+        inputs={
+            "sources": [one.digest() for one in materials],
+            "held_out": [data.dev, data.test],
+            "train": data.train if asks_passages else None,  # to tell a passage's own question
+        },
     )
-    if mark not in read:
-        read[mark] = read_sources(wanted, data.train, lambda: [one.text for one in built_in(recipe.data).passages])
-    materials = read[mark]
-    depends = {
-        "format": FORMAT,
-        "size": wanted.size,
-        "passages_per_question": wanted.passages_per_question,
-        "seed": wanted.seed,
-        "classes": recipe.classes,
-        "sources": [[one.source.share, one.source.ask, one.digest()] for one in materials],
-        "held_out": [data.dev.digest(), data.test.digest()],
-        "train": data.train.digest() if any(one.source.ask == "passages" for one in materials) else None,
-    }
 
     def build(folder: Path) -> None:
         pairs, counts = mine(wanted, materials, data.train, HeldOut([data.dev, data.test], recipe.classes))
         pairs.save(folder / "pool.parquet")
         write_json(folder / "counts.json", counts)
 
-    step = workspace.step("pool", depends, build, label="mine the pool")
+    step = workspace.step("pool", content, build, label="mine the pool")
     return Pairs.load(step.folder / "pool.parquet"), json.loads((step.folder / "counts.json").read_text())
 
 
-def _held_out(workspace: Workspace, recipe: Recipe, data: TaskData, pool: Pairs) -> Pairs:
-    """A pool of one's own less what development and test rows forbid; the built-in one was made without that."""
+def _materials(recipe: Recipe, data: TaskData, read: dict[str, list[Material]]) -> list[Material]:
+    """The texts that the pool's sources hold, read once a process."""
+    wanted = recipe.pool
+    assert wanted is not None
+    sources = wanted.model_dump(mode="json", include={"sources"})
+    key = digest_of([sources, data.train.digest(), recipe.data.debian_docs.model_dump(mode="json")])
+    if key not in read:
+        read[key] = read_sources(wanted, data.train, lambda: [one.text for one in built_in(recipe.data).passages])
+    return read[key]
+
+
+def _decontaminated(workspace: Workspace, recipe: Recipe, data: TaskData, pool: Pairs) -> Pairs:
+    """The user's own pool without what occurs in dev or test; the built-in pool is made without it already."""
     if recipe.data.builtin is not None:
         return pool
     parts = [data.dev, data.test]
-    depends = {
-        "format": FORMAT,
-        "classes": recipe.classes,
-        "pool": pool.digest(),
-        "held_out": [part.digest() for part in parts],
-    }
+    content = depends_on(settings={"classes": recipe.classes}, inputs={"pool": pool, "held_out": parts})
 
     def build(folder: Path) -> None:
         hold_out(pool, HeldOut(parts, recipe.classes)).save(folder / "pool.parquet")
 
-    step = workspace.step("pool", depends, build, label="hold out development and test rows from the pool")
+    step = workspace.step("pool", content, build, label="remove development and test pairs from the pool")
     return Pairs.load(step.folder / "pool.parquet")
 
 
@@ -93,19 +101,21 @@ def pool_teachers(workspace: Workspace, recipe: Recipe) -> list[Step]:
     """The finished teachers that `pool.teachers` names: checkpoints, and every trained teacher of a run.
 
     Raises:
-        RecipeError: neither a checkpoint nor a finished run, or teachers whose numbers of classes differ.
+        RecipeError: a folder that is neither a checkpoint nor a finished run, or teachers whose numbers of classes
+            differ.
         EncoderError: a checkpoint without a classification head.
     """
     assert recipe.pool is not None
     steps = [step for place in recipe.pool.teachers for step in _finished(workspace, recipe, Path(place))]
     classes = {int(read_card(step.folder)["classes"]): step.folder for step in steps}
     if len(classes) > 1:
-        told = ", ".join(f"{folder} has {count}" for count, folder in classes.items())
-        raise RecipeError(f"pool.teachers: their numbers of classes differ: {told}")
+        each = ", ".join(f"{folder} has {count}" for count, folder in classes.items())
+        raise RecipeError(f"pool.teachers: their numbers of classes differ: {each}")
     return steps
 
 
 def _finished(workspace: Workspace, recipe: Recipe, folder: Path) -> list[Step]:
+    """The teachers in one folder of `pool.teachers`."""
     if (folder / "manifest.json").is_file():
         models = json.loads((folder / "manifest.json").read_text())["models"]
         names = [model["steps"][0] for model in models if model["kind"] == "teacher" and model["steps"]]

@@ -1,8 +1,10 @@
 """The label store: every teacher's logits for every pair, computed once.
 
-One folder per pool and teacher: Parquet parts (pair_id, logits) and a manifest with the teacher's identity and the
-parts' checksums. Joined by pair_id, never by row order. A part is written beside and renamed before the manifest
-names it, so a kill loses at most the part in hand; a damaged part is dropped and its rows are labelled again.
+A store is a folder for one teacher and one set of pairs. It holds Parquet parts (`pair_id`, `logits`) and a manifest
+with the teacher's identity and the checksums of the parts. Logits are joined by `pair_id`, never by row order.
+
+A part is written to a temporary file and renamed before the manifest names it, so a killed process loses at most the
+part that it was writing. A damaged part is dropped, and its pairs are labelled again.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +28,22 @@ from tmkd.core.files import replacing
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-CLIP = 1e-6  # probabilities are clipped to [CLIP, 1 - CLIP] before they become log-odds (METHOD.md, "Teachers")
 
 
 class LabelStore:
-    """Logits by pair id. Use `LabelStore.open`."""
+    """Logits by pair id in one folder.
+
+    Example:
+        >>> import tempfile
+        >>> store = LabelStore.open(Path(tempfile.mkdtemp()), header={"teacher": "a", "classes": 2})
+        >>> store.append(["pair 1", "pair 2"], np.array([[0.5, -0.5], [1.0, -1.0]], dtype=np.float32))
+        >>> store.logits_for(["pair 2"]).tolist()
+        [[1.0, -1.0]]
+
+    Attributes:
+        folder: where the parts and the manifest are.
+        manifest: the content of manifest.json: `format`, `header`, `rows`, `parts`.
+    """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
@@ -38,18 +51,21 @@ class LabelStore:
 
     @classmethod
     def open(cls, folder: Path, *, header: dict[str, Any]) -> LabelStore:
-        """Create or continue a store.
+        """Open a store, or create it if the folder holds none.
 
         Args:
-            header: JSON-like identity: teacher's and tokenizer's fingerprints, max_length, dtype, classes, class order;
-                `headers`, their number, where the logits of each header of a student are stored one after the other.
+            folder: the store's folder.
+            header: what identifies the labels, as JSON-like content: the fingerprints of teacher and tokenizer,
+                max_length, dtype, classes (required), class order. `headers` is the number of heads if the store keeps
+                the logits of every head of a student, one head after the other.
 
         Raises:
-            LabelError: the folder holds labels of another header (the key that differs is named), its manifest is not
-                readable, or the header does not say how many classes there are.
+            LabelError: the folder holds labels with another header (the message names the key that differs), or its
+                manifest cannot be read.
+            ValueError: the header does not say how many classes there are.
         """
         if not isinstance(header.get("classes"), int):
-            raise LabelError(f"the header of a label store needs `classes`, an integer; it has {', '.join(header)}")
+            raise ValueError(f"the header of a label store needs `classes`, an integer; it has {', '.join(header)}")
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / MANIFEST).is_file():
             store = cls(folder, _read_manifest(folder / MANIFEST))
@@ -59,19 +75,20 @@ class LabelStore:
             store = cls(folder, {"format": 1, "header": header, "rows": 0, "parts": []})
             store._write_manifest()
         named = {part["file"] for part in store.manifest["parts"]}
-        for stray in [*folder.glob("*.tmp"), *folder.glob("part-*.parquet")]:  # what a kill left half done
+        for stray in [*folder.glob("*.tmp"), *folder.glob("part-*.parquet")]:  # left by a killed process
             if stray.name not in named:
                 stray.unlink()
         return store
 
     def _drop_damaged(self) -> None:
+        """Remove the parts whose files are gone or do not match their checksums."""
         good = []
         for part in self.manifest["parts"]:
             path = self.folder / part["file"]
             if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == part["sha256"]:
                 good.append(part)
             else:
-                logger.warning(f"{path} is missing or damaged; its {part['rows']:,} rows will be labelled again")
+                logger.warning(f"{path} is missing or damaged; its {part['rows']:,} pairs will be labelled again")
                 path.unlink(missing_ok=True)
         if len(good) < len(self.manifest["parts"]):
             self.manifest["parts"] = good
@@ -88,28 +105,30 @@ class LabelStore:
             os.fsync(file.fileno())
 
     def _parts(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-        """Each part's pair ids and logits [n, C] float32, oldest first."""
+        """The pair ids of each part and their logits, [n, width] float32, oldest part first."""
         for part in self.manifest["parts"]:
             path = self.folder / part["file"]
             try:
                 table = pq.ParquetFile(path).read()
             except (pa.ArrowException, OSError) as error:
-                raise LabelError(f"{path} cannot be read ({error}); run again: its rows are labelled anew") from error
+                raise LabelError(
+                    f"{path} cannot be read ({error}); run again, and its pairs are labelled again"
+                ) from error
             flat = table.column("logits").combine_chunks().flatten().to_numpy(zero_copy_only=False)
             yield table.column("pair_id").to_pylist(), flat.reshape(-1, self.width)
 
     @property
     def classes(self) -> int:
-        """C."""
+        """The number of classes, C."""
         return int(self.manifest["header"]["classes"])
 
     @property
     def width(self) -> int:
-        """Numbers of a pair: C, or H * C where the header says how many `headers` (H) there are."""
+        """How many numbers are stored for a pair: C, or H * C if the store keeps the logits of H heads."""
         return self.classes * int(self.manifest["header"].get("headers", 1))
 
     def done_ids(self) -> set[str]:
-        """The ids of the pairs whose latest labels are finite: what need not be labelled again."""
+        """The ids of the pairs that need not be labelled again: those whose latest logits are finite."""
         done: set[str] = set()
         for names, logits in self._parts():
             finite = np.isfinite(logits).all(axis=1)
@@ -118,13 +137,17 @@ class LabelStore:
         return done
 
     def append(self, pair_ids: Sequence[str], logits: NDArray[np.float32]) -> None:
-        """Store the logits [N, width] float32 of N pairs as one part; a pair labelled before takes the new ones.
+        """Store the logits of some pairs as one part. For a pair that has logits already, the new ones count.
+
+        Args:
+            pair_ids: the ids of N pairs.
+            logits: [N, width] float32, in the same order.
 
         Raises:
-            LabelError: lengths or classes that do not fit.
+            ValueError: logits of another shape.
         """
         if logits.shape != (len(pair_ids), self.width):
-            raise LabelError(f"expected logits of shape {(len(pair_ids), self.width)}, got {logits.shape}")
+            raise ValueError(f"expected logits of shape {(len(pair_ids), self.width)}, got {logits.shape}")
         if not pair_ids:
             return
         values = pa.FixedSizeListArray.from_arrays(pa.array(logits.astype(np.float32).ravel()), self.width)
@@ -140,10 +163,17 @@ class LabelStore:
         self._write_manifest()
 
     def logits_for(self, pair_ids: Sequence[str], *, allow_missing: bool = False) -> NDArray[np.float32]:
-        """Logits in the order of `pair_ids`, [N, width] float32.
+        """The stored logits of some pairs.
+
+        Args:
+            pair_ids: the ids of N pairs; an id may occur more than once.
+            allow_missing: give nan for pairs without finite logits instead of raising an error.
+
+        Returns:
+            [N, width] float32, in the order of `pair_ids`.
 
         Raises:
-            LabelError: pairs without labels or with labels that are not finite, counted (nan with `allow_missing`).
+            LabelError: some pairs have no logits, or logits that are not finite; the message counts both.
         """
         place: dict[str, int] = {}
         blocks = []
@@ -153,7 +183,8 @@ class LabelStore:
             blocks.append(logits)
             start += len(names)
         stored = np.concatenate([*blocks, np.full((1, self.width), np.nan, dtype=np.float32)])
-        rows = np.array([place.get(name, -1) for name in pair_ids], dtype=np.int64)  # -1: the row of nan at the end
+        # -1 is the row of nan at the end of `stored`
+        rows = np.array([place.get(name, -1) for name in pair_ids], dtype=np.int64)
         found: NDArray[np.float32] = stored[rows].astype(np.float32)
         bad = ~np.isfinite(found).all(axis=1)
         if bad.any() and not allow_missing:
@@ -167,35 +198,20 @@ class LabelStore:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    """The content of a manifest; LabelError if it cannot be read."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(manifest["header"], dict) and isinstance(manifest["parts"], list):
             return dict(manifest)
     except (ValueError, KeyError, TypeError):
         pass
-    raise LabelError(f"{path} is damaged; remove the folder {path.parent}, and its pairs are labelled again")
+    raise LabelError(f"{path} is damaged; remove the folder {path.parent} to have its pairs labelled again")
 
 
 def _require_same(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """LabelError if two headers differ."""
     for key in [*wanted, *stored]:
         if key not in stored or key not in wanted or stored[key] != wanted[key]:
             raise LabelError(
                 f"{folder} holds labels whose {key} is {stored.get(key)!r}, not {wanted.get(key)!r}; use another folder"
             )
-
-
-def imported_logits(scores: NDArray[np.float64], kind: Literal["logit", "probability"]) -> NDArray[np.float64]:
-    """Logits [N, 2] of a teacher made elsewhere: (-z/2, z/2), z its log-odds.
-
-    Args:
-        scores: [N] log-odds (`logit`) or probabilities of the positive class, clipped to [1e-6, 1 - 1e-6].
-
-    Raises:
-        LabelError: another kind.
-    """
-    if kind not in ("logit", "probability"):
-        raise LabelError(f"a score is of kind `logit` or `probability`, not {kind!r}")
-    if kind == "probability":
-        clipped = np.clip(scores, CLIP, 1 - CLIP)
-        scores = np.log(clipped) - np.log1p(-clipped)
-    return np.stack([-scores / 2, scores / 2], axis=1)

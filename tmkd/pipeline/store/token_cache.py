@@ -1,6 +1,6 @@
-"""Token ids of a set of pairs: computed once for a tokenizer and a length, kept in the workspace's `tokens/`.
+"""Token ids of a set of pairs: computed once for a tokenizer and a length, and kept in the workspace's `tokens/`.
 
-They are a cache beside the steps, not a step: no result depends on their being there.
+This is a cache beside the steps and not a step: the folder can be removed at any time, and no result changes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,26 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from tmkd.core.console import progress
-from tmkd.core.files import disk_errors, replacing
+from tmkd.core.files import digest_of, disk_errors, replacing
 from tmkd.data.pairs import Pairs
 from tmkd.models.tokenizer import Encoded, PairTokenizer
-from tmkd.pipeline.store.workspace import Workspace, fingerprint
+from tmkd.pipeline.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 
 def tokens_of(workspace: Workspace, tokenizer: PairTokenizer, pairs: Pairs) -> Encoded:
-    """Token ids of every pair, in the pairs' order. Another tokenizer, length or pair is tokenized anew."""
-    name = fingerprint({"tokenizer": tokenizer.fingerprint(), "pairs": pairs.digest()})
+    """The token ids of every pair in the order of the pairs, from the cache where they are there.
+
+    Args:
+        workspace: holds the cache.
+        tokenizer: its files and its maximum length are part of the key.
+        pairs: their digest is the other part of the key.
+
+    Raises:
+        TmkdError: the disk is full.
+    """
+    name = digest_of({"tokenizer": tokenizer.fingerprint(), "pairs": pairs.digest()})
     path = workspace.tokens / f"{name}.safetensors"
     found = _read(path) if path.is_file() else None
     if found is None:
@@ -43,10 +52,10 @@ def _encode(tokenizer: PairTokenizer, pairs: Pairs) -> Encoded:
 
 
 def _write(path: Path, encoded: Encoded) -> None:
-    nothing = [np.empty(0, dtype=np.int32)]
+    empty = [np.empty(0, dtype=np.int32)]  # np.concatenate needs one array at least
     tensors: dict[str, np.ndarray] = {
-        "ids": np.concatenate(encoded.ids or nothing),
-        "type_ids": np.concatenate(encoded.type_ids or nothing).astype(np.uint8),
+        "ids": np.concatenate(encoded.ids or empty),
+        "type_ids": np.concatenate(encoded.type_ids or empty).astype(np.uint8),
         "lengths": encoded.lengths,
     }
     with replacing(path) as temporary:
@@ -54,7 +63,7 @@ def _write(path: Path, encoded: Encoded) -> None:
 
 
 def _read(path: Path) -> Encoded | None:
-    """What was kept; None where the file is damaged."""
+    """The token ids in a cache file; None if the file is damaged."""
     try:
         stored = load_file(path)
     except Exception as error:  # safetensors raises its own class for a damaged header

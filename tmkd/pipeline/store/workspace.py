@@ -8,7 +8,6 @@ each step is built by one of them, and the others wait for it, or do something e
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import shutil
@@ -21,18 +20,12 @@ from typing import Any, TypeVar
 
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import disk_errors, write_json
+from tmkd.pipeline.store.fingerprint import STEP_VERSIONS, fingerprint
 
 logger = logging.getLogger(__name__)
 
 UNFINISHED = "unfinished.json"  # beside the manifest of a run or study: what it used since that was written
 T = TypeVar("T")
-FORMAT = 1  # part of every fingerprint: raise it when a step's content changes its meaning
-
-
-def fingerprint(content: Any) -> str:
-    """12 hex digits over JSON-like content and the format's version."""
-    text = json.dumps({"format": FORMAT, "content": content}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class Busy(TmkdError):
@@ -106,14 +99,14 @@ class Workspace:
 
         Args:
             kind: first part of the folder's name.
-            depends_on: JSON-like; everything that the result depends on.
+            depends_on: everything that the result depends on (`tmkd.pipeline.store.fingerprint.depends_on`).
             build: fills the folder it is given; may find what an interrupted call left there.
             label: what the log calls it.
 
         Raises:
             Busy: another process is at it, and the workspace is not `patient`.
         """
-        step = Step(kind, mark := fingerprint(depends_on), self.root / "steps" / f"{kind}-{mark}")
+        step = Step(kind, mark := fingerprint(kind, depends_on), self.root / "steps" / f"{kind}-{mark}")
         self._note(step)
         if step.folder.is_dir():
             if step not in self.used:
@@ -135,7 +128,8 @@ class Workspace:
         began = time.monotonic()
         with disk_errors(partial):
             build(partial)
-            write_json(partial / "step.json", {"kind": step.kind, "label": label, "depends_on": depends_on})
+            content = {"kind": step.kind, "version": STEP_VERSIONS[step.kind], "label": label, "depends_on": depends_on}
+            write_json(partial / "step.json", content)
             shutil.rmtree(partial / "state", ignore_errors=True)
             partial.rename(step.folder)
         self.built += 1
@@ -175,10 +169,13 @@ class Workspace:
                 write_json(self.record, {"steps": [*names, step.folder.name]})
 
     def finished(self, kind: str) -> list[tuple[Path, Any]]:
-        """The finished steps of a kind: folder, and what it depends on."""
-        records = sorted(self.root.glob(f"steps/{kind}-*/step.json"))
-        found = [(path.parent, json.loads(path.read_text())["depends_on"]) for path in records]
-        return [(folder, depends) for folder, depends in found if folder.suffix != ".partial"]
+        """The finished steps of a kind in its current version: the folder of each, and what it depends on."""
+        found = []
+        for path in sorted(self.root.glob(f"steps/{kind}-*/step.json")):
+            content = json.loads(path.read_text())
+            if path.parent.suffix != ".partial" and content.get("version") == STEP_VERSIONS[kind]:
+                found.append((path.parent, content["depends_on"]))
+        return found
 
     def unused(self) -> list[Path]:
         """Steps, partial ones too, that no run, finished or begun, and no study names.

@@ -26,7 +26,8 @@ from tmkd.pipeline.parallel import helpers
 from tmkd.pipeline.preflight import require_runnable
 from tmkd.pipeline.run import Pipeline
 from tmkd.pipeline.run_data import Shared
-from tmkd.pipeline.store.workspace import UNFINISHED, Step, Workspace, fingerprint
+from tmkd.pipeline.store.fingerprint import fingerprint
+from tmkd.pipeline.store.workspace import UNFINISHED, Step, Workspace
 from tmkd.pipeline.study.board import Board, Status
 from tmkd.pipeline.study.outcome import Measured, Outcome, outcome_of
 from tmkd.pipeline.study.plan import Cell, Plan
@@ -48,7 +49,7 @@ class Survey(Workspace):
 
     def step(self, kind: str, depends_on: Any, build: Callable[[Path], None], *, label: str) -> Step:
         """The finished step."""
-        step = Step(kind, mark := fingerprint(depends_on), self.root / "steps" / f"{kind}-{mark}")
+        step = Step(kind, mark := fingerprint(kind, depends_on), self.root / "steps" / f"{kind}-{mark}")
         if not step.folder.is_dir():
             raise _Missing(label)
         if step not in self.used:

@@ -1,0 +1,103 @@
+"""A finished run as its manifest describes it: the recipe, and the steps that hold its models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tmkd.config.load import parse_recorded_recipe
+from tmkd.config.recipe import Recipe
+from tmkd.core.errors import TmkdError
+from tmkd.evaluation.results import Kind
+from tmkd.pipeline.store.workspace import Step, Workspace
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """One model of a run: a teacher, a baseline or a student.
+
+    Attributes:
+        name: what reports call it; a teacher's name begins with `teacher:`.
+        kind: what it is in a comparison.
+        steps: the folders' names of its steps, one after the other for every seed; none for a column of scores.
+        each: how many steps belong to one seed (K for `m-o-m`, otherwise 1).
+    """
+
+    name: str
+    kind: Kind
+    steps: tuple[str, ...]
+    each: int = 1
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run's manifest says.
+
+    Attributes:
+        folder: the run's folder, `runs/NAME/`.
+        recipe: the resolved recipe.
+        models: the run's models, teachers first.
+        take: the method whose student is exported.
+        stage1: the folder's name of that student's stage-1 step; empty if it has none.
+        workspace: the workspace that holds the steps.
+    """
+
+    folder: Path
+    recipe: Recipe
+    models: tuple[RunModel, ...]
+    take: str
+    stage1: tuple[str, ...]
+    workspace: Workspace
+
+    @classmethod
+    def read(cls, folder: Path, workspace: Workspace | None = None) -> FinishedRun:
+        """Read a run.
+
+        Args:
+            folder: the run's folder, such as `workspace/runs/demo`.
+            workspace: the workspace around it; a new object for the same folder unless given.
+
+        Raises:
+            TmkdError: the folder has no manifest, or does not lie in a workspace.
+            RecipeError: the manifest's recipe is not valid.
+        """
+        path = folder / "manifest.json"
+        if not path.is_file():
+            raise TmkdError(
+                f"{folder} is not a finished run (no manifest.json); give a folder such as workspace/runs/demo"
+            )
+        root = folder.resolve().parent.parent
+        if not (root / "steps").is_dir():
+            raise TmkdError(f"{folder} lies in no workspace: its models are in {root / 'steps'}, which is not there")
+        content = json.loads(path.read_text())
+        models = tuple(
+            RunModel(one["name"], one["kind"], tuple(one["steps"]), one.get("each", 1)) for one in content["models"]
+        )
+        recipe, stage1 = parse_recorded_recipe(content["recipe"], str(path)), tuple(content.get("stage1", ()))
+        return cls(folder, recipe, models, content["take"], stage1, workspace or Workspace(root))
+
+    def steps(self, names: tuple[str, ...]) -> list[Step]:
+        """The finished steps with these folder names.
+
+        Raises:
+            TmkdError: a step was removed.
+        """
+        steps = []
+        for name in names:
+            kind, _, fingerprint = name.rpartition("-")
+            folder = self.workspace.root / "steps" / name
+            if not folder.is_dir():
+                raise TmkdError(f"{folder} is gone; run the recipe again to make it anew")
+            steps.append(Step(kind, fingerprint, folder))
+        return steps
+
+    def curves(self) -> dict[str, list[dict[str, float]]]:
+        """The learning curve of every model's first seed by the model's name, and that of `stage 1`."""
+        found = {}
+        for name, names in [*((model.name, model.steps) for model in self.models), ("stage 1", self.stage1)]:
+            for step in self.steps(names[:1]):
+                path = step.folder / "curve.json"
+                if path.is_file():
+                    found[name] = json.loads(path.read_text())
+        return found

@@ -1,0 +1,212 @@
+"""Labelling as a step: the logits of a teacher or student for a set of pairs, computed once and stored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.core.console import progress
+from tmkd.core.errors import TmkdError
+from tmkd.data.pairs import Pairs
+from tmkd.models.checkpoint import load_student, read_card
+from tmkd.models.predict import score, score_heads
+from tmkd.models.student import Combination, combine
+from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.store.fingerprint import depends_on
+from tmkd.pipeline.store.label_store import LabelStore
+from tmkd.pipeline.store.token_cache import tokens_of
+from tmkd.pipeline.store.workspace import Step, Workspace
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 2048  # pairs between two writes of the label store: a killed process loses at most so many
+
+
+def label(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precision: str) -> LabelStore:
+    """Store the logits of one model for every pair. A call that was interrupted continues after its last stored chunk.
+
+    Args:
+        workspace: keeps the labels.
+        model: the step of a teacher or student.
+        pairs: N pairs; each distinct pair is labelled once.
+        name: what the log calls the model.
+        precision: of the model's arithmetic, as in a recipe.
+
+    Returns:
+        A store of C numbers a pair that has all pairs.
+    """
+    return _label(workspace, model, pairs, _Labelling("labels", name, precision, score), {})
+
+
+def head_logits(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, precision: str) -> NDArray[np.float32]:
+    """The logits of every trained head of a student, stored as `label` stores those of the whole model.
+
+    `tmkd.models.student.combine` makes one output of them.
+
+    Args:
+        workspace: keeps the labels.
+        model: the student's step.
+        pairs: N pairs.
+        name: what the log calls the student.
+        precision: of the model's arithmetic, as in a recipe.
+
+    Returns:
+        [N, H, C] float32 in the order of the pairs, the golden head first if it was trained.
+    """
+    card = read_card(model.folder)
+    heads = int(card["soft_headers"]) + int(card["use_golden"])
+    how = _Labelling("headers", f"the heads of {name}", precision, score_heads)
+    store = _label(workspace, model, pairs, how, {"headers": heads})
+    return store.logits_for(pairs.pair_ids).reshape(len(pairs), heads, int(card["classes"]))
+
+
+def combined_logits(
+    workspace: Workspace, model: Step, pairs: Pairs, how: Combination, *, name: str, precision: str
+) -> NDArray[np.floating[Any]]:
+    """A student's output under one of the combinations of its heads.
+
+    Args:
+        workspace: keeps the labels.
+        model: the student's step.
+        pairs: N pairs.
+        how: the combination.
+        name: what the log calls the student.
+        precision: of the model's arithmetic, as in a recipe.
+
+    Returns:
+        [N, C] in the order of the pairs.
+
+    Raises:
+        TmkdError: the combination is `golden`, and the student stopped after stage 1.
+    """
+    card = read_card(model.folder)
+    if how == "golden" and not card["use_golden"]:
+        raise TmkdError(f"{name}: a student that stopped after stage 1 has no golden head; use combination: logit")
+    if how == "logit" or not card["soft_headers"]:
+        return label(workspace, model, pairs, name=name, precision=precision).logits_for(pairs.pair_ids)
+    heads = head_logits(workspace, model, pairs, name=name, precision=precision)
+    return combine(heads, how, golden=bool(card["use_golden"]))
+
+
+def method_logits(
+    workspace: Workspace,
+    models: Sequence[Step],
+    pairs: Pairs,
+    how: Combination = "logit",
+    *,
+    each: int = 1,
+    name: str,
+    precision: str,
+) -> NDArray[np.float64]:
+    """The outputs of a method's students for every seed.
+
+    Args:
+        workspace: keeps the labels.
+        models: the students' steps, seed after seed.
+        pairs: N pairs.
+        how: the combination of a student's heads.
+        each: students of one seed (K for `m-o-m`). Their output is the log of the mean of their probabilities, as for
+            a teacher ensemble.
+        name: what the log calls the method.
+        precision: of the models' arithmetic, as in a recipe.
+
+    Returns:
+        [S, N, C] float64 for S seeds, in the order of the pairs.
+    """
+    outputs = [
+        combined_logits(workspace, model, pairs, how, name=name, precision=precision).astype(np.float64)
+        for model in models
+    ]
+    if each == 1:
+        return np.stack(outputs)
+    seeds = [np.stack(outputs[start : start + each], axis=1) for start in range(0, len(outputs), each)]
+    return np.stack([combine(seed, "probability") for seed in seeds])
+
+
+@dataclass(frozen=True)
+class _Labelling:
+    """How pairs are labelled.
+
+    Attributes:
+        kind: the kind of step.
+        name: what the log calls the model.
+        precision: of the model's arithmetic.
+        score: gives the logits of some of the encoded pairs (`tmkd.models.predict`).
+    """
+
+    kind: str
+    name: str
+    precision: str
+    score: Callable[..., NDArray[np.float32]]
+
+
+def _label(workspace: Workspace, model: Step, pairs: Pairs, how: _Labelling, extra: dict[str, Any]) -> LabelStore:
+    unique = pairs.take(np.unique(np.array(pairs.pair_ids), return_index=True)[1])
+    card = read_card(model.folder)
+    header = {
+        "teacher": model.fingerprint,
+        "tokenizer": PairTokenizer(model.folder, card["max_length"]).fingerprint(),
+        "max_length": card["max_length"],
+        "classes": card["classes"],
+        "class_order": card.get("class_order", list(range(card["classes"]))),
+        "dtype": "float32",
+        **extra,
+    }
+    content = depends_on(settings={"precision": how.precision}, inputs={"model": model, "pairs": unique})
+
+    def build(folder: Path) -> None:
+        store = LabelStore.open(folder, header=header)
+        _borrow(store, workspace, unique, how.kind, content)
+        _fill(store, model, unique, how, workspace)
+
+    step = workspace.step(how.kind, content, build, label=f"label {len(unique):,} pairs with {how.name}")
+    store = LabelStore.open(step.folder, header=header)
+    _fill(store, model, unique, how, workspace)  # labels the pairs of a part that was damaged since
+    return store
+
+
+def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, content: dict[str, Any]) -> None:
+    """Copy the labels of pairs that other stores of the same model and precision have: no pair is labelled twice."""
+    wanted = set(pairs.pair_ids) - store.done_ids()
+    for folder, theirs in workspace.finished(kind):
+        if not _differ_in_pairs_alone(theirs, content):
+            continue
+        other = LabelStore.open(folder, header=store.manifest["header"])
+        shared = sorted(wanted & other.done_ids())
+        if shared:
+            logger.info(f"{len(shared):,} of the pairs are labelled already ({folder.name})")
+            store.append(shared, other.logits_for(shared))
+            wanted.difference_update(shared)
+
+
+def _differ_in_pairs_alone(theirs: dict[str, Any], mine: dict[str, Any]) -> bool:
+    return {**theirs, "inputs": {**theirs["inputs"], "pairs": None}} == {
+        **mine, "inputs": {**mine["inputs"], "pairs": None},
+    }  # fmt: skip
+
+
+def _fill(store: LabelStore, model: Step, pairs: Pairs, how: _Labelling, workspace: Workspace) -> None:
+    """Label the pairs that the store does not have yet."""
+    done = store.done_ids()
+    missing = np.flatnonzero([pair_id not in done for pair_id in pairs.pair_ids])
+    if len(missing) == 0:
+        return
+    student = load_student(model.folder)
+    logger.info(f"{how.name}: {student.encoder.path}")
+    tokenizer = PairTokenizer(model.folder, read_card(model.folder)["max_length"])
+    encoded = tokens_of(workspace, tokenizer, pairs)
+    # Chunks hold pairs of similar length, so their batches hold almost no padding.
+    order = missing[np.argsort(-encoded.lengths[missing], kind="stable")]
+    ids = np.array(pairs.pair_ids)
+    with progress(f"label with {how.name}", len(pairs), done=len(pairs) - len(missing)) as bar:
+        for start in range(0, len(order), CHUNK):
+            rows = order[start : start + CHUNK]
+            logits = how.score(student, encoded, tokenizer.pad_id, rows, how.precision)
+            store.append(list(ids[rows]), logits.reshape(len(rows), -1))
+            bar.advance(len(rows))

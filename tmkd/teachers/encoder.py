@@ -1,0 +1,113 @@
+"""A teacher that is a cross-encoder: a sequence-classification checkpoint, fine-tuned here or elsewhere."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.core.errors import EncoderError
+from tmkd.core.files import digest_of
+from tmkd.data.pairs import Pairs
+from tmkd.models.checkpoint import head_classes, load_finished, read_card, require_fit
+from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
+from tmkd.models.label_map import reorder
+from tmkd.models.predict import score
+from tmkd.models.student import Student
+from tmkd.models.tokenizer import PairTokenizer
+
+MAX_LENGTH = 512  # tokens of a pair for a checkpoint that does not say how many it was trained with
+
+
+class EncoderTeacher:
+    """A checkpoint folder with its own tokenizer, maximum length and order of classes.
+
+    The weights are read when they are needed first.
+
+    Example:
+        >>> from tmkd.data.pairs import Pairs
+        >>> teacher = EncoderTeacher("workspace/runs/demo/student")  # doctest: +SKIP
+        >>> pairs = Pairs.build(["How do I copy a file?"], ["Use the cp command."])
+        >>> teacher.logits(pairs).shape  # doctest: +SKIP
+        (1, 2)
+
+    Attributes:
+        folder: the checkpoint's folder.
+        name: what messages and reports call the teacher.
+        classes: the number of classes, C.
+        max_length: tokens of a pair; longer pairs are cut, longest side first.
+        class_order: for each class of the task, the checkpoint's class that it is.
+        precision: of the arithmetic, as in a recipe.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        name: str | None = None,
+        max_length: int | None = None,
+        class_order: Sequence[int] | None = None,
+        precision: str = "auto",
+    ) -> None:
+        """Find the checkpoint and check that it can be a teacher.
+
+        Args:
+            folder: a local folder, `builtin:NAME`, or a hub id.
+            name: the folder's name unless given.
+            max_length: what the checkpoint's tmkd.json says unless given; 512 if there is no such file.
+            class_order: the checkpoint's own order unless given.
+            precision: `auto`, `bf16` or `fp32`.
+
+        Raises:
+            EncoderError: there is no such checkpoint, it has no classification head, its architecture is not
+                supported, or it has fewer positions than max_length.
+            ValueError: class_order does not name every class of the checkpoint once.
+        """
+        self.folder = find_encoder(str(folder))
+        self.name = name or self.folder.name
+        self.classes = head_classes(self.folder)
+        if self.classes == 0:
+            raise EncoderError(f"{self.folder} has no classification head; a teacher needs a fine-tuned checkpoint")
+        self.max_length = max_length or self._own_length()
+        self.class_order = list(range(self.classes)) if class_order is None else list(class_order)
+        self.precision = precision
+        require_fit(self.folder, length=self.max_length)
+        if sorted(self.class_order) != list(range(self.classes)):
+            raise ValueError(
+                f"class_order: {self.class_order} does not name each class of {self.folder} once; it has {self.classes}"
+            )
+
+    def _own_length(self) -> int:
+        return int(read_card(self.folder)["max_length"]) if (self.folder / "tmkd.json").is_file() else MAX_LENGTH
+
+    @functools.cached_property
+    def model(self) -> Student:
+        """The model, with its classes in the task's order."""
+        model = load_finished(self.folder, self.classes)
+        reorder(model, self.class_order)
+        return model
+
+    @functools.cached_property
+    def tokenizer(self) -> PairTokenizer:
+        """The checkpoint's own tokenizer, at the teacher's maximum length."""
+        return PairTokenizer(self.folder, self.max_length)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash over weights, configuration, tokenizer, maximum length, order of classes and precision."""
+        return digest_of([encoder_fingerprint(self.folder), self.max_length, self.class_order, self.precision])
+
+    def logits(self, pairs: Pairs) -> NDArray[np.float32]:
+        """The teacher's logits.
+
+        Args:
+            pairs: N pairs.
+
+        Returns:
+            [N, C] float32 in the order of the pairs, in the task's order of classes.
+        """
+        encoded = self.tokenizer.encode(pairs.questions, pairs.passages)
+        return score(self.model, encoded, self.tokenizer.pad_id, precision=self.precision)
