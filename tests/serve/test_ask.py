@@ -20,7 +20,7 @@ from tmkd.core.hardware import native_bf16
 from tmkd.data.documents.index import update_index
 from tmkd.inference.qa import QuestionAnswerer
 from tmkd.serve import ask
-from tmkd.serve.frames import Failed, read
+from tmkd.serve.messages import Failed, read
 from tmkd.serve.queueing import BatchQueue
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tmkd.serve.frames import Scored
+from tmkd.serve.messages import Scored
 from tmkd.serve.metrics import Metrics
 from tmkd.serve.queueing import BatchQueue
 from tmkd.serve.refusals import Refusal, unavailable

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import cohere
@@ -21,7 +23,7 @@ from tmkd.inference.scorer import Scorer
 from tmkd.serve.body import parse
 from tmkd.serve.refusals import Refusal
 from tmkd.serve.schemas import RerankRequest, V1Request, V2Request
-from tmkd.serve.settings import Settings
+from tmkd.serve.settings import Settings, settings_of
 from tmkd.serve.worker import open_model
 
 TEI = {"query": QUESTION, "texts": PASSAGES}
@@ -30,7 +32,7 @@ COHERE = {"model": "any", "query": QUESTION, "documents": PASSAGES}
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[InProcess]:
-    with in_process(max_body=20_000, max_texts=50, max_chars=5000) as found:
+    with in_process(max_body=20, max_texts=50, max_chars=5000) as found:
         yield found
 
 
@@ -250,13 +252,39 @@ def test_many_at_once_each_get_their_own_scores(app: InProcess) -> None:
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(TmkdError, match="max-texts is 0"):
-        Settings(model=model(), max_texts=0)
-    with pytest.raises(TmkdError, match="max-buffered"):
-        Settings(model=model(), max_body=100, max_buffered=10)
-    with pytest.raises(TmkdError, match="API key"):
-        Settings(model=model(), api_key=" ")
+    for wrong, sentence in (
+        ({"max_texts": 0}, "--max-texts is 0 (TMKD_MAX_TEXTS as a variable); it must be greater than 0"),
+        ({"max_body": 2048, "max_buffered": 1}, "--max-buffered (1 MiB) is less than --max-body (2048 KiB)"),
+        ({"api_key": " "}, "the API key must be ASCII characters, and not blank"),
+        ({"api_key": "schl\u00fcssel"}, "the API key must be ASCII characters, and not blank"),
+        ({"api_key_file": "nowhere"}, "the API key's file nowhere cannot be read: No such file or directory"),
+        ({"allowed_hosts": "*.example.com,a*b"}, "'a*b' is no pattern for hosts"),
+        ({"port": 70_000}, "--port is 70000 (TMKD_PORT as a variable); it must be less than or equal to 65535"),
+    ):
+        with pytest.raises(ValueError, match="1 validation error for Settings"):
+            Settings(model=model(), **wrong)
+        with pytest.raises(TmkdError, match=re.escape(sentence)) as refused:
+            settings_of({"model": model(), **wrong})
+        assert "schl" not in str(refused.value)
     assert "hidden" not in repr(Settings(model=model(), api_key="hidden"))
+
+
+def test_settings_come_from_options_then_variables_then_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text("from a file\n")
+    monkeypatch.setenv("TMKD_MODEL", "a/model")
+    monkeypatch.setenv("TMKD_MAX_TEXTS", "7")
+    monkeypatch.setenv("TMKD_MAX_CHARS", "")  # an empty variable counts as unset
+    monkeypatch.setenv("TMKD_CORS_ORIGINS", "https://a.example, https://b.example,")
+    monkeypatch.setenv("TMKD_API_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("TMKD_AUTO_TRUNCATE", "no")
+    found = settings_of({"timeout": 3})
+    assert (found.name, found.max_texts, found.max_chars, found.timeout) == ("model", 7, 65_536, 3)
+    assert (found.cors_origins, found.auto_truncate) == (("https://a.example", "https://b.example"), False)
+    assert found.api_key == "from a file"
+    assert settings_of({"max_texts": 8, "api_key": "given"}).api_key == "given"
+    assert settings_of({"max_texts": 8}).max_texts == 8
 
 
 def test_a_student_of_three_classes_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,8 @@ app = typer.Typer(
 )
 for title, functions in COMMANDS.items():
     for function in functions:
-        app.command(cls=Command, rich_help_panel=title)(function)
+        kind = serve.ServeCommand if function is serve.serve else Command
+        app.command(cls=kind, rich_help_panel=title)(function)
 app.add_typer(bench, name="bench", rich_help_panel="Benchmarks")
 
 

@@ -1,116 +1,80 @@
-"""The command `serve`: flags to settings. Nothing heavy is imported before they are checked."""
+"""The command `serve`: an option for each field of `tmkd.serve.settings.Settings`."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Annotated
+import functools
+import inspect
+from typing import Annotated, Any, get_args
 
 import typer
+from typer.main import get_command
 
+from tmkd.cli.options import Command
 from tmkd.core.console import set_quiet
-from tmkd.core.errors import TmkdError, needs_extra
-from tmkd.serve.settings import MEBI, Settings
+from tmkd.core.errors import needs_extra
 
 
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+def serve() -> None:
+    """Serve a student over HTTP: /rerank, /v1/rerank, /v2/rerank, /ask, and a page to ask questions on.
 
-
-def serve(
-    model: Annotated[
-        Path, typer.Option(envvar="TMKD_MODEL", help="an exported student, such as workspace/runs/demo/export")
-    ],
-    index: Annotated[
-        Path | None, typer.Option(envvar="TMKD_INDEX", help="an index made by `tmkd index`, for /ask and the page")
-    ] = None,
-    teacher: Annotated[
-        Path | None, typer.Option(envvar="TMKD_TEACHER", help="a model folder to show beside; needs PyTorch")
-    ] = None,
-    host: Annotated[
-        str, typer.Option(envvar="TMKD_HOST", help="address to listen on; 0.0.0.0: all of this machine's")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(envvar="TMKD_PORT", min=0, max=65535, help="0: any free one")] = 8080,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="TMKD_API_KEY", help="asked for as Authorization: Bearer; set it as a variable")
-    ] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option(envvar="TMKD_API_KEY_FILE", help="a file that holds the key")
-    ] = None,
-    cors_origins: Annotated[
-        str | None, typer.Option(envvar="TMKD_CORS_ORIGINS", help="web origins that may call it, with commas; none")
-    ] = None,
-    allowed_hosts: Annotated[
-        str | None,
-        typer.Option(envvar="TMKD_ALLOWED_HOSTS", help="Host headers answered, with commas; loopback: its names"),
-    ] = None,
-    backend: Annotated[
-        str, typer.Option(envvar="TMKD_BACKEND", help="auto, or one of the export's back ends")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(envvar="TMKD_THREADS", min=1, help="of the scorer; all cores unless given")
-    ] = None,
-    max_body: Annotated[int, typer.Option(envvar="TMKD_MAX_BODY", min=1, help="KiB of one request")] = 4096,
-    max_buffered: Annotated[
-        int, typer.Option(envvar="TMKD_MAX_BUFFERED", min=1, help="MiB of all requests held at once")
-    ] = 64,
-    max_texts: Annotated[int, typer.Option(envvar="TMKD_MAX_TEXTS", min=1, help="texts of one request")] = 1000,
-    max_chars: Annotated[int, typer.Option(envvar="TMKD_MAX_CHARS", min=1, help="characters of one text")] = 65_536,
-    max_queue: Annotated[int, typer.Option(envvar="TMKD_MAX_QUEUE", min=1, help="pairs that may wait")] = 8000,
-    max_connections: Annotated[int, typer.Option(envvar="TMKD_MAX_CONNECTIONS", min=1, help="open connections")] = 1000,
-    timeout: Annotated[float, typer.Option(envvar="TMKD_TIMEOUT", help="seconds for one request")] = 30.0,
-    idle_timeout: Annotated[
-        float, typer.Option(envvar="TMKD_IDLE_TIMEOUT", help="seconds for headers to arrive, and for idle connections")
-    ] = 10.0,
-    batch_tokens: Annotated[
-        int, typer.Option(envvar="TMKD_BATCH_TOKENS", min=1, help="estimated tokens of one batch")
-    ] = 16_384,
-    batch_wait: Annotated[
-        float, typer.Option(envvar="TMKD_BATCH_WAIT", min=0, help="milliseconds that a batch waits to be filled")
-    ] = 2.0,
-    stall: Annotated[
-        float, typer.Option(envvar="TMKD_STALL", help="seconds for one batch before the scorer is started anew")
-    ] = 60.0,
-    auto_truncate: Annotated[
-        bool, typer.Option(envvar="TMKD_AUTO_TRUNCATE", help="cut pairs that are too long where /rerank does not say")
-    ] = True,
-    model_name: Annotated[
-        str, typer.Option(envvar="TMKD_MODEL_NAME", help="what /info calls the model; the folder's name unless given")
-    ] = "",
-    log_requests: Annotated[
-        bool, typer.Option("--log-requests", envvar="TMKD_LOG_REQUESTS", help="a line a request; never its content")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", envvar="TMKD_QUIET", help="no notes")] = False,
-) -> None:
-    """Serve a student over HTTP: /rerank, /v1/rerank, /v2/rerank, /ask, and a page to ask from.
-
-    Every option is an environment variable too. Limits that are passed are answered with 413, 422, 429 or 503.
+    Every option is an environment variable too. A request beyond a limit is answered with 413, 422, 429 or 503.
 
     Example: tmkd serve --model workspace/runs/demo/export --port 8080
     """
-    set_quiet(quiet)
-    settings = Settings(
-        model=model, index=index, teacher=teacher, backend=backend, threads=threads, host=host, port=port,
-        api_key=_key(api_key, api_key_file), cors_origins=_names(cors_origins), allowed_hosts=_names(allowed_hosts),
-        max_body=max_body << 10, max_buffered=max_buffered * MEBI, max_texts=max_texts, max_chars=max_chars,
-        max_queue=max_queue, max_connections=max_connections, timeout=timeout, idle_timeout=idle_timeout,
-        batch_tokens=batch_tokens, batch_wait=batch_wait / 1000, stall=stall, auto_truncate=auto_truncate,
-        model_name=model_name, log_requests=log_requests,
-    )  # fmt: skip
+
+
+class ServeCommand(Command):
+    """`tmkd serve`, whose options are made of the settings when they are first needed.
+
+    Importing the settings takes 0.1 s and the extra `serve`, which other commands can do without.
+    """
+
+    @property
+    def params(self) -> list[Any]:
+        """The options."""
+        params: list[Any] = _command().params
+        return params
+
+    @params.setter
+    def params(self, given: list[Any]) -> None:
+        """Drop the parameters of the function `serve`: it has none."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Start the server."""
+        return _command().invoke(ctx)
+
+
+@functools.cache
+def _command() -> Any:
+    """A command with an option for each setting, which starts the server."""
     with needs_extra("serve"):
-        from tmkd.serve.run import run as run_server
-    run_server(settings)
+        from tmkd.serve.settings import Settings, settings_of
+
+    def start(context: typer.Context, **options: Any) -> None:
+        sources = {name: getattr(context.get_parameter_source(name), "name", "") for name in options}
+        settings = settings_of({name: options[name] for name in options if sources[name] == "COMMANDLINE"})
+        set_quiet(settings.quiet)
+        with needs_extra("serve"):
+            from tmkd.serve.run import run
+        run(settings)
+
+    parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    parameters += [_option(name, field) for name, field in Settings.model_fields.items()]
+    start.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # Typer makes options of it
+    app = typer.Typer(add_completion=False)
+    app.command()(start)
+    return get_command(app)
 
 
-def _key(given: str | None, file: Path | None) -> str | None:
-    """The key without the line end that files and secrets come with. One that is set and empty is a mistake."""
-    if given is not None:
-        return given.strip()
-    if file is not None:
-        try:
-            return file.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise TmkdError(f"the key's file {file} cannot be read: {error.strerror}") from error
-    if "TMKD_API_KEY" in os.environ:
-        raise TmkdError("TMKD_API_KEY is set and empty; give it a key, or unset it to serve without one")
-    return None
+def _option(name: str, field: Any) -> inspect.Parameter:
+    """The option of one setting; a switch that is off by default has no `--no-` form."""
+    from tmkd.serve.settings import PREFIX
+
+    kind = (get_args(field.annotation) or (field.annotation,))[0]  # int of `int | None`, str of `tuple[str, ...]`
+    names = [f"--{name.replace('_', '-')}"] if field.default is False else []
+    names += ["-q"] if name == "quiet" else []
+    option = typer.Option(*names, envvar=PREFIX + name.upper(), help=field.description)
+    default = inspect.Parameter.empty if field.is_required() else field.default
+    if default in (None, ()):
+        kind, default = kind | None, None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])

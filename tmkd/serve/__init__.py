@@ -1,5 +1,5 @@
-"""`tmkd serve`: questions and passages over HTTP. No PyTorch in the server, nor in the student's process.
+"""`tmkd serve`: ranks passages and answers questions over HTTP. Only a teacher's process imports PyTorch.
 
-One pair's way: `app` (routes) -> `body` (read and check) -> `queueing` (one queue, batches across requests) -> `scorer`
-(the scoring process and its supervision) -> `worker` (that process). `settings` holds every limit.
+The way of a pair: `app` (routes) -> `body` (read and check) -> `queueing` (one queue, batches across requests) ->
+`scorer_process` (starts and watches the scoring process) -> `worker` (that process). `settings` holds every limit.
 """

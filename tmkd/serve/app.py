@@ -1,11 +1,12 @@
-"""The application: its routes, its errors, its description."""
+"""The application: its routes, its pages, its errors, its description."""
 
 from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,11 +18,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tmkd import __version__
-from tmkd.serve import operate, rerank
-from tmkd.serve.body import Gone
+from tmkd.serve import health, rerank
+from tmkd.serve.body import Gone, parse, unless_gone
 from tmkd.serve.guard import Guard
-from tmkd.serve.pages import page_routes
-from tmkd.serve.refusals import Refusal
+from tmkd.serve.refusals import Refusal, json_response
 from tmkd.serve.schemas import (
     AskAnswers,
     AskRequest,
@@ -33,27 +33,42 @@ from tmkd.serve.schemas import (
     V1Request,
     V2Request,
 )
+from tmkd.serve.server import Server
 from tmkd.serve.settings import Settings
-from tmkd.serve.state import Server
 
 logger = logging.getLogger(__name__)
 
 ABOUT = """Ranks passages for a question with a distilled student, and answers questions from an index of documents.
 
-Requests wait in one queue and are scored together. Limits are in `/info`; a request beyond one is refused with 413 or
-422 and the field's name, one without room with 429, and one whose scorer died or whose time is up with 503; the last
-two say in `Retry-After` when to try again."""
+Requests wait in one queue and are scored together. `/info` lists the limits. A request beyond one is refused with 413
+or 422 and the name of the field. A request for which there is no room is refused with 429, and one whose scorer died
+or whose time is up with 503; both answers carry `Retry-After`, the seconds after which to try again."""
 _REFUSALS = {
-    400: "no valid JSON, or an empty list", 401: "the API key is missing or wrong", 404: "no documents are served",
+    400: "the body is no valid JSON, or a list in it is empty",
+    401: "the API key is missing or wrong",
+    404: "the server has no documents",
     408: "the body came too slowly",
-    413: "beyond a limit", 415: "not application/json", 421: "another host", 422: "JSON of another shape",
-    429: "no room; see Retry-After", 500: "an error of the server", 503: "the scorer is not there; see Retry-After",
-}  # fmt: skip
+    413: "the request is beyond a limit",
+    415: "the body is not application/json",
+    421: "the server does not answer to this Host",
+    422: "a field is missing or has a wrong value",
+    429: "there is no room; Retry-After says when to try again",
+    500: "the server failed",
+    503: "the scorer is not there; Retry-After says when to try again",
+}
 _REQUESTS = (RerankRequest, V1Request, V2Request, AskRequest)
+_PAGES = {
+    "/": ("index.html", "text/html"),
+    "/docs": ("docs.html", "text/html"),
+    "/page/style.css": ("style.css", "text/css"),
+    "/page/app.js": ("app.js", "text/javascript"),
+    "/page/docs.js": ("docs.js", "text/javascript"),
+    "/page/icon.svg": ("icon.svg", "image/svg+xml"),
+}
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application; its models are opened when it starts and closed when it ends."""
+    """The application. It opens its models when it starts and closes them when it ends."""
     server = Server(settings)
 
     @asynccontextmanager
@@ -69,9 +84,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.server = server
     _add_rerank(app, server)
     _add_ask(app, server)
-    operate.add_routes(app, server)
-    page_routes(app)
-    app.add_middleware(Guard, server=server, routes=frozenset(getattr(route, "path", "") for route in app.routes))
+    health.add_routes(app, server)
+    _add_pages(app)
+    routes = frozenset(getattr(route, "path", "") for route in app.routes)
+    app.add_middleware(Guard, settings=settings, metrics=server.metrics, routes=routes)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
@@ -82,49 +98,67 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _add_rerank(app: FastAPI, server: Server) -> None:
-    @app.post("/rerank", tags=["rerank"], responses=answers(list[Rank]), openapi_extra=takes(RerankRequest))
+    @app.post("/rerank", tags=["rerank"], responses=_answers(list[Rank]), openapi_extra=_takes(RerankRequest))
     async def rerank_tei(request: Request) -> Response:
-        """Rank passages, in text-embeddings-inference's form: best first."""
+        """Rank passages, best first, in the form of text-embeddings-inference."""
         return await rerank.tei(server, request)
 
-    cohere = answers(CohereAnswer, CohereError)
+    cohere = _answers(CohereAnswer, CohereError)
 
-    @app.post("/v1/rerank", tags=["rerank"], responses=cohere, openapi_extra=takes(V1Request))
+    @app.post("/v1/rerank", tags=["rerank"], responses=cohere, openapi_extra=_takes(V1Request))
     async def rerank_v1(request: Request) -> Response:
-        """Rank documents, in the form of Cohere's first API."""
+        """Rank documents, best first, in the form of Cohere's first API."""
         return await rerank.cohere(server, request, "1")
 
-    @app.post("/v2/rerank", tags=["rerank"], responses=cohere, openapi_extra=takes(V2Request))
+    @app.post("/v2/rerank", tags=["rerank"], responses=cohere, openapi_extra=_takes(V2Request))
     async def rerank_v2(request: Request) -> Response:
-        """Rank documents, in the form of Cohere's second API."""
+        """Rank documents, best first, in the form of Cohere's second API."""
         return await rerank.cohere(server, request, "2")
 
 
 def _add_ask(app: FastAPI, server: Server) -> None:
-    @app.post("/ask", tags=["answers"], responses=answers(AskAnswers), openapi_extra=takes(AskRequest))
+    @app.post("/ask", tags=["answers"], responses=_answers(AskAnswers), openapi_extra=_takes(AskRequest))
     async def ask(request: Request) -> Response:
-        """Answer a question from the indexed documents: retrieve, rank, mark the best sentence."""
+        """Answer a question from the indexed documents: retrieve passages, rank them, mark the best sentence."""
         if server.asker is None:
-            raise Refusal(404, "NotFound", "this server has no documents; it takes an index as --index")
-        return await server.asker.answer(server, request)
+            raise Refusal(404, "NotFound", "this server has no documents; start it with --index to have some")
+        async with server.reading(request) as read:
+            given = parse(AskRequest, await read())
+            answers = await unless_gone(request, server.asker.answer(given, request.state.until))
+            for stage in ("retrieve", "rank", "mark"):
+                server.metrics.stage.labels(stage).observe(answers.milliseconds.get(stage, 0.0) / 1000)
+            return json_response({"ranker": given.ranker, **answers.to_json()})
 
 
-def answers(model: Any, error: Any = TeiError, *statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route may answer, for its description. statuses: those of a refusal; all unless given."""
+def _add_pages(app: FastAPI) -> None:
+    """Add the pages and their files, which are read once. They load nothing from anywhere else."""
+    folder = files("tmkd.serve") / "page"
+    for path, (name, kind) in _PAGES.items():
+        app.add_api_route(path, _page((folder / name).read_bytes(), kind), include_in_schema=False)
+
+
+def _page(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
+    async def answer() -> Response:
+        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+    return answer
+
+
+def _answers(model: Any, error: Any = TeiError) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route, for its description: a result, or one of the refusals."""
     found: dict[int | str, dict[str, Any]] = {200: {"model": model}}
-    for status in statuses or _REFUSALS:
-        found[status] = {"model": error, "description": _REFUSALS[status]}
+    found |= {status: {"model": error, "description": text} for status, text in _REFUSALS.items()}
     return found
 
 
-def takes(model: Any) -> dict[str, Any]:
-    """A request body's description; the bodies are read and checked by `tmkd.serve.body`, not by the framework."""
+def _takes(model: Any) -> dict[str, Any]:
+    """The description of a request's body. `tmkd.serve.body` reads and checks bodies, not the framework."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _describer(app: FastAPI, settings: Settings) -> Callable[[], dict[str, Any]]:
-    """The OpenAPI document, with the requests' schemas and this server's limits in them."""
+    """A function that gives the OpenAPI document, with the schemas of requests and this server's limits in it."""
 
     def describe() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -160,14 +194,14 @@ async def _gone(request: Request, _: Exception) -> Response:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = {404: "there is nothing here; see /docs", 405: "another method is needed here; see /docs"}
+    message = {404: "there is nothing here; see /docs", 405: "this route takes another method; see /docs"}
     return Refusal(
         error.status_code, "NotFound", message.get(error.status_code, error.detail), headers=dict(error.headers or {})
     ).response(request.url.path)
 
 
 async def _broken(request: Request, error: Exception) -> Response:
-    # Places and the error's kind, not its message: that may hold what was sent.
+    # Log where it failed and the kind of error, but not its message, which may hold what the client sent.
     places = "".join(traceback.format_tb(error.__traceback__)[-6:])
-    logger.error(f"an error answering {request.scope.get('route', 'a request')}:\n{places}{type(error).__name__}")
-    return Refusal(500, "Backend", "an error of the server; its log says more").response(request.url.path)
+    logger.error(f"an error while answering {request.scope.get('route', 'a request')}:\n{places}{type(error).__name__}")
+    return Refusal(500, "Backend", "the server failed; its log says more").response(request.url.path)

@@ -1,4 +1,4 @@
-"""POST /ask: a question to its answers. Retrieval runs in a few threads, ranking passes through the queue."""
+"""A question to its answers. Retrieval runs in a few threads; ranking goes through the queue like every request."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from starlette.requests import Request
-from starlette.responses import Response
 
 from tmkd.core.errors import TmkdError
-from tmkd.inference.qa import Answers, Calibration, DocumentIndex, QuestionAnswerer
-from tmkd.serve.body import parse
+from tmkd.data.documents.index import DocumentIndex
+from tmkd.inference.qa.answer import Answers, QuestionAnswerer
+from tmkd.inference.qa.calibration import Calibration
 from tmkd.serve.queueing import BatchQueue
-from tmkd.serve.refusals import json_response, overloaded, unavailable, wrong
+from tmkd.serve.refusals import overloaded, unavailable, wrong
 from tmkd.serve.schemas import AskRequest
-from tmkd.serve.state import Server, unless_gone
 
 logger = logging.getLogger(__name__)
 
-THREADS, MOST = 8, 64  # questions answered at once; with those that wait for a thread
-LOOK = 2.0  # seconds between two looks whether the index was updated
+THREADS, MOST = 8, 64  # questions that are answered at once; those and the ones that wait for a thread
+LOOK = 2.0  # seconds between two looks at whether the index was updated
 
 
 class Errand:
-    """One question's deadline, and what it waits for now: it can be called off from the event loop."""
+    """One question's deadline, and the scoring that it waits for now. The event loop can call it off.
+
+    Args:
+        until: When the question's time is up (`time.monotonic()`).
+    """
 
     def __init__(self, until: float) -> None:
         self.until = until
@@ -39,7 +41,7 @@ class Errand:
         self.off = False
 
     def call_off(self) -> None:
-        """Nobody waits for the answers any more."""
+        """Stop: nobody waits for the answers any more."""
         self.off = True
         if self.waiting is not None:
             self.waiting.cancel()
@@ -49,24 +51,31 @@ _errand: ContextVar[Errand] = ContextVar("errand")
 
 
 class QueueScorer:
-    """A `tmkd.inference.qa.PairScorer` that stands before a queue; called from threads, never from the event loop."""
+    """A `tmkd.inference.qa.answer.PairScorer` that scores through a queue.
+
+    It is called from threads, never from the event loop, inside a context that holds an `Errand`.
+    """
 
     def __init__(self, queue: BatchQueue, loop: asyncio.AbstractEventLoop) -> None:
         self._queue, self._loop = queue, loop
         self.max_length = queue.max_length
 
     def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
-        """Log-odds, [N] float64. Refusal: as the queue gives it."""
+        """Log-odds of every pair, [N] float64.
+
+        Raises:
+            Refusal: As `BatchQueue.score`.
+        """
         found, start = np.empty(len(questions)), 0
         while start < len(questions):
             stop = start
             while stop < len(questions) and questions[stop] == questions[start]:
                 stop += 1
-            found[start:stop] = self._ask(questions[start], list(passages[start:stop]))
+            found[start:stop] = self._score(questions[start], list(passages[start:stop]))
             start = stop
         return found
 
-    def _ask(self, question: str, passages: list[str]) -> NDArray[np.float64]:
+    def _score(self, question: str, passages: list[str]) -> NDArray[np.float64]:
         errand = _errand.get()
         if errand.off or errand.until <= time.monotonic():
             raise unavailable("the time for this request is up")
@@ -76,20 +85,26 @@ class QueueScorer:
 
 
 class Asker:
-    """Answers questions with each ranker (`student`, `teacher`) from one index.
+    """Answers questions from one index, ranked by the student or by the teacher. Made on the event loop.
+
+    Args:
+        index: The index's folder.
+        rankers: The queue and the model folder of each ranker: `student`, and `teacher` where one is served.
+
+    Attributes:
+        rankers: What answers, by the ranker's name.
 
     Raises:
-        TmkdError: no usable index, or a damaged calibration.
+        TmkdError: The index cannot be used, or the student's calibration is damaged.
     """
 
-    def __init__(self, server: Server, index: Path) -> None:
+    def __init__(self, index: Path, rankers: Mapping[str, tuple[BatchQueue, Path]]) -> None:
         loop = asyncio.get_running_loop()
         self._index = DocumentIndex.open(index)
         self._meta = index / "meta.json"
         self._seen, self._failed = self._version(), -1
         self._looked = time.monotonic()
         self._lock = threading.Lock()
-        models = {"student": server.settings.model, "teacher": server.settings.teacher}
         self.rankers = {
             name: QuestionAnswerer(
                 QueueScorer(queue, loop),
@@ -97,26 +112,25 @@ class Asker:
                 calibration=Calibration.read(model) if name == "student" else Calibration(),
                 model=model,
             )
-            for name, queue in server.queues.items()
-            if (model := models[name]) is not None
+            for name, (queue, model) in rankers.items()
         }
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tmkd-ask")
         self._asked = 0
 
-    async def answer(self, server: Server, request: Request) -> Response:
-        """One question."""
-        async with server.reading(request) as read:
-            given = parse(AskRequest, await read())
-            if not given.question.strip():
-                raise wrong("the question is blank", "question")
-            if given.ranker not in self.rankers:
-                raise wrong("no teacher is loaded; the server takes one as --teacher", "ranker")
-            answers = await unless_gone(request, self._in_thread(given, request.state.until))
-            for stage in ("retrieve", "rank", "mark"):
-                server.metrics.stage.labels(stage).observe(answers.milliseconds.get(stage, 0.0) / 1000)
-            return json_response({"ranker": given.ranker, **answers.to_json()})
+    async def answer(self, given: AskRequest, until: float) -> Answers:
+        """Answer one question.
 
-    async def _in_thread(self, given: AskRequest, until: float) -> Answers:
+        Args:
+            given: The question.
+            until: When its time is up (`time.monotonic()`).
+
+        Raises:
+            Refusal: 422, a blank question or no such ranker; 429, too many questions at once; 503, its time is up.
+        """
+        if not given.question.strip():
+            raise wrong("the question is blank", "question")
+        if given.ranker not in self.rankers:
+            raise wrong("this server has no teacher; start it with --teacher to have one", "ranker")
         if self._asked >= MOST:
             raise overloaded(f"{self._asked} questions are being answered already; try again in a moment", 1.0)
         self._asked += 1
@@ -137,7 +151,7 @@ class Asker:
         return self.rankers[given.ranker].ask(given.question, top=given.top, candidates=given.candidates)
 
     def _look(self) -> None:
-        """Go on with the index as it is now, where it was updated."""
+        """Reopen the index where it was updated, but look only every `LOOK` seconds."""
         with self._lock:
             if time.monotonic() - self._looked > LOOK:
                 self._looked = time.monotonic()
@@ -147,9 +161,9 @@ class Asker:
     def _refresh(self, version: int) -> None:
         try:
             self._index.refresh()
-        except TmkdError as error:  # it is being made anew, or gone: what was opened still answers
+        except TmkdError as error:  # the index is being replaced, or is gone; the one that is open still answers
             if version != self._failed:
-                logger.warning(f"answers come from the index as it was: {error}")
+                logger.warning(f"the updated index cannot be opened, so answers still come from the old one: {error}")
             self._failed = version
         else:
             self._seen = version
@@ -162,9 +176,9 @@ class Asker:
 
     @property
     def size(self) -> dict[str, int]:
-        """Documents and passages of the index."""
+        """Numbers of documents and passages of the index."""
         return {"documents": self._index.documents, "passages": len(self._index)}
 
     def close(self) -> None:
-        """Let the threads end."""
+        """End the threads; questions that wait for one are dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,10 +1,10 @@
-"""A request's body: read with a limit while it streams, counted against what the server holds at once, then checked."""
+"""A request's body: read while it streams, within limits on one request and on all of them together, then checked."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -16,16 +16,17 @@ from tmkd.serve.refusals import Refusal, overloaded, too_large, wrong
 from tmkd.serve.settings import Settings
 
 Model = TypeVar("Model", bound=BaseModel)
-DRAIN_BYTES, DRAIN_SECONDS = 64 << 20, 5.0  # of a body that is refused: a client reads the answer after it has sent
+Result = TypeVar("Result")
+DRAIN_BYTES, DRAIN_SECONDS = 64 << 20, 5.0  # most of a refused body that is read: clients look for answers after it
 _CLOSE = {"Connection": "close"}
 
 
 class Gone(Exception):
-    """The client hung up; there is nobody to answer."""
+    """The client hung up, so there is nobody to answer."""
 
 
 class Bodies:
-    """Reads bodies; holds at most `max_buffered` bytes of them."""
+    """Reads bodies, and holds at most `Settings.buffered_bytes` of them at once."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
@@ -33,7 +34,7 @@ class Bodies:
 
     @contextmanager
     def holding(self) -> Iterator[Held]:
-        """What one request holds, given back at the end."""
+        """Count what one request holds until the end of the block."""
         held = Held(self)
         try:
             yield held
@@ -41,8 +42,12 @@ class Bodies:
             self.hold(-held.size)
 
     def hold(self, size: int) -> None:
-        """Count bytes. Refusal: 429, there is no room for them."""
-        if size > 0 and self._held + size > self._settings.max_buffered:
+        """Count bytes as held, or fewer of them where `size` is negative.
+
+        Raises:
+            Refusal: 429, there is no room for them.
+        """
+        if size > 0 and self._held + size > self._settings.buffered_bytes:
             self._metrics.rejected.labels("memory").inc()
             raise overloaded("the server holds as many requests as it can; try again in a moment", 1.0)
         self._held += size
@@ -51,8 +56,15 @@ class Bodies:
     async def read(self, request: Request, held: Held, until: float) -> bytes:
         """The whole body.
 
+        Args:
+            request: The request.
+            held: Where its bytes are counted.
+            until: When its time is up (`time.monotonic()`).
+
         Raises:
-            Refusal: 413 beyond the limit (the declared size too), 415 not JSON, 408 too slow, 429 no room. Gone.
+            Refusal: 413, it is too large or says that it will be; 415, it is not JSON; 408, it came too slowly; 429,
+                there is no room for it.
+            Gone: The client hung up.
         """
         _require_json(request)
         try:
@@ -64,7 +76,7 @@ class Bodies:
             raise Gone from None
 
     async def _read(self, request: Request, held: Held) -> bytes:
-        limit = self._settings.max_body
+        limit = self._settings.body_bytes
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared[:20]) > limit:
             await _drain(request)
@@ -78,7 +90,7 @@ class Bodies:
                     parts.clear()
                     await _drain(request)
                     raise self._beyond()
-                held.grow(len(part))  # as it comes: what a header declares takes no room
+                held.grow(len(part))  # what came, not what a header declares
                 parts.append(part)
         except Refusal as refusal:
             refusal.headers |= _CLOSE
@@ -86,28 +98,32 @@ class Bodies:
         return b"".join(parts)
 
     def _beyond(self) -> Refusal:
-        refusal = too_large(f"the body has more than {self._settings.max_body:,} bytes, which is the limit", "body")
+        refusal = too_large(f"the body has more than {self._settings.body_bytes:,} bytes, which is the limit", "body")
         refusal.headers |= _CLOSE
         return refusal
 
 
 class Held:
-    """Bytes that one request holds."""
+    """The bytes that one request holds."""
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies, self.size = bodies, 0
 
     def grow(self, size: int) -> None:
-        """Hold more. Refusal: 429."""
+        """Hold more bytes.
+
+        Raises:
+            Refusal: 429, there is no room for them.
+        """
         self._bodies.hold(size)
         self.size += size
 
 
 def parse(model: type[Model], body: bytes) -> Model:
-    """The body as a request. Nothing of what the client sent is repeated in the refusal.
+    """The body as a request of a given shape. A refusal repeats nothing of what the client sent.
 
     Raises:
-        Refusal: 400 no valid JSON; 422 JSON of another shape, which names the field.
+        Refusal: 400, the body is no valid JSON; 422, a field of it is missing or wrong, and the refusal names it.
     """
     try:
         return model.model_validate_json(body)
@@ -123,15 +139,15 @@ def parse(model: type[Model], body: bytes) -> Model:
 
 def _require_json(request: Request) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # a form of another site cannot send it without asking first
+    if kind != "application/json":  # another site's form cannot send this kind without asking the server first
         raise wrong("the Content-Type must be application/json", "Content-Type", 415)
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise wrong("the body must not be compressed", "Content-Encoding", 415)
 
 
 async def _drain(request: Request) -> None:
-    """Read on and throw away, within reason: most clients look for an answer only once they have sent all."""
-    if "expect" in request.headers:  # it asked before it sends
+    """Read the rest of a refused body, up to a limit: most clients look for an answer only after they have sent it."""
+    if "expect" in request.headers:  # the client waits for leave to send
         return
     left = DRAIN_BYTES
     try:
@@ -143,3 +159,27 @@ async def _drain(request: Request) -> None:
                     return
     except TimeoutError:
         return
+
+
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
+    """The result of `work`, which is cancelled when the client hangs up.
+
+    Args:
+        request: A request whose body was read.
+        work: What its answer needs.
+
+    Raises:
+        Gone: The client hung up.
+    """
+    task = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(request.receive())  # after the body, the next message is the client's end
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Gone
+        return task.result()
+    finally:
+        leaving.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)

@@ -1,22 +1,23 @@
-"""What every request passes before its route: host, key, connection's headers; and what every answer gets."""
+"""Checks of every request before its route (its Host header, its key), and headers of every answer."""
 
 from __future__ import annotations
 
 import hmac
 import logging
 import time
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tmkd.serve.metrics import Metrics
 from tmkd.serve.refusals import Refusal
-from tmkd.serve.state import Server
+from tmkd.serve.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-PROBED = ("/health", "/ready")  # by what watches over the server, at whatever address it finds it
-OPEN = ("/", "/docs", *PROBED)  # without a key; what is under /page/ too
+PROBED = ("/health", "/ready")  # what watches over a server knows its address and no name, so any Host will do
+OPEN = ("/", "/docs", *PROBED)  # routes that need no key, like those below /page/
 _PAGE = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -32,15 +33,21 @@ _PAGE = {
 
 
 class Guard:
-    """ASGI middleware around the routes."""
+    """ASGI middleware around the routes.
 
-    def __init__(self, app: ASGIApp, server: Server, routes: frozenset[str]) -> None:
-        self._app, self._server, self._routes = app, server, routes
-        key = server.settings.api_key
-        self._key = None if key is None else key.encode()
+    Args:
+        app: The routes.
+        settings: Which hosts and which key are accepted, and whether requests are logged.
+        metrics: Where requests are counted.
+        routes: The paths that are counted under their own name; all others count as `other`.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, routes: frozenset[str]) -> None:
+        self._app, self._settings, self._metrics, self._routes = app, settings, metrics, routes
+        self._key = None if settings.api_key is None else settings.api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check, pass on, count."""
+        """Check a request, pass it on, count it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -57,40 +64,41 @@ class Guard:
             await send(message)
 
         try:
-            self._check(scope)
-        except Refusal as refusal:
-            await refusal.response(scope["path"])(scope, receive, answer)
-        else:
-            await self._app(scope, receive, answer)
+            await self._checked(scope, receive, answer)
         finally:
             self._count(scope, status, time.monotonic() - start)
 
-    def _check(self, scope: Scope) -> None:
-        headers, path = Headers(scope=scope), scope["path"]
-        hosts = self._server.settings.hosts
-        if hosts and path not in PROBED and host_of(headers.get("host", "")) not in hosts:
-            raise Refusal(421, "Validation", "this server does not answer to that Host", field="Host")
+    async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request with a wrong Host or key with a refusal; pass on any other."""
+        path = scope["path"]
+
+        async def accepted(scope: Scope, receive: Receive, _: Send) -> None:
+            if self._has_key(scope):
+                await self._app(scope, receive, send)
+                return
+            message, headers = "an API key is needed: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}
+            refusal = Refusal(401, "Authorization", message, field="Authorization", headers=headers)
+            await refusal.response(path)(scope, receive, send)
+
+        async def refuse(message: Message) -> None:  # in place of Starlette's plain text: our clients read JSON
+            if message["type"] == "http.response.start":
+                refusal = Refusal(421, "Validation", "this server does not answer to that Host", field="Host")
+                await refusal.response(path)(scope, receive, send)
+
+        hosts = ("*",) if path in PROBED else self._settings.hosts
+        await TrustedHostMiddleware(accepted, allowed_hosts=hosts, www_redirect=False)(scope, receive, refuse)
+
+    def _has_key(self, scope: Scope) -> bool:
+        """Whether a request may pass: it has the key, or its route or this server needs none."""
+        path = scope["path"]
         if self._key is None or path in OPEN or path.startswith("/page/"):
-            return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), self._key):
-            raise Refusal(
-                401, "Authorization", "an API key is needed: Authorization: Bearer KEY", field="Authorization",
-                headers={"WWW-Authenticate": "Bearer"},
-            )  # fmt: skip
+            return True
+        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), self._key)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope["path"] if scope["path"] in self._routes else "other"
-        metrics = self._server.metrics
-        metrics.requests.labels(route, str(status or "gone")).inc()
-        metrics.seconds.labels(route).observe(seconds)
-        if self._server.settings.log_requests:
+        self._metrics.requests.labels(route, str(status or "gone")).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        if self._settings.log_requests:
             logger.info(f"{scope['method']} {route} {status or 'gone'} {1000 * seconds:.1f} ms")
-
-
-def host_of(header: Any) -> str:
-    """The name in a Host header, without its port, in lower case."""
-    name = str(header).lower()
-    if name.startswith("["):
-        return name[1:].partition("]")[0]
-    return name.partition(":")[0]

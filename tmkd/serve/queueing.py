@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.serve.frames import Scored
+from tmkd.serve.messages import Scored
 from tmkd.serve.metrics import Metrics
 from tmkd.serve.refusals import Refusal, overloaded, too_large, unavailable
 

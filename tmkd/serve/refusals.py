@@ -1,7 +1,7 @@
-"""What the server answers instead of a result: a status, a kind, a sentence, the field it is about.
+"""What the server answers instead of a result: a status, a kind, a sentence, and the field that it is about.
 
-The form depends on whose API the path belongs to: text-embeddings-inference's `{"error", "error_type"}`, and Cohere's
-`{"message"}` under /v1 and /v2. Both also carry `field` where one field is to blame.
+The form depends on whose API the path belongs to: `{"error", "error_type"}` as text-embeddings-inference answers, and
+`{"message"}` as Cohere answers below /v1 and /v2. Both also carry `field` where a field of the request is wrong.
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ COHERE = ("/v1/", "/v2/")
 
 
 class Refusal(Exception):
-    """A request that is not answered with a result.
+    """The answer to a request that gets no result.
 
     Attributes:
-        status: HTTP status. kind: `error_type` in text-embeddings-inference's words.
-        message: says what is wrong, with the limit. field: the field of the request it is about.
-        retry_after: seconds, for what may work later. headers: more of them.
+        status: The HTTP status.
+        kind: The `error_type`, one of text-embeddings-inference's.
+        message: A sentence that says what is wrong, and what the limit is.
+        field: The field of the request that is wrong; None where it is no single field.
+        headers: Headers of the answer.
+
+    Args:
+        retry_after: Seconds after which the same request may work; None where it never will.
     """
 
     def __init__(
@@ -35,7 +40,7 @@ class Refusal(Exception):
             self.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
 
     def response(self, path: str) -> Response:
-        """The answer, in the form that clients of this path read."""
+        """The answer in the form that clients of this path read."""
         content: dict[str, Any] = {"error": self.message, "error_type": self.kind}
         if path.startswith(COHERE):
             content = {"message": self.message}
@@ -45,25 +50,25 @@ class Refusal(Exception):
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """JSON, written by pydantic's serialiser."""
+    """An answer of JSON. Numbers that are not finite become null."""
     return Response(to_json(content, inf_nan_mode="null"), status, headers, media_type="application/json")
 
 
 def wrong(message: str, field: str | None = None, status: int = 422) -> Refusal:
-    """A request of the wrong shape."""
+    """Refuse a request with a missing or wrong field."""
     return Refusal(status, "Validation", message, field=field)
 
 
 def too_large(message: str, field: str | None = None) -> Refusal:
-    """A request beyond a limit: 413."""
+    """Refuse a request beyond a limit (413)."""
     return wrong(message, field, 413)
 
 
 def overloaded(message: str, retry_after: float) -> Refusal:
-    """No room in the queue: 429."""
+    """Refuse a request for which there is no room (429)."""
     return Refusal(429, "Overloaded", message, retry_after=retry_after)
 
 
 def unavailable(message: str, retry_after: float = 1.0) -> Refusal:
-    """The scorer died, or the time was up: 503."""
+    """Refuse a request whose scorer died or whose time is up (503)."""
     return Refusal(503, "Unhealthy", message, retry_after=retry_after)

@@ -1,4 +1,4 @@
-"""POST /rerank, /v1/rerank and /v2/rerank: read, check, score, write."""
+"""POST /rerank, /v1/rerank and /v2/rerank: read a request, check it, score it, write the answer."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tmkd.core.logits import sigmoid
 from tmkd.serve.body import parse
 from tmkd.serve.refusals import Refusal, json_response, too_large, wrong
 from tmkd.serve.schemas import RerankRequest, V1Request, V2Request
-from tmkd.serve.state import Server
+from tmkd.serve.server import Server
 
 
 async def tei(server: Server, request: Request) -> Response:
-    """text-embeddings-inference's form: `[{index, score, text}]`, best first."""
+    """Answer in the form of text-embeddings-inference: `[{index, score, text}]`, best first."""
     async with server.reading(request) as read:
         given = parse(RerankRequest, await read())
         if given.truncation_direction.lower() == "left":
-            raise wrong("`Left` is not offered: the student reads the first tokens", "truncation_direction")
+            raise wrong("`Left` is not supported: the student reads the first tokens", "truncation_direction")
         check_texts(server, given.query, given.texts, "query", "texts")
         truncate = server.settings.auto_truncate if given.truncate is None else given.truncate
         scores = await server.rank(request, given.query, given.texts, truncate=truncate)
@@ -36,7 +36,7 @@ async def tei(server: Server, request: Request) -> Response:
 
 
 async def cohere(server: Server, request: Request, version: str) -> Response:
-    """Cohere's form: `{id, results: [{index, relevance_score, document}], meta}`, best first."""
+    """Answer in the form of Cohere: `{id, results: [{index, relevance_score, document}], meta}`, best first."""
     async with server.reading(request) as read:
         given: V2Request = parse(V1Request if version == "1" else V2Request, await read())
         documents: list[Any] = list(given.documents)
@@ -58,18 +58,18 @@ async def cohere(server: Server, request: Request, version: str) -> Response:
 
 
 def best_first(scores: NDArray[np.float64]) -> list[int]:
-    """Rows by falling score, equal ones in the order given."""
+    """Places of the scores from the highest to the lowest; equal scores stay in their order."""
     found: list[int] = np.argsort(-scores, kind="stable").tolist()
     return found
 
 
 def check_texts(server: Server, query: str, texts: list[str], query_field: str, field: str) -> None:
-    """Refuse an empty list, too many texts, a text that is too long."""
+    """Refuse an empty list, too many texts, or a text that is too long."""
     limits = server.settings
     if not texts:
         raise Refusal(400 if field == "texts" else 422, "Empty", f"`{field}` cannot be empty", field=field)
     if len(texts) > limits.max_texts:
-        raise too_large(f"`{field}` has {len(texts):,} entries, at most {limits.max_texts:,} are taken", field)
+        raise too_large(f"`{field}` has {len(texts):,} entries, the limit is {limits.max_texts:,}", field)
     check_length(server, query, query_field)
     for row, text in enumerate(texts):
         if len(text) > limits.max_chars:
@@ -84,7 +84,7 @@ def check_length(server: Server, text: str, field: str) -> None:
 
 
 def object_text(document: dict[str, Any], fields: list[str] | None, row: int) -> str:
-    """What is ranked of a document that is an object: its `text`, or `name: value` lines of the fields asked for."""
+    """The text of a document that is an object: its `text`, or `name: value` lines of the fields that were named."""
     names = list(dict.fromkeys(fields or ["text"]))  # a field that is named again adds nothing
     for name in names:
         if not isinstance(document.get(name), str | int | float):

@@ -1,78 +1,142 @@
-"""Every setting of the server, checked once. Each is a flag of `tmkd serve` and an environment variable TMKD_*."""
+"""Every setting of the server: its field, its option of `tmkd serve`, its environment variable TMKD_*, its limits.
+
+A setting is named once, here. The command line makes an option of each field (`tmkd/cli/serve.py`), and
+pydantic-settings reads the variables. An option takes precedence over its variable.
+"""
 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+import os
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tmkd.core.errors import TmkdError
 
-MEBI = 1 << 20
-_POSITIVE = (
-    "max_body", "max_texts", "max_chars", "max_queue", "max_connections", "batch_tokens",
-    "timeout", "idle_timeout", "stall",
-)  # fmt: skip
+PREFIX = "TMKD_"
+Names = Annotated[tuple[str, ...], NoDecode]
+"""Texts with commas between them, as options and variables hold them; in Python any sequence of texts."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the server serves, where, and how much of it.
+class Settings(BaseSettings):
+    """What the server serves, where, and how much of it. The description of a field is the help of its option.
 
-    Attributes:
-        model: an export. index: an index of documents, for /ask and the page. teacher: a model folder, or None.
-        backend, threads: of the scorer, as in `tmkd.inference.scorer.Scorer`.
-        host, port: where it listens. api_key: asked for in `Authorization: Bearer`; None: none.
-        cors_origins: web origins whose pages may call it. allowed_hosts: `Host` headers that are answered; empty: any,
-            or, on a loopback address, that address's names alone.
-        max_body: bytes of a request. max_buffered: bytes of all requests that are being read or answered.
-        max_texts: texts of a request. max_chars: characters of one text.
-        max_queue: pairs that wait. max_connections: open connections.
-        timeout: seconds for one request, from its headers to its answer.
-        idle_timeout: seconds for a request's headers to arrive, and that an idle connection is kept.
-        batch_tokens: estimated tokens of a batch. batch_wait: seconds that a batch waits to be filled.
-        stall: seconds for one batch, after which the scorer is taken to hang and is started anew.
-        auto_truncate: whether a pair beyond the student's length is cut where the request does not say.
-        model_name: what /info calls the model. log_requests: one line a request, without its content.
+    Raises:
+        pydantic.ValidationError: A value that is not usable; it is a `ValueError`.
+
+    Example:
+        >>> Settings(model="workspace/runs/demo/export", max_texts=100).body_bytes
+        4194304
     """
 
-    model: Path
-    index: Path | None = None
-    teacher: Path | None = None
-    backend: str = "auto"
-    threads: int | None = None
-    host: str = "127.0.0.1"
-    port: int = 8080
-    api_key: str | None = field(default=None, repr=False)
-    cors_origins: tuple[str, ...] = ()
-    allowed_hosts: tuple[str, ...] = ()
-    max_body: int = 4 * MEBI
-    max_buffered: int = 64 * MEBI
-    max_texts: int = 1000
-    max_chars: int = 65_536
-    max_queue: int = 8000
-    max_connections: int = 1000
-    timeout: float = 30.0
-    idle_timeout: float = 10.0
-    batch_tokens: int = 16_384
-    batch_wait: float = 0.002
-    stall: float = 60.0
-    auto_truncate: bool = True
-    model_name: str = ""
-    log_requests: bool = False
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, hide_input_in_errors=True, protected_namespaces=()
+    )
 
-    def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise TmkdError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
-        if self.batch_wait < 0:
-            raise TmkdError(f"batch-wait is {self.batch_wait}; it must be 0 or more")
-        if self.max_buffered < self.max_body:
-            raise TmkdError(
-                f"max-buffered ({self.max_buffered}) is below max-body ({self.max_body}); use at least that"
+    model: Path = Field(description="an exported student, such as workspace/runs/demo/export")
+    index: Path | None = Field(None, description="an index made by `tmkd index`, for /ask and the page")
+    teacher: Path | None = Field(
+        None, description="a model folder whose answers the page can show beside the student's; needs PyTorch"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 stands for all addresses of this machine")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes any free one")
+    api_key: str | None = Field(
+        None,
+        repr=False,
+        description="key that requests must send as Authorization: Bearer KEY; better set as a variable",
+    )
+    api_key_file: Path | None = Field(None, description="a file that holds the key")
+    cors_origins: Names = Field((), description="web origins whose pages may call the server, with commas between them")
+    allowed_hosts: Names = Field(
+        (),
+        description="Host headers that are answered, with commas between them; *.example.com stands for every name "
+        "below it. Unless given: any, or on a loopback address its own names",
+    )
+    backend: str = Field("auto", description="auto, or one of the export's backends")
+    threads: int | None = Field(None, gt=0, description="threads of the scorer; one for each usable core unless given")
+    max_body: PositiveInt = Field(4096, description="most KiB of one request")
+    max_buffered: PositiveInt = Field(64, description="most MiB of all requests that are read or answered at once")
+    max_texts: PositiveInt = Field(1000, description="most texts of one request")
+    max_chars: PositiveInt = Field(65_536, description="most characters of one text")
+    max_queue: PositiveInt = Field(8000, description="most pairs that wait to be scored")
+    max_connections: PositiveInt = Field(1000, description="most open connections")
+    timeout: PositiveFloat = Field(30.0, description="seconds for one request, from its headers to its answer")
+    idle_timeout: PositiveFloat = Field(
+        10.0, description="seconds for a request's headers to arrive, and that an idle connection is kept"
+    )
+    batch_tokens: PositiveInt = Field(16_384, description="estimated tokens of one batch")
+    batch_wait: NonNegativeFloat = Field(2.0, description="milliseconds that a batch waits for more pairs")
+    stall: PositiveFloat = Field(60.0, description="seconds for one batch; after that the scorer is restarted")
+    auto_truncate: bool = Field(
+        True, description="cut pairs that are too long where a request to /rerank does not say whether to"
+    )
+    model_name: str = Field("", description="what /info calls the model; the folder's name unless given")
+    log_requests: bool = Field(False, description="log one line for each request, without anything of its content")
+    quiet: bool = Field(False, description="log warnings and errors only")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_key(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Take the key from its file, without the line end that files and secrets have."""
+        key, file = given.get("api_key"), given.get("api_key_file")
+        if key is None and file is not None:
+            try:
+                key = Path(file).read_text(encoding="utf-8")
+            except OSError as error:
+                raise ValueError(f"the API key's file {file} cannot be read: {error.strerror}") from None
+        elif key is None and f"{PREFIX}API_KEY" in os.environ:  # an unset secret would open the server to everyone
+            raise ValueError(f"{PREFIX}API_KEY is set and empty; give it a key, or unset it to serve without one")
+        return {**given, "api_key": None if key is None else key.strip()}
+
+    @field_validator("api_key")
+    @classmethod
+    def _usable_key(cls, key: str | None) -> str | None:
+        if key is not None and (not key or not key.isascii()):
+            raise ValueError("the API key must be ASCII characters, and not blank")
+        return key
+
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, given: Any) -> Any:
+        return tuple(filter(None, map(str.strip, given.split(",")))) if isinstance(given, str) else given
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _usable_hosts(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if "*" in name[1:] or (name.startswith("*") and name != "*" and not name.startswith("*.")):
+                raise ValueError(f"{name!r} is no pattern for hosts; a * stands first, as in *.example.com")
+        return names
+
+    @model_validator(mode="after")
+    def _one_body_fits(self) -> Settings:
+        if self.buffered_bytes < self.body_bytes:
+            raise ValueError(
+                f"--max-buffered ({self.max_buffered} MiB) is less than --max-body ({self.max_body} KiB); "
+                "give at least as much"
             )
-        if self.api_key is not None and (not self.api_key.isascii() or not self.api_key.strip()):
-            raise TmkdError("the API key must be ASCII characters, and not blank")
+        return self
+
+    @property
+    def body_bytes(self) -> int:
+        """Most bytes of one request."""
+        return self.max_body << 10
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Most bytes of all requests that are read or answered at once."""
+        return self.max_buffered << 20
 
     @property
     def name(self) -> str:
@@ -81,7 +145,7 @@ class Settings:
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether only this machine can reach the server."""
         try:
             return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -89,11 +153,41 @@ class Settings:
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """`Host` headers that are answered, in lower case; empty: any.
+        """`Host` headers that are answered, as patterns of Starlette's TrustedHostMiddleware.
 
-        Without this a page of any site could have its own name resolved to 127.0.0.1 and read a local server.
+        On a loopback address they are its own names: otherwise a page of any site could have its name resolved to
+        127.0.0.1 and read a local server.
         """
-        given = tuple(name.lower() for name in self.allowed_hosts)
-        if given or not self.loopback:
-            return given
-        return ("localhost", "127.0.0.1", "::1", self.host.lower())
+        if self.allowed_hosts or not self.loopback:
+            return self.allowed_hosts or ("*",)
+        own = f"[{self.host}]" if ":" in self.host else self.host
+        return ("localhost", "127.0.0.1", "[::1]", own)
+
+
+def settings_of(options: dict[str, Any]) -> Settings:
+    """The settings of the command line: the options that were given, then variables, then defaults.
+
+    Args:
+        options: the value of each option that was given, by the field's name.
+
+    Raises:
+        TmkdError: A value that is not usable; the message names its option, its variable and the value.
+    """
+    try:
+        return Settings(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TmkdError(_sentence(first["loc"], first["msg"], first["input"])) from None
+
+
+def _sentence(place: tuple[int | str, ...], message: str, given: Any) -> str:
+    """One of pydantic's errors in the words of the command line."""
+    message = message.removeprefix("Value error, ").replace("Input should", "it must", 1)
+    if not place:
+        return message
+    name = str(place[0])
+    option = f"--{name.replace('_', '-')}"
+    variable = PREFIX + name.upper()
+    if name == "api_key":  # never repeat it
+        return message
+    return f"{option} is {given} ({variable} as a variable); {message}"

@@ -26,7 +26,7 @@ from tmkd.core.cpu import usable_cores
 from tmkd.core.errors import ExportError, TmkdError, needs_extra
 from tmkd.core.malloc import keep_freed_memory
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.serve.frames import Failed, Hello, Job, Scored, pack, read
+from tmkd.serve.messages import Failed, Hello, Job, Scored, pack, read
 
 AT_ONCE = 2
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tmkd.core.errors import TmkdError
-from tmkd.serve.frames import Failed, Hello, Job, Scored, pack, receive
+from tmkd.serve.messages import Failed, Hello, Job, Scored, pack, receive
 from tmkd.serve.refusals import Refusal, unavailable
 
 logger = logging.getLogger(__name__)

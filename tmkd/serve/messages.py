@@ -1,6 +1,6 @@
-"""Messages between the server and a scoring process: a length and a pickle, over the child's own pipes.
+"""Messages between the server and a scoring process: a length and a pickle, through the process's own pipes.
 
-Both ends are this program; nothing that a client sent is ever unpickled, only texts inside a message that we made.
+Both ends are this program. A client's texts are inside these messages, but no bytes of a client are ever unpickled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class Job:
-    """Pairs to score: each query with its texts. truncate: False refuses pairs beyond the student's length."""
+    """Pairs to score.
+
+    Attributes:
+        number: Names the job in the answer.
+        groups: (query, its texts, whether pairs beyond the student's length are cut); if not, they are refused.
+    """
 
     number: int
     groups: list[tuple[str, list[str], bool]]
@@ -24,7 +29,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Hello:
-    """What a scoring process says once its model is open."""
+    """What a scoring process says about its model once the model is open."""
 
     backend: str
     max_length: int
@@ -35,9 +40,13 @@ class Hello:
 
 @dataclass(frozen=True)
 class Scored:
-    """scores: float64 bytes in the job's order, NaN where a pair was refused.
+    """The result of a job.
 
-    too_long: (pair's place in the job, its tokens). seconds: what the job took there.
+    Attributes:
+        number: The job's number.
+        scores: float64 bytes in the job's order, NaN where a pair was refused.
+        too_long: (place in the job, number of tokens) of each refused pair.
+        seconds: Time that the job took in the process.
     """
 
     number: int
@@ -48,20 +57,25 @@ class Scored:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job (or, as number -1, opening the model) that raised."""
+    """An error.
+
+    Attributes:
+        number: The job that raised it; -1 for the opening of the model.
+        message: The error's text.
+    """
 
     number: int
     message: str
 
 
 def pack(message: Any) -> bytes:
-    """One message as bytes."""
+    """A message as bytes."""
     content = pickle.dumps(message, protocol=5)
     return _LENGTH.pack(len(content)) + content
 
 
 def read(stream: BinaryIO) -> Any:
-    """The next message; None where the other end is gone."""
+    """The next message; None after the other end has closed the pipe."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None
@@ -71,7 +85,7 @@ def read(stream: BinaryIO) -> Any:
 
 
 async def receive(stream: asyncio.StreamReader) -> Any:
-    """The next message; None where the other end is gone."""
+    """The next message; None after the other end has closed the pipe."""
     try:
         size = _LENGTH.unpack(await stream.readexactly(_LENGTH.size))[0]
         return pickle.loads(await stream.readexactly(size))

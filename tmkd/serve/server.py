@@ -1,32 +1,34 @@
-"""What one server holds: its scorers, queues, limits and instruments, and how a request passes through them."""
+"""What one server holds: its scoring processes, their queues, its limits and metrics; and how a request uses them."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
 
-from tmkd.serve.body import Bodies, Gone
+from tmkd.serve.ask import Asker
+from tmkd.serve.body import Bodies, unless_gone
 from tmkd.serve.metrics import Metrics
 from tmkd.serve.queueing import BatchQueue
-from tmkd.serve.scorer import ScorerProcess
+from tmkd.serve.scorer_process import ScorerProcess
 from tmkd.serve.settings import Settings
-
-if TYPE_CHECKING:
-    from tmkd.serve.ask import Asker
-
-Result = TypeVar("Result")
 
 
 class Server:
-    """The parts of one server. Use as an async context manager: it opens the models and ends their processes."""
+    """One server. It is an async context manager, which opens the models and ends their processes.
+
+    Attributes:
+        scorers: The scoring process of the `student`, and of the `teacher` where one is served.
+        queues: The queue of each scorer, by the same names, once it is open.
+        asker: What answers questions; None without an index.
+        stopping: Whether the server is being stopped.
+        problem: Why it did not start; empty if it did.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -44,7 +46,7 @@ class Server:
         self.queues: dict[str, BatchQueue] = {}
         self.asker: Asker | None = None
         self.stopping = False
-        self.problem = ""  # what kept it from starting
+        self.problem = ""
 
     async def __aenter__(self) -> Server:
         try:
@@ -55,7 +57,7 @@ class Server:
                     self.metrics,
                     max_length=hello.max_length,
                     batch_tokens=self.settings.batch_tokens,
-                    batch_wait=self.settings.batch_wait,
+                    batch_wait=self.settings.batch_wait / 1000,
                     max_queue=self.settings.max_queue,
                     name=name,
                 )
@@ -65,9 +67,11 @@ class Server:
                 self.metrics.up.labels(name).set_function(partial(_up, scorer))
                 self.metrics.restarts.labels(name).set_function(partial(_restarts, scorer))
             if self.settings.index is not None:
-                from tmkd.serve.ask import Asker
-
-                self.asker = Asker(self, self.settings.index)
+                models = {"student": self.settings.model, "teacher": self.settings.teacher}
+                rankers = {
+                    name: (queue, model) for name, queue in self.queues.items() if (model := models[name]) is not None
+                }
+                self.asker = Asker(self.settings.index, rankers)
         except BaseException as error:
             self.problem = str(error)
             await self.__aexit__()
@@ -85,12 +89,15 @@ class Server:
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be scored now."""
+        """Whether a request that comes now would be scored."""
         return not self.stopping and self.scorers["student"].hello is not None
 
     @asynccontextmanager
     async def reading(self, request: Request) -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
-        """Give the function that reads the body; the bytes count as held until the end of the block."""
+        """Give the function that reads a request's body. Its bytes count as held until the end of the block.
+
+        Also sets `request.state.until`, when the request's time is up (`time.monotonic()`).
+        """
         start = time.monotonic()
         request.state.until = start + self.settings.timeout
         with self.bodies.holding() as held:
@@ -103,7 +110,12 @@ class Server:
             yield read
 
     async def rank(self, request: Request, query: str, texts: Sequence[str], *, truncate: bool) -> NDArray[np.float64]:
-        """The student's log-odds, [N] float64. Refusal: as the queue. Gone: the client hung up."""
+        """The student's log-odds of each text for a query, [N] float64.
+
+        Raises:
+            Refusal: As `BatchQueue.score`.
+            Gone: The client hung up.
+        """
         scoring = self.queues["student"].score(query, texts, until=request.state.until, truncate=truncate)
         return await unless_gone(request, scoring)
 
@@ -114,19 +126,3 @@ def _up(scorer: ScorerProcess) -> float:
 
 def _restarts(scorer: ScorerProcess) -> float:
     return float(scorer.restarts)
-
-
-async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of `work`, which is cancelled when the client hangs up. Gone: it did."""
-    task = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(request.receive())  # the body is read: the next message is the end
-    try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Gone
-        return task.result()
-    finally:
-        leaving.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""GET /health, /ready, /info and /metrics: for what runs the server."""
+"""GET /health, /ready, /info and /metrics: for programs that run and watch the server."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from starlette.responses import PlainTextResponse, Response
 from tmkd import __version__
 from tmkd.core.cpu import usable_cores
 from tmkd.serve.refusals import json_response, unavailable
-from tmkd.serve.state import Server
+from tmkd.serve.server import Server
 
 
 def add_routes(app: FastAPI, server: Server) -> None:
-    """Add them to the application."""
+    """Add these routes to the application."""
 
     @app.get("/health", tags=["operation"])
     async def health() -> Response:
-        """Whether the server itself lives; it answers while the scorer is started again."""
+        """Whether the server runs. It also answers while the scorer is being started."""
         return json_response({"status": "alive"})
 
-    @app.get("/ready", tags=["operation"], responses={503: {"description": "the scorer is not there yet"}})
+    @app.get("/ready", tags=["operation"], responses={503: {"description": "the scorer is being started"}})
     async def ready() -> Response:
-        """Whether a request would be scored now."""
+        """Whether a request that comes now would be scored."""
         if not server.ready:
             raise unavailable("the scorer is being started")
         return json_response({"status": "ready"})
 
     @app.get("/info", tags=["operation"])
     async def info() -> Response:
-        """The model and the limits; text-embeddings-inference's fields, and more."""
+        """The model and the limits: the fields of text-embeddings-inference, and more."""
         return json_response(about(server))
 
     @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """Prometheus' exposition."""
+        """The metrics, in the format of Prometheus."""
         return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -67,7 +67,7 @@ def about(server: Server) -> dict[str, Any]:
         "backend": hello.backend if hello is not None else None,
         "index": None if server.asker is None else server.asker.size,
         "teacher": settings.teacher is not None,
-        "max_body_bytes": settings.max_body,
+        "max_body_bytes": settings.body_bytes,
         "max_text_characters": settings.max_chars,
         "timeout_seconds": settings.timeout,
     }
