@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from tmkd.config.load import parse_recipe
 from tmkd.core.errors import RecipeError
-from tmkd.models.checkpoint import load_student, read_card
-from tmkd.models.label_map import class_order
+from tmkd.models.card import read_card
+from tmkd.models.checkpoint import load_student
+from tmkd.models.label_map import find_label_map
 from tmkd.pipeline.steps.distill import carried_heads
 from tmkd.training.targets import Targets
 
@@ -89,7 +90,8 @@ def test_teachers_of_two_families_and_imported_scores_in_one_run_against_a_refer
     tmkd("distill", recipe)
     (stage1,) = [one for one in steps("stage1") if len(one["targets"]) == 2]  # the pool carries no scores
     student = read_card(Path("workspace/runs/mixed/student"))
-    assert student["teachers"] == [*stage1["targets"], "column judge (probability)", "column score (probability)"]
+    columns = ["column judge (probability)", "column score (probability)"]
+    assert list(student.teachers or ()) == [*stage1["targets"], *columns]
     assert json.loads(Path("workspace/runs/mixed/student/config.json").read_text())["model_type"] == "bert"
     stores = [json.loads((one["folder"] / "manifest.json").read_text())["header"] for one in steps("labels")]
     assert len({header["tokenizer"] for header in stores}) == 2
@@ -141,11 +143,11 @@ def test_stage_1_of_another_task_goes_on_with_encoder_and_pooler(
     pool = "pool={teachers: [workspace/runs/qa], sources: [{pairs: qa.jsonl}]}"
     second = tmkd("distill", recipe, pool, "name=nli2")
     assert "stage 1 of tkd" in second.stderr
-    assert read_card(Path("workspace/runs/nli2/stage1"))["classes"] == 2
+    assert read_card(Path("workspace/runs/nli2/stage1")).classes == 2
     assert load_student(Path("workspace/runs/nli2/student")).classes == 3
     own = tmkd("distill", recipe, "pool={sources: [{questions: own, passages: own, ask: passages}]}", "name=nli3")
     assert "mine the pool" in own.stderr
-    assert read_card(Path("workspace/runs/nli3/stage1"))["classes"] == 3
+    assert read_card(Path("workspace/runs/nli3/stage1")).classes == 3
 
     for override, message in {
         "student.layers=2": "has 1 layers, student.layers is 2",
@@ -239,10 +241,10 @@ def test_orders_of_classes(
     recipe = parse_recipe({"data": {"train": "t", "labels": labels}, "teachers": [{"name": "a"}, teacher]}, "r")
     if isinstance(expected, str):
         with pytest.raises(RecipeError) as caught:
-            class_order(tmp_path, recipe.teachers[1], recipe)
+            find_label_map(tmp_path, recipe.teachers[1], recipe)
         assert expected in str(caught.value)
     else:
-        assert class_order(tmp_path, recipe.teachers[1], recipe) == expected
+        assert find_label_map(tmp_path, recipe.teachers[1], recipe) == expected
 
 
 @pytest.mark.parametrize(
@@ -261,7 +263,7 @@ def test_orders_of_classes(
     ],
 )
 def test_which_headers_go_on(tmp_path: Path, before: list[str], now: list[str], expected: Any) -> None:
-    (tmp_path / "tmkd.json").write_text(json.dumps({"format": 1, "classes": 2, "teachers": before}))
+    (tmp_path / "tmkd.json").write_text(json.dumps({"format": 1, "max_length": 32, "classes": 2, "teachers": before}))
     targets = Targets(tuple(now), np.zeros((1, len(now), 2), dtype=np.float32))
     assert carried_heads(tmp_path, 2, targets) == expected
     assert carried_heads(tmp_path, 3, targets) is None

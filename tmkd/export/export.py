@@ -28,7 +28,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.export.gate import BACKENDS, Material, gate, writable
 from tmkd.inference.scorer import FORMAT
 from tmkd.models.batching import length_sorted_batches, pad
-from tmkd.models.checkpoint import read_card
+from tmkd.models.card import ModelCard, read_card
 from tmkd.models.encoders.families import family_of, last_linear, takes_token_types
 from tmkd.models.tokenizer import PairTokenizer
 
@@ -76,16 +76,16 @@ def export_student(
     fresh = out.with_name(f".{out.name}.partial")
     with disk_errors(out), _removed_afterwards(fresh):
         fresh.mkdir(parents=True)
-        _copy_checkpoint(student_folder, fresh, int(card["max_length"]))
+        _copy_checkpoint(student_folder, fresh, card.max_length)
         model = load_checkpoint(fresh)
         reference = _checked_reference(model, fresh, student_folder, card, dev, reference_logits)
         about = {
             "format": FORMAT,
-            "max_length": int(card["max_length"]),
-            "classes": int(card["classes"]),
+            "max_length": card.max_length,
+            "classes": card.classes,
             "labels": [str(name) for _, name in sorted(model.config.id2label.items())],
         }
-        tokenizer = PairTokenizer(fresh, int(card["max_length"]))
+        tokenizer = PairTokenizer(fresh, card.max_length)
         material = Material(model, fresh, tokenizer, dev.take([]) if calibration is None else calibration)
         rows, passed = gate(backends, material, about, dev, reference)
         write_json(fresh / "tmkd.json", {**about, "backends": passed})
@@ -115,11 +115,11 @@ def load_checkpoint(folder: Path) -> Any:
         raise EncoderError(f"{folder} cannot be opened as a checkpoint: {str(error).splitlines()[0]}") from error
 
 
-def headers_of(folder: Path, card: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+def headers_of(folder: Path, card: ModelCard) -> tuple[Tensor, Tensor] | None:
     """Weights [H, C, d] and biases [H, C] of the headers that the `logit` combination averages; None without any."""
     path = folder / "headers.safetensors"
     if not path.is_file():
-        if card.get("soft_headers"):
+        if card.soft_heads:
             raise ExportError(
                 f"{path} is missing: without it the folded head cannot be checked; train the student again"
             )
@@ -127,7 +127,7 @@ def headers_of(folder: Path, card: dict[str, Any]) -> tuple[Tensor, Tensor] | No
     try:
         found = load_file(path)
         weight, bias = found["soft.weight"], found["soft.bias"]
-        if card.get("use_golden", True):
+        if card.use_golden:
             weight = torch.cat([found["golden.weight"][None], weight])
             bias = torch.cat([found["golden.bias"][None], bias])
     except Exception as error:  # safetensors raises a class of its own for a damaged file
@@ -178,15 +178,15 @@ def _check_request(dev: Pairs, out: Path, backends: Sequence[str]) -> None:
 
 
 def _checked_reference(
-    model: Any, fresh: Path, student: Path, card: dict[str, Any], dev: Pairs, given: NDArray[np.float32] | None
+    model: Any, fresh: Path, student: Path, card: ModelCard, dev: Pairs, given: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
     """The student's logits on `dev`, once the folded head is seen to give the mean of the headers."""
-    classes = int(card["classes"])
+    classes = card.classes
     if model.config.num_labels != classes:
         raise ExportError(f"{student}: config.json says {model.config.num_labels} classes, tmkd.json {classes}")
     if given is not None and given.shape != (len(dev), classes):
         raise ExportError(f"reference logits have the shape {given.shape}, expected {(len(dev), classes)}")
-    tokenizer = PairTokenizer(fresh, int(card["max_length"]))
+    tokenizer = PairTokenizer(fresh, card.max_length)
     own, combined = pytorch_logits(model, tokenizer, dev, headers_of(student, card))
     difference = float(np.abs(own - combined).max())
     if not difference <= FOLD_LIMIT:

@@ -7,9 +7,10 @@ from pathlib import Path
 from tmkd.config.methods import METHODS
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import DataError, TmkdError
-from tmkd.models.checkpoint import read_card, require_fit, require_head
+from tmkd.models.card import has_card, read_card
+from tmkd.models.checkpoint import require_fit, require_head
 from tmkd.models.encoders.find import find_encoder
-from tmkd.models.label_map import class_order
+from tmkd.models.label_map import find_label_map
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.run_data import Rows
 from tmkd.teachers.scores import ScoresTeacher
@@ -39,20 +40,20 @@ def _require_encoders(recipe: Recipe) -> None:
         require_fit(source, length=recipe.length_of(teacher))
         if teacher.checkpoint:
             require_head(source, recipe.classes)
-            class_order(source, teacher, recipe)
+            find_label_map(source, teacher, recipe)
     if any(METHODS[name].trains and METHODS[name].encoder == "bottom" for name in recipe.methods):
         require_fit(find_encoder(recipe.encoder), layers=recipe.student.layers, length=recipe.max_length)
 
 
 def _require_stage1(recipe: Recipe, folder: Path) -> None:
     """The recipe's students can go on from an earlier run's stage-1 student."""
-    card = read_card(folder) if (folder / "tmkd.json").is_file() else {}
-    if card.get("step") != "stage1":
+    card = read_card(folder) if has_card(folder) else None
+    if card is None or card.step != "stage1":
         raise TmkdError(f"stage1_from: {folder} is not a stage-1 student; an earlier run's is at runs/NAME/stage1")
     length, encoder = recipe.max_length, find_encoder(recipe.encoder)
     if PairTokenizer(folder, length).fingerprint() != PairTokenizer(encoder, length).fingerprint():
         raise TmkdError(f"stage1_from: {folder} reads text with another tokenizer than the encoder, {recipe.encoder}")
-    if (layers := card["layers"]) != recipe.student.layers:
+    if (layers := card.layers) != recipe.student.layers:
         raise TmkdError(f"stage1_from: {folder} has {layers} layers, student.layers is {recipe.student.layers}")
 
 

@@ -47,11 +47,12 @@ class Teacher:
     def __init__(self, folder: Path, threads: int | None) -> None:
         with needs_extra("train"):
             from tmkd.core.hardware import prepare
-            from tmkd.models.checkpoint import load_student, read_card
+            from tmkd.models.card import read_card
+            from tmkd.models.checkpoint import load_student
 
         prepare(threads)
         card = read_card(folder)
-        self.backend, self.max_length, self.classes = "pytorch", int(card["max_length"]), int(card["classes"])
+        self.backend, self.max_length, self.classes = "pytorch", card.max_length, card.classes
         self.labels = tuple(map(str, range(self.classes)))
         self.threads = threads or usable_cores()
         self._tokenizer, self._model = PairTokenizer(folder, self.max_length), load_student(folder)

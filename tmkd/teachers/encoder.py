@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
-from tmkd.models.checkpoint import head_classes, load_finished, read_card, require_fit
+from tmkd.models.card import has_card, read_card
+from tmkd.models.checkpoint import head_classes, load_finished, require_fit
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.label_map import reorder
 from tmkd.models.predict import score
@@ -81,7 +82,7 @@ class EncoderTeacher:
             )
 
     def _own_length(self) -> int:
-        return int(read_card(self.folder)["max_length"]) if (self.folder / "tmkd.json").is_file() else MAX_LENGTH
+        return read_card(self.folder).max_length if has_card(self.folder) else MAX_LENGTH
 
     @functools.cached_property
     def model(self) -> Student:

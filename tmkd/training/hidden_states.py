@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tmkd.core.hardware import device, use_bf16
-from tmkd.models.checkpoint import depth, load_encoder, spaced
+from tmkd.models.checkpoint import depth, load_encoder
 from tmkd.models.encoders.forward import Batch, FirstTokenEncoder, PairEncoder
+from tmkd.models.layers import spaced_layers
 from tmkd.models.student import Logits
 from tmkd.training.token_cosine import Comparing, keep_states
 
@@ -106,7 +107,9 @@ class Following(Comparing):
         if not isinstance(encoder, FirstTokenEncoder) or encoder.layers == 1:
             logger.warning("the teacher's states are not learned: there is no layer below the last to read from")
             return
-        nexts = spaced(depth(teacher), encoder.layers)[1:]  # what goes into these is what it is to give its next layer
+        nexts = spaced_layers(depth(teacher), encoder.layers)[
+            1:
+        ]  # what goes into these is what it is to give its next layer
         frozen = load_encoder(teacher, classes, layers=nexts[-1] + 1).requires_grad_(False).eval()
         assert isinstance(frozen, FirstTokenEncoder)
         if use_bf16(precision):  # once, rather than at every step

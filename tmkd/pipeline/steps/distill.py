@@ -15,7 +15,8 @@ from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Training
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs
-from tmkd.models.checkpoint import load_encoder, load_student, read_card, word_embeddings
+from tmkd.models.card import read_card
+from tmkd.models.checkpoint import load_encoder, load_student, word_embeddings
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
 from tmkd.models.student import Logits, Student
@@ -279,8 +280,8 @@ def carried_heads(folder: Path, classes: int, targets: Targets) -> list[int | No
     (None in the list) begins as the mean of the others; a mean of teachers goes on when a column joins it.
     """
     card = read_card(folder)
-    before, now = list(card.get("teachers", ())), list(targets.names)
-    if not before or int(card["classes"]) != classes:
+    before, now = list(card.teachers or ()), list(targets.names)
+    if not before or card.classes != classes:
         return None
     if len(before) == len(now) == 1 and before[0].startswith(MEAN) and now[0].startswith(MEAN):
         joined = now[0].removeprefix(before[0])

@@ -19,7 +19,8 @@ from tmkd.evaluation.comparison import ComparisonOptions, compare
 from tmkd.evaluation.components import agreement, measure_components
 from tmkd.evaluation.results import ENSEMBLE, ModelOutput, Results
 from tmkd.models.bi_encoder import cosine_logits
-from tmkd.models.checkpoint import load_student, read_card
+from tmkd.models.card import read_card
+from tmkd.models.checkpoint import load_student
 from tmkd.models.encoders.families import last_linear
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.encoders.lstm import is_lstm
@@ -130,7 +131,7 @@ def _sizes(folders: list[Path]) -> dict[str, Any]:
     return {
         "parameters": parameters,
         "bytes": sum((folder / "model.safetensors").stat().st_size for folder in folders),
-        "layers": read_card(folders[0])["layers"],
+        "layers": read_card(folders[0]).layers,
     }
 
 
@@ -190,7 +191,7 @@ def _combinations(run: FinishedRun, pairs: Pairs) -> dict[str, ModelOutput]:
     """The exported method's students under every combination of their heads; empty if they have one head."""
     model = next(model for model in run.models if model.name == run.take)
     steps = run.steps(model.steps)
-    if not steps or not read_card(steps[0].folder)["soft_headers"]:
+    if not steps or not read_card(steps[0].folder).soft_heads:
         return {}
     found = {}
     for how in COMBINATIONS:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.files import write_json
 from tmkd.data.pairs import Pairs
+from tmkd.models.card import Origin
 from tmkd.models.checkpoint import save_student
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import Encoded, PairTokenizer
@@ -28,7 +28,7 @@ def fit_and_save(
     *,
     name: str,
     tokenizer: PairTokenizer,
-    about: dict[str, Any],
+    about: Origin,
     questions: NDArray[np.int64] | None = None,
     replayed: Pairs | None = None,
 ) -> None:
@@ -37,7 +37,7 @@ def fit_and_save(
     Args:
         name: what the log calls it.
         tokenizer: reads the pairs, and is saved with the checkpoint.
-        about: joins the checkpoint's tmkd.json.
+        about: what made the model, for its model card file.
         questions: as in `tmkd.training.trainer.train`.
         replayed: pairs behind the rows that stage 2 mixes in (`Fit.replayed`).
     """

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tmkd.core.console import progress
 from tmkd.core.errors import TmkdError
 from tmkd.data.pairs import Pairs
-from tmkd.models.checkpoint import load_student, read_card
+from tmkd.models.card import read_card
+from tmkd.models.checkpoint import load_student
 from tmkd.models.predict import score, score_heads
 from tmkd.models.student import Combination, combine
 from tmkd.models.tokenizer import PairTokenizer
@@ -60,10 +61,10 @@ def head_logits(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, p
         [N, H, C] float32 in the order of the pairs, the golden head first if it was trained.
     """
     card = read_card(model.folder)
-    heads = int(card["soft_headers"]) + int(card["use_golden"])
+    heads = card.heads
     how = _Labelling("headers", f"the heads of {name}", precision, score_heads)
     store = _label(workspace, model, pairs, how, {"headers": heads})
-    return store.logits_for(pairs.pair_ids).reshape(len(pairs), heads, int(card["classes"]))
+    return store.logits_for(pairs.pair_ids).reshape(len(pairs), heads, card.classes)
 
 
 def combined_logits(
@@ -86,12 +87,12 @@ def combined_logits(
         TmkdError: the combination is `golden`, and the student stopped after stage 1.
     """
     card = read_card(model.folder)
-    if how == "golden" and not card["use_golden"]:
+    if how == "golden" and not card.use_golden:
         raise TmkdError(f"{name}: a student that stopped after stage 1 has no golden head; use combination: logit")
-    if how == "logit" or not card["soft_headers"]:
+    if how == "logit" or not card.soft_heads:
         return label(workspace, model, pairs, name=name, precision=precision).logits_for(pairs.pair_ids)
     heads = head_logits(workspace, model, pairs, name=name, precision=precision)
-    return combine(heads, how, golden=bool(card["use_golden"]))
+    return combine(heads, how, golden=card.use_golden)
 
 
 def method_logits(
@@ -151,10 +152,10 @@ def _label(workspace: Workspace, model: Step, pairs: Pairs, how: _Labelling, ext
     card = read_card(model.folder)
     header = {
         "teacher": model.fingerprint,
-        "tokenizer": PairTokenizer(model.folder, card["max_length"]).fingerprint(),
-        "max_length": card["max_length"],
-        "classes": card["classes"],
-        "class_order": card.get("class_order", list(range(card["classes"]))),
+        "tokenizer": PairTokenizer(model.folder, card.max_length).fingerprint(),
+        "max_length": card.max_length,
+        "classes": card.classes,
+        "class_order": list(card.class_order or range(card.classes)),
         "dtype": "float32",
         **extra,
     }
@@ -199,7 +200,7 @@ def _fill(store: LabelStore, model: Step, pairs: Pairs, how: _Labelling, workspa
         return
     student = load_student(model.folder)
     logger.info(f"{how.name}: {student.encoder.path}")
-    tokenizer = PairTokenizer(model.folder, read_card(model.folder)["max_length"])
+    tokenizer = PairTokenizer(model.folder, read_card(model.folder).max_length)
     encoded = tokens_of(workspace, tokenizer, pairs)
     # Chunks hold pairs of similar length, so their batches hold almost no padding.
     order = missing[np.argsort(-encoded.lengths[missing], kind="stable")]

@@ -14,7 +14,7 @@ from tmkd.data.decontamination import HeldOut
 from tmkd.data.mining import Material, hold_out, mine, read_sources, subsample
 from tmkd.data.pairs import Pairs
 from tmkd.data.tasks import TaskData, built_in
-from tmkd.models.checkpoint import read_card
+from tmkd.models.card import has_card, read_card
 from tmkd.models.encoders.find import encoder_fingerprint
 from tmkd.pipeline.steps.teach import teach
 from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
@@ -107,7 +107,7 @@ def pool_teachers(workspace: Workspace, recipe: Recipe) -> list[Step]:
     """
     assert recipe.pool is not None
     steps = [step for place in recipe.pool.teachers for step in _finished(workspace, recipe, Path(place))]
-    classes = {int(read_card(step.folder)["classes"]): step.folder for step in steps}
+    classes = {read_card(step.folder).classes: step.folder for step in steps}
     if len(classes) > 1:
         each = ", ".join(f"{folder} has {count}" for count, folder in classes.items())
         raise RecipeError(f"pool.teachers: their numbers of classes differ: {each}")
@@ -121,7 +121,7 @@ def _finished(workspace: Workspace, recipe: Recipe, folder: Path) -> list[Step]:
         names = [model["steps"][0] for model in models if model["kind"] == "teacher" and model["steps"]]
         steps = folder.resolve().parent.parent / "steps"
         return [Step("teacher", name.rpartition("-")[2], steps / name) for name in names]
-    if (folder / "tmkd.json").is_file():
+    if has_card(folder):
         return [Step("teacher", encoder_fingerprint(folder), folder)]
     if not (folder / "config.json").is_file():
         raise RecipeError(f"pool.teachers: {folder} is neither a checkpoint (config.json) nor a run (manifest.json)")

@@ -17,7 +17,8 @@ from tmkd.core.hardware import describe
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.results import ENSEMBLE, ModelOutput
 from tmkd.evaluation.speed import measure
-from tmkd.models.checkpoint import load_student, read_card
+from tmkd.models.card import read_card
+from tmkd.models.checkpoint import load_student
 from tmkd.models.predict import score
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.finished_run import FinishedRun
@@ -72,7 +73,7 @@ def _shape(folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text())
     return (
         f"{config['model_type']}-{config['num_hidden_layers']}x{config['hidden_size']}"
-        f"x{config.get('intermediate_size', 0)} at {read_card(folder)['max_length']}"
+        f"x{config.get('intermediate_size', 0)} at {read_card(folder).max_length}"
     )
 
 
@@ -93,7 +94,7 @@ def _speeds(run: FinishedRun, one_of: dict[str, Path], pairs: Pairs) -> dict[str
 
 def _scorer(folder: Path, precision: str) -> Any:
     model = load_student(folder)
-    tokenizer = PairTokenizer(folder, read_card(folder)["max_length"])
+    tokenizer = PairTokenizer(folder, read_card(folder).max_length)
 
     def run(questions: Any, passages: Any) -> NDArray[np.float32]:
         return score(model, tokenizer.encode(questions, passages), tokenizer.pad_id, precision=precision)

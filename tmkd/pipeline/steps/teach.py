@@ -11,7 +11,7 @@ from tmkd.config.sections import Teacher
 from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.models.encoders.find import find_encoder
-from tmkd.models.label_map import class_order
+from tmkd.models.label_map import find_label_map
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.fit import fit_and_save
@@ -72,7 +72,7 @@ def teach(
 def _copy_checkpoint(workspace: Workspace, recipe: Recipe, teacher: Teacher) -> Step:
     """Save a finished checkpoint as a step, with its classes in the order of the task."""
     source, length = find_encoder(recipe.encoder_of(teacher)), recipe.length_of(teacher)
-    order = class_order(source, teacher, recipe)
+    order = find_label_map(source, teacher, recipe)
     content = depends_on(
         settings={"classes": recipe.classes, "class_order": order, "max_length": length},
         inputs={"checkpoint": source},
