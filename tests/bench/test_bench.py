@@ -13,10 +13,11 @@ import pytest
 from conftest import pair_rows, write_jsonl
 
 from tmkd.bench import environments, profile, worker
-from tmkd.bench.command import Options, Outcome, run, steps
-from tmkd.bench.material import rows_of, weights
+from tmkd.bench.material import BenchPairs, Subject
 from tmkd.bench.rounds import Result, compete, ratios
+from tmkd.bench.speed import SpeedFigures, gains, run
 from tmkd.bench.worker import Contestant, Failed, Worker
+from tmkd.cli.options import give
 from tmkd.core.errors import TmkdError
 
 ECHO = """
@@ -78,7 +79,7 @@ def test_one_that_fails_is_a_row_that_says_why_and_the_others_go_on(scripts: Pat
 
 def test_whatever_a_peer_says_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     failed = Result("peer", False, error="needs optimum[openvino], [/tmp/a/model.onnx] is missing")
-    Outcome("score", [failed], {}).show()
+    give(None, {}, SpeedFigures("score", [failed], {}).shown())
     shown = " ".join(capsys.readouterr().out.split())
     assert "optimum[openvino]" in shown
     assert "[/tmp/a/model.onnx]" in shown
@@ -158,20 +159,19 @@ def test_every_peer_is_pinned() -> None:
 def test_a_whole_bench_with_ours_and_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
     pairs = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2))
-    options = Options("score", layers=1, max_length=48, count=500, rounds=1, pairs=pairs, peers=())
     began = time.monotonic()
-    outcome = run(options)
-    content = json.loads(json.dumps(outcome.to_json()))
+    figures = run("score", Subject(layers=1, max_length=48, pairs=pairs), count=500, rounds=1, peers=())
+    content = json.loads(json.dumps(figures.to_json()))
     assert {"name", "ours", "unit", "median", "min", "max"} <= set(content["rows"][0])
     assert content["bench"] == "score"
     rates = {row["name"]: row["median"] for row in content["rows"]}
     assert all(32 / rate < time.monotonic() - began for name, rate in rates.items() if "product" not in name)
-    differences = {name: float(text) for name, text in outcome.beside["scores differ by"].items()}
+    differences = {name: float(text) for name, text in figures.columns["scores differ by"].items()}
     assert differences["tmkd, onnx-fp32"] < 1e-4
     assert differences["transformers, fp32, length-sorted"] < 1e-4
     slower = {row["name"]: row.get("slower") for row in content["rows"]}
     assert slower["transformers, fp32"] > 0
-    outcome.show()
+    assert len(figures.shown()) == 1
 
 
 def test_a_profile_shares_the_time_out_among_kinds_of_operation(
@@ -179,15 +179,15 @@ def test_a_profile_shares_the_time_out_among_kinds_of_operation(
 ) -> None:
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
     pairs = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2))
-    outcome = profile.run(Options("profile", layers=1, max_length=48, count=32, rounds=2, pairs=pairs))
-    rows = json.loads(json.dumps(outcome.to_json()))["rows"]
+    figures = profile.run(Subject(layers=1, max_length=48, pairs=pairs), count=32, rounds=2)
+    rows = json.loads(json.dumps(figures.to_json()))["rows"]
     assert {"name", "part", "ours", "unit", "median", "min", "max"} <= set(rows[0])
     for part in ("training", "scoring"):
         shares = {row["name"]: row["median"] for row in rows if row["part"] == part}
         assert 0.9 < sum(shares.values()) < 1.1  # each is a median of its own
         assert {"matrix products", "tokenizing", "layer norm"} <= set(shares)
         assert shares["matrix products"] > shares["layer norm"] > 0
-    outcome.show()
+    give(None, {}, figures.shown())
     assert "matrix products" in capsys.readouterr().out
 
 
@@ -205,9 +205,9 @@ def test_useful_operations_leave_out_padding_and_the_last_layers_other_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
-    rows = rows_of(write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2)))
-    model = weights("builtin:minilm-l6", 2, 48, rows, export=False)
-    questions, passages, _ = rows.first(1)
+    subject = Subject(layers=2, max_length=48, pairs=write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2)))
+    pairs, model = subject.prepare(export=False)
+    questions, passages, _ = pairs.first(1)
     d, wide, tokens = 384, 1536, 0
     from tmkd.models.tokenizer import PairTokenizer
 
@@ -220,7 +220,7 @@ def test_useful_operations_leave_out_padding_and_the_last_layers_other_tokens(
 
 def test_weights_half_written_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
-    rows = rows_of(write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2)))
+    subject = Subject(layers=1, max_length=48, pairs=write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2)))
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -228,22 +228,23 @@ def test_weights_half_written_are_written_again(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr("onnxruntime.quantization.quantize_dynamic", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            weights("builtin:minilm-l6", 1, 48, rows, export=False)
-    assert (weights("builtin:minilm-l6", 1, 48, rows, export=False).single / "onnx" / "model_int8.onnx").is_file()
+            subject.prepare(export=False)
+    _, model = subject.prepare(export=False)
+    assert (model.single / "onnx" / "model_int8.onnx").is_file()
 
 
 def test_unknown_peer_names_those_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
     pairs = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2))
     with pytest.raises(TmkdError, match=r"no peer 'vespa'.*sentence-transformers trainer"):
-        run(Options("train", layers=1, max_length=48, pairs=pairs, peers=("vespa",)))
+        run("train", Subject(layers=1, max_length=48, pairs=pairs), peers=("vespa",))
 
 
 def test_rows_stay_with_their_question_and_calibration_has_other_questions(tmp_path: Path) -> None:
-    rows = rows_of(write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2)))
-    runs = [question for question, _ in itertools.groupby(rows.pairs.questions)]
+    found = BenchPairs.read(write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2)))
+    runs = [question for question, _ in itertools.groupby(found.pairs.questions)]
     assert len(runs) == len(set(runs))
-    assert not set(rows.pairs.questions) & set(rows.calibration.questions)
+    assert not set(found.pairs.questions) & set(found.calibration.questions)
 
 
 def test_a_row_of_the_factors_gains_over_the_row_above_it() -> None:
@@ -254,4 +255,4 @@ def test_a_row_of_the_factors_gains_over_the_row_above_it() -> None:
         "+ sorted": [50.0, 40.0, 60.0],
     }
     results = [Result(name, True, {"pairs/s": found} if found else {}) for name, found in rates.items()]
-    assert steps(results) == {"+ small": "10.0x", "+ sorted": "1.0x"}
+    assert gains(results) == {"+ small": "10.0x", "+ sorted": "1.0x"}

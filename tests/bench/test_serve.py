@@ -19,7 +19,7 @@ from serve_fixtures import model
 from tmkd.bench import fuzz, serve, soak
 from tmkd.bench.hostile import hostile, valid
 from tmkd.bench.loadgen import Client, Reply, closed_loop, open_loop, percentiles, request_bytes
-from tmkd.bench.serve import Measured, Outcome, best_rate
+from tmkd.bench.serve import ServeFigures, ServerResult, best_rate
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BROKEN = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\nno"
@@ -86,10 +86,10 @@ def test_ours_is_compared_at_the_same_p99() -> None:
     def rows(*pairs: tuple[float, float]) -> list[dict[str, float]]:
         return [{"requests/s": rate, "p99": late, "sent": 5.0, "answered": 5.0} for rate, late in pairs]
 
-    ours = Measured("tmkd serve", True, [10.0, 12.0], 50, 1.1, rows((10, 20), (40, 90), (50, 900)))
-    plain = Measured(serve.PLAIN, False, [100.0, 120.0], 5, 9.0, rows((1, 110), (4, 240), (5, 2000)))
-    bare = Measured("bare", True, [10.0, 10.0], 0, 1.0)
-    found = Outcome(100, [ours, plain], bare).compared()
+    ours = ServerResult("tmkd serve", True, [10.0, 12.0], 50, 1.1, rows((10, 20), (40, 90), (50, 900)))
+    plain = ServerResult(serve.PLAIN, False, [100.0, 120.0], 5, 9.0, rows((1, 110), (4, 240), (5, 2000)))
+    bare = ServerResult("bare", True, [10.0, 10.0], 0, 1.0)
+    found = ServeFigures(100, [ours, plain], bare).compared()
     assert found["p50_of_bare_scorer"] == pytest.approx(1.1)
     assert found["cpu_of_bare_scorer"] == pytest.approx(1.1)
     assert found["p50_faster_than_plain"] == pytest.approx(10)
@@ -97,18 +97,18 @@ def test_ours_is_compared_at_the_same_p99() -> None:
     assert (found["rate_at_limit"], found["plain_rate_at_limit"], found["rate_of_plain"]) == (40, 4, 10)
     plain.rates[1]["answered"] = 4  # one was refused
     assert best_rate(plain, 275) == 1
-    assert json.dumps(Outcome(100, [ours, plain], bare).to_json())
+    assert json.dumps(ServeFigures(100, [ours, plain], bare).to_json())
 
 
 def test_a_soak_fails_for_what_it_should() -> None:
-    fine = soak.Soaked(10, 20, 60, {200: 5, 429: 5}, 0, {}, [100.0] * 60, 1, True)
+    fine = soak.SoakFigures(10, 20, 60, {200: 5, 429: 5}, 0, {}, [100.0] * 60, 1, True)
     assert fine.problems == []
-    assert "500" in soak.Soaked(10, 20, 60, {200: 5, 500: 1}, 0, {}, [100.0] * 60, 1, True).problems[0]
-    assert "status 0" in soak.Soaked(10, 20, 60, {200: 5, 0: 1}, 0, {}, [100.0] * 60, 1, True).problems[0]
-    assert "Retry-After" in soak.Soaked(10, 20, 60, {200: 5}, 2, {}, [100.0] * 60, 1, True).problems[0]
+    assert "500" in soak.SoakFigures(10, 20, 60, {200: 5, 500: 1}, 0, {}, [100.0] * 60, 1, True).problems[0]
+    assert "status 0" in soak.SoakFigures(10, 20, 60, {200: 5, 0: 1}, 0, {}, [100.0] * 60, 1, True).problems[0]
+    assert "Retry-After" in soak.SoakFigures(10, 20, 60, {200: 5}, 2, {}, [100.0] * 60, 1, True).problems[0]
     grown = [100.0 + 2 * second for second in range(60)]
-    assert "grew" in soak.Soaked(10, 20, 60, {200: 5}, 0, {}, grown, 1, True).problems[0]
-    assert "afterwards" in soak.Soaked(10, 20, 60, {200: 5}, 0, {}, [100.0] * 60, 1, False).problems[0]
+    assert "grew" in soak.SoakFigures(10, 20, 60, {200: 5}, 0, {}, grown, 1, True).problems[0]
+    assert "afterwards" in soak.SoakFigures(10, 20, 60, {200: 5}, 0, {}, [100.0] * 60, 1, False).problems[0]
 
 
 def test_hostile_requests_are_the_same_for_a_seed_and_of_every_kind() -> None:
@@ -125,8 +125,8 @@ def test_hostile_requests_are_the_same_for_a_seed_and_of_every_kind() -> None:
 
 @pytest.mark.parametrize(("answer", "problem"), [(BROKEN, "500"), (FULL, "503"), (OK, "")])
 def test_a_fuzz_run_tells_on_a_server_that_breaks(answer: bytes, problem: str) -> None:
-    async def run(port: int) -> fuzz.Fuzzed:
-        found = fuzz.Fuzzed()
+    async def run(port: int) -> fuzz.FuzzFigures:
+        found = fuzz.FuzzFigures()
         server: Any = SimpleNamespace(port=port, memory=lambda: 1.0)
         await fuzz._by_hand(server, found, 20, 0)
         return found
@@ -140,8 +140,8 @@ def test_a_fuzz_run_tells_on_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(fuzz, "PATIENCE", 0.3)
     server: Any = SimpleNamespace(memory=lambda: 1.0)
 
-    async def run(port: int) -> fuzz.Fuzzed:
-        server.port, found = port, fuzz.Fuzzed()
+    async def run(port: int) -> fuzz.FuzzFigures:
+        server.port, found = port, fuzz.FuzzFigures()
         await fuzz._one(server, found, valid())
         return found
 

@@ -1,5 +1,5 @@
-"""Measurements: training, labelling, scoring and latency beside what people use today, on the same weights and rows.
+"""Measurements of tmkd beside other tools: speed on the same weights and pairs, answers, the server under load.
 
-Every contestant is a process of its own, in an environment of its own where its dependencies differ from ours; rounds
-are interleaved, so that a machine that slows down slows all of them.
+Contestants are processes. Other tools run in Python environments of their own where their dependencies differ.
+Contestants take turns, so that a machine that slows down slows all of them.
 """

@@ -1,4 +1,4 @@
-"""Who takes part in each bench. The first that gives scores is what the others are compared with."""
+"""Who takes part in each bench. Scores are compared with those of the first contestant that gives scores."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from tmkd.bench.material import Weights
 from tmkd.bench.worker import Contestant
 from tmkd.core.cpu import cpu_flags
+from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import native_bf16
 from tmkd.inference.scorer import read_manifest
 
@@ -24,18 +25,37 @@ DEEP = {
 TEACHER = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
 
 
+def choose(contestants: list[Contestant], peers: tuple[str, ...] | None) -> list[Contestant]:
+    """Keep tmkd, the plain loops and the chosen peers.
+
+    Args:
+        contestants: All of a bench.
+        peers: Beginnings of the names of other tools; None for all of them.
+
+    Raises:
+        TmkdError: No peer's name begins like that.
+    """
+    if peers is None:
+        return contestants
+    names = [one.name for one in contestants if not (one.ours or one.baseline)]
+    for beginning in peers:
+        if not any(name.startswith(beginning) for name in names):
+            raise TmkdError(f"no peer {beginning!r} in this bench; there are: {', '.join(names) or 'none'}")
+    return [one for one in contestants if one.ours or one.baseline or one.name.startswith(peers)]
+
+
 def probes() -> list[Contestant]:
-    """The machine's own matrix-product rate, in each precision that it has."""
+    """The machine's matrix-product rate, in each precision that it computes natively."""
     return [_ours(f"matrix product, {kind}", PROBE, precision=kind) for kind in _precisions()]
 
 
 def _precisions() -> list[str]:
-    """fp32, and bf16 where it is native."""
+    """fp32, and bf16 where the machine computes it natively."""
     return ["fp32", "bf16"] if native_bf16() else ["fp32"]
 
 
 def training(model: Weights) -> list[Contestant]:
-    """One epoch over the same rows."""
+    """Trainers: one epoch over the same pairs."""
     bf16 = {"per_device_train_batch_size": 32, "bf16": True} if native_bf16() else {"per_device_train_batch_size": 32}
     return [
         _ours("tmkd", "train", model=model.student, max_length=model.max_length),
@@ -50,7 +70,7 @@ def training(model: Weights) -> list[Contestant]:
 
 
 def labelling(model: Weights) -> list[Contestant]:
-    """Logits of the pool, in PyTorch: what a teacher does."""
+    """Ways to label a pool in PyTorch, as a teacher does."""
     return [
         _plain(model, "transformers, fp32", "score"),
         _plain(model, "transformers, fp32, length-sorted", "score", sorted=True),
@@ -61,7 +81,7 @@ def labelling(model: Weights) -> list[Contestant]:
 
 
 def scoring(model: Weights) -> list[Contestant]:
-    """The exported student against everything that runs the same weights, and the deep teacher beside it."""
+    """The exported student, everything else that runs the same weights, and a deep teacher."""
     return [
         _plain(model, "transformers, fp32", "score"),
         _plain(model, "transformers, fp32, length-sorted", "score", sorted=True),
@@ -81,7 +101,7 @@ def scoring(model: Weights) -> list[Contestant]:
 
 
 def latency(model: Weights) -> list[Contestant]:
-    """One question at a time."""
+    """Ways to rerank the passages of one question."""
     return [
         *_exports(model),
         _predict(model, "torch"),
@@ -91,7 +111,7 @@ def latency(model: Weights) -> list[Contestant]:
 
 
 def factors(model: Weights) -> list[Contestant]:
-    """From the deep teacher in a plain loop to the export: each row changes one thing and keeps what came before."""
+    """From a deep teacher in a plain loop to the export: each contestant changes one thing of the one before it."""
     one = {"threads": 1}
     ours: dict[str, Any] = {"model": model.student, "max_length": model.max_length, **one}
     deep = _random(model, "24 x 1024, fp32, batches of 32, 1 core", DEEP, "fp32", threads=1, share=8)
@@ -147,7 +167,7 @@ def _flashrank(model: Weights, name: str, file: str) -> Contestant:
 
 
 def _deep(model: Weights) -> list[Contestant]:
-    """A teacher of 24 layers, 1024 wide: random weights serve for speed."""
+    """A teacher of 24 layers, 1024 wide. Its weights are random, which does not change its speed."""
     return [
         _random(model, f"teacher of 24 x 1024, {kind}, length-sorted", DEEP, kind, share=8, sorted=True)
         for kind in _precisions()
@@ -164,5 +184,5 @@ def _random(
 
 
 def _texts(options: dict[str, Any]) -> dict[str, Any]:
-    """Paths as strings: options travel as JSON."""
+    """Turn paths into strings, since options are sent as JSON."""
     return {key: value if isinstance(value, (bool, int, dict)) else str(value) for key, value in options.items()}

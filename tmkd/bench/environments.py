@@ -1,4 +1,4 @@
-"""The peers' own Python environments, built once in the cache folder from pinned lists."""
+"""Python environments of other tools, built once in the cache folder from pinned lists."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ OURS = "tmkd"
 
 
 def interpreter(name: str) -> Path:
-    """The Python of an environment, built first where it is not there yet.
+    """The Python of an environment, which is built if it does not exist.
+
+    Args:
+        name: `tmkd` for the Python that runs this, else a list under requirements/.
 
     Raises:
-        TmkdError: it cannot be built; the last line of the installer says why.
+        TmkdError: It cannot be built. The message holds the installer's last line.
     """
     if name == OURS:
         return Path(sys.executable)

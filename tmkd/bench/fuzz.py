@@ -1,7 +1,7 @@
-"""`tmkd bench fuzz`: hostile requests made by hand, then a schema fuzzer on the server's own description.
+"""`tmkd bench fuzz`: send the server our own hostile requests, then those of a fuzzer that reads its OpenAPI document.
 
-Passes where every request is answered or its connection closed in time, never with 500, with 503 only beside
-Retry-After, and where the server still scores as before and has not grown.
+The server passes if it answers every request or closes its connection in time, never with status 500, and with 503
+only beside Retry-After, if it still scores afterwards, and if its memory does not grow.
 """
 
 from __future__ import annotations
@@ -19,27 +19,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import RenderableType
+
 from tmkd.bench.environments import interpreter
 from tmkd.bench.hostile import hostile, valid
 from tmkd.bench.loadgen import HOST, Answer, read_answer
-from tmkd.bench.servers import Running, Serving
+from tmkd.bench.servers import RunningServer, ServerSpec
 from tmkd.core.console import Bar, progress
 from tmkd.core.files import cache_folder
 
 logger = logging.getLogger(__name__)
 
-BODY = 256  # KiB: the server's limit here, so that passing it is cheap
+BODY = 256  # KiB, the server's limit here: a low one, so that larger bodies are cheap to send
 FLAGS = ("--max-body", str(BODY), "--idle-timeout", "2", "--timeout", "3")
-CALLERS = 12  # most of the time some wait for what never comes
+CALLERS = 12  # many, since some wait for answers that never come
 PATIENCE = 15.0  # seconds for one answer: more than the server's own limits
-PROBE = 100  # a valid request after so many
+PROBE = 100  # a valid request is sent after so many hostile ones
 GROWTH = 1.3
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
 
 @dataclass
-class Fuzzed:
-    """What came of it. statuses: answers by status; "closed": none, but the connection was closed in time."""
+class FuzzFigures:
+    """What `run` measured.
+
+    Attributes:
+        sent: Requests.
+        statuses: How many requests got each status; "closed" where the connection was closed in time without an
+            answer, "hung" where nothing came.
+        problems: Why the server fails; empty where it passes.
+        memory: MiB after a warm-up and after each part.
+        slowest: Seconds of the slowest answer.
+        schema: What the fuzzer of the OpenAPI document said last.
+    """
 
     sent: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
@@ -56,24 +68,32 @@ class Fuzzed:
             "problems": self.problems,
         }  # fmt: skip
 
-    def show(self) -> None:
-        """One line a number."""
-        for name, value in self.to_json().items():
-            print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
+    def shown(self) -> list[RenderableType]:
+        """One line a number, for a terminal."""
+        numbers = self.to_json().items()
+        return [f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}" for name, value in numbers]
 
 
 def run(
     export: Path, count: int, *, seed: int = 0, schema: bool = True, index: Path | None = None, threads: int = 0
-) -> Fuzzed:
-    """Start a server on the export and send it `count` hostile requests; half of them by the schema fuzzer.
+) -> FuzzFigures:
+    """Start a server and send it hostile requests.
 
     Args:
-        schema: whether the schema fuzzer takes part; it is installed in an environment of its own.
+        export: What the server serves.
+        count: Requests.
+        seed: Of the requests.
+        schema: Whether half of the requests come from schemathesis, which runs in an environment of its own.
+        index: An index of documents that the server answers from.
+        threads: Of the server; 0 for all usable cores.
+
+    Raises:
+        Failed: The server does not start.
     """
     flags = ("--model", str(export), *FLAGS, *(("--index", str(index)) if index else ()))
     log = cache_folder("bench", "logs") / "fuzz.log"
-    with Running(Serving("tmkd serve", flags), log, threads) as server:
-        found = Fuzzed()
+    with RunningServer(ServerSpec("tmkd serve", flags), log, threads) as server:
+        found = FuzzFigures()
         asyncio.run(_by_hand(server, found, count // 2 if schema else count, seed))
         if schema:
             _by_schema(server, found, count - count // 2, seed)
@@ -86,7 +106,7 @@ def run(
     return found
 
 
-async def _by_hand(server: Running, found: Fuzzed, count: int, seed: int) -> None:
+async def _by_hand(server: RunningServer, found: FuzzFigures, count: int, seed: int) -> None:
     requests = hostile(seed, BODY << 10)
     warm = min(1000, count // 2)
     with progress("fuzz", count, unit="requests") as bar:
@@ -106,8 +126,8 @@ async def _by_hand(server: Running, found: Fuzzed, count: int, seed: int) -> Non
     found.memory.append(server.memory())
 
 
-async def _one(server: Running, found: Fuzzed, content: bytes) -> None:
-    """One request; what is wrong with the answer is kept, with the request's beginning."""
+async def _one(server: RunningServer, found: FuzzFigures, content: bytes) -> None:
+    """Send one request. A wrong answer becomes a problem, with the beginning of the request."""
     start = time.perf_counter()
     try:
         answer = await _exchange(server.port, content)
@@ -124,12 +144,12 @@ async def _one(server: Running, found: Fuzzed, content: bytes) -> None:
 def _wrong(answer: Answer, head_only: bool) -> bool:
     if answer.status >= 500 and not (answer.status == 503 and "retry-after" in answer.headers):
         return True
-    told = answer.headers.get("content-type", "").startswith("application/json")
-    return answer.status >= 400 and not told and not head_only
+    explained = answer.headers.get("content-type", "").startswith("application/json")
+    return answer.status >= 400 and not explained and not head_only
 
 
 async def _exchange(port: int, content: bytes) -> Answer | None:
-    """The first answer to these bytes; None where the connection was closed without one."""
+    """Send bytes and return the first answer; None where the connection was closed without one."""
     async with asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection(HOST, port)
         try:
@@ -144,15 +164,15 @@ async def _exchange(port: int, content: bytes) -> Answer | None:
             writer.close()
 
 
-async def _probe(server: Running, found: Fuzzed) -> None:
-    """A valid request is still answered."""
+async def _probe(server: RunningServer, found: FuzzFigures) -> None:
+    """Check that a valid request is still answered."""
     answer = await _exchange(server.port, valid())
     if answer is None or answer.status != 200:
         found.problems.append(f"a valid request was answered {answer.status if answer else 'not at all'}")
 
 
-def _by_schema(server: Running, found: Fuzzed, count: int, seed: int) -> None:
-    """schemathesis on our OpenAPI document, in positive and negative mode."""
+def _by_schema(server: RunningServer, found: FuzzFigures, count: int, seed: int) -> None:
+    """Run schemathesis on the server's OpenAPI document, with valid and invalid values."""
     program = interpreter("schemathesis").parent / "schemathesis"
     url = f"http://{HOST}:{server.port}"
     each = max(1, count // 4)  # operations that take a body
@@ -177,8 +197,8 @@ def _by_schema(server: Running, found: Fuzzed, count: int, seed: int) -> None:
 
 
 @contextmanager
-def _counted(server: Running, count: int) -> Iterator[None]:
-    """A bar of the requests that the server counts while the block runs, in a thread; at most `count`."""
+def _counted(server: RunningServer, count: int) -> Iterator[None]:
+    """Show, while the block runs, how many requests the server has counted; at most `count`."""
     over = threading.Event()
 
     def watch(bar: Bar) -> None:
@@ -198,8 +218,8 @@ def _counted(server: Running, count: int) -> Iterator[None]:
             watcher.join()
 
 
-def _requests(server: Running) -> int:
-    """How many requests the server counts by now; 0 where it does not say in time."""
+def _requests(server: RunningServer) -> int:
+    """How many requests the server has counted so far; 0 where it does not answer."""
     try:
         answer = asyncio.run(_exchange(server.port, f"GET /metrics HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()))
     except OSError:

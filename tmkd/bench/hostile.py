@@ -1,4 +1,4 @@
-"""Hostile requests, made by hand: what a client may send that is wrong, large, deep, torn or odd. Seeded, endless."""
+"""Hostile requests: wrong, large, deeply nested, damaged or odd. A seed gives the same endless series."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ _VALID = {"query": "how do i mount a disk", "texts": ["a disk"], "documents": ["
 
 
 def hostile(seed: int, limit: int) -> Iterator[bytes]:
-    """Whole HTTP requests as bytes, for ever. limit: the server's largest body, which some of them pass."""
+    """Yield whole HTTP requests as bytes, for ever.
+
+    Args:
+        seed: Of the series.
+        limit: The server's largest body in bytes; some requests have more.
+    """
     generator = np.random.default_rng(seed)
     kinds = (_fields, _fields, _fields, _torn, _deep, _many, _huge, _noise, _heads, _chunks, _targets)
     while True:
@@ -36,7 +41,7 @@ def hostile(seed: int, limit: int) -> Iterator[bytes]:
 
 
 def valid() -> bytes:
-    """A request that is to be answered with 200."""
+    """A request that the server must answer with status 200."""
     return _post("/rerank", json.dumps(_VALID).encode())
 
 
@@ -58,7 +63,7 @@ def _fields(generator: np.random.Generator, _: int) -> bytes:
 
 
 def _torn(generator: np.random.Generator, _: int) -> bytes:
-    """Valid JSON, cut or with bytes changed."""
+    """Valid JSON that is cut off or has changed bytes."""
     body = bytearray(json.dumps(_VALID).encode())
     for _ in range(generator.integers(1, 5)):
         body[generator.integers(len(body))] = generator.integers(256)
@@ -66,7 +71,7 @@ def _torn(generator: np.random.Generator, _: int) -> bytes:
 
 
 def _deep(generator: np.random.Generator, _: int) -> bytes:
-    """Lists or objects in one another, closed or not."""
+    """Nested lists or objects, closed or not."""
     depth = int(10 ** generator.uniform(1, 4.5))
     opened, closed = ((b"[", b"]"), (b'{"a":', b"}"))[generator.integers(2)]
     inner = opened * depth + b"1" + closed * (depth if generator.integers(2) else 0)
@@ -74,14 +79,14 @@ def _deep(generator: np.random.Generator, _: int) -> bytes:
 
 
 def _many(generator: np.random.Generator, limit: int) -> bytes:
-    """More texts than are taken, up to a million."""
+    """Many texts, up to a million: more than the server accepts."""
     count = min(int(10 ** generator.uniform(0, 6)), limit)
     entry = (b'""', b'"a"', b"1", b"{}")[generator.integers(4)]
     return _post(_path(generator), b'{"query":"a","question":"a","texts":[%b]}' % b",".join([entry] * count))
 
 
 def _huge(generator: np.random.Generator, limit: int) -> bytes:
-    """One text, near or beyond the largest body."""
+    """One text as long as the largest body, or longer."""
     size = int(limit * generator.uniform(0.1, 1.5))
     kind = (b"a", b" ", b"\\n", b"\xc3\xa9", b"a ")[generator.integers(5)]
     text = kind * (size // len(kind))
@@ -89,14 +94,14 @@ def _huge(generator: np.random.Generator, limit: int) -> bytes:
 
 
 def _noise(generator: np.random.Generator, _: int) -> bytes:
-    """Random bytes as a body, under any type."""
+    """Random bytes as a body, with any content type."""
     kinds = (b"application/json", b"text/plain", b"multipart/form-data; boundary=a", b"\xff", b"application/xml", b"")
     kind = b"Content-Type: %b\r\n" % kinds[generator.integers(len(kinds))]
     return _post(_path(generator), generator.bytes(int(generator.integers(0, 300))), kind)
 
 
 def _heads(generator: np.random.Generator, _: int) -> bytes:
-    """Headers that contradict, repeat or are too long."""
+    """Headers that contradict each other, repeat or are too long."""
     odd = (
         b"Content-Length: 5\r\nContent-Length: 6\r\n", b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
         b"Content-Length: 99999999999999999999\r\n", b"Content-Length: 0x10\r\n", b"Transfer-Encoding: gzip\r\n",
@@ -108,7 +113,7 @@ def _heads(generator: np.random.Generator, _: int) -> bytes:
 
 
 def _chunks(generator: np.random.Generator, limit: int) -> bytes:
-    """A chunked body: whole, beyond the limit, or with sizes that lie."""
+    """A chunked body: whole, larger than the limit, or with wrong sizes."""
     body = json.dumps(_VALID).encode()
     long = b"".join(b"1000\r\n" + b" " * 4096 + b"\r\n" for _ in range(limit // 4096 + 2)) + b"0\r\n\r\n"
     whole = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)

@@ -1,7 +1,8 @@
-"""A load generator on loopback: requests leave on schedule whether or not earlier ones are answered (an open loop).
+"""A load generator for a server on 127.0.0.1.
 
-Latency counts from the time a request was due, so a server that falls behind cannot hide it. The client writes
-prepared bytes over kept connections: it must cost little, since it shares the machine with the server.
+In an open loop, requests leave on schedule whether or not earlier ones are answered. Latency counts from the time at
+which a request was due, so a server that falls behind cannot hide it. The client sends prepared bytes over open
+connections, because it shares the machine with the server and must cost little.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ NONE = 0  # the status of a request that got no answer
 
 @dataclass(frozen=True)
 class Reply:
-    """One request's fate. status: NONE where no whole answer came. seconds: since it was due. pairs: that it held."""
+    """What became of one request.
+
+    Attributes:
+        status: NONE where no whole answer came.
+        seconds: From the time at which it was due.
+        pairs: How many pairs it held.
+        retry_after: Whether the answer says when to come back.
+    """
 
     status: int
     seconds: float
@@ -31,7 +39,7 @@ class Reply:
 
 @dataclass
 class Answer:
-    """A parsed HTTP answer."""
+    """An HTTP answer."""
 
     status: int
     headers: dict[str, str]
@@ -39,14 +47,19 @@ class Answer:
 
 
 def request_bytes(path: str, body: Any) -> bytes:
-    """One POST of JSON."""
+    """A POST request with a JSON body, given as bytes or as values."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 async def read_answer(reader: asyncio.StreamReader) -> Answer:
-    """The next answer on a connection. ConnectionError or IncompleteReadError: there is none."""
+    """Read the next answer of a connection.
+
+    Raises:
+        ConnectionError: The connection broke.
+        IncompleteReadError: It was closed before the answer was whole.
+    """
     while True:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         status = int(head[0].split(" ")[1])
@@ -58,14 +71,24 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
 
 @dataclass
 class Client:
-    """Kept connections to one server."""
+    """Connections to one server that stay open.
+
+    Attributes:
+        port: On 127.0.0.1.
+        patience: Seconds to wait for an answer.
+    """
 
     port: int
     patience: float = 60.0
     _idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
 
     async def send(self, content: bytes) -> Answer:
-        """One request over a free connection; a new one where there is none. OSError, TimeoutError: no answer."""
+        """Send one request over a free connection, or over a new one.
+
+        Raises:
+            OSError: No answer came.
+            TimeoutError: None came within `patience`.
+        """
         async with asyncio.timeout(self.patience):
             while True:
                 kept = bool(self._idle)
@@ -75,7 +98,7 @@ class Client:
                     answer = await read_answer(reader)
                 except (ConnectionError, asyncio.IncompleteReadError) as error:
                     writer.close()
-                    if kept:  # it was closed while it was idle
+                    if kept:  # the server closed it while it was idle
                         continue
                     raise ConnectionError("no answer") from error
                 except BaseException:
@@ -88,7 +111,13 @@ class Client:
                 return answer
 
     async def timed(self, content: bytes, due: float, pairs: int) -> Reply:
-        """One request's fate; never raises for what the server does."""
+        """Send one request and say what became of it, whatever the server does.
+
+        Args:
+            content: The request.
+            due: When it should have left, on the clock of `time.perf_counter`.
+            pairs: How many pairs it holds.
+        """
         try:
             answer = await self.send(content)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError):
@@ -96,7 +125,7 @@ class Client:
         return Reply(answer.status, time.perf_counter() - due, pairs, "retry-after" in answer.headers)
 
     def close(self) -> None:
-        """Close what is kept."""
+        """Close all connections."""
         for _, writer in self._idle:
             writer.close()
         self._idle.clear()
@@ -110,10 +139,19 @@ async def open_loop(
     client: Client, requests: Prepared, rate: float, seconds: float, *, seed: int = 0, most: int = 20_000,
     on_reply: Callable[[Reply], None] = lambda _: None,
 ) -> list[Reply]:  # fmt: skip
-    """Send at random times of this mean rate (a Poisson process) for so long, then wait for every answer.
+    """Send requests at random times (a Poisson process), then wait for every answer.
 
     Args:
-        rate: requests per second. most: requests at most, whatever the rate.
+        client: Connections to the server.
+        requests: Sent in turn.
+        rate: Mean requests per second.
+        seconds: How long requests are sent.
+        seed: Of the times.
+        most: Most requests, whatever the rate.
+        on_reply: Called with each reply as it comes.
+
+    Returns:
+        One reply for each request, in the order of sending.
     """
     gaps = np.random.default_rng(seed).exponential(1 / rate, size=min(most, int(rate * seconds * 2) + 10))
     times = np.cumsum(gaps)
@@ -134,7 +172,17 @@ async def open_loop(
 
 
 async def closed_loop(client: Client, requests: Prepared, workers: int, seconds: float) -> list[Reply]:
-    """So many callers, each with one request at a time: what the server can do at most."""
+    """Let callers send one request at a time each, which finds the server's capacity.
+
+    Args:
+        client: Connections to the server.
+        requests: Sent in turn.
+        workers: Callers at once.
+        seconds: How long requests are sent.
+
+    Returns:
+        One reply for each request.
+    """
     until = time.perf_counter() + seconds
     replies: list[Reply] = []
     number = 0
@@ -151,6 +199,6 @@ async def closed_loop(client: Client, requests: Prepared, workers: int, seconds:
 
 
 def percentiles(replies: Sequence[Reply]) -> dict[str, float]:
-    """p50, p90, p99 of the answers with status 200, in milliseconds; none where there are none."""
+    """p50, p90 and p99 of the answers with status 200, in milliseconds; empty where there are none."""
     times = [1000 * reply.seconds for reply in replies if reply.status == 200]
     return {f"p{share}": float(np.percentile(times, share)) for share in (50, 90, 99)} if times else {}

@@ -1,8 +1,11 @@
-"""What is measured: rows, and one set of weights in every form that a contestant opens. Kept in the cache.
+"""What is measured: pairs, and one model in every form that a contestant opens. Kept in the cache folder.
 
-student/  a model folder of tmkd          export/  what `tmkd export` writes
-single/   the same with one output (the difference of the two classes: what the peers expect), in a checkpoint and
-          in onnx/ as the usual whole graph, fp32 and dynamic int8
+A model's folder holds:
+
+student/  a model folder of tmkd
+export/   what `tmkd export` writes of it
+single/   the same weights as a checkpoint with one output, which other tools expect (the difference of the two
+          classes), and in onnx/ as an ONNX graph, in fp32 and in dynamic int8
 """
 
 from __future__ import annotations
@@ -39,42 +42,57 @@ FORMAT = 2
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Real pairs, question by question; labels are 0 or 1. calibration: other questions' pairs of the same kind."""
+class BenchPairs:
+    """Pairs to measure on, question by question.
+
+    Attributes:
+        pairs: What contestants train on or score. Labels are 0 or 1.
+        calibration: Pairs of other questions, from which quantisation takes its ranges.
+    """
 
     pairs: Pairs
     calibration: Pairs
 
+    @classmethod
+    def read(cls, path: Path | None, seed: int = 0) -> BenchPairs:
+        """Read pairs, and put their questions into a random order.
+
+        Args:
+            path: A file whose first half is measured on and whose second half is for calibration. None for the
+                built-in development pairs (ten a question), with training pairs for calibration.
+            seed: Of the order.
+
+        Raises:
+            TmkdError: The file has too few questions.
+        """
+        if path is None:
+            built = build_demo()
+            return cls(_by_question(built.dev, seed), _by_question(built.train, seed))
+        pairs = _by_question(read_pairs(path), seed)
+        half = len(pairs) // 2
+        while half < len(pairs) and pairs.questions[half] == pairs.questions[half - 1]:
+            half += 1
+        if min(half, len(pairs) - half) < 16:
+            questions = len(set(pairs.questions))
+            raise TmkdError(
+                f"{path}: {len(pairs)} pairs, {questions} questions; a bench needs 16 pairs or more in each half"
+            )
+        return cls(pairs.take(range(half)), pairs.take(range(half, len(pairs))))
+
     def first(self, count: int) -> tuple[list[str], list[str], list[int]]:
-        """Questions, passages and labels of the first pairs."""
+        """Questions, passages and labels of the first `count` pairs."""
         part = self.pairs.take(range(min(count, len(self.pairs))))
         return list(part.questions), list(part.passages), [int(label) for label in np.maximum(part.labels, 0)]
 
     def one_question(self, passages: int, turn: int) -> tuple[list[str], list[str], list[int]]:
-        """One question with so many passages; another for every turn."""
+        """One question with so many passages, and labels that are all 0. Each turn has another question."""
         rows = [(turn * passages + i) % len(self.pairs) for i in range(passages)]
         question = self.pairs.questions[rows[0]]
         return [question] * passages, [self.pairs.passages[row] for row in rows], [0] * passages
 
 
-def rows_of(path: Path | None, seed: int = 0) -> Rows:
-    """The built-in development pairs (ten a question), calibrated on training pairs; or a file's, half of them each."""
-    if path is None:
-        built = build_demo()
-        return Rows(_by_question(built.dev, seed), _by_question(built.train, seed))
-    pairs = _by_question(read_pairs(path), seed)
-    half = len(pairs) // 2
-    while half < len(pairs) and pairs.questions[half] == pairs.questions[half - 1]:
-        half += 1
-    if min(half, len(pairs) - half) < 16:
-        raise TmkdError(
-            f"{path}: {len(pairs)} pairs, {len(set(pairs.questions))} questions; a bench needs 16 or more in each half"
-        )
-    return Rows(pairs.take(range(half)), pairs.take(range(half, len(pairs))))
-
-
 def _by_question(pairs: Pairs, seed: int) -> Pairs:
-    """The questions in a random order, the rows of each together, as a reranker gets them."""
+    """Shuffle the questions and keep the pairs of each together, as a reranker gets them."""
     rows: dict[str, list[int]] = {}
     for row, question in enumerate(pairs.questions):
         rows.setdefault(question, []).append(row)
@@ -83,15 +101,52 @@ def _by_question(pairs: Pairs, seed: int) -> Pairs:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What a bench measures.
+
+    Attributes:
+        model: An export, a model folder, `builtin:NAME` or a hub id.
+        layers: Layers to keep, from the bottom; an export keeps all.
+        max_length: Longest pair in tokens; an export has its own.
+        pairs: A file of pairs; None for the built-in ones.
+    """
+
+    model: str = "builtin:minilm-l6"
+    layers: int = 3
+    max_length: int = 192
+    pairs: Path | None = None
+
+    def prepare(self, *, export: bool) -> tuple[BenchPairs, Weights]:
+        """Read the pairs, and write the model in every form; `export` says whether an export is needed.
+
+        Raises:
+            TmkdError: The pairs or the model cannot be used.
+        """
+        pairs = BenchPairs.read(self.pairs)
+        return pairs, _weights(self, pairs, export)
+
+    def exported(self) -> Path:
+        """The folder of the model's export; the model itself where it is one."""
+        if _is_export(self.model):
+            return Path(self.model)
+        return self.prepare(export=True)[1].export
+
+
+@dataclass(frozen=True)
 class Weights:
-    """One model in every form."""
+    """One model in every form, in the subfolders that the module's docstring names.
+
+    Attributes:
+        folder: In the cache.
+        max_length: Longest pair in tokens.
+    """
 
     folder: Path
     max_length: int
 
     @property
     def student(self) -> Path:
-        """A model folder of tmkd."""
+        """The model folder of tmkd."""
         return self.folder / "student"
 
     @property
@@ -106,11 +161,14 @@ class Weights:
 
     @property
     def calibration(self) -> Path:
-        """Texts that a peer calibrates on."""
+        """Texts from which another tool takes its ranges for int8."""
         return self.folder / "calibration"
 
     def flops(self, questions: list[str], passages: list[str]) -> float:
-        """Useful operations of one forward over these pairs: no padding, and only what the last first token needs."""
+        """Useful floating-point operations of one forward pass over these pairs.
+
+        Padding does not count, and in the last layer only what the first token needs.
+        """
         config = _config(self.student)
         tokens = PairTokenizer(self.student, self.max_length).encode(questions, passages).lengths.astype(np.float64)
         d, wide, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
@@ -122,52 +180,58 @@ class Weights:
         return float(((layers - 1) * whole + last).sum())
 
 
-def weights(model: str, layers: int, max_length: int, rows: Rows, *, export: bool) -> Weights:
-    """Every form of `model` (an export, a checkpoint, a builtin or a hub id), made once.
+def _weights(subject: Subject, pairs: BenchPairs, export: bool) -> Weights:
+    """Write a model in every form. All forms but the export are written once.
 
-    An export is taken as it is; of anything else the first `layers` layers with a new head.
+    An export is used as it is. Any other model gives its first layers, with a new head.
     """
-    exported = Path(model).is_dir() and (Path(model) / "parity.json").is_file()
-    source = Path(model) if exported else find_encoder(model)
-    mark = {"of": encoder_fingerprint(source), "layers": None if exported else layers, "length": max_length}
+    exported = _is_export(subject.model)
+    source = Path(subject.model) if exported else find_encoder(subject.model)
+    layers = None if exported else subject.layers
+    mark = {"of": encoder_fingerprint(source), "layers": layers, "length": subject.max_length}
     name = hashlib.sha256(repr((FORMAT, mark)).encode()).hexdigest()[:12]
     folder = cache_folder("bench") / f"weights-{name}"
-    length = read_manifest(source).max_length if exported else max_length
+    length = read_manifest(source).max_length if exported else subject.max_length
     found = Weights(folder, length)
     if not folder.is_dir():
         logger.info(f"bench: writing the weights in the forms that are compared, {folder} (once)")
         partial = Weights(folder.with_name(f".{name}.partial"), length)
         shutil.rmtree(partial.folder, ignore_errors=True)
-        _write(partial, source, exported, layers)
+        _write(partial, source, layers)
         partial.folder.rename(folder)
-    _write_calibration(found, rows)
+    _write_calibration(found, pairs)
     if exported:
         shutil.rmtree(found.export, ignore_errors=True)
         shutil.copytree(source, found.export)
-    elif export:  # every time: it is what this version exports that is measured
+    elif export:  # each time, since the export of this version is measured
         from tmkd.export.export import export_student
 
-        half = len(rows.calibration) // 2
-        dev, calibration = rows.calibration.take(range(half)), rows.calibration.take(range(half, 2 * half))
+        half = len(pairs.calibration) // 2
+        dev, calibration = pairs.calibration.take(range(half)), pairs.calibration.take(range(half, 2 * half))
+        unlabelled = Pairs.build(dev.questions[:200], dev.passages[:200], qids=dev.qids[:200])  # the head is new
         export_student(
             found.student,
-            Pairs.build(dev.questions[:200], dev.passages[:200], qids=dev.qids[:200]),  # a new head knows no label
+            unlabelled,
             found.export,
             calibration=calibration.take(range(min(half, 300))),
         )
     return found
 
 
-def _write_calibration(found: Weights, rows: Rows) -> None:
-    few = rows.calibration.take(range(min(300, len(rows.calibration))))
+def _is_export(model: str) -> bool:
+    return (Path(model) / "parity.json").is_file()
+
+
+def _write_calibration(found: Weights, pairs: BenchPairs) -> None:
+    few = pairs.calibration.take(range(min(300, len(pairs.calibration))))
     found.calibration.mkdir(exist_ok=True)
     lines = [{"text": f"{q} {p}"} for q, p in zip(few.questions, few.passages, strict=True)]
     write_rows(found.calibration / "train.jsonl", lines)
 
 
-def _write(found: Weights, source: Path, exported: bool, layers: int) -> None:
+def _write(found: Weights, source: Path, layers: int | None) -> None:
     torch.manual_seed(0)
-    if exported:
+    if layers is None:  # an export
         plain = found.folder / "checkpoint"
         shutil.copytree(source, plain, ignore=shutil.ignore_patterns("tmkd.json", "onnx"))
         student = load_finished(plain, 2)
@@ -179,7 +243,7 @@ def _write(found: Weights, source: Path, exported: bool, layers: int) -> None:
 
 
 def _write_single(found: Weights) -> None:
-    """The checkpoint with one output, and its whole graph as ONNX: what the peers open."""
+    """Write the checkpoint with one output, and the same as an ONNX graph, which other tools open."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from transformers import AutoModelForSequenceClassification
 
@@ -214,7 +278,7 @@ def _write_single(found: Weights) -> None:
 
 
 class _Tuple(nn.Module):
-    """Logits alone, with the inputs in order."""
+    """A model that takes its inputs by position and returns the logits alone."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -226,7 +290,7 @@ class _Tuple(nn.Module):
 
 
 def _write_tokenizer_files(found: Weights) -> None:
-    """Peers read the padding token from files that newer tokenizers no longer have."""
+    """Write the padding token where other tools look for it; newer tokenizers no longer have these files."""
     pads = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     if _config(found.student)["model_type"] != "bert":
         pads = {"pad_token": "<pad>"}

@@ -1,8 +1,8 @@
-"""`tmkd bench profile`: where the time of a training step and of scoring goes, by kind of operation.
+"""`tmkd bench profile`: which kinds of operations the time of training and of scoring goes to.
 
-Training is counted by PyTorch's profiler (the operations that its main thread runs or waits for), scoring by a clock
-around tokenizing and by OpenVINO's own counters on one thread. Both go through the same code as `tmkd run` and
-`tmkd score`. Rounds are turns of each, one after the other; medians are told.
+PyTorch's profiler counts training: the operations that the main thread runs or waits for. A clock around tokenizing
+and OpenVINO's own counters, on one thread, count scoring. Both run the same code as `tmkd run` and `tmkd score`.
+Training and scoring take turns; the table gives medians.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import RenderableType
 from rich.table import Table
 from torch.autograd.profiler import profile
 
-from tmkd.bench.command import Options, machine
-from tmkd.bench.material import Rows, Weights, rows_of, weights
-from tmkd.core.console import progress, tables
+from tmkd.bench.machine import machine
+from tmkd.bench.material import BenchPairs, Subject, Weights
+from tmkd.core.console import progress
 from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import describe, prepare
 from tmkd.inference.engines import operation_seconds
@@ -37,7 +38,7 @@ from tmkd.training.trainer import Fit, train
 Seconds = dict[str, float]
 
 OTHER = "everything else"
-KINDS = {  # of PyTorch's operations, by a part of their names; of OpenVINO's node types, likewise
+KINDS = {  # parts of the names of PyTorch's operations and of OpenVINO's node types
     "matrix products": ("mm", "linear", "FullyConnected", "MatMul"),
     "softmax": ("softmax", "Softmax"),
     "attention in one operation": ("attention", "ScaledDotProduct", "Subgraph"),  # OpenVINO fuses it into subgraphs
@@ -51,20 +52,30 @@ KINDS = {  # of PyTorch's operations, by a part of their names; of OpenVINO's no
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """turns: by part (training, scoring) the seconds of every round, by kind of operation. pairs: of a turn."""
+class ProfileFigures:
+    """What `run` measured.
+
+    Attributes:
+        turns: For training and for scoring, the seconds of each round by kind of operation.
+        pairs: Pairs of one turn.
+        notes: Where and how training and scoring ran.
+    """
 
     turns: dict[str, list[Seconds]]
     pairs: int
     notes: dict[str, str]
 
     def shares(self, part: str) -> dict[str, tuple[float, float, float]]:
-        """Median, least and largest share of the part's time, by kind, most first."""
+        """The median, smallest and largest share of the time by kind of operation, largest median first.
+
+        Args:
+            part: `training` or `scoring`.
+        """
         turns = self.turns[part]
         kinds = {kind for turn in turns for kind in turn}
         found = {kind: [turn.get(kind, 0.0) / sum(turn.values()) for turn in turns] for kind in kinds}
-        told = {kind: (statistics.median(values), min(values), max(values)) for kind, values in found.items()}
-        return dict(sorted(told.items(), key=lambda one: -one[1][0]))
+        spreads = {kind: (statistics.median(values), min(values), max(values)) for kind, values in found.items()}
+        return dict(sorted(spreads.items(), key=lambda one: -one[1][0]))
 
     def to_json(self) -> dict[str, Any]:
         """{"bench", "machine", "rows": [{"name", "part", "ours", "unit", "median", "min", "max"}]}."""
@@ -75,8 +86,9 @@ class Outcome:
         ]
         return {"bench": "profile", "machine": machine(), "pairs": self.pairs, "notes": self.notes, "rows": rows}
 
-    def show(self) -> None:
-        """The tables on standard output."""
+    def shown(self) -> list[RenderableType]:
+        """Two tables for a terminal."""
+        found: list[RenderableType] = []
         for part, turns in self.turns.items():
             each = 1e6 * statistics.median(sum(turn.values()) for turn in turns) / self.pairs
             shown = Table(title=f"{part}: {each:,.0f} us a pair ({self.notes[part]})", title_justify="left")
@@ -84,47 +96,53 @@ class Outcome:
                 shown.add_column(column, justify="right" if column else "left")
             for kind, values in self.shares(part).items():
                 shown.add_row(kind, *(f"{value:.1%}" for value in values))
-            tables.print(shown)
+            found.append(shown)
+        return found
 
 
-def run(options: Options) -> Outcome:
-    """Profile training of the student and scoring with the fastest of its OpenVINO back ends.
+def run(subject: Subject, *, count: int = 512, rounds: int = 5, threads: int = 0) -> ProfileFigures:
+    """Profile training of the student, and scoring with the fastest of its OpenVINO backends.
+
+    Args:
+        subject: The model and the pairs.
+        count: Pairs of one turn.
+        rounds: Turns after one that warms up.
+        threads: Of training; 0 for all usable cores.
 
     Raises:
-        TmkdError: the export has no OpenVINO back end; rows or a model that cannot be used.
+        TmkdError: The export has no OpenVINO backend, or the pairs or the model cannot be used.
     """
-    rows = rows_of(options.pairs)
-    model = weights(options.model, options.layers or 3, options.max_length, rows, export=True)
-    prepare(options.threads or None)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # OpenVINO is counted on one thread, so texts are tokenized on one
+    material, model = subject.prepare(export=True)
+    prepare(threads or None)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # on one thread, as OpenVINO is counted
     manifest = read_manifest(model.export)
     usable = [name for name in manifest.backends if name.startswith("openvino-") and manifest.has(name)]
     if not usable:
-        raise TmkdError(f"{model.export} has no OpenVINO back end, whose counters are what is told of scoring")
+        raise TmkdError(f"{model.export} has no OpenVINO backend; scoring is profiled with OpenVINO's counters")
     backend = max(usable, key=manifest.speed)
     exported = model.export / str(manifest.backends[backend]["file"])
     turns: dict[str, list[Seconds]] = {"training": [], "scoring": []}
-    with progress("profile", options.rounds + 1, unit="turns") as bar:
-        for number in range(options.rounds + 1):  # the first warms up
+    with progress("profile", rounds + 1, unit="turns") as bar:
+        for number in range(rounds + 1):  # the first warms up
             found = {
-                "training": _training(model, rows, options.count),
-                "scoring": _scoring(model, rows, options.count, exported),
+                "training": _training(model, material, count),
+                "scoring": _scoring(model, material, count, exported),
             }
             for part, seconds in found.items() if number else ():
                 turns[part].append(seconds)
             bar.advance(1)
-    pairs = len(rows.first(options.count)[0])
+    pairs = len(material.first(count)[0])
     notes = {"training": describe("auto"), "scoring": f"{backend}, one thread"}
-    return Outcome(turns, pairs, notes)
+    return ProfileFigures(turns, pairs, notes)
 
 
 def kind_of(operation: str) -> str:
-    """The kind that an operation of PyTorch or a node of OpenVINO counts as."""
+    """The kind of an operation of PyTorch or of a node of OpenVINO, by its name."""
     return next((kind for kind, parts in KINDS.items() if any(part in operation for part in parts)), OTHER)
 
 
-def _training(model: Weights, rows: Rows, count: int) -> Seconds:
-    questions, passages, labels = rows.first(count)
+def _training(model: Weights, pairs: BenchPairs, count: int) -> Seconds:
+    questions, passages, labels = pairs.first(count)
     tokenizer = PairTokenizer(model.student, model.max_length)
     student = Student(load_encoder(model.student, 2), 2)
     start = time.perf_counter()
@@ -138,8 +156,8 @@ def _training(model: Weights, rows: Rows, count: int) -> Seconds:
     return dict(seconds)
 
 
-def _scoring(model: Weights, rows: Rows, count: int, exported: Path) -> Seconds:
-    questions, passages, _ = rows.first(count)
+def _scoring(model: Weights, pairs: BenchPairs, count: int, exported: Path) -> Seconds:
+    questions, passages, _ = pairs.first(count)
     tokenizer = PairTokenizer(model.export, model.max_length)
     start = time.perf_counter()
     encoded = tokenizer.encode(questions, passages)

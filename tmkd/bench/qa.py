@@ -1,4 +1,4 @@
-"""`tmkd bench qa`: how well and how fast an export answers from an index, beside BM25 alone on the same candidates."""
+"""`tmkd bench qa`: how well and how fast an export answers from an index, against BM25 alone on the same candidates."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytrec_eval
+from rich.console import RenderableType
 from rich.table import Table
 
-from tmkd.bench.command import machine
-from tmkd.core.console import progress, tables
+from tmkd.bench.machine import machine
+from tmkd.core.console import progress
 from tmkd.core.errors import DataError
 from tmkd.core.files import cache_folder
 from tmkd.data.builtin.corpus import CORPORA
@@ -37,12 +38,18 @@ BUILT_IN = "debian-docs"
 STAGES = ("retrieve", "rank", "mark", "total")
 _ASKED = {"success.1,5", "recip_rank", "ndcg_cut.10", "recall.10,100"}
 _RESAMPLES = 2000
-_WARM_UP = 5  # questions asked before the clock counts
+_WARM_UP = 5  # questions that are asked before the clock starts
 
 
 @dataclass(frozen=True)
 class Quality:
-    """A metric of BM25 alone and of retrieve and rank, and their difference on the same resamples of questions."""
+    """One metric, with its interval over questions.
+
+    Attributes:
+        bm25: Of BM25 alone.
+        ranked: Of retrieval and ranking.
+        difference: Ranked minus BM25, on the same resamples of questions.
+    """
 
     bm25: Interval
     ranked: Interval
@@ -55,12 +62,19 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What was measured.
+class QaFigures:
+    """What `run` measured.
 
     Attributes:
-        quality: by metric. milliseconds: of each question, by stage; warm.
-        wrong: `wrong_first` of the questions.
+        data: Name of the questions.
+        backend: What scored.
+        questions: Number of questions.
+        passages: Passages of the index.
+        candidates: Passages that were retrieved and ranked for each question.
+        retrieval_weight: How much BM25's rank counted, from the export's calibration.
+        quality: By metric.
+        milliseconds: By stage, one number a question, after a warm-up.
+        wrong: What `wrong_first` gives.
     """
 
     data: str
@@ -74,7 +88,7 @@ class Outcome:
     wrong: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
-        """Metrics with 95% intervals over questions; milliseconds as median, 95th percentile and largest."""
+        """Every number: metrics with 95% intervals over questions, times as median, 95th percentile and largest."""
         times = {
             stage: dict(zip(("p50", "p95", "max"), np.percentile(values, [50, 95, 100]).tolist(), strict=True))
             for stage, values in self.milliseconds.items()
@@ -84,34 +98,37 @@ class Outcome:
         quality = {name: value.to_json() for name, value in self.quality.items()}
         return {"bench": "qa", "machine": machine(), **counts, "quality": quality, "milliseconds": times}
 
-    def show(self) -> None:
-        """Two tables on standard output."""
+    def shown(self) -> list[RenderableType]:
+        """Two tables for a terminal."""
         title = f"{self.data}: {self.questions:,} questions, {self.candidates} candidates of {self.passages:,} passages"
         found = Table(title=title, title_justify="left")
         for column in ("", "BM25 alone", "retrieve and rank", "difference"):
             found.add_column(column, justify="left" if not column else "right")
         for name, value in self.quality.items():
             found.add_row(name, f"{value.bm25:.3f}", f"{value.ranked:.3f}", f"{value.difference:+.3f}")
-        tables.print(found)
         clock = Table(title=f"milliseconds of one question, warm ({self.backend}; {machine()})", title_justify="left")
         for column in ("", "median", "95th percentile"):
             clock.add_column(column, justify="left" if not column else "right")
         for stage, values in self.milliseconds.items():
             clock.add_row(stage, *(f"{value:.1f}" for value in np.percentile(values, [50, 95])))
-        tables.print(clock)
+        return [found, clock]
 
 
-def measure(
+def run(
     model: Path, index: Path | None, pairs: Path | None, *, candidates: int = 100, threads: int | None = None
-) -> Outcome:
-    """Measure an export on questions whose answers are known: a file's, else the built-in test questions.
+) -> QaFigures:
+    """Measure an export on questions whose answers are known.
 
     Args:
-        index: None: the built-in corpus, indexed in the cache.
-        threads: of the scorer; None: all usable cores.
+        model: The export.
+        index: An index of documents; None for the built-in corpus, which is indexed in the cache.
+        pairs: Labelled pairs of passages of the index; None for the built-in test questions.
+        candidates: Passages to retrieve and rank for each question.
+        threads: Of the scorer; None for all usable cores.
 
     Raises:
-        DataError: pairs without an index, or that cannot be used. ExportError: the export cannot.
+        DataError: There are pairs without an index, or they cannot be used.
+        ExportError: The export cannot be used.
     """
     if pairs is not None and index is None:
         raise DataError("--pairs needs --index: the documents that answer their questions")
@@ -122,7 +139,7 @@ def measure(
     backend = str(getattr(answerer.scorer, "backend", ""))
     times = _latency(answerer, [case.question for case in material.cases], candidates)
     passages = len(answerer.index)
-    return Outcome(
+    return QaFigures(
         material.name, backend, len(material.cases), passages, candidates, weight, compare(asked, weight), times,
         wrong_first(asked, weight),
     )  # fmt: skip
@@ -136,8 +153,17 @@ def _built_in_index() -> Path:
 
 
 def wrong_first(asked: Sequence[Asked], retrieval_weight: float) -> list[dict[str, Any]]:
-    """The first passage of every question where its label does not say that it answers, for somebody to read: labels
-    name one passage that answers a question, and in documents there are others."""
+    """The first passage of each question, where no label says that it answers.
+
+    Somebody should read them: labels name one passage that answers a question, and documents hold others.
+
+    Args:
+        asked: Questions with their ranked candidates.
+        retrieval_weight: How much BM25's rank counts.
+
+    Returns:
+        One row for each such question.
+    """
     found = []
     for one in asked:
         first = next(iter(one.ranked(retrieval_weight)), None)
@@ -149,7 +175,15 @@ def wrong_first(asked: Sequence[Asked], retrieval_weight: float) -> list[dict[st
 
 
 def compare(asked: Sequence[Asked], retrieval_weight: float) -> dict[str, Quality]:
-    """Every metric of the two orders of the same candidates, over all passages that answer, found or not."""
+    """Compare the two orders of the same candidates.
+
+    Args:
+        asked: Questions with their candidates and scores.
+        retrieval_weight: How much BM25's rank counts in the second order.
+
+    Returns:
+        By metric. Passages that answer and were not retrieved count too.
+    """
     names = [one.case.qid for one in asked]
     resamples = Resamples(Questions.of(np.ones(len(names), dtype=np.int64), names), _RESAMPLES, seed=0)
     order = resamples.questions.names
@@ -167,7 +201,7 @@ def compare(asked: Sequence[Asked], retrieval_weight: float) -> dict[str, Qualit
 
 
 def _evaluate(asked: Sequence[Asked], runs: Mapping[str, Sequence[str]], order: Sequence[str]) -> dict[str, Floats]:
-    """trec_eval's value of every question, each [G] in the order of `order`."""
+    """trec_eval's values by metric, each [G] float64, one for each question of `order`."""
     relevant = {one.case.qid: dict.fromkeys(one.case.right, 1) for one in asked}
     scored = {qid: {pid: -float(place) for place, pid in enumerate(pids)} for qid, pids in runs.items()}
     found = pytrec_eval.RelevanceEvaluator(relevant, _ASKED).evaluate(scored)
@@ -179,7 +213,7 @@ def _interval(resamples: Resamples, values: Floats) -> Interval:
 
 
 def _latency(answerer: QuestionAnswerer, questions: Sequence[str], candidates: int) -> dict[str, Floats]:
-    """Milliseconds by stage of every question, asked as `tmkd ask` asks, one after the other."""
+    """Ask the questions one after the other, as `tmkd ask` does: milliseconds by stage, each [questions] float64."""
     for question in questions[:_WARM_UP]:
         answerer.ask(question, candidates=candidates)
     times = []

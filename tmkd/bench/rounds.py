@@ -1,4 +1,4 @@
-"""Interleaved rounds over live contestants, and what is told of them: medians, spread, table, JSON."""
+"""Rounds in which contestants take turns, and their results: medians, spreads, ratios, table."""
 
 from __future__ import annotations
 
@@ -20,13 +20,20 @@ from tmkd.core.console import progress
 
 logger = logging.getLogger(__name__)
 
-Measure = Callable[[Worker], dict[str, list[float]]]
-"""One turn of one contestant: values by unit (a unit may name a case: `ms, 100 passages`)."""
+Turn = Callable[[Worker], dict[str, list[float]]]
+"""Gives a contestant one turn, and returns the measured values by unit. A unit may name a case: `ms, 100 passages`."""
 
 
 @dataclass
 class Result:
-    """What was measured of one contestant. values: by unit, one or more numbers a round. error: why there are none."""
+    """What one contestant measured.
+
+    Attributes:
+        name: The contestant's name.
+        ours: Whether it is tmkd.
+        values: By unit, one or more numbers a round.
+        error: Why there are no values; empty where there are.
+    """
 
     name: str
     ours: bool
@@ -34,7 +41,7 @@ class Result:
     error: str = ""
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per unit, as the JSON has them."""
+        """The rows of the JSON: one for each unit, or one with the error."""
         if self.error:
             return [{"name": self.name, "ours": self.ours, "error": self.error}]
         found = []
@@ -46,10 +53,19 @@ class Result:
         return found
 
 
-def compete(contestants: Sequence[Contestant], measure: Measure, rounds: int, logs: Path) -> list[Result]:
-    """Start all, warm each up with one turn, then `rounds` rounds in which each has one turn, in a rotated order.
+def compete(contestants: Sequence[Contestant], turn: Turn, rounds: int, logs: Path) -> list[Result]:
+    """Start all contestants, give each a turn to warm up, then let them take turns.
 
-    A contestant that fails is a row that says why; the others go on.
+    A contestant that fails gets a result that says why, and the others continue.
+
+    Args:
+        contestants: Who takes part.
+        turn: Gives one contestant a turn.
+        rounds: Turns of each contestant after the warm-up. Each round begins with another contestant.
+        logs: A folder for the contestants' own output.
+
+    Returns:
+        One result for each contestant, in their order.
     """
     results = {one.name: Result(one.name, one.ours) for one in contestants}
     with ExitStack() as stack:
@@ -59,20 +75,20 @@ def compete(contestants: Sequence[Contestant], measure: Measure, rounds: int, lo
                 bar.advance(0, one.name)
                 try:
                     worker = stack.enter_context(Worker(one, logs / f"{number:02d}.log"))
-                    measure(worker)
+                    turn(worker)
                     live.append(worker)
                 except Failed as error:
                     _fail(results[one.name], error)
                 bar.advance(1, one.name)
         with progress("rounds", rounds * len(live), unit="turns") as bar:
             for number in range(rounds):
-                turn = number % len(live) if live else 0
-                for worker in [*live[turn:], *live[:turn]]:
+                first = number % len(live) if live else 0
+                for worker in [*live[first:], *live[:first]]:
                     result = results[worker.contestant.name]
                     bar.advance(0, result.name)
                     if not result.error:
                         try:
-                            for unit, values in measure(worker).items():
+                            for unit, values in turn(worker).items():
                                 result.values.setdefault(unit, []).extend(values)
                         except Failed as error:
                             _fail(result, error)
@@ -86,7 +102,15 @@ def _fail(result: Result, error: Failed) -> None:
 
 
 def ratios(results: Sequence[Result], unit: str) -> dict[str, float]:
-    """How many times faster the best of ours is than each peer: median of the rounds' own ratios, by name."""
+    """How many times faster tmkd's best contestant is than each other one: the median over rounds of the ratio.
+
+    Args:
+        results: All contestants' results.
+        unit: The unit to compare; units other than pairs/s and ms give no ratios.
+
+    Returns:
+        The ratio by the contestant's name.
+    """
     ours = [one for one in results if one.ours and unit in one.values]
     if not ours or not unit.startswith(("pairs/s", "ms")):
         return {}
@@ -101,7 +125,13 @@ def ratios(results: Sequence[Result], unit: str) -> dict[str, float]:
 
 
 def table(title: str, results: Sequence[Result], extra: dict[str, dict[str, str]]) -> Table:
-    """The terminal's table. extra: further columns by title, each by contestant."""
+    """Medians and spreads as a table for a terminal.
+
+    Args:
+        title: The table's title.
+        results: All contestants' results.
+        extra: Further columns by title; each has a text for some of the contestants, by name.
+    """
     shown = Table(title=title, title_justify="left")
     rows = [row for one in results if not one.error for row in one.rows()]
     keys = ["median", "min", "max", *(["p99"] if any("p99" in row for row in rows) else [])]

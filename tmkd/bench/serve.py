@@ -1,8 +1,9 @@
-"""`tmkd bench serve`: latency against rate, processor time per pair, beside a plain server and a teacher's.
+"""`tmkd bench serve`: latency against the rate of requests, and processor time per pair.
 
-All servers are up at once, idle but for the one that is measured; the bare scorer takes turns with them. First one
-request at a time; then each server's capacity by a few callers in a closed loop; then an open loop at shares of that,
-or at the rates that were asked for.
+It compares `tmkd serve` with a plain server on the same weights and on a teacher's size. All servers are up at once,
+and those that are not measured are idle. First each server gets one request at a time, in turns with the scorer
+without a server; then a few callers at once find its capacity; then requests come at fixed rates, which are shares of
+its capacity or those that you give.
 """
 
 from __future__ import annotations
@@ -11,49 +12,51 @@ import asyncio
 import logging
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from tmkd.bench.contestants import DEEP, TEACHER
 from tmkd.bench.loadgen import Client, Prepared, Reply, closed_loop, open_loop, percentiles, request_bytes
-from tmkd.bench.material import Rows, Weights, rows_of, weights
-from tmkd.bench.servers import Running, Serving
+from tmkd.bench.machine import machine
+from tmkd.bench.material import BenchPairs, Subject, Weights
+from tmkd.bench.servers import RunningServer, ServerSpec
 from tmkd.bench.worker import Contestant, Failed, Worker
-from tmkd.core.console import progress, tables
+from tmkd.core.console import progress
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import cache_folder
 
 logger = logging.getLogger(__name__)
 
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # of a server's capacity
-CALLERS = 4
-PLAIN = "FastAPI + CrossEncoder.predict"
-EQUAL = 2.5  # times the plain server's median alone: the p99 at which rates are compared
+CALLERS = 4  # requests at once while the capacity is measured
+OURS, PLAIN, BARE = "tmkd serve", "FastAPI + CrossEncoder.predict", "the bare scorer"
+EQUAL = 2.5  # rates are compared where p99 is this many times the plain server's median for one request at a time
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked for.
+    """What to measure.
 
     Attributes:
-        model, layers, max_length, pairs: as in the other benches.
-        passages: of one request. rounds: requests one at a time. seconds: at each rate. rates: requests per second, for
-            every server; empty: shares of its capacity. peers: whether the other servers take part.
+        subject: The model and the pairs.
+        passages: Passages of one request.
+        rounds: Requests that are sent one at a time.
+        seconds: How long each rate lasts, and the measurement of the capacity.
+        rates: Requests per second for every server; empty for shares of its capacity.
+        peers: Whether the other servers take part.
+        threads: Threads of each server; 0 for all usable cores.
     """
 
-    model: str
-    layers: int = 3
-    max_length: int = 192
-    pairs: Path | None = None
+    subject: Subject
     passages: int = 100
-    rounds: int = 20
+    rounds: int = 5
     seconds: float = 20.0
     rates: tuple[float, ...] = ()
     peers: bool = True
@@ -61,8 +64,18 @@ class Load:
 
 
 @dataclass
-class Measured:
-    """One server's numbers. alone: ms of each request. rates: what was seen at each."""
+class ServerResult:
+    """What was measured of one server, or of the scorer without a server.
+
+    Attributes:
+        name: Its name in the tables.
+        ours: Whether it is tmkd.
+        alone: Milliseconds of each request, one at a time.
+        capacity: Requests per second that a few callers get answered.
+        cpu: Milliseconds of processor time for one pair.
+        rates: One entry for each rate: its counts and its percentiles in milliseconds.
+        error: Why nothing was measured; empty where something was.
+    """
 
     name: str
     ours: bool
@@ -73,7 +86,7 @@ class Measured:
     error: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As the file has it; times in milliseconds."""
+        """Every number; times are in milliseconds."""
         if self.error:
             return {"name": self.name, "error": self.error}
         return {
@@ -87,40 +100,44 @@ class Measured:
 
 
 @dataclass
-class Outcome:
-    """Everything measured, and what is compared."""
+class ServeFigures:
+    """What `run` measured.
+
+    Attributes:
+        passages: Passages of one request.
+        servers: One result for each server.
+        bare: The result of the scorer without a server.
+    """
 
     passages: int
-    measured: list[Measured]
-    bare: Measured
+    servers: list[ServerResult]
+    bare: ServerResult
 
     @property
     def problems(self) -> list[str]:
-        """Servers that did not take part."""
-        return [f"{one.name}: {one.error}" for one in self.measured if one.error]
+        """Why the measurement counts as failed: servers that did not take part."""
+        return [f"{one.name}: {one.error}" for one in self.servers if one.error]
 
     def to_json(self) -> dict[str, Any]:
         """{"bench", "machine", "passages", "bare", "servers", "compared"}."""
-        from tmkd.bench.command import machine
-
         return {
             "bench": "serve",
             "machine": machine(),
             "passages": self.passages,
             "bare": self.bare.to_json(),
-            "servers": [one.to_json() for one in self.measured],
+            "servers": [one.to_json() for one in self.servers],
             "compared": self.compared(),
         }
 
     def compared(self) -> dict[str, float]:
-        """Ours against the bare scorer and the plain server; only what was measured."""
-        there = {one.name: one for one in self.measured if not one.error}
-        ours, plain = there.get("tmkd serve"), there.get(PLAIN)
+        """`tmkd serve` against the scorer without a server and against the plain server, where they were measured."""
+        there = {one.name: one for one in self.servers if not one.error}
+        ours, plain = there.get(OURS), there.get(PLAIN)
         found: dict[str, float] = {}
         if ours is not None and self.bare.alone:
             turns = zip(ours.alone, self.bare.alone, strict=False)
             found["p50_of_bare_scorer"] = statistics.median(a / b for a, b in turns)
-            if self.bare.cpu:  # the system counts in hundredths of a second
+            if self.bare.cpu:  # 0 in a short run: the system counts in hundredths of a second
                 found["cpu_of_bare_scorer"] = ours.cpu / self.bare.cpu
         if ours is not None and plain is not None:
             turns = zip(plain.alone, ours.alone, strict=False)
@@ -132,12 +149,12 @@ class Outcome:
                 found["rate_of_plain"] = mine / theirs
         return found
 
-    def show(self) -> None:
-        """Two tables and the comparison."""
+    def shown(self) -> list[RenderableType]:
+        """Two tables and the comparison, for a terminal."""
         alone = Table(title=f"one request of {self.passages} passages at a time", title_justify="left")
         for column in ("", "p50 ms", "at most, requests/s", "CPU ms per pair"):
             alone.add_column(column, justify="right" if column else "left")
-        for one in [self.bare, *self.measured]:
+        for one in [self.bare, *self.servers]:
             if one.error:
                 alone.add_row(escape(one.name), escape(one.error))
             else:
@@ -147,135 +164,156 @@ class Outcome:
         columns = ("requests/s", "answered", "refused", "unanswered", "p50", "p90", "p99")
         for column in ("", *columns):
             loaded.add_column(column, justify="right" if column else "left")
-        for one in self.measured:
-            for row in one.rates:
-                loaded.add_row(
-                    escape(one.name), *(f"{row[key]:,.2f}".removesuffix(".00") if key in row else "" for key in columns)
-                )
-        tables.print(alone)
-        tables.print(loaded)
-        for name, value in self.compared().items():
-            print(f"{name.replace('_', ' ')}: {value:.2f}")
+        for one in self.servers:
+            for rate in one.rates:
+                cells = (f"{rate[key]:,.2f}".removesuffix(".00") if key in rate else "" for key in columns)
+                loaded.add_row(escape(one.name), *cells)
+        return [alone, loaded, *(f"{name.replace('_', ' ')}: {value:.2f}" for name, value in self.compared().items())]
 
 
-def best_rate(one: Measured, limit: float) -> float:
-    """The highest rate measured at which p99 was within `limit` ms and nothing was refused; 0: none."""
+def best_rate(server: ServerResult, limit: float) -> float:
+    """The highest rate at which p99 was within `limit` milliseconds and every request was answered; 0 for none."""
     fine = [
-        row["requests/s"] for row in one.rates if row.get("p99", limit + 1) <= limit and row["answered"] == row["sent"]
+        rate["requests/s"]
+        for rate in server.rates
+        if rate.get("p99", limit + 1) <= limit and rate["answered"] == rate["sent"]
     ]
     return max(fine, default=0.0)
 
 
-def run(load: Load) -> Outcome:
-    """The whole measurement. TmkdError: rows or a model that cannot be used."""
-    rows = rows_of(load.pairs)
-    model = weights(load.model, load.layers, load.max_length, rows, export=True)
+def run(load: Load) -> ServeFigures:
+    """Start the servers and measure them. A server that does not start gets a result that says why.
+
+    Raises:
+        TmkdError: The pairs or the model cannot be used, no server starts, or one refuses a single request.
+    """
+    pairs, model = load.subject.prepare(export=True)
+    specs = servers(model, load.peers)
+    results = [ServerResult(one.name, one.ours) for one in specs]
     logs = cache_folder("bench", "logs")
-    requests = prepared(rows, load.passages)
-    measured = [Measured(one.name, one.ours) for one in servers(model, load.peers)]
-    bare = Measured("the bare scorer", True)
     with ExitStack() as stack:
-        scorer = Contestant(bare.name, "ours.py", {"do_what": "export", "model": str(model.export), "backend": "auto"})
+        scorer = Contestant(BARE, "ours.py", {"do_what": "export", "model": str(model.export), "backend": "auto"})
         worker = stack.enter_context(Worker(scorer, logs / "bare.log"))
-        live: list[tuple[Measured, Running]] = []
-        for result, what in zip(measured, servers(model, load.peers), strict=True):
-            logger.info(f"bench: starting {what.name}")
+        live: list[_Live] = []
+        for result, spec in zip(results, specs, strict=True):
+            logger.info(f"bench: starting {spec.name}")
             try:
-                running = stack.enter_context(Running(what, logs / f"server-{len(live)}.log", load.threads))
-                live.append((result, running))
+                process = stack.enter_context(RunningServer(spec, logs / f"server-{len(live)}.log", load.threads))
+                live.append(_Live(result, process, Client(process.port)))
             except Failed as error:
                 result.error = str(error)
-                logger.warning(f"bench: {what.name}: {error}")
+                logger.warning(f"bench: {spec.name}: {error}")
         if not live:
             raise TmkdError("no server started")
-        asyncio.run(_measure(load, rows, requests, worker, bare, live))
-    return Outcome(load.passages, measured, bare)
+        measurement = _Measurement(load, pairs, worker, live)
+        asyncio.run(measurement.run())
+    return ServeFigures(load.passages, results, measurement.bare)
 
 
-def servers(model: Weights, peers: bool) -> list[Serving]:
-    """Ours, and with `peers` the plain server on the same weights, and on a teacher's size."""
-    ours = Serving("tmkd serve", ("--model", str(model.export)))
+def servers(model: Weights, peers: bool) -> list[ServerSpec]:
+    """`tmkd serve`; with `peers` also the plain server, on the same weights and on a teacher's size."""
+    ours = ServerSpec(OURS, ("--model", str(model.export)))
     plain = {"model": str(model.single), "max_length": model.max_length}
     teacher = {**plain, "config": {**DEEP, **TEACHER}}
-    script = {"script": "plain_server.py", "environment": "sentence-transformers"}
+    script, environment = "plain_server.py", "sentence-transformers"
     others = [
-        Serving(PLAIN, options=plain, **script),  # type: ignore[arg-type]
-        Serving(f"{PLAIN}, a teacher of 6 x 384", options=teacher, **script),  # type: ignore[arg-type]
+        ServerSpec(PLAIN, script=script, environment=environment, options=plain),
+        ServerSpec(f"{PLAIN}, a teacher of 6 x 384", script=script, environment=environment, options=teacher),
     ]
     return [ours, *(others if peers else [])]
 
 
-def prepared(rows: Rows, passages: int, count: int = 50) -> Prepared:
-    """Requests of one question with so many passages each."""
+def prepared(pairs: BenchPairs, passages: int, count: int = 50) -> Prepared:
+    """Write `count` requests of one question each, with so many passages."""
     found = []
     for turn in range(count):
-        questions, texts, _ = rows.one_question(passages, turn)
+        questions, texts, _ = pairs.one_question(passages, turn)
         found.append((request_bytes("/rerank", {"query": questions[0], "texts": texts}), passages))
     return found
 
 
-async def _measure(
-    load: Load, rows: Rows, requests: Prepared, worker: Worker, bare: Measured, live: list[tuple[Measured, Running]]
-) -> None:
-    clients = [Client(running.port) for _, running in live]
-    with progress("one at a time", load.rounds, unit="rounds") as bar:
-        await _alone(load, rows, requests, worker, bare, live, clients, bar.advance)
-    with progress("capacity", len(live), unit="servers") as bar:
-        for (result, running), client in zip(live, clients, strict=True):
-            before = running.cpu()
-            replies = await closed_loop(client, requests, CALLERS, load.seconds)
-            fine = [reply for reply in replies if reply.status == 200]
-            result.capacity = len(fine) / load.seconds
-            result.cpu = 1000 * (running.cpu() - before) / max(1, sum(reply.pairs for reply in fine))
-            bar.advance(1, result.name)
-    turns = [(share, one) for share in load.rates or SHARES for one in range(len(live))]
-    with progress("fixed rates", len(turns), unit="turns") as bar:
-        for number, (share, place) in enumerate(turns):
-            result, _ = live[place]
-            rate = share if load.rates else share * result.capacity
-            if rate > 0:
-                replies = await open_loop(clients[place], requests, rate, load.seconds, seed=number)
-                result.rates.append({"requests/s": rate, **_counts(replies), **percentiles(replies)})
-            bar.advance(1, result.name)
-    for client in clients:
-        client.close()
+@dataclass(frozen=True)
+class _Live:
+    """A running server: its result, its process and the connections to it."""
+
+    result: ServerResult
+    process: RunningServer
+    client: Client
 
 
-async def _alone(
-    load: Load, rows: Rows, requests: Prepared, worker: Worker, bare: Measured, live: list[tuple[Measured, Running]],
-    clients: list[Client], advance: Callable[[int], None],
-) -> None:  # fmt: skip
-    """Rounds of one request each: the bare scorer, then every server; the first round warms up."""
-    process = psutil.Process(worker.process.pid)
-    pairs, before = 0.0, process.cpu_times()
-    for number in range(load.rounds + 1):
-        questions, texts, labels = rows.one_question(load.passages, number % len(requests))
-        seconds, _ = worker.run(questions, texts, labels)
-        if number:
-            bare.alone.append(1000 * seconds)
-            pairs += len(texts)
-        else:
-            before = process.cpu_times()  # it idles while the servers have their turn
-        for (result, _), client in zip(live, clients, strict=True):
-            content, count = requests[number % len(requests)]
-            reply = await client.timed(content, time.perf_counter(), count)
-            if reply.status != 200:
-                raise TmkdError(
-                    f"{result.name} answered {reply.status}; see its log in {cache_folder('bench', 'logs')}"
-                )
-            if number:
-                result.alone.append(1000 * reply.seconds)
-        if number:
-            advance(1)
-    after = process.cpu_times()
-    bare.cpu = 1000 * (after.user + after.system - before.user - before.system) / max(1.0, pairs)
+class _Measurement:
+    """The measurement of servers that run, beside a worker that scores without a server."""
+
+    def __init__(self, load: Load, pairs: BenchPairs, worker: Worker, live: Sequence[_Live]) -> None:
+        self.load, self.pairs, self.worker, self.live = load, pairs, worker, live
+        self.requests = prepared(pairs, load.passages)
+        self.bare = ServerResult(BARE, True)
+
+    async def run(self) -> None:
+        """Fill the results."""
+        await self._one_at_a_time()
+        await self._capacity()
+        await self._fixed_rates()
+        for one in self.live:
+            one.client.close()
+
+    async def _one_at_a_time(self) -> None:
+        """Rounds of one request each: the bare scorer, then every server. The first round warms up."""
+        process = psutil.Process(self.worker.process.pid)
+        pairs, before = 0, process.cpu_times()
+        with progress("one at a time", self.load.rounds, unit="rounds") as bar:
+            for number in range(self.load.rounds + 1):
+                questions, texts, labels = self.pairs.one_question(self.load.passages, number % len(self.requests))
+                seconds, _ = self.worker.run(questions, texts, labels)
+                if number:
+                    self.bare.alone.append(1000 * seconds)
+                    pairs += len(texts)
+                else:
+                    before = process.cpu_times()  # it idles while the servers have their turns
+                for one in self.live:
+                    milliseconds = await self._one_request(one, number)
+                    if number:
+                        one.result.alone.append(milliseconds)
+                if number:
+                    bar.advance(1)
+        after = process.cpu_times()
+        self.bare.cpu = 1000 * (after.user + after.system - before.user - before.system) / max(1, pairs)
+
+    async def _one_request(self, server: _Live, number: int) -> float:
+        content, count = self.requests[number % len(self.requests)]
+        reply = await server.client.timed(content, time.perf_counter(), count)
+        if reply.status != 200:
+            logs = cache_folder("bench", "logs")
+            raise TmkdError(f"{server.result.name} answered {reply.status}; see its log in {logs}")
+        return 1000 * reply.seconds
+
+    async def _capacity(self) -> None:
+        """A few callers at once, for each server."""
+        with progress("capacity", len(self.live), unit="servers") as bar:
+            for one in self.live:
+                before = one.process.cpu()
+                replies = await closed_loop(one.client, self.requests, CALLERS, self.load.seconds)
+                fine = [reply for reply in replies if reply.status == 200]
+                one.result.capacity = len(fine) / self.load.seconds
+                one.result.cpu = 1000 * (one.process.cpu() - before) / max(1, sum(reply.pairs for reply in fine))
+                bar.advance(1, one.result.name)
+
+    async def _fixed_rates(self) -> None:
+        """Each rate, for each server."""
+        turns = [(share, one) for share in self.load.rates or SHARES for one in self.live]
+        with progress("fixed rates", len(turns), unit="turns") as bar:
+            for number, (share, one) in enumerate(turns):
+                rate = share if self.load.rates else share * one.result.capacity
+                if rate > 0:
+                    replies = await open_loop(one.client, self.requests, rate, self.load.seconds, seed=number)
+                    one.result.rates.append({"requests/s": rate, **_counts(replies), **percentiles(replies)})
+                bar.advance(1, one.result.name)
 
 
 def _counts(replies: Sequence[Reply]) -> dict[str, float]:
-    told = [reply for reply in replies if reply.status in (429, 503)]
     return {
         "sent": len(replies),
         "answered": sum(reply.status == 200 for reply in replies),
-        "refused": len(told),
+        "refused": sum(reply.status in (429, 503) for reply in replies),
         "unanswered": sum(reply.status == 0 for reply in replies),
     }

@@ -1,4 +1,4 @@
-"""Servers under measurement: ours as anyone starts it, a plain one in its own environment, on free loopback ports."""
+"""Servers to measure: `tmkd serve` and a plain one in its own environment, each on a free port of 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -17,15 +17,23 @@ from typing import Any
 import psutil
 
 from tmkd.bench.environments import OURS, interpreter
-from tmkd.bench.worker import WORKERS, Failed
+from tmkd.bench.worker import WORKERS, Failed, cores_for
 from tmkd.core.errors import TmkdError
 
 STARTING = 300.0  # seconds
 
 
 @dataclass(frozen=True)
-class Serving:
-    """A server to start: `tmkd serve` with flags, or a script under workers/ with options."""
+class ServerSpec:
+    """How to start a server: `tmkd serve` with flags, or a script with options.
+
+    Attributes:
+        name: Its name in the table.
+        flags: Flags of `tmkd serve`.
+        script: Another server's file under workers/; empty for `tmkd serve`.
+        options: What the script gets, as JSON.
+        environment: The Python environment that runs the script.
+    """
 
     name: str
     flags: tuple[str, ...] = ()
@@ -35,27 +43,32 @@ class Serving:
 
     @property
     def ours(self) -> bool:
-        """Whether it is tmkd's."""
+        """Whether it is `tmkd serve`."""
         return not self.script
 
 
-class Running:
-    """A started server. Use as a context manager.
+class RunningServer:
+    """A started server. Use it as a context manager.
+
+    Args:
+        spec: What to start.
+        log: File for everything that it prints.
+        threads: Threads that it computes with; 0 for all usable cores.
 
     Raises:
-        Failed: it does not start; its last words.
+        Failed: It does not start. The message holds its last line.
     """
 
-    def __init__(self, what: Serving, log: Path, threads: int = 0) -> None:
+    def __init__(self, spec: ServerSpec, log: Path, threads: int = 0) -> None:
         self.log = log
-        cores = sorted(os.sched_getaffinity(0))[: threads or None]
-        command = [sys.executable, "-m", "tmkd", "serve", "--port", "0", "--threads", str(len(cores)), *what.flags]
-        if what.script:
+        cores = cores_for(threads)
+        command = [sys.executable, "-m", "tmkd", "serve", "--port", "0", "--threads", str(len(cores)), *spec.flags]
+        if spec.script:
             try:
-                python = interpreter(what.environment)
+                python = interpreter(spec.environment)
             except TmkdError as error:
                 raise Failed(str(error)) from error
-            command = [str(python), str(WORKERS / what.script), json.dumps({"threads": len(cores), **what.options})]
+            command = [str(python), str(WORKERS / spec.script), json.dumps({"threads": len(cores), **spec.options})]
         variables = {**os.environ, "TMKD_BENCH_CORES": ",".join(map(str, cores)), "HF_HUB_OFFLINE": "1"}
         with log.open("w") as errors:
             self.process = subprocess.Popen(
@@ -80,14 +93,14 @@ class Running:
         raise Failed(f"it did not start within {STARTING:.0f} s (see {self.log})")
 
     def processes(self) -> list[psutil.Process]:
-        """It and its children."""
+        """The server's process and its children."""
         with contextlib.suppress(psutil.NoSuchProcess):
             mine = psutil.Process(self.process.pid)
             return [mine, *mine.children(recursive=True)]
         return []
 
     def cpu(self) -> float:
-        """Seconds of processor time so far, of all its processes that live."""
+        """Seconds of processor time that its living processes have used so far."""
         total = 0.0
         for one in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -96,7 +109,7 @@ class Running:
         return total
 
     def memory(self) -> float:
-        """Resident MiB of all its processes."""
+        """Resident memory of all its processes, in MiB."""
         total = 0
         for one in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -104,7 +117,7 @@ class Running:
         return total / 2**20
 
     def kill_scorer(self) -> bool:
-        """Kill the scoring process of ours, as an out-of-memory killer would; whether there was one."""
+        """Kill the scoring process of `tmkd serve`, as an out-of-memory killer would; False where there is none."""
         for one in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if "tmkd.serve.worker" in " ".join(one.cmdline()):
@@ -113,7 +126,7 @@ class Running:
         return False
 
     def close(self) -> None:
-        """End it and what it started: ours politely first."""
+        """Ask the server to end, then kill what is left of it and of its children."""
         if self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -122,7 +135,7 @@ class Running:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> RunningServer:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,7 @@
-"""`tmkd bench soak`: twice the server's capacity for a long time, and a scorer that is killed meanwhile.
+"""`tmkd bench soak`: send the server twice what it can answer, for a long time, and kill its scorer meanwhile.
 
-Passes where every request got an answer or was told to come back, nothing else, memory did not grow between the first
-half and the end, and the server scores again afterwards.
+The server passes if every request is answered or refused with the time to come back, if its memory does not grow
+between the first half and the end, and if it scores again afterwards.
 """
 
 from __future__ import annotations
@@ -14,27 +14,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import RenderableType
 
 from tmkd.bench.loadgen import Client, Prepared, Reply, closed_loop, open_loop, percentiles, request_bytes
-from tmkd.bench.servers import Running, Serving
+from tmkd.bench.servers import RunningServer, ServerSpec
 from tmkd.core.console import progress
 from tmkd.core.files import cache_folder
 
 SIZES = (1, 10, 50, 100)  # passages of a request, in turn
 OVER = 2.0  # times the capacity
-GROWTH = 1.2  # memory at the end, of what it was in the second quarter of the time
+GROWTH = 1.2  # most memory of the last quarter of the time, over that of the second quarter
 _TEXT = """how do i mount a disk the command prints every file in a directory and exits with status zero"""
 
 
 @dataclass
-class Soaked:
-    """What came of it. statuses: answers by status, 0 none. memory: MiB every second. kills: of the scorer."""
+class SoakFigures:
+    """What `run` measured.
+
+    Attributes:
+        capacity: Requests per second that the server answers at most.
+        rate: Requests per second that were sent.
+        seconds: For how long.
+        statuses: How many requests got each status; 0 for no answer.
+        no_retry_after: Refusals that do not say when to come back.
+        latency: Percentiles of the answered requests, in milliseconds.
+        memory: MiB, every second.
+        kills: How often the scorer was killed.
+        ready: Whether the server scores afterwards.
+    """
 
     capacity: float
     rate: float
     seconds: float
     statuses: dict[int, int]
-    untold: int
+    no_retry_after: int
     latency: dict[str, float]
     memory: list[float]
     kills: int
@@ -42,21 +55,21 @@ class Soaked:
 
     @property
     def growth(self) -> float:
-        """The most memory of the last quarter of the time, of the most of the second quarter.
+        """The most memory of the last quarter of the time, over the most of the second quarter.
 
-        The most: while a killed scorer is started again there is less.
+        The most, because the server has less memory while a killed scorer starts again.
         """
         count = len(self.memory)
         return max(self.memory[-(count // 4 or 1) :]) / max(self.memory[count // 4 : count // 2 + 1])
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong; empty: nothing."""
+        """Why the server fails; empty where it passes."""
         allowed = {200, 429, 503}
         found = [
             f"{count} answers with status {status}" for status, count in self.statuses.items() if status not in allowed
         ]
-        found += [f"{self.untold} refusals without Retry-After"] if self.untold else []
+        found += [f"{self.no_retry_after} refusals without Retry-After"] if self.no_retry_after else []
         found += [f"memory grew {self.growth:.2f} times"] if self.growth > GROWTH else []
         found += [] if self.ready else ["the server does not score afterwards"]
         found += [] if self.statuses.get(200) else ["nothing was answered"]
@@ -67,30 +80,37 @@ class Soaked:
         return {
             "bench": "soak", "requests_per_second_at_most": self.capacity, "rate": self.rate, "seconds": self.seconds,
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
-            "refusals_without_retry_after": self.untold, **{f"{k}_ms": v for k, v in self.latency.items()},
+            "refusals_without_retry_after": self.no_retry_after, **{f"{k}_ms": v for k, v in self.latency.items()},
             "memory_mib_end": self.memory[-1],
             "memory_mib_most": max(self.memory), "growth": self.growth, "kills": self.kills, "problems": self.problems,
         }  # fmt: skip
 
-    def show(self) -> None:
-        """One line a number."""
-        for name, value in self.to_json().items():
-            print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
+    def shown(self) -> list[RenderableType]:
+        """One line a number, for a terminal."""
+        numbers = self.to_json().items()
+        return [f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}" for name, value in numbers]
 
 
-def run(export: Path, seconds: float, *, kills: int = 3, threads: int = 0, flags: tuple[str, ...] = ()) -> Soaked:
-    """Start a server on the export and soak it. Failed: it does not start.
+def run(export: Path, seconds: float, *, kills: int = 3, threads: int = 0, flags: tuple[str, ...] = ()) -> SoakFigures:
+    """Start a server and send it more than it can answer.
 
     Args:
-        seconds: how long, besides the measurement of its capacity. kills: how often its scorer is killed meanwhile.
+        export: What the server serves.
+        seconds: How long, after its capacity was measured.
+        kills: How often its scorer is killed meanwhile, at equal distances.
+        threads: Of the server; 0 for all usable cores.
+        flags: More flags of `tmkd serve`.
+
+    Raises:
+        Failed: The server does not start.
     """
-    what = Serving("tmkd serve", ("--model", str(export), *flags))
-    with Running(what, cache_folder("bench", "logs") / "soak.log", threads) as server:
+    spec = ServerSpec("tmkd serve", ("--model", str(export), *flags))
+    with RunningServer(spec, cache_folder("bench", "logs") / "soak.log", threads) as server:
         return asyncio.run(_soak(server, seconds, kills))
 
 
 def prepared(seed: int = 0, count: int = 40) -> Prepared:
-    """Requests of several sizes."""
+    """Write `count` requests of several sizes."""
     generator = np.random.default_rng(seed)
     found = []
     for number in range(count):
@@ -100,7 +120,7 @@ def prepared(seed: int = 0, count: int = 40) -> Prepared:
     return found
 
 
-async def _soak(server: Running, seconds: float, kills: int) -> Soaked:
+async def _soak(server: RunningServer, seconds: float, kills: int) -> SoakFigures:
     client, requests = Client(server.port), prepared()
     first = await closed_loop(client, requests, 8, min(10.0, max(1.0, seconds / 4)))
     capacity = sum(reply.status == 200 for reply in first) / min(10.0, max(1.0, seconds / 4))
@@ -110,7 +130,6 @@ async def _soak(server: Running, seconds: float, kills: int) -> Soaked:
     with progress("soak", int(seconds), unit="seconds") as bar:
 
         async def watch() -> None:
-            nonlocal done
             while True:
                 memory.append(server.memory())
                 note = f"{statuses[200]:,} answered, {statuses[429] + statuses[503]:,} refused, {memory[-1]:,.0f} MiB"
@@ -141,5 +160,5 @@ async def _soak(server: Running, seconds: float, kills: int) -> Soaked:
             break
         await asyncio.sleep(0.5)
     client.close()
-    untold = sum(reply.status in (429, 503) and not reply.retry_after for reply in replies)
-    return Soaked(capacity, rate, seconds, dict(statuses), untold, percentiles(replies), memory, done, ready)
+    silent = sum(reply.status in (429, 503) and not reply.retry_after for reply in replies)
+    return SoakFigures(capacity, rate, seconds, dict(statuses), silent, percentiles(replies), memory, done, ready)

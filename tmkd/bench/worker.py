@@ -1,4 +1,4 @@
-"""One contestant's process: started once, kept over the rounds, killed at the end."""
+"""A contestant's process: it starts once, stays over the rounds and is killed at the end."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tmkd.bench.environments import OURS, interpreter
+from tmkd.core.cpu import usable_cores
 from tmkd.core.errors import TmkdError
 
 PATIENCE = 1800.0  # seconds for one answer
@@ -21,15 +22,18 @@ WORKERS = Path(__file__).parent / "workers"
 
 @dataclass(frozen=True)
 class Contestant:
-    """One row of a bench.
+    """One tool in a bench.
 
     Attributes:
-        name: what the table calls it. ours: whether it is tmkd.
-        script: its file under workers/. options: what it is loaded with.
-        environment: whose Python runs it. threads: 0: all usable cores.
-        share: it is given only one of so many rows (a very slow one).
-        same_weights: whether its scores and its arithmetic can be compared.
-        baseline: it takes part whichever peers are chosen.
+        name: Its name in the table.
+        script: Its file under workers/.
+        options: What it is loaded with, sent as JSON; `do_what` names its job.
+        ours: Whether it is tmkd.
+        environment: The Python environment that runs it (`tmkd.bench.environments`).
+        threads: 0 for all usable cores.
+        share: It gets only one of this many pairs, where it is very slow.
+        same_weights: Whether it has the same weights as tmkd, so that scores and arithmetic can be compared.
+        baseline: Whether it takes part whatever peers are chosen.
     """
 
     name: str
@@ -43,25 +47,35 @@ class Contestant:
     baseline: bool = False
 
     @property
-    def script_does(self) -> str:
-        """What it was asked to do."""
+    def job(self) -> str:
+        """What it does: train, score, export or probe."""
         return str(self.options.get("do_what", ""))
 
 
 class Failed(TmkdError):
-    """A contestant that cannot be run; the bench goes on without it."""
+    """A contestant cannot be run; the bench continues without it."""
+
+
+def cores_for(threads: int) -> list[int]:
+    """The cores that a process of so many threads is kept on (Linux); 0 threads for all usable cores."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    return cores[: threads or usable_cores()]
 
 
 class Worker:
-    """A running contestant. Use as a context manager.
+    """A running contestant. Use it as a context manager.
+
+    Args:
+        contestant: What to start.
+        log: File for what it writes to standard error.
 
     Raises:
-        Failed: its environment cannot be built, it cannot load, or it died.
+        Failed: Its environment cannot be built, it cannot load, or it died.
     """
 
     def __init__(self, contestant: Contestant, log: Path) -> None:
         self.contestant, self.log = contestant, log
-        cores = sorted(os.sched_getaffinity(0))[: contestant.threads or None]
+        cores = cores_for(contestant.threads)
         variables = {
             **os.environ,
             "TMKD_BENCH_CORES": ",".join(map(str, cores)),
@@ -74,7 +88,7 @@ class Worker:
         except TmkdError as error:
             raise Failed(str(error)) from error
         self.scratch = tempfile.TemporaryDirectory(prefix="tmkd-bench-", ignore_cleanup_errors=True)
-        variables["TMPDIR"] = self.scratch.name  # whatever it leaves there goes with it
+        variables["TMPDIR"] = self.scratch.name  # removed with everything that it leaves there
         with log.open("w") as errors:
             self.process = subprocess.Popen(
                 [str(python), str(WORKERS / contestant.script)],
@@ -83,7 +97,7 @@ class Worker:
                 stderr=errors,
                 env=variables,
                 text=True,
-                start_new_session=True,  # Ctrl-C is handled here, and its own children end with it
+                start_new_session=True,  # so Ctrl-C reaches only us, and `close` kills its children too
             )
         try:
             self._ask({"do": "load", "threads": len(cores), **contestant.options})
@@ -92,7 +106,19 @@ class Worker:
             raise
 
     def run(self, questions: list[str], passages: list[str], labels: list[int]) -> tuple[float, list[float] | None]:
-        """Seconds that the contestant measured, and its scores (None from a trainer)."""
+        """Give it a turn.
+
+        Args:
+            questions: N questions.
+            passages: N passages.
+            labels: N labels, 0 or 1; only trainers read them.
+
+        Returns:
+            The seconds that it measured, and its N scores (None from a trainer).
+
+        Raises:
+            Failed: It died, gave an error, or did not answer in time.
+        """
         answer = self._ask({"do": "run", "questions": questions, "passages": passages, "labels": labels})
         return answer["seconds"], answer["scores"]
 
@@ -117,7 +143,7 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process and whatever it started."""
+        """End the process and those that it started."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from tmkd.cli.options import (
     give,
 )
 from tmkd.core.errors import TmkdError, needs_extra
+
+if TYPE_CHECKING:
+    from tmkd.bench.material import Subject
 
 BUILTIN = "builtin:minilm-l6"
 
@@ -64,7 +67,8 @@ def train(
 
     Example: tmkd bench train --count 256 --rounds 5
     """
-    _speed("train", model, layers, max_length, pairs, count, rounds, peers, threads, json_file)
+    subject = _subject(model, layers, max_length, pairs)
+    _speed("train", subject, json_file, count=count, rounds=rounds, peers=_names(peers), threads=threads)
 
 
 @bench.command(cls=Command, rich_help_panel="Speed")
@@ -84,7 +88,8 @@ def label(
 
     Example: tmkd bench label --count 256 --rounds 5
     """
-    _speed("label", model, layers, max_length, pairs, count, rounds, peers, threads, json_file)
+    subject = _subject(model, layers, max_length, pairs)
+    _speed("label", subject, json_file, count=count, rounds=rounds, peers=_names(peers), threads=threads)
 
 
 @bench.command(cls=Command, rich_help_panel="Speed")
@@ -106,7 +111,8 @@ def score(
 
     Example: tmkd bench score --model workspace/runs/demo/export --peers FlashRank,sentence
     """
-    _speed("score", model, layers, max_length, pairs, count, rounds, peers, threads, json_file)
+    subject = _subject(model, layers, max_length, pairs)
+    _speed("score", subject, json_file, count=count, rounds=rounds, peers=_names(peers), threads=threads)
 
 
 @bench.command(cls=Command, rich_help_panel="Speed")
@@ -125,7 +131,8 @@ def latency(
 
     Example: tmkd bench latency --model workspace/runs/demo/export --peers none
     """
-    _speed("latency", model, layers, max_length, pairs, 8, rounds, peers, threads, json_file)
+    subject = _subject(model, layers, max_length, pairs)
+    _speed("latency", subject, json_file, rounds=rounds, peers=_names(peers), threads=threads)
 
 
 @bench.command(cls=Command, rich_help_panel="Speed")
@@ -146,7 +153,8 @@ def factors(
 
     Example: tmkd bench factors --model workspace/runs/demo/export --count 256 --rounds 3
     """
-    _speed("factors", model, layers, max_length, pairs, count, rounds, None, threads, json_file)
+    subject = _subject(model, layers, max_length, pairs)
+    _speed("factors", subject, json_file, count=count, rounds=rounds, threads=threads)
 
 
 @bench.command(cls=Command, rich_help_panel="Speed")
@@ -165,10 +173,10 @@ def profile(
 
     Example: tmkd bench profile --model workspace/runs/demo/export --count 256
     """
+    subject = _subject(model, layers, max_length, pairs)
     with needs_extra("train"):
-        from tmkd.bench.command import Options
         from tmkd.bench.profile import run
-    _give(json_file, run(Options("profile", model, layers, max_length, count, rounds, pairs, (), threads)))
+    _give(json_file, run(subject, count=count, rounds=rounds, threads=threads))
 
 
 @bench.command(cls=Command, rich_help_panel="Answers")
@@ -195,9 +203,9 @@ def qa(
     Example: tmkd bench qa --model workspace/runs/demo/export --json qa.json
     """
     with needs_extra("train"):
-        from tmkd.bench.qa import measure
+        from tmkd.bench.qa import run
         from tmkd.data.writers import write_rows
-    figures = measure(model, index, pairs, candidates=candidates, threads=threads or None)
+    figures = run(model, index, pairs, candidates=candidates, threads=threads or None)
     _give(json_file, figures)
     if wrong is not None:
         write_rows(wrong, figures.wrong)
@@ -224,8 +232,12 @@ def serve(
 
     Example: tmkd bench serve --model workspace/runs/demo/export --rates 1,2,5 --seconds 8
     """
-    _serving("serve", model, layers, max_length, pairs, json_file, rounds=rounds, peers=peers, threads=threads,
-             passages=passages, seconds=seconds, rates=_rates(rates))  # fmt: skip
+    at = _rates(rates)
+    subject = _subject(model, layers, max_length, pairs)
+    from tmkd.bench.serve import Load, run
+
+    load = Load(subject, passages, rounds, seconds, at, peers=_names(peers) != (), threads=threads)
+    _give(json_file, run(load), "serve")
 
 
 @bench.command(cls=Command, rich_help_panel="The server")
@@ -246,7 +258,10 @@ def soak(
 
     Example: tmkd bench soak --model workspace/runs/demo/export --seconds 1800 --kills 5
     """
-    _serving("soak", model, layers, max_length, pairs, json_file, threads=threads, seconds=seconds, kills=kills)
+    subject = _subject(model, layers, max_length, pairs)
+    from tmkd.bench.soak import run
+
+    _give(json_file, run(subject.exported(), seconds, kills=kills, threads=threads), "soak")
 
 
 @bench.command(cls=Command, rich_help_panel="The server")
@@ -267,8 +282,10 @@ def fuzz(
 
     Example: tmkd bench fuzz --model workspace/runs/demo/export --count 100000
     """
-    _serving("fuzz", model, layers, max_length, pairs, json_file, count=count, threads=threads,
-             peers=None if schema else "none")  # fmt: skip
+    subject = _subject(model, layers, max_length, pairs)
+    from tmkd.bench.fuzz import run
+
+    _give(json_file, run(subject.exported(), count, schema=schema, threads=threads), "fuzz")
 
 
 def _names(peers: str | None) -> tuple[str, ...] | None:
@@ -287,27 +304,20 @@ def _rates(text: str) -> tuple[float, ...]:
     return found
 
 
-def _speed(what: str, model: str, layers: int, max_length: int, pairs: Path | None, count: int, rounds: int,
-           peers: str | None, threads: int, json_file: Path | None) -> None:  # fmt: skip
+def _subject(model: str, layers: int, max_length: int, pairs: Path | None) -> Subject:
     with needs_extra("train"):
-        from tmkd.bench.command import Options, run
-    _give(json_file, run(Options(what, model, layers, max_length, count, rounds, pairs, _names(peers), threads)))
+        from tmkd.bench.material import Subject
+    return Subject(model, layers, max_length, pairs)
 
 
-def _serving(what: str, model: str, layers: int, max_length: int, pairs: Path | None, json_file: Path | None,
-             count: int = 8, rounds: int = 1, peers: str | None = None, threads: int = 0, **more: Any,
-) -> None:  # fmt: skip
-    with needs_extra("train"):
-        from tmkd.bench.command import Options
-        from tmkd.bench.serving import Serve, run_serving
-    options = Options(what, model, layers, max_length, count, rounds, pairs, _names(peers), threads)
-    figures = run_serving(options, Serve(**more))
-    _give(json_file, figures)
-    if figures.problems:
-        raise TmkdError(f"bench {what}: {'; '.join(figures.problems)}")
+def _speed(bench_name: str, subject: Subject, json_file: Path | None, **options: Any) -> None:
+    from tmkd.bench.speed import run
+
+    _give(json_file, run(bench_name, subject, **options))
 
 
-def _give(json_file: Path | None, figures: Any) -> None:
-    if str(json_file) != "-":
-        figures.show()
-    give(json_file, figures.to_json())
+def _give(json_file: Path | None, figures: Any, fails_as: str = "") -> None:
+    """Show figures; those of a bench that can fail end the command with an error where there are problems."""
+    give(json_file, figures.to_json(), figures.shown())
+    if fails_as and figures.problems:
+        raise TmkdError(f"bench {fails_as}: {'; '.join(figures.problems)}")

@@ -30,7 +30,7 @@ def evaluate(
     Example: tmkd evaluate workspace/runs/demo --pairs my-pairs.jsonl --json numbers.json
     """
     from tmkd.data.tasks import read_measured
-    from tmkd.evaluation.components import AGREEMENT, component_table
+    from tmkd.evaluation.components import tables
     from tmkd.pipeline.steps.evaluate import evaluate as measure_run
     from tmkd.pipeline.steps.finished_run import FinishedRun
 
@@ -39,15 +39,7 @@ def evaluate(
     rows = read_measured(models.recipe.data, models.recipe.classes, pairs, given)
     with models.workspace.locked():
         results = measure_run(models, rows, timed=speed, task=pairs.name)
-    headline = results.headline_metrics
-    combined, decided = f"{results.taken}: its heads combined", f"share of pairs decided as {results.relative_to} does"
-    components = (
-        ("the ensemble without each teacher", results.leave_one_out, headline, "it adds"),
-        (combined, results.combinations, headline, "logit minus it"),
-        (decided, results.agreement, [AGREEMENT], f"{results.taken} minus it"),
-    )
-    more = [component_table(title, found, metrics, lead) for title, found, metrics, lead in components if found]
-    give(json_file, results.to_json(), [results.table(), *more])
+    give(json_file, results.to_json(), tables(results))
 
 
 def overall(

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from tmkd import __version__
-from tmkd.cli import evaluate, qa, score, serve, train, workspace
+from tmkd.cli import evaluate, serve, student, train, workspace
 from tmkd.cli.bench import bench
 from tmkd.cli.options import Command, Sections
 from tmkd.core.console import set_quiet
@@ -30,7 +30,7 @@ Exit status:
 COMMANDS = {
     "Train": (train.run, train.teach, train.label, train.pretrain, train.distill, train.export),
     "Evaluate": (evaluate.evaluate, evaluate.overall, evaluate.study),
-    "Use a student": (score.score, serve.serve, qa.index, qa.ask, qa.calibrate),
+    "Use a student": (student.score, serve.serve, student.index, student.ask, student.calibrate),
     "Recipes and the workspace": (workspace.recipe, workspace.clean),
 }
 # Commands that keep their finished steps: the same command continues.

@@ -108,7 +108,10 @@ def give(json_file: Path | None, content: Any, shown: Iterable[RenderableType] =
         print(json.dumps(content, indent=2))
         return
     for one in shown:
-        tables.print(one)
+        if isinstance(one, str):
+            tables.print(one, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        else:
+            tables.print(one)
     if json_file is not None:
         with disk_errors(json_file.parent):
             write_json(json_file, content)

@@ -14,7 +14,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Resamples, accuracy, distributions, interval
 from tmkd.evaluation.comparison import DEFAULT_OPTIONS, ComparisonOptions, labelled_questions
 from tmkd.evaluation.metrics import Questions
-from tmkd.evaluation.results import Component, ModelOutput
+from tmkd.evaluation.results import Component, ModelOutput, Results
 from tmkd.evaluation.significance import TITLES, Difference
 
 AGREEMENT = "agreement"
@@ -95,7 +95,19 @@ def agreement(
     return found
 
 
-def component_table(title: str, components: Sequence[Component], metrics: Sequence[str], column: str) -> Table:
+def tables(results: Results) -> list[Table]:
+    """The tables of a measurement for a terminal: its models, then the components and agreements that it has."""
+    headline, taken = results.headline_metrics, results.taken
+    components = (
+        ("the ensemble without each teacher", results.leave_one_out, headline, "it adds"),
+        (f"{taken}: its heads combined", results.combinations, headline, "logit minus it"),
+        (f"share of pairs decided as {results.relative_to} does", results.agreement, [AGREEMENT], f"{taken} minus it"),
+    )
+    shown = [_component_table(title, found, metrics, lead) for title, found, metrics, lead in components if found]
+    return [results.table(), *shown]
+
+
+def _component_table(title: str, components: Sequence[Component], metrics: Sequence[str], column: str) -> Table:
     """The components as a table for a terminal.
 
     Args:

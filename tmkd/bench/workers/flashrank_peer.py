@@ -28,7 +28,7 @@ def load(options):
             request = RerankRequest(query=question, passages=[{"id": row, "text": passages[row]} for row in rows])
             for result in ranker.rerank(request):
                 share = min(max(float(result["score"]), 1e-12), 1 - 1e-12)
-                found[result["id"]] = math.log(share / (1 - share))  # it gives a sigmoid; log-odds are compared
+                found[result["id"]] = math.log(share / (1 - share))  # it returns a sigmoid; we compare log-odds
         return found
 
     return run

@@ -1,4 +1,4 @@
-"""tmkd itself: training, scoring in PyTorch, scoring an export; and the machine's own matrix-product rate."""
+"""tmkd: training, scoring in PyTorch, scoring an export; and the machine's matrix-product rate."""
 
 import tempfile
 import time
@@ -24,7 +24,7 @@ def train(options):
     prepare(options["threads"])
     folder = Path(options["model"])
     tokenizer = PairTokenizer(folder, options["max_length"])
-    model = Student(load_encoder(folder, 2), 2)  # trained on from turn to turn, as the peers' is
+    model = Student(load_encoder(folder, 2), 2)  # each turn continues to train it, as the other tools do
 
     def run(questions, passages, labels):
         fit = Fit(1e-5, 1, 32, 0, precision=options.get("precision", "auto"))
@@ -78,7 +78,7 @@ def export(options):
 
 
 def probe(options):
-    """Matrix products of the shapes of a layer: gives one number, GFLOP/s, in place of scores."""
+    """Matrix products with the shapes of a layer. Returns one number, GFLOP/s, in place of scores."""
     import torch
 
     from tmkd.core.hardware import prepare

@@ -1,4 +1,4 @@
-"""The loops people write first, with transformers: batches of 32, padded, fp32 unless said."""
+"""The loops that people write first with transformers: padded batches of 32, in fp32 unless given otherwise."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The server people write first: FastAPI and CrossEncoder.predict. Standalone: it runs under the peers' interpreter.
+"""The server that people write first: FastAPI and CrossEncoder.predict. Standalone: another tool's interpreter runs it.
 
 One request is predicted at a time: several at once would fight over the same cores.
 """

@@ -1,9 +1,9 @@
-"""What every contestant speaks: JSON lines on stdin and stdout. Standalone: it runs under the peers' interpreters.
+"""The protocol of contestants: JSON lines on stdin and stdout. Standalone: other tools' interpreters run it.
 
     {"do": "load", ...options}                                  -> {"ok": true}
     {"do": "run", "questions": [...], "passages": [...], "labels": [...]} -> {"seconds": 1.2, "scores": [...] or null}
 
-Only `run` itself is timed: reading the request and writing the answer are not.
+Only `run` is timed; reading the request and writing the answer are not.
 """
 
 import json
@@ -16,9 +16,9 @@ if "TMKD_BENCH_CORES" in os.environ:  # before any library counts the cores
 
 
 def serve(load):
-    """Answer requests until stdin ends. load(options) gives run(questions, passages, labels) -> scores or None."""
+    """Answer requests until stdin ends. load(options) returns run(questions, passages, labels) -> scores or None."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to the log
+    os.dup2(2, 1)  # so that what libraries print goes to the log
     run = None
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,4 +1,4 @@
-"""sentence-transformers: CrossEncoder.predict with its torch, ONNX and OpenVINO back ends, and CrossEncoderTrainer."""
+"""sentence-transformers: CrossEncoder.predict with its torch, ONNX and OpenVINO backends, and CrossEncoderTrainer."""
 
 import shutil
 import tempfile

@@ -1,4 +1,4 @@
-"""Commands of question answering: index, ask, calibrate."""
+"""Commands that use an exported student: score, index, ask, calibrate."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import typer
 from tmkd.cli.options import (
     EXPORT,
     INDEX,
+    PAIRS_HELP,
     Backend,
     Candidates,
     IndexFolder,
@@ -26,6 +27,31 @@ from tmkd.cli.options import (
     give_lines,
 )
 from tmkd.core.console import say, tables
+
+
+def score(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="an exported student, such as workspace/runs/demo/export")
+    ],
+    pairs: Annotated[Path, typer.Option("--pairs", help=f"pairs: {PAIRS_HELP}")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="file to write; - prints JSON lines to standard output")
+    ] = "-",
+    question: Annotated[str, typer.Option(help="column of the question")] = "question",
+    passage: Annotated[str, typer.Option(help="column of the passage")] = "passage",
+    backend: Backend = "auto",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Score a file of pairs with an exported student, without PyTorch.
+
+    Example: tmkd score workspace/runs/demo/export --pairs pairs.jsonl --output scored.jsonl
+    """
+    from tmkd.core.malloc import keep_freed_memory
+    from tmkd.inference.score_file import score_file
+
+    keep_freed_memory()
+    score_file(model, pairs, output, question=question, passage=passage, backend=backend, threads=threads)
 
 
 def index(
