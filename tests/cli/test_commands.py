@@ -19,6 +19,7 @@ from typer.main import get_command
 from tmkd.cli.main import COMMANDS, app
 from tmkd.cli.options import with_json_value
 
+REPOSITORY = Path(__file__).parents[2]
 ROOT: Any = get_command(app)
 BENCH = ROOT.commands["bench"]
 PATHS = [(name,) for name in ROOT.commands if name != "bench"] + [("bench", name) for name in BENCH.commands]
@@ -63,6 +64,40 @@ def test_the_help_lists_every_command_under_a_title_and_the_exit_statuses(tmkd: 
     assert re.findall(r"^  ([a-z]+) ", sections["Benchmarks"], flags=re.M) == ["bench"]
     assert "..." not in page.partition("Train:")[2]  # no first sentence is cut
     assert set(re.findall(r"^    (\d+) ", page, flags=re.M)) == {"0", "1", "2", "130"}
+
+
+def documented() -> list[str]:
+    """Every command line of the docs that is written out, in code blocks and in running text."""
+    found: list[str] = []
+    for page in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))):
+        text = page.read_text()
+        blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.S)
+        lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        found += [line for line in lines if line.startswith("tmkd ")]
+        inline = re.findall(r"`(tmkd bench [^`|]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+        found += [" ".join(one.split()) for one in inline if "..." not in one]
+    return found
+
+
+def test_the_command_lines_of_the_docs_parse() -> None:
+    lines = documented()
+    assert len(lines) > 30
+    assert len([line for line in lines if line.startswith("tmkd bench")]) > 10
+    for line in lines:
+        words = shlex.split(re.split(r" [<>|&] ", line)[0], comments=True)[1:]
+        path = tuple(words[: 2 if words[0] == "bench" else 1])
+        command_of(path).make_context(" ".join(path), words[len(path) :])
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["latency --count 9", "factors --peers none", "profile --peers none", "qa --layers 3", "soak --rates 1",
+     "fuzz --seconds 9", "serve --kills 1", "train --index i", "score --passages 3", "label --candidates 9"],
+)  # fmt: skip
+def test_a_bench_refuses_the_options_of_others(words: str, tmkd: Tmkd) -> None:
+    refused = tmkd("bench", *words.split(), check=False)
+    assert refused.returncode == 2
+    assert f"No such option: {words.split()[1]}" in refused.stderr
 
 
 def test_json_alone_means_standard_output() -> None:

@@ -19,6 +19,7 @@ from tmkd.core.errors import DataError
 from tmkd.core.files import cache_folder
 from tmkd.data.builtin.corpus import CORPORA
 from tmkd.data.documents.reader import index_documents
+from tmkd.data.writers import write_rows
 from tmkd.evaluation.bootstrap import Interval, Resamples, interval
 from tmkd.evaluation.metrics import Floats, Questions
 from tmkd.inference.qa import QuestionAnswerer
@@ -97,6 +98,10 @@ class QaFigures:
         counts = {name: getattr(self, name) for name in names}
         quality = {name: value.to_json() for name, value in self.quality.items()}
         return {"bench": "qa", "machine": machine(), **counts, "quality": quality, "milliseconds": times}
+
+    def write_wrong(self, path: Path) -> None:
+        """Write `wrong` to a file of pairs, whose ending gives the format."""
+        write_rows(path, self.wrong)
 
     def shown(self) -> list[RenderableType]:
         """Two tables for a terminal."""

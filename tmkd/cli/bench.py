@@ -204,11 +204,10 @@ def qa(
     """
     with needs_extra("train"):
         from tmkd.bench.qa import run
-        from tmkd.data.writers import write_rows
     figures = run(model, index, pairs, candidates=candidates, threads=threads or None)
     _give(json_file, figures)
     if wrong is not None:
-        write_rows(wrong, figures.wrong)
+        figures.write_wrong(wrong)
 
 
 @bench.command(cls=Command, rich_help_panel="The server")
