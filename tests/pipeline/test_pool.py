@@ -52,7 +52,8 @@ def mined(task: TaskData, tmp_path: Path) -> Callable[..., Pairs]:
 
 
 def _recipe(pool: dict[str, object], classes: int = 2) -> Recipe:
-    return parse_recipe({"data": {"train": "t.jsonl"}, "teachers": TEACHERS, "classes": classes, "pool": pool}, "r")
+    data = {"train": "t.jsonl", "pool": None if "sources" in pool else "p.jsonl"}
+    return parse_recipe({"data": data, "teachers": TEACHERS, "classes": classes, "pool": pool}, "r")
 
 
 TEACHERS = [{"name": "a"}, {"name": "b"}]
@@ -149,7 +150,9 @@ def test_errors_name_the_source_and_the_fix(mined: Callable[..., Pairs], tmp_pat
         lambda: mined(sources=[{"pairs": "held.jsonl"}]), "not a single pair is left of 1", "1 questions", "0 passages"
     )
     with pytest.raises(RecipeError, match=r"pool\.size: there is no pool to take from"):
-        mined(size=5)
+        parse_recipe({"data": {"train": "t.jsonl"}, "teachers": TEACHERS, "pool": {"size": 5}}, "r")
+    with pytest.raises(RecipeError, match=r"give pool\.sources or data\.pool, not both"):
+        parse_recipe({"data": {"train": "t", "pool": "p"}, "teachers": TEACHERS, "pool": {"sources": [OWN]}}, "r")
 
 
 @pytest.mark.parametrize(

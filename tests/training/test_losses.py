@@ -19,6 +19,7 @@ from tmkd.models.batching import grouped_epoch_steps
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.student import Logits, Student
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.preflight import require_comparable
 from tmkd.training import trainer as training
 from tmkd.training.losses import golden_loss, soft_kl, soft_loss, soft_margin_mse, soft_mse, soft_mse_logits
 from tmkd.training.targets import Targets, questions_of, stage2_loss
@@ -181,7 +182,7 @@ def grouped_run(folder: Path, budget: int, monkeypatch: pytest.MonkeyPatch, die_
     generator = np.random.default_rng(0)
     targets = Targets(("a", "b"), generator.normal(size=(len(pairs), 2, 2)).astype(np.float32))
     loss = Loss(kind="margin_mse", alpha=0.6)
-    questions = questions_of(pairs, loss, "train")
+    questions = questions_of(pairs, loss)
     plain, calls = stage2_loss(pairs, targets, loss, questions), 0
 
     def counted(logits: Logits, which: torch.Tensor) -> torch.Tensor:
@@ -229,7 +230,7 @@ def test_margins_do_not_depend_on_the_token_budget(tmp_path: Path, monkeypatch: 
                         labels=[int(str(r["label"])) for r in rows])  # fmt: skip
     targets = Targets(("a", "b"), np.random.default_rng(0).normal(size=(len(pairs), 2, 2)).astype(np.float32))
     margins = Loss(kind="margin_mse", alpha=0.6)
-    loss = stage2_loss(pairs, targets, margins, questions_of(pairs, margins, "train"))
+    loss = stage2_loss(pairs, targets, margins, questions_of(pairs, margins))
     way = training._whole_step_gradients
     (whole, expected), (split, found) = (gradient(source, loss, monkeypatch, b, way) for b in (100_000, 20))
     assert split == pytest.approx(whole, rel=1e-5)
@@ -254,12 +255,14 @@ def test_the_second_forward_repeats_the_dropout(tmp_path: Path, monkeypatch: pyt
 
 def test_a_question_with_one_passage_is_named() -> None:
     rows = Pairs.build(["a?", "b?", "a?", "c?"], ["1", "2", "3", "4"], qids=["q1", "q2", "q1", "q3"])
-    assert questions_of(rows, Loss(kind="kl"), "train") is None
-    assert questions_of(rows.take([0, 2]), Loss(kind="margin_mse"), "train").tolist() == [0, 0]  # type: ignore[union-attr]
+    assert questions_of(rows, Loss(kind="kl")) is None
+    assert questions_of(rows.take([0, 2]), Loss(kind="margin_mse")).tolist() == [0, 0]  # type: ignore[union-attr]
+    require_comparable(rows, "kl", "pool")
+    require_comparable(rows.take([0, 2]), "margin_mse", "pool")
     with pytest.raises(
         DataError, match=r"2 of the 3 questions of the pool rows have a single one, first 'b\?' \(qid q2\), row 1"
     ):
-        questions_of(rows, Loss(kind="margin_mse"), "pool")
+        require_comparable(rows, "margin_mse", "pool")
 
 
 def test_every_loss_and_weighting_trains(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:

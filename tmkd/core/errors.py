@@ -16,14 +16,21 @@ TmkdError
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 
 class TmkdError(Exception):
     """Base class. The command line prints the message without a traceback and exits with status 1."""
+
+    def within(self, place: str) -> Self:
+        """The same error with its attributes, its message headed by the place where it happened."""
+        error = copy.copy(self)
+        error.args = (f"{place}: {self}",)
+        return error
 
 
 class DataError(TmkdError):

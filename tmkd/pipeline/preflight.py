@@ -1,35 +1,53 @@
-"""What can be refused before hours of work: encoders, lengths, layers, score columns, shares of rows."""
+"""What is refused before any training: files, checkpoints and rows that the recipe's steps could not use.
+
+A recipe that contradicts itself was refused when it was read (`tmkd.config`). Here is what only its files can show.
+Checks that read no rows come first, those that need the pool (which may have to be mined) last.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from tmkd.config.methods import METHODS
+import numpy as np
+
+from tmkd.config.methods import METHODS, Method
 from tmkd.config.recipe import Recipe
-from tmkd.core.errors import DataError, TmkdError
+from tmkd.core.errors import DataError, RecipeError, TmkdError
+from tmkd.data.pairs import Pairs, grouped
+from tmkd.data.split import folds
 from tmkd.models.card import has_card, read_card
 from tmkd.models.checkpoint import require_fit, require_head
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.label_map import find_label_map
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.run_data import Rows
+from tmkd.pipeline.steps.pool import teachers_of_run
+from tmkd.pipeline.teacher_labels import share_of_rows
 from tmkd.teachers.scores import ScoresTeacher
+from tmkd.training.losses import GROUPED
 
 
 def require_runnable(rows: Rows) -> None:
-    """Look at everything that a recipe names, and train nothing.
+    """Look at everything that a recipe names, and train nothing. The pool is mined if the checks need it.
 
     Raises:
-        EncoderError: an encoder or checkpoint that is not to be had, too few layers, more tokens than it has positions.
-        RecipeError: classes of a checkpoint in another order.
-        DataError: rows that cannot be used, or a score column with gaps.
+        EncoderError: an encoder or checkpoint cannot be found, or has too few layers or positions, or another number of
+            classes.
+        RecipeError: a checkpoint's classes are in another order than the task's, or `pool.teachers` names something
+            that is no teacher.
+        DataError: rows that cannot be used, a share that leaves nothing, a score column with gaps.
         TmkdError: `stage1_from` is no stage-1 student, or one of another shape.
     """
-    _require_encoders(rows.recipe)
-    if rows.recipe.stage1_from is not None and any(METHODS[name].stage1 for name in rows.recipe.methods):
-        _require_stage1(rows.recipe, Path(rows.recipe.stage1_from))
-    _ = rows.student_rows
+    recipe = rows.recipe
+    methods = [METHODS[name] for name in recipe.methods]
+    _require_encoders(recipe)
+    if recipe.stage1_from is not None and any(method.stage1 for method in methods):
+        _require_stage1(recipe, Path(recipe.stage1_from))
+    _require_pool_teachers(recipe)
+    _require_training_rows(rows, methods)
     _require_columns(rows)
+    _require_pool(rows, methods)
 
 
 def _require_encoders(recipe: Recipe) -> None:
@@ -46,7 +64,7 @@ def _require_encoders(recipe: Recipe) -> None:
 
 
 def _require_stage1(recipe: Recipe, folder: Path) -> None:
-    """The recipe's students can go on from an earlier run's stage-1 student."""
+    """The recipe's students can start from this stage-1 student."""
     card = read_card(folder) if has_card(folder) else None
     if card is None or card.step != "stage1":
         raise TmkdError(f"stage1_from: {folder} is not a stage-1 student; an earlier run's is at runs/NAME/stage1")
@@ -57,8 +75,53 @@ def _require_stage1(recipe: Recipe, folder: Path) -> None:
         raise TmkdError(f"stage1_from: {folder} has {layers} layers, student.layers is {recipe.student.layers}")
 
 
+def _require_pool_teachers(recipe: Recipe) -> None:
+    """Each folder that `pool.teachers` names is a checkpoint with a head or a run, all with one number of classes."""
+    places = [Path(place) for place in recipe.pool.teachers] if recipe.pool is not None else []
+    folders: dict[int, Path] = {}  # a folder for each number of classes
+    for place in places:
+        folders |= dict.fromkeys(_classes_of(place), place)
+    if len(folders) > 1:
+        found = ", ".join(f"{folder} has {count}" for count, folder in folders.items())
+        raise RecipeError(f"pool.teachers: their numbers of classes differ: {found}", key="pool.teachers")
+
+
+def _classes_of(folder: Path) -> list[int]:
+    """The number of classes of a checkpoint, or of every trained teacher of a run."""
+    if (folder / "manifest.json").is_file():
+        found = teachers_of_run(folder)
+        if not found:
+            raise RecipeError(f"pool.teachers: the run {folder} trained no teacher", key="pool.teachers")
+        return [read_card(step.folder).classes for step in found]
+    if has_card(folder):
+        return [read_card(folder).classes]
+    if not (folder / "config.json").is_file():
+        raise RecipeError(
+            f"pool.teachers: {folder} is neither a checkpoint (config.json) nor a run (manifest.json)",
+            key="pool.teachers",
+            value=str(folder),
+        )
+    classes = len(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label") or "??")
+    require_head(folder, classes)
+    return [classes]
+
+
+def _require_training_rows(rows: Rows, methods: list[Method]) -> None:
+    """Every share of the training rows leaves some, with what the methods need."""
+    train, recipe = rows.data.train, rows.recipe
+    if any(method.trains for method in methods) and not rows.student_pairs.has_labels:
+        raise DataError("the training rows have no golden labels; stage 2 and `finetune` need some")
+    for teacher in recipe.used_teachers:
+        share_of_rows(teacher, train)
+    if recipe.labels == "out-of-fold":
+        folds(train, recipe.folds)
+    if any(method.targets != "none" for method in methods):
+        _require_labeller(rows, rows.student_pairs, "train")
+        require_comparable(rows.student_pairs, recipe.loss.kind, "train")
+
+
 def _require_columns(rows: Rows) -> None:
-    """Every score column that is a teacher has a number in every row that carries it."""
+    """Every score column that is a teacher has a number in every row of a file that carries it."""
     recipe, data = rows.recipe, rows.data
     parts = {"train": data.train, "dev": data.dev, "test": data.test}
     if data.pool is not None:
@@ -75,4 +138,51 @@ def _require_columns(rows: Rows) -> None:
         raise DataError(
             f"stage2.replay: teacher {absent[0]} is a column of scores that the training rows carry and the pool does "
             "not; give it to the pool too, or leave replay out"
+        )
+
+
+def _require_pool(rows: Rows, methods: list[Method]) -> None:
+    """The pool, where a method learns from it, has what the method needs."""
+    recipe = rows.recipe
+    if recipe.stage1_from is not None or not any(method.stage1 for method in methods):
+        return
+    if recipe.stage1.share < 1:
+        _ = rows.stage1_rows
+    if not any(method.stage1 and method.targets != "none" for method in methods):
+        return
+    if all(teacher.scores is not None for teacher in recipe.used_teachers) and not rows.foreign_pool:
+        _require_labeller(rows, rows.pool, "pool")
+    if recipe.loss.kind in GROUPED:
+        require_comparable(rows.pool, recipe.loss.kind, "pool")
+
+
+def _require_labeller(rows: Rows, pairs: Pairs, where: str) -> None:
+    """At least one teacher can label the pairs: a model, or a column of scores that they carry."""
+    if not any(one.scores is None or one.scores in pairs.score_names for one in rows.recipe.used_teachers):
+        raise TmkdError(f"no teacher can label the {where} rows: they carry none of the recipe's score columns")
+
+
+def require_comparable(pairs: Pairs, loss: str, where: str) -> None:
+    """For a loss that compares the passages of a question: every question has two or more.
+
+    Args:
+        pairs: the pairs that are learned from.
+        loss: `loss.kind`; any pairs will do for a loss that does not compare.
+        where: what the error calls the pairs.
+
+    Raises:
+        DataError: questions with a single passage; says how many there are, and names the first.
+    """
+    if loss not in GROUPED:
+        return
+    names, groups = grouped(pairs.qids)
+    alone = np.flatnonzero(np.bincount(groups)[groups] == 1)
+    if len(alone):
+        row = int(alone[0])
+        question = pairs.questions[row]
+        named = repr(question) if pairs.qids[row] == question else f"{question!r} (qid {pairs.qids[row]})"
+        raise DataError(
+            f"loss.kind {loss} compares the passages of a question, and {len(alone):,} of the {len(names):,} questions "
+            f"of the {where} rows have a single one, first {named}, row {row}; add passages, leave those rows out, or "
+            "use loss.kind kl"
         )

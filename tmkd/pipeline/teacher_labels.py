@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from tmkd.config.methods import METHODS, Method
 from tmkd.config.sections import Teacher
-from tmkd.core.errors import TmkdError
 from tmkd.data.pairs import Pairs
-from tmkd.data.split import BAGS, folds, subsample
+from tmkd.data.split import BAGS, subsample
 from tmkd.pipeline.run_data import Rows
 from tmkd.pipeline.steps.label import label
 from tmkd.pipeline.steps.out_of_fold import fold_logits
@@ -23,8 +22,8 @@ from tmkd.pipeline.steps.teach import teach
 from tmkd.pipeline.steps.warm_up import warm_up
 from tmkd.pipeline.store.workspace import Step
 from tmkd.teachers.scores import ScoresTeacher
-from tmkd.training.losses import GROUPED, golden_loss
-from tmkd.training.targets import Targets, questions_of
+from tmkd.training.losses import golden_loss
+from tmkd.training.targets import Targets
 from tmkd.training.teacher_weights import above_chance, development_weights
 
 
@@ -34,9 +33,6 @@ class Supervision(Rows):
     @functools.cached_property
     def teachers(self) -> list[tuple[Teacher, Step | None]]:
         """Every teacher with its finished step (None for a column of scores)."""
-        if self.recipe.labels == "out-of-fold":
-            folds(self.data.train, self.recipe.folds)  # too many of them are refused before anything is trained
-        self._require_rows()
         return [
             (teacher, None if teacher.scores else self.teach(teacher, self.data.train))
             for teacher in self.recipe.used_teachers
@@ -57,21 +53,6 @@ class Supervision(Rows):
         """The encoder that teachers begin with, where the recipe asks for a warm-up."""
         numbers = self.recipe.warm_up
         return None if numbers is None else warm_up(self.workspace, self.recipe, numbers, self.pool)
-
-    def _require_rows(self) -> None:
-        """Every share leaves some, a loss over the passages of a question finds them: said before hours of training."""
-        for teacher in self.recipe.used_teachers:
-            share_of_rows(teacher, self.data.train)
-        learning = [METHODS[name] for name in self.recipe.methods if METHODS[name].targets != "none"]
-        with_pool = any(METHODS[name].stage1 for name in self.recipe.methods)
-        if with_pool and self.recipe.stage1.share < 1:
-            _ = self.stage1_rows
-        if self.recipe.loss.kind not in GROUPED:
-            return
-        if learning:
-            questions_of(self.student_pairs, self.recipe.loss, "train")
-        if any(method.stage1 for method in learning) and self.recipe.stage1_from is None:
-            questions_of(self.pool, self.recipe.loss, "pool")
 
     def labellers(self, pairs: Pairs) -> list[int]:
         """The teachers that can label the pairs (indices): a column of scores only where the pairs carry it."""
@@ -105,8 +86,7 @@ class Supervision(Rows):
         if method.targets == "none":
             return None
         which = self.labellers(pairs)
-        if not which:
-            raise TmkdError(f"no teacher can label the {where} rows: they carry none of the recipe's score columns")
+        assert which, "tmkd.pipeline.preflight finds rows that no teacher can label"
         chosen = [self.teachers[number] for number in which]
         names = [
             step.fingerprint if step else ScoresTeacher.of(teacher, self.recipe.data).fingerprint

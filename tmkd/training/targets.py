@@ -13,7 +13,6 @@ from torch import Tensor
 
 from tmkd.config.methods import Method
 from tmkd.config.sections import Loss
-from tmkd.core.errors import DataError
 from tmkd.core.hardware import device
 from tmkd.data.pairs import Pairs, grouped
 from tmkd.models.student import Logits
@@ -133,25 +132,15 @@ def stage2_loss(
     return combined
 
 
-def questions_of(rows: Pairs, loss: Loss, where: str) -> NDArray[np.int64] | None:
-    """The question of each row, [N] int64, for a loss that compares a question's passages; None for the others.
+def questions_of(rows: Pairs, loss: Loss) -> NDArray[np.int64] | None:
+    """The question of each pair, [N] int64, for a loss that compares a question's passages; None for other losses.
 
-    Raises:
-        DataError: questions with a single passage, counted, the first named: there is nothing to compare.
+    Every question needs two passages or more: `tmkd.pipeline.preflight` refuses others before anything is trained.
     """
     if loss.kind not in GROUPED:
         return None
-    names, groups = grouped(rows.qids)
-    alone = np.flatnonzero(np.bincount(groups)[groups] == 1)
-    if len(alone):
-        row = int(alone[0])
-        question = rows.questions[row]
-        named = repr(question) if rows.qids[row] == question else f"{question!r} (qid {rows.qids[row]})"
-        raise DataError(
-            f"loss.kind {loss.kind} compares the passages of a question, and {len(alone):,} of the {len(names):,} "
-            f"questions of the {where} rows have a single one, first {named}, row {row}; add passages, leave those "
-            "rows out, or use loss.kind kl"
-        )
+    _, groups = grouped(rows.qids)
+    assert (np.bincount(groups) > 1).all(), "a question has a single passage"
     return groups
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from tmkd.config.methods import Method
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Training
-from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_encoder, load_student, word_embeddings
@@ -58,7 +57,7 @@ def pretrain(
     if followed is not None:
         depends["states"] = numbers.states
     depends |= loss_depends(recipe.loss, targets, exclude={"alpha"})
-    questions = questions_of(pool, recipe.loss, "pool")
+    questions = questions_of(pool, recipe.loss)
     classes = depends["classes"] = targets.logits.shape[2]  # of the pool's task, where that is another one
 
     def build(folder: Path) -> None:
@@ -113,11 +112,7 @@ def distill(
     Args:
         begin: as in `pretrain`, for a method without stage 1.
         replay: what stage 2 mixes in (`stage2.replay`); the targets must be of the same teachers.
-
-    Raises:
-        DataError: no row has a golden label.
     """
-    _require_golden(rows)
     numbers = recipe.stage2 if stage1 is not None else recipe.without_stage1
     start = stage1.folder if isinstance(stage1, Step) else stage1
     depends = _common(recipe, numbers, seed, None if stage1 is not None else begin)
@@ -126,7 +121,7 @@ def distill(
         depends["headers"] = "golden"
     if replay is not None:
         depends["replay"] = {"share": recipe.stage2.replay, "pool": replay.pool.digest()}
-    questions = questions_of(rows, recipe.loss, "train") if targets else None
+    questions = questions_of(rows, recipe.loss) if targets else None
     depends["stage1"] = stage1.fingerprint if isinstance(stage1, Step) else (start and encoder_fingerprint(start))
     if start is not None and targets is not None and None in (carried_heads(start, recipe.classes, targets) or ()):
         depends["headers"] = "those of the same teachers"
@@ -151,11 +146,6 @@ def distill(
     return workspace.step("student", depends, build, label=f"{method.name}, seed {seed}")
 
 
-def _require_golden(rows: Pairs) -> None:
-    if not rows.has_labels:
-        raise DataError("the training rows have no golden labels; stage 2 and `finetune` need some")
-
-
 def _learnt(recipe: Recipe, rows: Pairs, targets: Targets | None) -> dict[str, Any]:
     """What a step depends on in the rows and labels that it learns from."""
     depends: dict[str, Any] = {"train": rows.digest(), "targets": targets.names if targets else None}
@@ -175,11 +165,7 @@ def distill_lstm(
     Args:
         teacher: whose word pieces and their embeddings it takes; the recipe's encoder's where the teacher is a column
             of scores.
-
-    Raises:
-        DataError: no row has a golden label.
     """
-    _require_golden(rows)
     numbers, source = recipe.bilstm, find_encoder(recipe.encoder) if teacher is None else teacher.folder
     depends = {
         "encoder": encoder_fingerprint(source) if teacher is None else teacher.fingerprint,
@@ -189,7 +175,7 @@ def distill_lstm(
         "seed": seed,
         **_learnt(recipe, rows, targets),
     }
-    questions = questions_of(rows, recipe.loss, "train")
+    questions = questions_of(rows, recipe.loss)
 
     def build(folder: Path) -> None:
         torch.manual_seed(seed)

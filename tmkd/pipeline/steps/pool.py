@@ -8,13 +8,12 @@ from typing import Any
 
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Teacher
-from tmkd.core.errors import RecipeError
 from tmkd.core.files import digest_of, write_json
 from tmkd.data.decontamination import HeldOut
 from tmkd.data.mining import Material, hold_out, mine, read_sources, subsample
 from tmkd.data.pairs import Pairs
 from tmkd.data.tasks import TaskData, built_in
-from tmkd.models.card import has_card, read_card
+from tmkd.models.card import has_card
 from tmkd.models.encoders.find import encoder_fingerprint
 from tmkd.pipeline.steps.teach import teach
 from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
@@ -37,17 +36,12 @@ def pool_of(
 
     Raises:
         DataError: a source cannot be read or gives no pair.
-        RecipeError: a size without a pool.
     """
     wanted = recipe.pool
     if wanted is None or not wanted.sources:
         size = wanted and wanted.size
-        if data.pool is None and size:
-            raise RecipeError("pool.size: there is no pool to take from; give pool.sources or data.pool")
         pool = data.train if data.pool is None else _decontaminated(workspace, recipe, data, data.pool)
         return (subsample(pool, size, wanted.seed) if wanted and size else pool), []
-    if recipe.data.pool is not None:
-        raise RecipeError("give pool.sources or data.pool, not both; a file is a source too: {pairs: FILE}")
     materials = _materials(recipe, data, {} if read is None else read)
     asks_passages = any(one.source.ask == "passages" for one in materials)
     content = depends_on(
@@ -100,31 +94,26 @@ def _decontaminated(workspace: Workspace, recipe: Recipe, data: TaskData, pool: 
 def pool_teachers(workspace: Workspace, recipe: Recipe) -> list[Step]:
     """The finished teachers that `pool.teachers` names: checkpoints, and every trained teacher of a run.
 
-    Raises:
-        RecipeError: a folder that is neither a checkpoint nor a finished run, or teachers whose numbers of classes
-            differ.
-        EncoderError: a checkpoint without a classification head.
+    `tmkd.pipeline.preflight` has refused folders that are neither, and teachers whose numbers of classes differ.
     """
     assert recipe.pool is not None
-    steps = [step for place in recipe.pool.teachers for step in _finished(workspace, recipe, Path(place))]
-    classes = {read_card(step.folder).classes: step.folder for step in steps}
-    if len(classes) > 1:
-        each = ", ".join(f"{folder} has {count}" for count, folder in classes.items())
-        raise RecipeError(f"pool.teachers: their numbers of classes differ: {each}")
-    return steps
+    return [step for place in recipe.pool.teachers for step in _finished(workspace, recipe, Path(place))]
+
+
+def teachers_of_run(run: Path) -> list[Step]:
+    """Every teacher that a finished run trained."""
+    models = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["models"]
+    names = [model["steps"][0] for model in models if model["kind"] == "teacher" and model["steps"]]
+    steps = run.resolve().parent.parent / "steps"
+    return [Step("teacher", name.rpartition("-")[2], steps / name) for name in names]
 
 
 def _finished(workspace: Workspace, recipe: Recipe, folder: Path) -> list[Step]:
     """The teachers in one folder of `pool.teachers`."""
     if (folder / "manifest.json").is_file():
-        models = json.loads((folder / "manifest.json").read_text())["models"]
-        names = [model["steps"][0] for model in models if model["kind"] == "teacher" and model["steps"]]
-        steps = folder.resolve().parent.parent / "steps"
-        return [Step("teacher", name.rpartition("-")[2], steps / name) for name in names]
+        return teachers_of_run(folder)
     if has_card(folder):
         return [Step("teacher", encoder_fingerprint(folder), folder)]
-    if not (folder / "config.json").is_file():
-        raise RecipeError(f"pool.teachers: {folder} is neither a checkpoint (config.json) nor a run (manifest.json)")
     classes = len(json.loads((folder / "config.json").read_text()).get("id2label") or "??")
     other = {"classes": classes, "data": recipe.data.model_copy(update={"labels": {}})}
     teacher = Teacher(name="pool", checkpoint=str(folder))

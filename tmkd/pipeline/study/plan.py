@@ -153,7 +153,7 @@ def _recipe(study: Study, content: dict[str, Any], file: str, task: Task, varian
             changed["methods"] = [changed["take"]]
         recipe = parse_recipe(changed, file)
     except RecipeError as error:
-        raise RecipeError(f"{where}: {error}") from error
+        raise error.within(where) from error
     if recipe.classes != 2 and study.metric != "accuracy":
         raise RecipeError(f"{where}: metric {study.metric!r} has no meaning for {recipe.classes} classes; use accuracy")
     return recipe.model_copy(update={"methods": (recipe.take,)})

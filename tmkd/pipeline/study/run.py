@@ -86,8 +86,10 @@ def look(plan: Plan, root: Path, shared: Shared | None = None) -> Found:
         pipeline = Pipeline(cell.recipe, survey, shared)
         try:
             with _naming(plan, cell):
-                require_runnable(pipeline)
+                _ = pipeline.data
             _check_rows(plan, cell, pipeline, found.rows)
+            with _naming(plan, cell):
+                require_runnable(pipeline)
             found.measured[place] = _measure(pipeline)
         except _Missing as missing:
             found.missing[place] = str(missing)
@@ -101,7 +103,7 @@ def _naming(plan: Plan, cell: Cell) -> Iterator[None]:
     try:
         yield
     except TmkdError as error:
-        raise type(error)(f"study {plan.study.name}, {cell}: {error}") from error
+        raise error.within(f"study {plan.study.name}, {cell}") from error
 
 
 def _check_rows(plan: Plan, cell: Cell, pipeline: Pipeline, rows: dict[str, Pairs]) -> None:
@@ -142,6 +144,7 @@ def run_study(plan: Plan, workspace: Workspace, shared: Shared | None = None, jo
         board.start(place)
         pipeline = Pipeline(cell.recipe, workspace, shared)
         with _naming(plan, cell):
+            require_runnable(pipeline)  # `look` could not check what needs the pool before it was mined
             _check_rows(plan, cell, pipeline, found.rows)
             found.measured[place] = _measure(pipeline)
         here = workspace.built > built  # else another job trained it
