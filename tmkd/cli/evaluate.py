@@ -30,7 +30,6 @@ def evaluate(
     Example: tmkd evaluate workspace/runs/demo --pairs my-pairs.jsonl --json numbers.json
     """
     from tmkd.data.tasks import read_measured
-    from tmkd.evaluation.components import tables
     from tmkd.pipeline.steps.evaluate import evaluate as measure_run
     from tmkd.pipeline.steps.finished_run import FinishedRun
 
@@ -39,7 +38,7 @@ def evaluate(
     rows = read_measured(models.recipe.data, models.recipe.classes, pairs, given)
     with models.workspace.locked():
         results = measure_run(models, rows, timed=speed, task=pairs.name)
-    give(json_file, results.to_json(), tables(results))
+    give(json_file, results.to_json(), results.tables())
 
 
 def overall(

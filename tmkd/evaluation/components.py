@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.table import Table
-
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Resamples, accuracy, distributions, interval
 from tmkd.evaluation.comparison import DEFAULT_OPTIONS, ComparisonOptions, labelled_questions
 from tmkd.evaluation.metrics import Questions
-from tmkd.evaluation.results import Component, ModelOutput, Results
-from tmkd.evaluation.significance import TITLES, Difference
-
-AGREEMENT = "agreement"
+from tmkd.evaluation.results import AGREEMENT, Component, ModelOutput
+from tmkd.evaluation.significance import Difference
 
 
 def measure_components(
@@ -93,39 +89,3 @@ def agreement(
         differences = {AGREEMENT: difference} if questions.count(AGREEMENT) > 1 else {}
         found.append(Component(other.name, {AGREEMENT: interval(value, spread)}, differences))
     return found
-
-
-def tables(results: Results) -> list[Table]:
-    """The tables of a measurement for a terminal: its models, then the components and agreements that it has."""
-    headline, taken = results.headline_metrics, results.taken
-    components = (
-        ("the ensemble without each teacher", results.leave_one_out, headline, "it adds"),
-        (f"{taken}: its heads combined", results.combinations, headline, "logit minus it"),
-        (f"share of pairs decided as {results.relative_to} does", results.agreement, [AGREEMENT], f"{taken} minus it"),
-    )
-    shown = [_component_table(title, found, metrics, lead) for title, found, metrics, lead in components if found]
-    return [results.table(), *shown]
-
-
-def _component_table(title: str, components: Sequence[Component], metrics: Sequence[str], column: str) -> Table:
-    """The components as a table for a terminal.
-
-    Args:
-        title: above the table.
-        components: its rows.
-        metrics: the metrics to show.
-        column: title of the column "whole minus component".
-    """
-    shown = Table(title=title, title_justify="left")
-    shown.add_column("")
-    for name in metrics:
-        shown.add_column(TITLES[name], justify="right")
-        shown.add_column(column, justify="right")
-    for component in components:
-        cells = []
-        for name in metrics:
-            lead = component.differences[name].value if name in component.differences else None
-            cells.append(f"{component.metrics[name].mean:.3f}" if name in component.metrics else "")
-            cells.append("" if lead is None else f"{lead:+.3f}")
-        shown.add_row(component.name, *cells)
-    return shown

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from tmkd.evaluation.significance import TITLES, Difference, verdict
 Kind = Literal["teacher", "ensemble", "baseline", "student"]
 METRICS = ("accuracy", "auc", "spearman", "mrr", "map", "ndcg@10")
 ENSEMBLE = "teacher-ensemble"
+AGREEMENT = "agreement"
 
 
 @dataclass
@@ -239,3 +241,38 @@ class Results:
                 f"{parameters / 1e6:.1f} M" if parameters else "",
             )
         return table
+
+    def tables(self) -> list[Table]:
+        """All tables for a terminal: the models, then the components and the agreement where they were measured."""
+        headline, taken = self.headline_metrics, self.taken
+        components = (
+            ("the ensemble without each teacher", self.leave_one_out, headline, "it adds"),
+            (f"{taken}: its heads combined", self.combinations, headline, "logit minus it"),
+            (f"share of pairs decided as {self.relative_to} does", self.agreement, [AGREEMENT], f"{taken} minus it"),
+        )
+        shown = [_component_table(title, found, metrics, lead) for title, found, metrics, lead in components if found]
+        return [self.table(), *shown]
+
+
+def _component_table(title: str, components: Sequence[Component], metrics: Sequence[str], column: str) -> Table:
+    """The components as a table for a terminal.
+
+    Args:
+        title: above the table.
+        components: its rows.
+        metrics: the metrics to show.
+        column: title of the column "whole minus component".
+    """
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("")
+    for name in metrics:
+        shown.add_column(TITLES[name], justify="right")
+        shown.add_column(column, justify="right")
+    for component in components:
+        cells = []
+        for name in metrics:
+            lead = component.differences[name].value if name in component.differences else None
+            cells.append(f"{component.metrics[name].mean:.3f}" if name in component.metrics else "")
+            cells.append("" if lead is None else f"{lead:+.3f}")
+        shown.add_row(component.name, *cells)
+    return shown
