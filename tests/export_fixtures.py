@@ -170,7 +170,7 @@ def exported(family: str, classes: int = 2) -> Path:
 
 @functools.cache
 def with_every_backend(family: str, classes: int = 2) -> Path:
-    """An export with all back ends (those that pass); beside it student/ and out/ (fp32 alone).
+    """An export with all backends (those that pass); beside it student/ and out/ (fp32 alone).
 
     `ranking` is a student whose scores survive 8 bits; the heads of the others read mostly noise.
     """

@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tmkd.core.errors import EncoderError, ExportError, TmkdError
 from tmkd.data.pairs import Pairs
 from tmkd.export.export import export_student
-from tmkd.export.gate import BACKENDS, Material
+from tmkd.export.gate import BACKENDS, ExportSource
 from tmkd.export.onnx import write_onnx
 from tmkd.export.parity import agreement
 from tmkd.inference.scorer import Scorer
@@ -49,7 +49,7 @@ def test_export_holds_what_the_contract_of_the_folder_says(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["minilm", "mpnet"])
-def test_folded_checkpoint_gives_the_mean_of_the_headers(family: str) -> None:
+def test_folded_checkpoint_gives_the_mean_of_the_heads(family: str) -> None:
     folder = exported(family)
     model = AutoModelForSequenceClassification.from_pretrained(folder / "out").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "out")
@@ -103,14 +103,14 @@ def test_a_changed_folded_head_is_refused_and_nothing_is_written(tmp_path: Path)
     weights = load_file(student / "model.safetensors")
     weights["classifier.out_proj.weight"][0, 0] += 0.01
     save_file(weights, student / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ExportError, match="does not hold the mean of its headers"):
+    with pytest.raises(ExportError, match="does not hold the mean of its heads"):
         export_student(student, dev_pairs(), tmp_path / "out", backends=FP32)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "student"]
 
 
-def _perturbed(material: Material, path: Path, attempt: int) -> None:
+def _perturbed(source: ExportSource, path: Path, attempt: int) -> None:
     """A writer whose file is slightly wrong: one weight of the feed-forward block is changed."""
-    write_onnx(material.model, path)
+    write_onnx(source.model, path)
     graph = onnx.load(path)
     target = max(
         (tensor for tensor in graph.graph.initializer if len(tensor.dims) == 2 and 64 in tensor.dims),
@@ -122,22 +122,22 @@ def _perturbed(material: Material, path: Path, attempt: int) -> None:
     onnx.save(graph, path)
 
 
-def _broken(material: Material, path: Path, attempt: int) -> None:
-    write_onnx(material.model, path)
+def _broken(source: ExportSource, path: Path, attempt: int) -> None:
+    write_onnx(source.model, path)
     path.write_bytes(path.read_bytes()[:-5000])
 
 
-def _not_finite(material: Material, path: Path, attempt: int) -> None:
+def _not_finite(source: ExportSource, path: Path, attempt: int) -> None:
     with torch.no_grad():
-        material.model.classifier.out_proj.bias[0] = float("nan")
-    write_onnx(material.model, path)
+        source.model.classifier.out_proj.bias[0] = float("nan")
+    write_onnx(source.model, path)
 
 
 @pytest.mark.parametrize(
     ("writer", "reason"),
     [(_perturbed, "a logit differs by"), (_broken, "cannot be opened"), (_not_finite, "not finite")],
 )
-def test_a_wrong_back_end_is_removed_and_the_table_says_why(
+def test_a_wrong_backend_is_removed_and_the_table_says_why(
     writer: object, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BACKENDS, "onnx-fp32", replace(BACKENDS["onnx-fp32"], write=writer))
@@ -157,7 +157,7 @@ def test_full_disk_leaves_the_earlier_export(tmp_path: Path, monkeypatch: pytest
     shutil.copytree(exported("mpnet") / "out", tmp_path / "out")
     before = (tmp_path / "out" / "tmkd.json").read_bytes()
 
-    def full(material: Material, path: Path, attempt: int) -> None:
+    def full(source: ExportSource, path: Path, attempt: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setitem(BACKENDS, "onnx-fp32", replace(BACKENDS["onnx-fp32"], write=full))
@@ -167,7 +167,7 @@ def test_full_disk_leaves_the_earlier_export(tmp_path: Path, monkeypatch: pytest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "student"]
 
 
-def test_three_classes_and_a_golden_header_only(tmp_path: Path) -> None:
+def test_three_classes_and_a_golden_head_only(tmp_path: Path) -> None:
     (row,) = json.loads((exported("mpnet", 3) / "out" / "parity.json").read_text())
     assert row["metric_name"] == "accuracy"
     assert row["top1_agreement"] is None
@@ -198,7 +198,7 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
         export_student(student, dev_pairs(0), tmp_path / "out", backends=FP32)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
-    with pytest.raises(ExportError, match="holds files that are no export"):
+    with pytest.raises(ExportError, match="holds files that are not an export"):
         export_student(student, dev_pairs(), tmp_path / "mine", backends=FP32)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"
     (student / "tokenizer.json").unlink()

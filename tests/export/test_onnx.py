@@ -10,7 +10,7 @@ import pytest
 import torch
 from encoder_fixtures import OURS, THEIRS, inputs, tiny
 
-from tmkd.export.export import load_checkpoint
+from tmkd.export.fold import load_checkpoint
 from tmkd.export.onnx import write_onnx
 from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.models.student import Student

@@ -24,7 +24,7 @@ from tmkd.core.backends import KNOWN_BACKENDS
 from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.data.pairs import Pairs
 from tmkd.export.export import export_student
-from tmkd.export.gate import BACKENDS, Material
+from tmkd.export.gate import BACKENDS, ExportSource
 from tmkd.export.int8 import choose_calibration, left_in_float
 from tmkd.export.parity import CLOSE, EXACT, Agreement, Invariance, agreement, why_refused
 from tmkd.inference.engines import Inputs
@@ -205,9 +205,9 @@ def test_damaged_probes_and_files_are_refused(copy: Path) -> None:
         Scorer(copy, backend="openvino-int8")
 
 
-def _broken_scale(material: Material, path: Path, attempt: int) -> None:
+def _broken_scale(source: ExportSource, path: Path, attempt: int) -> None:
     """int8 whose activations are clipped: a scale is a hundredth of what was calibrated."""
-    INT8(material, path, attempt)
+    INT8(source, path, attempt)
     model = onnx.load(path)
     scales = {node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     for tensor in model.graph.initializer:
@@ -216,18 +216,19 @@ def _broken_scale(material: Material, path: Path, attempt: int) -> None:
     onnx.save(model, path)
 
 
-def _dynamic(material: Material, path: Path, attempt: int) -> None:
+def _dynamic(source: ExportSource, path: Path, attempt: int) -> None:
     """int8 with ranges taken from the batch at hand."""
     from onnxruntime.quantization import quantize_dynamic
 
-    quantize_dynamic(material.folder / "onnx" / "model.onnx", path)
+    quantize_dynamic(source.folder / "onnx" / "model.onnx", path)
 
 
 @pytest.mark.parametrize(
-    ("write", "reason"), [(_broken_scale, "at least|at most"), (_dynamic, "changes by .* with the pairs beside it")]
+    ("write", "reason"),
+    [(_broken_scale, "at least|at most"), (_dynamic, "changes by .* with the other pairs of its batch")],
 )
 def test_a_bad_int8_is_refused_and_removed(
-    write: Callable[[Material, Path, int], None], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write: Callable[[ExportSource, Path, int], None], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BACKENDS, "onnx-int8", replace(BACKENDS["onnx-int8"], write=write, attempts=1))
     folder = exported("ranking")
@@ -249,9 +250,9 @@ def test_int8_that_is_refused_is_written_again_with_less_of_it_in_8_bits(
 ) -> None:
     attempts: list[int] = []
 
-    def write(material: Material, path: Path, attempt: int) -> None:
+    def write(source: ExportSource, path: Path, attempt: int) -> None:
         attempts.append(attempt)
-        (_broken_scale if attempt == 0 else INT8)(material, path, attempt)
+        (_broken_scale if attempt == 0 else INT8)(source, path, attempt)
 
     for name in ("onnx-int8", "openvino-int8"):
         monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], write=write))
@@ -366,7 +367,7 @@ def test_near_passages_may_change_places() -> None:
         ({"top1_agreement": 0.97}, {}, "the first passage is the same: 0.9700"),
         ({"kendall_tau": 0.94}, {}, "Kendall's tau: 0.9400"),
         ({"top1_agreement": None, "decision_agreement": 0.9}, {}, "the decision is the same: 0.9000"),
-        ({}, {"batch_difference": 0.03}, "changes by 3.00e-02 with the pairs beside it"),
+        ({}, {"batch_difference": 0.03}, "changes by 3.00e-02 with the other pairs of its batch"),
         ({}, {"repeats": False}, "does not give the same logits again"),
         ({}, {"batch_difference": None}, "not finite"),
     ],

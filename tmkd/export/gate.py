@@ -1,10 +1,10 @@
-"""The parity gate: every back end of an export is written, run as a user will run it, and kept only if it agrees.
+"""The parity gate: every backend of an export is written, run as users run it, and kept only if it agrees.
 
-A back end goes through the runtime (`Scorer`) on the development pairs and is compared with the student's headers in
-PyTorch. Beside agreement the gate asks that a pair's logits hardly depend on the pairs beside it, and that a call can
-be repeated bit for bit. Two back ends may run one file: it stays while one of them passed. Those that passed are timed
-side by side, and the fastest is what `auto` means. Probes, a few pairs with their logits, let another machine check
-itself.
+A backend scores the development pairs through the runtime (`Scorer`), and its logits are compared with those of the
+student in PyTorch. The gate also requires that a pair's logits hardly depend on the other pairs of the batch, and that
+the same call gives the same bits. Two backends may run the same file; it is kept if one of them passes. The backends
+that pass are timed side by side; `auto` chooses the fastest. An export also carries probes: a few pairs with their
+logits, with which another machine checks that it computes the same.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ from tmkd.models.tokenizer import PairTokenizer
 logger = logging.getLogger(__name__)
 
 PROBE_COUNT = 64
-SPEED_PAIRS = 256  # development pairs that back ends are timed on
+SPEED_PAIRS = 256  # development pairs that backends are timed on
 
 Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Material:
-    """What back ends are written from.
+class ExportSource:
+    """What backends are written from.
 
     Attributes:
-        model: a sequence-classification module with the folded head, fp32, in eval mode.
-        folder: the export that is being made: config, tokenizer, later tmkd.json.
-        tokenizer: the export's. calibration: pairs that int8 is calibrated on.
+        model: a sequence-classification module with the folded head, float32, in evaluation mode.
+        folder: the export that is being made; it holds config.json and the tokenizer.
+        tokenizer: of the export.
+        calibration: the pairs that int8 is calibrated on; it may be empty.
     """
 
     model: Any
@@ -58,36 +59,38 @@ class Material:
 
 @dataclass(frozen=True)
 class Backend:
-    """A form in which a student can be exported; two of them may share a file.
+    """A form in which a student can be exported.
 
     Attributes:
-        write: writes the file; its last argument counts the attempts that were refused.
-        attempts: how many ways to write it there are, the fastest first.
+        file: its file, relative to the export; two backends may share one.
+        limits: what the gate requires of it.
+        write: writes the file; its last argument is the number of attempts that were refused before.
+        attempts: how many ways to write the file there are, the fastest first.
     """
 
     file: str
     limits: Limits
-    write: Callable[[Material, Path, int], None]
+    write: Callable[[ExportSource, Path, int], None]
     attempts: int = 1
 
 
-def _fp32(material: Material, path: Path, attempt: int) -> None:
-    write_onnx(material.model, path)
+def _fp32(source: ExportSource, path: Path, attempt: int) -> None:
+    write_onnx(source.model, path)
 
 
-def _int8(material: Material, path: Path, attempt: int) -> None:
-    graph = material.folder / BACKENDS["onnx-fp32"].file
+def _int8(source: ExportSource, path: Path, attempt: int) -> None:
+    graph = source.folder / BACKENDS["onnx-fp32"].file
     if graph.is_file():
-        return write_int8(graph, path, material.tokenizer, material.calibration, attempt)
+        return write_int8(graph, path, source.tokenizer, source.calibration, attempt)
     temporary = path.with_name("fp32.tmp.onnx")
     try:
-        write_onnx(material.model, temporary)
-        write_int8(temporary, path, material.tokenizer, material.calibration, attempt)
+        write_onnx(source.model, temporary)
+        write_int8(temporary, path, source.tokenizer, source.calibration, attempt)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-BACKENDS = {  # fp32 first: the others are made from its file
+BACKENDS = {  # onnx-fp32 comes first: int8 is made from its file
     "onnx-fp32": Backend("onnx/model.onnx", EXACT, _fp32),
     "openvino-bf16": Backend("onnx/model.onnx", CLOSE, _fp32),
     "onnx-int8": Backend("onnx/model-int8.onnx", CLOSE, _int8, FLOAT_STEPS),
@@ -96,69 +99,91 @@ BACKENDS = {  # fp32 first: the others are made from its file
 
 
 def writable() -> list[str]:
-    """The back ends whose tools are installed here: the engine, and for int8 what quantises."""
+    """Return the backends whose tools are installed: the engine and, for int8, NNCF."""
     quantises = importlib.util.find_spec("nncf") is not None
     return [name for name in BACKENDS if installed(name) and (quantises or not name.endswith("-int8"))]
 
 
 def gate(
-    names: Iterable[str], material: Material, about: dict[str, Any], dev: Pairs, reference: Logits
+    names: Iterable[str], source: ExportSource, about: dict[str, Any], dev: Pairs, reference: Logits
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Write, run and judge back ends; the parity table, and the entries of tmkd.json for those that passed.
+    """Write, run and check backends, and remove the files of those that do not pass.
 
     Args:
-        about: what tmkd.json says beside its back ends.
+        names: the backends, out of BACKENDS.
+        source: what they are written from.
+        about: the content of tmkd.json without its backends.
+        dev: N pairs, labelled or not.
         reference: the PyTorch student's logits on `dev`, [N, C] float32.
+
+    Returns:
+        The rows of the parity table, and the entries of tmkd.json for the backends that passed.
     """
     probes = _probe_rows(dev)
-    _write_probes(material.folder / PROBES, dev.take(probes), reference[probes])
+    _write_probes(source.folder / PROBES, dev.take(probes), reference[probes])
     wanted = [name for name in BACKENDS if name in set(names)]
 
-    def judged(name: str, attempt: int) -> _Trial:
-        return _Trial(name, material, about, attempt).run(dev, reference, probes)
+    def try_backend(name: str, attempt: int) -> _Trial:
+        return _Trial(name, source, about, attempt).run(dev, reference, probes)
 
     found: list[_Trial] = []
     for file in dict.fromkeys(BACKENDS[name].file for name in wanted):
         sharing = [name for name in wanted if BACKENDS[name].file == file]
-        found += _first_that_agrees(material.folder / file, sharing, judged)
+        found += _first_that_agrees(source.folder / file, sharing, try_backend)
     _time([trial for trial in found if trial.scorer is not None], dev)
     entries = {trial.name: trial.entry for trial in found if not trial.reason}
     kept = {entry["file"] for entry in entries.values()}
     for file in {BACKENDS[trial.name].file for trial in found} - kept:
-        _delete(material.folder / file)
+        _delete(source.folder / file)
     return [trial.row() for trial in found], entries
 
 
-def _first_that_agrees(path: Path, names: Sequence[str], judged: Callable[[str, int], _Trial]) -> list[_Trial]:
-    """Back ends that share a file, judged on the first way of writing it that all of them pass, else on the last."""
+def _first_that_agrees(path: Path, names: Sequence[str], try_backend: Callable[[str, int], _Trial]) -> list[_Trial]:
+    """Try the ways to write a file until all backends that share it pass; else return the trials of the last way."""
     last = BACKENDS[names[0]].attempts - 1
     for attempt in range(last):
-        trials = [judged(name, attempt) for name in names]
+        trials = [try_backend(name, attempt) for name in names]
         refused = next((trial for trial in trials if trial.disagrees), None)
         if refused is None:
             return trials
-        logger.info(f"export: {refused.name} is refused ({refused.reason}); again, with less of it in 8 bits")
+        logger.info(f"export: {refused.name} is refused ({refused.reason}); trying again with fewer layers in 8 bits")
         _delete(path)
-    return [judged(name, last) for name in names]
+    return [try_backend(name, last) for name in names]
 
 
 class _Trial:
-    """One back end before the gate."""
+    """One attempt to write a backend and to pass the gate.
 
-    def __init__(self, name: str, material: Material, about: dict[str, Any], attempt: int) -> None:
-        self.name, self.material, self.about, self.attempt = name, material, about, attempt
+    Args:
+        name: the backend.
+        source: what it is written from.
+        about: the content of tmkd.json without its backends.
+        attempt: which way to write it.
+
+    Attributes:
+        entry: what tmkd.json says of the backend.
+        scorer: the backend, ready to score; None unless it passed.
+        size: of the file in bytes; None where it was not written.
+        found: the agreement with the student in PyTorch.
+        steady: how far logits depend on the batch.
+        reason: why the backend is refused; empty if it passed.
+        disagrees: whether the reason is its logits, rather than that it could not be written or run.
+    """
+
+    def __init__(self, name: str, source: ExportSource, about: dict[str, Any], attempt: int) -> None:
+        self.name, self.source, self.about, self.attempt = name, source, about, attempt
         self.entry: dict[str, Any] = {}
-        self.scorer: Scorer | None = None  # of a back end that passed
+        self.scorer: Scorer | None = None
         self.size: int | None = None
         self.found, self.steady = Agreement(), Invariance()
         self.reason = ""
-        self.disagrees = False  # it was written and run, and its logits are why it is refused
+        self.disagrees = False
 
     def run(self, dev: Pairs, reference: Logits, probes: NDArray[np.int64]) -> _Trial:
-        """Write the file unless another back end did, score, judge."""
+        """Write the file unless another backend has written it, score the pairs, compare."""
         try:
             self._write()
-            scorer = Scorer(self.material.folder, backend=self.name)
+            scorer = Scorer(self.source.folder, backend=self.name)
             logits = _scored(scorer, dev, self.name)
             self.found = agreement(reference, logits, dev.qids, dev.labels)
             few = dev.take(probes)
@@ -170,24 +195,24 @@ class _Trial:
             self.reason = str(error)
         if not self.reason:
             self.scorer = scorer
-            # Another machine may round otherwise, by as much as other neighbours in a batch may change a logit; twice
-            # the distance measured here leaves room for that and catches arithmetic that clips.
+            # Another machine may round differently, by as much as the batch may change a logit. Twice the difference
+            # measured here leaves room for that, and still catches arithmetic that clips.
             apart = float(np.abs(logits[probes] - reference[probes]).max())
             self.entry["probe_limit"] = 2 * apart + limits.batch_difference
         return self
 
     def _write(self) -> None:
         backend = BACKENDS[self.name]
-        path = self.material.folder / backend.file
+        path = self.source.folder / backend.file
         if not path.is_file():
             logger.info(f"export: writing {backend.file}")
-            backend.write(self.material, path, self.attempt)
+            backend.write(self.source, path, self.attempt)
         self.size = path.stat().st_size
         self.entry = {"file": backend.file, "sha256": sha256_of(path), "passed": True}
-        write_json(self.material.folder / "tmkd.json", {**self.about, "backends": {self.name: self.entry}})
+        write_json(self.source.folder / "tmkd.json", {**self.about, "backends": {self.name: self.entry}})
 
     def row(self) -> dict[str, Any]:
-        """Its line of the parity table."""
+        """Return its row of the parity table."""
         return {
             "backend": self.name,
             "passed": not self.reason,
@@ -209,7 +234,7 @@ def _scored(scorer: Scorer, dev: Pairs, name: str) -> Logits:
 
 
 def _time(trials: Sequence[_Trial], dev: Pairs) -> None:
-    """Pairs per second of those that passed, tokenizing included, in interleaved rounds on the same rows."""
+    """Time the backends that passed, in turn on the same pairs, tokenizing included."""
     some = dev.take(np.random.default_rng(0).permutation(len(dev))[:SPEED_PAIRS])
     scorers = {trial.name: trial.scorer.logits for trial in trials if trial.scorer is not None}
     speeds = measure(scorers, some.questions, some.passages, sizes=())
@@ -218,7 +243,7 @@ def _time(trials: Sequence[_Trial], dev: Pairs) -> None:
 
 
 def _probe_rows(dev: Pairs) -> NDArray[np.int64]:
-    """Rows of the probes, of the shorter half of the pairs: they are run whenever an export is opened."""
+    """Choose the probes among the shorter half of the pairs: they are scored whenever an export is opened."""
     lengths = [len(question) + len(passage) for question, passage in zip(dev.questions, dev.passages, strict=True)]
     shorter = np.argsort(lengths, kind="stable")[: max(PROBE_COUNT, len(dev) // 2)]
     return np.sort(np.random.default_rng(0).permutation(shorter)[:PROBE_COUNT])
@@ -229,7 +254,7 @@ def _write_probes(path: Path, pairs: Pairs, logits: Logits) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Remove a back end's file, and its folder where nothing else lies in it."""
+    """Remove a backend's file, and its folder if that is then empty."""
     path.unlink(missing_ok=True)
     if path.parent.is_dir() and not any(path.parent.iterdir()):
         path.parent.rmdir()

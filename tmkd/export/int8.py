@@ -1,15 +1,16 @@
 """int8: an exported fp32 graph with its matrix products in 8 bits, calibrated on real training pairs.
 
-Static: the range of every activation is measured once, on relevant and irrelevant pairs. Ranges taken from the batch at
-hand (dynamic quantisation) let a pair's score depend on its neighbours; ranges of irrelevant pairs alone lose several
-times as much, since relevant pairs reach further. The result is one ONNX file with quantise and dequantise nodes,
-which both engines read: in OpenVINO it is as fast and as near as NNCF's own format for OpenVINO.
+Quantisation is static: the range of every activation is measured once, on relevant and irrelevant pairs. Dynamic
+quantisation, which takes ranges from each batch, would let a pair's score depend on the other pairs of the batch.
+Ranges of irrelevant pairs alone lose several times as much quality, because activations of relevant pairs are larger.
+The result is one ONNX file with quantise and dequantise nodes, which both engines read; in OpenVINO it is as fast and
+as accurate as NNCF's own format for OpenVINO.
 
-Weights use 7 of the 8 bits: CPUs without VNNI add two products of 8 bits in 16 and would clip the sum.
+Weights use 7 of the 8 bits: CPUs without VNNI add two 8-bit products in 16 bits and would clip the sum.
 
-Not every product bears 8 bits equally well. What follows an activation function with a few values far from the rest
-loses most: the second feed-forward product, that of the first layer above all. Where the gate refuses the whole graph
-in int8, these stay in float (`FLOAT_STEPS`).
+Some products lose more in 8 bits than others. Those whose inputs have a few values far from the rest lose most: the
+second feed-forward product, and that of the first layer more than the others. Where the gate refuses the graph with
+all products in int8, these stay in float (`FLOAT_STEPS`).
 """
 
 from __future__ import annotations
@@ -31,14 +32,17 @@ from tmkd.models.batching import NO_BUDGET, length_sorted_batches, pad
 from tmkd.models.tokenizer import PairTokenizer
 
 CALIBRATION_PAIRS = 300
-FLOAT_STEPS = 3  # how much stays in float: 0 nothing, 1 the product that loses most, 2 all products of its kind
-_BATCH = 8  # pairs that are run at once while ranges are measured
+FLOAT_STEPS = 3  # ways to write it. Left in float: 0 nothing, 1 the product that loses most, 2 all of its kind
+_BATCH = 8  # pairs of a batch while ranges are measured
 
 
 def choose_calibration(train: Pairs, count: int = CALIBRATION_PAIRS, seed: int = 0) -> Pairs:
-    """About `count` training pairs, as many of every class as there are; the same ones for the same rows and seed.
+    """Choose about `count` training pairs, the same number of every class as far as there are enough.
 
-    Pairs without a label count as a class of their own.
+    Args:
+        train: the training pairs; those without a label count as a class of their own.
+        count: how many to choose.
+        seed: of the random choice; the same pairs and seed give the same choice.
     """
     order = np.random.default_rng(seed).permutation(len(train))
     labels = train.labels[order]
@@ -52,15 +56,18 @@ def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: P
     """Write the int8 form of an fp32 ONNX file.
 
     Args:
-        graph: what `write_onnx` wrote. path: the file to write.
-        calibration: pairs that the ranges of activations are measured on (see `choose_calibration`).
+        graph: the file that `write_onnx` wrote.
+        path: the file to write.
+        tokenizer: of the student.
+        calibration: pairs on which the ranges of activations are measured (see `choose_calibration`).
         float_step: how much stays in float, from 0 to FLOAT_STEPS - 1.
 
     Raises:
-        MissingExtraError: NNCF is not installed. ExportError: no calibration pairs, or the graph cannot be quantised.
+        MissingExtraError: NNCF is not installed.
+        ExportError: there are no calibration pairs, or the graph cannot be quantised.
     """
     if len(calibration) == 0:
-        raise ExportError("int8 is calibrated on training pairs and there are none; give some, or leave int8 out")
+        raise ExportError("int8 is calibrated on training pairs and there are none; give some, or do not ask for int8")
     try:
         without_telemetry()
         with _silent_nncf():
@@ -75,7 +82,7 @@ def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: P
     ]
     options = nncf.AdvancedQuantizationParameters(
         overflow_fix=nncf.OverflowFix.ENABLE,
-        # SmoothQuant would move the range of activations into the weights; for these encoders it gains nothing
+        # SmoothQuant would move part of the activations' range into the weights; for these encoders it gains nothing
         smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1),
     )
     try:
@@ -91,19 +98,23 @@ def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: P
         path.parent.mkdir(parents=True, exist_ok=True)
         onnx.save(result, path)
     except OSError:
-        raise  # a full disk is the caller's to name
+        raise  # callers report a full disk
     except Exception as error:  # NNCF and the engine under it raise classes of their own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(f"the student cannot be written in int8: {reason}") from error
 
 
 def left_in_float(model: Any, float_step: int) -> list[str]:
-    """Names of the products that are not quantised: of a graph with products in the order of the forward.
+    """Return the names of the matrix products that are not quantised.
 
-    Always the last attention: of every pair one row a head passes there, against weights cut head by head, for which
-    an engine has no int8 product (tmkd/models/encoders/attention.py). Beside the second feed-forward products go
-    those behind
-    the last attention: only the first token passes there, so they cost nothing.
+    The last attention is never quantised: it computes one query per pair and attention head with weights cut head by
+    head (`tmkd.models.encoders.attention.FirstOfPadded`), for which engines have no int8 product. From `float_step` 1
+    on, the products after the last attention stay in float too: they compute only the first token of a pair and cost
+    next to nothing.
+
+    Args:
+        model: an ONNX model whose products are in the order of the forward pass.
+        float_step: 0: nothing more; 1: the second feed-forward product of the first layer; 2: that of every layer.
     """
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
@@ -117,14 +128,14 @@ def left_in_float(model: Any, float_step: int) -> list[str]:
         narrowing = [
             i
             for i, shape in enumerate(shapes)
-            if shape is not None and shape[0] > shape[1] and i < len(shapes) - 1  # the last one is the classifier
+            if shape is not None and shape[0] > shape[1] and i < len(shapes) - 1  # the last one is the folded head
         ]
         kept |= {*narrowing[: 1 if float_step == 1 else None], *range(end, len(products))}
     return [products[i].name for i in sorted(kept)]
 
 
 def _batches(tokenizer: PairTokenizer, pairs: Pairs) -> Iterator[dict[str, NDArray[np.int64]]]:
-    """The pairs as padded inputs of a graph, a few rows at a time."""
+    """Yield the pairs as padded inputs of a graph, a few pairs at a time."""
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
     for rows in length_sorted_batches(encoded.lengths, NO_BUDGET, max_pairs=_BATCH):
         ids, mask, types = pad(encoded.ids, encoded.type_ids, rows, tokenizer.pad_id)
@@ -133,9 +144,9 @@ def _batches(tokenizer: PairTokenizer, pairs: Pairs) -> Iterator[dict[str, NDArr
 
 @contextmanager
 def _silent_nncf() -> Iterator[None]:
-    """NNCF without its bars (they go to standard output, which is the caller's), notes and usage statistics."""
+    """Silence NNCF: no bars (it prints them to standard output), no notes, no usage statistics."""
     before = os.environ.get("NNCF_CI")
-    os.environ["NNCF_CI"] = "1"  # as read when it is imported: no statistics are sent
+    os.environ["NNCF_CI"] = "1"  # read when NNCF is imported: no statistics are sent
     try:
         with redirect_stdout(io.StringIO()):
             import nncf

@@ -1,5 +1,4 @@
-"""A folded student as an ONNX graph: the forward of `tmkd/models/encoders/forward.py` with the checkpoint's own
-last layer."""
+"""Write a folded student as an ONNX graph: our forward (`tmkd.models.encoders.forward`) with the folded head."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from tmkd.models.encoders.families import last_linear, takes_token_types
 from tmkd.models.encoders.forward import Batch, encoder_of
 
 OPSET = 20
-GRAPH = 2  # raise it when the same student gives another graph: exports are then made anew
+GRAPH = 2  # raise it when the same student gives another graph, so that exports are made again
 
 
 class _Graph(nn.Module):
@@ -30,18 +29,23 @@ class _Graph(nn.Module):
         self.last = last_linear(model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Every argument is [n, T] int64, padded on the right."""
+        """Compute logits [n, C]; every argument is [n, T] int64, padded on the right."""
         return self.last(self.encoder(Batch(input_ids, attention_mask, token_type_ids)))  # type: ignore[no-any-return]
 
 
 def write_onnx(model: Any, path: Path) -> None:
     """Write the graph of a sequence-classification module to one file, weights included.
 
-    Inputs `input_ids`, `attention_mask` and, where the family has them, `token_type_ids`, int64 [n, T]; output
-    `logits`, float32 [n, C].
+    The graph's inputs are `input_ids`, `attention_mask` and, where the architecture has them, `token_type_ids`, each
+    [n, T] int64 with free n and T. Its output is `logits`, [n, C] float32.
+
+    Args:
+        model: the module.
+        path: the file to write; its folder is made.
 
     Raises:
-        MissingExtraError: the packages that write ONNX are not installed. ExportError: the graph cannot be written.
+        MissingExtraError: the packages that write ONNX are not installed.
+        ExportError: the graph cannot be written.
     """
     names = ["input_ids", "attention_mask"] + (["token_type_ids"] if takes_token_types(model.config) else [])
     sample = tuple(torch.ones(2, 7, dtype=torch.int64) for _ in names)
@@ -68,14 +72,14 @@ def write_onnx(model: Any, path: Path) -> None:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, OSError):
-                raise cause from error  # a full disk is the caller's to name
+                raise cause from error  # callers report a full disk
             cause = cause.__cause__
         raise ExportError(f"the student cannot be written as ONNX: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Without the exporter's notes about its own internals and about packages that it could also use."""
+    """Silence the exporter's notes about its own internals and about packages that it could also use."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""How well two sets of logits of the same pairs agree, and what the gate asks of an export: the parity table."""
+"""Measure how well the logits of an export agree with the student's, and what the gate requires: the parity table."""
 
 from __future__ import annotations
 
@@ -8,25 +8,31 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import accuracy_score, roc_auc_score
 
+from tmkd.core.logits import log_odds
 from tmkd.evaluation.metrics import Questions, ranking_metrics
 
 Logits = NDArray[np.float32]
-INDIFFERENT = 0.1  # log-odds nearer than this may change places: no reader could tell which passage is better
+INDIFFERENT = 0.1  # passages whose log-odds are nearer than this may swap places: no reader would notice
 BATCH_SIZES = (1, 8, 64)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Numbers of the parity table; None where one has no meaning for the task or the logits are not finite.
+    """Numbers of the parity table; None where one is not defined for the task, or the logits are not finite.
 
     Attributes:
+        max_logit_difference: the largest difference of a logit.
+        decision_agreement: share of pairs with the same decision.
         top1_agreement: share of questions whose first passage is the same, or within INDIFFERENT of the first.
-        kendall_tau: over all pairs of passages of one question at least INDIFFERENT apart: the share in the same order
-            less the share in another.
-        metric_name: `auc` for two classes, `accuracy` for more; of the student and of the export.
-        ndcg_pytorch, ndcg_export: mean nDCG@10 over questions with a right and a wrong passage.
+        kendall_tau: over all pairs of passages of one question that are at least INDIFFERENT apart in the student: the
+            share in the same order minus the share in the opposite order.
+        metric_name: `auc` for two classes, `accuracy` for more.
+        metric_pytorch: that metric of the student in PyTorch.
+        metric_export: that metric of the export.
+        ndcg_pytorch: mean nDCG@10 of the student in PyTorch, over questions with a right and a wrong passage.
+        ndcg_export: the same of the export.
     """
 
     max_logit_difference: float | None = None
@@ -40,16 +46,17 @@ class Agreement:
     ndcg_export: float | None = None
 
     def row(self) -> dict[str, Any]:
-        """The numbers by name."""
+        """Return the numbers by name."""
         return dict(vars(self))
 
 
 @dataclass(frozen=True)
 class Invariance:
-    """What the other pairs of a call do to a pair's logits.
+    """How far a pair's logits depend on the other pairs of the same call.
 
     Attributes:
-        batch_difference: the largest difference of a logit between micro-batches of BATCH_SIZES pairs.
+        batch_difference: the largest difference of a logit between micro-batches of BATCH_SIZES pairs; None where
+            logits are not finite.
         repeats: whether the same call gives the same bits again.
     """
 
@@ -57,18 +64,27 @@ class Invariance:
     repeats: bool | None = None
 
     def row(self) -> dict[str, Any]:
-        """The numbers by name."""
+        """Return the numbers by name."""
         return dict(vars(self))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the gate asks; None asks nothing. A number that has no meaning for the task passes."""
+    """What the gate requires; None requires nothing. A number that is not defined for the task passes.
+
+    Attributes:
+        batch_difference: the largest difference of a logit between batches.
+        logit_difference: the largest difference of a logit from the student.
+        quality_loss: the largest loss of ROC-AUC (accuracy, for more than two classes) and of nDCG@10.
+        top1_agreement: the smallest share of questions with the same first passage (of pairs with the same decision,
+            for more than two classes).
+        kendall_tau: the smallest Kendall's tau.
+    """
 
     batch_difference: float
     logit_difference: float | None = None
-    quality_loss: float | None = None  # of ROC-AUC (of accuracy, for more than two classes) and of nDCG@10
-    top1_agreement: float | None = None  # the first passage; for more than two classes the decision
+    quality_loss: float | None = None
+    top1_agreement: float | None = None
     kendall_tau: float | None = None
 
 
@@ -77,16 +93,17 @@ CLOSE = Limits(batch_difference=0.02, quality_loss=0.005, top1_agreement=0.98, k
 
 
 def agreement(reference: Logits, found: Logits, qids: Sequence[str], labels: NDArray[np.int64]) -> Agreement:
-    """Compare logits.
+    """Compare the logits of an export with the student's.
 
     Args:
-        reference: [N, C] float32 of the PyTorch student. found: the same of the export.
-        qids: N names of questions; order is compared inside each.
-        labels: [N] int64, -1 where there is none.
+        reference: logits of the student in PyTorch, [N, C] float32.
+        found: logits of the export, [N, C] float32.
+        qids: N question ids; the order of passages is compared within each question.
+        labels: [N] int64, -1 for a pair without a label.
     """
     if not (np.isfinite(found).all() and np.isfinite(reference).all()):
         return Agreement()
-    top1, tau = (None, None) if reference.shape[1] != 2 else _ranking(_margin(reference), _margin(found), qids)
+    top1, tau = (None, None) if reference.shape[1] != 2 else _ranking(log_odds(reference), log_odds(found), qids)
     name, before = _metric(reference, labels)
     return Agreement(
         max_logit_difference=float(np.abs(reference.astype(np.float64) - found).max()),
@@ -105,16 +122,17 @@ def invariance(score: Callable[[int | None], Logits]) -> Invariance:
     """Score the same pairs in micro-batches of several sizes, and twice in the same way.
 
     Args:
-        score: logits [N, C] of the same pairs in micro-batches of that many, or as the runtime cuts them (None).
+        score: returns the logits of the same N pairs, [N, C], in micro-batches of the given size; None lets the runtime
+            choose.
     """
     found = np.stack([score(size) for size in BATCH_SIZES])
     first, again = score(None), score(None)
-    apart = float((found.max(axis=0) - found.min(axis=0)).max())
-    return Invariance(apart if np.isfinite(apart) else None, bool(np.array_equal(first, again)))
+    difference = float((found.max(axis=0) - found.min(axis=0)).max())
+    return Invariance(difference if np.isfinite(difference) else None, bool(np.array_equal(first, again)))
 
 
 def why_refused(found: Agreement, steady: Invariance, limits: Limits) -> str:
-    """Why the gate refuses an export with these numbers; empty where it passes."""
+    """Return why the gate refuses an export with these numbers; an empty string where it passes."""
     difference = found.max_logit_difference
     if difference is None or steady.batch_difference is None:
         return "it gives logits that are not finite"
@@ -133,7 +151,7 @@ def why_refused(found: Agreement, steady: Invariance, limits: Limits) -> str:
         reasons.append(_below("the decision is the same", found.decision_agreement, limits.top1_agreement))
     if steady.batch_difference > limits.batch_difference:
         reasons.append(
-            f"a pair's logit changes by {steady.batch_difference:.2e} with the pairs beside it, at most "
+            f"a pair's logit changes by {steady.batch_difference:.2e} with the other pairs of its batch, at most "
             f"{limits.batch_difference:.0e} is allowed"
         )
     if not steady.repeats:
@@ -150,17 +168,21 @@ def _lost(name: str, before: float | None, after: float | None, limit: float | N
 def _below(what: str, value: float | None, limit: float | None) -> str:
     if limit is None or value is None or value >= limit:
         return ""
-    return f"{what}: {value:.4f}, at least {limit} is asked"
-
-
-def _margin(logits: Logits) -> NDArray[np.float64]:
-    return logits[:, 1].astype(np.float64) - logits[:, 0]
+    return f"{what}: {value:.4f}, at least {limit} is required"
 
 
 def _ranking(
     reference: NDArray[np.float64], found: NDArray[np.float64], qids: Sequence[str]
 ) -> tuple[float | None, float | None]:
-    """`top1_agreement` and `kendall_tau` of `Agreement`, over questions with two passages or more."""
+    """Compute `top1_agreement` and `kendall_tau` of `Agreement`, over questions with at least two passages.
+
+    scipy's Kendall tau has no threshold below which two passages count as equal.
+
+    Args:
+        reference: raw scores of the student, [N].
+        found: raw scores of the export, [N].
+        qids: N question ids.
+    """
     groups: dict[str, list[int]] = {}
     for row, qid in enumerate(qids):
         groups.setdefault(qid, []).append(row)
@@ -172,30 +194,30 @@ def _ranking(
         before, after = reference[rows], found[rows]
         same.append(bool(before[after.argmax()] >= before.max() - INDIFFERENT))
         apart = before[:, None] - before[None]
-        told = apart >= INDIFFERENT  # each pair of passages once: the better one first
-        ordered += int(np.sign(after[:, None] - after[None])[told].sum())
-        compared += int(told.sum())
+        differ = apart >= INDIFFERENT  # each pair of passages once: the better one first
+        ordered += int(np.sign(after[:, None] - after[None])[differ].sum())
+        compared += int(differ.sum())
     return (float(np.mean(same)) if same else None, ordered / compared if compared else None)
 
 
 def _metric(logits: Logits, labels: NDArray[np.int64]) -> tuple[str | None, float | None]:
-    """ROC-AUC for two classes, accuracy for more, over labelled rows; None where it has no meaning."""
+    """Compute ROC-AUC for two classes or accuracy for more, over labelled pairs; None where it is not defined."""
     rows = labels >= 0
     if not rows.any():
         return None, None
     if logits.shape[1] != 2:
-        return "accuracy", float((logits[rows].argmax(1) == labels[rows]).mean())
+        return "accuracy", float(accuracy_score(labels[rows], logits[rows].argmax(1)))
     if len(np.unique(labels[rows])) < 2:
         return None, None
-    return "auc", float(roc_auc_score(labels[rows], _margin(logits[rows])))
+    return "auc", float(roc_auc_score(labels[rows], log_odds(logits[rows])))
 
 
 def _ndcg(logits: Logits, qids: Sequence[str], labels: NDArray[np.int64]) -> float | None:
-    """Mean nDCG@10 over the questions it has a meaning for; None where there are none."""
+    """Compute the mean nDCG@10 over questions with a right and a wrong passage; None where there are none."""
     rows = np.flatnonzero(labels >= 0).tolist()
     if logits.shape[1] != 2 or not rows:
         return None
     questions = Questions.of(labels[rows], [qids[row] for row in rows])
     if not questions.ranked.any():
         return None
-    return float(np.nanmean(ranking_metrics(questions, _margin(logits[rows]))["ndcg@10"]))
+    return float(np.nanmean(ranking_metrics(questions, log_odds(logits[rows]))["ndcg@10"]))

@@ -8,6 +8,7 @@ the folded head.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tmkd.core.console import say
 from tmkd.core.errors import EncoderError
 from tmkd.models.card import ModelCard, Origin, has_card, read_card
 from tmkd.models.encoders.families import family_of, last_linear
@@ -26,6 +26,8 @@ from tmkd.models.layers import choose_layers, cut_config, keep_layers, replace_l
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.models.weights import HEADS_FILE, fill, read_weights, shape_of
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 """Files beside tokenizer.json that transformers reads, copied where they exist."""
@@ -75,7 +77,8 @@ def load_encoder(
     fill(model, weights, folder, family, new_head=True)
     encoder = encoder_of(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
     if encoder.dense is not None and _starts_as_identity(encoder, pooler):
-        say(f"{folder}: the pooler starts as the identity" + (", it was never trained" if pooler == "auto" else ""))
+        why = ", it was never trained" if pooler == "auto" else ""
+        logger.info(f"{folder}: the pooler starts as the identity{why}")
         torch.nn.init.eye_(encoder.dense.weight)
         torch.nn.init.zeros_(encoder.dense.bias)
     return encoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tmkd.core.console import say
 from tmkd.core.errors import EncoderError
 from tmkd.models.encoders.families import Family
+
+logger = logging.getLogger(__name__)
 
 HEADS_FILE = "headers.safetensors"
 """The heads of a student, one by one; the checkpoint's own weights hold the folded head."""
@@ -98,5 +100,5 @@ def fill(model: Any, weights: dict[str, Tensor], folder: Path, family: Family, *
         )
     new = [name for name in new if not name.startswith(family.last + ".")]
     if new:
-        say(f"{folder} has no {', '.join(new)}: it starts with random weights")
+        logger.info(f"{folder} has no {', '.join(new)}: it starts with random weights")
     model.load_state_dict(state)
