@@ -18,8 +18,7 @@ from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.split import STAGE1, folds, split, subsample
 from tmkd.models.batching import replayed_steps
 from tmkd.models.student import Logits
-from tmkd.pipeline.run import Pipeline
-from tmkd.pipeline.store.workspace import Workspace
+from tmkd.pipeline.run import Run
 from tmkd.training import trainer as training
 from tmkd.training.targets import Replay, Targets, stage2_loss
 
@@ -37,8 +36,8 @@ def small(recipe_file: Path, tmp_path: Path) -> Path:
     return recipe_file
 
 
-def pipeline(recipe: Path, workspace: Path, *overrides: str) -> Pipeline:
-    return Pipeline(load_recipe(recipe, list(overrides)), Workspace(workspace))
+def a_run(recipe: Path, workspace: Path, *overrides: str) -> Run:
+    return Run(load_recipe(recipe, list(overrides)), workspace)
 
 
 def many(questions: int = 200) -> Pairs:
@@ -62,34 +61,34 @@ def test_smaller_shares_of_the_questions_are_part_of_larger_ones() -> None:
 
 
 def test_students_see_a_share_of_the_rows_and_teachers_all(small: Path, tmp_path: Path) -> None:
-    whole = pipeline(small, tmp_path / "w", "methods=[finetune,tmkd]")
-    part = pipeline(small, tmp_path / "w", "methods=[finetune,tmkd]", "data.train_share=0.5")
-    assert 0 < len(part.student_pairs) < len(whole.student_pairs)
-    assert [step for _, step in part.teachers] == [step for _, step in whole.teachers]
-    students = {student.method.name: student for student in whole.students}
-    fewer = {student.method.name: student for student in part.students}
+    whole = a_run(small, tmp_path / "w", "methods=[finetune,tmkd]")
+    part = a_run(small, tmp_path / "w", "methods=[finetune,tmkd]", "data.train_share=0.5")
+    assert 0 < len(part.data.student_pairs) < len(whole.data.student_pairs)
+    assert [step for _, step in part.labels.teachers] == [step for _, step in whole.labels.teachers]
+    students = {student.method.name: student for student in whole.students.train_all()}
+    fewer = {student.method.name: student for student in part.students.train_all()}
     assert fewer["tmkd"].stage1 == students["tmkd"].stage1
     assert fewer["tmkd"].steps != students["tmkd"].steps
     last = json.loads((fewer["finetune"].steps[0].folder / "curve.json").read_text())[-1]
-    assert last["pairs"] == len(part.student_pairs)
+    assert last["pairs"] == len(part.data.student_pairs)
 
 
 def test_a_share_without_a_question_is_refused(small: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train_share: 1e-06 leaves none of \d+ training questions"):
-        _ = pipeline(small, tmp_path / "w", "data.train_share=1e-6").student_pairs
+        _ = a_run(small, tmp_path / "w", "data.train_share=1e-6").data.student_pairs
 
 
 # --- use_teachers
 
 
 def test_the_first_teachers_alone_are_trained_and_none_twice(small: Path, tmp_path: Path) -> None:
-    one = pipeline(small, tmp_path / "w", "use_teachers=1", "methods=[mkd]", "take=mkd")
-    first = one.taken().steps[0]
-    assert [teacher.name for teacher, _ in one.teachers] == ["a"]
+    one = a_run(small, tmp_path / "w", "use_teachers=1", "methods=[mkd]", "take=mkd")
+    first = one.students.taken().steps[0]
+    assert [teacher.name for teacher, _ in one.labels.teachers] == ["a"]
     assert len(list((tmp_path / "w" / "steps").glob("teacher-*"))) == 1
-    two = pipeline(small, tmp_path / "w", "methods=[mkd]", "take=mkd")
-    second = two.taken().steps[0]
-    assert two.teachers[0] == one.teachers[0]
+    two = a_run(small, tmp_path / "w", "methods=[mkd]", "take=mkd")
+    second = two.students.taken().steps[0]
+    assert two.labels.teachers[0] == one.labels.teachers[0]
     assert len(list((tmp_path / "w" / "steps").glob("teacher-*"))) == 2
     assert [json.loads((step.folder / "tmkd.json").read_text())["soft_headers"] for step in (first, second)] == [1, 2]
 
@@ -122,40 +121,40 @@ def test_no_pair_is_labelled_by_a_teacher_that_saw_its_question(
         return step
 
     monkeypatch.setattr(module, "teach", teach)
-    line = pipeline(small, tmp_path / "w", "labels=out-of-fold", "folds=3", "methods=[tmkd]")
+    line = a_run(small, tmp_path / "w", "labels=out-of-fold", "folds=3", "methods=[tmkd]")
     asked: dict[str, set[str]] = {}
-    logits = line.logits
+    logits, logits_of = line.labels.logits_of, module.TeacherLabels.logits_of
 
-    def watched(model, pairs, name):  # type: ignore[no-untyped-def]
+    def watched(self, model, pairs, name):  # type: ignore[no-untyped-def]
         if "without fold" in name:
             asked.setdefault(model.fingerprint, set()).update(pairs.questions)
-        return logits(model, pairs, name)
+        return logits_of(self, model, pairs, name)
 
-    monkeypatch.setattr(line, "logits", watched)
-    (student,) = line.students
+    monkeypatch.setattr(module.TeacherLabels, "logits_of", watched)
+    (student,) = line.students.train_all()
     assert len(taught) == 6  # three folds of two teachers
     assert asked.keys() == taught.keys()
     for model in taught:
         assert not asked[model] & taught[model]
     assert set.union(*asked.values()) == set(line.data.train.questions)
-    targets = line.targets(student.method, line.student_pairs, "train")
+    targets = line.labels.targets(student.method, line.data.student_pairs, "train")
     assert targets is not None
-    for number, (_, step) in enumerate(line.teachers):
+    for number, (_, step) in enumerate(line.labels.teachers):
         own = logits(step, line.data.train, "own")
         assert not np.allclose(targets.logits[:, number], own)
-    pool = line.targets(student.method, line.pool, "pool")
+    pool = line.labels.targets(student.method, line.data.pool, "pool")
     assert pool is not None
     assert not pool.folds  # the pool keeps the full teachers
-    np.testing.assert_array_equal(pool.logits[:, 0], logits(line.teachers[0][1], line.pool, "own"))
+    np.testing.assert_array_equal(pool.logits[:, 0], logits(line.labels.teachers[0][1], line.data.pool, "own"))
 
-    own = pipeline(small, tmp_path / "w", "methods=[tmkd]")
-    assert own.students[0].stage1 == student.stage1
-    assert own.students[0].steps != student.steps
+    own = a_run(small, tmp_path / "w", "methods=[tmkd]")
+    assert own.students.train_all()[0].stage1 == student.stage1
+    assert own.students.train_all()[0].steps != student.steps
 
 
 def test_one_teacher_needs_only_its_own_folds(small: Path, tmp_path: Path) -> None:
-    line = pipeline(small, tmp_path / "w", "labels=out-of-fold", "folds=2", "methods=[1-o-1]", "take=1-o-1")
-    assert line.taken().steps
+    line = a_run(small, tmp_path / "w", "labels=out-of-fold", "folds=2", "methods=[1-o-1]", "take=1-o-1")
+    assert line.students.taken().steps
     assert len(list((tmp_path / "w" / "steps").glob("teacher-*"))) == 2 + 2
 
 
@@ -223,7 +222,7 @@ def test_a_run_with_replay_that_was_stopped_ends_in_the_same_weights(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = ("methods=[tmkd]", "stage2.replay=0.25", "stage2.batch_size=16", "stage2.epochs=2")
-    whole = pipeline(small, tmp_path / "whole", *keys).taken().steps[0]
+    whole = a_run(small, tmp_path / "whole", *keys).students.taken().steps[0]
     real, calls = training._gradients, 0
 
     def stopped(*given):  # type: ignore[no-untyped-def]
@@ -237,14 +236,14 @@ def test_a_run_with_replay_that_was_stopped_ends_in_the_same_weights(
         patch.setattr(training, "_gradients", stopped)
         patch.setattr(training, "SAVE_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
-            pipeline(small, tmp_path / "cut", *keys).taken()
+            a_run(small, tmp_path / "cut", *keys).students.taken()
     assert list((tmp_path / "cut" / "steps").glob("student-*.partial/state/state.safetensors"))
-    resumed = pipeline(small, tmp_path / "cut", *keys).taken().steps[0]
+    resumed = a_run(small, tmp_path / "cut", *keys).students.taken().steps[0]
     assert resumed.fingerprint == whole.fingerprint
     assert (resumed.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
     plain = (
-        pipeline(small, tmp_path / "whole", "methods=[tmkd]", "stage2.batch_size=16", "stage2.epochs=2")
-        .taken()
+        a_run(small, tmp_path / "whole", "methods=[tmkd]", "stage2.batch_size=16", "stage2.epochs=2")
+        .students.taken()
         .steps[0]
     )
     assert (plain.folder / "model.safetensors").read_bytes() != (whole.folder / "model.safetensors").read_bytes()
@@ -254,41 +253,41 @@ def test_a_run_with_replay_that_was_stopped_ends_in_the_same_weights(
 
 
 def test_stage_1_sees_a_share_of_the_pool_and_teachers_all(small: Path, tmp_path: Path) -> None:
-    whole = pipeline(small, tmp_path / "w", "methods=[tmkd]")
-    spelled = pipeline(small, tmp_path / "w", "methods=[tmkd]", "stage1.share=1")
-    assert spelled.taken().stage1 == whole.taken().stage1
-    part = pipeline(small, tmp_path / "w", "methods=[tmkd]", "stage1.share=0.5")
-    assert [step for _, step in part.teachers] == [step for _, step in whole.teachers]
-    (stage1,) = part.taken().stage1
-    assert stage1 not in whole.taken().stage1
+    whole = a_run(small, tmp_path / "w", "methods=[tmkd]")
+    spelled = a_run(small, tmp_path / "w", "methods=[tmkd]", "stage1.share=1")
+    assert spelled.students.taken().stage1 == whole.students.taken().stage1
+    part = a_run(small, tmp_path / "w", "methods=[tmkd]", "stage1.share=0.5")
+    assert [step for _, step in part.labels.teachers] == [step for _, step in whole.labels.teachers]
+    (stage1,) = part.students.taken().stage1
+    assert stage1 not in whole.students.taken().stage1
     last = json.loads((stage1.folder / "curve.json").read_text())[-1]
     seen = round(last["pairs"] / last["epoch"])
-    assert 0 < seen < len(whole.pool)
-    questions = [part.pool.questions[row] for row in subsample(part.pool, 0.5, STAGE1)]
+    assert 0 < seen < len(whole.data.pool)
+    questions = [part.data.pool.questions[row] for row in subsample(part.data.pool, 0.5, STAGE1)]
     assert seen == len(questions)
     kept = set(questions)
-    assert seen == sum(question in kept for question in whole.pool.questions)  # whole questions
+    assert seen == sum(question in kept for question in whole.data.pool.questions)  # whole questions
     with pytest.raises(DataError, match=r"stage1\.share: 1e-09 leaves none of the "):
-        pipeline(small, tmp_path / "w", "methods=[tmkd]", "stage1.share=1e-9").taken()
+        a_run(small, tmp_path / "w", "methods=[tmkd]", "stage1.share=1e-9").students.taken()
 
 
 # --- teachers.share
 
 
 def test_teachers_see_shares_of_the_questions_of_their_own(small: Path, tmp_path: Path) -> None:
-    whole = pipeline(small, tmp_path / "w")
-    spelled = pipeline(small, tmp_path / "w", "teachers.0.share=1", "teachers.1.share=1.0")
-    assert [step for _, step in spelled.teachers] == [step for _, step in whole.teachers]
-    bagged = pipeline(small, tmp_path / "w", "teachers.0.share=0.5", "teachers.1.share=0.5")
+    whole = a_run(small, tmp_path / "w")
+    spelled = a_run(small, tmp_path / "w", "teachers.0.share=1", "teachers.1.share=1.0")
+    assert [step for _, step in spelled.labels.teachers] == [step for _, step in whole.labels.teachers]
+    bagged = a_run(small, tmp_path / "w", "teachers.0.share=0.5", "teachers.1.share=0.5")
     digests = set()
-    for _, step in bagged.teachers:
+    for _, step in bagged.labels.teachers:
         assert step is not None
-        assert step not in [one for _, one in whole.teachers]
+        assert step not in [one for _, one in whole.labels.teachers]
         digests.add(json.loads((step.folder / "step.json").read_text())["depends_on"]["inputs"]["train"])
         last = json.loads((step.folder / "curve.json").read_text())[-1]
         assert last["pairs"] < len(bagged.data.train) * last["epoch"]
     assert len(digests) == 2  # other questions for each
-    assert len(bagged.student_pairs) == len(whole.student_pairs)
+    assert len(bagged.data.student_pairs) == len(whole.data.student_pairs)
 
 
 # --- all of them
@@ -296,16 +295,18 @@ def test_teachers_see_shares_of_the_questions_of_their_own(small: Path, tmp_path
 
 def test_work_without_these_keys_keeps_its_fingerprint(small: Path, tmp_path: Path) -> None:
     """The part of a student's fingerprint that holds numbers is what it was before there were such keys."""
-    line = pipeline(small, tmp_path / "w", "methods=[finetune,tmkd]")
+    line = a_run(small, tmp_path / "w", "methods=[finetune,tmkd]")
     numbers = set(Training.model_fields)
-    for student in line.students:
+    for student in line.students.train_all():
         depends = json.loads((student.steps[0].folder / "step.json").read_text())["depends_on"]
         assert set(depends["training"]) == numbers
         assert not {"folds", "replay", "train_share", "use_teachers"} & set(depends)
     assert set(Stage2.model_fields) == numbers | {"replay"}
     spelled = ("data.train_share=1", "labels=own", "folds=3", "use_teachers=2", "stage2.replay=0")
-    again = pipeline(small, tmp_path / "w", "methods=[finetune,tmkd]", *spelled)
-    assert [student.steps for student in again.students] == [student.steps for student in line.students]
+    again = a_run(small, tmp_path / "w", "methods=[finetune,tmkd]", *spelled)
+    assert [student.steps for student in again.students.train_all()] == [
+        student.steps for student in line.students.train_all()
+    ]
 
 
 def test_bad_values_are_named(tmkd: Tmkd, small: Path) -> None:

@@ -18,8 +18,7 @@ from tmkd.models.checkpoint import load_encoder, load_student, save_student, wor
 from tmkd.models.encoders.forward import Batch
 from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
 from tmkd.models.student import Student
-from tmkd.pipeline.run import Pipeline
-from tmkd.pipeline.store.workspace import Workspace
+from tmkd.pipeline.run import Run
 from tmkd.teachers.ensemble import ensemble_logits
 
 METHOD_TEXT = Path(__file__).parents[2] / "docs" / "METHOD.md"
@@ -88,11 +87,11 @@ def test_every_method_in_one_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) 
     assert by_name["1-o-1"][0] in by_name["m-o-m"]
 
     overrides = [ALL, "bilstm={width: 16, epochs: 1}", FAST]
-    pipeline = Pipeline(load_recipe(tiny_recipe, overrides), Workspace(workspace))
-    student = next(student for student in pipeline.students if student.method.name == "m-o-m")
-    test = pipeline.data.test
-    together = pipeline.student_logits(student, test)
-    alone = np.stack([pipeline.logits(step, test, "x") for step in student.steps]).astype(np.float64)
+    run = Run(load_recipe(tiny_recipe, overrides), workspace)
+    student = next(student for student in run.students.train_all() if student.method.name == "m-o-m")
+    test = run.data.test
+    together = run.students.logits(student, test)
+    alone = np.stack([run.labels.logits_of(step, test, "x") for step in student.steps]).astype(np.float64)
     probabilities = np.exp(alone) / np.exp(alone).sum(-1, keepdims=True)
     np.testing.assert_allclose(np.exp(together[0]), probabilities.mean(0), atol=1e-6)
 
@@ -108,7 +107,7 @@ def test_every_method_in_one_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) 
     close = {row["model"]: row for row in results["agreement"]}
     assert next(iter(close)) == "tmkd"
     assert set(close) == {name for name, row in rows.items() if row["kind"] in ("student", "baseline")}
-    top = ensemble_logits([pipeline.logits(step, test, "x") for _, step in pipeline.teachers if step])
+    top = ensemble_logits([run.labels.logits_of(step, test, "x") for _, step in run.labels.teachers if step])
     same = (together[0].argmax(-1) == top.argmax(-1)).mean()
     assert close["m-o-m"]["agreement"]["mean"] == pytest.approx(same)
     ahead = close["tmkd"]["agreement"]["mean"] - same

@@ -31,15 +31,15 @@ def test_a_step_that_another_is_at_is_waited_for_and_built_once(tmp_path: Path) 
         assert go_on.wait(30)
 
     first, second = Workspace(tmp_path), Workspace(tmp_path)
-    builder = threading.Thread(target=first.step, args=("kind", "x", slowly), kwargs={"label": "slow"})
+    builder = threading.Thread(target=first.step, args=("pool", "x", slowly), kwargs={"label": "slow"})
     builder.start()
     assert began.wait(30)
     order: list[str] = []
 
-    def slow() -> None:
-        order.append(second.step("kind", "x", slowly, label="slow").folder.name)
+    def slow(workspace: Workspace) -> None:
+        order.append(workspace.step("pool", "x", slowly, label="slow").folder.name)
 
-    def other() -> None:
+    def other(workspace: Workspace) -> None:
         order.append("other")
         go_on.set()
 
@@ -52,14 +52,13 @@ def test_a_step_that_another_is_at_is_waited_for_and_built_once(tmp_path: Path) 
     assert not list((tmp_path / "locks").iterdir())
 
 
-def test_a_step_that_another_is_at_is_busy_for_the_impatient(tmp_path: Path) -> None:
+def test_a_step_that_another_process_builds_is_busy_without_waiting(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    workspace.step("kind", "x", lambda folder: None, label="done")
+    workspace.step("pool", "x", lambda folder: None, label="done")
     name = next((tmp_path / "steps").iterdir()).name
     (tmp_path / "steps" / name).rename(tmp_path / "steps" / f"{name}.partial")
-    workspace.patient = False
     with held(tmp_path / "locks" / name, "busy"), pytest.raises(Busy, match="another process is at it"):
-        workspace.step("kind", "x", lambda folder: None, label="again")
+        workspace.without_waiting().step("pool", "x", lambda folder: None, label="again")
 
 
 def test_runs_share_a_workspace_but_not_a_name(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
@@ -92,7 +91,7 @@ def test_a_job_trains_every_student_that_nobody_is_at(tmkd: Tmkd, tiny_recipe: P
     place, recipe = tmp_path / "workspace", load_recipe(tiny_recipe, list(SEEDS))
     task = tmp_path / "task.json"
     task.write_text(json.dumps({"workspace": str(place), "jobs": 2, "recipes": [recipe.model_dump(mode="json")]}))
-    jobs.help_out(task)
+    jobs.run_worker(task)
     share_cores(1)
     assert len(list((place / "steps").glob("student-*"))) == 6
     done = tmkd("run", tiny_recipe, *SEEDS)
@@ -134,12 +133,12 @@ def test_jobs_go_when_the_one_that_started_them_is_killed(tiny_recipe: Path, tmp
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path / "workspace" / "jobs" / f"{run.pid}-job-2.log"
     _until(lambda: log.is_file() and "finetune, seed" in log.read_text())
-    helpers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    workers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     run.send_signal(signal.SIGKILL)
     run.wait()
-    assert helpers
-    for helper in helpers:
-        _until(lambda pid=helper: not _runs(int(pid)))
+    assert workers
+    for worker in workers:
+        _until(lambda pid=worker: not _runs(int(pid)))
 
 
 def _until(true: object, seconds: float = 90.0) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,15 +12,17 @@ from tmkd.cli.options import WORKSPACE, Jobs, JsonFile, Overrides, Quiet, Recipe
 from tmkd.core.console import say
 from tmkd.core.errors import needs_extra
 
+if TYPE_CHECKING:
+    from tmkd.pipeline.run import Run
 
-def _pipeline(recipe: Path, overrides: list[str] | None, workspace: Path) -> Any:
+
+def _run(recipe: Path, overrides: list[str] | None, workspace: Path) -> Run:
     from tmkd.config.load import load_recipe
-    from tmkd.pipeline.store.workspace import Workspace
 
     parsed = load_recipe(recipe, overrides)
     with needs_extra("train"):
-        from tmkd.pipeline.run import Pipeline
-    return Pipeline(parsed, Workspace(workspace))
+        from tmkd.pipeline.run import Run
+    return Run(parsed, workspace)
 
 
 def run(
@@ -37,15 +39,11 @@ def run(
 
     Example: tmkd run recipes/demo.yaml seeds=[0,1,2] --jobs 2
     """
-    pipeline = _pipeline(recipe, overrides, workspace)
-    from tmkd.pipeline.report import report
-
-    with pipeline.working():
-        results = report(pipeline, jobs)
-    give(json_file, results.to_json(), [results.table()])
-    for sentence in results.verdicts():
+    done = _run(recipe, overrides, workspace).run(jobs)
+    give(json_file, done.results.to_json(), [done.results.table()])
+    for sentence in done.results.verdicts():
         say(sentence)
-    folder = pipeline.run
+    folder = done.folder
     say(f"report:    {folder / 'report' / 'report.html'}")
     say(f"student:   {folder / 'export'}  (opens with transformers; tmkd score {folder / 'export'} --pairs FILE)")
     say(f"test set:  {folder / 'test.jsonl'}")
@@ -61,10 +59,8 @@ def teach(
 
     Example: tmkd teach recipes/demo.yaml
     """
-    pipeline = _pipeline(recipe, overrides, workspace)
-    with pipeline.working():
-        for teacher, step in pipeline.teachers:
-            say(f"{teacher.name}: {step.folder if step else 'a column of scores'}")
+    for name, folder in _run(recipe, overrides, workspace).teach().teachers.items():
+        say(f"{name}: {folder or 'a column of scores'}")
 
 
 def label(
@@ -77,9 +73,7 @@ def label(
 
     Example: tmkd label recipes/demo.yaml
     """
-    pipeline = _pipeline(recipe, overrides, workspace)
-    with pipeline.working():
-        pipeline.label_all()
+    _run(recipe, overrides, workspace).label()
 
 
 def pretrain(
@@ -92,15 +86,10 @@ def pretrain(
 
     Example: tmkd pretrain recipes/demo.yaml stage1.epochs=4
     """
-    pipeline = _pipeline(recipe, overrides, workspace)
-    from tmkd.config.methods import METHODS
-
-    with pipeline.working():
-        for name in pipeline.recipe.methods:
-            if METHODS[name].stage1:
-                for seed in pipeline.recipe.seeds:
-                    step = pipeline.pretrain(METHODS[name], seed)
-                    say(f"{name}, seed {seed}: {getattr(step, 'folder', step)}")
+    started = _run(recipe, overrides, workspace)
+    for name, folders in started.pretrain().students.items():
+        for seed, folder in zip(started.recipe.seeds, folders, strict=True):
+            say(f"{name}, seed {seed}: {folder}")
 
 
 def distill(
@@ -113,13 +102,8 @@ def distill(
 
     Example: tmkd distill recipes/demo.yaml stage1_from=workspace/runs/demo/stage1
     """
-    pipeline = _pipeline(recipe, overrides, workspace)
-    pipeline.require_exportable()
-    with pipeline.working():
-        for student in pipeline.students:
-            say(f"{student.method.name}: {', '.join(str(step.folder) for step in student.steps)}")
-        pipeline.write_manifest()
-        pipeline.take_away()
+    for name, folders in _run(recipe, overrides, workspace).distill().students.items():
+        say(f"{name}: {', '.join(map(str, folders))}")
 
 
 def export(
@@ -140,9 +124,5 @@ def export(
     """
     if backend:
         overrides = [*(overrides or []), f"export.backends={json.dumps(backend)}"]
-    pipeline = _pipeline(recipe, overrides, workspace)
-    pipeline.require_exportable()
-    with pipeline.working():
-        rows = pipeline.export(named=bool(backend))
-        pipeline.write_manifest()
+    rows = _run(recipe, overrides, workspace).export(must_pass=bool(backend)).parity
     give(json_file, rows, [f"{row['backend']}: {'passed' if row['passed'] else row['reason']}" for row in rows])

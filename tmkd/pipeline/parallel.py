@@ -1,9 +1,9 @@
-"""Students side by side: more processes that build what is missing in the same workspace (`--jobs`).
+"""Students side by side: more processes that train what is missing in the same workspace (`--jobs`).
 
-Every student is a step, and a step belongs to the process that holds its lock (tmkd/pipeline/store/workspace.py), so
-there is nothing
-to deal out: all processes go through the same students, and each takes the next one that nobody is at. Small batches
-keep one core busier than two, so students side by side, each on its share of the cores, are done earlier.
+Every student is a step, and the process that holds a step's lock builds it (tmkd/pipeline/store/workspace.py). So
+nothing is dealt out: all processes go through the same students, and each trains the next one that no other process is
+training. Small batches keep one core busier than two, so students side by side, each on its share of the cores, are
+done earlier.
 """
 
 from __future__ import annotations
@@ -22,22 +22,28 @@ from tmkd.config.recipe import Recipe
 from tmkd.core.console import set_quiet
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import write_json
-from tmkd.core.hardware import share_cores
-from tmkd.pipeline.run import Pipeline
-from tmkd.pipeline.run_data import Shared
+from tmkd.core.hardware import prepare, share_cores
+from tmkd.pipeline.run_data import RunCache
 from tmkd.pipeline.store.workspace import Workspace
+from tmkd.pipeline.students import Students
 
 logger = logging.getLogger("tmkd.pipeline.parallel")  # __name__ is "__main__" in a job
 
-STOPPED = 3  # exit status of a helper whose work was not needed any more
-PATIENCE = 60.0  # seconds that a helper has to notice that it is not needed any more
+STOPPED = 3  # exit status of a worker whose work was no longer needed
+PATIENCE = 60.0  # seconds that a worker has to notice that its work is no longer needed
 
 
 @contextmanager
-def helpers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Iterator[None]:
-    """`jobs` - 1 processes that build the recipes' students until the block ends; all have a like share of the cores.
+def workers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Iterator[None]:
+    """Run `jobs` - 1 more processes that train the recipes' students until the block ends.
 
-    One that fails ends; what it was at is then built here, or fails here.
+    All processes have an equal share of the cores. A worker that fails ends; this process then trains what the worker
+    was training, and raises the error if it fails too.
+
+    Args:
+        recipes: whose students are trained.
+        workspace: where they are kept.
+        jobs: processes in all; 1 starts none.
     """
     if jobs == 1 or not recipes:
         yield
@@ -55,24 +61,29 @@ def helpers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
         f"{jobs} jobs train students side by side; logs of the other{'s' * (jobs > 2)}: {task.with_suffix('')}-*.log"
     )
     logs = [folder / f"{task.stem}-job-{number}.log" for number in range(2, jobs + 1)]
-    others = [_start(task, log) for log in logs]
+    started = [_start(task, log) for log in logs]
     try:
         yield
     finally:
-        for other, log in zip(others, logs, strict=True):
-            assert other.stdin is not None
-            other.stdin.close()  # it goes when this is closed, by us or by our end
-            try:
-                status = other.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                other.kill()
-                status = other.wait()
-            if status in (0, STOPPED):
-                log.unlink()
-            else:
-                logger.warning(f"{log}: this job ended early; its last line: {_last_line(log)}")
+        for worker, log in zip(started, logs, strict=True):
+            _stop(worker, log)
         task.unlink()
         share_cores(1)
+
+
+def _stop(worker: subprocess.Popen[bytes], log: Path) -> None:
+    """End a worker; its log stays where it had failed."""
+    assert worker.stdin is not None
+    worker.stdin.close()  # the worker ends when this is closed, by us or by our own end
+    try:
+        status = worker.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        status = worker.wait()
+    if status in (0, STOPPED):
+        log.unlink()
+    else:
+        logger.warning(f"{log}: this job ended early; its last line: {_last_line(log)}")
 
 
 def _start(task: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -87,27 +98,29 @@ def _last_line(log: Path) -> str:
 
 
 def _stop_with_parent() -> None:
-    """End this process when its standard input ends: then the one that started it needs it no more, or is gone."""
+    """End this process when its standard input ends: the process that started it no longer needs it, or has ended."""
     while os.read(0, 1024):  # not `sys.stdin`, whose lock this thread would hold when the interpreter ends
         pass
     os._exit(STOPPED)  # a step in hand is resumable, as after a kill
 
 
-def help_out(task: Path) -> None:
-    """What a helper does: build students of the task's recipes that no other process is at, until there is none."""
+def run_worker(task: Path) -> None:
+    """Train those students of a task's recipes that no other process is training, until all are there."""
     about = json.loads(task.read_text(encoding="utf-8"))
     share_cores(about["jobs"])
-    workspace, shared = Workspace(Path(about["workspace"])), Shared()
-    pipelines = [Pipeline(Recipe.model_validate(one), workspace, shared) for one in about["recipes"]]
+    recipes = [Recipe.model_validate(one) for one in about["recipes"]]
+    workspace, cache = Workspace(Path(about["workspace"])), RunCache()
+    students = [Students.of(recipe, workspace, cache) for recipe in recipes]
+    prepare(attention=recipes[-1].attention)
     with workspace.locked():
-        workspace.in_turn([training for pipeline in pipelines for training in pipeline.trainings()])
+        workspace.in_turn([training for one in students for training in one.trainings()])
 
 
 if __name__ == "__main__":
     set_quiet(False)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
-        help_out(Path(sys.argv[1]))
+        run_worker(Path(sys.argv[1]))
     except TmkdError as error:
         print(f"tmkd: {error}", file=sys.stderr)
         raise SystemExit(1) from None

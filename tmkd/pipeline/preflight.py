@@ -21,14 +21,14 @@ from tmkd.models.checkpoint import require_fit, require_head
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.label_map import find_label_map
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.pipeline.run_data import Rows
+from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.pool import teachers_of_run
-from tmkd.pipeline.teacher_labels import share_of_rows
+from tmkd.pipeline.teacher_labels import share_of_pairs
 from tmkd.teachers.scores import ScoresTeacher
 from tmkd.training.losses import GROUPED
 
 
-def require_runnable(rows: Rows) -> None:
+def require_runnable(data: RunData) -> None:
     """Look at everything that a recipe names, and train nothing. The pool is mined if the checks need it.
 
     Raises:
@@ -39,15 +39,15 @@ def require_runnable(rows: Rows) -> None:
         DataError: rows that cannot be used, a share that leaves nothing, a score column with gaps.
         TmkdError: `stage1_from` is no stage-1 student, or one of another shape.
     """
-    recipe = rows.recipe
+    recipe = data.recipe
     methods = [METHODS[name] for name in recipe.methods]
     _require_encoders(recipe)
     if recipe.stage1_from is not None and any(method.stage1 for method in methods):
         _require_stage1(recipe, Path(recipe.stage1_from))
     _require_pool_teachers(recipe)
-    _require_training_rows(rows, methods)
-    _require_columns(rows)
-    _require_pool(rows, methods)
+    _require_training_rows(data, methods)
+    _require_columns(data)
+    _require_pool(data, methods)
 
 
 def _require_encoders(recipe: Recipe) -> None:
@@ -106,33 +106,33 @@ def _classes_of(folder: Path) -> list[int]:
     return [classes]
 
 
-def _require_training_rows(rows: Rows, methods: list[Method]) -> None:
+def _require_training_rows(data: RunData, methods: list[Method]) -> None:
     """Every share of the training rows leaves some, with what the methods need."""
-    train, recipe = rows.data.train, rows.recipe
-    if any(method.trains for method in methods) and not rows.student_pairs.has_labels:
+    train, recipe = data.train, data.recipe
+    if any(method.trains for method in methods) and not data.student_pairs.has_labels:
         raise DataError("the training rows have no golden labels; stage 2 and `finetune` need some")
     for teacher in recipe.used_teachers:
-        share_of_rows(teacher, train)
+        share_of_pairs(teacher, train)
     if recipe.labels == "out-of-fold":
         folds(train, recipe.folds)
     if any(method.targets != "none" for method in methods):
-        _require_labeller(rows, rows.student_pairs, "train")
-        require_comparable(rows.student_pairs, recipe.loss.kind, "train")
+        _require_labeller(data, data.student_pairs, "train")
+        require_comparable(data.student_pairs, recipe.loss.kind, "train")
 
 
-def _require_columns(rows: Rows) -> None:
+def _require_columns(data: RunData) -> None:
     """Every score column that is a teacher has a number in every row of a file that carries it."""
-    recipe, data = rows.recipe, rows.data
-    parts = {"train": data.train, "dev": data.dev, "test": data.test}
-    if data.pool is not None:
-        parts["pool"] = data.pool
+    recipe, task = data.recipe, data.task
+    parts = {"train": task.train, "dev": task.dev, "test": task.test}
+    if task.pool is not None:
+        parts["pool"] = task.pool
     columns = [teacher for teacher in recipe.used_teachers if teacher.scores]
     for where, part in parts.items():
         for teacher in columns:
             if teacher.scores in part.score_names:
                 ScoresTeacher.of(teacher, recipe.data).logits(part, where)
     mined = recipe.pool is not None and bool(recipe.pool.sources)
-    known = [] if mined else (data.train if data.pool is None else data.pool).score_names
+    known = [] if mined else (task.train if task.pool is None else task.pool).score_names
     absent = [teacher.name for teacher in columns if teacher.scores not in known]
     if absent and recipe.stage2.replay and any(METHODS[name].stage1 for name in recipe.methods):
         raise DataError(
@@ -141,24 +141,24 @@ def _require_columns(rows: Rows) -> None:
         )
 
 
-def _require_pool(rows: Rows, methods: list[Method]) -> None:
+def _require_pool(data: RunData, methods: list[Method]) -> None:
     """The pool, where a method learns from it, has what the method needs."""
-    recipe = rows.recipe
+    recipe = data.recipe
     if recipe.stage1_from is not None or not any(method.stage1 for method in methods):
         return
     if recipe.stage1.share < 1:
-        _ = rows.stage1_rows
+        _ = data.stage1_rows
     if not any(method.stage1 and method.targets != "none" for method in methods):
         return
-    if all(teacher.scores is not None for teacher in recipe.used_teachers) and not rows.foreign_pool:
-        _require_labeller(rows, rows.pool, "pool")
+    if all(teacher.scores is not None for teacher in recipe.used_teachers) and not data.foreign_pool:
+        _require_labeller(data, data.pool, "pool")
     if recipe.loss.kind in GROUPED:
-        require_comparable(rows.pool, recipe.loss.kind, "pool")
+        require_comparable(data.pool, recipe.loss.kind, "pool")
 
 
-def _require_labeller(rows: Rows, pairs: Pairs, where: str) -> None:
+def _require_labeller(data: RunData, pairs: Pairs, where: str) -> None:
     """At least one teacher can label the pairs: a model, or a column of scores that they carry."""
-    if not any(one.scores is None or one.scores in pairs.score_names for one in rows.recipe.used_teachers):
+    if not any(one.scores is None or one.scores in pairs.score_names for one in data.recipe.used_teachers):
         raise TmkdError(f"no teacher can label the {where} rows: they carry none of the recipe's score columns")
 
 

@@ -1,11 +1,13 @@
-"""From finished steps to `runs/<name>/`: manifest, student, export and report."""
+"""From finished models to the report of a run: every model measured on the test pairs, compared and written."""
 
 from __future__ import annotations
 
 import logging
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,48 +20,46 @@ from tmkd.data.writers import write_rows
 from tmkd.evaluation.comparison import disagreements
 from tmkd.evaluation.report import write_report
 from tmkd.evaluation.results import ENSEMBLE, Results
-from tmkd.pipeline.parallel import helpers
-from tmkd.pipeline.run import Pipeline
+from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.evaluate import compare_outputs, outputs
 from tmkd.pipeline.steps.evaluate_export import evaluate_export
 from tmkd.pipeline.steps.finished_run import FinishedRun
+from tmkd.pipeline.store.workspace import Step
 
 logger = logging.getLogger(__name__)
 
 
-def report(pipeline: Pipeline, jobs: int = 1) -> Results:
-    """Every step of the recipe, then the report. Test rows are read here and nowhere else.
+def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[str, Any]]) -> Results:
+    """Compare every model of a run on its test pairs and write `report/` and `test.jsonl` into its folder.
+
+    The test pairs are read here and nowhere else.
 
     Args:
-        jobs: processes that train students side by side.
+        data: the pairs of the run.
+        folder: the run's folder, with its manifest.
+        export: the step that exported the student.
+        parity: how each backend of the export compares with the student.
     """
-    pipeline.require_exportable()
-    pipeline.label_all()
-    with helpers([pipeline.recipe], pipeline.workspace, jobs):
-        _ = pipeline.students
-    pipeline.write_manifest()
-    parity = pipeline.export()
-    run = FinishedRun.read(pipeline.run, pipeline.workspace)
-    test = pipeline.data.test
+    recipe = data.recipe
+    run = FinishedRun.read(folder, data.workspace)
     logger.info("measuring every model on the test rows")
-    found = outputs(run, test, timed=True)
-    results = compare_outputs(run, test, found, task=pipeline.recipe.name)
-    results.exports = evaluate_export(pipeline.workspace, pipeline.exported, test, classes=pipeline.recipe.classes)
+    found = outputs(run, data.test, timed=True)
+    results = compare_outputs(run, data.test, found, task=recipe.name)
+    results.exports = evaluate_export(data.workspace, export, data.test, classes=recipe.classes)
     by_name = {output.name: output for output in found}
     student = by_name[run.take].logits.mean(axis=0)
     teacher = by_name[ENSEMBLE if ENSEMBLE in by_name else found[0].name].logits[0]
-    with disk_errors(pipeline.run):
+    with disk_errors(folder):
         write_report(
-            pipeline.run / "report",
+            folder / "report",
             results,
             curves=run.curves(),
             parity=parity,
-            disagreements=disagreements(test, np.asarray(student), np.asarray(teacher)),
-            recipe_text=yaml.safe_dump(pipeline.recipe.model_dump(mode="json"), sort_keys=False),
-            environment=environment(pipeline),
+            disagreements=disagreements(data.test, np.asarray(student), np.asarray(teacher)),
+            recipe_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
+            environment=environment(data),
         )
-        write_rows(pipeline.run / "test.jsonl", test.table.drop_columns(["pair_id"]).to_pylist())
-    pipeline.write_manifest()
+        write_rows(folder / "test.jsonl", data.test.table.drop_columns(["pair_id"]).to_pylist())
     return results
 
 
@@ -67,13 +67,13 @@ def _installed(name: str) -> bool:
     return find_spec(name) is not None
 
 
-def environment(pipeline: Pipeline) -> dict[str, Any]:
-    """Versions, machine and data: what a reader needs to do it again."""
+def environment(data: RunData) -> dict[str, Any]:
+    """Versions, machine and data: what a reader needs to repeat the run."""
     return {
         "tmkd": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "runs on": describe(pipeline.recipe.precision),
+        "runs on": describe(data.recipe.precision),
         **{name: version(name) for name in ("torch", "transformers", "onnxruntime", "openvino") if _installed(name)},
-        **{f"data: {key}": value for key, value in pipeline.data.info.items()},
+        **{f"data: {key}": value for key, value in data.task.info.items()},
     }

@@ -1,4 +1,4 @@
-"""The rows of a run: train, dev, test, the pool of stage 1, and what its students see of them."""
+"""The pairs of a run: train, dev, test, the pool of stage 1, and the share of them that its students see."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from tmkd.config.recipe import Recipe
 from tmkd.core.files import digest_of
-from tmkd.core.hardware import describe, prepare
 from tmkd.data.mining import Material
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import STAGE1, subsample
@@ -24,8 +23,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Shared:
-    """What the pipelines of one process have in common: rows, labels in memory, and what the log said already."""
+class RunCache:
+    """What the runs of one process keep in memory, so that none reads, mines or loads twice.
+
+    Attributes:
+        tasks: the pairs of a recipe, by what they depend on.
+        materials: what the sources of a pool hold, by what they depend on.
+        pools: the pairs of stage 1 and what came of each source, by what they depend on.
+        logits: a model's logits [N, C] float32, by its fingerprint, the digest of the pairs and the precision.
+        said: lines that were logged.
+    """
 
     tasks: dict[str, TaskData] = field(default_factory=dict)
     materials: dict[str, list[Material]] = field(default_factory=dict)
@@ -33,85 +40,112 @@ class Shared:
     logits: dict[tuple[str, str, str], NDArray[np.float32]] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
 
-    def say(self, text: str) -> None:
-        """A line of the log, once."""
+    def say_once(self, text: str) -> None:
+        """Log a line unless it was logged before."""
         if text not in self.said:
             logger.info(text)
             self.said.add(text)
 
 
-class Rows:
-    """One recipe in one workspace, and its rows. Every part is computed when it is first asked for."""
+class RunData:
+    """The pairs of one recipe. They are read, and the pool is mined, when they are first asked for.
 
-    def __init__(self, recipe: Recipe, workspace: Workspace, shared: Shared | None = None) -> None:
+    Args:
+        recipe: names the files.
+        workspace: holds the mined pool.
+        cache: shared with the other runs of this process.
+    """
+
+    def __init__(self, recipe: Recipe, workspace: Workspace, cache: RunCache) -> None:
         self.recipe = recipe
         self.workspace = workspace
-        self.shared = shared or Shared()
-        self.run = workspace.root / "runs" / recipe.name
-        prepare(attention=recipe.attention)
-        self.shared.say(f"running on {describe(recipe.precision)}")
+        self.cache = cache
+
+    def on(self, workspace: Workspace) -> RunData:
+        """The same data in another view of the workspace."""
+        return RunData(self.recipe, workspace, self.cache)
 
     @functools.cached_property
-    def _rows_key(self) -> str:
-        """What the rows depend on in the recipe."""
+    def _task_key(self) -> str:
+        """What the task's pairs depend on in the recipe."""
         return digest_of([self.recipe.data.model_dump(exclude={"train_share"}), self.recipe.classes])
 
-    @functools.cached_property
-    def data(self) -> TaskData:
-        """Train, dev, test and pool."""
-        key = self._rows_key
-        if key in self.shared.tasks:
-            return self.shared.tasks[key]
-        task = self.shared.tasks[key] = load_task(self.recipe.data, self.recipe.classes)
-        pool = f", pool {len(task.pool):,}" if task.pool is not None else ""
-        self.shared.say(f"data: train {len(task.train):,}, dev {len(task.dev):,}, test {len(task.test):,}{pool} pairs")
-        return task
+    @property
+    def task(self) -> TaskData:
+        """Train, dev, test and the pool as the recipe's `data` gives them.
 
-    @functools.cached_property
-    def _mined(self) -> tuple[Pairs, list[dict[str, Any]]]:
-        key = digest_of([self.recipe.model_dump(include={"pool"}), self._rows_key])
-        if key not in self.shared.pools:
-            self.shared.pools[key] = pool_of(self.workspace, self.recipe, self.data, self.shared.materials)
-        return self.shared.pools[key]
+        Raises:
+            DataError: a file that cannot be used, named with the reason.
+        """
+        key = self._task_key
+        if key not in self.cache.tasks:
+            task = self.cache.tasks[key] = load_task(self.recipe.data, self.recipe.classes)
+            pool = f", pool {len(task.pool):,}" if task.pool is not None else ""
+            sizes = f"train {len(task.train):,}, dev {len(task.dev):,}, test {len(task.test):,}{pool} pairs"
+            self.cache.say_once(f"data: {sizes}")
+        return self.cache.tasks[key]
+
+    @property
+    def train(self) -> Pairs:
+        """The training pairs."""
+        return self.task.train
+
+    @property
+    def dev(self) -> Pairs:
+        """The development set: every choice is made on it."""
+        return self.task.dev
+
+    @property
+    def test(self) -> Pairs:
+        """The test pairs: only the report reads them."""
+        return self.task.test
+
+    @property
+    def _pool_key(self) -> str:
+        return digest_of([self.recipe.model_dump(include={"pool"}), self._task_key])
 
     @property
     def pool(self) -> Pairs:
         """The pairs of stage 1: the pool, or the training pairs where there is none."""
-        return self._mined[0]
+        key = self._pool_key
+        if key not in self.cache.pools:
+            self.cache.pools[key] = pool_of(self.workspace, self.recipe, self.task, self.cache.materials)
+        return self.cache.pools[key][0]
 
-    @functools.cached_property
-    def stage1_rows(self) -> NDArray[np.int64]:
-        """The pairs of the pool that students see (`stage1.share`), [n].
-
-        Raises:
-            DataError: the share leaves no pair.
-        """
-        share = self.recipe.stage1.share
-        return subsample(
-            self.pool,
-            share,
-            STAGE1,
-            none=f"stage1.share: {share} leaves none of the {len(self.pool):,} pairs of the pool",
-        )
-
-    @functools.cached_property
-    def student_rows(self) -> NDArray[np.int64]:
-        """The training rows that students see (`data.train_share`), [n].
-
-        Raises:
-            DataError: the share leaves no row.
-        """
-        share, train = self.recipe.data.train_share, self.data.train
-        none = f"data.train_share: {share} leaves none of {len(set(train.qids)):,} training questions"
-        return subsample(train, share, none=none)
-
-    @functools.cached_property
-    def student_pairs(self) -> Pairs:
-        """The training pairs that students see."""
-        train = self.data.train
-        return train if self.recipe.data.train_share == 1 else train.take(self.student_rows)
+    @property
+    def mined(self) -> list[dict[str, Any]]:
+        """The number of pairs from each source of the pool; empty where no pool was mined for this run."""
+        _, counts = self.cache.pools.get(self._pool_key, (None, []))
+        return counts
 
     @property
     def foreign_pool(self) -> bool:
         """Whether the pool is of another task, with teachers of its own (`pool.teachers`)."""
         return self.recipe.pool is not None and bool(self.recipe.pool.teachers)
+
+    @functools.cached_property
+    def stage1_rows(self) -> NDArray[np.int64]:
+        """The rows of the pool that students see (`stage1.share`), [n].
+
+        Raises:
+            DataError: the share leaves no pair.
+        """
+        share = self.recipe.stage1.share
+        none = f"stage1.share: {share} leaves none of the {len(self.pool):,} pairs of the pool"
+        return subsample(self.pool, share, STAGE1, none=none)
+
+    @functools.cached_property
+    def student_rows(self) -> NDArray[np.int64]:
+        """The rows of the training pairs that students see (`data.train_share`), [n].
+
+        Raises:
+            DataError: the share leaves no pair.
+        """
+        share = self.recipe.data.train_share
+        none = f"data.train_share: {share} leaves none of {len(set(self.train.qids)):,} training questions"
+        return subsample(self.train, share, none=none)
+
+    @functools.cached_property
+    def student_pairs(self) -> Pairs:
+        """The training pairs that students see."""
+        return self.train if self.recipe.data.train_share == 1 else self.train.take(self.student_rows)

@@ -35,8 +35,8 @@ def fold_logits(recipe: Recipe, teacher: Teacher, rows: Pairs, teach: Teach, log
 
     Args:
         rows: the training pairs, [N].
-        teach: trains a teacher on pairs (`Supervision.teach`).
-        logits_of: labels pairs with a finished teacher (`Pipeline.logits`).
+        teach: trains a teacher on pairs (`TeacherLabels.teach`).
+        logits_of: labels pairs with a finished teacher (`TeacherLabels.logits_of`).
 
     Raises:
         DataError: more folds than questions.

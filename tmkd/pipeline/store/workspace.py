@@ -2,7 +2,7 @@
 
 A step is built in a folder beside its target and renamed, so a folder that exists is whole. An interrupted step's
 partial folder stays: whoever builds it again finds what was saved there and continues. Processes share a workspace:
-each step is built by one of them, and the others wait for it, or do something else first (`Workspace.in_turn`).
+one process builds a step while the others wait for it or build something else first (`Workspace.in_turn`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import disk_errors, write_json
@@ -24,23 +24,30 @@ from tmkd.pipeline.store.fingerprint import STEP_VERSIONS, fingerprint
 
 logger = logging.getLogger(__name__)
 
-UNFINISHED = "unfinished.json"  # beside the manifest of a run or study: what it used since that was written
+UNFINISHED = "unfinished.json"  # beside the manifest of a run or study: the steps it used since that was written
 T = TypeVar("T")
 
 
 class Busy(TmkdError):
-    """Another process is at the step."""
+    """Another process is building the step, or holds the lock."""
+
+
+class StepMissing(Exception):
+    """A workspace that is only read (`Workspace.read_only`) does not hold the step; the message is the step's label."""
 
 
 @contextmanager
 def held(path: Path, busy: str, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
-    """Hold a lock file until the block ends, or the process does.
+    """Hold a lock file until the block ends or the process does.
 
     Args:
-        busy: what is said where another process holds it. wait: for that one to end. shared: with others who share it.
+        path: the lock file; its folder is made.
+        busy: the message where another process holds the lock.
+        wait: wait for that process instead of raising `Busy`.
+        shared: share the lock with others that ask for a shared one.
 
     Raises:
-        Busy: another process holds it, and it is not waited for.
+        Busy: another process holds it, and `wait` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -64,28 +71,71 @@ class Step:
     folder: Path
 
 
-class Workspace:
-    """The folder with `steps/` and `runs/`.
+@dataclass(eq=False)
+class Ledger:
+    """What one process did in a workspace; all views of a `Workspace` share one.
 
     Attributes:
-        used: the steps that were asked for.
-        record: a file that names them as they come (`UNFINISHED`); None: no record.
+        used: the steps that were asked for, each once, in that order.
         built: how many steps this process built.
-        patient: whether a step that another process is at is waited for; else it is `Busy`.
+        record: a file that names the steps as they are asked for (`UNFINISHED`), or None.
     """
 
-    built = 0
-    patient = True
+    used: list[Step] = field(default_factory=list)
+    built: int = 0
+    record: Path | None = None
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.tokens = root / "tokens"  # a cache: see tmkd/pipeline/store/token_cache.py
-        self.used: list[Step] = []
-        self.record: Path | None = None
+    def note(self, step: Step) -> None:
+        """Name the step in the record before it is built: `tmkd clean` must know that an unfinished run needs it."""
+        if self.record is None or step in self.used:
+            return
+        names = json.loads(self.record.read_text())["steps"] if self.record.is_file() else []
+        if step.folder.name not in names:
+            with disk_errors(self.record.parent):
+                write_json(self.record, {"steps": [*names, step.folder.name]})
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder with `steps/` and `runs/`. Nothing is written until a step is built.
+
+    Attributes:
+        root: the folder.
+        ledger: the steps that were used; shared with the views of this workspace.
+        mode: what `step` does about a step that is not there. `wait`: build it, or wait for the process that builds
+            it; `skip`: build it, or raise `Busy` where another process builds it; `read`: raise `StepMissing`.
+    """
+
+    root: Path
+    ledger: Ledger = field(default_factory=Ledger)
+    mode: Literal["wait", "skip", "read"] = "wait"
+
+    @property
+    def tokens(self) -> Path:
+        """The cache of token ids (tmkd/pipeline/store/token_cache.py)."""
+        return self.root / "tokens"
+
+    @property
+    def used(self) -> list[Step]:
+        """The steps that were asked for."""
+        return self.ledger.used
+
+    @property
+    def built(self) -> int:
+        """How many steps this process built."""
+        return self.ledger.built
+
+    def without_waiting(self) -> Workspace:
+        """A view that raises `Busy` where another process builds the step that is asked for."""
+        return replace(self, mode="skip")
+
+    def read_only(self) -> Workspace:
+        """A view with a ledger of its own that builds nothing and raises `StepMissing` instead."""
+        return Workspace(self.root, mode="read")
 
     @contextmanager
     def locked(self, *, alone: bool = False) -> Iterator[None]:
-        """Work in the workspace, with others unless `alone`.
+        """Work in the workspace, with other processes unless `alone`.
 
         Raises:
             Busy: another process works there (`alone`), or removes steps.
@@ -94,32 +144,51 @@ class Workspace:
         with held(self.root / "lock", message, shared=not alone):
             yield
 
+    @contextmanager
+    def recording(self, record: Path) -> Iterator[None]:
+        """Name the steps that the block asks for in a file, as they come (`Ledger.record`)."""
+        self.ledger.record = record
+        try:
+            yield
+        finally:
+            self.ledger.record = None
+
     def step(self, kind: str, depends_on: Any, build: Callable[[Path], None], *, label: str) -> Step:
-        """The step's folder, built now unless it is there.
+        """The finished step, which is built first where it is not there.
 
         Args:
             kind: first part of the folder's name.
             depends_on: everything that the result depends on (`tmkd.pipeline.store.fingerprint.depends_on`).
-            build: fills the folder it is given; may find what an interrupted call left there.
-            label: what the log calls it.
+            build: fills the folder it is given; the folder may hold what an interrupted call left there.
+            label: the step's name in the log.
 
         Raises:
-            Busy: another process is at it, and the workspace is not `patient`.
+            Busy: another process is building it, and the mode is `skip`.
+            StepMissing: it is not there, and the mode is `read`.
         """
-        step = Step(kind, mark := fingerprint(kind, depends_on), self.root / "steps" / f"{kind}-{mark}")
-        self._note(step)
-        if step.folder.is_dir():
-            if step not in self.used:
-                logger.info(f"{label}: done before ({step.folder.name})")
+        mark = fingerprint(kind, depends_on)
+        step = Step(kind, mark, self.root / "steps" / f"{kind}-{mark}")
+        if self.mode == "read":
+            if not step.folder.is_dir():
+                raise StepMissing(label)
         else:
-            lock = self.root / "locks" / step.folder.name
-            with held(lock, f"{label}: another process is at it ({step.folder.name})", wait=self.patient):
-                if not step.folder.is_dir():
-                    self._build(step, depends_on, build, label)
-                lock.unlink(missing_ok=True)  # who waits for it still finds the step
+            self.ledger.note(step)
+            self._ensure(step, depends_on, build, label)
         if step not in self.used:
             self.used.append(step)
         return step
+
+    def _ensure(self, step: Step, depends_on: Any, build: Callable[[Path], None], label: str) -> None:
+        """Return when the step is there: build it, or wait for the process that does."""
+        if step.folder.is_dir():
+            if step not in self.used:
+                logger.info(f"{label}: done before ({step.folder.name})")
+            return
+        lock = self.root / "locks" / step.folder.name
+        with held(lock, f"{label}: another process is at it ({step.folder.name})", wait=self.mode == "wait"):
+            if not step.folder.is_dir():
+                self._build(step, depends_on, build, label)
+            lock.unlink(missing_ok=True)  # a process that waits for the lock still finds the step
 
     def _build(self, step: Step, depends_on: Any, build: Callable[[Path], None], label: str) -> None:
         logger.info(f"{label}: {step.folder.name}")
@@ -132,41 +201,35 @@ class Workspace:
             write_json(partial / "step.json", content)
             shutil.rmtree(partial / "state", ignore_errors=True)
             partial.rename(step.folder)
-        self.built += 1
+        self.ledger.built += 1
         logger.info(f"{label}: done in {time.monotonic() - began:,.0f} s")
 
-    def in_turn(self, works: Sequence[Callable[[], T]]) -> list[T]:
-        """What each of these gives, in their order; done first are those whose steps no other process is at, then,
-        patiently, the others.
+    def in_turn(self, works: Sequence[Callable[[Workspace], T]]) -> list[T]:
+        """Do every work, and give the results in the order of `works`.
+
+        A work whose step another process is building is put off: the others are done first, and it is waited for only
+        when nothing else is left to do.
+
+        Args:
+            works: functions of the workspace to work in, which is this one or a view of it that does not wait. Each
+                may be called more than once, until it raises no `Busy`.
 
         Raises:
-            Busy: as `step` does, where the workspace is not `patient` (inside a work of another `in_turn`).
+            Busy: another process is building a step, and this workspace itself does not wait.
         """
-        if not self.patient:
-            return [work() for work in works]
-        found: dict[int, T] = {}
-        while left := [number for number in range(len(works)) if number not in found]:
-            before = len(found)
+        if self.mode != "wait":
+            return [work(self) for work in works]
+        results: dict[int, T] = {}
+        while left := [number for number in range(len(works)) if number not in results]:
+            before = len(results)
             for number in left:
-                self.patient = False
                 try:
-                    found[number] = works[number]()
+                    results[number] = works[number](self.without_waiting())
                 except Busy:
                     continue
-                finally:
-                    self.patient = True
-            if len(found) == before:
-                found[left[0]] = works[left[0]]()
-        return [found[number] for number in range(len(works))]
-
-    def _note(self, step: Step) -> None:
-        """Let `clean` know, before hours of work, that an unfinished run needs the step."""
-        if self.record is None or step in self.used:
-            return
-        names = json.loads(self.record.read_text())["steps"] if self.record.is_file() else []
-        if step.folder.name not in names:
-            with disk_errors(self.root):
-                write_json(self.record, {"steps": [*names, step.folder.name]})
+            if len(results) == before:
+                results[left[0]] = works[left[0]](self)
+        return [results[number] for number in range(len(works))]
 
     def finished(self, kind: str) -> list[tuple[Path, Any]]:
         """The finished steps of a kind in its current version: the folder of each, and what it depends on."""
@@ -178,7 +241,7 @@ class Workspace:
         return found
 
     def unused(self) -> list[Path]:
-        """Steps, partial ones too, that no run, finished or begun, and no study names.
+        """The folders of steps, partial ones too, that no run and no study names, finished or not.
 
         Raises:
             TmkdError: the folder is no workspace.

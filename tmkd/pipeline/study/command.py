@@ -9,8 +9,7 @@ from rich.console import RenderableType
 
 from tmkd.core.files import disk_errors
 from tmkd.pipeline.report import environment
-from tmkd.pipeline.run import Pipeline
-from tmkd.pipeline.run_data import Shared
+from tmkd.pipeline.run_data import RunCache, RunData
 from tmkd.pipeline.store.workspace import Workspace, held
 from tmkd.pipeline.study.board import Status
 from tmkd.pipeline.study.page import write_study
@@ -38,12 +37,12 @@ def study_and_report(
     """Run what is missing and write studies/<name>/. Table, JSON-like content, notes."""
     plan, workspace = load_study(file, overrides), Workspace(root)
     folder = root / "studies" / plan.study.name
-    shared = Shared()
+    cache = RunCache()
     busy = f"study {plan.study.name} is in use by another tmkd process; wait for it"
     with workspace.locked(), held(folder.with_name(f".{folder.name}.lock"), busy):
-        outcome = run_study(plan, workspace, shared, jobs)
+        outcome = run_study(plan, workspace, cache, jobs)
         with disk_errors(root):
-            told = environment(Pipeline(plan.cells[0].recipe, workspace, shared))
+            told = environment(RunData(plan.cells[0].recipe, workspace, cache))
             told.pop("data: note", None)  # about test rows, which a study does not read
             write_study(folder, outcome, {key: value for key, value in told.items() if value is not None})
     return outcome.table(), outcome.to_json(), [*outcome.sentences(), f"report: {folder / 'report.html'}"]

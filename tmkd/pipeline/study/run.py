@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,39 +21,16 @@ from tmkd.core.errors import RecipeError, TmkdError
 from tmkd.core.files import write_json
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.metrics import Floats, Questions, defined_metrics
-from tmkd.pipeline.parallel import helpers
+from tmkd.pipeline.parallel import workers
 from tmkd.pipeline.preflight import require_runnable
-from tmkd.pipeline.run import Pipeline
-from tmkd.pipeline.run_data import Shared
-from tmkd.pipeline.store.fingerprint import fingerprint
-from tmkd.pipeline.store.workspace import UNFINISHED, Step, Workspace
+from tmkd.pipeline.run import Run
+from tmkd.pipeline.run_data import RunCache
+from tmkd.pipeline.store.workspace import UNFINISHED, StepMissing, Workspace
 from tmkd.pipeline.study.board import Board, Status
 from tmkd.pipeline.study.outcome import Measured, Outcome, outcome_of
 from tmkd.pipeline.study.plan import Cell, Plan
 
 logger = logging.getLogger(__name__)
-
-
-class _Missing(Exception):
-    """A step that is not there yet; holds its label."""
-
-
-class Survey(Workspace):
-    """A workspace that is only looked at: a step that is not there is not built, and no folder is made."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.tokens = root / "tokens"
-        self.used: list[Step] = []
-
-    def step(self, kind: str, depends_on: Any, build: Callable[[Path], None], *, label: str) -> Step:
-        """The finished step."""
-        step = Step(kind, mark := fingerprint(kind, depends_on), self.root / "steps" / f"{kind}-{mark}")
-        if not step.folder.is_dir():
-            raise _Missing(label)
-        if step not in self.used:
-            self.used.append(step)
-        return step
 
 
 @dataclass
@@ -74,26 +50,27 @@ class Found:
     rows: dict[str, Pairs]
 
 
-def look(plan: Plan, root: Path, shared: Shared | None = None) -> Found:
+def look(plan: Plan, root: Path, cache: RunCache | None = None) -> Found:
     """Find the finished cells of a study. Nothing is trained, and nothing is written but damaged labels made anew.
 
     Raises:
         RecipeError: variants that change the development rows, or a metric that has no meaning on them.
     """
-    survey, shared = Survey(root), shared or Shared()
+    workspace, cache = Workspace(root).read_only(), cache or RunCache()
     found = Found({}, {}, [], {})
     for place, cell in enumerate(plan.cells):
-        pipeline = Pipeline(cell.recipe, survey, shared)
+        run = Run(cell.recipe, workspace, cache)
+        run.prepare()
         try:
             with _naming(plan, cell):
-                _ = pipeline.data
-            _check_rows(plan, cell, pipeline, found.rows)
+                dev = run.data.dev
+            _check_rows(plan, cell, dev, found.rows)
             with _naming(plan, cell):
-                require_runnable(pipeline)
-            found.measured[place] = _measure(pipeline)
-        except _Missing as missing:
+                require_runnable(run.data)
+            found.measured[place] = _measure(run)
+        except StepMissing as missing:
             found.missing[place] = str(missing)
-    found.steps = [step.folder.name for step in survey.used]
+    found.steps = [step.folder.name for step in workspace.used]
     return found
 
 
@@ -106,9 +83,8 @@ def _naming(plan: Plan, cell: Cell) -> Iterator[None]:
         raise error.within(f"study {plan.study.name}, {cell}") from error
 
 
-def _check_rows(plan: Plan, cell: Cell, pipeline: Pipeline, rows: dict[str, Pairs]) -> None:
-    """Every variant of a task is measured on the same rows, and the metric has a meaning there."""
-    dev = pipeline.data.dev
+def _check_rows(plan: Plan, cell: Cell, dev: Pairs, rows: dict[str, Pairs]) -> None:
+    """Every variant of a task is measured on the same development set, and the metric has a meaning there."""
     known = dev.take(np.flatnonzero(dev.labels >= 0))
     if cell.task not in rows:
         there = (
@@ -129,24 +105,25 @@ def _check_rows(plan: Plan, cell: Cell, pipeline: Pipeline, rows: dict[str, Pair
         )
 
 
-def run_study(plan: Plan, workspace: Workspace, shared: Shared | None = None, jobs: int = 1) -> Outcome:
+def run_study(plan: Plan, workspace: Workspace, cache: RunCache | None = None, jobs: int = 1) -> Outcome:
     """Train what is missing, `jobs` students side by side, and measure on development rows. Interrupted, it keeps every
     finished cell."""
-    shared = shared or Shared()
-    found = look(plan, workspace.root, shared)
+    cache = cache or RunCache()
+    found = look(plan, workspace.root, cache)
     record = _Record(plan, workspace, found)
-    workspace.record = record.path.with_name(UNFINISHED)
+    unfinished = record.path.with_name(UNFINISHED)
     status = Status(plan, set(found.measured), seconds_of(plan, workspace.root))
     board = Board(status)
 
-    def train(place: int) -> None:
+    def train(place: int, workspace: Workspace) -> None:
         cell, built, began = plan.cells[place], workspace.built, time.monotonic()
         board.start(place)
-        pipeline = Pipeline(cell.recipe, workspace, shared)
+        run = Run(cell.recipe, workspace, cache)
+        run.prepare()
         with _naming(plan, cell):
-            require_runnable(pipeline)  # `look` could not check what needs the pool before it was mined
-            _check_rows(plan, cell, pipeline, found.rows)
-            found.measured[place] = _measure(pipeline)
+            require_runnable(run.data)  # `look` could not check what needs the pool before it was mined
+            _check_rows(plan, cell, run.data.dev, found.rows)
+            found.measured[place] = _measure(run)
         here = workspace.built > built  # else another job trained it
         seconds = (time.monotonic() - began) / jobs if here else None
         record.write({str(cell): seconds} if seconds else None)
@@ -154,17 +131,17 @@ def run_study(plan: Plan, workspace: Workspace, shared: Shared | None = None, jo
 
     missing = list(found.missing)
     try:
-        with board:
+        with board, workspace.recording(unfinished):
             if missing:
-                train(missing.pop(0))  # on all cores: its teachers and labels are those of the others
-            with helpers([plan.cells[place].recipe for place in missing], workspace, jobs):
+                train(missing.pop(0), workspace)  # on all cores: its teachers and labels are those of the others
+            with workers([plan.cells[place].recipe for place in missing], workspace, jobs):
                 workspace.in_turn([partial(train, place) for place in missing])
     except BaseException:
         logger.info(f"study {plan.study.name}: {status.sentence()}")
         raise
     finally:
         record.write()
-        workspace.record.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return outcome_of(plan.study, [(cell, found.measured[place]) for place, cell in enumerate(plan.cells)], found.rows)
 
 
@@ -198,13 +175,13 @@ class _Record:
         write_json(self.path, content)
 
 
-def _measure(pipeline: Pipeline) -> Measured:
-    """The taken method's logits on the development rows that have a golden label."""
-    dev = pipeline.data.dev
+def _measure(run: Run) -> Measured:
+    """The taken method's logits on the pairs of the development set that have a golden label."""
+    dev = run.data.dev
     known = np.flatnonzero(dev.labels >= 0)
-    taken = pipeline.taken()
-    logits: Floats = pipeline.student_logits(taken, dev)[0][known]
-    times = [_training_seconds(step.folder / "curve.json", len(pipeline.student_pairs)) for step in taken.steps]
+    taken = run.students.taken()
+    logits: Floats = run.students.logits(taken, dev)[0][known]
+    times = [_training_seconds(step.folder / "curve.json", len(run.data.student_pairs)) for step in taken.steps]
     return Measured(logits, sum(seconds for seconds in times if seconds is not None) or None)
 
 

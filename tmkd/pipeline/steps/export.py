@@ -1,0 +1,36 @@
+"""The export of a student as a step of the workspace (tmkd/export/export.py makes it)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tmkd.data.tasks import TaskData
+from tmkd.export.export import export_student
+from tmkd.export.gate import writable
+from tmkd.export.int8 import FLOAT_STEPS, choose_calibration
+from tmkd.export.onnx import GRAPH
+from tmkd.pipeline.store.fingerprint import depends_on
+from tmkd.pipeline.store.workspace import Step, Workspace
+
+
+def export_step(workspace: Workspace, student: Step, task: TaskData, backends: Sequence[str] | None) -> Step:
+    """Export a student into folder `export/` of a step.
+
+    Args:
+        workspace: keeps the step.
+        student: a finished student.
+        task: its training pairs calibrate int8, its development set is what the parity gate scores.
+        backends: what to write; every backend whose tools are installed unless given.
+    """
+    names = list(backends or writable())
+    calibration = choose_calibration(task.train)
+    content = depends_on(
+        settings={"backends": names, "int8": FLOAT_STEPS, "graph": GRAPH},
+        inputs={"student": student, "dev": task.dev, "calibration": calibration},
+    )
+
+    def build(folder: Path) -> None:
+        export_student(student.folder, task.dev, folder / "export", calibration=calibration, backends=names)
+
+    return workspace.step("export", content, build, label="export")

@@ -1,0 +1,182 @@
+"""The students of a run: stage 1 and stage 2 of every method of its recipe, one student for each seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.config.methods import METHODS, Method
+from tmkd.config.recipe import Recipe
+from tmkd.core.errors import ExportError
+from tmkd.data.pairs import Pairs
+from tmkd.pipeline.run_data import RunCache, RunData
+from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
+from tmkd.pipeline.steps.distill import distill, distill_lstm, pretrain
+from tmkd.pipeline.steps.label import method_logits
+from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.pipeline.teacher_labels import TeacherLabels
+from tmkd.training.targets import Replay, Targets
+from tmkd.training.token_cosine import soft_labels
+
+
+@dataclass(frozen=True)
+class TrainedStudents:
+    """The finished students of one method.
+
+    Attributes:
+        method: a row of the table of methods.
+        steps: the students, seed after seed.
+        stage1: the stage-1 student of each seed; empty where the method has none, or the recipe names a finished one.
+        each: students of one seed (K of `m-o-m`, else 1).
+    """
+
+    method: Method
+    steps: tuple[Step, ...]
+    stage1: tuple[Step, ...]
+    each: int = 1
+
+    @classmethod
+    def of(cls, method: Method, seeds: list[TrainedSeed]) -> TrainedStudents:
+        """The students of a method from those of each seed."""
+        steps = [step for _, finished in seeds for step in finished]
+        firsts = tuple(first for first, _ in seeds if isinstance(first, Step))
+        return cls(method, tuple(steps), firsts, len(steps) // len(seeds))
+
+
+TrainedSeed = tuple[Step | Path | None, list[Step]]
+"""Of one seed: the stage-1 student, where the method has one, and the finished student (K of them for `m-o-m`)."""
+
+
+class Students:
+    """The students of a recipe. Each is trained when it is first asked for.
+
+    Args:
+        labels: the teachers of the run and their labels, with its recipe, pairs and workspace.
+    """
+
+    def __init__(self, labels: TeacherLabels) -> None:
+        self.labels = labels
+        self.data = labels.data
+        self.recipe = labels.recipe
+        self.workspace = labels.workspace
+        self._trained: list[TrainedStudents] | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, workspace: Workspace, cache: RunCache) -> Students:
+        """The students of a recipe over its own data and teachers."""
+        return cls(TeacherLabels(RunData(recipe, workspace, cache)))
+
+    def on(self, workspace: Workspace) -> Students:
+        """The same students in another view of the workspace."""
+        return self if workspace is self.workspace else Students(self.labels.on(workspace))
+
+    @property
+    def methods(self) -> list[Method]:
+        """The recipe's methods that train a student."""
+        return [METHODS[name] for name in self.recipe.methods if METHODS[name].trains]
+
+    def train_all(self) -> list[TrainedStudents]:
+        """Train the students that are not there, and give all of them, method by method."""
+        if self._trained is None:
+            found = iter(self.workspace.in_turn(self.trainings()))
+            self._trained = [
+                TrainedStudents.of(method, [next(found) for _ in self.recipe.seeds]) for method in self.methods
+            ]
+        return self._trained
+
+    def taken(self) -> TrainedStudents:
+        """The students of the method that is exported (`take`); trained, with all others, if they are not there."""
+        return next(students for students in self.train_all() if students.method.name == self.recipe.take)
+
+    def trainings(self) -> list[Callable[[Workspace], TrainedSeed]]:
+        """For every method and seed a function that trains the student in the workspace it is given."""
+        return [partial(self._train, *one) for one in itertools.product(self.methods, self.recipe.seeds)]
+
+    def _train(self, method: Method, seed: int, workspace: Workspace) -> TrainedSeed:
+        return self.on(workspace).train(method, seed)
+
+    def train(self, method: Method, seed: int) -> TrainedSeed:
+        """The student of one method and seed; the students of `m-o-m` are the `1-o-1` students of every teacher."""
+        first = self.pretrain(method, seed) if method.stage1 else None
+        if method.students == "K":
+            each = self.labels.labellers(self.data.student_pairs)
+            return first, [self.distill(METHODS["1-o-1"], None, seed, only=teacher) for teacher in each]
+        return first, [self.distill(method, first, seed)]
+
+    def pretrain(self, method: Method, seed: int) -> Step | Path:
+        """The stage-1 student of a method and seed, or the folder of the one that the recipe names."""
+        if self.recipe.stage1_from is not None:
+            return Path(self.recipe.stage1_from)
+        pool, targets = self.data.pool, self.stage1_targets(method)
+        if self.recipe.stage1.share < 1:
+            pool, targets = pool.take(self.data.stage1_rows), targets.take(self.data.stage1_rows)
+        return pretrain(self.workspace, self.recipe, method, pool, targets, seed, begin=self.begins_with(method))
+
+    def stage1_targets(self, method: Method) -> Targets:
+        """What a method's student learns in stage 1: the teachers' labels, or the bi-encoder cosine (`self-taught`)."""
+        if method.self_taught:
+            cosine = bi_encoder_cosine(self.workspace, self.recipe, self.data.pool)
+            return Targets((f"cosine {cosine.fingerprint}",), soft_labels(cosine.folder, self.data.pool)[:, None])
+        targets = self.labels.pool_targets(method)
+        assert targets is not None
+        return targets
+
+    def begins_with(self, method: Method) -> Step | None:
+        """The teacher whose layers a method's student begins with; None for the layers of the encoder."""
+        taught = self.recipe.student.start == "teacher" and method.targets != "none"
+        return self.labels.best_of_own_encoder if taught else None
+
+    def distill(self, method: Method, first: Step | Path | None, seed: int, only: int | None = None) -> Step:
+        """Train one student: stage 2, or the only stage.
+
+        Args:
+            method: a row of the table of methods.
+            first: the stage-1 student that it begins with.
+            seed: of the order of the pairs, and of new weights.
+            only: the teacher (index) of a student that learns from one; the best teacher unless given.
+        """
+        pairs = self.data.student_pairs
+        soft = self.labels.targets(method, pairs, "train", only)
+        if method.encoder == "lstm":
+            assert soft is not None
+            _, teacher = self.labels.teachers[self.labels.best_of(method)]
+            return distill_lstm(self.workspace, self.recipe, method, pairs, soft, teacher, seed)
+        return distill(
+            self.workspace, self.recipe, method, pairs, soft, first, seed,
+            begin=None if first is not None else self.begins_with(method), replay=self._replay(method),
+        )  # fmt: skip
+
+    def _replay(self, method: Method) -> Replay | None:
+        """The pairs of the pool that stage 2 of a method mixes in."""
+        if not (method.stage1 and self.recipe.stage2.replay):
+            return None
+        targets = self.labels.targets(method, self.data.pool, "pool")
+        return Replay(self.data.pool, targets) if targets else None
+
+    def logits(self, students: TrainedStudents, pairs: Pairs) -> NDArray[np.float64]:
+        """The outputs of a method's students under the recipe's combination, [S, N, C] for S seeds."""
+        return method_logits(
+            self.workspace, students.steps, pairs, self.recipe.combination, each=students.each,
+            name=students.method.name, precision=self.recipe.precision,
+        )  # fmt: skip
+
+    def require_exportable(self) -> None:
+        """Refuse, before hours of training, to take a method whose student cannot be exported.
+
+        Raises:
+            ExportError: `take` is m-o-m or bilstm.
+        """
+        method = METHODS[self.recipe.take]
+        if not method.exportable:
+            fit = [name for name in self.recipe.methods if METHODS[name].exportable]
+            why = "is an LSTM, no transformers checkpoint" if method.encoder == "lstm" else "is several students"
+            raise ExportError(
+                f"take: {method.name} {why}, and cannot be exported; it is measured all the same. Take "
+                + (f"one of: {', '.join(fit)}" if fit else "another method, such as 1-o-1, and add it to `methods`")
+            )
