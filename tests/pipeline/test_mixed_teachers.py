@@ -212,7 +212,7 @@ def test_a_checkpoint_whose_classes_are_in_another_order(tmkd: Tmkd, encoders: d
     for label_map, message in {
         "{yes: 0, no: 1, maybe: 2}": "quote them",
         "{good: 0, bad: 1, maybe: 2}": "label_map names good, bad, maybe; the checkpoint's classes are CONTRA",
-        "{entailment: 0, neutral: 1, contradiction: 1}": "label_map: nothing stands for class 2 of 3",
+        "{entailment: 0, neutral: 1, contradiction: 1}": "label_map: no name stands for class 2 of 3",
         "{entailment: 0, neutral: 1, contradiction: 3}": "label_map: 'contradiction' is class 3; there are 3",
     }.items():
         wrong = f"teachers=[{{name: b, checkpoint: {theirs}, label_map: {label_map}}}]"

@@ -194,7 +194,7 @@ def test_shares_held_out(tmp_path: Path) -> None:
         ({"train": "t", "hold_out": {"test": 1.5}}, "less than 1, got 1.5"),
         ({"train": "t", "reference": "score"}, "'score' is not in scores"),
         ({"train": "t", "labels": {"yes": 2, "no": 0}}, "data.labels: 'yes' is class 2; there are 2"),
-        ({"train": "t", "labels": {"yes": 1}}, "data.labels: nothing stands for class 0 of 2"),
+        ({"train": "t", "labels": {"yes": 1}}, "data.labels: no name stands for class 0 of 2"),
         ({"train": "t", "labels": {"yes": "one"}}, "got 'one'"),
     ],
 )

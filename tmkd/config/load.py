@@ -20,43 +20,67 @@ P = TypeVar("P", bound=Part)
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read and validate a recipe.
 
+    Example:
+        recipe = load_recipe(Path("recipes/demo.yaml"), ["stage1.epochs=2", "name=short"])
+
     Args:
         path: the YAML file.
-        overrides: `key=value` with dots into parts; the value is YAML.
+        overrides: `key=value`; the key has dots into sections, the value is YAML. A `stage1_from` among them replaces
+            the file's `stage1`.
 
     Raises:
-        RecipeError: missing file, bad YAML, unknown or ill-typed key (the nearest right one is named).
+        RecipeError: the file is missing or no YAML, a key is unknown (the error names the nearest right one), or a
+            value does not fit.
     """
     return parse_recipe(read_content(path, overrides), str(path))
 
 
 def read_content(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The mapping that a YAML file holds, with `key=value` overrides applied; not validated.
+    """The content of a YAML file with overrides applied, not validated.
+
+    Args:
+        path: the YAML file.
+        overrides: as in `load_recipe`.
 
     Raises:
-        RecipeError: missing file, bad YAML, an override that does not fit.
+        RecipeError: the file is missing or no YAML mapping, or an override does not fit it.
     """
+    where = str(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RecipeError(f"{path}: no such recipe; see recipes/ for examples") from error
+        raise RecipeError(f"{path}: no such recipe; see recipes/ for examples", where=where) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from error
+        raise RecipeError(f"{path}: cannot be read: {error}", where=where) from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}", where=where) from error
     if not isinstance(content, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys, this file holds {type(content).__name__}")
+        raise RecipeError(
+            f"{path}: a recipe is a mapping of keys, this file holds {type(content).__name__}", where=where
+        )
     set_keys(content, [_parse_override(override) for override in overrides or []])
     return content
 
 
 def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
-    """Validate the content of a recipe; RecipeError says which key, what it holds and what fits."""
+    """Validate the content of a recipe.
+
+    Args:
+        content: keys and values, as read from YAML or JSON.
+        where: what begins an error's message, such as the file's name.
+
+    Raises:
+        RecipeError: a key is unknown or its value does not fit; names the key, its value and what would fit.
+    """
     return validate(Recipe, content, where)
 
 
 def parse_recorded_recipe(content: dict[str, Any], where: str) -> Recipe:
-    """Validate a recipe that a run recorded in its manifest; accepts keys as earlier versions wrote them.
+    """Validate a recipe that a run recorded in its manifest; accepts what earlier versions of tmkd wrote there.
+
+    Args:
+        content: the recipe in the manifest.
+        where: what begins an error's message, such as the manifest's name.
 
     Raises:
         RecipeError: as `parse_recipe`.
@@ -67,37 +91,50 @@ def parse_recorded_recipe(content: dict[str, Any], where: str) -> Recipe:
 
 
 def validate(kind: type[P], content: dict[str, Any], where: str) -> P:
-    """Validate a mapping as one kind of part; RecipeError says which key, what it holds and what fits."""
+    """Validate a mapping as a recipe, a section of one, or a study.
+
+    Args:
+        kind: the class to make of it.
+        content: keys and values.
+        where: what begins an error's message.
+
+    Raises:
+        RecipeError: as `parse_recipe`.
+    """
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(detail, kind) for detail in error.errors()]
-        raise RecipeError(f"{where}: " + f"\n{where}: ".join(dict.fromkeys(lines))) from error
+        details = error.errors()
+        lines = [_explain(detail, kind) for detail in details]
+        key = ".".join(map(str, details[0]["loc"])) or None
+        raise RecipeError(
+            f"{where}: " + f"\n{where}: ".join(dict.fromkeys(lines)), where=where, key=key, value=details[0]["input"]
+        ) from error
 
 
 def _parse_override(override: str) -> tuple[str, Any, str]:
-    """Key, value and what errors call it."""
+    """The key, the value, and what errors call the override."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"override {override!r}: write key=value, for example stage1.epochs=2")
+        raise RecipeError(f"override {override!r}: write key=value, for example stage1.epochs=2", where=override)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
+        raise RecipeError(f"override {override!r}: the value is not valid YAML", where=override) from error
     return key, value, f"override {override!r}"
 
 
 def set_keys(content: dict[str, Any], changes: Sequence[tuple[str, Any, str]]) -> None:
     """Change keys of a recipe's content in place.
 
-    A `stage1_from` among the changes replaces the `stage1` that the content had, unless the changes set that too.
+    A `stage1_from` among the changes replaces the `stage1` that the content had, unless the changes set `stage1`, too.
 
     Args:
         content: a recipe as read from YAML.
-        changes: for each change the key (with dots into parts), its value, and what begins an error's text.
+        changes: for each change the key (with dots into sections), its value, and what begins an error's message.
 
     Raises:
-        RecipeError: an index that a list does not have.
+        RecipeError: a list does not have the index that a key names.
     """
     starts_from = any(key == "stage1_from" and value is not None for key, value, _ in changes)
     if starts_from and not any(key.partition(".")[0] == "stage1" for key, _, _ in changes):
@@ -131,7 +168,7 @@ def _index(items: list[Any], text: str, where: str) -> int:
 
 
 def number(value: Any) -> Any:
-    """The number that a text holds, since YAML 1.1 reads 1e-4 as text; anything else as it is."""
+    """A text that is a number as that number (YAML 1.1 reads 1e-4 as text); anything else unchanged."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -139,14 +176,14 @@ def number(value: Any) -> Any:
 
 
 def describe() -> str:
-    """The documentation of every key, one line each."""
+    """The documentation of the recipe: one line for every key."""
     lines: list[str] = []
     _describe(Recipe, "", lines)
     return "\n".join(lines)
 
 
 def _inner(annotation: Any) -> type[BaseModel] | None:
-    """The part that a field holds, alone, in a tuple or in a union; None where it holds none."""
+    """The section that a field holds, also in a tuple or a union; None if it holds none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for inside in get_args(annotation) if (found := _inner(inside))), None)

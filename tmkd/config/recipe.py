@@ -29,87 +29,95 @@ from tmkd.config.sections import (
 
 
 class Recipe(Part):
-    """A task plus the methods to run on it."""
+    """A task and the methods to run on it."""
 
-    name: str = Field("tmkd", pattern=r"^[A-Za-z0-9._-]+$", description="the run's name under runs/")
-    encoder: str = Field("builtin:minilm-l6", description="pre-trained encoder: builtin:NAME, a folder, a hub id")
-    classes: int = Field(2, ge=2, description="C")
+    name: str = Field("tmkd", pattern=r"^[A-Za-z0-9._-]+$", description="name of the run, and of its folder runs/NAME/")
+    encoder: str = Field("builtin:minilm-l6", description="pre-trained encoder: builtin:NAME, a folder, or a hub id")
+    classes: int = Field(2, ge=2, description="number of classes (C)")
     max_length: int = Field(
-        192, ge=8, le=8192, description="tokens of a pair; longer pairs are cut, longest side first"
+        192, ge=8, le=8192, description="tokens of a pair; of a longer pair the longer side is cut first"
     )
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 where the hardware supports it, else fp32"
+    )
     attention: Literal["auto", "matmul", "sdpa", "packed"] = Field(
-        "auto", description="auto: what is fastest on the device; the results are the same, to rounding"
+        "auto", description="auto: the fastest on this device; results differ only by rounding"
     )
-    data: Data = Field(description="where the pairs come from")
-    pool: Pool | None = Field(None, description="the pairs of stage 1, mined or taken in part")
+    data: Data = Field(description="where the labelled pairs come from")
+    pool: Pool | None = Field(None, description="the unlabelled pairs of stage 1: where they are mined, and how many")
     teachers: tuple[Teacher, ...] = Field(
-        (), description="K teachers; columns of data.scores that none of them names come after them"
+        (), description="the K teachers; columns of data.scores that none of them names are teachers, too, after them"
     )
-    use_teachers: Positive | None = Field(None, description="use only so many of them, from the first")
+    use_teachers: Positive | None = Field(None, description="use only the first this many teachers")
     labels: Literal["own", "out-of-fold"] = Field(
         "own",
-        description="soft labels of the training pairs: of the teachers that were trained on them, or of teachers that "
-        "did not see the pair's question (each trained on the other folds; pool, dev and test keep the full teachers)",
+        description="who labels the training pairs. own: the teachers, which were trained on them. out-of-fold: "
+        "teachers that did not see the pair's question, each trained on the other folds (the pool and the development "
+        "and test sets are labelled by the full teachers)",
     )
-    folds: int = Field(5, ge=2, description="of out-of-fold labels")
+    folds: int = Field(5, ge=2, description="number of folds for out-of-fold labels")
     student: StudentShape = Field(default_factory=StudentShape, description="the student's shape")
     warm_up: Training | None = Field(
         None,
-        description="before all else: the encoder learns its own embeddings' cosine on the pool's pairs, for sentence "
-        "encoders, which never compared two texts in one sequence. Teachers of it begin with that; none unless given",
+        description="warm start, for bi-encoders, which have never read two texts in one sequence: before anything "
+        "else the encoder learns its own bi-encoder cosine of the pool's pairs, and teachers with the recipe's "
+        "encoder start from it. None unless given",
     )
-    stage1: Stage1 = Field(default_factory=lambda: Stage1(learning_rate=3e-4, epochs=4), description="stage 1")
+    stage1: Stage1 = Field(
+        default_factory=lambda: Stage1(learning_rate=3e-4, epochs=4), description="how stage 1 trains"
+    )
     stage1_from: str | None = Field(
         None,
         description="the folder of an earlier run's stage-1 student (runs/NAME/stage1), from which stage 2 starts; "
         "stage 1 is then skipped, and `stage1` must not be given",
     )
     stage2: Stage2 = Field(
-        default_factory=lambda: Stage2(learning_rate=3e-5, epochs=2), description="students that had stage 1"
+        default_factory=lambda: Stage2(learning_rate=3e-5, epochs=2),
+        description="how stage 2 trains students that had stage 1",
     )
     without_stage1: Training = Field(
         default_factory=lambda: Training(learning_rate=2e-4, epochs=4),
-        description="students that skip stage 1 (finetune, 1-o-1, mkd, ...)",
+        description="how students train that skip stage 1 (finetune, 1-o-1, mkd, ...)",
     )
     bilstm: Bilstm = Field(default_factory=Bilstm, description="the bilstm baseline")
     loss: Loss = Field(default_factory=Loss, description="the loss on soft labels")
     methods: tuple[str, ...] = Field(
         ("teacher", "teacher-ensemble", "finetune", "tmkd"),
-        description="of: " + "; ".join(f"{method.name} ({method.text})" for method in METHODS.values()),
+        description="any of: " + "; ".join(f"{method.name} ({method.text})" for method in METHODS.values()),
     )
-    seeds: Seeds = Field((0,), description="one student of every method per seed")
+    seeds: Seeds = Field((0,), description="for each seed, one student of every method")
     combination: Literal["logit", "probability", "golden"] = Field(
         "logit",
-        description="how the headers of measured students become one output: mean of their logits, mean of their "
-        "probabilities (the paper's), or the golden header alone; an export always folds, which is `logit`",
+        description="how the heads of a student become one output when it is evaluated: mean of their logits, mean of "
+        "their probabilities (the paper's), or the golden head alone. An export always folds the heads, which is "
+        "`logit`",
     )
-    take: str = Field("tmkd", description="the method whose first seed is exported")
-    export: Export = Field(default_factory=Export, description="what is written for serving")
+    take: str = Field("tmkd", description="the method whose first student is exported")
+    export: Export = Field(default_factory=Export, description="what is exported for serving")
 
     @property
     def all_teachers(self) -> tuple[Teacher, ...]:
-        """Those that are listed, and the score columns that count as teachers without being listed."""
+        """The listed teachers, then the score columns that are teachers without being listed."""
         listed = {teacher.scores for teacher in self.teachers} | {self.data.reference}
         columns = [column for column in self.data.scores if column not in listed]
         named = {re.sub(r"[^\w.-]", "-", column, flags=re.ASCII): column for column in columns}
         return (*self.teachers, *(Teacher(name=name, scores=column) for name, column in named.items()))
 
     def encoder_of(self, teacher: Teacher) -> str:
-        """What a teacher that is no column begins with, as `find_encoder` takes it."""
+        """The encoder or checkpoint that a teacher starts from, as `find_encoder` takes it; not for score columns."""
         return teacher.checkpoint or teacher.encoder or self.encoder
 
     def length_of(self, teacher: Teacher) -> int:
-        """Tokens of a pair that a teacher reads."""
+        """How many tokens of a pair a teacher reads."""
         return teacher.max_length or self.max_length
 
     def fine_tunes_own(self, teacher: Teacher) -> bool:
-        """Whether a teacher is fine-tuned here from the recipe's own encoder."""
+        """Whether this run fine-tunes the teacher from the recipe's own encoder."""
         return teacher.trained and self.encoder_of(teacher) == self.encoder
 
     @property
     def used_teachers(self) -> tuple[Teacher, ...]:
-        """The first `use_teachers` of them."""
+        """The teachers that take part: all, or the first `use_teachers` of them."""
         return self.all_teachers[: self.use_teachers]
 
     @field_validator("methods")
@@ -152,7 +160,7 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
+    def _teachers_fit(self) -> Recipe:
         names = [teacher.name for teacher in self.all_teachers]
         if not names:
             raise ValueError("teachers: give one or more, or score columns made elsewhere (data.scores)")
@@ -164,10 +172,18 @@ class Recipe(Part):
             raise ValueError("stage2.replay: the pool is of another task (pool.teachers), stage 2 has no labels for it")
         if self.labels == "out-of-fold" and not any(teacher.trained for teacher in self.used_teachers):
             raise ValueError("labels: out-of-fold needs a teacher that is trained here, and none is")
+        return self
+
+    @model_validator(mode="after")
+    def _take_fits(self) -> Recipe:
         if self.take not in self.methods:
             raise ValueError(f"take: {self.take!r} is not among the methods ({', '.join(self.methods)}); set take, too")
         if not METHODS[self.take].trains:
             raise ValueError(f"take: {self.take!r} trains no student; take a method that does")
+        return self
+
+    @model_validator(mode="after")
+    def _score_columns_fit(self) -> Recipe:
         for teacher in self.teachers:
             if teacher.scores is not None and teacher.scores not in self.data.scores:
                 raise ValueError(f"teachers: {teacher.name}: score column {teacher.scores!r} is not in data.scores")
@@ -175,6 +191,10 @@ class Recipe(Part):
             raise ValueError("a column of scores can be a teacher or the reference of two classes only")
         if self.data.reference and all(teacher.scores == self.data.reference for teacher in self.used_teachers):
             raise ValueError("teachers: the reference cannot be the only one, it is not measured against itself")
+        return self
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> Recipe:
         if self.student.start == "teacher" and not any(map(self.fine_tunes_own, self.used_teachers)):
             raise ValueError(
                 f"student.start: teacher needs a teacher that is fine-tuned from {self.encoder!r}, and there is none; "
@@ -182,42 +202,15 @@ class Recipe(Part):
             )
         if self.stage1.states and self.student.start != "teacher":
             raise ValueError(
-                f"stage1.states: {self.stage1.states:g}, but a student learns the states of the teacher that it begins "
-                f"with, and student.start is {self.student.start}; set student.start=teacher, or stage1.states=0"
+                f"stage1.states: {self.stage1.states:g}, but a student learns the states of the teacher whose layers "
+                f"it starts from, and student.start is {self.student.start}; set student.start=teacher, or "
+                "stage1.states=0"
             )
-        self._classes_fit()
-        self._methods_fit()
         return self
 
-    def _methods_fit(self) -> None:
-        """Each method has the teachers it needs, and the loss the rows and classes it needs."""
-        for name in self.methods:
-            like = METHODS[name].alone
-            if like and len(self.all_teachers) < 2:  # of several, `use_teachers: 1` takes one on purpose
-                raise ValueError(
-                    f"methods: {name} needs two or more teachers, and {self.all_teachers[0].name} is the only one; add "
-                    f"another, or take {like} instead (methods=[...] and take={like})"
-                )
-        if self.stage1_from is not None and (made := [n for n in self.methods if METHODS[n].self_taught]):
-            raise ValueError(
-                f"methods: {made[0]} makes a stage 1 of its own, and stage1_from names a finished one, "
-                f"{self.stage1_from}; leave one of them out"
-            )
-        if self.loss.kind == "margin_mse":
-            if self.classes != 2:
-                raise ValueError(f"loss.kind: margin_mse is defined for two classes, and there are {self.classes}")
-            if self.stage2.replay:
-                raise ValueError("stage2.replay mixes in single pairs, and loss.kind margin_mse compares passages")
-            for key in ("stage1", "stage2", "without_stage1", "bilstm"):
-                numbers: Training = getattr(self, key)
-                if numbers.batch_size < 4:
-                    raise ValueError(
-                        f"{key}.batch_size: {numbers.batch_size} is too small for loss.kind margin_mse, which compares "
-                        "passages of one step; use 4 or more"
-                    )
-
-    def _classes_fit(self) -> None:
-        """Label maps name every class of the task and no other."""
+    @model_validator(mode="after")
+    def _label_maps_fit(self) -> Recipe:
+        """Each label map names every class of the task, and no other class."""
         maps = {"data.labels": {name: value for name, value in self.data.labels.items() if value is not None}}
         maps |= {f"teachers: {teacher.name}: label_map": teacher.label_map or {} for teacher in self.teachers}
         for where, found in maps.items():
@@ -226,4 +219,40 @@ class Recipe(Part):
                     raise ValueError(f"{where}: {name!r} is class {value}; there are {self.classes}, counted from 0")
             absent = sorted(set(range(self.classes)) - set(found.values()))
             if found and absent:
-                raise ValueError(f"{where}: nothing stands for class {absent[0]} of {self.classes}")
+                raise ValueError(f"{where}: no name stands for class {absent[0]} of {self.classes}")
+        return self
+
+    @model_validator(mode="after")
+    def _methods_fit(self) -> Recipe:
+        """Each method has the teachers and the stage 1 that it needs."""
+        for name in self.methods:
+            like = METHODS[name].alone
+            if like and len(self.all_teachers) < 2:  # `use_teachers: 1` of several is allowed: an ablation wants it
+                raise ValueError(
+                    f"methods: {name} needs two or more teachers, and {self.all_teachers[0].name} is the only one; add "
+                    f"another, or take {like} instead (methods=[...] and take={like})"
+                )
+            if self.stage1_from is not None and METHODS[name].self_taught:
+                raise ValueError(
+                    f"methods: {name} makes a stage 1 of its own, and stage1_from names a finished one, "
+                    f"{self.stage1_from}; leave one of them out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> Recipe:
+        """A loss that compares the passages of a question has the classes and batches that it needs."""
+        if self.loss.kind != "margin_mse":
+            return self
+        if self.classes != 2:
+            raise ValueError(f"loss.kind: margin_mse is defined for two classes, and there are {self.classes}")
+        if self.stage2.replay:
+            raise ValueError("stage2.replay mixes in single pairs, and loss.kind margin_mse compares passages")
+        for key in ("stage1", "stage2", "without_stage1", "bilstm"):
+            numbers: Training = getattr(self, key)
+            if numbers.batch_size < 4:
+                raise ValueError(
+                    f"{key}.batch_size: {numbers.batch_size} is too small for loss.kind margin_mse, which compares "
+                    "passages of one step; use 4 or more"
+                )
+        return self

@@ -1,4 +1,7 @@
-"""Parts of a recipe that stand alone: rows, teachers, numbers of a training, loss, pool, the shape of the student."""
+"""The sections of a recipe: data, teachers, training runs, loss, pool, the student's shape, export.
+
+Each section refuses what it can see to be wrong by itself; `tmkd.config.recipe` refuses what does not fit together.
+"""
 
 from __future__ import annotations
 
@@ -23,82 +26,85 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class Part(BaseModel):
-    """A mapping of a recipe: unknown keys are errors, and it does not change."""
+    """A section of a recipe. An unknown key is an error, and values cannot be changed afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Columns(Part):
-    """The names that your files give to what tmkd reads."""
+    """The names of the columns in your files."""
 
     question: str = Field("question", description="column of the question (premise)")
     passage: str = Field("passage", description="column of the passage (hypothesis)")
-    label: str = Field("label", description="column of the golden label, an integer from 0")
-    qid: str = Field("qid", description="column that groups rows by question; without it the question's text does")
+    label: str = Field("label", description="column of the label, an integer from 0")
+    qid: str = Field("qid", description="column that groups pairs by question; the question's text unless given")
     pid: str = Field("pid", description="column that names the passage")
 
 
-class DebianDocs(Part):
+class DebianDocsSizes(Part):
     """Sizes of the built-in data set."""
 
     pool_per_question: Positive = Field(30, description="passages retrieved for each training question")
-    headings: int = Field(4000, ge=0, description="section headings taken as questions of the pool")
+    headings: int = Field(4000, ge=0, description="section headings that serve as questions of the pool")
     pool_per_heading: Positive = Field(6, description="passages retrieved for each heading")
-    train_headings: int = Field(0, ge=0, description="section headings taken as questions of the training rows")
-    max_questions: int | None = Field(None, gt=0, description="use only so many FAQ questions (for trials)")
+    train_headings: int = Field(0, ge=0, description="section headings that serve as questions of the training set")
+    max_questions: int | None = Field(None, gt=0, description="use only this many FAQ questions (for trials)")
     packages: tuple[str, ...] | None = Field(None, description="use only these packages (for trials)")
 
 
 class Training(Part):
-    """The numbers of one training run."""
+    """How one model is trained."""
 
-    learning_rate: Rate = Field(description="AdamW's learning rate at its peak")
-    epochs: Positive = Field(description="passes over the rows")
-    batch_size: Positive = Field(32, description="pairs of one optimiser step")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="of matrices, not of biases and norms")
-    clip: float = Field(1.0, gt=0, description="gradient norm is clipped at this")
+    learning_rate: Rate = Field(description="peak learning rate of AdamW")
+    epochs: Positive = Field(description="passes over the training pairs")
+    batch_size: Positive = Field(32, description="pairs in one optimiser step")
+    warmup: float = Field(
+        0.1, ge=0, lt=1, description="learning-rate warm-up: the share of the steps in which the rate rises"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW, for weight matrices only")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm; longer gradients are scaled down")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
 
 
 class Stage1(Training):
-    """The numbers of stage 1."""
+    """How stage 1 trains the student."""
 
     cosine: float = Field(
         0.0,
         ge=0,
-        description="weight of the encoder's own cosine of each pair, token by token, beside the teachers' soft "
-        "labels; 0: the soft labels alone, as in the paper",
+        description="weight of the token cosine, an auxiliary objective: the bi-encoder cosine of a pair, split over "
+        "the passage's tokens. 0: soft labels only, as in the paper",
     )
     states: float = Field(
         0.0,
         ge=0,
-        description="weight of the hidden states of the teacher that the student begins with (student.start: teacher): "
-        "after each layer but the last, every token learns to look as it does there; 0: not at all, as in the paper",
+        description="weight of an auxiliary objective: after each layer but the last, the student's hidden states "
+        "learn to equal those of the teacher whose layers it starts from (student.start: teacher). 0: soft labels "
+        "only, as in the paper",
     )
     share: float = Field(
         1,
         gt=0,
         le=1,
-        description="share of the pool's questions that the student sees, a smaller one part of a larger one; warm-up "
-        "and teachers are not touched",
+        description="share of the pool's questions that the student sees; a smaller share is part of a larger one. "
+        "The encoder's warm start and the teachers do not depend on it",
     )
 
 
 class Stage2(Training):
-    """The numbers of stage 2."""
+    """How stage 2 trains the student."""
 
     replay: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of every step's pairs that come from the pool, with their soft labels alone; an epoch stays "
-        "a pass over the training pairs",
+        description="share of the pairs of every step that come from the pool, with soft labels only; an epoch is "
+        "still one pass over the training pairs",
     )
 
     @property
     def replayed(self) -> int:
-        """Pairs of a whole step that come from the pool."""
+        """How many pairs of a full step come from the pool."""
         return round(self.replay * self.batch_size)
 
     @model_validator(mode="after")
@@ -109,10 +115,12 @@ class Stage2(Training):
 
 
 class HoldOut(Part):
-    """Shares of the training questions (premises) that are set aside by a hash of their text."""
+    """Shares of the training questions (premises) that are held out, chosen by a hash of the question."""
 
-    dev: Share | None = Field(None, description="for development, where data.dev is not given; a fifth unless given")
-    test: Share | None = Field(None, description="for test, where data.test is not given")
+    dev: Share | None = Field(
+        None, description="the development set, where data.dev is not given; a fifth unless given"
+    )
+    test: Share | None = Field(None, description="the test set, where data.test is not given")
 
     @model_validator(mode="after")
     def _leaves_some(self) -> HoldOut:
@@ -122,46 +130,57 @@ class HoldOut(Part):
 
 
 def _text_keys(labels: Any) -> Any:
-    """YAML reads a bare 0 as a number; label maps are by text."""
+    """A label map with text for keys: YAML reads a bare 0 as a number."""
     if isinstance(labels, dict) and any(isinstance(key, bool) for key in labels):
         raise ValueError("YAML reads yes, no, on, off, true, false as switches; quote them: {'yes': 1, 'no': 0}")
     return {str(key): value for key, value in labels.items()} if isinstance(labels, dict) else labels
 
 
 class Data(Part):
-    """Where the pairs come from: `builtin: debian-docs`, files, or a hub data set."""
+    """Where the labelled pairs come from: `builtin: debian-docs`, files, or a hub data set."""
 
-    builtin: Literal["debian-docs"] | None = Field(None, description="a data set that tmkd builds itself")
-    debian_docs: DebianDocs = Field(default_factory=DebianDocs, description="sizes of the built-in set")
-    hub: str | None = Field(None, description="a hub data set, or a local folder in the hub's layout")
+    builtin: Literal["debian-docs"] | None = Field(
+        None, description="the data set that tmkd builds from Debian's documentation packages"
+    )
+    debian_docs: DebianDocsSizes = Field(default_factory=DebianDocsSizes, description="sizes of the built-in data set")
+    hub: str | None = Field(
+        None,
+        description="a hub data set, or a local folder in the hub's layout; train, dev and test are then its splits",
+    )
     config: str | None = Field(None, description="configuration of the hub data set, such as `mnli` of nyu-mll/glue")
     train: str | None = Field(
         None, description="labelled pairs: a file (JSONL, CSV, TSV, Parquet, plain or .gz) or a split"
     )
-    dev: str | None = Field(None, description="development pairs; without it a fifth of train's questions is held out")
-    test: str | None = Field(
-        None, description="test pairs, read once for the report; without it dev stands in and the report says so"
+    dev: str | None = Field(
+        None, description="the development set; without it a fifth of the training questions is held out"
     )
-    hold_out: HoldOut | None = Field(None, description="shares of train's questions set aside")
-    pool: str | None = Field(None, description="unlabelled pairs for stage 1; without it the training pairs")
+    test: str | None = Field(
+        None,
+        description="the test set, read once for the report; without it the development set is used, and the report "
+        "says so",
+    )
+    hold_out: HoldOut | None = Field(None, description="shares of the training questions to hold out")
+    pool: str | None = Field(None, description="unlabelled pairs for stage 1; the training pairs unless given")
     train_share: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="share of the training questions that students see in stage 2 or without stage 1, by a hash: a "
-        "smaller share is part of a larger one; teachers, and stage 1 without a pool, see all",
+        description="share of the training questions that students see in stage 2, or if they skip stage 1; chosen by "
+        "a hash, a smaller share is part of a larger one. Teachers, and stage 1 without a pool, see all questions",
     )
     columns: Columns = Field(default_factory=Columns, description="column names")
     scores: dict[str, Literal["logit", "probability"]] = Field(
         default_factory=dict,
-        description="score columns made elsewhere and what they hold: teachers, listed or not, save for the reference",
+        description="score columns made elsewhere, and what each holds. Every one is a teacher, listed or not, except "
+        "the reference",
     )
     labels: dict[str, int | None] = Field(
         default_factory=dict,
-        description="classes by what the label column holds: {entailment: 0, neutral: 1}; null: leave such rows out",
+        description="the class that each value of the label column stands for: {entailment: 0, neutral: 1}; rows "
+        "whose value stands for null are left out",
     )
     reference: str | None = Field(
-        None, description="the score column that stands for golden labels, where there are none; declared in scores"
+        None, description="the score column to use in place of labels, where there are none; it must be in data.scores"
     )
 
     @field_validator("labels", mode="before")
@@ -193,30 +212,31 @@ class Data(Part):
 class Teacher(Part):
     """One teacher: trained here, a finished checkpoint, or a column of scores."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="what the report calls it")
-    encoder: str | None = Field(None, description="what to fine-tune; the recipe's encoder unless given")
-    checkpoint: str | None = Field(None, description="a finished sequence-classification checkpoint instead")
-    scores: str | None = Field(None, description="a column of data.scores instead")
-    seed: int = Field(0, description="of its new head and the order of its rows")
-    learning_rate: Rate = Field(1e-4, description="AdamW's learning rate at its peak")
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="its name in the report")
+    encoder: str | None = Field(None, description="the encoder to fine-tune; the recipe's encoder unless given")
+    checkpoint: str | None = Field(None, description="instead: a finished sequence-classification checkpoint")
+    scores: str | None = Field(None, description="instead: a column of data.scores")
+    seed: int = Field(0, description="seed of its new head and of the order of the training pairs")
+    learning_rate: Rate = Field(1e-4, description="peak learning rate of AdamW")
     epochs: Positive = Field(3, description="passes over the training rows")
-    batch_size: Positive = Field(32, description="pairs of one optimiser step")
+    batch_size: Positive = Field(32, description="pairs in one optimiser step")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
-    max_length: int | None = Field(None, ge=8, description="tokens of a pair; the recipe's unless given")
+    max_length: int | None = Field(None, ge=8, description="tokens of a pair; the recipe's max_length unless given")
     share: float = Field(
         1,
         gt=0,
         le=1,
-        description="share of the training questions that it sees, drawn by its seed: teachers of different questions "
-        "differ more (bagging, Breiman 1996, without replacement)",
+        description="share of the training questions that it sees, drawn by its seed: teachers that see different "
+        "questions differ more (bagging without replacement; Breiman 1996)",
     )
     label_map: dict[str, int] | None = Field(
-        None, description="of a checkpoint whose classes are in another order: the class that each of its names is"
+        None,
+        description="for a checkpoint whose classes are in another order: the task's class for each of its class names",
     )
     pooler: Literal["auto", "keep", "identity"] = Field(
         "auto",
-        description="how its pooler begins: as the checkpoint has it, or as the identity; "
-        "auto: the identity where it was never trained (a bias of zeros, as in mean-pooled encoders)",
+        description="what its pooler starts as: keep (as in the checkpoint), identity, or auto: the identity if the "
+        "pooler was never trained (its bias is all zeros, as in mean-pooled encoders)",
     )
 
     @field_validator("label_map", mode="before")
@@ -226,25 +246,27 @@ class Teacher(Part):
 
     @property
     def trained(self) -> bool:
-        """Whether it is fine-tuned here."""
+        """Whether this run fine-tunes it."""
         return self.checkpoint is None and self.scores is None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Teacher:
         if sum(value is not None for value in (self.encoder, self.checkpoint, self.scores)) > 1:
-            raise ValueError("give one of encoder, checkpoint, scores")
+            raise ValueError("give only one of encoder, checkpoint, scores")
         if self.label_map is not None and self.checkpoint is None:
-            raise ValueError("label_map is for a checkpoint; what is trained here has the task's classes")
+            raise ValueError("label_map is for a checkpoint; a teacher that is trained here has the task's classes")
         if self.share < 1 and not self.trained:
-            raise ValueError("share is for a teacher that is trained here; others see no rows")
+            raise ValueError(
+                "share is for a teacher that is trained here; other teachers are not trained on these rows"
+            )
         return self
 
 
 class Source(Part):
-    """A place that texts come from. A bare word or path stands for `{file: ...}`."""
+    """A place that texts come from. A single word or path means `{file: ...}`."""
 
-    file: str | None = Field(None, description="`own` (the task's training rows), or a file")
-    hub: str | None = Field(None, description="a hub data set, or a local folder in the hub's layout, instead")
+    file: str | None = Field(None, description="a file, or `own`: the task's training set")
+    hub: str | None = Field(None, description="instead: a hub data set, or a local folder in the hub's layout")
     config: str | None = Field(None, description="configuration of the hub data set")
     split: str = Field("train", description="split of the hub data set, such as train or train[:5000]")
 
@@ -261,37 +283,39 @@ class Source(Part):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         if self.hub is None:
             return str(self.file)
         return f"{self.hub}{f':{self.config}' if self.config else ''}[{self.split}]"
 
 
 class Texts(Source):
-    """Questions or passages: of a file with columns, or of a text file (a question a line, a passage a paragraph)."""
+    """Questions or passages of a file with columns, or of a text file: one question a line, one passage a paragraph."""
 
-    column: str | None = Field(None, description="their column; `question` or `passage` unless given")
-    cut: bool = Field(False, description="cut them into passages of about 70 words, for whole documents")
+    column: str | None = Field(None, description="the column that holds them; `question` or `passage` unless given")
+    cut: bool = Field(False, description="cut each text into passages of about 70 words: for whole documents")
 
 
 class ReadyPairs(Source):
-    """Pairs that are taken as they are."""
+    """Ready-made pairs: a question and a passage in each row."""
 
     question: str = Field("question", description="column of the question (premise)")
     passage: str = Field("passage", description="column of the passage (hypothesis)")
 
 
 class PoolSource(Part):
-    """One source of the pool: questions that search passages, or ready-made pairs."""
+    """One source of the pool: questions and the passages that they retrieve, or ready-made pairs."""
 
-    share: float = Field(1.0, ge=0, allow_inf_nan=False, description="its part of `size`, relative to the others'")
+    share: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="its share of `size`, relative to the shares of the other sources"
+    )
     questions: Texts | None = Field(None, description="`own`, a file, or a hub data set")
     passages: Texts | None = Field(None, description="`own`, `debian-docs`, a file, or a hub data set")
-    pairs: ReadyPairs | None = Field(None, description="ready-made pairs instead: `own`, a file, or a hub data set")
+    pairs: ReadyPairs | None = Field(None, description="instead: ready-made pairs of `own`, a file, or a hub data set")
     ask: Literal["questions", "passages"] = Field(
         "questions",
-        description="which side searches the other; `passages`: each passage (hypothesis) is paired with the questions "
-        "(premises) that it finds, its own in the training rows left out",
+        description="which side searches the other. `passages`: each passage (hypothesis) is paired with the "
+        "questions (premises) that it finds, except with those that it has in the training set",
     )
 
     @model_validator(mode="after")
@@ -306,28 +330,29 @@ class Pool(Part):
     """The unlabelled pairs of stage 1."""
 
     size: int | None = Field(
-        None, gt=0, description="pairs in all; a smaller pool is part of a larger one. Every pair there is unless given"
+        None, gt=0, description="pairs in all, a smaller pool being part of a larger one; all pairs unless given"
     )
     sources: tuple[PoolSource, ...] = Field(
-        (), description="where it is mined from; without any, `size` takes from data.pool or the built-in pool"
+        (),
+        description="what it is mined from; without sources, it is `size` pairs of data.pool or of the built-in pool",
     )
     passages_per_question: int = Field(30, gt=0, description="passages retrieved for each question")
-    seed: int = Field(0, description="chooses the questions that come first")
+    seed: int = Field(0, description="decides which questions are used first")
     teachers: tuple[str, ...] = Field(
         (),
-        description="who labels it in place of the recipe's teachers, where it is of another task (Q&A pairs for an "
-        "NLI task): finished checkpoints, or a run's folder for all teachers trained there. Stage 2 then goes on with "
-        "encoder and pooler only",
+        description="for a pool of another task (question-answer pairs for an NLI task): the teachers that label it "
+        "in place of the recipe's. Finished checkpoints, or a run's folder for all teachers that the run trained. "
+        "Stage 2 then keeps the encoder and the pooler of stage 1, and starts with new heads",
     )
 
     @model_validator(mode="after")
     def _shares(self) -> Pool:
         shares = [source.share for source in self.sources]
         if shares and sum(shares) <= 0:
-            told = ", ".join(f"{share:g}" for share in shares)
-            raise ValueError(f"the shares of pool.sources are {told}; one must be above 0")
+            given = ", ".join(f"{share:g}" for share in shares)
+            raise ValueError(f"the shares of pool.sources are {given}; one must be above 0")
         if self.size is None and len(set(shares)) > 1:
-            raise ValueError("shares that differ are shares of `size`; give pool.size")
+            raise ValueError("different shares are shares of `size`; give pool.size")
         return self
 
 
@@ -336,39 +361,45 @@ class Loss(Part):
 
     kind: Literal["kl", "mse", "mse_logits", "margin_mse"] = Field(
         "kl",
-        description="kl: divergence at a temperature; mse: the paper's, on probabilities; mse_logits: on logits "
-        "centred over the classes; margin_mse: on differences of log-odds between passages of one question",
+        description="kl: KL divergence at a temperature; mse: mean squared error of probabilities, as in the paper; "
+        "mse_logits: of logits, centred over the classes; margin_mse: of differences in log-odds between passages of "
+        "one question",
     )
-    temperature: float = Field(1.0, gt=0, description="of kl")
-    alpha: float = Field(0.7, ge=0, le=1, description="share of the soft loss in stage 2; the rest is cross-entropy")
+    temperature: float = Field(1.0, gt=0, description="temperature of kl")
+    alpha: float = Field(
+        0.7, ge=0, le=1, description="share of the loss on soft labels in stage 2; the rest is cross-entropy"
+    )
     weighting: Literal["uniform", "development", "confidence"] = Field(
         "uniform",
-        description="of the teachers in the loss of a header each (mkd, tmkd): equal; by ROC-AUC (accuracy) above "
-        "chance on development rows; per pair by confidence, 1 - entropy / log C",
+        description="weight of each teacher's loss, for students with a head for each teacher (mkd, tmkd). uniform: "
+        "equal; development: the teacher's ROC-AUC (accuracy) minus chance on the development set; confidence: 1 - "
+        "entropy / log C of its soft label, for each pair",
     )
 
 
 class Bilstm(Training):
-    """The `bilstm` baseline: its size and the numbers of its training."""
+    """The `bilstm` baseline: its size and how it is trained."""
 
-    learning_rate: Rate = Field(2e-3, description="AdamW's learning rate at its peak")
-    epochs: Positive = Field(6, description="passes over the rows")
-    width: Positive = Field(256, description="numbers of its state, in each direction")
+    learning_rate: Rate = Field(2e-3, description="peak learning rate of AdamW")
+    epochs: Positive = Field(6, description="passes over the training pairs")
+    width: Positive = Field(256, description="size of its state in each direction")
 
 
 class StudentShape(Part):
     """The shape of the student."""
 
-    layers: Positive = Field(3, description="how many layers it keeps")
+    layers: Positive = Field(3, description="number of layers")
     start: Literal["bottom", "spaced", "random", "teacher"] = Field(
         "bottom",
-        description="what its layers begin as: the encoder's bottom ones; evenly spaced ones from the first on "
-        "(of six the first, third and fifth: Sanh et al. 2019, DistilBERT, section 3); "
-        "random ones over the encoder's embeddings; the evenly spaced ones of the best teacher of the same encoder "
-        "(methods that learn from no teacher: bottom)",
+        description="what its layers start as. bottom: the encoder's lowest layers; spaced: evenly spaced layers, "
+        "from the first (of six: the first, third and fifth; Sanh et al. 2019, DistilBERT, section 3); random: random "
+        "weights over the encoder's embeddings; teacher: as spaced, of the best teacher with the same encoder "
+        "(bottom, for methods that learn from no teacher)",
     )
-    pooler: Literal["auto", "keep", "identity"] = Field("auto", description="how its pooler begins, as of a teacher")
-    freeze_embeddings: bool = Field(True, description="leave the embedding tables as they are")
+    pooler: Literal["auto", "keep", "identity"] = Field(
+        "auto", description="what its pooler starts as; see teachers.0.pooler"
+    )
+    freeze_embeddings: bool = Field(True, description="do not train the embedding tables")
 
 
 class Export(Part):
@@ -376,6 +407,5 @@ class Export(Part):
 
     backends: tuple[BackendName, ...] | None = Field(
         None,
-        description=f"what to write beside the checkpoint, of: {', '.join(KNOWN_BACKENDS)}; every one whose tools are "
-        "installed unless given",
+        description=f"backends to write, of: {', '.join(KNOWN_BACKENDS)}; all whose tools are installed unless given",
     )
