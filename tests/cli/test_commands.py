@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 ROOT: Any = get_command(app)
 BENCH = ROOT.commands["bench"]
 PATHS = [(name,) for name in ROOT.commands if name != "bench"] + [("bench", name) for name in BENCH.commands]
-NO_RESULT = {("teach",), ("label",), ("pretrain",), ("distill",), ("score",), ("serve",), ("recipe",), ("clean",)}
+NO_RESULT = {("teach",), ("label",), ("pretrain",), ("distill",), ("score",), ("serve",), ("recipe",)}
 
 
 def command_of(path: tuple[str, ...]) -> Any:
@@ -158,3 +158,21 @@ def test_scoring_imports_no_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "heavy: []"
     assert len((tmp_path / "scored.jsonl").read_text().splitlines()) == 32
+
+
+def test_clean_lists_what_nothing_needs_then_removes_it(tmkd: Tmkd, tmp_path: Path) -> None:
+    workspace = tmp_path / "workspace"
+    for folder in ("steps/teacher-1", "steps/teacher-2", "steps/student-3.partial", "tokens"):
+        (workspace / folder).mkdir(parents=True)
+        (workspace / folder / "file").write_bytes(b"x" * 1024)
+    (workspace / "runs" / "one").mkdir(parents=True)
+    (workspace / "runs" / "one" / "manifest.json").write_text('{"steps": ["teacher-1"]}')
+    unused = [f"workspace/steps/{name}" for name in ("student-3.partial", "teacher-2")]
+    listed = json.loads(tmkd("clean", "--json").stdout)
+    assert listed == [{"folder": folder, "bytes": 1024, "removed": False} for folder in unused]
+    assert tmkd("clean", "--yes", "--tokens").stdout.splitlines() == [
+        f"removed {folder} (0.0 MiB)" for folder in (*unused, "workspace/tokens")
+    ]
+    assert sorted(path.name for path in workspace.glob("*")) == ["lock", "runs", "steps"]
+    assert [path.name for path in (workspace / "steps").iterdir()] == ["teacher-1"]
+    assert "every step is needed" in tmkd("clean").stderr

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tmkd.cli.options import WORKSPACE, Quiet, WorkspaceFolder
+from tmkd.cli.options import WORKSPACE, JsonFile, Quiet, WorkspaceFolder, give
 from tmkd.core.console import say
 
 
@@ -26,24 +26,18 @@ def clean(
     tokens: Annotated[
         bool, typer.Option("--tokens", help="also the stored token ids, which can be made again")
     ] = False,
+    json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
     """List the steps that no run and no study needs, or remove them.
 
     Example: tmkd clean --yes
     """
-    import shutil
-
     from tmkd.pipeline.store.workspace import Workspace
 
-    place = Workspace(workspace)
-    unused = place.unused()
-    with place.locked(alone=True):
-        unused += [place.tokens] if tokens and place.tokens.is_dir() else []
-        if not unused:
-            say("every step is needed by a run, finished or begun, or by a study")
-        for folder in unused:
-            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
-            print(f"{'removed' if yes else 'unused'} {folder} ({size:,.1f} MiB)")
-            if yes:
-                shutil.rmtree(folder)
+    found = Workspace(workspace).clean(remove=yes, tokens=tokens)
+    content = [{"folder": str(one.folder), "bytes": one.size, "removed": yes} for one in found]
+    state = "removed" if yes else "unused"
+    give(json_file, content, [f"{state} {one.folder} ({one.size / 2**20:,.1f} MiB)" for one in found])
+    if not found:
+        say("every step is needed by a run, finished or begun, or by a study")

@@ -71,6 +71,19 @@ class Step:
     folder: Path
 
 
+@dataclass(frozen=True)
+class UnusedFolder:
+    """A folder of a workspace that no run and no study needs.
+
+    Attributes:
+        folder: the folder.
+        size: bytes of the files in it.
+    """
+
+    folder: Path
+    size: int
+
+
 @dataclass(eq=False)
 class Ledger:
     """What one process did in a workspace; all views of a `Workspace` share one.
@@ -254,3 +267,29 @@ class Workspace:
                 named.update(json.loads(file.read_text())["steps"])
         folders = [path for path in (self.root / "steps").iterdir() if path.is_dir()]
         return sorted(path for path in folders if path.name.removesuffix(".partial") not in named)
+
+    def clean(self, *, remove: bool, tokens: bool = False) -> list[UnusedFolder]:
+        """Find the folders that nothing needs (`unused`), and remove them if `remove` says so.
+
+        Args:
+            remove: remove them; otherwise they are only found.
+            tokens: count the stored token ids as unused too. They are made again where they are needed.
+
+        Returns:
+            The folders, with the sizes that they have or had.
+
+        Raises:
+            TmkdError: the folder is no workspace.
+            Busy: another process works in the workspace.
+        """
+        folders = self.unused()
+        with self.locked(alone=True):
+            folders += [self.tokens] if tokens and self.tokens.is_dir() else []
+            found = [UnusedFolder(folder, _bytes_in(folder)) for folder in folders]
+            for folder in folders if remove else ():
+                shutil.rmtree(folder)
+        return found
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
