@@ -131,13 +131,13 @@ def test_stage_1_learns_it_beside_the_soft_labels(loss: str, tmkd: Tmkd, tiny_re
     steps = tmp_path / "workspace" / "steps"
     two = ("student.layers=2", f"loss.kind={loss}", "stage1.batch_size=8")
     tmkd("pretrain", tiny_recipe, *two)
-    assert not list(steps.glob("cosine-*"))
+    assert not list(steps.glob("token-cosine-*"))
     (alone,) = steps.glob("stage1-*")
     done = tmkd("pretrain", tiny_recipe, *two, "stage1.cosine=1.0", "seeds=[0,1]")
-    assert "the encoder's own cosine: done in" in done.stderr
+    assert "bi-encoder cosine, token by token: done in" in done.stderr
     both = sorted(set(steps.glob("stage1-*")) - {alone})
     assert len(both) == 2
-    assert len(list(steps.glob("cosine-*"))) == 1  # once, for every seed
+    assert len(list(steps.glob("token-cosine-*"))) == 1  # once, for every seed
     saved = load_file(both[0] / "model.safetensors")
     assert not any(name.startswith("token.") for name in saved)  # an ordinary student
     losses = [json.loads((step / "curve.json").read_text())[0]["loss"] for step in (alone, both[0])]

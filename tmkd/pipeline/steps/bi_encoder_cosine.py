@@ -10,9 +10,10 @@ from safetensors.numpy import save_file
 from tmkd.config.recipe import Recipe
 from tmkd.data.pairs import Pairs
 from tmkd.models.bi_encoder import cosine_by_token
-from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
+from tmkd.models.encoders.find import find_encoder
+from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
-from tmkd.training.token_cosine import FORMAT, TARGETS
+from tmkd.training.token_cosine import TARGETS
 
 
 def bi_encoder_cosine(workspace: Workspace, recipe: Recipe, pairs: Pairs) -> Step:
@@ -28,13 +29,10 @@ def bi_encoder_cosine(workspace: Workspace, recipe: Recipe, pairs: Pairs) -> Ste
         pair after pair; `lengths`, [N] int64, how many of them each pair has.
     """
     source = find_encoder(recipe.encoder)
-    depends = {
-        "format": FORMAT,
-        "encoder": encoder_fingerprint(source),
-        "max_length": recipe.max_length,
-        "precision": recipe.precision,
-        "pairs": pairs.digest(),
-    }
+    content = depends_on(
+        settings={"max_length": recipe.max_length, "precision": recipe.precision},
+        inputs={"encoder": source, "pairs": pairs},
+    )
 
     def build(folder: Path) -> None:
         length = recipe.max_length
@@ -42,4 +40,4 @@ def bi_encoder_cosine(workspace: Workspace, recipe: Recipe, pairs: Pairs) -> Ste
         lengths = np.array([len(one) for one in by_token], dtype=np.int64)
         save_file({"cosine": cosine, "tokens": np.concatenate(by_token), "lengths": lengths}, folder / TARGETS)
 
-    return workspace.step("cosine", depends, build, label="the encoder's own cosine")
+    return workspace.step("token-cosine", content, build, label="bi-encoder cosine, token by token")

@@ -1,0 +1,472 @@
+"""Fingerprints: every field of a recipe either changes the steps that read it, or is listed here as not mattering.
+
+No model is trained here: steps leave stubs, and labels are numbers derived from the model's fingerprint and the pair.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from conftest import write_jsonl
+from encoder_fixtures import tiny
+from pydantic import BaseModel
+
+import tmkd.data.builtin.debian_docs as debian_docs
+import tmkd.data.hub as hub
+import tmkd.pipeline.steps.bi_encoder_cosine as bi_encoder_cosine
+import tmkd.pipeline.steps.label as labelling
+from tmkd.config.load import parse_recipe, set_keys
+from tmkd.config.recipe import Recipe
+from tmkd.data.pairs import Pairs
+from tmkd.pipeline.store import fingerprint as fingerprints
+from tmkd.pipeline.store.fingerprint import STEP_VERSIONS, depends_on, fingerprint, non_defaults
+from tmkd.pipeline.store.workspace import Step, Workspace
+
+ORDER = ("pool", "token-cosine", "warmup", "teacher", "labels", "stage1", "student", "export")
+"""The kinds of steps of a run, each after those that it depends on."""
+
+ALL_METHODS = ["finetune", "self-taught", "bilstm", "1-o-1", "1avg-o-1", "m-o-m", "mkd", "tkd", "1avg-tkd", "tmkd"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One field changed.
+
+    Attributes:
+        first: the first kind of step in `ORDER` that reads the field: kinds before it stay, this one changes.
+        value: another value of the field. `{NAME}` in a string stands for the folder or file of that name.
+        within: other keys of the recipe that make the field matter, or allow the value.
+        key: the key that is set to the value, if it is not the field itself.
+    """
+
+    first: str
+    value: Any
+    within: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
+
+
+def training(first: str, **within: Any) -> dict[str, Change]:
+    """The fields of a `Training`, other values of all of them."""
+    values = {"learning_rate": 7e-4, "epochs": 9, "batch_size": 17, "warmup": 0.3, "weight_decay": 0.2, "clip": 0.5,
+              "dropout": 0.1}  # fmt: skip
+    return {name: Change(first, value, within) for name, value in values.items()}
+
+
+def under(prefix: str, changes: dict[str, Change]) -> dict[str, Change]:
+    return {f"{prefix}.{name}": change for name, change in changes.items()}
+
+
+HUB = {"data": {"hub": "{train}", "train": "train", "dev": "dev", "test": "test", "pool": "pool"}}
+BUILTIN = {"data": {"builtin": "debian-docs"}}
+NO_DEV = {"data.dev": None, "data.test": None, "data.hold_out": {"dev": 0.3, "test": 0.3}}
+TWO_SCORES = {"data.scores": {"judge": "probability", "web": "probability"}}
+REFERENCE = {**TWO_SCORES, "data.columns.label": "none", "data.reference": "judge"}
+CHECKPOINT = {"teachers.0": {"name": "a", "checkpoint": "{encoder}"}}
+MINED = {"data.pool": None, "pool": {"sources": [{"questions": "own", "passages": "own"}]}}
+TWO_SOURCES = {
+    "data.pool": None,
+    "pool": {"size": 20, "sources": [{"questions": "own", "passages": "own"}, {"pairs": {"file": "{pool}"}}]},
+}
+READY = {"data.pool": None, "pool": {"sources": [{"pairs": {"file": "{pool}"}}]}}
+HUB_TEXTS = {
+    "data.pool": None,
+    "pool": {"sources": [{"questions": {"hub": "{pool}"}, "passages": {"hub": "{pool}"}}]},
+}
+HUB_PAIRS = {"data.pool": None, "pool": {"sources": [{"pairs": {"hub": "{pool}"}}]}}
+FILE_TEXTS = {
+    "data.pool": None,
+    "pool": {"sources": [{"questions": {"file": "{pool}"}, "passages": {"file": "{pool}"}}]},
+}
+
+
+LONG_TEXTS = {
+    "data.pool": None,
+    "pool": {"sources": [{"questions": {"file": "{long}"}, "passages": {"file": "{long}"}}]},
+}
+
+
+def source_texts(side: str, column: str) -> dict[str, Change]:
+    """The fields of `questions` or `passages` of a source."""
+    return {
+        "file": Change("pool", "{pool2}", FILE_TEXTS),
+        "hub": Change("pool", "{pool2}", HUB_TEXTS),
+        "config": Change("pool", "other", HUB_TEXTS),
+        "split": Change("pool", "train[:5]", HUB_TEXTS),
+        "column": Change("pool", column, FILE_TEXTS),
+        "cut": Change("pool", True, LONG_TEXTS),
+    }
+
+
+CHANGES: dict[str, Change] = {
+    "encoder": Change("token-cosine", "{encoder2}"),
+    "classes": Change("pool", 3),
+    "max_length": Change("token-cosine", 48),
+    "precision": Change("token-cosine", "bf16"),
+    "use_teachers": Change("teacher", 1),
+    "labels": Change("teacher", "out-of-fold"),
+    "folds": Change("teacher", 3, {"labels": "out-of-fold"}),
+    "stage1_from": Change("labels", "{stage1}", {"methods": ["finetune", "tmkd"]}),
+    "methods": Change("student", [name for name in ALL_METHODS if name != "finetune"]),
+    "seeds": Change("stage1", [1]),
+    "take": Change("export", "mkd"),
+    "data.builtin": Change("pool", {"builtin": "debian-docs"}, key="data"),
+    **under(
+        "data.debian_docs",
+        {
+            "pool_per_question": Change("token-cosine", 7, BUILTIN),
+            "headings": Change("token-cosine", 7, BUILTIN),
+            "pool_per_heading": Change("token-cosine", 7, BUILTIN),
+            "train_headings": Change("token-cosine", 7, BUILTIN),
+            "max_questions": Change("token-cosine", 7, BUILTIN),
+            "packages": Change("token-cosine", ["perl"], BUILTIN),
+        },
+    ),
+    "data.hub": Change("pool", "{train2}", HUB),
+    "data.config": Change("pool", "other", HUB),
+    "data.train": Change("teacher", "{train2}"),
+    "data.dev": Change("pool", "{dev2}"),
+    "data.test": Change("pool", "{test2}"),
+    "data.hold_out.dev": Change("pool", 0.6, NO_DEV),
+    "data.hold_out.test": Change("pool", 0.6, NO_DEV),
+    "data.pool": Change("pool", "{pool2}"),
+    "data.train_share": Change("labels", 0.5),
+    "data.columns.question": Change("pool", "query"),
+    "data.columns.passage": Change("pool", "text"),
+    "data.columns.label": Change("pool", "label2"),
+    "data.columns.qid": Change("pool", "topic"),
+    "data.columns.pid": Change("pool", "ref"),
+    "data.scores": Change("pool", {"judge": "probability"}),
+    "data.labels": Change("pool", {"0": 1, "1": 0}),
+    "data.reference": Change("pool", "web", REFERENCE),
+    "pool.size": Change("token-cosine", 9),
+    "pool.passages_per_question": Change("pool", 2, MINED),
+    "pool.seed": Change("token-cosine", 3, {"pool.size": 9}),
+    "pool.teachers": Change("labels", ["{teacher}"], MINED),
+    "pool.sources.share": Change("pool", 0.2, TWO_SOURCES),
+    "pool.sources.ask": Change("pool", "passages", MINED),
+    **under("pool.sources.questions", source_texts("questions", "query")),
+    **under("pool.sources.passages", source_texts("passages", "text")),
+    **under(
+        "pool.sources.pairs",
+        {
+            "file": Change("pool", "{pool2}", READY),
+            "hub": Change("pool", "{pool2}", HUB_PAIRS),
+            "config": Change("pool", "other", HUB_PAIRS),
+            "split": Change("pool", "train[:5]", HUB_PAIRS),
+            "question": Change("pool", "query", READY),
+            "passage": Change("pool", "text", READY),
+        },
+    ),
+    **under(
+        "teachers",
+        {
+            "encoder": Change("teacher", "{encoder2}"),
+            "checkpoint": Change("teacher", "{encoder2}", CHECKPOINT),
+            "scores": Change("stage1", "web", {**TWO_SCORES, "teachers.0": {"name": "a", "scores": "judge"}}),
+            "seed": Change("teacher", 7),
+            "learning_rate": Change("teacher", 7e-4),
+            "epochs": Change("teacher", 9),
+            "batch_size": Change("teacher", 17),
+            "dropout": Change("teacher", 0.1),
+            "max_length": Change("teacher", 32),
+            "share": Change("teacher", 0.5),
+            "label_map": Change("teacher", {"0": 1, "1": 0}, CHECKPOINT),
+            "pooler": Change("teacher", "keep"),
+        },
+    ),
+    "student.layers": Change("stage1", 2),
+    "student.start": Change("stage1", "spaced", {"stage1.states": 0}),
+    "student.pooler": Change("stage1", "identity"),
+    "student.freeze_embeddings": Change("stage1", False),
+    **under("warm_up", training("warmup")),
+    **under("stage1", training("stage1")),
+    "stage1.cosine": Change("stage1", 0.25),
+    "stage1.states": Change("stage1", 3.0),
+    "stage1.share": Change("token-cosine", 0.5),
+    **under("stage2", training("student")),
+    "stage2.replay": Change("student", 0.25),
+    **under("without_stage1", training("student")),
+    **under("bilstm", training("student")),
+    "bilstm.width": Change("student", 64),
+    "loss.kind": Change("stage1", "mse"),
+    "loss.temperature": Change("stage1", 2.0),
+    "loss.alpha": Change("student", 0.5),
+    "loss.weighting": Change("stage1", "confidence"),
+    "export.backends": Change("export", ["onnx-fp32", "onnx-int8"]),
+}
+
+NOT_MATTERING: dict[str, tuple[Any, str]] = {
+    "name": ("other", "names the folder under runs/"),
+    "attention": ("sdpa", "the results are the same, to rounding"),
+    "combination": ("probability", "steps keep the logits of every head; they are combined when they are read"),
+    "teachers.name": ("other", "what the log and the report call the teacher"),
+}
+
+
+def inner(annotation: Any) -> type[BaseModel] | None:
+    """The part of a recipe that a field holds, alone, in a tuple or in a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inside in get_args(annotation) if (found := inner(inside))), None)
+
+
+def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The keys of a recipe that hold values, in dots; lists have no index."""
+    for name, about in part.model_fields.items():
+        held = inner(about.annotation)
+        if held is None:
+            yield f"{prefix}{name}"
+        else:
+            yield from fields_of(held, f"{prefix}{name}.")
+
+
+FIELDS = list(fields_of(Recipe))
+
+
+def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
+    """Labelled pairs of made-up words, none of which occurs in another part. All mention a harbour, so all are hits."""
+    drawn = random.Random(part)
+
+    def words(number: int) -> list[str]:
+        return [part + "".join(drawn.choice("bdfgklmnprst") + drawn.choice("aeiou") for _ in range(4))
+                for _ in range(number)]  # fmt: skip
+
+    found = []
+    for number in range(count):
+        asked = " ".join(words(5))
+        for label in (1, 0):
+            told = " ".join(words(8)) + (f", as {asked.split()[0]} says" if label else "")
+            found.append({
+                "question": f"How is {asked} at the harbour?", "passage": f"The harbour is {told}.", "label": label,
+                "query": f"What of {asked} in that harbour?", "text": f"That harbour was {told}.", "label2": 1 - label,
+                "topic": f"topic {number // 2}", "ref": f"{number}-{label}",
+                "judge": 0.3 + 0.4 * label, "web": 0.2 + 0.7 * label,
+            })  # fmt: skip
+    return found
+
+
+def model_folder(folder: Path, encoder: Path, **card: Any) -> Path:
+    """What a step leaves that is read without loading the model: the card, the tokenizer, the configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "config.json"):
+        shutil.copy(encoder / name, folder)
+    whole = {"format": 1, "max_length": 64, "classes": 2, "layers": 1, "soft_headers": 0, "use_golden": True, **card}
+    (folder / "tmkd.json").write_text(json.dumps(whole))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files and folders that recipes name."""
+    root = tmp_path_factory.mktemp("files")
+    found = {name: write_jsonl(root / f"{name}.jsonl", rows(name))
+             for part in ("train", "dev", "test", "pool") for name in (part, f"{part}2")}  # fmt: skip
+    long = [{key: f"{row[key]} " * 20 for key in ("question", "passage")} for row in rows("long")]
+    found["long"] = write_jsonl(root / "long.jsonl", long)
+    found["encoder"] = tiny("bert", root / "encoder")
+    found["encoder2"] = tiny("bert", root / "encoder2", hidden_size=32)
+    found["teacher"] = model_folder(root / "teacher", found["encoder"], step="teacher")
+    found["stage1"] = model_folder(root / "stage1", found["encoder"], step="stage1", soft_headers=2, use_golden=False)
+    return found
+
+
+class Dry:
+    """Finds the steps of recipes in one workspace, where nothing is trained.
+
+    Args:
+        root: the workspace.
+        places: files by name, for `{NAME}` in the values of a recipe.
+    """
+
+    def __init__(self, root: Path, places: dict[str, Path]) -> None:
+        self.root, self.places = root, places
+        self.found: dict[str, dict[str, set[str]]] = {}
+
+    def recipe(self, keys: dict[str, Any]) -> Recipe:
+        """The base recipe with other values of some keys."""
+        numbers = {"learning_rate": 1e-4, "epochs": 2}
+        content: dict[str, Any] = {
+            "name": "base",
+            "encoder": "{encoder}",
+            "max_length": 64,
+            "precision": "fp32",
+            "data": {part: f"{{{part}}}" for part in ("train", "dev", "test", "pool")},
+            "teachers": [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}],
+            "student": {"layers": 1, "start": "teacher"},
+            "warm_up": {**numbers},
+            "stage1": {**numbers, "cosine": 0.5, "states": 1.0},
+            "stage2": {**numbers},
+            "without_stage1": {**numbers},
+            "methods": ALL_METHODS,
+            "export": {"backends": ["onnx-fp32"]},
+        }
+        set_keys(content, [(key, copy.deepcopy(value), key) for key, value in keys.items()])
+        return parse_recipe(self._filled(content), "base")
+
+    def _filled(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._filled(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [self._filled(one) for one in value]
+        return str(self.places[value[1:-1]]) if isinstance(value, str) and value.startswith("{") else value
+
+    def steps(self, recipe: Recipe) -> dict[str, set[str]]:
+        """The fingerprints of all steps of a recipe, by kind; found once for the same recipe."""
+        key = recipe.model_dump_json()
+        if key not in self.found:
+            workspace = Workspace(self.root)
+            run_all(recipe, workspace)
+            kinds: dict[str, set[str]] = {kind: set() for kind in ORDER}
+            for step in workspace.used:
+                kinds[step.kind].add(step.fingerprint)
+            self.found[key] = kinds
+        return self.found[key]
+
+
+def run_all(recipe: Recipe, workspace: Workspace) -> Any:
+    """Ask for every student of a recipe, and for its export."""
+    from tmkd.pipeline.run import Pipeline
+
+    pipeline = Pipeline(recipe, workspace)
+    _ = pipeline.exported
+    return pipeline
+
+
+def fill(store: Any, model: Step, pairs: Pairs, *_: Any) -> None:
+    """In place of scoring: numbers by the model's fingerprint and the pair."""
+    done = store.done_ids()
+    missing = [name for name in pairs.pair_ids if name not in done]
+    seeds = [hashlib.sha256(f"{model.fingerprint} {name}".encode()).digest() for name in missing]
+    logits = [np.frombuffer(seed, dtype=np.uint8)[: store.width] / 64.0 - 2.0 for seed in seeds]
+    if missing:
+        store.append(missing, np.array(logits, dtype=np.float32))
+
+
+def built_in(**sizes: Any) -> Any:
+    """In place of the built-in data set: pairs that depend on every size."""
+    parts = {part: rows(part) for part in ("train", "dev", "test")}
+    made = {part: Pairs.build(*([str(r[key]) for r in found] for key in ("question", "passage")),
+                              labels=[r["label"] for r in found])
+            for part, found in parts.items()}  # fmt: skip
+    pool = [{**row, "question": f"{row['question']} {json.dumps(sizes)}"} for row in rows("pool")]
+    texts = ([str(row[key]) for row in pool] for key in ("question", "passage"))
+    return SimpleNamespace(**made, pool=Pairs.build(*texts), passages=[], info={})
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Path]) -> Iterator[Dry]:
+    """Recipes' steps without training: stubs in place of models, exports and scores."""
+    build = Workspace._build
+
+    def stub(self: Workspace, step: Step, depends: Any, make: Any, label: str) -> None:
+        if step.kind in ("pool", "labels", "token-cosine"):
+            build(self, step, depends, make, label)
+            return
+        settings, inputs = depends.get("settings", depends), depends.get("inputs", depends)
+        card = {"classes": settings.get("classes", 2), "max_length": settings.get("max_length", 64)}
+        if step.kind == "stage1":
+            card |= {"soft_headers": len(inputs["targets"]), "use_golden": False, "teachers": inputs["targets"]}
+        model_folder(step.folder, places["encoder"], step=step.kind, **card)
+
+    def hub_rows(name: str, split: str, config: str | None = None) -> tuple[list[dict[str, Any]], Any, str]:
+        return rows(f"{Path(name).stem}{split}{config or ''}"), {}, name
+
+    def cosines(folder: Path, questions: list[str], *_: Any) -> Any:
+        return np.linspace(0, 1, len(questions), dtype=np.float32), [np.zeros(3, dtype=np.float16)] * len(questions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workspace, "_build", stub)
+        patch.setattr(labelling, "_fill", fill)
+        patch.setattr(hub, "hub_rows", hub_rows)
+        patch.setattr(debian_docs, "build", built_in)
+        patch.setattr(bi_encoder_cosine, "cosine_by_token", cosines)
+        yield Dry(tmp_path_factory.mktemp("workspace"), places)
+
+
+def key_of(name: str) -> str:
+    """A field as a recipe's key: the first teacher or source."""
+    return name.replace("teachers.", "teachers.0.").replace("sources.", "sources.0.")
+
+
+def test_every_field_is_in_one_of_the_tables() -> None:
+    unknown = [name for name in FIELDS if name not in CHANGES and name not in NOT_MATTERING]
+    assert not unknown, f"not in CHANGES (which step reads it), nor in NOT_MATTERING (and why): {unknown}"
+    gone = [name for name in [*CHANGES, *NOT_MATTERING] if name not in FIELDS]
+    assert not gone, f"a recipe has no such fields any more: {gone}"
+    assert not set(CHANGES) & set(NOT_MATTERING)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_field_changes_the_steps_that_read_it_and_none_before(dry: Dry, name: str) -> None:
+    change = CHANGES[name]
+    before = dry.steps(dry.recipe(change.within))
+    after = dry.steps(dry.recipe({**change.within, change.key or key_of(name): change.value}))
+    different = [kind for kind in ORDER if before[kind] != after[kind]]
+    assert different, f"{name} changes no fingerprint"
+    assert different[0] == change.first, f"{name} changes {different}"
+
+
+@pytest.mark.parametrize("name", NOT_MATTERING)
+def test_what_does_not_matter_does_not_enter(dry: Dry, name: str) -> None:
+    value, _ = NOT_MATTERING[name]
+    assert dry.steps(dry.recipe({key_of(name): value})) == dry.steps(dry.recipe({}))
+
+
+def test_defaults_that_are_spelled_out_give_the_same_fingerprints(dry: Dry) -> None:
+    recipe = dry.recipe({})
+    spelled = parse_recipe(recipe.model_dump(mode="json"), "spelled")
+    assert spelled.model_fields_set == set(Recipe.model_fields)
+    workspace = Workspace(dry.root)
+    run_all(spelled, workspace)
+    assert {step.fingerprint for step in workspace.used} == set().union(*dry.steps(recipe).values())
+
+
+def test_methods_share_what_they_have_in_common(dry: Dry) -> None:
+    alone = dry.steps(dry.recipe({"use_teachers": 1, "methods": ["tkd"], "take": "tkd"}))
+    with_tmkd = dry.steps(dry.recipe({"use_teachers": 1, "methods": ["tkd", "tmkd"], "take": "tkd"}))
+    assert alone["stage1"] == with_tmkd["stage1"]
+    assert len(alone["stage1"]) == 1
+    one, several = (
+        dry.steps(dry.recipe({"methods": [name], "take": "finetune", "methods": ["finetune", name]}))["student"]  # noqa: F601
+        for name in ("1-o-1", "m-o-m")
+    )
+    assert one < several  # one student of m-o-m for each of the two teachers, and finetune
+    assert len(several) == 3
+
+
+def test_the_version_of_a_kind_is_part_of_its_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = depends_on(settings={"seed": 0}, inputs={})
+    before = {kind: fingerprint(kind, content) for kind in STEP_VERSIONS}
+    assert len(set(before.values())) == len(STEP_VERSIONS)
+    monkeypatch.setitem(STEP_VERSIONS, "stage1", STEP_VERSIONS["stage1"] + 1)
+    assert [kind for kind in STEP_VERSIONS if fingerprint(kind, content) != before[kind]] == ["stage1"]
+    with pytest.raises(ValueError, match="'stage3' is not a kind of step"):
+        fingerprint("stage3", content)
+
+
+def test_content_of_a_step_is_readable_and_without_what_is_not_given(tmp_path: Path) -> None:
+    recipe = Dry(tmp_path, {name: Path(name) for name in ("encoder", "train", "dev", "test", "pool")}).recipe({})
+    pairs = Pairs.build(["q"], ["p"])
+    step = Step("teacher", "abc", Path("somewhere"))
+    content = depends_on(
+        settings={"stage1": recipe.stage1, "loss": recipe.loss, "seed": 0, "weights": None},
+        inputs={"pool": pairs, "teachers": [step, "def"], "start": None},
+    )
+    assert content == {
+        "settings": {"stage1": {"learning_rate": 1e-4, "epochs": 2, "cosine": 0.5, "states": 1.0}, "seed": 0},
+        "inputs": {"pool": pairs.digest(), "teachers": ["abc", "def"]},
+    }
+    assert non_defaults(recipe.student, without={"layers"}) == {"start": "teacher"}
+    with pytest.raises(TypeError, match="a float has no fingerprint"):
+        fingerprints.depends_on(settings={}, inputs={"pool": 0.5})
