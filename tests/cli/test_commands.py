@@ -123,9 +123,9 @@ def test_wrong_usage_is_status_2_and_a_refusal_status_1(tmkd: Tmkd) -> None:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_command_with_one_line(number: int, status: int, tmp_path: Path) -> None:
     script = (
-        "import os, sys, tmkd.cli.main as cli\n"
+        "import os, sys, tmkd.cli.main as cli, tmkd.config.load as load\n"
         "sys.argv = ['tmkd', 'run', 'x.yaml']\n"
-        f"cli.train._pipeline = lambda *_: os.kill(os.getpid(), {number})\n"
+        f"load.load_recipe = lambda *_: os.kill(os.getpid(), {number})\n"
         "cli.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
