@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup demo serve test test-all lint hooks wheel browser dockerfile weights-mpnet clean
+.PHONY: help setup demo serve test test-all lint docs hooks wheel browser dockerfile weights-mpnet clean
 .DEFAULT_GOAL := help
 
 help:  ## this text
@@ -48,6 +48,10 @@ lint: setup  ## ruff, the contracts between rooms, sizes of modules and function
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/house.py
 	$(BIN)/mypy
+
+docs: setup  ## the documentation as a site, build/site/index.html; every link is checked, warnings are errors
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 hooks: setup  ## the same checks before every commit (pre-commit)
 	@test -x $(BIN)/pre-commit || $(BIN)/python -m pip install --quiet --disable-pip-version-check pre-commit==4.7.0

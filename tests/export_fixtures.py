@@ -41,15 +41,15 @@ def minilm_student(folder: Path, *, layers: int = 2, classes: int = 2, soft: int
     return _write(folder, model, source, classes, soft, max_length)
 
 
-def ranking_student(folder: Path) -> Path:
-    """Two layers of the MiniLM, trained for a few steps to tell the passages of `clear_pairs` apart.
+def ranking_student(folder: Path, pairs: Pairs | None = None) -> Path:
+    """Two layers of the MiniLM, trained for a few steps to separate the classes of the pairs (`clear_pairs`).
 
     The untrained students' scores are small differences of large numbers, of which 8 bits leave little.
     """
     minilm_student(folder, layers=2, soft=1)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = PairTokenizer(folder, 48)
-    pairs = clear_pairs()
+    pairs = clear_pairs() if pairs is None else pairs
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
     ids, mask, types = map(torch.from_numpy, pad(encoded.ids, encoded.type_ids, range(len(pairs)), tokenizer.pad_id))
     given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}

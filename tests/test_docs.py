@@ -1,54 +1,95 @@
-"""The README is run: its commands exist with those options, its recipe is valid, its Python works on a fresh run."""
+"""The documentation is run: its Python as it stands, its recipes, its commands; its links and figures are checked."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from conftest import pool_rows, write_jsonl
-from export_fixtures import exported
+from conftest import TOPICS, Tmkd, pair_rows, pool_rows, write_jsonl
+from export_fixtures import dev_pairs, ranking_student
 from qa_fixtures import index_of
+from typer.main import get_command
 
+from tmkd.cli.main import app
 from tmkd.config.load import load_recipe, parse_recipe
 from tmkd.core.errors import RecipeError
+from tmkd.data.pairs import Pairs
+from tmkd.export.export import export_student
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-ANSWERING = (ROOT / "docs" / "answering.md").read_text()
-STUDIES = (ROOT / "docs" / "studies.md").read_text()
-TASKS = (ROOT / "docs" / "tasks.md").read_text()
-SERVING = (ROOT / "docs" / "serving.md").read_text()
-MEASURED = "".join((ROOT / "docs" / name).read_text() for name in ("performance.md", "results.md"))
-COMMANDS = README + MEASURED + ANSWERING + STUDIES + TASKS + SERVING
+AT_ROOT = {name: ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")}
+PAGES = AT_ROOT | {str(path.relative_to(ROOT)): path for path in sorted((ROOT / "docs").rglob("*.md"))}
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
+README, ANSWERING, STUDIES, TASKS = (
+    TEXTS[name] for name in ("README.md", "docs/answering.md", "docs/studies.md", "docs/tasks.md")
+)
+CLI: Any = get_command(app)
 
 
-def blocks(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
+def blocks(language: str, text: str) -> list[str]:
+    """The code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.S | re.M)
 
 
-def tmkd(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "tmkd", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def shown(text: str) -> list[list[str]]:
+    """Every call of tmkd on a page, in blocks and in the running text, as words; `$VARIABLES` stay as they are."""
+    lines = [line for block in blocks("sh", text) for line in block.replace("\\\n", " ").splitlines()]
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    lines += [re.sub(r"\s+", " ", span) for span in re.findall(r"`(tmkd [^`]+)`", prose)]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("tmkd ")]
 
 
-def test_every_command_of_the_docs_exists_with_its_options() -> None:
-    lines = [
-        line.split("#")[0].split()
-        for block in blocks("sh", COMMANDS)
-        for line in block.splitlines()
-        if line.startswith("tmkd ")
+CALLS = [(name, words) for name, text in TEXTS.items() for words in shown(text)]
+
+
+@pytest.mark.parametrize(("name", "words"), CALLS, ids=lambda value: value if isinstance(value, str) else value[1])
+def test_every_command_of_the_docs_parses(name: str, words: list[str]) -> None:
+    """The command exists, and so does every option that is shown."""
+    command, rest = CLI, words[1:]
+    while hasattr(command, "commands") and rest and rest[0] not in ("...", "VERB", "COMMAND"):
+        assert rest[0] in command.commands, f"{name}: {' '.join(words)}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    rest = rest[: next((place for place, word in enumerate(rest) if word in ("<", ">", "|", "...")), len(rest))]
+    command.make_context("tmkd", rest, resilient_parsing=True)
+
+
+def test_enough_commands_are_found_to_mean_something() -> None:
+    assert len(CALLS) > 80
+    assert {words[1] for _, words in CALLS} >= {"run", "score", "evaluate", "ask", "serve", "study", "bench", "overall"}
+
+
+def recipes_shown() -> list[tuple[str, list[str]]]:
+    """Calls that read one of the repository's recipes, with the keys that they set."""
+    readers = {"run", "teach", "label", "pretrain", "distill", "export"}
+    return [
+        (n, words[2:]) for n, words in CALLS if words[1] in readers and words[2:3] and words[2].startswith("recipes/")
     ]
-    assert len(lines) >= 6
-    for words in lines:
-        page = tmkd(*words[1 : 3 if words[1] == "bench" else 2], "--help")
-        for option in (word for word in words if re.fullmatch(r"--?[a-z-]+", word)):
-            assert re.search(rf"(^|[\s,]){option}\b", page), (words, option)
+
+
+@pytest.mark.parametrize(("name", "words"), recipes_shown(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_recipe_of_the_docs_loads_with_the_keys_that_are_shown(name: str, words: list[str]) -> None:
+    keys = [word for word in words[1:] if re.match(r"[a-z][\w.]*=", word)]
+    load_recipe(ROOT / words[0], keys)
+
+
+def test_every_study_of_the_docs_loads_with_the_keys_that_are_shown(tmp_path: Path) -> None:
+    from tmkd.pipeline.study.plan import load_study
+
+    calls = [words[2:] for _, words in CALLS if words[1] == "study" and words[2:3] and words[2].startswith("recipes/")]
+    assert len(calls) > 8
+    for path, *keys in calls:
+        load_study(ROOT / path, [word for word in keys if re.match(r"[a-z][\w.]*=", word)])
+    listed = re.findall(r"^\| `([a-z-]+\.yaml)` \|", STUDIES, flags=re.M)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "recipes" / "studies").glob("*.yaml"))
+    (example,) = blocks("yaml", STUDIES)
+    (tmp_path / "study.yaml").write_text(example.replace("../demo.yaml", str(ROOT / "recipes" / "demo.yaml")))
+    assert len(load_study(tmp_path / "study.yaml").cells) == 18
 
 
 def test_the_recipes_of_the_tasks_page_are_valid_and_its_table_names_every_one() -> None:
@@ -59,48 +100,169 @@ def test_the_recipes_of_the_tasks_page_are_valid_and_its_table_names_every_one()
     with pytest.raises(RecipeError, match="two classes only"):
         parse_recipe({**whole, **teachers, "data": scored}, "docs/tasks.md")
     parse_recipe({**whole, "teachers": teachers["teachers"][:3]}, "docs/tasks.md")
-    table = set(re.findall(r"`([a-z-]+\.yaml)`", TASKS))
-    assert table == {path.name for path in (ROOT / "recipes").glob("*.yaml")}
-    for line in (line for block in blocks("sh", TASKS) for line in block.splitlines()):
-        words = shlex.split(line, comments=True)
-        load_recipe(ROOT / words[2], words[3:])
+    table = set(re.findall(r"^\| `([a-z-]+\.yaml)`(?:, `([a-z-]+\.yaml)`)?", TASKS, flags=re.M))
+    assert {name for row in table for name in row if name} == {path.name for path in (ROOT / "recipes").glob("*.yaml")}
 
 
-def test_the_readmes_files_and_make_targets_exist() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_the_make_targets_of_the_docs_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make ([a-z-]+)", README):
+    targets = {target for text in TEXTS.values() for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.M)}
+    assert targets >= {"demo", "test", "serve", "docs", "setup"}
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
 
 
-def test_the_python_of_answering_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "workspace" / "runs" / "demo").mkdir(parents=True)
-    (tmp_path / "workspace" / "runs" / "demo" / "export").symlink_to(exported("minilm") / "out")
-    index_of(tmp_path / "workspace" / "index")
-    for block in blocks("python", ANSWERING):
-        exec(compile(block, "docs/answering.md", "exec"), {})
-    assert "mount.md" in capsys.readouterr().out
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as MkDocs and GitHub make them."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    plain = (re.sub(r"[^\w\s-]", "", title).strip().lower() for title in re.findall(r"^#+ (.+)$", prose, flags=re.M))
+    return {re.sub(r"\s", "-", title) for title in plain}
 
 
-def test_the_page_on_studies_names_every_shipped_one_and_its_example_is_valid(tmp_path: Path) -> None:
-    from tmkd.pipeline.study.plan import load_study
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_somewhere(name: str) -> None:
+    """To a file of the repository, and to a heading of it where one is named."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (PAGES[name].parent / path).resolve() if path else PAGES[name]
+        assert found.exists(), f"{name}: {target}"
+        if anchor:
+            assert anchor in anchors(found.read_text(encoding="utf-8")), f"{name}: {target}"
 
-    listed = re.findall(r"^\| `([a-z-]+\.yaml)` \|", STUDIES, flags=re.M)
-    assert sorted(listed) == sorted(path.name for path in (ROOT / "recipes" / "studies").glob("*.yaml"))
-    (example,) = blocks("yaml", STUDIES)
-    (tmp_path / "study.yaml").write_text(example.replace("../demo.yaml", str(ROOT / "recipes" / "demo.yaml")))
-    assert len(load_study(tmp_path / "study.yaml").cells) == 18
-    for line in re.findall(r"tmkd study (recipes/\S+)", STUDIES):
-        assert (ROOT / line).is_file()
+
+def test_the_readme_is_short_and_says_what_the_student_does_not_do_better() -> None:
+    assert len(README.splitlines()) <= 120
+    demo = json.loads((ROOT / "docs" / "results" / "demo.json").read_text())
+    means = {row["name"]: (row["auc"]["mean"], row["mrr"]["mean"]) for row in demo["methods"]}
+    for method in ("tmkd", "cosine", "teacher-ensemble", "finetune"):
+        assert f"{means[method][0]:.3f} / {means[method][1]:.3f}" in README, method
 
 
-def test_the_readmes_recipe_runs_and_so_does_its_python(
-    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_names_a_folder_of_one_machine(name: str) -> None:
+    assert not re.search(r"(?<![\w.-])/(work|tmp|home|root)/", TEXTS[name])
+
+
+COLUMNS = {
+    "ROC-AUC": "auc",
+    "MRR": "mrr",
+    "MAP": "map",
+    "nDCG@10": "ndcg@10",
+    "accuracy": "accuracy",
+    "Spearman": "spearman",
+}
+
+
+def figures() -> list[tuple[str, str, list[str], list[list[str]]]]:
+    """The tables of methods that stand under a link to their JSON file: page, file, head, rows."""
+    found = []
+    for name, text in TEXTS.items():
+        for file, after in re.findall(
+            r"\[all\s+figures\]\(([\w-]+\.json)\)(.*?)(?=\[all\s+figures\]|\Z)", text, flags=re.S
+        ):
+            table = re.search(r"^\|.*\|\n\|[-|]+\|\n(?:\|.*\|\n?)+", after, flags=re.M)
+            if table:
+                head, _, *rows = [
+                    [cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()
+                ]
+                found.append((name, file, head, rows))
+    return found
+
+
+def cells(
+    folder: Path, file: str, head: list[str], rows: list[list[str]]
+) -> list[tuple[dict[str, dict[str, float]], str, str]]:
+    """The cells of a table that name a method and a metric: the method's figures, the metric, the text.
+
+    A method is a row and a metric a column, or the other way round; then a row may name a file of its own.
+    """
+
+    def methods(of: str) -> dict[str, dict[str, dict[str, float]]]:
+        return {row["name"]: row for row in json.loads((folder / of).read_text()).get("methods", [])}
+
+    found, known = [], methods(file)
+    for row in rows:
+        of_row = methods(other[1]) if (other := re.search(r"\]\(([\w-]+\.json)\)", row[0])) else known
+        for title, cell in zip(head, row, strict=True):
+            if (method := row[0].strip("`")) in known and title in COLUMNS:
+                found.append((known[method], COLUMNS[title], cell))
+            if (metric := row[0].partition(",")[0]) in COLUMNS and title.strip("`") in of_row:
+                found.append((of_row[title.strip("`")], COLUMNS[metric], cell))
+    return found
+
+
+@pytest.mark.parametrize(("name", "file", "head", "rows"), figures(), ids=lambda v: v if isinstance(v, str) else "")
+def test_the_tables_of_methods_are_those_of_the_files(
+    name: str, file: str, head: list[str], rows: list[list[str]]
 ) -> None:
-    recipe = yaml.safe_load(blocks("yaml")[0])
+    """Mean and interval of every method, as the run's results.json has them."""
+    compared = 0
+    for method, metric, cell in cells(PAGES[name].parent, file, head, rows):
+        numbers = re.fullmatch(r"(\d\.\d{3})(?: \((\d\.\d{3})-(\d\.\d{3})\))?", cell)
+        assert numbers, cell
+        wanted = [f"{method[metric][part]:.3f}" for part in ("mean", "low", "high")]
+        assert [n for n in numbers.groups() if n] == wanted[: 3 if numbers[2] else 1], (file, metric, cell)
+        compared += 1
+    assert compared >= 4 or file in ("qa.json", "wikiqa-mpnet.json", "options.json"), (name, file)
+
+
+@pytest.mark.parametrize("page", ["docs/results.md"])
+def test_the_tables_over_the_tasks_are_what_their_command_prints(page: str, tmkd: Tmkd, monkeypatch: Any) -> None:
+    monkeypatch.chdir(ROOT)
+    calls = [
+        words
+        for words in shown("\n".join(f"```sh\n{b}```" for b in blocks("sh", TEXTS[page])))
+        if words[1] == "overall"
+    ]
+    assert len(calls) == 2
+    tables = re.findall(r"^\| kept above chance \|.*\n\|[-|]+\|\n((?:\|.*\|\n)+)", TEXTS[page], flags=re.M)
+    for words, table in zip(calls, tables, strict=True):
+        printed = tmkd(*words[1:]).stdout
+        for row in table.splitlines():
+            kept = re.findall(r"\d+\.\d%", row)
+            assert len(kept) == 8
+            for number in kept:
+                assert number in printed, (words, row)
+
+
+@pytest.fixture(scope="module")
+def small_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of a two-layer student that has learned which of a few passages answers which question."""
+    folder = tmp_path_factory.mktemp("docs")
+    rows = pair_rows(1)
+    pairs = Pairs.build(
+        [str(row["question"]) for row in rows],
+        [str(row["passage"]) for row in rows],
+        labels=[int(str(row["label"])) for row in rows],
+    )
+    export_student(ranking_student(folder / "student", pairs), dev_pairs(), folder / "out", backends=["onnx-fp32"])
+    return folder / "out"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, text in TEXTS.items() if blocks("python", text) and name != "docs/serving.md"]
+)
+def test_the_python_of_a_page_runs_as_it_stands(
+    name: str, small_export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one go, in a folder whose workspace/runs/demo/export is a small student's (docs/serving.md: tests/serve)."""
+    assert TOPICS["sort"][0] in README
+    (tmp_path / "workspace" / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "workspace" / "runs" / "demo" / "export").symlink_to(small_export)
+    index_of(tmp_path / "workspace" / "index")
+    scope: dict[str, object] = {"__name__": "__main__"}
+    for number, block in enumerate(blocks("python", TEXTS[name])):
+        exec(compile(block, f"{name}, block {number}", "exec"), scope)
+    if name == "docs/answering.md":
+        assert "mount.md" in capsys.readouterr().out
+
+
+def test_the_readmes_recipe_and_its_commands_run(recipe_file: Path, tmp_path: Path, tmkd: Tmkd) -> None:
+    """On files of the names and columns that it shows; depth, passes, length and backends are set smaller."""
     small = yaml.safe_load(recipe_file.read_text())
-    rows = [__import__("json").loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     for name, prefix in {"train": "", "dev": "dev ", "test": "test "}.items():
         mine = [
             {
@@ -115,17 +277,23 @@ def test_the_readmes_recipe_runs_and_so_does_its_python(
     pool = [{"query": row["question"], "text": row["passage"], "judge": 0.2} for row in pool_rows()]
     write_jsonl(tmp_path / "pool.jsonl", pool)
     subprocess.run(["gzip", "-kf", str(tmp_path / "pool.jsonl")], check=True)
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
-    keys = [f"{key}={small[key]}" for key in ("student", "stage1", "stage2", "max_length")]
-    tmkd("run", "mine.yaml", *keys, "teachers.0.epochs=1", "teachers.1.epochs=1", "name=demo", "-q")
-    scope: dict[str, object] = {}
-    for number, block in enumerate(blocks("python")):
-        # Trained on eight questions for a moment, so only the ranking the README shows is left out.
-        exec(
-            compile(
-                block.replace("assert scores[0] > scores[1]", "assert len(scores) == 2"),
-                f"README block {number}",
-                "exec",
-            ),
-            scope,
-        )
+    write_jsonl(
+        tmp_path / "labelled.jsonl",
+        [{"query": f"Now: {r['question']}", "text": r["passage"], "relevant": r["label"]} for r in rows[:16]],
+    )
+    (tmp_path / "mine.yaml").write_text(blocks("yaml", README)[0])
+    smaller = [f"{key}={small[key]}" for key in ("student", "stage1", "stage2", "max_length")]
+    smaller += ["teachers.0.epochs=1", "teachers.1.epochs=1", "export.backends=[onnx-fp32]", "-q"]
+    calls = [words[1:] for words in shown(README) if "mine" in " ".join(words) and words[1] in ("run", "evaluate")]
+    first, _, measured = calls
+    assert (first, measured[:2]) == (["run", "mine.yaml"], ["evaluate", "workspace/runs/mine"])
+    tmkd(*first, *smaller)
+    assert {path.name for path in (tmp_path / "workspace" / "runs" / "mine").iterdir()} >= {
+        "student",
+        "export",
+        "report",
+    }
+    tmkd(*measured, "--no-speed", "-q")
+    assert {"teacher:t1", "teacher:t2", "finetune", "tmkd"} <= {
+        row["name"] for row in json.loads((tmp_path / "numbers.json").read_text())["methods"]
+    }
