@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tmkd.config.sections import DebianDocsSizes
 from tmkd.core.errors import DataError
 from tmkd.data.builtin.corpus import _answers, _worthwhile, is_question
 from tmkd.data.builtin.debian_docs import DebianDocs, build
@@ -33,7 +34,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def docs(cache: Path) -> DebianDocs:
-    return build(**SMALL)
+    return build(DebianDocsSizes(**SMALL))
 
 
 def _by_question(pairs) -> dict[str, list[int]]:
@@ -129,18 +130,18 @@ def test_second_call_reads_the_cache_and_a_rebuild_gives_the_same_rows(docs: Deb
     built = cache / "debian-docs" / "built"
     (folder,) = built.iterdir()
     changed = folder.stat().st_mtime_ns
-    again = build(**SMALL)
+    again = build(DebianDocsSizes(**SMALL))
     assert again.info == docs.info
     assert folder.stat().st_mtime_ns == changed
     folder.rename(built / "aside")
-    fresh = build(**SMALL)
+    fresh = build(DebianDocsSizes(**SMALL))
     assert fresh.info == docs.info
     assert fresh.passages == docs.passages
     assert fresh.pool.digest() == docs.pool.digest()
 
 
 def test_fewer_questions_keep_their_side_of_the_split(docs: DebianDocs):
-    few = build(**SMALL, max_questions=40)
+    few = build(DebianDocsSizes(**SMALL, max_questions=40))
     assert sum(few.info["questions"].values()) <= 40
     for name in ("train", "dev", "test"):
         others = {other for other in ("train", "dev", "test") if other != name}
@@ -150,7 +151,7 @@ def test_fewer_questions_keep_their_side_of_the_split(docs: DebianDocs):
 
 def test_too_few_questions_are_refused(cache: Path):
     with pytest.raises(DataError, match="no question is left for"):
-        build(**SMALL, max_questions=1)
+        build(DebianDocsSizes(**SMALL, max_questions=1))
     assert not list((cache / "debian-docs" / "built").glob(".building-*"))
 
 

@@ -16,7 +16,7 @@ from tmkd.config.recipe import Recipe
 from tmkd.core.errors import RecipeError
 from tmkd.data.decontamination import NEAR, HeldOut, NearTexts
 from tmkd.data.documents.text import jaccard, tokens
-from tmkd.data.mining import subsample
+from tmkd.data.mining import choose_pairs
 from tmkd.data.pairs import Pairs
 from tmkd.data.tasks import TaskData
 from tmkd.pipeline.steps.pool import pool_of
@@ -175,8 +175,8 @@ def test_keys_that_make_no_pool(pool: dict[str, object], message: str) -> None:
 
 def test_a_part_of_a_pool_that_is_there_is_nested(task: TaskData, tmp_path: Path) -> None:
     pool = Pairs.build([f"q{n}" for n in range(100)], ["p"] * 100)
-    small, large = subsample(pool, 10, 0), subsample(pool, 30, 0)
-    assert (len(small), len(large), len(subsample(pool, 500, 0))) == (10, 30, 100)
+    small, large = choose_pairs(pool, 10, 0), choose_pairs(pool, 30, 0)
+    assert (len(small), len(large), len(choose_pairs(pool, 500, 0))) == (10, 30, 100)
     assert set(small.pair_ids) < set(large.pair_ids)
     assert large.questions == [question for question in pool.questions if question in set(large.questions)]
     given = TaskData(task.train, task.dev, task.test, pool)

@@ -103,7 +103,7 @@ def test_a_pool_of_ones_own_is_held_out_too(tmkd: Tmkd, recipe_file: Path, tmp_p
     write_jsonl(tmp_path / "pool.jsonl", [*test, *other])
     done = tmkd("label", recipe_file, "data.pool=pool.jsonl", "teachers.1.epochs=1", "use_teachers=1", "methods=[tkd]",
                 "take=tkd")  # fmt: skip
-    assert f"pool: 6 of {len(test) + 6} pairs; left out as nearly of development or test rows" in done.stderr
+    assert f"pool: 6 of {len(test) + 6} pairs; removed as contamination from the development or test set" in done.stderr
     nothing = tmkd("label", recipe_file, "data.pool=test.jsonl", check=False)
     assert "pool: not a single pair is left of 32" in nothing.stderr
 

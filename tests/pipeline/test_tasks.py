@@ -191,6 +191,7 @@ def test_shares_held_out(tmp_path: Path) -> None:
     [
         ({"train": "t", "dev": "d", "hold_out": {"dev": 0.1}}, "give dev or hold_out.dev, not both"),
         ({"train": "t", "hold_out": {"dev": 0.6, "test": 0.4}}, "dev 0.6 and test 0.4 leave nothing to train on"),
+        ({"train": "t", "hold_out": {"test": 0.9}}, "dev 0.2 and test 0.9 leave nothing to train on"),
         ({"train": "t", "hold_out": {"test": 1.5}}, "less than 1, got 1.5"),
         ({"train": "t", "reference": "score"}, "'score' is not in scores"),
         ({"train": "t", "labels": {"yes": 2, "no": 0}}, "data.labels: 'yes' is class 2; there are 2"),

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from tmkd.core.backends import KNOWN_BACKENDS, BackendName
 
+DEV_SHARE = 0.2  # of the training questions, held out where there is no development set and no other share is given
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 
@@ -122,12 +123,6 @@ class HoldOut(Part):
     )
     test: Share | None = Field(None, description="the test set, where data.test is not given")
 
-    @model_validator(mode="after")
-    def _leaves_some(self) -> HoldOut:
-        if (self.dev or 0) + (self.test or 0) >= 1:
-            raise ValueError(f"dev {self.dev:g} and test {self.test:g} leave nothing to train on")
-        return self
-
 
 def _text_keys(labels: Any) -> Any:
     """A label map with text for keys: YAML reads a bare 0 as a number."""
@@ -204,6 +199,10 @@ class Data(Part):
         for part in ("dev", "test"):
             if self.hold_out is not None and getattr(self.hold_out, part) and getattr(self, part):
                 raise ValueError(f"data: give {part} or hold_out.{part}, not both")
+        if self.hold_out is not None:
+            dev = 0.0 if self.dev is not None else self.hold_out.dev or DEV_SHARE
+            if dev + (test := self.hold_out.test or 0.0) >= 1:
+                raise ValueError(f"data: hold_out: dev {dev:g} and test {test:g} leave nothing to train on")
         if self.reference is not None and self.reference not in self.scores:
             raise ValueError(f"data: reference: {self.reference!r} is not in scores; declare it there")
         return self

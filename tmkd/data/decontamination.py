@@ -1,4 +1,4 @@
-"""What must not be in training: questions and answers of development and test rows, and what is nearly one of them."""
+"""Decontamination: find questions and answers of the development and test sets, and texts nearly equal to them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import numpy as np
 from tmkd.data.documents.text import jaccard, normalise, tokens
 from tmkd.data.pairs import Pairs
 
-NEAR = 0.8  # token-set Jaccard from which two texts count as the same
-_LEAST_QUOTED = 3  # words: a shorter question stands in many texts by chance
+NEAR = 0.8  # two texts whose sets of words have this Jaccard similarity or more count as nearly equal
+_LEAST_QUOTED = 3  # words; shorter questions occur in many texts by chance
 
 
 class NearTexts:
-    """Texts that others are held against; exact, by prefix filtering.
+    """A set of texts that answers whether another text is nearly equal to one of them; exact, by prefix filtering.
 
-    Two sets of Jaccard t or more share at least ceil(t n) words of either (n its size), so they share one of the
-    n - ceil(t n) + 1 rarest (Bayardo, Ma, Srikant 2007, "Scaling up all pairs similarity search").
+    If two sets have a Jaccard similarity of t or more, they share at least ceil(t n) words, n being the size of either.
+    So they share one of its n - ceil(t n) + 1 rarest words (Bayardo, Ma, Srikant 2007, "Scaling up all pairs similarity
+    search").
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -31,11 +32,11 @@ class NearTexts:
                 self._places[word].append(place)
 
     def __contains__(self, text: str) -> bool:
-        """Whether one of the texts is nearly this one (Jaccard of distinct words at least NEAR)."""
+        """Whether one of the texts is nearly equal to this one: a Jaccard similarity of their words of NEAR or more."""
         return self.near(tokens(text))
 
     def near(self, words: frozenset[str]) -> bool:
-        """The same of a text's distinct words."""
+        """The same, for a text given as its distinct words."""
         places = {place for word in self._rarest(words) for place in self._places.get(word, ())}
         return any(jaccard(words, self._sets[place]) >= NEAR for place in places)
 
@@ -45,10 +46,14 @@ class NearTexts:
 
 
 class HeldOut:
-    """Development and test rows: which questions, passages and pairs a pool must leave out.
+    """The held-out sets (development and test): which questions, passages and pairs must not be in a pool.
 
-    Of the passages those are left out that answer a development or test question (class 1 of two), that are nearly such
-    an answer, or that quote such a question.
+    A passage must not be in the pool if it answers a held-out question (class 1 of two), if it is nearly equal to such
+    an answer, or if it quotes a held-out question.
+
+    Args:
+        parts: the development and the test set.
+        classes: C. For more than two classes no passage is an answer.
     """
 
     def __init__(self, parts: Sequence[Pairs], classes: int) -> None:
@@ -70,14 +75,14 @@ class HeldOut:
         self._seen: dict[tuple[str, str], bool] = {}
 
     def question(self, text: str) -> bool:
-        """Whether it is, or nearly is, a development or test question."""
+        """Whether a question is a held-out one, or nearly equal to one."""
         key = ("question", text)
         if key not in self._seen:
             self._seen[key] = text in self.questions
         return self._seen[key]
 
     def passage(self, text: str) -> bool:
-        """Whether it answers a development or test question, nearly does, or quotes one."""
+        """Whether a passage answers a held-out question, is nearly equal to such an answer, or quotes the question."""
         key = ("passage", text)
         if key not in self._seen:
             self._seen[key] = self._is_answer(normalise(text))

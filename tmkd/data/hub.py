@@ -17,22 +17,25 @@ logger = logging.getLogger(__name__)
 
 
 def read_hub(name: str, split: str, *, config: str | None = None, **expected: Unpack[Expected]) -> Pairs:
-    """Read one split of a hub id or a local folder.
+    """Read one split of a hub data set or of a local folder.
 
-    A label column that the data set declares as classes may hold -1, which there means "no label"; where labels are
-    needed such rows are left out. Its class names can be mapped (`labels`) as well as its numbers.
+    If the data set declares the label column as classes, -1 means "no label"; where labels are needed, such rows are
+    left out. `labels` can map the names of the classes as well as their numbers.
 
     Args:
-        config: configuration (`mnli` of nyu-mll/glue); a hub id may carry it after a colon instead: `glue:rte`.
+        name: a hub id, or a local folder in the hub's layout.
+        split: such as train or train[:5000].
+        config: the configuration, such as `mnli` of nyu-mll/glue. A hub id may have it after a colon: `glue:rte`.
+        **expected: what is expected of the rows (`Expected`).
 
     Raises:
         MissingExtraError: `datasets` is not installed.
-        DataError: no such data set or split, or rows that cannot be used.
+        DataError: there is no such data set or split, or a row cannot be used.
     """
     rows, features, called = hub_rows(name, split, config)
     label = expected.get("columns", Columns()).label
     needed = expected.get("need_labels", False)
-    rows = _labels_told(rows, features, label, expected.get("labels", {}) if needed else {})
+    rows = _known_labels(rows, features, label, expected.get("labels", {}) if needed else {})
     pairs = rows_to_pairs(rows, called, **expected)
     if needed and len(known := np.flatnonzero(pairs.labels >= 0)) < len(pairs):
         logger.info(f"{called}: {len(pairs) - len(known):,} of {len(pairs):,} rows have no label and are left out")
@@ -41,7 +44,7 @@ def read_hub(name: str, split: str, *, config: str | None = None, **expected: Un
 
 
 def hub_rows(name: str, split: str, config: str | None = None) -> tuple[list[dict[str, Any]], Any, str]:
-    """The rows of one split as they are, their features (the library's), and what messages call them."""
+    """The rows of one split as they are, their features (an object of `datasets`), and what messages call the split."""
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -57,19 +60,19 @@ def hub_rows(name: str, split: str, config: str | None = None) -> tuple[list[dic
         raise DataError(f"hub data set {called}: {type(error).__name__}: {error}") from error
 
 
-def _labels_told(
+def _known_labels(
     rows: list[dict[str, Any]], features: Any, label: str | None, names: Mapping[str, int | None]
 ) -> list[dict[str, Any]]:
-    """Rows whose label is None where the data set says -1, and a class's name where `names` maps names."""
+    """The rows with None for labels of -1, and with the class's name for its number where `names` maps names."""
     from datasets import ClassLabel
 
     classes = features.get(label) if label is not None else None
     if label is None or not isinstance(classes, ClassLabel):
         return rows
 
-    def told(value: Any) -> Any:
+    def known(value: Any) -> Any:
         if value is None or value == -1:
             return None
         return classes.int2str(value) if names and str(value) not in names else value
 
-    return [{**row, label: told(row[label])} for row in rows]
+    return [{**row, label: known(row[label])} for row in rows]

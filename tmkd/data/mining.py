@@ -1,8 +1,8 @@
-"""Mine the pool of stage 1 (METHOD.md, "Stage 1"): questions search passages, several sources in stated shares.
+"""Mine the pool of stage 1 (METHOD.md, "Stage 1"): questions retrieve passages, from several sources in given shares.
 
-Questions are taken in the order of a hash, each with its best BM25 passages, until a source's share of `size` is
-filled; so a smaller pool is part of a larger one. Nothing of development and test rows comes in
-(tmkd/data/decontamination.py).
+Questions are taken in the order of a hash, each with its best BM25 passages, until the source's share of `size` is
+filled; so a smaller pool is part of a larger one. The pool is decontaminated: nothing of the development and test sets
+comes in (`tmkd.data.decontamination`).
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ logger = logging.getLogger(__name__)
 
 Row = tuple[str, str]
 T = TypeVar("T")
-_MARGIN = 20  # hits read beyond those wanted, for the ones that may not stand beside the question
+_MARGIN = 20  # hits read beyond those wanted, in place of hits that must not be paired with the question
 
 
 @dataclass(frozen=True)
 class Material:
-    """What the sources of a pool hold, read and ready to be mined.
+    """The texts or pairs of one source of a pool, ready to be mined.
 
     Attributes:
-        askers, texts: questions and passages (the other way round where passages ask); empty for ready-made pairs.
-        ready: ready-made pairs, None where the source is mined.
+        source: the source as the recipe gives it.
+        name: what messages call it.
+        askers: the texts that search: questions, or passages if `source.ask` is `passages`; empty for ready-made pairs.
+        texts: the texts that are searched: the other side.
+        ready: ready-made pairs; None: the source is mined.
     """
 
     source: PoolSource
@@ -46,21 +49,26 @@ class Material:
     ready: Pairs | None
 
     def most(self, each: int) -> int:
-        """The pairs that it can give at most, `each` for one asker."""
+        """How many pairs the source can give at most, if each asker gets `each`."""
         return len(self.ready) if self.ready is not None else len(self.askers) * each
 
     def digest(self) -> str:
-        """A hash of everything it holds."""
+        """A hash of all texts or pairs."""
         if self.ready is not None:
             return self.ready.digest()
         return Pairs.build(self.askers, [""] * len(self.askers)).digest() + Pairs.build(self.texts, self.texts).digest()
 
 
 def read_sources(pool: Pool, train: Pairs, documentation: Callable[[], list[str]]) -> list[Material]:
-    """Read what a pool's sources name; those with a share of 0 are left out.
+    """Read what a pool's sources name, except sources with a share of 0.
+
+    Args:
+        pool: the recipe's `pool`.
+        train: the training pairs, which the name `own` stands for.
+        documentation: gives the passages that the name `debian-docs` stands for.
 
     Raises:
-        DataError: see `tmkd.data.pool_sources`.
+        DataError: a source cannot be read (`tmkd.data.pool_sources`).
     """
     materials = []
     for number, source in enumerate(pool.sources):
@@ -85,7 +93,17 @@ def read_sources(pool: Pool, train: Pairs, documentation: Callable[[], list[str]
 
 
 def mine(pool: Pool, materials: Sequence[Material], train: Pairs, held: HeldOut) -> tuple[Pairs, list[dict[str, Any]]]:
-    """The pool, and what came of each source: [{"source", "pairs", "wanted", "dropped"}].
+    """Mine a pool.
+
+    Args:
+        pool: the recipe's `pool`.
+        materials: what its sources hold, as `read_sources` gives it.
+        train: the training pairs; if passages ask, their own questions in these are left out.
+        held: what the pool must not contain.
+
+    Returns:
+        The pool's pairs, and for each source {"source": its name, "pairs": how many it gave, "wanted": how many it was
+        to give (None: all), "dropped": how many questions and passages were removed as contamination}.
 
     Raises:
         DataError: a source gives no pair at all.
@@ -114,42 +132,42 @@ def mine(pool: Pool, materials: Sequence[Material], train: Pairs, held: HeldOut)
         count = len(rows) - before
         if count == 0 and wanted != 0:
             raise DataError(_nothing(material, dropped))
-        logger.info(f"pool: {count:,} pairs from {material.name}{_short(count, wanted)}{dropped.told()}")
+        logger.info(f"pool: {count:,} pairs from {material.name}{_shortfall(count, wanted)}{dropped.summary()}")
         counts.append({"source": material.name, "pairs": count, "wanted": wanted, "dropped": dropped.counts()})
     return Pairs.build([question for question, _ in rows], [passage for _, passage in rows]), counts
 
 
-def subsample(pairs: Pairs, size: int, seed: int) -> Pairs:
-    """`size` of the pairs by a hash of each, rows in their order; a smaller one is part of a larger one."""
+def choose_pairs(pairs: Pairs, size: int, seed: int) -> Pairs:
+    """Choose `size` of the pairs by a hash of each; a smaller choice is part of a larger one. Keeps their order."""
     if len(pairs) <= size:
-        logger.warning(f"pool: there are {len(pairs):,} pairs, `size` asks for {size:,}; all are taken")
+        logger.warning(f"pool: there are {len(pairs):,} pairs, `size` is {size:,}; all are taken")
         return pairs
     places = [(share_of(name, seed), row) for row, name in enumerate(pairs.pair_ids)]
     logger.info(f"pool: {size:,} of {len(pairs):,} pairs")
     return pairs.take(sorted(row for _, row in sorted(places)[:size]))
 
 
-def hold_out(pool: Pairs, held: HeldOut) -> Pairs:
-    """The pool without pairs, questions and passages that development and test rows forbid, rows in their order.
+def decontaminate(pool: Pairs, held: HeldOut) -> Pairs:
+    """Remove from a pool the pairs, questions and passages of the development and test sets. Keeps the order.
 
     Raises:
         DataError: not a single pair is left.
     """
     dropped, kept = _Dropped(held), list[int]()
     rows = zip(pool.pair_ids, pool.questions, pool.passages, strict=True)
-    with progress("hold out", len(pool)) as bar:
+    with progress("decontaminate", len(pool)) as bar:
         for row, (name, question, passage) in enumerate(_counted(rows, len(pool), bar)):
             if name not in held.pair_ids and not dropped.question(question) and not dropped.passage(passage):
                 kept.append(row)
     if not kept:
-        raise DataError(f"pool: not a single pair is left of {len(pool):,}{dropped.told()}")
+        raise DataError(f"pool: not a single pair is left of {len(pool):,}{dropped.summary()}")
     if len(kept) < len(pool):
-        logger.info(f"pool: {len(kept):,} of {len(pool):,} pairs{dropped.told()}")
+        logger.info(f"pool: {len(kept):,} of {len(pool):,} pairs{dropped.summary()}")
     return pool if len(kept) == len(pool) else pool.take(kept)
 
 
 class _Dropped:
-    """Leaves out what development and test rows forbid, and counts it by text."""
+    """Finds texts that are contamination, and counts them, each text once."""
 
     def __init__(self, held: HeldOut) -> None:
         self.held = held
@@ -157,24 +175,28 @@ class _Dropped:
         self.passages: set[str] = set()
 
     def question(self, text: str) -> bool:
-        """Whether the question must not come in."""
+        """Whether the question must be removed."""
         if self.held.question(text):
             self.questions.add(text)
         return text in self.questions
 
     def passage(self, text: str) -> bool:
-        """Whether the passage must not come in."""
+        """Whether the passage must be removed."""
         if self.held.passage(text):
             self.passages.add(text)
         return text in self.passages
 
     def counts(self) -> dict[str, int]:
-        """How many were left out."""
+        """How many were removed."""
         return {"questions": len(self.questions), "passages": len(self.passages)}
 
-    def told(self) -> str:
+    def summary(self) -> str:
+        """The counts, as messages end with them."""
         questions, passages = self.counts().values()
-        return f"; left out as nearly of development or test rows: {questions:,} questions, {passages:,} passages"
+        return (
+            f"; removed as contamination from the development or test set: {questions:,} questions, "
+            f"{passages:,} passages"
+        )
 
 
 def _by_hash(texts: Iterable[str], seed: int) -> list[str]:
@@ -190,21 +212,21 @@ def _ready(pairs: Pairs, dropped: _Dropped, seed: int) -> Iterator[Row]:
 
 
 def _retrieved(material: Material, pool: Pool, train: Pairs, dropped: _Dropped) -> Iterator[Row]:
-    """Each asker with its best texts, (question, passage) whichever side asks. The index is built at once."""
-    turned = material.source.ask == "passages"
-    left_out = (dropped.passage, dropped.question) if turned else (dropped.question, dropped.passage)
-    with progress("hold out", len(material.askers) + len(material.texts), "texts") as bar:
+    """Each asker with its best texts, as (question, passage) whichever side asks. Builds the index at once."""
+    passages_ask = material.source.ask == "passages"
+    removed = (dropped.passage, dropped.question) if passages_ask else (dropped.question, dropped.passage)
+    with progress("decontaminate", len(material.askers) + len(material.texts), "texts") as bar:
         counted = _counted(material.askers, len(material.askers), bar)
-        askers = _by_hash((text for text in counted if not left_out[0](text)), pool.seed)
-        texts = [text for text in _counted(material.texts, len(material.texts), bar) if not left_out[1](text)]
+        askers = _by_hash((text for text in counted if not removed[0](text)), pool.seed)
+        texts = [text for text in _counted(material.texts, len(material.texts), bar) if not removed[1](text)]
     index = PassageIndex.build([Passage(text_hash(text), text, "", (), "", "") for text in texts])
-    known = set(train.pair_ids) if turned else set()
+    known = set(train.pair_ids) if passages_ask else set()
 
     def rows() -> Iterator[Row]:
         for asker in askers:
             found = 0
             for number, _ in index.search(asker, pool.passages_per_question + _MARGIN):
-                row = (texts[number], asker) if turned else (asker, texts[number])
+                row = (texts[number], asker) if passages_ask else (asker, texts[number])
                 if contains(row[1], row[0]) or (known and pair_id(*row) in known):
                     continue
                 yield row
@@ -222,14 +244,14 @@ def _counted(items: Iterable[T], count: int, bar: Any) -> Iterator[T]:
             bar.advance(number % 500 or 500)
 
 
-def _short(count: int, wanted: int | None) -> str:
+def _shortfall(count: int, wanted: int | None) -> str:
     return "" if wanted is None or count >= wanted else f" ({wanted:,} were wanted; it holds no more)"
 
 
 def _nothing(material: Material, dropped: _Dropped) -> str:
     if material.ready is not None:
-        return f"pool: {material.name}: not a single pair is left of {len(material.ready):,}{dropped.told()}"
+        return f"pool: {material.name}: not a single pair is left of {len(material.ready):,}{dropped.summary()}"
     return (
         f"pool: {material.name}: not a single hit for {len(material.askers):,} queries in {len(material.texts):,} texts"
-        f"{dropped.told()}; do they share a language and a subject?"
+        f"{dropped.summary()}; do they share a language and a subject?"
     )

@@ -1,4 +1,4 @@
-"""The pair record: (question, passage[, label][, scores]), columnar, identified by a hash of its two texts."""
+"""Pairs: (question, passage[, label][, scores]), stored by column, each identified by a hash of its two texts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ _FIXED = ("pair_id", "question", "passage", "label", "qid", "pid")
 
 
 def pair_id(question: str, passage: str) -> str:
-    """32 hex digits: BLAKE2b-128 over both texts, the question length-prefixed so that no two pairs run together."""
+    """The id of a pair: 32 hex digits, BLAKE2b-128 over the length of the question, the question and the passage.
+
+    The length keeps ("ab", "c") and ("a", "bc") apart.
+    """
     first = question.encode()
     return hashlib.blake2b(len(first).to_bytes(8, "little") + first + passage.encode(), digest_size=16).hexdigest()
 
 
 def grouped(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The distinct names in order, and the place of each row's among them, [N].
+    """The distinct names in alphabetical order, and for each of the N names its place among them, [N] int64.
 
-    As np.unique gives them, which would take the longest name's memory for every row.
+    np.unique would give the same, with the memory of the longest name for every name.
     """
     distinct = sorted(set(names))
     place = {name: number for number, name in enumerate(distinct)}
@@ -36,7 +39,7 @@ def grouped(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
 
 
 class Reference(NamedTuple):
-    """A score column that stands for golden labels, and what it holds."""
+    """A score column that is used in place of labels, and what it holds."""
 
     column: str
     kind: Literal["logit", "probability"]
@@ -45,12 +48,20 @@ class Reference(NamedTuple):
 class Pairs:
     """N pairs in one Arrow table.
 
-    Columns: pair_id, question, passage (string); optionally label (int64, null where absent), qid, pid (string), and
-    any number of score columns (float64, null where absent).
+    Columns: pair_id, question, passage (string); optionally label (int64, null for no label), qid, pid (string), and
+    any number of score columns (float64, null for no score).
+
+    Example:
+        pairs = Pairs.build(["who?"], ["she"], labels=[1])
+        assert pairs.labels.tolist() == [1]
 
     Attributes:
-        reference: the score column that stands for golden labels: the labels are its classes, 1 from a probability
-            of 0.5 on, and `golden` is the probability itself. None: the labels are golden.
+        table: the Arrow table.
+        reference: the score column that is used in place of labels: `labels` are then its classes, 1 from a
+            probability of 0.5 on, and `golden` is the probability itself. None: the labels are given.
+
+    Raises:
+        DataError: the table lacks a column.
     """
 
     def __init__(self, table: pa.Table, reference: Reference | None = None) -> None:
@@ -74,7 +85,20 @@ class Pairs:
         pids: Sequence[str] | None = None,
         scores: Mapping[str, Sequence[float | None]] | None = None,
     ) -> Pairs:
-        """Make pairs from columns of one length; pair ids are computed."""
+        """Make pairs from columns of one length; computes the pair ids.
+
+        Args:
+            questions: N questions.
+            passages: N passages.
+            labels: N classes from 0; None for a pair without a label.
+            qids: N names that group pairs by question; the question's text unless given.
+            pids: N names of the passages; the pair's id unless given.
+            scores: score columns of N numbers; None for a pair without a score.
+
+        Raises:
+            DataError: a score column has the name of another column.
+            ValueError: the columns differ in length.
+        """
         columns: dict[str, pa.Array] = {
             "pair_id": pa.array([pair_id(q, p) for q, p in zip(questions, passages, strict=True)], pa.string()),
             "question": pa.array(questions, pa.string()),
@@ -116,7 +140,7 @@ class Pairs:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Golden labels, [N] int64; -1 where a pair has none."""
+        """The labels, [N] int64; -1 for a pair without one."""
         if "label" not in self.table.column_names:
             return np.full(len(self), -1, dtype=np.int64)
         filled = self.table.column("label").fill_null(-1)
@@ -125,8 +149,10 @@ class Pairs:
 
     @property
     def golden(self) -> NDArray[np.int64] | NDArray[np.float32]:
-        """What cross-entropy is taken against: the labels, [N] int64 (-1: none); of a reference its probabilities,
-        [N, 2] float32 (zeros: none)."""
+        """The target of cross-entropy: the labels, [N] int64 (-1: none), or a reference's probabilities.
+
+        Those are [N, 2] float32, zeros for a pair without a score.
+        """
         positive = self.reference_probabilities
         if positive is None:
             return self.labels
@@ -135,7 +161,7 @@ class Pairs:
 
     @property
     def reference_probabilities(self) -> NDArray[np.float64] | None:
-        """The reference's probability of class 1, [N] float64, nan where a pair has none; None without a reference."""
+        """The reference's probability of class 1, [N] float64, nan for a pair without a score; None: no reference."""
         if self.reference is None:
             return None
         values = self.score(self.reference.column)
@@ -145,40 +171,44 @@ class Pairs:
 
     @property
     def has_labels(self) -> bool:
-        """Whether any pair has a golden label."""
+        """Whether any pair has a label."""
         return bool((self.labels >= 0).any())
 
     @property
     def qids(self) -> list[str]:
-        """What groups pairs by question: the column, or the question's text where there is none."""
+        """The names that group pairs by question: the column, or the questions if there is no such column."""
         return self._strings("qid") if "qid" in self.table.column_names else self.questions
 
     @property
     def pids(self) -> list[str]:
-        """What names the passages: the column, or the pair's id where there is none."""
+        """The names of the passages: the column, or the pair ids if there is no such column."""
         return self._strings("pid") if "pid" in self.table.column_names else self.pair_ids
 
     @property
     def score_names(self) -> list[str]:
-        """The score columns."""
+        """The names of the score columns."""
         return [name for name in self.table.column_names if name not in _FIXED]
 
     def score(self, name: str) -> NDArray[np.float64]:
-        """One score column, [N] float64; nan where a pair has none."""
+        """One score column, [N] float64; nan for a pair without a score.
+
+        Raises:
+            DataError: there is no such column.
+        """
         if name not in self.score_names:
             raise DataError(f"there is no score column {name!r}; there are: {', '.join(self.score_names) or 'none'}")
         values: NDArray[np.float64] = self.table.column(name).fill_null(float("nan")).to_numpy()
         return values
 
     def take(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Pairs:
-        """The rows at `indices`, in that order."""
+        """The pairs at these places, in the order of `indices`."""
         return Pairs(self.table.take(pa.array(np.asarray(indices, dtype=np.int64))), self.reference)
 
     def with_reference(self, reference: Reference) -> Pairs:
-        """These pairs with a score column in place of golden labels (METHOD.md, "Teachers").
+        """These pairs with a score column in place of labels (METHOD.md, "Teachers").
 
         Raises:
-            DataError: no such column, an empty one, or pairs that have golden labels.
+            DataError: there is no such column, it is empty, or the pairs have labels.
         """
         if self.has_labels:
             raise DataError(f"there are golden labels; the reference {reference.column!r} is for rows that have none")
@@ -191,7 +221,7 @@ class Pairs:
         return Pairs(rest.append_column("label", labels), reference)
 
     def and_unlabelled(self, others: Pairs) -> Pairs:
-        """These rows, then the texts of others without any label; question ids and scores stay behind."""
+        """These pairs, followed by other pairs without their labels. Drops qids, pids and scores."""
         texts = ["pair_id", "question", "passage"]
         golden = ["label", self.reference.column if self.reference else ""]
         mine = self.table.select([*texts, *(name for name in golden if name in self.table.column_names)])
@@ -199,7 +229,7 @@ class Pairs:
         return Pairs(both, self.reference)
 
     def digest(self) -> str:
-        """A hash of the rows in their order, 16 hex digits: what a step that reads them depends on."""
+        """A hash of all columns and pairs in their order, 16 hex digits: what a step that reads them depends on."""
         if self._digest is None:  # Arrow tables do not change
             digest = hashlib.sha256()
             for name in sorted(self.table.column_names):
@@ -210,7 +240,7 @@ class Pairs:
         return self._digest
 
     def save(self, path: Path) -> None:
-        """Write Parquet, whole or not at all."""
+        """Write a Parquet file, whole or not at all."""
         with replacing(path) as temporary:
             pq.write_table(self.table, temporary, compression="zstd")
 
@@ -219,11 +249,11 @@ class Pairs:
         """Read what `save` wrote.
 
         Raises:
-            DataError: no such file, or no pairs table.
+            DataError: there is no such file, or it holds no table of pairs.
         """
         try:
             return cls(pq.ParquetFile(path).read())
         except FileNotFoundError as error:
-            raise DataError(f"{path}: no such file") from error
+            raise DataError(f"{path}: no such file", path=path) from error
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+            raise DataError(f"{path}: not a readable Parquet file: {error}", path=path) from error

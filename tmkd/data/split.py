@@ -1,4 +1,8 @@
-"""Split pairs by a hash of their question, so that a question never straddles two parts."""
+"""Split pairs by a hash of their question, so that all pairs of a question are in the same part.
+
+Every choice here depends on texts and seeds only, not on the order of the pairs, and a smaller share is always part of
+a larger one.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +12,38 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.core.errors import DataError
-from tmkd.data.pairs import Pairs
+from tmkd.core.errors import DataError, needs_extra
+from tmkd.data.pairs import Pairs, grouped
 
-# seeds of their own, of which a split (0) says nothing; BAGS and above: one for each teacher
+# Seeds, all different, so that one choice says nothing about another (`split` uses 0). STAGE1: the questions that
+# students see in stage 1. BAGS and above: the questions of each teacher.
 _SUBSAMPLE, _FOLDS, STAGE1, BAGS = 1, 2, -1, 3
 
 
 def share_of(text: str, seed: int = 0) -> float:
-    """A number in [0, 1) that depends on the text and the seed alone."""
+    """A number in [0, 1) that depends only on the text and the seed."""
     digest = hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def split(pairs: Pairs, fractions: Sequence[float], seed: int = 0) -> tuple[Pairs, ...]:
-    """Parts of about these shares of the questions, rows in their order.
+    """Cut pairs into parts that hold about these shares of the questions.
 
-    Rows stay together where they share a question's text or its qid: either one alone can be the finer.
+    Pairs stay together if they share a question's text or its qid.
+
+    Args:
+        pairs: the pairs.
+        fractions: the share of each part, above 0; they add up to 1.
+        seed: another seed gives another split.
+
+    Returns:
+        The parts, each with its pairs in their order.
 
     Raises:
-        DataError: shares that are not positive or do not add up to 1.
+        ValueError: the shares are not positive or do not add up to 1.
     """
     if not fractions or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise DataError(f"shares of a split must be above 0 and add up to 1, not {tuple(fractions)}")
+        raise ValueError(f"shares of a split must be above 0 and add up to 1, not {tuple(fractions)}")
     bounds = np.cumsum(fractions)[:-1]
     names = _group_names(pairs.questions, pairs.qids)
     share = {name: share_of(name, seed) for name in set(names)}
@@ -39,14 +52,19 @@ def split(pairs: Pairs, fractions: Sequence[float], seed: int = 0) -> tuple[Pair
 
 
 def subsample(pairs: Pairs, share: float, seed: int = _SUBSAMPLE, *, none: str = "") -> NDArray[np.int64]:
-    """Rows of about this share of the questions, in their order: [n] int64. A smaller share is part of a larger one.
+    """Choose about this share of the questions.
 
     Args:
-        seed: another draws other questions.
-        none: what is said where no row is left.
+        pairs: the pairs.
+        share: above 0, at most 1.
+        seed: another seed chooses other questions.
+        none: the error's message if no pair is left; empty: that is no error.
+
+    Returns:
+        The places of the chosen pairs, in their order, [n] int64.
 
     Raises:
-        DataError: no row is left, and there is something to say of it.
+        DataError: no pair is left.
     """
     if share == 1:
         return np.arange(len(pairs))
@@ -59,12 +77,19 @@ def subsample(pairs: Pairs, share: float, seed: int = _SUBSAMPLE, *, none: str =
 
 
 def folds(pairs: Pairs, count: int) -> NDArray[np.int64]:
-    """The fold of every row, [N] int64 in [0, count): questions in the order of a hash, cut into equal parts.
+    """Assign every pair to a fold of a cross-validation split: questions ordered by a hash, cut into equal parts.
 
-    Rows stay together as in `split`.
+    Pairs stay together as in `split`.
+
+    Args:
+        pairs: the pairs, [N].
+        count: the number of folds.
+
+    Returns:
+        The fold of every pair, [N] int64 in [0, count).
 
     Raises:
-        DataError: fewer questions than folds.
+        DataError: there are fewer questions than folds.
     """
     names = _group_names(pairs.questions, pairs.qids)
     ordered = sorted(set(names), key=lambda name: (share_of(name, _FOLDS), name))
@@ -75,20 +100,20 @@ def folds(pairs: Pairs, count: int) -> NDArray[np.int64]:
 
 
 def _group_names(questions: Sequence[str], qids: Sequence[str]) -> list[str]:
-    """For each row the first question, in order of text, of its group (union-find over questions and qids)."""
-    parent: dict[tuple[str, str], tuple[str, str]] = {}
+    """The name of each pair's group: the first question of the group, in alphabetical order.
 
-    def root(node: tuple[str, str]) -> tuple[str, str]:
-        while (above := parent.setdefault(node, node)) != node:
-            parent[node] = parent[above]
-            node = above
-        return node
+    Two pairs are in one group if they share a question's text or a qid, or if other pairs connect them.
+    """
+    with needs_extra("train"):
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
 
-    for question, qid in zip(questions, qids, strict=True):
-        first, second = root(("question", question)), root(("qid", qid))
-        parent[max(first, second)] = min(first, second)
-    lowest: dict[tuple[str, str], str] = {}
-    for question in questions:
-        group = root(("question", question))
-        lowest[group] = min(lowest.get(group, question), question)
-    return [lowest[root(("question", question))] for question in questions]
+    texts, text = grouped(questions)
+    ids, qid = grouped(qids)
+    nodes = len(texts) + len(ids)
+    edges = coo_array((np.ones(len(text), dtype=bool), (text, len(texts) + qid)), shape=(nodes, nodes))
+    _, component = connected_components(edges, directed=False)
+    first: dict[int, str] = {}
+    for name, group in zip(texts, component.tolist(), strict=False):  # texts are sorted; the qids' nodes come after
+        first.setdefault(group, name)
+    return [first[group] for group in component[text].tolist()]

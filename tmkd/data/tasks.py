@@ -1,4 +1,4 @@
-"""What a recipe's `data` part becomes: train, dev, test and pool, checked against one another."""
+"""Load what a recipe's `data` describes: train, dev, test and pool, checked against one another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tmkd.config.sections import Data
+from tmkd.config.sections import DEV_SHARE, Data
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.readers import read_rows
@@ -22,16 +22,17 @@ logger = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from tmkd.data.builtin.debian_docs import DebianDocs
 
-DEV_SHARE = 0.2
-
 
 @dataclass(frozen=True)
 class TaskData:
     """The pairs of a task.
 
     Attributes:
-        pool: unlabelled pairs for stage 1, or None (stage 1 then uses the training pairs).
-        info: where the rows come from; goes into the report.
+        train: labelled pairs to train on.
+        dev: the development set: labelled pairs on which choices are made.
+        test: the test set: labelled pairs that are read once, for the report. It is `dev` itself if there is none.
+        pool: unlabelled pairs for stage 1; None: stage 1 uses the training pairs.
+        info: where the pairs come from, for the report.
     """
 
     train: Pairs
@@ -42,17 +43,27 @@ class TaskData:
 
 
 def load_task(data: Data, classes: int) -> TaskData:
-    """Read, split and check the pairs that a recipe names; DataError says what is wrong with which file."""
+    """Read, split and check the pairs that a recipe names.
+
+    Args:
+        data: the recipe's `data`.
+        classes: C.
+
+    Raises:
+        DataError: a file or a row that cannot be used; a part without labels; training pairs of one class only; pairs
+            that are in two parts.
+        FetchError: the built-in data set cannot be fetched.
+    """
     task = _builtin(data) if data.builtin else _own(data, classes)
     parts = {"training": task.train, "development": task.dev, "test": task.test}
     for name, part in parts.items():
         if not part.has_labels:
-            told = "none of them has a label" if len(part) else "some are needed; give more rows, or hold out more"
-            raise DataError(f"the data gives {len(part):,} {name} rows: {told}")
-    if task.test is task.dev:  # said already
+            problem = "none of them has a label" if len(part) else "some are needed; give more rows, or hold out more"
+            raise DataError(f"the data gives {len(part):,} {name} rows: {problem}")
+    if task.test is task.dev:  # a warning has said so
         del parts["test"]
     _require_classes(task.train, classes)
-    _tell_traps(**parts)
+    _warn_of_likely_mistakes(**parts)
     for (name, part), (other, theirs) in combinations(parts.items(), 2):
         shared = set(part.pair_ids) & set(theirs.pair_ids)
         if shared:
@@ -63,13 +74,13 @@ def load_task(data: Data, classes: int) -> TaskData:
 def _require_classes(train: Pairs, classes: int) -> None:
     there = sorted(set(train.labels[train.labels >= 0].tolist()))
     if len(there) < 2:
-        raise DataError(f"every training row is of class {there[0]}; there is nothing to tell apart")
+        raise DataError(f"every training row is of class {there[0]}; a model needs two or more classes to learn")
     if len(there) < classes:
         logger.warning(f"no training row is of class {min(set(range(classes)) - set(there))}")
 
 
-def _tell_traps(training: Pairs, **others: Pairs) -> None:
-    """Say what may be meant, and mostly is a mistake."""
+def _warn_of_likely_mistakes(training: Pairs, **others: Pairs) -> None:
+    """Log what is allowed, and is a mistake in most cases."""
     known = set(training.questions)
     for name, part in others.items():
         if shared := known & set(part.questions):
@@ -77,25 +88,21 @@ def _tell_traps(training: Pairs, **others: Pairs) -> None:
     labels: defaultdict[str, set[int]] = defaultdict(set)
     for name, label in zip(training.pair_ids, training.labels.tolist(), strict=True):
         labels[name].add(label)
-    if torn := sum(len(found - {-1}) > 1 for found in labels.values()):
-        logger.warning(f"{torn:,} training pairs have several labels")
+    if conflicting := sum(len(found - {-1}) > 1 for found in labels.values()):
+        logger.warning(f"{conflicting:,} training pairs have several labels")
     if without := int((training.labels < 0).sum()):
-        logger.info(f"data: {without:,} training rows have no label; they are distilled from the teachers alone")
+        logger.info(f"data: {without:,} training rows have no label; students learn only soft labels from them")
 
 
 def built_in(data: Data) -> DebianDocs:
-    """The built-in data set in the sizes that a recipe's `data.debian_docs` says."""
+    """The built-in data set, in the sizes of a recipe's `data.debian_docs`.
+
+    Raises:
+        FetchError: the packages that it is made from cannot be fetched.
+    """
     from tmkd.data.builtin.debian_docs import build
 
-    size = data.debian_docs
-    return build(
-        pool_per_question=size.pool_per_question,
-        headings=size.headings,
-        pool_per_heading=size.pool_per_heading,
-        train_headings=size.train_headings,
-        packages=size.packages,
-        max_questions=size.max_questions,
-    )
+    return build(data.debian_docs)
 
 
 def _builtin(data: Data) -> TaskData:
@@ -116,14 +123,14 @@ def _own(data: Data, classes: int) -> TaskData:
         test = _read(data, classes, data.test, scores=False)
     assert dev is not None
     if test is None:
-        logger.warning("data: no test given; the report is on the development rows, which also made the choices")
-        info["note"] = "No test rows were given: the numbers are on development rows."
+        logger.warning("data: there is no test set; the report is on the development set, which also made the choices")
+        info["note"] = "No test set was given: the figures are on the development set."
     pool = None if data.pool is None else _read(data, classes, data.pool, scores=False, labels=False)
     return TaskData(train, dev, dev if test is None else test, pool, info)
 
 
 def _held_out(data: Data, train: Pairs) -> tuple[Pairs, Pairs | None, Pairs | None]:
-    """Train, and the shares of its questions that stand in for dev and test; None where they are given or absent."""
+    """Train, dev and test, with shares of train's questions held out as dev and test; None: nothing is held out."""
     hold = data.hold_out
     dev = None if data.dev is not None else (hold and hold.dev) or DEV_SHARE
     test = hold.test if hold is not None and data.test is None else None
@@ -135,16 +142,24 @@ def _held_out(data: Data, train: Pairs) -> tuple[Pairs, Pairs | None, Pairs | No
         if share is not None:
             part = parts[0 if name == "dev" else -1]
             questions = len(set(part.questions))
-            logger.info(f"data: no {name} given; {len(part):,} rows of {questions:,} questions are held out of train")
+            logger.info(f"data: no {name} given; {len(part):,} pairs of {questions:,} training questions are held out")
     return kept, parts[0] if dev is not None else None, parts[-1] if test is not None else None
 
 
 def _read(data: Data, classes: int, source: str, *, scores: bool, labels: bool = True) -> Pairs:
-    """One file or split of a recipe's data. scores: whether every score column must be there."""
+    """Read one file, or one split of the hub data set.
+
+    Args:
+        data: the recipe's `data`.
+        classes: C.
+        source: the file or the split.
+        scores: whether every score column must be there.
+        labels: whether labels (or the reference) must be there.
+    """
     reference = data.reference if labels else None
     columns = Columns(**data.columns.model_dump())
     if not labels and data.labels:
-        columns = replace(columns, label=None)  # names that only labelled rows must have
+        columns = replace(columns, label=None)  # the label map is for labelled rows
     expected: Expected = {
         "columns": columns,
         "scores": data.scores,
@@ -159,27 +174,30 @@ def _read(data: Data, classes: int, source: str, *, scores: bool, labels: bool =
         pairs = read_hub(data.hub, source, config=data.config, **expected)
     else:
         pairs = read_pairs(Path(source), **expected)
-    return pairs if reference is None else _referred(pairs, Reference(reference, data.scores[reference]), source)
+    return pairs if reference is None else _with_reference(pairs, Reference(reference, data.scores[reference]), source)
 
 
-def _referred(pairs: Pairs, reference: Reference, source: str) -> Pairs:
+def _with_reference(pairs: Pairs, reference: Reference, source: str) -> Pairs:
     try:
         return pairs.with_reference(reference)
     except DataError as error:
-        raise DataError(f"{source}: {error}") from None
+        raise error.within(source) from None
 
 
 def read_measured(data: Data, classes: int, path: Path, given: Mapping[str, str | None]) -> Pairs:
-    """Anyone's labelled pairs for the models of a recipe; where there are no golden labels, by the recipe's reference.
+    """Read labelled pairs to evaluate the models of a recipe on.
 
-    Labels are the task's classes, or names that the recipe maps.
+    Labels are the task's classes, or names that the recipe maps. Without labels, the recipe's reference is used.
 
     Args:
-        given: names of columns, by what they hold; else they are the recipe's, or the usual ones where the file has
-            none of that name.
+        data: the recipe's `data`.
+        classes: C.
+        path: the file.
+        given: names of columns, by what they hold (`question`, `label`, ...). A column that is not given has the name
+            that the recipe gives it, or the usual one if the file has no column of that name.
 
     Raises:
-        DataError: rows that cannot be used, or neither labels nor the reference.
+        DataError: the file or a row cannot be used, or there are neither labels nor the reference.
     """
     names = {name: value for name, value in data.labels.items() if not name.lstrip("-").isdigit()}
     known = {**{str(number): number for number in range(classes)}, **names} if names else {}
@@ -194,4 +212,4 @@ def read_measured(data: Data, classes: int, path: Path, given: Mapping[str, str 
         return pairs
     if data.reference not in pairs.score_names:
         raise DataError(f"{path}: there are no labels (column {columns.label!r}) and no reference {data.reference!r}")
-    return _referred(pairs, Reference(data.reference, data.scores[data.reference]), str(path))
+    return _with_reference(pairs, Reference(data.reference, data.scores[data.reference]), str(path))

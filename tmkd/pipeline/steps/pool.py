@@ -10,7 +10,7 @@ from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Teacher
 from tmkd.core.files import digest_of, write_json
 from tmkd.data.decontamination import HeldOut
-from tmkd.data.mining import Material, hold_out, mine, read_sources, subsample
+from tmkd.data.mining import Material, choose_pairs, decontaminate, mine, read_sources
 from tmkd.data.pairs import Pairs
 from tmkd.data.tasks import TaskData, built_in
 from tmkd.models.card import has_card
@@ -41,7 +41,7 @@ def pool_of(
     if wanted is None or not wanted.sources:
         size = wanted and wanted.size
         pool = data.train if data.pool is None else _decontaminated(workspace, recipe, data, data.pool)
-        return (subsample(pool, size, wanted.seed) if wanted and size else pool), []
+        return (choose_pairs(pool, size, wanted.seed) if wanted and size else pool), []
     materials = _materials(recipe, data, {} if read is None else read)
     asks_passages = any(one.source.ask == "passages" for one in materials)
     content = depends_on(
@@ -85,7 +85,7 @@ def _decontaminated(workspace: Workspace, recipe: Recipe, data: TaskData, pool: 
     content = depends_on(settings={"classes": recipe.classes}, inputs={"pool": pool, "held_out": parts})
 
     def build(folder: Path) -> None:
-        hold_out(pool, HeldOut(parts, recipe.classes)).save(folder / "pool.parquet")
+        decontaminate(pool, HeldOut(parts, recipe.classes)).save(folder / "pool.parquet")
 
     step = workspace.step("pool", content, build, label="remove development and test pairs from the pool")
     return Pairs.load(step.folder / "pool.parquet")
