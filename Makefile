@@ -51,7 +51,7 @@ lint: setup  ## ruff, the contracts between rooms, sizes of modules and function
 
 docs: setup  ## the documentation as a site, build/site/index.html; every link is checked, warnings are errors
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 hooks: setup  ## the same checks before every commit (pre-commit)
 	@test -x $(BIN)/pre-commit || $(BIN)/python -m pip install --quiet --disable-pip-version-check pre-commit==4.7.0
