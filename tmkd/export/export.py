@@ -29,7 +29,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.export.fold import checked_logits, load_checkpoint
 from tmkd.export.gate import BACKENDS, ExportSource, gate, writable
 from tmkd.inference.scorer import FORMAT
-from tmkd.models.card import CARD_FILE, has_card, read_card
+from tmkd.models.card import CARD_FILE, ModelCard, has_card, read_card
 from tmkd.models.checkpoint import TOKENIZER_FILES
 from tmkd.models.tokenizer import PairTokenizer
 
@@ -83,12 +83,7 @@ def export_student(
         tokenizer = PairTokenizer(fresh, card.max_length)
         logits = checked_logits(model, student_folder, card, tokenizer, dev)
         reference = logits if reference_logits is None else reference_logits
-        about = {
-            "format": FORMAT,
-            "max_length": card.max_length,
-            "classes": card.classes,
-            "labels": [str(name) for _, name in sorted(model.config.id2label.items())],
-        }
+        about = _about(card, model)
         source = ExportSource(model, fresh, tokenizer, dev.take([]) if calibration is None else calibration)
         rows, passed = gate(backends, source, about, dev, reference)
         write_json(fresh / CARD_FILE, {**about, "backends": passed})
@@ -98,6 +93,16 @@ def export_student(
         if not row["passed"]:
             logger.warning(f"export: {row['backend']} is not written: {row['reason']}")
     return rows
+
+
+def _about(card: ModelCard, model: Any) -> dict[str, Any]:
+    """Return the content of the export's tmkd.json without its backends."""
+    return {
+        "format": FORMAT,
+        "max_length": card.max_length,
+        "classes": card.classes,
+        "labels": [str(name) for _, name in sorted(model.config.id2label.items())],
+    }
 
 
 def _check_request(dev: Pairs, out: Path, backends: Sequence[str]) -> None:

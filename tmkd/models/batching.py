@@ -1,8 +1,8 @@
-"""Batches of pairs: length-sorted, filled to a token budget, in an order that a resumed run repeats exactly.
+"""Cut pairs into batches: sorted by length, filled to a token budget, in an order that a resumed run repeats exactly.
 
-Padding is work thrown away (METHOD.md, "Exactly equal, and cheaper"): rows of like length go together, so a
-micro-batch is nearly a full rectangle. Trade-off: the pairs of one optimiser step are of like length, not a fully
-random sample; the window over which they are sorted is small (16 steps), so an epoch still mixes.
+Computing padding is wasted work (METHOD.md, "Exactly equal, and cheaper"), so pairs of similar length go into one
+batch. The trade-off: the pairs of an optimiser step have similar lengths, so they are not a fully random sample. They
+are sorted within windows of 16 steps only, so an epoch still mixes short and long pairs.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
-WIDTH_STEP = 8  # batches are padded to a multiple of this: few shapes, so that the kernels made for a shape are reused
-NO_BUDGET = 1 << 60  # tokens: a batch is limited by its pairs alone
+WIDTH_STEP = 8  # batches are padded to a multiple of this, so that there are few shapes and kernels are reused
+NO_BUDGET = 1 << 60  # a token budget that never limits a batch
 
 
 def padded_width(longest: int, step: int = WIDTH_STEP) -> int:
-    """The width of a batch whose longest row has `longest` tokens: the next multiple of `step`."""
+    """Return the width of a batch whose longest pair has `longest` tokens: the next multiple of `step`."""
     return max(1, -(-longest // step)) * step
 
 
 def length_sorted_batches(
     lengths: NDArray[np.integer], token_budget: int, max_pairs: int | None = None
 ) -> list[IntArray]:
-    """Rows cut into batches of like length, longest first (so that memory peaks at the start).
+    """Cut pairs into batches of similar length, longest first, so that memory peaks at the start.
 
     Args:
-        lengths: tokens of each row, [N] int.
-        token_budget: most tokens of a batch, padding included; a longer row is a batch of its own.
-        max_pairs: most rows of a batch.
+        lengths: tokens of each pair, [N] int.
+        token_budget: most tokens of a batch, padding included; a longer pair is a batch alone.
+        max_pairs: most pairs of a batch.
 
     Returns:
-        Row indices of each batch, int64; every row exactly once.
+        Indices of the pairs of each batch, int64; every pair exactly once.
     """
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     batches: list[IntArray] = []
@@ -48,18 +48,18 @@ def length_sorted_batches(
 
 
 def engine_batches(lengths: NDArray[np.integer], token_budget: int, parts: int) -> list[IntArray]:
-    """Rows cut for an inference engine, which prepares itself anew for every shape it has not seen and keeps that.
+    """Cut pairs into batches for an inference engine, which compiles and keeps a kernel for every new shape.
 
-    Every batch has a power of two of rows, so that the shapes are few whatever the calls: at most one for each width
-    and power of two. Nothing is padded for it: what is left over is cut into smaller powers.
+    The size of every batch is a power of two, so there are few shapes: at most one for each width and power of two.
+    No pairs are added for that; a remainder is cut into smaller powers.
 
     Args:
-        lengths: tokens of each row, [N] int.
-        token_budget: most tokens of a batch, padding included; a longer row is a batch of its own.
-        parts: batches that run at once; a call with few rows is cut into at least so many.
+        lengths: tokens of each pair, [N] int.
+        token_budget: most tokens of a batch, padding included; a longer pair is a batch alone.
+        parts: batches that run at the same time; a call is cut into at least so many where it has enough pairs.
 
     Returns:
-        Row indices of each batch, int64, longest rows first; every row exactly once.
+        Indices of the pairs of each batch, int64, longest pairs first; every pair exactly once.
     """
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     share = -(-len(order) // parts)
@@ -74,16 +74,22 @@ def engine_batches(lengths: NDArray[np.integer], token_budget: int, parts: int) 
 
 
 def engine_shapes(max_length: int, token_budget: int) -> list[tuple[int, int]]:
-    """Rows and width of every batch that `engine_batches` can give, but for one row that is longer than the budget."""
+    """Return (pairs, width) of every batch that `engine_batches` can give, except a pair longer than the budget."""
     widths = range(WIDTH_STEP, padded_width(max_length) + 1, WIDTH_STEP)
     return [(1 << power, width) for width in widths for power in range((token_budget // width).bit_length())]
 
 
 def micro_batches(lengths: NDArray[np.integer], token_budget: int) -> list[IntArray]:
-    """The rows of one step in equal parts of like length, each within the token budget, longest first.
+    """Cut the pairs of one optimiser step into equal parts of similar length, each within the token budget.
 
-    Equal, so that a step's shapes depend on little more than its longest row: a short last part would be a shape of
-    its own nearly every time. Arguments and result as in `length_sorted_batches`.
+    The parts are equal so that there are few shapes: a shorter last part would have a new shape nearly every time.
+
+    Args:
+        lengths: tokens of each pair, [N] int, N at least 1.
+        token_budget: most tokens of a part, padding included; a longer pair is a part alone.
+
+    Returns:
+        Indices of the pairs of each part, int64, longest pairs first; every pair exactly once.
     """
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     most = max(1, token_budget // padded_width(int(lengths[order[0]])))
@@ -98,9 +104,17 @@ def pad(
     pad_id: int,
     step: int = WIDTH_STEP,
 ) -> tuple[IntArray, IntArray, IntArray]:
-    """The rows as a rectangle, padded on the right: input ids, attention mask, type ids, each [n, T] int64.
+    """Pad some pairs on the right to a rectangle.
 
-    T is a multiple of `step`.
+    Args:
+        ids: token ids of N pairs, [T_i] each.
+        type_ids: segment ids of N pairs, [T_i] each.
+        rows: indices of the n pairs.
+        pad_id: token id of padding.
+        step: the width T is a multiple of this.
+
+    Returns:
+        Input ids, attention mask and segment ids, [n, T] int64 each.
     """
     width = padded_width(max(len(ids[row]) for row in rows), step)
     input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
@@ -117,7 +131,16 @@ def pad(
 def pack(
     ids: Sequence[NDArray[np.integer]], type_ids: Sequence[NDArray[np.integer]], rows: Sequence[int] | IntArray
 ) -> tuple[IntArray, IntArray, NDArray[np.int32]]:
-    """The rows one after another: input ids and type ids, [tokens] int64; where each begins, and the end, [n + 1]."""
+    """Put some pairs one after another, without padding.
+
+    Args:
+        ids: token ids of N pairs, [T_i] each.
+        type_ids: segment ids of N pairs, [T_i] each.
+        rows: indices of the n pairs.
+
+    Returns:
+        Input ids and segment ids, [tokens] int64 each; where each pair starts, and the end of the last, [n + 1] int32.
+    """
     lengths = [len(ids[row]) for row in rows]
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     input_ids = np.concatenate([ids[row] for row in rows]).astype(np.int64)
@@ -127,11 +150,22 @@ def pack(
 def replayed_steps(
     lengths: NDArray[np.integer], own: int, batch_size: int, replayed: int, epoch: int, seed: int
 ) -> list[IntArray]:
-    """The steps of one epoch over the first `own` rows, each filled up with rows drawn from those behind them.
+    """Choose the pairs of every optimiser step of one epoch of stage 2 with replay of pool pairs.
 
-    A whole step has `replayed` of those and `batch_size - replayed` own ones; a shorter one keeps the share. The drawn
-    rows come in a random order, all of them before any comes again, and go to steps of like length. A pure function of
-    its arguments.
+    A full step has `batch_size - replayed` of the task's pairs and `replayed` pool pairs; a shorter step keeps that
+    proportion. Pool pairs are drawn in random order, all of them once before any is drawn again, and go into steps
+    of similar length. A pure function of its arguments.
+
+    Args:
+        lengths: tokens of each pair, [N] int: the task's pairs, then the pool pairs.
+        own: how many of them are the task's.
+        batch_size: pairs of a full step.
+        replayed: pool pairs of a full step.
+        epoch: number of the epoch.
+        seed: of the random order.
+
+    Returns:
+        Indices of the pairs of each step, int64.
     """
     size = batch_size - replayed
     steps = epoch_steps(lengths[:own], size, epoch, seed)
@@ -150,11 +184,21 @@ def replayed_steps(
 def epoch_steps(
     lengths: NDArray[np.integer], batch_size: int, epoch: int, seed: int, window: int = 16
 ) -> list[IntArray]:
-    """The rows of every optimiser step of one epoch: a pure function of its arguments, so a resume repeats it.
+    """Choose the pairs of every optimiser step of one epoch.
 
-    Rows are shuffled, cut into windows of `window` steps, sorted by length inside the window, cut into steps of
-    `batch_size`, and the window's steps are shuffled: each step is nearly without padding, yet short and long
-    pairs alternate.
+    Pairs are shuffled and cut into windows. Within a window they are sorted by length, cut into steps, and the steps
+    are shuffled. So a step needs little padding, and short and long pairs still alternate. A pure function of its
+    arguments, so a resumed run repeats it.
+
+    Args:
+        lengths: tokens of each pair, [N] int.
+        batch_size: pairs of a step.
+        epoch: number of the epoch.
+        seed: of the random order.
+        window: steps of a window.
+
+    Returns:
+        Indices of the pairs of each step, int64; every pair exactly once.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
@@ -168,18 +212,26 @@ def epoch_steps(
 
 
 def grouped_epoch_steps(questions: NDArray[np.integer], batch_size: int, epoch: int, seed: int) -> list[IntArray]:
-    """The rows of every optimiser step of one epoch with a question's rows together, for losses that compare them.
+    """Choose the pairs of every optimiser step with a question's pairs together, for losses that compare them.
 
-    Questions are shuffled and put one after another into steps of at most `batch_size` rows. A question with more rows
-    than that is cut into parts of like size, another cut in every epoch. A pure function of its arguments, as
-    `epoch_steps` is; unlike there, rows of one step differ in length, and the number of steps depends on the epoch.
+    Questions are shuffled and put one after another into steps. A question with more pairs than a step is cut into
+    parts of similar size, differently in every epoch. Unlike in `epoch_steps`, the pairs of one step differ in
+    length, and the number of steps depends on the epoch. A pure function of its arguments.
 
     Args:
-        questions: the question of each row, [N] int.
-        batch_size: at least 4, so that no part of a question is a single row (where the question is not).
+        questions: the question of each pair, [N] int.
+        batch_size: most pairs of a step, at least 4, so that a question of several pairs is never cut down to one.
+        epoch: number of the epoch.
+        seed: of the random order.
+
+    Returns:
+        Indices of the pairs of each step, int64; every pair exactly once.
+
+    Raises:
+        ValueError: `batch_size` is less than 4.
     """
     if batch_size < 4:
-        raise ValueError(f"batch_size {batch_size}: a grouped step needs room for 4 rows")
+        raise ValueError(f"batch_size {batch_size}: a grouped step needs room for 4 pairs")
     generator = np.random.default_rng([seed, epoch])
     shuffled = generator.permutation(len(questions))
     place = generator.permutation(int(questions.max(initial=-1)) + 1)[questions[shuffled]]

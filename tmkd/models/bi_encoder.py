@@ -1,7 +1,8 @@
-"""The encoder's own opinion, with nothing trained: the cosine of question's and passage's mean-pooled embeddings.
+"""The bi-encoder cosine: the cosine of the question's and the passage's embedding, with nothing trained.
 
-A sentence encoder knows much of the task before any label is seen (Reimers and Gurevych 2019, "Sentence-BERT", mean
-pooling). A teacher that does not come ahead of this has learned something else than the task.
+An embedding is the mean over the tokens' last hidden states (Reimers and Gurevych 2019, "Sentence-BERT", mean pooling).
+A bi-encoder solves much of the task before it sees a label, so a teacher that is not better than it has not learned the
+task.
 """
 
 from __future__ import annotations
@@ -20,76 +21,105 @@ from tmkd.models.batching import length_sorted_batches, pad
 from tmkd.models.tokenizer import PairTokenizer
 
 TOKENS = 4096  # most tokens of a batch
-SHARPNESS = 10.0  # logits are this times the cosine's distance from one half, so a decision is at one half
+SHARPNESS = 10.0  # log-odds are SHARPNESS (cosine - 1/2), so the decision changes at a cosine of 1/2
 
 
 def cosine_logits(
     folder: Path, questions: Sequence[str], passages: Sequence[str], max_length: int, precision: str = "auto"
 ) -> NDArray[np.float32]:
-    """Logits of two classes, [N, 2] float32: 0, and SHARPNESS (cosine - 1/2). The order by them is the cosine's.
+    """Return the bi-encoder cosine of pairs as logits of two classes.
 
     Args:
-        folder: an encoder, as `find_encoder` gives it; each text is cut to `max_length` tokens.
+        folder: an encoder, as `find_encoder` returns it.
+        questions: N texts.
+        passages: N texts.
+        max_length: each text is cut to so many tokens.
         precision: of the encoder's arithmetic, as in a recipe.
+
+    Returns:
+        [N, 2] float32: 0, and SHARPNESS (cosine - 1/2). Pairs rank by them as they do by the cosine.
     """
     texts = list(dict.fromkeys([*questions, *passages]))
     place = {text: row for row, text in enumerate(texts)}
     embeddings = embed(folder, texts, max_length, precision)
-    asked = embeddings[[place[text] for text in questions]]
-    told = embeddings[[place[text] for text in passages]]
-    cosine = (asked * told).sum(axis=1)
+    of_questions = embeddings[[place[text] for text in questions]]
+    of_passages = embeddings[[place[text] for text in passages]]
+    cosine = (of_questions * of_passages).sum(axis=1)
     return np.stack([np.zeros_like(cosine), SHARPNESS * (cosine - 0.5)], axis=1)
 
 
 def embed(folder: Path, texts: Sequence[str], max_length: int, precision: str = "auto") -> NDArray[np.float32]:
-    """Mean over the tokens' last states, of length 1: [N, d] float32."""
+    """Return the embeddings of texts: the mean over the tokens' last hidden states, scaled to length 1.
+
+    Args:
+        folder: an encoder.
+        texts: N texts.
+        max_length: each text is cut to so many tokens.
+        precision: of the encoder's arithmetic, as in a recipe.
+
+    Returns:
+        [N, d] float32; [0, 0] for no texts.
+    """
     found: NDArray[np.float32] | None = None
-    for row, states, _ in _states(folder, texts, max_length, precision):
-        found = np.empty((len(texts), states.shape[1]), dtype=np.float32) if found is None else found
-        found[row] = _mean(states)
+    for row, hidden, _ in _hidden_states(folder, texts, max_length, precision):
+        found = np.empty((len(texts), hidden.shape[1]), dtype=np.float32) if found is None else found
+        found[row] = _unit_mean(hidden)
     return np.empty((0, 0), dtype=np.float32) if found is None else found
 
 
 def cosine_by_token(
     folder: Path, questions: Sequence[str], passages: Sequence[str], max_length: int, precision: str = "auto"
 ) -> tuple[NDArray[np.float32], list[NDArray[np.float16]]]:
-    """The cosine of every pair, [N], and what each token of its passage adds to it, N arrays [tokens], in order.
+    """Return the bi-encoder cosine of every pair, and the product of the question with every token of the passage.
 
-    The cosine is the mean over the passage's tokens of <q, state of the token>, q being the question's embedding, over
-    the length of the mean state; these products are what is returned, of the text's own tokens (no special ones).
+    With q the question's embedding and s_t the last hidden state of the passage's token t, the cosine is the mean over
+    t of <q, s_t>, divided by the length of the mean of the s_t.
+
+    Args:
+        folder: an encoder.
+        questions: N texts.
+        passages: N texts.
+        max_length: each text is cut to so many tokens.
+        precision: of the encoder's arithmetic, as in a recipe.
+
+    Returns:
+        The cosines, [N] float32, and for each pair the products <q, s_t> of the passage's tokens in order, [tokens]
+        float16, special tokens left out.
     """
-    asked = {text: row for row, text in enumerate(dict.fromkeys(questions))}
-    embeddings = embed(folder, list(asked), max_length, precision)
+    numbers = {text: row for row, text in enumerate(dict.fromkeys(questions))}
+    embeddings = embed(folder, list(numbers), max_length, precision)
     pairs_of: dict[str, list[int]] = {}
     for pair, text in enumerate(passages):
         pairs_of.setdefault(text, []).append(pair)
-    told, texts = list(pairs_of.values()), list(pairs_of)
+    pairs_by_text, texts = list(pairs_of.values()), list(pairs_of)
     cosine = np.empty(len(passages), dtype=np.float32)
     by_token = [np.empty(0, dtype=np.float16)] * len(passages)
-    for row, states, own in _states(folder, texts, max_length, precision):
-        mean = _mean(states)
-        for pair in told[row]:
-            question = embeddings[asked[questions[pair]]]
+    for row, hidden, own in _hidden_states(folder, texts, max_length, precision):
+        mean = _unit_mean(hidden)
+        for pair in pairs_by_text[row]:
+            question = embeddings[numbers[questions[pair]]]
             cosine[pair] = mean @ question
-            by_token[pair] = (states[own] @ question).astype(np.float16)
+            by_token[pair] = (hidden[own] @ question).astype(np.float16)
     return cosine, by_token
 
 
-def _mean(states: NDArray[np.float32]) -> NDArray[np.float32]:
-    mean = states.mean(axis=0)
+def _unit_mean(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+    mean = hidden.mean(axis=0)
     unit: NDArray[np.float32] = mean / max(float(np.linalg.norm(mean)), 1e-12)
     return unit
 
 
-def _states(
+def _hidden_states(
     folder: Path, texts: Sequence[str], max_length: int, precision: str
 ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.bool_]]]:
-    """Of every text, in some order: its place, its tokens' last states [T, d], and which tokens are its own [T]."""
+    """Yield, for every text in the order of its length: its index, its tokens' last hidden states [T, d], and which
+    tokens are not special ones, [T].
+    """
     from transformers import AutoModel
     from transformers.utils import logging
 
     where = device()
-    logging.disable_progress_bar()  # of reading the weights
+    logging.disable_progress_bar()  # transformers shows one while it reads weights
     model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to(where).eval()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
@@ -106,7 +136,7 @@ def _states(
     ):
         for rows in length_sorted_batches(np.array([len(row) for row in ids]), TOKENS):
             input_ids, mask, _ = (torch.from_numpy(a).to(where) for a in pad(ids, types, rows, pad_id))
-            states = model(input_ids=input_ids, attention_mask=mask).last_hidden_state.float().cpu().numpy()
-            for row, of_text in zip(rows, states, strict=True):
+            hidden = model(input_ids=input_ids, attention_mask=mask).last_hidden_state.float().cpu().numpy()
+            for row, of_text in zip(rows, hidden, strict=True):
                 yield int(row), of_text[: len(ids[row])], own[row]
             bar.advance(len(rows))

@@ -1,8 +1,8 @@
-"""Pairs of texts to token ids, from a tokenizer.json alone (no torch, no transformers).
+"""Turn pairs of texts into token ids, from a tokenizer.json alone (no torch, no transformers).
 
-Published tokenizer.json files often carry a padding and a truncation of their own (the MiniLM packages: both at 128);
-both are cleared here. Truncation is longest-first to one length, which is written into every model folder, so that
-every tool that opens the folder cuts a pair at the same token.
+Published tokenizer.json files often contain settings for padding and truncation (the MiniLM packages: both to 128
+tokens); both are cleared here. Pairs are truncated longest text first to one maximum length, which is written into
+every model folder, so every tool that opens the folder cuts a pair at the same token.
 """
 
 from __future__ import annotations
@@ -20,28 +20,38 @@ from tokenizers import Tokenizer
 
 from tmkd.core.errors import DataError, EncoderError
 
-_CHUNK = 1024  # pairs handed to the tokenizer at once: enough for all its threads, little memory held
+_CHUNK = 1024  # pairs given to the tokenizer at once: enough for all its threads, and little memory
 _PAD_TOKENS = ("[PAD]", "<pad>")
 
 
 class Encoded(NamedTuple):
-    """Token ids and segment ids of every pair, each an int32 array [T_i] without padding."""
+    """N pairs as token ids, without padding.
+
+    Attributes:
+        ids: token ids of every pair, [T_i] int32 each.
+        type_ids: segment ids of every pair (0 for the question, 1 for the passage), [T_i] int32 each.
+    """
 
     ids: list[NDArray[np.int32]]
     type_ids: list[NDArray[np.int32]]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of every pair, [N] int64."""
+        """The number of tokens of every pair, [N] int64."""
         return np.fromiter((len(row) for row in self.ids), dtype=np.int64, count=len(self.ids))
 
 
 class PairTokenizer:
-    """The tokenizer of a model folder, for pairs.
+    """The tokenizer of a model folder, for pairs. Safe to share between threads.
 
     Args:
-        folder: a model folder with a tokenizer.json (and, where the padding token is not a usual one, config.json).
+        folder: a model folder with tokenizer.json (and config.json, where the padding token has an unusual name).
         max_length: most tokens of a pair, special tokens included.
+
+    Attributes:
+        folder: as given.
+        max_length: as given.
+        pad_id: token id of padding.
 
     Raises:
         EncoderError: no tokenizer.json, a damaged one, no padding token, or a `max_length` without room for text.
@@ -63,7 +73,14 @@ class PairTokenizer:
         self._tokenizer.enable_truncation(max_length, stride=0, strategy="longest_first", direction="right")
 
     def encode(self, questions: Sequence[str], passages: Sequence[str]) -> Encoded:
-        """Token ids of every pair, in the caller's order, without padding.
+        """Tokenize pairs.
+
+        Args:
+            questions: N texts.
+            passages: N texts.
+
+        Returns:
+            The pairs in the given order, without padding.
 
         Raises:
             DataError: the two sequences differ in length, or a text is not a string of valid characters.
@@ -75,7 +92,7 @@ class PairTokenizer:
         return encoded
 
     def encode_chunks(self, questions: Sequence[str], passages: Sequence[str]) -> Iterator[Encoded]:
-        """The same in chunks of about a thousand pairs, for a caller that shows progress."""
+        """Do as `encode` does, in chunks of about a thousand pairs, for callers that show progress."""
         if len(questions) != len(passages):
             raise DataError(f"{len(questions)} questions but {len(passages)} passages; a pair has one of each")
         for start in range(0, len(questions), _CHUNK):
@@ -97,17 +114,23 @@ class PairTokenizer:
         return rows
 
     def passage_places(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.int64]:
-        """Where the passage's tokens begin and end in every pair as `encode` gives it, [N, 2]."""
+        """Return where the passage's tokens start and end in every pair as `encode` returns it, [N, 2] int64."""
         places = np.empty((len(questions), 2), dtype=np.int64)
         for start in range(0, len(questions), _CHUNK):
             pairs = list(zip(questions[start : start + _CHUNK], passages[start : start + _CHUNK], strict=True))
             for row, one in enumerate(self._encode(pairs, start), start):
-                told = [place for place, side in enumerate(one.sequence_ids) if side == 1]
-                places[row] = (told[0], told[-1] + 1) if told else (0, 0)
+                inside = [place for place, side in enumerate(one.sequence_ids) if side == 1]
+                places[row] = (inside[0], inside[-1] + 1) if inside else (0, 0)
         return places
 
     def token_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """The characters behind every token of each text by itself: no special tokens, nothing cut off.
+        """Return the characters that each token of each text stands for, without special tokens and truncation.
+
+        Args:
+            texts: N texts, tokenized one by one, not as pairs.
+
+        Returns:
+            For each text, the (start, end) of each token in characters.
 
         Raises:
             DataError: a text is not a string of valid characters.
@@ -120,18 +143,18 @@ class PairTokenizer:
 
     @cached_property
     def _whole(self) -> Any:
-        """A tokenizer that does not truncate: switching it off would change what other threads get."""
+        """A tokenizer that does not truncate. Switching truncation off in the other one would affect other threads."""
         tokenizer = _load(self.folder)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json, with the truncation in it and without padding, into an existing folder."""
+        """Write tokenizer.json, with truncation and without padding, into an existing folder."""
         (Path(folder) / "tokenizer.json").write_text(self._tokenizer.to_str(pretty=False), encoding="utf-8")
 
     def fingerprint(self) -> str:
-        """32 hex characters over everything that decides the ids: vocabulary, rules, truncation."""
+        """Return 32 hex characters that depend on everything that decides the ids: vocabulary, rules, truncation."""
         return hashlib.blake2b(self._tokenizer.to_str(pretty=False).encode(), digest_size=16).hexdigest()
 
 
@@ -150,7 +173,7 @@ def _load(folder: Path) -> Any:
 
 
 def _pad_id(tokenizer: Any, folder: Path) -> int:
-    """The padding id: from config.json (MPNet derives its positions from it), else by the token's usual name."""
+    """Return the padding id: from config.json (MPNet derives positions from it), else by the token's usual name."""
     config = folder / "config.json"
     if config.is_file():
         try:

@@ -1,8 +1,7 @@
-"""The encoder families, one row each: where the parts of a transformers module are that our code touches.
+"""The supported encoder families: where our code finds the submodules that it uses in a transformers module.
 
-`ours` families run on our forward (tmkd/models/encoders/forward.py). The others run their transformers module on the
-same
-batches: the same numbers, without the savings.
+A family with `parts` runs on our forward (`tmkd.models.encoders.forward`). The others run their transformers module on
+the same batches: the same numbers, without the savings.
 """
 
 from __future__ import annotations
@@ -17,7 +16,15 @@ from tmkd.core.errors import EncoderError
 
 @dataclass(frozen=True)
 class Parts:
-    """Names, inside one layer, of what our forward computes with."""
+    """Names of the submodules of one layer that our forward uses.
+
+    Attributes:
+        query: linear layer of the queries.
+        key: linear layer of the keys.
+        value: linear layer of the values.
+        out: linear layer after the attention.
+        norm: LayerNorm after the attention's residual connection.
+    """
 
     query: str = "attention.self.query"
     key: str = "attention.self.key"
@@ -28,17 +35,17 @@ class Parts:
 
 @dataclass(frozen=True)
 class Family:
-    """One row: names inside the sequence-classification module.
+    """One family: names of submodules inside its sequence-classification module, and how it differs from BERT.
 
     Attributes:
         base: the encoder; also the prefix of its weights' names.
-        last: the last linear layer, which our headers replace.
-        dense: the layer before it, where that is a d x d linear layer with tanh after it; h is its output.
-        parts: for our forward; None where the transformers module runs.
-        dropout_before_dense: whether h's first token passes a dropout before `dense`.
+        last: the last linear layer, which our heads replace.
+        dense: the layer before it, where that is a d x d linear layer followed by tanh, whose output is h.
+        parts: names for our forward; None where the transformers module runs.
+        dropout_before_dense: whether the first token's vector passes a dropout before `dense`.
         position_offset: whether positions count from padding_idx + 1 rather than from 0.
-        relative_positions: whether a bias by distance is added to attention scores.
-        unbounded: whether it has no table of positions that a long pair could run out of.
+        relative_positions: whether a bias that depends on the distance of two tokens is added to attention scores.
+        unbounded: whether there is no table of positions that limits the length of a pair.
     """
 
     base: str
@@ -82,21 +89,29 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model_type: str, where: str) -> Family:
-    """The row of an architecture; EncoderError with the list of what works for any other."""
+    """Return the family of an architecture.
+
+    Args:
+        model_type: as config.json names it.
+        where: the model, for messages.
+
+    Raises:
+        EncoderError: the architecture is not supported; the message lists those that are.
+    """
     if model_type not in FAMILIES:
         raise EncoderError(
             f"{where}: encoders of type {model_type!r} are not supported; supported are {', '.join(FAMILIES)} "
-            '(MiniLM and its like are `"model_type": "bert"`)'
+            '(MiniLM models are `"model_type": "bert"`)'
         )
     return FAMILIES[model_type]
 
 
 def last_linear(model: Any) -> nn.Linear:
-    """The last linear layer of a sequence-classification module."""
+    """Return the last linear layer of a sequence-classification module."""
     found: nn.Linear = model.get_submodule(family_of(model.config.model_type, "checkpoint").last)
     return found
 
 
 def takes_token_types(config: Any) -> bool:
-    """Whether the two texts of a pair have segment ids of their own."""
+    """Return whether the architecture takes segment ids, which tell question and passage apart."""
     return int(getattr(config, "type_vocab_size", 0) or 0) > 1

@@ -1,7 +1,7 @@
-"""Find a pre-trained encoder by name: a local folder, `builtin:NAME` (weights inside an installed package), a hub id.
+"""Find a pre-trained encoder by name: a local folder, `builtin:NAME` (weights in an installed package), or a hub id.
 
-What comes back is always a local folder in the hub's layout: config.json, *.safetensors, tokenizer.json. Model files
-are data: safetensors only, no pickle, no remote code.
+The result is always a local folder in the hub's layout: config.json, *.safetensors, tokenizer.json. Weights are read
+from safetensors only; pickle files and remote code are never run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 @dataclass(frozen=True)
 class _Packaged:
-    """Weights inside installed packages: (module, folder in it) in order of preference, and the files' hash."""
+    """Weights that installed packages contain.
+
+    Attributes:
+        places: (module, folder in it), in order of preference.
+        sha256: SHA-256 of model.safetensors, the same in every place.
+        install: the command that installs the first package.
+    """
 
     places: tuple[tuple[str, str], ...]
     sha256: str
@@ -44,13 +50,13 @@ BUILTINS = ("builtin:minilm-l6", "builtin:mpnet")
 
 
 def find_encoder(spec: str) -> Path:
-    """The local folder of an encoder.
+    """Return the local folder of an encoder, after downloading or unpacking it where needed.
 
     Args:
         spec: `builtin:minilm-l6`, `builtin:mpnet`, a local folder, or a hub id such as `org/name`.
 
     Raises:
-        EncoderError: nothing by that name, a damaged file, or a folder without weights.
+        EncoderError: there is no such encoder, a file is damaged, or the folder has no weights or no tokenizer.
     """
     if spec.startswith("builtin:"):
         return _builtin(spec)
@@ -62,14 +68,14 @@ def find_encoder(spec: str) -> Path:
 
 
 def encoder_fingerprint(folder: Path) -> str:
-    """A hash over configuration, tokenizer and weights: what a step that starts from this encoder depends on."""
+    """Return a hash of configuration, tokenizer and weights: what a step that starts from this encoder depends on."""
     files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors"} or p.name in _IDENTITY)
     return _fingerprint(tuple((p, (stat := p.stat()).st_size, stat.st_mtime_ns) for p in files))
 
 
 @functools.cache
 def _fingerprint(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Weights are read once a process while their size and time stay."""
+    """Hash files, (path, size, mtime in ns) each; a process reads them again only when size or time has changed."""
     return hashlib.sha256("".join(f"{p.name}:{sha256_of(p)}\n" for p, *_ in files).encode()).hexdigest()[:16]
 
 
@@ -108,7 +114,7 @@ def _package_folder(module: str) -> Path | None:
 
 
 def _verified(weights: Path, sha256: str, install: str) -> None:
-    """Check the hash once per file: a stamp in the cache remembers size and time of what passed."""
+    """Check a file's hash, once while its size and time stay the same (a file in the cache remembers both)."""
     stat = weights.stat()
     stamp = cache_folder("verified") / f"{sha256[:16]}.json"
     seen = {"path": str(weights), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256}
@@ -117,7 +123,7 @@ def _verified(weights: Path, sha256: str, install: str) -> None:
     found = sha256_of(weights)
     if found != sha256:
         raise EncoderError(
-            f"{weights} has SHA-256 {found}, expected {sha256}: the file is damaged or of another version. "
+            f"{weights} has SHA-256 {found}, expected {sha256}: the file is damaged or another version. "
             f"Install it again: {install} --force-reinstall"
         )
     write_json(stamp, seen)
@@ -137,9 +143,9 @@ def _mpnet() -> Path:
     target = cache_folder("encoders") / "mpnet"
     if target.is_dir():
         return _checked(target, "builtin:mpnet")
-    from tmkd.models.encoders.mpnet_wheels import join_parts, slices
+    from tmkd.models.encoders.mpnet_wheels import archive_parts, join_parts
 
-    parts = slices()
+    parts = archive_parts()
     logger.info("builtin:mpnet: joining five parts into the cache (once)")
     return _checked(join_parts(parts, target), "builtin:mpnet")
 
@@ -152,7 +158,7 @@ def _hub(spec: str) -> Path:
         folder = Path(snapshot_download(spec, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise EncoderError(
-            f"encoder {spec!r} is neither a local folder nor to be had from the model hub "
+            f"encoder {spec!r} is neither a local folder nor available from the model hub "
             f"({type(error).__name__}: {str(error).splitlines()[0]}). Give a folder, or one of: {', '.join(BUILTINS)}"
         ) from error
     return _checked(folder, spec)

@@ -1,10 +1,9 @@
-"""Pairs in, h out: our forward over the modules of a transformers checkpoint, or that module itself.
+"""Encode pairs: our forward over the modules of a transformers checkpoint, or the transformers module itself.
 
-Our forward has the same parameters under the same names and does less work. Two things are cheaper and exactly equal
-(METHOD.md, "Exactly equal, and cheaper"): only the first token of the last layer is computed, without the keys and
-values of the others; and attention runs in the layout that suits the machine (tmkd/models/encoders/attention.py). The
-same
-code trains, labels and is exported.
+Our forward uses the same parameters under the same names and does less work. Two things are cheaper and exactly equal
+(METHOD.md, "Exactly equal, and cheaper"): the last layer is computed for the first token only, without the keys and
+values of the other tokens; and attention runs in the layout that suits the machine (`tmkd.models.encoders.attention`).
+The same code is used for training, labelling and export.
 """
 
 from __future__ import annotations
@@ -24,23 +23,24 @@ MASKED = -1e9  # added to the attention score of a padding token; its weight is 
 
 
 def encoder_of(model: Any, *, dropout: float = 0.0, freeze_embeddings: bool = True) -> PairEncoder:
-    """The fastest equal way to run a sequence-classification module without its last linear layer.
+    """Choose the fastest way to run a sequence-classification module without its last linear layer.
 
     Args:
+        model: the transformers module.
         dropout: probability used in training mode on attention weights, block outputs and h.
-        freeze_embeddings: keep the embedding tables (and their LayerNorm) as they are.
+        freeze_embeddings: whether the embedding tables and their LayerNorm stay as they are.
 
     Raises:
-        EncoderError: an unsupported architecture.
+        EncoderError: the architecture is not supported.
     """
     kind = ModuleEncoder if _why_theirs(model.config) else FirstTokenEncoder
     return kind(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
 
 
 def _why_theirs(config: Any) -> str:
-    """Why our forward cannot stand for the transformers module; empty where it can."""
+    """Return why our forward cannot replace the transformers module; an empty string where it can."""
     if family_of(config.model_type, "encoder").parts is None:
-        return "there is no forward of ours for it"
+        return "our forward does not support it"
     if getattr(config, "is_decoder", False):
         return "it is a decoder"
     positions = getattr(config, "position_embedding_type", "absolute")
@@ -48,21 +48,26 @@ def _why_theirs(config: Any) -> str:
 
 
 class Packing(NamedTuple):
-    """A packed batch: where each pair begins, and the end, [n + 1] int32; most tokens of a pair."""
+    """Where the pairs of a packed batch are.
+
+    Attributes:
+        starts: where each pair starts, and the end of the last, [n + 1] int32.
+        longest: most tokens of a pair.
+    """
 
     starts: Tensor
     longest: int
 
 
 class Batch(NamedTuple):
-    """Some pairs as a model reads them: padded on the right to a rectangle, or packed one after another.
+    """Some pairs as input of a model: padded on the right to a rectangle, or packed one after another.
 
     Attributes:
         input_ids: [n, T] int64; packed: [tokens].
         attention_mask: [n, T], 1 for a token and 0 for padding; None where there is no padding.
-        token_type_ids: shaped as input_ids, int64, or None for zeros; ignored by families that have none.
-        packing: where each pair lies in a packed batch; None for a padded one.
-        rows: which pairs these are of all that are trained on or scored, [n] int64; None: not told.
+        token_type_ids: segment ids, shaped as input_ids, int64, or None for zeros; ignored by families without them.
+        packing: where each pair is in a packed batch; None for a padded batch.
+        rows: indices of these pairs among all that are trained on or scored, [n] int64; None where not known.
     """
 
     input_ids: Tensor
@@ -73,12 +78,18 @@ class Batch(NamedTuple):
 
 
 class PairEncoder(nn.Module):
-    """What both ways share.
+    """An encoder of pairs: what both ways to run it share.
+
+    Args:
+        model: the transformers module.
+        dropout: see `encoder_of`.
+        freeze_embeddings: see `encoder_of`.
 
     Attributes:
-        model: the transformers module that holds the parameters (its own last linear layer is not used).
-        hidden_size: d. layers: n.
-        dense: the linear layer whose tanh is h; None where the family has none of that kind.
+        model: the transformers module that holds the parameters; its own last linear layer is not used.
+        hidden_size: d.
+        layers: number of layers.
+        dense: the linear layer whose tanh is h; None where the family has none.
         path: one line for the log: which way runs, and why.
     """
 
@@ -102,16 +113,16 @@ class PairEncoder(nn.Module):
 
     @property
     def packs(self) -> bool:
-        """Whether packed batches can be given (`Packing`)."""
+        """Whether the encoder takes packed batches (`Packing`)."""
         return False
 
     def forward(self, batch: Batch) -> Tensor:
-        """h of every pair, [n, d]: what the checkpoint's own class feeds to its last linear layer."""
+        """Compute h of every pair, [n, d]: the input of the checkpoint's own last linear layer."""
         raise NotImplementedError
 
 
 class ModuleEncoder(PairEncoder):
-    """The transformers module as it is: every token of every layer."""
+    """Runs the transformers module as it is: every token of every layer."""
 
     def __init__(self, model: Any, *, dropout: float, freeze_embeddings: bool) -> None:
         super().__init__(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
@@ -124,7 +135,7 @@ class ModuleEncoder(PairEncoder):
                 module.attention_dropout = dropout
 
     def forward(self, batch: Batch) -> Tensor:
-        """See `PairEncoder.forward`; never packed."""
+        """See `PairEncoder.forward`; the batch must be padded."""
         assert batch.packing is None
         types = batch.token_type_ids
         given = {"token_type_ids": types} if self._types and types is not None else {}
@@ -138,7 +149,7 @@ class ModuleEncoder(PairEncoder):
 
 
 class FirstTokenEncoder(PairEncoder):
-    """Our forward. In operations that export to ONNX with a free batch and length axis."""
+    """Runs our forward, whose operations export to ONNX with free batch and length axes."""
 
     distances: Tensor
 
@@ -148,7 +159,7 @@ class FirstTokenEncoder(PairEncoder):
         self.heads: int = model.config.num_attention_heads
         self.activation = ACT2FN[model.config.hidden_act]
         if self.family.relative_positions:
-            # One row per distance: no logarithm has to round the same way in two libraries.
+            # One entry per distance, so that no logarithm has to round the same way in two libraries.
             self.furthest = int(model.config.max_position_embeddings) - 1
             steps = torch.arange(-self.furthest, self.furthest + 1)
             buckets = self.base.encoder.relative_position_bucket(steps)  # [2 * furthest + 1]
@@ -156,7 +167,7 @@ class FirstTokenEncoder(PairEncoder):
 
     @property
     def packs(self) -> bool:
-        """Flash attention takes no bias by distance, and has no dropout."""
+        """Whether flash attention can be used: it takes no bias by distance and has no dropout."""
         return not self.family.relative_positions and self.dropout == 0
 
     def forward(self, batch: Batch) -> Tensor:
@@ -164,7 +175,7 @@ class FirstTokenEncoder(PairEncoder):
         x = self._embed(batch)
         attention: Attention
         if batch.packing is None:
-            fused = hardware.attention(bf16=False) != "matmul"  # this batch is padded, whatever the precision
+            fused = hardware.attention(bf16=False) != "matmul"  # a padded batch, whatever the precision
             attention = Padded(self._attention_bias(x, batch.attention_mask), fused=fused)
         else:
             attention = Packed(*batch.packing)
@@ -184,7 +195,7 @@ class FirstTokenEncoder(PairEncoder):
         if batch.packing is not None:
             starts = batch.packing.starts
             positions = positions - starts[:-1].long().repeat_interleave(starts.diff())
-        if self.family.position_offset:  # these count from padding_idx + 1; padded on the right they are an arange
+        if self.family.position_offset:  # positions count from padding_idx + 1
             positions = positions + (tables.padding_idx + 1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_embeddings):
             x = tables.word_embeddings(batch.input_ids) + tables.position_embeddings(positions)
@@ -195,7 +206,7 @@ class FirstTokenEncoder(PairEncoder):
         return self._drop(x)
 
     def _attention_bias(self, x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        """What is added to attention scores, broadcastable to [n, heads, T, T]; None where nothing is."""
+        """Return what is added to attention scores, broadcastable to [n, heads, T, T]; None to add nothing."""
         bias: Tensor | None = None
         if attention_mask is not None:
             bias = ((1 - attention_mask).to(x.dtype) * MASKED)[:, None, None, :]
@@ -205,20 +216,20 @@ class FirstTokenEncoder(PairEncoder):
         return bias
 
     def _distance_bias(self, width: int, device: torch.device) -> Tensor:
-        """MPNet's bias by distance, [1, heads, T, T]."""
+        """Return MPNet's bias by distance, [1, heads, T, T]."""
         positions = torch.arange(width, device=device)
         table: Tensor = self.base.encoder.relative_attention_bias(self.distances)  # [2 * furthest + 1, heads]
         return table[positions[None] - positions[:, None] + self.furthest].permute(2, 0, 1)[None]
 
-    def _layer(self, layer: Any, asking: Tensor, x: Tensor, attention: Attention) -> Tensor:
-        """The layer's output for the tokens `asking`, which look at all tokens x of their pairs."""
+    def _layer(self, layer: Any, queries: Tensor, x: Tensor, attention: Attention) -> Tensor:
+        """Compute a layer's output for the tokens `queries`, which attend to all tokens x of their pairs."""
         parts = self.family.parts
         assert parts is not None
         query, key, value, out, norm = (
             layer.get_submodule(name) for name in (parts.query, parts.key, parts.value, parts.out, parts.norm)
         )
         dropout = self.dropout if self.training else 0.0
-        context = attention(query(asking), x, key, value, self.heads, dropout)
-        y = norm(self._drop(out(context)) + asking)
+        context = attention(query(queries), x, key, value, self.heads, dropout)
+        y = norm(self._drop(out(context)) + queries)
         wide = self.activation(layer.intermediate.dense(y))
         return layer.output.LayerNorm(self._drop(layer.output.dense(wide)) + y)  # type: ignore[no-any-return]

@@ -1,12 +1,13 @@
 """The encoder of the `bilstm` baseline: a bidirectional LSTM over word pieces, small and without attention.
 
-The pair is read as the tokenizer writes it, question first, so the passage is read with the question in the LSTM's
-state (Rocktaeschel et al. 2016, conditional encoding). Question u and passage v are each the maximum over their tokens'
-states; h is tanh of a linear layer over [u; v; |u - v|; u * v] (Tang et al. 2019, "Distilling Task-Specific Knowledge
-from BERT into Simple Neural Networks"). The embedding table comes from a trained model, normalised to unit variance.
+The pair is read in the order of its tokens, question first, so the LSTM reads the passage in a state that depends on
+the question (Rocktaeschel et al. 2016, conditional encoding). The question's vector u and the passage's vector v are
+each the maximum over their tokens' hidden states; h is tanh of a linear layer over [u; v; |u - v|; u * v] (Tang et al.
+2019, "Distilling Task-Specific Knowledge from BERT into Simple Neural Networks"). The embedding table comes from a
+trained model; each vector is normalised to zero mean and unit variance.
 
-No tool of the ecosystem has this architecture: its folder holds the same files as any other model's, but only tmkd
-opens it, and it is not exported.
+Other tools do not have this architecture: its folder holds the same files as that of other models, but only tmkd opens
+it, and it cannot be exported.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ LAYERS = 1
 
 @dataclass(frozen=True)
 class LstmShape:
-    """What config.json holds.
+    """The numbers that config.json holds.
 
     Attributes:
-        vocab_size, embedding_size: of the embedding table.
-        hidden_size: of the LSTM's state, in each direction.
+        vocab_size: rows of the embedding table.
+        embedding_size: width of the embedding table.
+        hidden_size: width of the LSTM's hidden state, in each direction.
         separator: token id that ends the question.
         pad_token_id: token id of padding.
     """
@@ -47,10 +49,18 @@ class LstmShape:
 
 
 class LstmEncoder(nn.Module):
-    """Pairs in, h out; stands where a `PairEncoder` stands.
+    """An encoder of pairs with the interface of `PairEncoder`.
+
+    Args:
+        shape: its sizes.
+        dropout: probability used in training mode on embeddings, on the input of the last layer and on h.
+        freeze_embeddings: whether the embedding table stays as it is.
 
     Attributes:
-        hidden_size: d, twice the LSTM's state. layers: 1. packs: never, batches are padded. path: for the log.
+        hidden_size: d, twice the LSTM's hidden size.
+        layers: 1.
+        packs: False; batches must be padded.
+        path: one line for the log.
     """
 
     packs = False
@@ -69,34 +79,41 @@ class LstmEncoder(nn.Module):
         self.dense = nn.Linear(4 * self.hidden_size, self.hidden_size)
 
     def forward(self, batch: Batch) -> Tensor:
-        """h of every pair, [n, 2 * hidden_size]; never packed.
+        """Compute h of every pair, [n, d].
 
-        Computed in float32 whatever the precision: an LSTM's state sums over the whole pair.
+        It is computed in float32 whatever the precision, because an LSTM's state accumulates over the whole pair.
+
+        Args:
+            batch: n pairs, padded.
         """
         assert batch.packing is None
         input_ids = batch.input_ids
         mask = torch.ones_like(input_ids) if batch.attention_mask is None else batch.attention_mask
         with torch.autocast(input_ids.device.type, enabled=False):
-            states = self._states(
+            hidden = self._hidden_states(
                 self._drop(F.layer_norm(self.embeddings(input_ids), (self.shape.embedding_size,))), mask
             )
-            u, v = (_highest(states, part) for part in self._parts(input_ids, mask))
+            u, v = (_maximum(hidden, side) for side in self._sides(input_ids, mask))
             return self._drop(torch.tanh(self.dense(self._drop(torch.cat([u, v, (u - v).abs(), u * v], dim=-1)))))
 
-    def _states(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Both directions' states of every token, [n, T, 2 * hidden_size]; of padding they mean nothing.
+    def _hidden_states(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Compute the hidden states of every token in both directions, [n, T, d]; those of padding have no meaning.
 
-        Two LSTMs, the second over each pair turned round within its own length, so that padding comes last for both:
-        PyTorch's own packed bidirectional LSTM gives the same and trains at a third of the speed on a CPU.
+        Two LSTMs: the second reads each pair reversed within its own length, so that padding comes last for both.
+        PyTorch's packed bidirectional LSTM gives the same and trains at a third of the speed on a CPU.
+
+        Args:
+            x: embeddings, [n, T, embedding_size].
+            mask: 1 for a token and 0 for padding, [n, T].
         """
         steps = torch.arange(x.shape[1], device=x.device)[None]
         lengths = mask.sum(dim=1, keepdim=True)
-        turned = torch.where(steps < lengths, lengths - 1 - steps, steps)[..., None]  # its own inverse
-        back = self.back(x.gather(1, turned.expand_as(x)))[0]
-        return torch.cat([self.ahead(x)[0], back.gather(1, turned.expand_as(back))], dim=-1)
+        reversed_ = torch.where(steps < lengths, lengths - 1 - steps, steps)[..., None]  # its own inverse
+        back = self.back(x.gather(1, reversed_.expand_as(x)))[0]
+        return torch.cat([self.ahead(x)[0], back.gather(1, reversed_.expand_as(back))], dim=-1)
 
-    def _parts(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Which tokens are the question's (the first separator is its last) and which the passage's, [n, T] bool."""
+    def _sides(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which tokens are the question's, up to the first separator, and which the passage's, [n, T] bool."""
         ends = (input_ids == self.shape.separator).long()
         after = ends.cumsum(dim=1) - ends > 0
         return ~after & mask.bool(), after & mask.bool()
@@ -105,20 +122,27 @@ class LstmEncoder(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
-def _highest(states: Tensor, part: Tensor) -> Tensor:
-    """The maximum over a part's tokens: states [n, T, d], part [n, T] -> [n, d]; zeros where it has no token."""
-    found = states.masked_fill(~part[..., None], -torch.inf).amax(dim=1)
-    return torch.where(part.any(dim=1)[:, None], found, 0.0)
+def _maximum(hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Return the maximum of hidden [n, T, d] over the chosen tokens [n, T], as [n, d]; 0 where none is chosen."""
+    found = hidden.masked_fill(~tokens[..., None], -torch.inf).amax(dim=1)
+    return torch.where(tokens.any(dim=1)[:, None], found, 0.0)
 
 
 def is_lstm(folder: Path) -> bool:
-    """Whether a model folder holds this architecture."""
+    """Return whether a model folder holds this architecture."""
     path = folder / "config.json"
     return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
 
 
 def save_lstm(encoder: LstmEncoder, weight: Tensor, bias: Tensor, folder: Path) -> None:
-    """Write config.json and model.safetensors, the head among its weights as `classifier.weight` and `.bias`."""
+    """Write config.json and model.safetensors; the head is stored as `classifier.weight` and `classifier.bias`.
+
+    Args:
+        encoder: the encoder.
+        weight: of the head, [C, d].
+        bias: of the head, [C].
+        folder: an existing folder.
+    """
     tensors = {**encoder.state_dict(), "classifier.weight": weight, "classifier.bias": bias}
     save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
     shape = {"model_type": MODEL_TYPE, "num_hidden_layers": LAYERS, "num_labels": len(bias), **asdict(encoder.shape)}
@@ -126,10 +150,18 @@ def save_lstm(encoder: LstmEncoder, weight: Tensor, bias: Tensor, folder: Path) 
 
 
 def load_lstm(folder: Path, *, dropout: float, freeze_embeddings: bool) -> tuple[LstmEncoder, Tensor, Tensor]:
-    """The encoder and its head: weight [C, d], bias [C].
+    """Load the encoder and its head.
+
+    Args:
+        folder: a folder that `save_lstm` wrote.
+        dropout: see `LstmEncoder`.
+        freeze_embeddings: see `LstmEncoder`.
+
+    Returns:
+        The encoder, the head's weight [C, d] and its bias [C].
 
     Raises:
-        EncoderError: a file that is damaged or does not hold this architecture.
+        EncoderError: a file is damaged or does not hold this architecture.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -139,5 +171,5 @@ def load_lstm(folder: Path, *, dropout: float, freeze_embeddings: bool) -> tuple
         weight, bias = tensors.pop("classifier.weight"), tensors.pop("classifier.bias")
         encoder.load_state_dict(tensors)
     except Exception as error:  # safetensors raises a class of its own for a damaged file
-        raise EncoderError(f"{folder} does not hold a whole bilstm model ({error}); train it again") from error
+        raise EncoderError(f"{folder} does not hold a complete bilstm model ({error}); train it again") from error
     return encoder, weight, bias

