@@ -96,9 +96,8 @@ class FirstOfPadded:
         of_heads = (heads, d // heads, d)  # the rows of a weight matrix, head by head
         q = (q * (1.0 / math.sqrt(d // heads))).view(n, heads, -1).transpose(0, 1)  # [heads, n, d / heads]
         scores = (q @ key.weight.view(of_heads)).transpose(0, 1) @ x.transpose(1, 2)  # [n, heads, T]
-        scores += (q @ key.bias.view(heads, -1, 1)).transpose(
-            0, 1
-        )  # shifts all scores of a query alike: only the gradient needs it
+        # The same for all tokens of a query, so the softmax ignores it; the parameter still needs its gradient.
+        scores += (q @ key.bias.view(heads, -1, 1)).transpose(0, 1)
         weights = _weights(scores, self.bias, dropout)
         seen = (weights.to(x.dtype) @ x).transpose(0, 1)  # [heads, n, d]
         context = (seen @ value.weight.view(of_heads).transpose(1, 2)).transpose(0, 1)  # [n, heads, d / heads]
