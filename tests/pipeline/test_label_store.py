@@ -93,8 +93,10 @@ def test_header_needs_classes(tmp_path: Path) -> None:
 
 def test_missing_rows_are_counted_and_refused(tmp_path: Path) -> None:
     store = filled(tmp_path)
-    with pytest.raises(LabelError, match="of 4 pairs 2 have no labels and 0 have labels that are not finite, first 8"):
+    message = "of 4 pairs 2 have no labels and 0 have labels that are not finite, first 8"
+    with pytest.raises(LabelError, match=message) as caught:
         store.logits_for(["1", "8", "2", "9"])
+    assert (caught.value.path, caught.value.missing, caught.value.not_finite) == (tmp_path, 2, 0)
     found = store.logits_for(["1", "8"], allow_missing=True)
     assert np.array_equal(found[0], [1, -1])
     assert np.isnan(found[1]).all()

@@ -116,11 +116,25 @@ class LabelError(TmkdError):
 
     Attributes:
         path: the label store, or the file of it.
+        key: the key of the store's header that differs, where the labels are of another teacher.
+        missing: how many of the wanted pairs have no labels.
+        not_finite: how many of the wanted pairs have labels that are not finite.
     """
 
-    def __init__(self, message: str, *, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | None = None,
+        key: str | None = None,
+        missing: int | None = None,
+        not_finite: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.path = path
+        self.key = key
+        self.missing = missing
+        self.not_finite = not_finite
 
 
 class ExportError(TmkdError):

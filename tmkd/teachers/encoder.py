@@ -71,7 +71,8 @@ class EncoderTeacher:
         self.name = name or self.folder.name
         self.classes = head_classes(self.folder)
         if self.classes == 0:
-            raise EncoderError(f"{self.folder} has no classification head; a teacher needs a fine-tuned checkpoint")
+            message = f"{self.folder} has no classification head; a teacher needs a fine-tuned checkpoint"
+            raise EncoderError(message, source=self.folder)
         self.max_length = max_length or self._own_length()
         self.class_order = list(range(self.classes)) if class_order is None else list(class_order)
         self.precision = precision

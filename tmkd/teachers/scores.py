@@ -87,10 +87,12 @@ class ScoresTeacher:
             DataError: the column is absent, or some pairs have no score in it.
         """
         if not self.can_label(pairs):
-            raise DataError(f"teacher {self.name}: the {where} rows have no column {self.column!r}")
+            message = f"teacher {self.name}: the {where} rows have no column {self.column!r}"
+            raise DataError(message, column=self.column)
         scores = pairs.score(self.column)
         if missing := int(np.isnan(scores).sum()):
-            raise DataError(f"teacher {self.name}: {missing} {where} rows have no {self.column!r}")
+            message = f"teacher {self.name}: {missing} {where} rows have no {self.column!r}"
+            raise DataError(message, column=self.column)
         return imported_logits(scores, self.kind).astype(np.float32)
 
 

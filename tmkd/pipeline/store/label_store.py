@@ -111,9 +111,8 @@ class LabelStore:
             try:
                 table = pq.ParquetFile(path).read()
             except (pa.ArrowException, OSError) as error:
-                raise LabelError(
-                    f"{path} cannot be read ({error}); run again, and its pairs are labelled again"
-                ) from error
+                message = f"{path} cannot be read ({error}); run again, and its pairs are labelled again"
+                raise LabelError(message, path=path) from error
             flat = table.column("logits").combine_chunks().flatten().to_numpy(zero_copy_only=False)
             yield table.column("pair_id").to_pylist(), flat.reshape(-1, self.width)
 
@@ -188,10 +187,14 @@ class LabelStore:
         found: NDArray[np.float32] = stored[rows].astype(np.float32)
         bad = ~np.isfinite(found).all(axis=1)
         if bad.any() and not allow_missing:
-            absent = int((rows < 0).sum())
+            missing = int((rows < 0).sum())
+            not_finite = int(bad.sum()) - missing
             raise LabelError(
-                f"{self.folder}: of {len(rows):,} pairs {absent:,} have no labels and {int(bad.sum()) - absent:,} have "
-                f"labels that are not finite, first {pair_ids[int(np.flatnonzero(bad)[0])]}; label them again"
+                f"{self.folder}: of {len(rows):,} pairs {missing:,} have no labels and {not_finite:,} have "
+                f"labels that are not finite, first {pair_ids[int(np.flatnonzero(bad)[0])]}; label them again",
+                path=self.folder,
+                missing=missing,
+                not_finite=not_finite,
             )
         found[bad] = np.nan
         return found
@@ -205,13 +208,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             return dict(manifest)
     except (ValueError, KeyError, TypeError):
         pass
-    raise LabelError(f"{path} is damaged; remove the folder {path.parent} to have its pairs labelled again")
+    message = f"{path} is damaged; remove the folder {path.parent} to have its pairs labelled again"
+    raise LabelError(message, path=path)
 
 
 def _require_same(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     """LabelError if two headers differ."""
     for key in [*wanted, *stored]:
         if key not in stored or key not in wanted or stored[key] != wanted[key]:
-            raise LabelError(
-                f"{folder} holds labels whose {key} is {stored.get(key)!r}, not {wanted.get(key)!r}; use another folder"
-            )
+            differs = f"{key} is {stored.get(key)!r}, not {wanted.get(key)!r}"
+            raise LabelError(f"{folder} holds labels whose {differs}; use another folder", path=folder, key=key)
