@@ -29,6 +29,8 @@ import tmkd.pipeline.steps.label as labelling
 from tmkd.config.load import parse_recipe, set_keys
 from tmkd.config.recipe import Recipe
 from tmkd.data.pairs import Pairs
+from tmkd.pipeline.run import Run
+from tmkd.pipeline.steps.export import export_step
 from tmkd.pipeline.store import fingerprint as fingerprints
 from tmkd.pipeline.store.fingerprint import STEP_VERSIONS, depends_on, fingerprint, non_defaults
 from tmkd.pipeline.store.workspace import Step, Workspace
@@ -334,13 +336,11 @@ class Dry:
         return self.found[key]
 
 
-def run_all(recipe: Recipe, workspace: Workspace) -> Any:
+def run_all(recipe: Recipe, workspace: Workspace) -> None:
     """Ask for every student of a recipe, and for its export."""
-    from tmkd.pipeline.run import Pipeline
-
-    pipeline = Pipeline(recipe, workspace)
-    _ = pipeline.exported
-    return pipeline
+    run = Run(recipe, workspace)
+    run.labels.label_all()
+    export_step(workspace, run.students.taken().steps[0], run.data.task, recipe.export.backends)
 
 
 def fill(store: Any, model: Step, pairs: Pairs, *_: Any) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 from tmkd.data.tasks import TaskData
 from tmkd.export.export import export_student
 from tmkd.export.gate import writable
-from tmkd.export.int8 import FLOAT_STEPS, choose_calibration
-from tmkd.export.onnx import GRAPH
+from tmkd.export.int8 import choose_calibration
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
 
@@ -26,7 +25,7 @@ def export_step(workspace: Workspace, student: Step, task: TaskData, backends: S
     names = list(backends or writable())
     calibration = choose_calibration(task.train)
     content = depends_on(
-        settings={"backends": names, "int8": FLOAT_STEPS, "graph": GRAPH},
+        settings={"backends": names},
         inputs={"student": student, "dev": task.dev, "calibration": calibration},
     )
 

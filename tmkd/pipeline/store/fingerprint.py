@@ -38,7 +38,8 @@ STEP_VERSIONS: dict[str, int] = {
     "exports": 1,
 }
 """The version of every kind of step. Raise it when the same settings and inputs give another result than before: the
-code or the file format changed, or the default of a setting did. Older results are then built anew."""
+code (a loss, the graph of an export), the file format or the default of a setting changed. Older results are then built
+anew."""
 
 
 @runtime_checkable
