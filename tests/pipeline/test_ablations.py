@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import Tmkd, pair_rows, pool_rows, write_jsonl
 from encoder_fixtures import tiny
+from numpy.typing import NDArray
 
 from tmkd.config.load import load_recipe
 from tmkd.config.sections import Loss, Stage2, Training
@@ -17,9 +18,10 @@ from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.split import STAGE1, folds, split, subsample
 from tmkd.models.batching import replayed_steps
-from tmkd.models.student import Logits
+from tmkd.models.student import StudentOutput
 from tmkd.pipeline.run import Run
-from tmkd.training import trainer as training
+from tmkd.training import state
+from tmkd.training.gradients import MicroBatchGradients
 from tmkd.training.targets import Replay, Targets, stage2_loss
 
 
@@ -195,11 +197,11 @@ def test_replayed_pairs_have_the_soft_loss_alone() -> None:
     assert rows.questions == ["a", "b", "c"]
     assert rows.labels.tolist() == [1, 0, -1]
     loss = stage2_loss(rows, targets, Loss(alpha=0.7))
-    logits = Logits(torch.randn(3, 2, generator=generator), torch.randn(3, 2, 2, generator=generator))
+    logits = StudentOutput(torch.randn(3, 2, generator=generator), torch.randn(3, 2, 2, generator=generator))
     found = loss(logits, torch.arange(3))
     p, r = logits.soft[2].log_softmax(-1), torch.from_numpy(pooled)[0].log_softmax(-1)
     assert found[2] == pytest.approx(0.7 * float((r.exp() * (r - p)).sum(-1).mean()), rel=1e-5)
-    golden = Logits(logits.golden + torch.tensor([3.0, 0.0]), logits.soft)
+    golden = StudentOutput(logits.golden + torch.tensor([3.0, 0.0]), logits.soft)
     assert loss(golden, torch.arange(3))[2] == found[2]
     assert loss(golden, torch.arange(3))[0] != found[0]
 
@@ -223,18 +225,18 @@ def test_a_run_with_replay_that_was_stopped_ends_in_the_same_weights(
 ) -> None:
     keys = ("methods=[tmkd]", "stage2.replay=0.25", "stage2.batch_size=16", "stage2.epochs=2")
     whole = a_run(small, tmp_path / "whole", *keys).students.taken().steps[0]
-    real, calls = training._gradients, 0
+    real, calls = MicroBatchGradients.__call__, 0
 
-    def stopped(*given):  # type: ignore[no-untyped-def]
+    def stopped(self: MicroBatchGradients, rows: NDArray[np.int64], seed: int) -> float:
         nonlocal calls
-        calls += given[4].replayed > 0
+        calls += self.data.replayed > 0
         if calls == 4:
             raise KeyboardInterrupt
-        return real(*given)
+        return real(self, rows, seed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_gradients", stopped)
-        patch.setattr(training, "SAVE_SECONDS", 0.0)
+        patch.setattr(MicroBatchGradients, "__call__", stopped)
+        patch.setattr(state, "SAVE_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             a_run(small, tmp_path / "cut", *keys).students.taken()
     assert list((tmp_path / "cut" / "steps").glob("student-*.partial/state/state.safetensors"))

@@ -214,7 +214,8 @@ def test_bilstm_learns(tmp_path: Path) -> None:
     from tmkd.models.predict import score
     from tmkd.models.tokenizer import PairTokenizer
     from tmkd.training.losses import GoldenLoss
-    from tmkd.training.trainer import Fit, train
+    from tmkd.training.trainer import Trainer, TrainerConfig
+    from tmkd.training.training_set import TrainingSet
 
     rows = pair_rows()
     pairs = Pairs.build([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows],
@@ -222,7 +223,8 @@ def test_bilstm_learns(tmp_path: Path) -> None:
     student, tokenizer = lstm_student(tmp_path), PairTokenizer(tmp_path / "tiny", 64)
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
     loss = GoldenLoss(torch.from_numpy(pairs.labels))
-    train(student, encoded, tokenizer.pad_id, loss, Fit(5e-3, 20, 16, 0), name="t", state_folder=tmp_path / "s")
+    data, config = TrainingSet(encoded, tokenizer.pad_id), TrainerConfig(5e-3, 20, 16, 0)
+    Trainer(student, data, loss, config, name="t", state_folder=tmp_path / "s").fit()
     right = score(student, encoded, tokenizer.pad_id).argmax(1) == pairs.labels
     assert right.mean() > 0.95
 

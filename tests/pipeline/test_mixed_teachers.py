@@ -21,7 +21,7 @@ from tmkd.core.errors import RecipeError
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
 from tmkd.models.label_map import find_label_map
-from tmkd.pipeline.steps.distill import carried_heads
+from tmkd.pipeline.steps.student import carried_heads
 from tmkd.training.targets import Targets
 
 NUMBERS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}

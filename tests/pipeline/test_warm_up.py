@@ -21,12 +21,12 @@ from tmkd.models.bi_encoder import SHARPNESS, cosine_by_token, cosine_logits
 from tmkd.models.checkpoint import load_encoder, load_student
 from tmkd.models.encoders.forward import Batch, Packing
 from tmkd.models.predict import score
-from tmkd.models.student import Logits
+from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
 from tmkd.pipeline.steps.warm_up import warm_up
 from tmkd.pipeline.store.workspace import Workspace
-from tmkd.training.token_cosine import Comparing, TokenTargets
+from tmkd.training.token_cosine import TokenCosine, TokenCosineConfig, TokenTargets, token_cosine_objective
 
 WARM = "warm_up={learning_rate: 1.0e-3, epochs: 1, batch_size: 8}"
 
@@ -76,18 +76,42 @@ def test_every_family_warms_up(family: str, recipe_file: Path, tmp_path: Path) -
     assert curve[-1]["loss"] < curve[0]["loss"]
 
 
-def test_packed_and_padded_batches_read_the_same_numbers(tmp_path: Path) -> None:
-    folder = tiny("bert", tmp_path / "encoder")
+def cosine_targets(recipe_file: Path, workspace: Path, pairs: Pairs, length: int) -> TokenTargets:
+    """What the tokens of the pairs learn, by the recipe's encoder."""
+    recipe = load_recipe(recipe_file, [f"max_length={length}"])
+    step = bi_encoder_cosine(Workspace(workspace), recipe, pairs)
+    return TokenTargets(step.folder, pairs, PairTokenizer(Path(recipe.encoder), length))
+
+
+def test_packed_and_padded_batches_read_the_same_numbers(tiny_recipe: Path, tmp_path: Path) -> None:
+    folder = Path(load_recipe(tiny_recipe).encoder)
+    pairs = Pairs.build(["how to sort", "why"], ["sort the keys by their values", "so"])
     torch.manual_seed(0)
-    model, tokenizer = Comparing(load_encoder(folder, 2), 2, width=32), PairTokenizer(folder, 32)
-    encoded = tokenizer.encode(["how to sort", "why"], ["sort the keys by their values", "so"])
-    padded = model(Batch(*map(torch.from_numpy, pad(encoded.ids, encoded.type_ids, [0, 1], tokenizer.pad_id))))
+    model, tokenizer = Student(load_encoder(folder, 2), 2), PairTokenizer(folder, 32)
+    targets = cosine_targets(tiny_recipe, tmp_path / "w", pairs, 32)
+    objective = TokenCosine(model.encoder, targets, TokenCosineConfig(1.0, 32))
+    encoded = tokenizer.encode(pairs.questions, pairs.passages)
+    rectangle = Batch(*map(torch.from_numpy, pad(encoded.ids, encoded.type_ids, [0, 1], tokenizer.pad_id)))
     ids, types, starts = (torch.from_numpy(a) for a in pack(encoded.ids, encoded.type_ids, [0, 1]))
-    packed = model(Batch(ids, None, types, Packing(starts, 32)))
+    line = Batch(ids, None, types, Packing(starts, 32))
+    padded, packed = (model(batch, objective.layers) for batch in (rectangle, line))
+    read = objective.read(padded, rectangle), objective.read(packed, line)
     for row, length in enumerate(len(ids) for ids in encoded.ids):
-        assert torch.allclose(padded.tokens[row, :length], packed.tokens[row, :length], atol=1e-5)
-    assert padded.tokens.shape == packed.tokens.shape == (2, 32)
+        assert torch.allclose(read[0][row, :length], read[1][row, :length], atol=1e-5)
+    assert read[0].shape == read[1].shape == (2, 32)
     assert torch.allclose(padded.golden, packed.golden, atol=1e-5)
+    losses = [objective.loss(*given, torch.arange(2)) for given in ((padded, rectangle), (packed, line))]
+    assert torch.allclose(losses[0], losses[1], atol=1e-5)
+
+
+def test_no_token_is_read_where_there_is_no_layer_below_the_last(tiny_recipe: Path, tmp_path: Path) -> None:
+    targets = cosine_targets(tiny_recipe, tmp_path / "w", Pairs.build(["why"], ["so"]), 64)
+    flat = load_encoder(Path(load_recipe(tiny_recipe).encoder), 2, layers=1)
+    theirs = load_encoder(tiny("distilbert", tmp_path / "other"), 2)
+    for encoder in (flat, theirs):
+        assert token_cosine_objective(encoder, targets, TokenCosineConfig(1.0, 64)) == []
+        with pytest.raises(ValueError, match="gives the hidden states of its first 0 layers"):
+            Student(encoder, 2)(Batch(torch.ones(1, 3, dtype=torch.long), None, None), [0])
 
 
 def test_teachers_of_the_recipes_encoder_begin_with_it(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
@@ -106,10 +130,8 @@ def test_teachers_of_the_recipes_encoder_begin_with_it(tmkd: Tmkd, tiny_recipe: 
 
 
 def test_the_loss_of_tokens_is_the_mean_over_the_passages_own(tmp_path: Path, tiny_recipe: Path) -> None:
-    recipe = load_recipe(tiny_recipe)
     pairs = Pairs.build(["how to sort", "why"], ["sort the keys by their values", "so"])
-    told = bi_encoder_cosine(Workspace(tmp_path / "w"), recipe, pairs)
-    targets = TokenTargets(told.folder, pairs, PairTokenizer(Path(recipe.encoder), 64))
+    targets = cosine_targets(tiny_recipe, tmp_path / "w", pairs, 64)
     everything = targets.targets.double()
     assert abs(everything.mean()) < 1e-2
     assert abs(everything.std(correction=0) - 1) < 1e-2
@@ -118,12 +140,10 @@ def test_the_loss_of_tokens_is_the_mean_over_the_passages_own(tmp_path: Path, ti
     assert sum(lengths) == len(everything)
     for row, one in enumerate(targets.targets.float().split(lengths)):
         read[row, targets.starts[row] : targets.ends[row]] = one
-    golden, soft = torch.zeros(2, 2), torch.zeros(2, 0, 2)
-    assert torch.allclose(targets.loss(Logits(golden, soft, read), torch.tensor([0, 1])), torch.zeros(2))
+    assert torch.allclose(targets.loss(read, torch.tensor([0, 1])), torch.zeros(2))
     read[0, targets.starts[0]] += 2.0
     expected = 4.0 / lengths[0]
-    assert torch.allclose(targets.loss(Logits(golden, soft, read), torch.tensor([0, 1])), torch.tensor([expected, 0.0]))
-    assert torch.equal(targets.loss(Logits(golden, soft), torch.tensor([0, 1])), torch.zeros(2))
+    assert torch.allclose(targets.loss(read, torch.tensor([0, 1])), torch.tensor([expected, 0.0]))
 
 
 @pytest.mark.parametrize("loss", ["kl", "margin_mse"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,20 @@ from encoder_fixtures import tiny
 
 from tmkd.core.hardware import device
 from tmkd.models.checkpoint import load_encoder, save_student
-from tmkd.models.student import Logits, Student
-from tmkd.models.tokenizer import Encoded, PairTokenizer
-from tmkd.training import trainer as training
+from tmkd.models.student import Student
+from tmkd.models.tokenizer import PairTokenizer
+from tmkd.training import trainer, training_set
 from tmkd.training.cuda_graphs import GraphedGradients, Work
-from tmkd.training.hidden_states import Following
-from tmkd.training.losses import golden_loss, soft_kl
-from tmkd.training.trainer import Fit, graphed, train
+from tmkd.training.gradients import GraphsWhereTheyFit, MicroBatchGradients
+from tmkd.training.hidden_states import HiddenStatesConfig, hidden_states_objective
+from tmkd.training.losses import GoldenLoss, soft_kl
+from tmkd.training.objectives import TotalLoss
+from tmkd.training.trainer import Trainer, TrainerConfig
+from tmkd.training.training_set import TrainingSet
 
-FIT = Fit(1e-3, 2, 8, seed=0, precision="fp32")
+CONFIG = TrainerConfig(1e-3, 2, 8, seed=0, precision="fp32")
 STEPS = [np.arange(8), np.array([23, 3, 11, 5]), np.arange(8, 16), np.array([1, 20, 4, 9])]
 """The rows of steps of two sizes, each size twice: the second is a replay."""
-
-Loss = Callable[[Logits, torch.Tensor], torch.Tensor]
 
 
 def again(work: Work) -> Work:
@@ -45,28 +45,26 @@ recorders = pytest.mark.parametrize(
 )
 
 
-def rows_of(folder: Path) -> tuple[Encoded, int]:
+def set_of(folder: Path) -> TrainingSet:
     tokenizer, rows = PairTokenizer(folder, 64), pair_rows()
-    return tokenizer.encode([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows]), tokenizer.pad_id
+    encoded = tokenizer.encode([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows])
+    return TrainingSet(encoded, tokenizer.pad_id)
 
 
-def setting(folder: Path) -> tuple[Following, Encoded, int, Loss]:
-    """A student in stage 1 that follows a teacher; its golden header learns nothing."""
+def setting(folder: Path) -> MicroBatchGradients:
+    """A student in stage 1 that also learns hidden states; its golden head learns nothing."""
     source = tiny("bert", folder / "encoder", num_hidden_layers=4)
     torch.manual_seed(0)
     save_student(Student(load_encoder(source, 2), 2), folder / "teacher", source, 64, {})
-    student = Following(
-        load_encoder(folder / "teacher", 2, layers=2, start="spaced"), 2, 2, width=0, teacher=folder / "teacher",
-        precision="fp32", use_golden=False,
-    )  # fmt: skip
-    encoded, pad_id = rows_of(source)
-    soft = torch.randn(len(encoded.ids), 2, 2, generator=torch.Generator().manual_seed(1)).to(device())
-    return (
-        student.to(device()).train(),
-        encoded,
-        pad_id,
-        lambda logits, rows: soft_kl(logits.soft, soft[rows]).sum(dim=1) + 10 * logits.states,
-    )
+    student = Student(load_encoder(folder / "teacher", 2, layers=2, start="spaced"), 2, 2, use_golden=False)
+    objectives = hidden_states_objective(student.encoder, folder / "teacher", HiddenStatesConfig(10.0, "fp32"))
+    assert len(objectives) == 1
+    data = set_of(source)
+    soft = torch.randn(len(data.encoded.ids), 2, 2, generator=torch.Generator().manual_seed(1)).to(device())
+    for module in (student, *objectives):
+        module.to(device())
+    loss = TotalLoss(lambda output, rows: soft_kl(output.soft, soft[rows]).sum(dim=1), objectives)
+    return MicroBatchGradients(student.train(), data, loss, bf16=False)
 
 
 def gradients(model: Student) -> dict[str, torch.Tensor]:
@@ -77,10 +75,10 @@ def gradients(model: Student) -> dict[str, torch.Tensor]:
 def test_every_step_has_the_gradients_of_one_that_is_not_recorded(
     record: Callable[[Work], Work] | None, tmp_path: Path
 ) -> None:
-    model, encoded, pad_id, loss = setting(tmp_path)
-    eager = partial(training._gradients, model, encoded, pad_id, loss, FIT)
-    graphs = GraphedGradients(model, loss, pad_id, bf16=False, record=record)
-    take = graphed(graphs, encoded, eager)
+    eager = setting(tmp_path)
+    model = eager.model
+    graphs = GraphedGradients(model, eager.data, eager.loss, bf16=False, record=record)
+    take = GraphsWhereTheyFit(graphs, eager)
     for number, rows in enumerate(STEPS):
         model.zero_grad(set_to_none=True)
         expected = eager(rows, number), gradients(model)
@@ -98,11 +96,12 @@ def test_every_step_has_the_gradients_of_one_that_is_not_recorded(
 def test_a_step_of_several_micro_batches_is_not_recorded(
     record: Callable[[Work], Work] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, encoded, pad_id, loss = setting(tmp_path)
-    graphs = GraphedGradients(model, loss, pad_id, bf16=False, record=record)
-    take = graphed(graphs, encoded, partial(training._gradients, model, encoded, pad_id, loss, FIT))
+    eager = setting(tmp_path)
+    model = eager.model
+    graphs = GraphedGradients(model, eager.data, eager.loss, bf16=False, record=record)
+    take = GraphsWhereTheyFit(graphs, eager)
     take(STEPS[0], 0)
-    monkeypatch.setattr(training, "batch_tokens", lambda: 100)
+    monkeypatch.setattr(training_set, "batch_tokens", lambda: 100)
     model.zero_grad(set_to_none=True)
     found = take(STEPS[2], 1), gradients(model)
     monkeypatch.undo()
@@ -121,12 +120,10 @@ def test_a_run_on_a_gpu_ends_where_one_without_graphs_does(tmp_path: Path, monke
         folder = tiny("bert", tmp_path / way)
         torch.manual_seed(0)
         model = Student(load_encoder(folder, 2), 2)
-        encoded, pad_id = rows_of(folder)
         if way == "eager":
-            monkeypatch.setattr(training, "graphed", lambda graphs, encoded, eager: eager)
-        train(
-            model, encoded, pad_id, lambda logits, rows: golden_loss(logits.golden, labels[rows]), FIT,
-            name="t", state_folder=tmp_path / way / "state",
-        )  # fmt: skip
+            monkeypatch.setattr(trainer, "gradients_of", MicroBatchGradients)
+        Trainer(
+            model, set_of(folder), GoldenLoss(labels), CONFIG, name="t", state_folder=tmp_path / way / "state"
+        ).fit()
         ends.append(torch.cat([p.detach().flatten().cpu() for p in model.parameters()]))
     torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=2e-4)

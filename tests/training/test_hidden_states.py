@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,13 +19,32 @@ from tmkd.models.encoders.families import takes_token_types
 from tmkd.models.encoders.forward import Batch, Packing, PairEncoder
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import Encoded, PairTokenizer
-from tmkd.training.hidden_states import Following
+from tmkd.training.hidden_states import HiddenStates, HiddenStatesConfig, hidden_states_objective
+from tmkd.training.objectives import TotalLoss
 
 STATES = ("student.start=teacher", "student.layers=2", "stage1.batch_size=8")
 
 
-def followed(family: str, folder: Path, layers: int = 2) -> tuple[Following, Path, Encoded, int]:
+class Followed(NamedTuple):
     """A student that begins with evenly spaced layers of a teacher of four; two pairs of different lengths."""
+
+    student: Student
+    objective: HiddenStates
+    teacher: Path
+    encoded: Encoded
+    pad_id: int
+
+    def distance(self, batch: Batch) -> torch.Tensor:
+        """How far the student's hidden states are from the teacher's, for both pairs, [2]."""
+        return self.objective.loss(self.student(batch, self.objective.layers), batch, torch.tensor([0, 1]))
+
+    def padded(self) -> Batch:
+        """Both pairs as a rectangle."""
+        ids, mask, types = pad(self.encoded.ids, self.encoded.type_ids, [0, 1], self.pad_id)
+        return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(types))
+
+
+def followed(family: str, folder: Path, layers: int = 2) -> Followed:
     source = tiny(family, folder / "encoder", num_hidden_layers=4)
     tokenizer = PairTokenizer(source, 32)
     torch.manual_seed(0)
@@ -32,86 +52,89 @@ def followed(family: str, folder: Path, layers: int = 2) -> tuple[Following, Pat
     save_student(Student(load_encoder(source, 2), 2), teacher, source, 32, {})
     torch.manual_seed(1)
     encoder = load_encoder(teacher, 2, layers=layers, start="spaced")
-    student = Following(encoder, 2, 1, width=32, teacher=teacher, precision="fp32", use_golden=False).train()
+    student = Student(encoder, 2, 1, use_golden=False).train()
+    (objective,) = hidden_states_objective(encoder, teacher, HiddenStatesConfig(10.0, precision="fp32"))
     encoded = tokenizer.encode(["how to sort", "why"], ["sort the keys by their values", "so"])
-    return student, teacher, encoded, tokenizer.pad_id
-
-
-def padded(encoded: Encoded, pad_id: int) -> Batch:
-    ids, mask, types = (torch.from_numpy(a) for a in pad(encoded.ids, encoded.type_ids, [0, 1], pad_id))
-    return Batch(ids, mask, types, rows=torch.tensor([0, 1]))
+    return Followed(student, objective, teacher, encoded, tokenizer.pad_id)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "mpnet"])
 def test_the_distance_is_that_of_the_modules_states(family: str, tmp_path: Path) -> None:
-    student, folder, encoded, pad_id = followed(family, tmp_path)
-    batch = padded(encoded, pad_id)
-    found = student(batch).states
-    teacher = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    setting = followed(family, tmp_path)
+    batch = setting.padded()
+    found = setting.distance(batch)
+    teacher = AutoModelForSequenceClassification.from_pretrained(setting.teacher).eval()
     given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "output_hidden_states": True}
     given |= {"token_type_ids": batch.token_type_ids} if takes_token_types(teacher.config) else {}
     with torch.no_grad():
         taught = teacher(**given).hidden_states  # embeddings, then after each layer
-        encoder: PairEncoder = student.encoder  # type: ignore[assignment]
+        encoder: PairEncoder = setting.student.encoder  # type: ignore[assignment]
         own = encoder.model.eval()(**given).hidden_states
     gain = teacher.get_submodule(encoder.family.base).encoder.layer[1].output.LayerNorm.weight
-    for row, length in enumerate(len(tokens) for tokens in encoded.ids):
+    for row, length in enumerate(len(tokens) for tokens in setting.encoded.ids):
         error = (own[1][row, :length] - taught[2][row, :length]).square().mean()
         assert torch.allclose(found[row], error / gain.square().mean(), rtol=1e-4)
     assert found.min() > 0.1
 
 
 def test_a_student_as_deep_as_its_teacher_is_where_it_is(tmp_path: Path) -> None:
-    student, _, encoded, pad_id = followed("bert", tmp_path, layers=4)
-    found = student(padded(encoded, pad_id)).states
+    setting = followed("bert", tmp_path, layers=4)
+    found = setting.distance(setting.padded())
     assert torch.allclose(found, torch.zeros(2), atol=1e-9)
 
 
 def test_packed_and_padded_batches_are_as_far(tmp_path: Path) -> None:
-    student, _, encoded, pad_id = followed("bert", tmp_path)
-    rectangle = student(padded(encoded, pad_id)).states
-    ids, types, starts = (torch.from_numpy(a) for a in pack(encoded.ids, encoded.type_ids, [0, 1]))
-    packed = student(Batch(ids, None, types, Packing(starts, 32))).states
+    setting = followed("bert", tmp_path)
+    rectangle = setting.distance(setting.padded())
+    ids, types, starts = (torch.from_numpy(a) for a in pack(setting.encoded.ids, setting.encoded.type_ids, [0, 1]))
+    packed = setting.distance(Batch(ids, None, types, Packing(starts, 32)))
     assert torch.allclose(rectangle, packed, rtol=1e-4)
 
 
 def test_the_teacher_is_neither_trained_nor_saved(tmp_path: Path) -> None:
-    student, _, encoded, pad_id = followed("bert", tmp_path)
-    batch = padded(encoded, pad_id)
-    student(batch).states.sum().backward()
+    setting = followed("bert", tmp_path)
+    student, batch = setting.student, setting.padded()
+    setting.distance(batch).sum().backward()
     trained = {name for name, parameter in student.named_parameters() if parameter.grad is not None}
     assert trained  # the layers below the last, and nothing above them
     assert all(".layer.0." in name for name in trained)
-    assert not any(parameter.requires_grad for parameter in student.teacher[0].parameters())
+    assert not any(parameter.requires_grad for parameter in setting.objective.parameters())
+    loss = TotalLoss(lambda output, rows: output.soft.sum(), [setting.objective])
+    assert loss.trained(student) == {name: p for name, p in student.named_parameters() if p.requires_grad}
     assert not any("teacher" in name for name in student.state_dict())
-    assert student.eval()(batch).states.numel() == 0  # no teacher runs where nothing is learned
+    assert not student(batch).hidden_states  # nothing is kept that no objective asks for
 
 
 def test_kept_states_are_those_of_the_first_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    student, _, encoded, pad_id = followed("bert", tmp_path)
-    batch = padded(encoded, pad_id)
-    running = student(batch).states
-    student.keep(tmp_path / "state", encoded.lengths)
-    first = student(batch).states
+    setting = followed("bert", tmp_path)
+    batch = setting.padded()
+    running = setting.distance(batch)
+    setting.objective.store(tmp_path / "state", setting.encoded.lengths)
+    first = setting.distance(batch)
     assert torch.allclose(first, running, rtol=1e-3)  # float16
-    monkeypatch.setattr(student.teacher[0], "forward", lambda batch: pytest.fail("the teacher read a pair twice"))
-    assert torch.equal(student(batch).states, first)
-    again, _, _, _ = followed("bert", tmp_path / "again")  # as after a kill: another process, the same file
-    again.load_state_dict(student.state_dict())
-    again.keep(tmp_path / "state", encoded.lengths)
-    monkeypatch.setattr(again.teacher[0], "forward", lambda batch: pytest.fail("the teacher read a pair twice"))
-    assert torch.equal(again(batch).states, first)
+
+    def fail(*given: object) -> None:
+        pytest.fail("the teacher read a pair twice")
+
+    monkeypatch.setattr(setting.objective.teacher, "with_hidden_states", fail)
+    assert torch.equal(setting.distance(batch), first)
+    again = followed("bert", tmp_path / "again")  # as after a kill: another process, the same file
+    again.student.load_state_dict(setting.student.state_dict())
+    again.objective.store(tmp_path / "state", setting.encoded.lengths)
+    monkeypatch.setattr(again.objective.teacher, "with_hidden_states", fail)
+    assert torch.equal(again.distance(batch), first)
 
 
 def test_states_that_the_disk_has_no_room_for_are_computed_in_every_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    student, _, encoded, pad_id = followed("bert", tmp_path)
-    running = student(padded(encoded, pad_id)).states
+    setting = followed("bert", tmp_path)
+    running = setting.distance(setting.padded())
     monkeypatch.setattr("tmkd.training.hidden_states.SHARE_OF_DISK", 0.0)
-    student.keep(tmp_path / "state", encoded.lengths)
-    assert "it runs in every pass" in caplog.text
-    assert torch.equal(student(padded(encoded, pad_id)).states, running)
+    caplog.set_level("INFO", "tmkd")
+    setting.objective.store(tmp_path / "state", setting.encoded.lengths)
+    assert "the teacher runs in every pass" in caplog.text
+    assert torch.equal(setting.distance(setting.padded()), running)
     assert not list((tmp_path / "state").iterdir())
 
 
@@ -143,4 +166,4 @@ def test_only_a_student_that_begins_with_a_teacher_learns_them(tmkd: Tmkd, tiny_
 def test_an_encoder_that_transformers_runs_goes_without(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
     other = tiny("distilbert", tmp_path / "other")
     done = tmkd("pretrain", tiny_recipe, *STATES, "stage1.states=10", f"encoder={other}")
-    assert "the teacher's states are not learned" in done.stderr
+    assert "the teacher's hidden states are not learned" in done.stderr

@@ -17,14 +17,17 @@ from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs
 from tmkd.models.batching import grouped_epoch_steps
 from tmkd.models.checkpoint import load_encoder
-from tmkd.models.student import Logits, Student
+from tmkd.models.student import Student, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.preflight import require_comparable
-from tmkd.training import trainer as training
+from tmkd.training import state, training_set
+from tmkd.training.gradients import MicroBatchGradients, WholeStepGradients
 from tmkd.training.losses import golden_loss, soft_kl, soft_loss, soft_margin_mse, soft_mse, soft_mse_logits
+from tmkd.training.objectives import TotalLoss
 from tmkd.training.targets import Targets, questions_of, stage2_loss
 from tmkd.training.teacher_weights import above_chance, confidence_weights, development_weights
-from tmkd.training.trainer import Fit, train
+from tmkd.training.trainer import Trainer, TrainerConfig
+from tmkd.training.training_set import TrainingSet
 
 
 def odds(values: list[list[float]]) -> torch.Tensor:
@@ -137,7 +140,7 @@ def test_targets_are_weighed_where_there_is_more_than_one() -> None:
 def test_stage2_loss_by_hand() -> None:
     rows = Pairs.build(["q", "q"], ["p", "r"], labels=[1, None])
     targets = Targets(("a", "b"), odds([[0.0, 1.0], [2.0, -1.0]]).numpy())
-    logits = Logits(odds([[1.0], [0.5]])[:, 0], odds([[0.5, 0.5], [0.0, 0.0]]))
+    logits = StudentOutput(odds([[1.0], [0.5]])[:, 0], odds([[0.5, 0.5], [0.0, 0.0]]))
     loss = Loss(kind="mse", alpha=0.25)
     found = stage2_loss(rows, targets, loss)(logits, torch.tensor([0, 1]))
     sigmoid = torch.tensor([0.5, 1.0, 2.0, -1.0]).sigmoid().tolist()
@@ -147,7 +150,7 @@ def test_stage2_loss_by_hand() -> None:
     assert found.tolist() == pytest.approx([0.75 * golden + 0.25 * soft[0], 0.25 * soft[1]], rel=1e-5)
     # One header (1-o-1, m-o-m, bilstm): it learns both.
     single = Targets(("a",), odds([[0.0], [2.0]]).numpy())
-    alone = Logits(logits.golden, torch.zeros(2, 0, 2))
+    alone = StudentOutput(logits.golden, torch.zeros(2, 0, 2))
     found = stage2_loss(rows, single, loss)(alone, torch.tensor([0, 1]))
     soft = [(sigmoid[1] - 0.5) ** 2, (sigmoid[0] - sigmoid[2]) ** 2]
     assert found.tolist() == pytest.approx([0.75 * golden + 0.25 * soft[0], 0.25 * soft[1]], rel=1e-5)
@@ -173,8 +176,8 @@ def test_steps_keep_questions_together() -> None:
 
 def grouped_run(folder: Path, budget: int, monkeypatch: pytest.MonkeyPatch, die_at: int | None = None) -> torch.Tensor:
     """All weights after training with margins."""
-    monkeypatch.setattr(training, "batch_tokens", lambda: budget)
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(training_set, "batch_tokens", lambda: budget)
+    monkeypatch.setattr(state, "SAVE_SECONDS", 0.0)
     source = tiny("bert", folder / "tiny")
     rows = pair_rows()
     pairs = Pairs.build([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows],
@@ -185,19 +188,20 @@ def grouped_run(folder: Path, budget: int, monkeypatch: pytest.MonkeyPatch, die_
     questions = questions_of(pairs, loss)
     plain, calls = stage2_loss(pairs, targets, loss, questions), 0
 
-    def counted(logits: Logits, which: torch.Tensor) -> torch.Tensor:
+    def counted(output: StudentOutput, which: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if die_at is not None and calls > die_at:
             raise KeyboardInterrupt
-        return plain(logits, which)
+        return plain(output, which)
 
     torch.manual_seed(0)
     model = Student(load_encoder(source, 2, layers=1, dropout=0.0), 2, 2)
     tokenizer = PairTokenizer(source, 64)
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
-    fit = Fit(1e-3, 2, 12, seed=1, precision="fp32")
-    train(model, encoded, tokenizer.pad_id, counted, fit, name="t", state_folder=folder / "s", questions=questions)
+    data = TrainingSet(encoded, tokenizer.pad_id, questions)
+    config = TrainerConfig(1e-3, 2, 12, seed=1, precision="fp32")
+    Trainer(model, data, counted, config, name="t", state_folder=folder / "s").fit()
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
 
 
@@ -209,16 +213,17 @@ def test_a_killed_grouped_run_continues_to_the_same_weights(tmp_path: Path, monk
 
 
 def gradient(
-    source: Path, loss: Any, monkeypatch: pytest.MonkeyPatch, budget: int, way: Any, dropout: float = 0.0
+    source: Path, loss: Any, monkeypatch: pytest.MonkeyPatch, budget: int, whole_step: bool, dropout: float = 0.0
 ) -> tuple[float, torch.Tensor]:
     """Loss and gradient of one step of 24 pairs, six questions."""
-    monkeypatch.setattr(training, "batch_tokens", lambda: budget)
+    monkeypatch.setattr(training_set, "batch_tokens", lambda: budget)
     rows = pair_rows()
     tokenizer = PairTokenizer(source, 64)
     encoded = tokenizer.encode([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows])
     torch.manual_seed(0)
     model = Student(load_encoder(source, 2, layers=1, dropout=dropout), 2, 2).train()
-    found = way(model, encoded, tokenizer.pad_id, loss, Fit(1e-3, 1, 24, 0, precision="fp32"), np.arange(24), 5)
+    micro = MicroBatchGradients(model, TrainingSet(encoded, tokenizer.pad_id), TotalLoss(loss), bf16=False)
+    found = (WholeStepGradients(micro) if whole_step else micro)(np.arange(24), 5)
     return found, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -231,11 +236,10 @@ def test_margins_do_not_depend_on_the_token_budget(tmp_path: Path, monkeypatch: 
     targets = Targets(("a", "b"), np.random.default_rng(0).normal(size=(len(pairs), 2, 2)).astype(np.float32))
     margins = Loss(kind="margin_mse", alpha=0.6)
     loss = stage2_loss(pairs, targets, margins, questions_of(pairs, margins))
-    way = training._whole_step_gradients
-    (whole, expected), (split, found) = (gradient(source, loss, monkeypatch, b, way) for b in (100_000, 20))
+    (whole, expected), (split, found) = (gradient(source, loss, monkeypatch, b, True) for b in (100_000, 20))
     assert split == pytest.approx(whole, rel=1e-5)
     assert (found - expected).norm() / expected.norm() < 1e-5
-    _, apart = gradient(source, loss, monkeypatch, 20, training._gradients)  # what splitting would do
+    _, apart = gradient(source, loss, monkeypatch, 20, False)  # what splitting would do
     assert (apart - expected).norm() / expected.norm() > 0.1
 
 
@@ -244,11 +248,10 @@ def test_the_second_forward_repeats_the_dropout(tmp_path: Path, monkeypatch: pyt
     source = tiny("bert", tmp_path / "tiny")
     labels = torch.tensor([int(str(r["label"])) for r in pair_rows()])
 
-    def loss(logits: Logits, which: torch.Tensor) -> torch.Tensor:
-        return golden_loss(logits.golden, labels[which])
+    def loss(output: StudentOutput, which: torch.Tensor) -> torch.Tensor:
+        return golden_loss(output.golden, labels[which])
 
-    ways = (training._gradients, training._whole_step_gradients)
-    (_, plain), (_, whole) = (gradient(source, loss, monkeypatch, 100, way, dropout=0.3) for way in ways)
+    (_, plain), (_, whole) = (gradient(source, loss, monkeypatch, 100, way, dropout=0.3) for way in (False, True))
     assert float(plain.abs().max()) > 1e-3
     assert torch.allclose(plain, whole, atol=1e-7)
 

@@ -16,12 +16,13 @@ from tmkd.data.pairs import Pairs
 from tmkd.models.batching import epoch_steps, length_sorted_batches
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.find import find_encoder
-from tmkd.models.predict import forward, score
-from tmkd.models.student import Logits, Student
+from tmkd.models.predict import make_batch, score
+from tmkd.models.student import Student, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.training import trainer as training
+from tmkd.training import state, training_set
 from tmkd.training.losses import GoldenLoss, golden_loss
-from tmkd.training.trainer import Fit, train
+from tmkd.training.trainer import Trainer, TrainerConfig
+from tmkd.training.training_set import TrainingSet
 
 
 def setting(dropout: float = 0.1) -> tuple[Student, PairTokenizer, Pairs]:
@@ -41,24 +42,24 @@ def weights(model: Student) -> torch.Tensor:
 
 
 def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit = Fit(1e-4, 2, 8, seed=3, precision="fp32")
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    config = TrainerConfig(1e-4, 2, 8, seed=3, precision="fp32")
+    monkeypatch.setattr(state, "SAVE_SECONDS", 0.0)
 
     def go(folder: Path, die_at: int | None) -> Student:
         model, tokenizer, pairs = setting()
         plain = GoldenLoss(torch.from_numpy(pairs.labels))
         calls = 0
 
-        def loss(logits: Logits, rows: torch.Tensor) -> torch.Tensor:
+        def loss(output: StudentOutput, rows: torch.Tensor) -> torch.Tensor:
             nonlocal calls
             calls += 1
             if die_at is not None and calls > die_at:
                 raise KeyboardInterrupt
-            found: torch.Tensor = plain(logits, rows)
-            return found
+            return plain(output, rows)
 
         encoded = tokenizer.encode(pairs.questions, pairs.passages)
-        train(model, encoded, tokenizer.pad_id, loss, fit, name="t", state_folder=folder)
+        data = TrainingSet(encoded, tokenizer.pad_id)
+        Trainer(model, data, loss, config, name="t", state_folder=folder).fit()
         return model
 
     whole = go(tmp_path / "whole", None)
@@ -71,12 +72,13 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch:
 def test_micro_batches_give_the_gradient_of_the_whole_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for budget in (100_000, 100):
-        monkeypatch.setattr(training, "batch_tokens", lambda budget=budget: budget)
+        monkeypatch.setattr(training_set, "batch_tokens", lambda budget=budget: budget)
         model, tokenizer, pairs = setting(dropout=0.0)
         encoded = tokenizer.encode(pairs.questions, pairs.passages)
-        fit = Fit(1e-4, 1, 16, seed=0, precision="fp32")
+        config = TrainerConfig(1e-4, 1, 16, seed=0, precision="fp32")
         loss = GoldenLoss(torch.from_numpy(pairs.labels))
-        train(model, encoded, tokenizer.pad_id, loss, fit, name="t", state_folder=tmp_path / str(budget))
+        data = TrainingSet(encoded, tokenizer.pad_id)
+        Trainer(model, data, loss, config, name="t", state_folder=tmp_path / str(budget)).fit()
         results.append(score(model, encoded, tokenizer.pad_id, precision="fp32"))
     np.testing.assert_allclose(results[0], results[1], atol=2e-4)
 
@@ -96,10 +98,10 @@ def test_every_attention_gives_the_same_outputs_and_gradients(
     for how in ("matmul", attention):
         monkeypatch.setattr(hardware, "_forced_attention", how)
         model.zero_grad()
-        logits = forward(model, encoded, tokenizer.pad_id, np.arange(len(pairs)), bf16=False)
-        golden_loss(logits.golden, torch.from_numpy(pairs.labels)).mean().backward()
+        output = model(make_batch(model, encoded, tokenizer.pad_id, np.arange(len(pairs)), bf16=False))
+        golden_loss(output.golden, torch.from_numpy(pairs.labels)).mean().backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        found.append((logits.golden.detach(), gradient))
+        found.append((output.golden.detach(), gradient))
     (plain, plain_gradient), (other, other_gradient) = found
     assert model.encoder.packs == (family != "mpnet")  # a bias by distance: padded, whatever is forced
     assert torch.allclose(plain, other, atol=1e-5)
@@ -112,16 +114,8 @@ def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
     labels = torch.tensor([topics.index(passage) % 2 for passage in pairs.passages])
     before = model.encoder.base.embeddings.word_embeddings.weight.clone()
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
-    fit = Fit(3e-4, 12, 8, seed=0)
-    curve = train(
-        model,
-        encoded,
-        tokenizer.pad_id,
-        GoldenLoss(labels),
-        fit,
-        name="t",
-        state_folder=tmp_path,
-    )
+    data, config = TrainingSet(encoded, tokenizer.pad_id), TrainerConfig(3e-4, 12, 8, seed=0)
+    curve = Trainer(model, data, GoldenLoss(labels), config, name="t", state_folder=tmp_path).fit()
     losses = [point["loss"] for point in curve]  # one point per step, 8 steps an epoch
     assert np.mean(losses[-8:]) < 0.2 * np.mean(losses[:8])
     assert torch.equal(before, model.encoder.base.embeddings.word_embeddings.weight)
@@ -130,17 +124,12 @@ def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
     model, tokenizer, pairs = setting()
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
-    fit = Fit(1e-4, 1, 8, 0)
+    data, config = TrainingSet(encoded, tokenizer.pad_id), TrainerConfig(1e-4, 1, 8, 0)
+    trainer = Trainer(
+        model, data, lambda output, rows: output.golden.sum(1) * torch.nan, config, name="t", state_folder=tmp_path
+    )
     with pytest.raises(Diverged, match="learning rate"):
-        train(
-            model,
-            encoded,
-            tokenizer.pad_id,
-            lambda z, r: z.golden.sum(1) * torch.nan,
-            fit,
-            name="t",
-            state_folder=tmp_path,
-        )
+        trainer.fit()
 
 
 def test_every_row_once_and_the_same_order_on_every_call() -> None:

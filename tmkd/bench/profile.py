@@ -33,7 +33,8 @@ from tmkd.models.checkpoint import load_encoder
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training.losses import GoldenLoss
-from tmkd.training.trainer import Fit, train
+from tmkd.training.trainer import Trainer, TrainerConfig
+from tmkd.training.training_set import TrainingSet
 
 Seconds = dict[str, float]
 
@@ -148,9 +149,10 @@ def _training(model: Weights, pairs: BenchPairs, count: int) -> Seconds:
     start = time.perf_counter()
     encoded = tokenizer.encode(questions, passages)
     seconds: Seconds = defaultdict(float, tokenizing=time.perf_counter() - start)
-    loss, fit = GoldenLoss(torch.tensor(labels)), Fit(1e-5, 1, 32, 0)
+    loss, config = GoldenLoss(torch.tensor(labels)), TrainerConfig(1e-5, 1, 32, 0)
+    data = TrainingSet(encoded, tokenizer.pad_id)
     with tempfile.TemporaryDirectory() as state, profile(use_kineto=False) as profiler:
-        train(student, encoded, tokenizer.pad_id, loss, fit, name="profile", state_folder=Path(state))
+        Trainer(student, data, loss, config, name="profile", state_folder=Path(state)).fit()
     for event in profiler.key_averages():
         seconds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
     return dict(seconds)

@@ -1,4 +1,4 @@
-"""Run a model on encoded pairs: one batch with gradients (training), or all pairs without (scoring)."""
+"""Make batches of encoded pairs, and score pairs with a model."""
 
 from __future__ import annotations
 
@@ -12,34 +12,30 @@ from torch import Tensor
 from tmkd.core.hardware import attention, batch_tokens, device, use_bf16
 from tmkd.models.batching import length_sorted_batches, pack, pad
 from tmkd.models.encoders.forward import Batch, Packing
-from tmkd.models.student import Logits, Student
+from tmkd.models.student import Student, StudentOutput
 from tmkd.models.tokenizer import Encoded
 
 
-def forward(model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64], *, bf16: bool) -> Logits:
-    """The logits of one batch, computed in the layout (padded or packed) that is fastest on this machine.
+def make_batch(model: Student, encoded: Encoded, pad_id: int, rows: NDArray[np.int64], *, bf16: bool) -> Batch:
+    """Put some encoded pairs into one batch on the device, in the layout that is fastest there.
 
     Args:
-        model: On the device that `tmkd.core.hardware.device` names.
+        model: The model that will read the batch; it decides whether the batch may be packed.
         encoded: Token ids of N pairs.
         pad_id: Token id of padding.
         rows: Which of the N pairs form the batch, [n] int64.
-        bf16: Whether to compute in bfloat16 (autocast).
+        bf16: Whether the model will compute in bfloat16, which packed attention on a GPU requires.
 
     Returns:
-        The heads' logits in the order of `rows`, with gradients where they are enabled.
+        The batch, its pairs in the order of `rows`.
     """
     where = device()
-    with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bf16):
-        if attention(bf16) == "packed" and model.encoder.packs:
-            ids, types, starts = (torch.from_numpy(a).to(where) for a in pack(encoded.ids, encoded.type_ids, rows))
-            packing = Packing(starts, max(len(encoded.ids[row]) for row in rows))
-            packed: Logits = model(Batch(ids, None, types, packing, torch.from_numpy(rows)))
-            return packed
-        ids, mask, types = (torch.from_numpy(a).to(where) for a in pad(encoded.ids, encoded.type_ids, rows, pad_id))
-        full = ids.numel() == sum(len(encoded.ids[row]) for row in rows)
-        logits: Logits = model(Batch(ids, None if full else mask, types, rows=torch.from_numpy(rows)))
-        return logits
+    if attention(bf16) == "packed" and model.encoder.packs:
+        ids, types, starts = (torch.from_numpy(a).to(where) for a in pack(encoded.ids, encoded.type_ids, rows))
+        return Batch(ids, None, types, Packing(starts, max(len(encoded.ids[row]) for row in rows)))
+    ids, mask, types = (torch.from_numpy(a).to(where) for a in pad(encoded.ids, encoded.type_ids, rows, pad_id))
+    full = ids.numel() == sum(len(encoded.ids[row]) for row in rows)
+    return Batch(ids, None if full else mask, types)
 
 
 def score(
@@ -84,15 +80,18 @@ def _scored(
     pad_id: int,
     rows: NDArray[np.int64] | None,
     precision: str,
-    pick: Callable[[Logits], Tensor],
+    pick: Callable[[StudentOutput], Tensor],
     shape: tuple[int, ...],
 ) -> NDArray[np.float32]:
     rows = np.arange(len(encoded.ids)) if rows is None else rows
     lengths = np.array([len(encoded.ids[row]) for row in rows])
-    output = np.zeros((len(rows), *shape), dtype=np.float32)
+    scores = np.zeros((len(rows), *shape), dtype=np.float32)
     model.to(device()).eval()
+    bf16 = use_bf16(precision)
     with torch.inference_mode():
-        for batch in length_sorted_batches(lengths, batch_tokens()):
-            logits = forward(model, encoded, pad_id, rows[batch], bf16=use_bf16(precision))
-            output[batch] = pick(logits).float().cpu().numpy()
-    return output
+        for places in length_sorted_batches(lengths, batch_tokens()):
+            batch = make_batch(model, encoded, pad_id, rows[places], bf16=bf16)
+            with torch.autocast(device().type, torch.bfloat16, enabled=bf16):
+                found = model(batch)
+            scores[places] = pick(found).float().cpu().numpy()
+    return scores

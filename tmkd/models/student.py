@@ -6,8 +6,9 @@ their logits folds exactly into one linear layer: the folded student is an ordin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,19 +19,28 @@ from tmkd.core.logits import log_mean_softmax
 from tmkd.models.encoders.forward import Batch, PairEncoder
 from tmkd.models.encoders.lstm import LstmEncoder
 
+Encoder = PairEncoder | LstmEncoder
+"""What computes h."""
+
 Combination = Literal["logit", "probability", "golden"]
 """How the heads' logits become one output (METHOD.md, "Inference"); see `combine`."""
 COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 
 
-class Logits(NamedTuple):
-    """golden: [n, C]; soft: [n, K, C] (K may be 0); of models that give them, else empty: tokens, [n, T]
-    (tmkd/training/token_cosine.py), and states, [n] (tmkd/training/hidden_states.py)."""
+@dataclass(frozen=True)
+class StudentOutput:
+    """What a student computes for n pairs.
+
+    Attributes:
+        golden: Logits of the golden head, [n, C] float32.
+        soft: Logits of the soft heads, [n, K, C] float32; K may be 0.
+        hidden_states: For each layer that was asked for (its index) the vectors of all tokens after it, [n, T, d];
+            packed: [tokens, d].
+    """
 
     golden: Tensor
     soft: Tensor
-    tokens: Tensor = torch.empty(0)
-    states: Tensor = torch.empty(0)
+    hidden_states: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 class Student(nn.Module):
@@ -47,9 +57,7 @@ class Student(nn.Module):
         ValueError: The student would have no trained head.
     """
 
-    def __init__(
-        self, encoder: PairEncoder | LstmEncoder, classes: int, soft_heads: int = 0, *, use_golden: bool = True
-    ) -> None:
+    def __init__(self, encoder: Encoder, classes: int, soft_heads: int = 0, *, use_golden: bool = True) -> None:
         super().__init__()
         if not use_golden and soft_heads == 0:
             raise ValueError("a student needs a golden head or at least one soft head")
@@ -75,23 +83,35 @@ class Student(nn.Module):
         """H, the number of trained heads: the soft heads, and the golden head where it is trained."""
         return self.soft_heads + int(self.use_golden)
 
-    def forward(self, batch: Batch) -> Logits:
-        """Compute the logits of every head, float32."""
-        h = self.encoder(batch).float()
+    def forward(self, batch: Batch, hidden_states: Collection[int] = ()) -> StudentOutput:
+        """Compute the logits of every head and, where they are asked for, hidden states of the encoder.
+
+        Args:
+            batch: n pairs.
+            hidden_states: Layers (indices below `encoder.readable_layers`) whose hidden states to return.
+
+        Returns:
+            Logits and hidden states.
+
+        Raises:
+            ValueError: A layer does not give its hidden states.
+        """
+        h, states = self.encoder.with_hidden_states(batch, hidden_states)
+        h = h.float()
         with torch.autocast(h.device.type, enabled=False):  # the heads cost nothing; keep them exact
             golden = self.golden(h)
             soft = torch.einsum("nd,kcd->nkc", h, self.soft_weight) + self.soft_bias
-        return Logits(golden, soft)
+        return StudentOutput(golden, soft, states)
 
-    def trained_heads(self, logits: Logits) -> Tensor:
+    def trained_heads(self, output: StudentOutput) -> Tensor:
         """Stack the logits of the trained heads, [n, H, C]: the golden head first, where it is trained."""
         if not self.use_golden:
-            return logits.soft
-        return torch.cat([logits.golden[:, None], logits.soft], dim=1)
+            return output.soft
+        return torch.cat([output.golden[:, None], output.soft], dim=1)
 
-    def combine(self, logits: Logits) -> Tensor:
+    def combine(self, output: StudentOutput) -> Tensor:
         """Compute the `logit` combination, [n, C]: the mean over the trained heads."""
-        return self.trained_heads(logits).mean(dim=1)
+        return self.trained_heads(output).mean(dim=1)
 
     @torch.no_grad()
     def fold(self) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,11 @@ from tmkd.core.errors import ExportError
 from tmkd.data.pairs import Pairs
 from tmkd.pipeline.run_data import RunCache, RunData
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
-from tmkd.pipeline.steps.distill import distill, distill_lstm, pretrain
+from tmkd.pipeline.steps.bilstm import bilstm
 from tmkd.pipeline.steps.label import method_logits
+from tmkd.pipeline.steps.stage1 import stage1
+from tmkd.pipeline.steps.stage2 import stage2
+from tmkd.pipeline.steps.student import StudentSpec
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.pipeline.teacher_labels import TeacherLabels
 from tmkd.training.targets import Replay, Targets
@@ -116,7 +119,8 @@ class Students:
         pool, targets = self.data.pool, self.stage1_targets(method)
         if self.recipe.stage1.share < 1:
             pool, targets = pool.take(self.data.stage1_rows), targets.take(self.data.stage1_rows)
-        return pretrain(self.workspace, self.recipe, method, pool, targets, seed, begin=self.begins_with(method))
+        spec = StudentSpec(self.recipe, method, seed, self.begins_with(method))
+        return stage1(self.workspace, spec, pool, targets)
 
     def stage1_targets(self, method: Method) -> Targets:
         """What a method's student learns in stage 1: the teachers' labels, or the bi-encoder cosine (`self-taught`)."""
@@ -146,11 +150,9 @@ class Students:
         if method.encoder == "lstm":
             assert soft is not None
             _, teacher = self.labels.teachers[self.labels.best_of(method)]
-            return distill_lstm(self.workspace, self.recipe, method, pairs, soft, teacher, seed)
-        return distill(
-            self.workspace, self.recipe, method, pairs, soft, first, seed,
-            begin=None if first is not None else self.begins_with(method), replay=self._replay(method),
-        )  # fmt: skip
+            return bilstm(self.workspace, StudentSpec(self.recipe, method, seed, teacher), pairs, soft)
+        spec = StudentSpec(self.recipe, method, seed, None if first is not None else self.begins_with(method))
+        return stage2(self.workspace, spec, pairs, soft, first, self._replay(method))
 
     def _replay(self, method: Method) -> Replay | None:
         """The pairs of the pool that stage 2 of a method mixes in."""

@@ -1,8 +1,9 @@
-"""On a GPU a step of a small model waits for its launches, not for its arithmetic: here it is one launch.
+"""Training steps as CUDA graphs: on a GPU a step of a small model becomes one launch.
 
-A step of 8 pairs is more than a thousand kernels of microseconds each, and Python starts every one of them. So
-forward, loss and backward of every shape of step are recorded once as a CUDA graph and from then on replayed
-(docs/performance.md, "On a GPU"). The numbers are those of `tmkd.training.trainer`, to rounding.
+A step of 8 pairs is more than a thousand kernels of a few microseconds each, and Python launches every one of them, so
+the GPU waits for Python. Therefore forward, loss and backward of every shape of step are recorded once as a CUDA graph
+and replayed from then on (docs/performance.md, "On a GPU"). The numbers are those of `tmkd.training.gradients`, up to
+rounding.
 """
 
 from __future__ import annotations
@@ -12,24 +13,30 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tmkd.models.batching import pad
 from tmkd.models.encoders.forward import Batch
-from tmkd.models.student import Logits, Student
-from tmkd.models.tokenizer import Encoded
+from tmkd.models.student import Student
+from tmkd.training.objectives import TotalLoss
+from tmkd.training.training_set import Rows, TrainingSet
 
-WIDTH = 32  # steps are padded to a multiple of this: the fewer shapes, the fewer graphs
-WARM = 3  # times that a step runs before it is recorded: libraries set themselves up on first use
+WIDTH = 32  # steps are padded to a multiple of this many tokens: fewer shapes mean fewer graphs
+WARM = 3  # how often a step runs before it is recorded: libraries initialise themselves on first use
 
 Work = Callable[[], Tensor]
 """Computes a loss, [], and its gradients, in place."""
 
 
 class _Shape(NamedTuple):
-    """A recorded step: what it reads, int64 (ids, mask and types of tokens, [3, n, T]; rows, [n]), and what runs it."""
+    """A recorded step.
+
+    Attributes:
+        tokens: Its input, ids, mask and segment ids, [3, n, T] int64.
+        rows: Its input, rows of the training set, [n] int64.
+        run: Runs the step on what `tokens` and `rows` hold.
+    """
 
     tokens: Tensor
     rows: Tensor
@@ -37,36 +44,46 @@ class _Shape(NamedTuple):
 
 
 class GraphedGradients:
-    """The gradients of whole steps of one training run, each shape of step recorded when it first comes.
+    """The gradients of steps of one training run; each shape of step is recorded when it first occurs.
 
     Args:
-        loss_of_rows: as in `tmkd.training.trainer.train`; all its tensors lie on the device, and it never asks the
-        device for a
-            number.
-        record: makes of work one that runs it again; CUDA's unless given.
+        model: The student, in training mode, on the device.
+        data: What it is trained on.
+        loss: All its tensors lie on the device, and it never copies a number from the device to the CPU.
+        bf16: Whether to compute in bfloat16 (autocast).
+        record: Turns work into work that replays it; CUDA graphs unless given.
     """
 
     def __init__(
         self,
         model: Student,
-        loss_of_rows: Callable[[Logits, Tensor], Tensor],
-        pad_id: int,
+        data: TrainingSet,
+        loss: TotalLoss,
         *,
         bf16: bool,
         record: Callable[[Work], Work] | None = None,
     ) -> None:
-        self.model, self.loss_of_rows, self.pad_id, self.bf16 = model, loss_of_rows, pad_id, bf16
+        self.model, self.data, self.loss, self.bf16 = model, data, loss, bf16
         self.record = record or _Recorder()
         self.shapes: dict[tuple[int, int], _Shape] = {}
         self.learning: list[tuple[torch.nn.Parameter, Tensor]] = []
 
     def learn_which(self) -> None:
-        """Take those parameters for learned that have a gradient now, after a step that was not recorded."""
-        self.learning = [(p, torch.zeros_like(p)) for p in self.model.parameters() if p.grad is not None]
+        """Note which parameters have a gradient now, after a step that was not recorded."""
+        trained = self.loss.trained(self.model).values()
+        self.learning = [(p, torch.zeros_like(p)) for p in trained if p.grad is not None]
 
-    def __call__(self, encoded: Encoded, rows: NDArray[np.int64]) -> float:
-        """The gradients of one step, and its loss, the mean over its pairs."""
-        ids, mask, types = pad(encoded.ids, encoded.type_ids, rows, self.pad_id, WIDTH)
+    def __call__(self, rows: Rows) -> float:
+        """Compute the gradients of one step of a single micro-batch.
+
+        Args:
+            rows: Rows of the training set, [n].
+
+        Returns:
+            The loss, the mean over the pairs.
+        """
+        encoded = self.data.encoded
+        ids, mask, types = pad(encoded.ids, encoded.type_ids, rows, self.data.pad_id, WIDTH)
         given = torch.from_numpy(np.stack([ids, mask, types]))
         for parameter, gradient in self.learning:
             parameter.grad = gradient
@@ -85,13 +102,13 @@ class GraphedGradients:
 
         def work() -> Tensor:
             torch._foreach_zero_(gradients)
-            # Plain products cost a replay nothing; with a fused kernel one training of some sixty met a NaN.
+            # Plain matrix products cost a replay nothing; with a fused kernel one training of some sixty met a NaN.
             with (
                 sdpa_kernel(SDPBackend.MATH),
                 torch.autocast(device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False),
             ):
-                logits: Logits = self.model(Batch(tokens[0], tokens[1], tokens[2], rows=rows))
-            loss = self.loss_of_rows(logits, rows).sum() / len(rows)
+                output, auxiliary = self.loss.run(self.model, Batch(tokens[0], tokens[1], tokens[2]), rows)
+            loss = self.loss.total(output, auxiliary, rows).sum() / len(rows)
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
 
@@ -99,7 +116,7 @@ class GraphedGradients:
 
 
 class _Recorder:
-    """Records CUDA graphs. They share memory: one is done before the next begins."""
+    """Records CUDA graphs that share their memory: one replay ends before the next begins."""
 
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()

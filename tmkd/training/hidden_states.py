@@ -1,12 +1,14 @@
-"""In stage 1 a student that begins with a teacher's layers also learns what the teacher's tokens look like (ours).
+"""Hidden states: an auxiliary objective of stage 1 for a student that begins with a teacher's layers (ours).
 
-Each of n layers stands for a run of the teacher's: of three for six, the first for the first two. So after each of
-them every token is to look as it does in the teacher after that run (hidden states: Jiao et al. 2020, "TinyBERT",
-section 3; the layers: Sanh et al. 2019, "DistilBERT", section 3). A soft label is a number a pair, these are hundreds
-of numbers a token, and pairs go further (docs/results.md, "What the teacher's hidden states add"). They are too many to
-be kept for good (gigabytes), so this one teacher, cut after the last layer that is read, runs beside the student in the
-first pass over the pairs; where there are more passes, these read what it gave from a file that goes when the stage is
-done. Labels are read from the store as ever.
+Each of the student's n layers stands for a group of the teacher's layers: with three for six, the first layer stands
+for the teacher's first two. So after each layer every token learns the vector that it has in the teacher after that
+group (hidden states: Jiao et al. 2020, "TinyBERT", section 3; layers: Sanh et al. 2019, "DistilBERT", section 3). A
+soft label is one number for a pair; hidden states are hundreds of numbers for each token, and they make the same pairs
+worth more (docs/results.md, "What the teacher's hidden states add").
+
+They are too many to store for good (gigabytes). So this one teacher, cut after the last layer that is read, runs
+beside the student in the first pass over the pairs. Further passes read its hidden states from a file that is deleted
+when the stage is done. Soft labels are read from the label store as always.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,35 +26,57 @@ from torch import Tensor, nn
 
 from tmkd.core.hardware import device, use_bf16
 from tmkd.models.checkpoint import depth, load_encoder
-from tmkd.models.encoders.forward import Batch, FirstTokenEncoder, PairEncoder
+from tmkd.models.encoders.forward import Batch
 from tmkd.models.layers import spaced_layers
-from tmkd.models.student import Logits
-from tmkd.training.token_cosine import Comparing, keep_states
+from tmkd.models.student import Encoder, StudentOutput
+from tmkd.training.objectives import AuxiliaryObjective
 
 logger = logging.getLogger(__name__)
 
-SHARE_OF_DISK = 0.25  # of what is free there, that kept states may take
+SHARE_OF_DISK = 0.25  # most of the free space that stored hidden states may take
+VALUES, READ = "states.f16", "states.read"  # files of `StoredStates`
 
 
-class KeptStates:
-    """The states of pairs that the teacher has read, in a file, token after token and pair after pair, as float16.
+@dataclass(frozen=True)
+class HiddenStatesConfig:
+    """How hidden states are learned.
 
-    A pair counts as read once all of it is written: a stage that was killed goes on with the same numbers.
+    Attributes:
+        weight: What the loss is multiplied by.
+        precision: Of the teacher's arithmetic: `auto`, `bf16` or `fp32`, as in a recipe.
+    """
+
+    weight: float
+    precision: str = "auto"
+
+
+class StoredStates:
+    """The teacher's hidden states of the pairs that it has read, in a file: token after token, as float16.
+
+    A pair counts as read once all of it is written, so a stage that was killed continues with the same numbers.
 
     Args:
-        folder: of the stage's resumable state.
-        lengths: tokens of each pair, [N].
-        width: numbers of a token.
+        folder: Where the files are; that of the stage's resumable state.
+        lengths: Tokens of each pair, [N].
+        width: Numbers of one token, over all layers.
     """
 
     def __init__(self, folder: Path, lengths: NDArray[np.int64], width: int) -> None:
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         shape = (int(self.starts[-1]), width)
-        self.values = np.memmap(_reserved(folder / "states.f16", shape[0] * width * 2), np.float16, "r+", shape=shape)
-        self.read = np.memmap(_reserved(folder / "states.read", len(lengths)), np.bool_, "r+")
+        self.values = np.memmap(_reserved(folder / VALUES, shape[0] * width * 2), np.float16, "r+", shape=shape)
+        self.read = np.memmap(_reserved(folder / READ, len(lengths)), np.bool_, "r+")
 
-    def of(self, rows: list[int], longest: int) -> NDArray[np.float16] | None:
-        """The states of these pairs, [n, longest, width], zeros behind a pair's end; None where one is not read yet."""
+    def load(self, rows: list[int], longest: int) -> NDArray[np.float16] | None:
+        """Read the hidden states of some pairs.
+
+        Args:
+            rows: The pairs, n indices.
+            longest: T, the width of the batch.
+
+        Returns:
+            [n, T, width], zeros after a pair's end; None if one of the pairs is not stored yet.
+        """
         if not self.read[rows].all():
             return None
         found = np.zeros((len(rows), longest, self.values.shape[1]), dtype=np.float16)
@@ -60,8 +85,13 @@ class KeptStates:
             found[line, : len(one)] = one
         return found
 
-    def keep(self, rows: list[int], states: NDArray[np.float16]) -> None:
-        """Write the states of these pairs, [n, T, width]."""
+    def store(self, rows: list[int], states: NDArray[np.float16]) -> None:
+        """Write the hidden states of some pairs.
+
+        Args:
+            rows: The pairs, n indices.
+            states: [n, T, width].
+        """
         for line, row in enumerate(rows):
             start, end = self.starts[row : row + 2]
             self.values[start:end] = states[line, : end - start]
@@ -69,113 +99,125 @@ class KeptStates:
 
 
 def _reserved(path: Path, size: int) -> Path:
-    """A file of so many bytes that the disk has room for, so that no write through memory can fail; zeros at first."""
+    """Make a file of `size` bytes, zeros at first, for which the disk has room: no write through memory can fail."""
     with path.open("ab") as file:
         os.posix_fallocate(file.fileno(), 0, size)
     return path
 
 
-class Following(Comparing):
-    """A student in stage 1 that tells how far its tokens are from those of the teacher that it began with.
+class HiddenStates(AuxiliaryObjective):
+    """Every token learns the teacher's hidden states, after each of the student's layers but the last.
 
-    `Logits.states`, [n]: the squared error between states, by the teacher's scale, meaned over the pair's tokens and
-    over the layers but the last, of which only the first token is computed. Empty outside training, for a student of
-    one layer, and where the transformers module runs the encoder. The teacher is no part of what is trained or saved.
+    The loss of a pair is the squared error, divided by the teacher's mean square in that layer, and averaged over the
+    pair's tokens and over the layers. The teacher is frozen and is not saved.
+
+    Requirements:
+        1. A student whose layers are evenly spaced layers of the teacher (`student.start: teacher`).
+        2. An encoder with our forward and at least two layers (`readable_layers` > 0); see `hidden_states_objective`.
+
+    Inputs:
+        | the student's hidden states | the teacher's |
+        |---|---|
+        | after each layer but the last, [n, T, d] | after the last layer that each of them stands for, [n, T, d] |
+
+    References:
+        Jiao et al. 2020, "TinyBERT", equation 8, without its projection: the student has the teacher's width.
 
     Args:
-        teacher: the checkpoint whose evenly spaced layers the student began with.
-        precision: of the teacher's arithmetic, as in a recipe.
-        width: as in `Comparing`.
+        encoder: The student's.
+        teacher: The checkpoint folder that the student's layers come from.
+        config: Weight, and the precision of the teacher's arithmetic.
     """
 
-    def __init__(
-        self,
-        encoder: PairEncoder,
-        classes: int,
-        soft_heads: int = 0,
-        *,
-        width: int,
-        teacher: Path,
-        precision: str = "auto",
-        use_golden: bool = True,
-    ) -> None:
-        super().__init__(encoder, classes, soft_heads, width=width, use_golden=use_golden)
-        self.own: list[Tensor] = []
-        self.taught: list[Tensor] = []
-        self.kept: KeptStates | None = None
-        self.teacher: tuple[FirstTokenEncoder, ...] = ()  # in a tuple: a module would be saved with the student
-        if not isinstance(encoder, FirstTokenEncoder) or encoder.layers == 1:
-            logger.warning("the teacher's states are not learned: there is no layer below the last to read from")
-            return
-        nexts = spaced_layers(depth(teacher), encoder.layers)[
-            1:
-        ]  # what goes into these is what it is to give its next layer
-        frozen = load_encoder(teacher, classes, layers=nexts[-1] + 1).requires_grad_(False).eval()
-        assert isinstance(frozen, FirstTokenEncoder)
-        if use_bf16(precision):  # once, rather than at every step
-            for module in frozen.modules():
+    def __init__(self, encoder: Encoder, teacher: Path, config: HiddenStatesConfig) -> None:
+        super().__init__(config.weight, range(encoder.readable_layers))
+        # What goes into each of these layers is what the student is to give its own next layer.
+        nexts = spaced_layers(depth(teacher), encoder.layers)[1:]
+        self.width = len(nexts) * encoder.hidden_size
+        self.taught_layers = [layer - 1 for layer in nexts]
+        self.teacher = load_encoder(teacher, 2, layers=nexts[-1] + 1).requires_grad_(False).eval()
+        if use_bf16(config.precision):  # once, instead of at every step
+            for module in self.teacher.modules():
                 if isinstance(module, nn.Linear):
                     module.to(torch.bfloat16)
-        self.teacher = (frozen.to(device()),)
-        keep_states(encoder, list(range(encoder.layers - 1)), self.own)
-        norms = keep_states(frozen, [layer - 1 for layer in nexts], self.taught)
-        self.scales = [float(norm.weight.square().mean()) for norm in norms]  # mean squares of their outputs
+        self.scales = [float(norm.weight.square().mean()) for norm in self._norms()]
+        self.stored: StoredStates | None = None
 
-    def keep(self, folder: Path, lengths: NDArray[np.int64]) -> None:
-        """From here on the teacher reads a pair once. Not where a GPU runs it, nor where the disk has little room.
+    def _norms(self) -> list[nn.LayerNorm]:
+        """The norms whose outputs are read; their weights' mean square is that of the outputs."""
+        return [self.teacher.base.encoder.layer[layer].output.LayerNorm for layer in self.taught_layers]
 
-        Args: as of `KeptStates`.
+    def store(self, folder: Path, lengths: NDArray[np.int64]) -> None:
+        """From now on run the teacher once for each pair, and read its hidden states from a file after that.
+
+        Nothing changes on a GPU, or if the file would take more than `SHARE_OF_DISK` of the free space.
+
+        Args:
+            folder: Where the file is; that of the stage's resumable state.
+            lengths: Tokens of each pair of the training set, [N].
         """
-        if not self.teacher or device().type != "cpu":
+        if device().type != "cpu":
             return
-        width = len(self.scales) * self.encoder.hidden_size
-        size = int(lengths.sum()) * width * 2
+        size = int(lengths.sum()) * self.width * 2
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
-        if not (folder / "states.f16").is_file() and size > SHARE_OF_DISK * free:
+        if not (folder / VALUES).is_file() and size > SHARE_OF_DISK * free:
             logger.info(
-                f"the teacher's states would take {size / 1e9:.1f} GB of {free / 1e9:.1f}: it runs in every pass"
+                f"the teacher's hidden states would take {size / 1e9:.1f} GB of the {free / 1e9:.1f} GB that are free: "
+                "the teacher runs in every pass"
             )
             return
         logger.info(
-            f"the teacher's states are kept from the first pass on: {size / 1e9:.1f} GB until the stage is done"
+            f"the teacher's hidden states are stored in the first pass: {size / 1e9:.1f} GB until the stage is done"
         )
-        self.kept = KeptStates(folder, lengths, width)
+        self.stored = StoredStates(folder, lengths, self.width)
 
-    def forward(self, batch: Batch) -> Logits:
-        """As `Comparing.forward`, with the distance of the states."""
-        self.own.clear()
-        logits = super().forward(batch)
-        if not self.training or not self.teacher:
-            return logits
-        apart = torch.stack(
+    def loss(self, output: StudentOutput, batch: Batch, rows: Tensor) -> Tensor:
+        """See `AuxiliaryObjective.loss`."""
+        errors = torch.stack(
             [
-                (own.float() - taught.float()).square().mean(dim=-1) / scale
-                for own, taught, scale in zip(self.own, self._taught(batch), self.scales, strict=True)
+                (output.hidden_states[layer].float() - taught.float()).square().mean(dim=-1) / scale
+                for layer, taught, scale in zip(self.layers, self._taught(batch, rows), self.scales, strict=True)
             ]
         ).mean(dim=0)  # [n, T]; packed: [tokens]
-        return logits._replace(states=_mean_of_pairs(apart, batch))
+        return _mean_of_pairs(errors, batch)
 
-    def _taught(self, batch: Batch) -> list[Tensor]:
-        """The teacher's states, each [n, T, d]; packed: [tokens, d]."""
-        if self.kept is None or batch.packing is not None or batch.rows is None:
+    def _taught(self, batch: Batch, rows: Tensor) -> list[Tensor]:
+        """The teacher's hidden states, for each layer [n, T, d]; packed: [tokens, d]."""
+        if self.stored is None or batch.packing is not None:
             return self._run_teacher(batch)
-        rows, longest = batch.rows.tolist(), batch.input_ids.shape[1]
-        found = self.kept.of(rows, longest)
+        pairs = rows.tolist()
+        found = self.stored.load(pairs, batch.input_ids.shape[1])
         if found is None:
             found = torch.cat(self._run_teacher(batch), dim=-1).half().numpy()
-            self.kept.keep(rows, found)
+            self.stored.store(pairs, found)
         return list(torch.from_numpy(found).chunk(len(self.scales), dim=-1))
 
     def _run_teacher(self, batch: Batch) -> list[Tensor]:
-        self.taught.clear()
         with torch.no_grad():
-            self.teacher[0](batch)
-        return self.taught
+            _, states = self.teacher.with_hidden_states(batch, self.taught_layers)
+        return [states[layer] for layer in self.taught_layers]
+
+
+def hidden_states_objective(encoder: Encoder, teacher: Path, config: HiddenStatesConfig) -> list[HiddenStates]:
+    """Make the objective where the encoder allows it.
+
+    Args:
+        encoder: The student's.
+        teacher: As in `HiddenStates`.
+        config: As in `HiddenStates`.
+
+    Returns:
+        The objective; an empty list, and a line in the log, if there is no layer to read from.
+    """
+    if encoder.readable_layers:
+        return [HiddenStates(encoder, teacher, config)]
+    logger.warning("the teacher's hidden states are not learned: no layer below the last can be read")
+    return []
 
 
 def _mean_of_pairs(values: Tensor, batch: Batch) -> Tensor:
-    """The mean over each pair's tokens, [n]."""
+    """Average over each pair's tokens: values [n, T] (packed: [tokens]) -> [n]."""
     if batch.packing is not None:
         lengths = batch.packing.starts.diff().long()
         pairs = torch.arange(len(lengths), device=values.device).repeat_interleave(lengths)

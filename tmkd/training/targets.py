@@ -1,4 +1,4 @@
-"""What students learn from: soft labels, their weights, the pairs that are replayed, and the losses over them."""
+"""What students learn from: soft labels, their weights, replayed pairs, and the main losses of both stages."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from tmkd.config.methods import Method
 from tmkd.config.sections import Loss
 from tmkd.core.hardware import device
 from tmkd.data.pairs import Pairs, grouped
-from tmkd.models.student import Logits
+from tmkd.models.student import StudentOutput
 from tmkd.teachers.ensemble import ensemble_logits
 from tmkd.training.losses import GROUPED, GoldenLoss, golden_loss, soft_loss
 from tmkd.training.teacher_weights import Floats, confidence_weights
 
-MEAN = "mean of "  # before the names of the teachers whose mean a header learns
+MEAN = "mean of "  # prefix of the names of the teachers whose mean a head learns
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Soft labels of some pairs.
+    """Soft labels of N pairs.
 
     Attributes:
-        names: what each header learns, [K] (teachers' fingerprints, or one name for their mean).
+        names: What each head learns, [K]: teachers' fingerprints, or one name for the mean of several.
         logits: [N, K, C] float32, in the order of the pairs.
-        folds: fingerprints of the teachers that made them, where those are not the ones named but out-of-fold ones.
-        weights: of each teacher's loss, [N, K] float32; None: equal.
-        weighting: JSON-like, what the weights depend on besides the logits; None: nothing.
+        folds: For out-of-fold labels the fingerprints of the teachers that made them.
+        weights: Weight of each teacher's loss, [N, K] float32; None: equal weights.
+        weighting: What the weights depend on besides the logits, JSON-like; None: nothing.
     """
 
     names: tuple[str, ...]
@@ -43,10 +43,16 @@ class Targets:
 
     @classmethod
     def choose(cls, method: Method, names: list[str], logits: list[NDArray[np.float32]], best: int) -> Targets | None:
-        """What one student of a method learns from K teachers' logits (each [N, C]); None where it learns from none.
+        """Choose what one student of a method learns from K teachers.
 
         Args:
-            best: the teacher of a method that learns from one.
+            method: Decides between one teacher, the mean, and each teacher.
+            names: The teachers' names, [K].
+            logits: The teachers' logits, K arrays [N, C].
+            best: Index of the teacher for a method that learns from one.
+
+        Returns:
+            The targets; None for a method that learns from no teacher.
         """
         if method.targets == "none":
             return None
@@ -57,14 +63,18 @@ class Targets:
         return cls(tuple(names), np.stack(logits, axis=1))
 
     def take(self, rows: NDArray[np.int64]) -> Targets:
-        """Those of some of the pairs."""
+        """Select the soft labels of some of the pairs (indices [n])."""
         return replace(self, logits=self.logits[rows], weights=None if self.weights is None else self.weights[rows])
 
     def weigh(self, weighting: str, development: Callable[[], Floats]) -> Targets:
-        """The same with `loss.weighting` (`tmkd.training.teacher_weights`); nothing changes for one soft label a pair.
+        """Add the weights that `loss.weighting` names (`tmkd.training.teacher_weights`).
 
         Args:
-            development: gives the teachers' weights by development metric, [K].
+            weighting: `uniform`, `development` or `confidence`.
+            development: Computes the teachers' weights by their metric on the development set, [K].
+
+        Returns:
+            Targets with weights; the same targets where there is one soft label for each pair.
         """
         if weighting == "uniform" or len(self.names) == 1:
             return self
@@ -77,15 +87,28 @@ class Targets:
 
 @dataclass(frozen=True)
 class Replay:
-    """Pairs of stage 1 that stage 2 mixes in, and their soft labels."""
+    """Pairs of stage 1 that stage 2 trains on again.
+
+    Attributes:
+        pool: The pairs.
+        targets: Their soft labels.
+    """
 
     pool: Pairs
     targets: Targets
 
     def behind(self, rows: Pairs, targets: Targets | None) -> tuple[Pairs, Targets]:
-        """Rows and targets of the task, then those of the pool, which have no golden label."""
+        """Append the replayed pairs, which count as unlabelled, to those of the task.
+
+        Args:
+            rows: The task's pairs.
+            targets: Their soft labels, of the same teachers as those of the replayed pairs.
+
+        Returns:
+            All pairs and all soft labels, the task's first.
+        """
         assert targets is not None
-        assert targets.names == self.targets.names  # tmkd.pipeline.preflight looked
+        assert targets.names == self.targets.names  # tmkd.pipeline.preflight checked it
         logits = np.concatenate([targets.logits, self.targets.logits])
         weights = None
         if targets.weights is not None and self.targets.weights is not None:
@@ -93,58 +116,139 @@ class Replay:
         return rows.and_unlabelled(self.pool), Targets(targets.names, logits, weights=weights)
 
 
-def soft_part(targets: Targets, loss: Loss, questions: NDArray[np.int64] | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """The weighted loss on soft labels: (soft logits [n, K, C], rows [n]) -> [n]."""
-    soft = torch.from_numpy(targets.logits).to(device())
-    weights = None if targets.weights is None else torch.from_numpy(targets.weights).to(device())
-    groups = None if questions is None else torch.from_numpy(questions).to(device())
+class SoftLabelLoss:
+    """The main loss of stage 1: the soft heads learn the teachers' soft labels (METHOD.md, "Stage 1").
 
-    def distilled(logits: Tensor, which: Tensor) -> Tensor:
+    Requirements:
+        1. Soft labels of all N pairs of the training set (`Targets`), one for each soft head.
+        2. For a loss in `GROUPED`: the question of each pair.
+
+    Inputs:
+        | output | rows |
+        |---|---|
+        | the student's, with soft logits [n, K, C] | places of the n pairs in the training set, [n] int64 |
+
+    References:
+        `tmkd.training.losses` names the source of each loss.
+
+    Args:
+        targets: Soft labels, [N, K, C], and their weights.
+        loss: Which loss, and its temperature.
+        questions: The question of each pair, [N] int64; see `questions_of`.
+
+    Example:
+        >>> teachers = Targets(("a",), np.zeros((3, 1, 2), dtype=np.float32))
+        >>> output = StudentOutput(golden=torch.zeros(2, 2), soft=torch.zeros(2, 1, 2))
+        >>> SoftLabelLoss(teachers, Loss(kind="kl"))(output, torch.tensor([0, 2]))
+        tensor([0., 0.])
+    """
+
+    def __init__(self, targets: Targets, loss: Loss, questions: NDArray[np.int64] | None = None) -> None:
+        self.kind, self.temperature = loss.kind, loss.temperature
+        self.soft = torch.from_numpy(targets.logits).to(device())
+        self.weights = None if targets.weights is None else torch.from_numpy(targets.weights).to(device())
+        self.questions = None if questions is None else torch.from_numpy(questions).to(device())
+
+    def __call__(self, output: StudentOutput, rows: Tensor) -> Tensor:
+        """Compute the loss of each pair, [n]."""
+        return self.of_logits(output.soft, rows)
+
+    def of_logits(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Compute the loss of some heads' logits.
+
+        Args:
+            logits: [n, K, C], one head for each teacher.
+            rows: Which of the N pairs these are, [n] int64.
+
+        Returns:
+            [n].
+        """
         return soft_loss(
             logits,
-            soft[which],
-            loss.kind,
-            loss.temperature,
-            weights=None if weights is None else weights[which],
-            questions=None if groups is None else groups[which],
+            self.soft[rows],
+            self.kind,
+            self.temperature,
+            weights=None if self.weights is None else self.weights[rows],
+            questions=None if self.questions is None else self.questions[rows],
         )
 
-    return distilled
+
+class DistillationLoss:
+    """The main loss of stage 2: L2 = (1 - a) CE(s_g, y) + a L_soft (METHOD.md, "Stage 2").
+
+    A student without soft heads (1-o-1, m-o-m, bilstm) learns both with its golden head.
+
+    Requirements:
+        1. Golden labels of all N pairs of the training set; a pair without one has a golden loss of 0.
+        2. Soft labels of all N pairs.
+
+    Inputs:
+        | output | rows |
+        |---|---|
+        | the student's, with golden logits [n, C] and soft logits [n, K, C] | places of the n pairs, [n] int64 |
+
+    References:
+        Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"; Yang et al. 2020, stage 2.
+
+    Args:
+        labels: Golden labels, as in `golden_loss`: [N] int64, or probabilities [N, C].
+        soft: The loss on soft labels.
+        alpha: a, the share of the loss on soft labels.
+    """
+
+    def __init__(self, labels: Tensor, soft: SoftLabelLoss, alpha: float) -> None:
+        self.labels, self.soft, self.alpha = labels.to(device()), soft, alpha
+
+    def __call__(self, output: StudentOutput, rows: Tensor) -> Tensor:
+        """Compute the loss of each pair, [n]."""
+        golden = golden_loss(output.golden, self.labels[rows])
+        taught = output.soft if output.soft.shape[1] else output.golden[:, None]
+        return (1 - self.alpha) * golden + self.alpha * self.soft.of_logits(taught, rows)
 
 
 def stage2_loss(
-    rows: Pairs, targets: Targets | None, loss: Loss, questions: NDArray[np.int64] | None = None
-) -> Callable[[Logits, Tensor], Tensor]:
-    """L2 = (1 - a) CE(s_g, y) + a soft loss (METHOD.md, "Stage 2"); cross-entropy alone where there are no targets.
+    pairs: Pairs, targets: Targets | None, loss: Loss, questions: NDArray[np.int64] | None = None
+) -> GoldenLoss | DistillationLoss:
+    """Choose the main loss of stage 2, or of a method with a single stage.
 
-    A student without soft headers (1-o-1, bilstm) learns both with its golden one.
+    Args:
+        pairs: The training set, with golden labels.
+        targets: Soft labels of the pairs; None: golden labels alone are learned.
+        loss: The recipe's.
+        questions: As in `SoftLabelLoss`.
     """
-    labels = torch.from_numpy(rows.golden).to(device())
+    labels = torch.from_numpy(pairs.golden)
     if targets is None:
         return GoldenLoss(labels)
-    distilled = soft_part(targets, loss, questions)
-
-    def combined(logits: Logits, which: Tensor) -> Tensor:
-        golden = golden_loss(logits.golden, labels[which])
-        taught = logits.soft if logits.soft.shape[1] else logits.golden[:, None]
-        return (1 - loss.alpha) * golden + loss.alpha * distilled(taught, which)
-
-    return combined
+    return DistillationLoss(labels, SoftLabelLoss(targets, loss, questions), loss.alpha)
 
 
-def questions_of(rows: Pairs, loss: Loss) -> NDArray[np.int64] | None:
-    """The question of each pair, [N] int64, for a loss that compares a question's passages; None for other losses.
+def questions_of(pairs: Pairs, loss: Loss) -> NDArray[np.int64] | None:
+    """Number the questions of the pairs, for a loss that compares the passages of a question.
 
     Every question needs two passages or more: `tmkd.pipeline.preflight` refuses others before anything is trained.
+
+    Args:
+        pairs: N pairs.
+        loss: The recipe's.
+
+    Returns:
+        The question of each pair, [N] int64; None for a loss that does not compare passages.
     """
     if loss.kind not in GROUPED:
         return None
-    _, groups = grouped(rows.qids)
+    _, groups = grouped(pairs.qids)
     assert (np.bincount(groups) > 1).all(), "a question has a single passage"
     return groups
 
 
 def loss_depends(loss: Loss, targets: Targets, exclude: set[str] | None = None) -> dict[str, Any]:
-    """What a result depends on in its loss; weighting only where there is any."""
+    """Collect what a step's result depends on in its loss, for the step's fingerprint.
+
+    Args:
+        loss: The recipe's.
+        targets: Soft labels; their weighting is included where there is one.
+        exclude: Fields of the loss that the step does not read.
+    """
     depends: dict[str, Any] = {"loss": loss.model_dump(exclude={"weighting", *(exclude or ())})}
     return depends if targets.weighting is None else {**depends, "weighting": targets.weighting}

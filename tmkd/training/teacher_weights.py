@@ -1,8 +1,8 @@
 """How much each teacher's loss weighs (`loss.weighting`). The weights of a pair sum to 1 over its teachers.
 
-Weights are in the loss alone. A student's headers are combined by their plain mean whatever the weighting, so the fold
-into one linear layer stays exact. A method with one soft label a pair (one teacher, or the mean of several) has nothing
-to weigh.
+The weights apply to the loss alone. A student's heads are combined by their plain mean whatever the weighting, so the
+fold into one linear layer stays exact. A method with one soft label for each pair (one teacher, or the mean of several)
+has nothing to weigh.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ Floats = NDArray[np.float64]
 
 
 def above_chance(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    """A teacher's metric on development rows less what guessing gives, at least 0.
+    """Measure a teacher on the development set: its metric minus what guessing gives, at least 0.
 
-    ROC-AUC less 0.5 for two classes; accuracy less the majority's share for more, or where one class is absent.
+    With two classes this is ROC-AUC minus 0.5. With more classes, or if one of the two is absent, it is accuracy minus
+    the share of the largest class.
 
     Args:
-        logits: [N, C]; labels: [N], -1 where a row has none (it is not counted).
+        logits: [N, C].
+        labels: [N], -1 for a pair without a label, which is not counted.
     """
     known = labels >= 0
     outputs: Floats = logits[known].astype(np.float64)
@@ -36,19 +38,29 @@ def above_chance(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> flo
 
 
 def development_weights(metrics: Sequence[float]) -> Floats:
-    """w_k = m_k / sum_j m_j with m_k = `above_chance` of teacher k, [K]; equal weights where no teacher is above it."""
+    """Weigh teachers by their metric: w_k = m_k / sum_j m_j.
+
+    Args:
+        metrics: m_k, `above_chance` of teacher k, [K].
+
+    Returns:
+        [K]; equal weights if no teacher is above chance.
+    """
     found = np.asarray(metrics, dtype=np.float64)
     return found / found.sum() if found.sum() > 0 else np.full(len(found), 1 / len(found))
 
 
 def confidence_weights(logits: NDArray[np.floating]) -> Floats:
-    """w_ik = c_ik / sum_j c_ij with c_ik = 1 - H(R_ik) / log C, R_ik being teacher k's soft label of pair i, [N, K].
+    """Weigh teachers pair by pair by their confidence: w_ik = c_ik / sum_j c_ij with c_ik = 1 - H(R_ik) / log C.
 
-    H is the entropy: a teacher that is sure of a pair (c near 1) weighs more there than one that wavers (c near 0).
-    Where all waver, weights are equal: 1e-6 is added to every c.
+    R_ik is teacher k's soft label of pair i and H its entropy: a teacher that is certain about a pair (c near 1) weighs
+    more there than an uncertain one (c near 0). If all are uncertain, the weights are equal: 1e-6 is added to every c.
 
     Args:
-        logits: the teachers' [N, K, C].
+        logits: The teachers' logits, [N, K, C].
+
+    Returns:
+        [N, K].
     """
     logs = log_softmax(logits)
     entropy = -(np.exp(logs) * logs).sum(axis=-1)

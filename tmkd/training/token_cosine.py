@@ -1,17 +1,19 @@
-"""What teaches an encoder to compare two texts in one sequence: its own cosine of the two, token by token.
+"""Token cosine: an auxiliary objective that teaches an encoder to compare two texts inside one sequence (ours).
 
-A sentence encoder compares texts by their embeddings (tmkd/models/bi_encoder.py) and was never asked to compare them
-inside one sequence, as a cross-encoder does; a few thousand golden labels are too few to teach it that. Its own cosine
-is a soft label that costs next to nothing, for any pairs there are (ours; the other way round of Thakur et al. 2021,
-"Augmented SBERT"). It falls apart into what each token of the passage adds, so that a pair gives a hundred targets
-rather than one: every token learns its own part, read from the layer below the last. Used twice: by itself before
-teachers are fine-tuned (tmkd/pipeline/steps/warm_up.py), and beside their soft labels in stage 1
-(tmkd/pipeline/steps/distill.py).
+A sentence encoder compares texts by their embeddings (tmkd/models/bi_encoder.py). It was never trained to compare them
+inside one sequence, as a cross-encoder does, and a few thousand golden labels are too few to teach it that. Its
+bi-encoder cosine is a soft label that costs next to nothing, for any number of pairs (the reverse of Thakur et al.
+2021, "Augmented SBERT"). The cosine is a sum with one number for each token of the passage, so a pair gives a hundred
+targets instead of one: each token learns its own number, read from the layer below the last.
+
+It is used twice: alone, to warm up the encoder before teachers are fine-tuned (tmkd/pipeline/steps/warm_up.py), and
+beside the teachers' soft labels in stage 1 (tmkd/pipeline/steps/stage1.py).
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,85 +24,43 @@ from torch import Tensor, nn
 
 from tmkd.core.hardware import device
 from tmkd.data.pairs import Pairs, grouped
-from tmkd.models.encoders.forward import Batch, FirstTokenEncoder, PairEncoder
-from tmkd.models.student import Logits, Student
+from tmkd.models.encoders.forward import Batch
+from tmkd.models.student import Encoder, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.training.objectives import AuxiliaryObjective
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
-SPREAD = 2.0  # standard deviation of the log-odds that the cosines become: most probabilities between 0.02 and 0.98
-TARGETS = "cosine.safetensors"
+SPREAD = 2.0  # standard deviation of the log-odds made from the cosines: most probabilities are in 0.02 to 0.98
+TARGETS = "cosine.safetensors"  # what `tmkd.pipeline.steps.bi_encoder_cosine` writes
 
 
-class Comparing(Student):
-    """A student, or a teacher, that also reads a number for every token from the layer below the last.
+@dataclass(frozen=True)
+class TokenCosineConfig:
+    """How token cosine is learned.
 
-    They are `Logits.tokens`, [n, width], zeros behind a pair's end, and no part of what is saved. Nothing is read where
-    there is no layer below the last, or where the transformers module runs the encoder: its layers have no common form.
-
-    Args:
-        width: most tokens of a pair; 0: no numbers are read.
+    Attributes:
+        weight: What its loss is multiplied by.
+        max_length: Most tokens of a pair.
     """
 
-    def __init__(
-        self, encoder: PairEncoder, classes: int, soft_heads: int = 0, *, width: int, use_golden: bool = True
-    ) -> None:
-        super().__init__(encoder, classes, soft_heads, use_golden=use_golden)
-        self.width = width
-        self.seen: list[Tensor] = []
-        if not width:
-            return
-        self.token = nn.Linear(encoder.hidden_size, 1)
-        if isinstance(encoder, FirstTokenEncoder) and encoder.layers > 1:
-            keep_states(encoder, [encoder.layers - 2], self.seen)
-        else:
-            logger.warning(
-                "the encoder's cosine is not learned token by token: there is no layer below the last to read from"
-            )
-
-    def forward(self, batch: Batch) -> Logits:
-        """As `Student.forward`, with the tokens' numbers."""
-        self.seen.clear()
-        logits = super().forward(batch)
-        if not self.seen:
-            return logits
-        read = self.token(self.seen.pop().float())[..., 0]  # [n, T]; packed: [tokens]
-        if batch.packing is not None:
-            read = nn.utils.rnn.pad_sequence(read.split(batch.packing.starts.diff().tolist()), batch_first=True)
-        return logits._replace(tokens=nn.functional.pad(read, (0, self.width - read.shape[1])))
-
-
-def keep_states(encoder: FirstTokenEncoder, layers: list[int], kept: list[Tensor]) -> list[nn.LayerNorm]:
-    """Collect the output of these layers (indices) at every forward, [n, T, d] each; returns the norms that give it."""
-    norms = [encoder.base.encoder.layer[layer].output.LayerNorm for layer in layers]
-    for norm in norms:
-        norm.register_forward_hook(lambda _, inputs, output: kept.append(output))
-    return norms
-
-
-def soft_labels(folder: Path, pairs: Pairs) -> NDArray[np.float32]:
-    """Logits [N, 2] whose log-odds are the cosines, of standard deviation SPREAD, less the mean of their question's.
-
-    What all passages of a question share says nothing of their order, and would be learned first. A question with one
-    passage is compared with all pairs.
-    """
-    cosine: NDArray[np.float32] = load_file(folder / TARGETS)["cosine"]
-    _, question = grouped(pairs.questions)
-    counts = np.bincount(question)
-    means = np.bincount(question, cosine) / counts
-    level = np.where(counts[question] > 1, means[question], cosine.mean())
-    odds = cosine - level
-    odds *= SPREAD / max(float(odds.std()), 1e-6)
-    return np.stack([np.zeros_like(odds), odds], axis=1).astype(np.float32)
+    weight: float
+    max_length: int
 
 
 class TokenTargets:
-    """What the tokens of every pair's passage are to learn, standardised over all of them, and where they stand.
+    """What the tokens of every pair's passage learn, standardised over all of them, and where these tokens are.
 
     Args:
-        folder: what `tmkd.pipeline.steps.bi_encoder_cosine` wrote for these pairs.
-        tokenizer: of the encoder, at the length at which the pairs are read.
+        folder: What `tmkd.pipeline.steps.bi_encoder_cosine` wrote for these pairs.
+        pairs: N pairs.
+        tokenizer: The encoder's, at the length at which the pairs are read.
+
+    Attributes:
+        targets: The numbers of all tokens, pair after pair, float16.
+        starts: The position of the passage's first token in each pair, [N] int64.
+        ends: The position after the passage's last token in each pair, [N] int64.
     """
 
     def __init__(self, folder: Path, pairs: Pairs, tokenizer: PairTokenizer) -> None:
@@ -111,17 +71,104 @@ class TokenTargets:
         places = tokenizer.passage_places(pairs.questions, pairs.passages)
         self.starts, self.ends = torch.from_numpy(places.T.copy()).to(device())
         firsts = np.cumsum(held["lengths"]) - held["lengths"]
-        self.behind = torch.from_numpy(firsts).to(device()) - self.starts  # of a token's place in the pair
+        # Added to a token's position in its pair, this gives its place in `targets`.
+        self.offsets = torch.from_numpy(firsts).to(device()) - self.starts
 
-    def loss(self, logits: Logits, rows: Tensor) -> Tensor:
-        """Mean squared error over the tokens of each pair's passage, [n]; 0 where no token was read."""
-        read = logits.tokens
-        if read.numel() == 0:
-            return logits.golden.new_zeros(len(rows))
+    def loss(self, read: Tensor, rows: Tensor) -> Tensor:
+        """Mean squared error over the tokens of each pair's passage.
+
+        Args:
+            read: The number that the model gives each token, [n, T]; other tokens' numbers do not count.
+            rows: Which of the N pairs these are, [n] int64.
+
+        Returns:
+            [n].
+        """
         starts, ends = self.starts[rows, None], self.ends[rows, None]
-        places = torch.arange(read.shape[1], device=read.device)
-        inside = (places >= starts) & (places < ends)
-        target = self.targets[(self.behind[rows, None] + places).clamp(0, len(self.targets) - 1)]
+        positions = torch.arange(read.shape[1], device=read.device)
+        inside = (positions >= starts) & (positions < ends)
+        target = self.targets[(self.offsets[rows, None] + positions).clamp(0, len(self.targets) - 1)]
         errors = ((read - target).square() * inside).sum(dim=1)
         mean: Tensor = errors / (ends - starts)[:, 0].clamp(min=1)
         return mean
+
+
+class TokenCosine(AuxiliaryObjective):
+    """Every token of the passage learns its share of the bi-encoder cosine.
+
+    A linear layer, trained with the student and dropped afterwards, reads one number for each token from the hidden
+    states after the layer below the last. The loss is `TokenTargets.loss`.
+
+    Requirements:
+        1. An encoder with our forward and at least two layers (`readable_layers` > 0); see `token_cosine_objective`.
+        2. The bi-encoder cosine of the training set's pairs, token by token.
+
+    Inputs:
+        | hidden states | targets |
+        |---|---|
+        | after layer `readable_layers - 1`, [n, T, d] | one number for each token of the passage |
+
+    Args:
+        encoder: The student's.
+        targets: Of the training set.
+        config: Weight and length.
+    """
+
+    def __init__(self, encoder: Encoder, targets: TokenTargets, config: TokenCosineConfig) -> None:
+        super().__init__(config.weight, [encoder.readable_layers - 1])
+        self.targets, self.max_length = targets, config.max_length
+        self.token = nn.Linear(encoder.hidden_size, 1)
+
+    def read(self, output: StudentOutput, batch: Batch) -> Tensor:
+        """Read the number of each token, [n, max_length]; zeros after the end of the batch.
+
+        The width does not depend on the batch, and so the sums over a pair's tokens do not either.
+        """
+        read = self.token(output.hidden_states[self.layers[0]].float())[..., 0]  # [n, T]; packed: [tokens]
+        if batch.packing is not None:
+            read = nn.utils.rnn.pad_sequence(read.split(batch.packing.starts.diff().tolist()), batch_first=True)
+        return nn.functional.pad(read, (0, self.max_length - read.shape[1]))
+
+    def loss(self, output: StudentOutput, batch: Batch, rows: Tensor) -> Tensor:
+        """See `AuxiliaryObjective.loss`."""
+        return self.targets.loss(self.read(output, batch), rows)
+
+
+def token_cosine_objective(encoder: Encoder, targets: TokenTargets, config: TokenCosineConfig) -> list[TokenCosine]:
+    """Make the objective where the encoder allows it.
+
+    Args:
+        encoder: The student's.
+        targets: Of the training set.
+        config: Weight and length.
+
+    Returns:
+        The objective; an empty list, and a line in the log, if there is no layer to read from.
+    """
+    if encoder.readable_layers:
+        return [TokenCosine(encoder, targets, config)]
+    logger.warning("the bi-encoder cosine is not learned token by token: no layer below the last can be read")
+    return []
+
+
+def soft_labels(folder: Path, pairs: Pairs) -> NDArray[np.float32]:
+    """Turn the bi-encoder cosines of pairs into soft labels.
+
+    The mean of each question's cosines is subtracted: what all passages of a question share says nothing about their
+    order, and would be learned first. From the cosine of a question with one passage, the mean of all is subtracted.
+
+    Args:
+        folder: What `tmkd.pipeline.steps.bi_encoder_cosine` wrote for these pairs.
+        pairs: N pairs.
+
+    Returns:
+        Logits, [N, 2], whose log-odds have the standard deviation `SPREAD`.
+    """
+    cosine: NDArray[np.float32] = load_file(folder / TARGETS)["cosine"]
+    _, question = grouped(pairs.questions)
+    counts = np.bincount(question)
+    means = np.bincount(question, cosine) / counts
+    level = np.where(counts[question] > 1, means[question], cosine.mean())
+    odds = cosine - level
+    odds *= SPREAD / max(float(odds.std()), 1e-6)
+    return np.stack([np.zeros_like(odds), odds], axis=1).astype(np.float32)

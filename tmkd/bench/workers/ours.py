@@ -19,7 +19,8 @@ def train(options):
     from tmkd.models.student import Student
     from tmkd.models.tokenizer import PairTokenizer
     from tmkd.training.losses import GoldenLoss
-    from tmkd.training.trainer import Fit, train
+    from tmkd.training.trainer import Trainer, TrainerConfig
+    from tmkd.training.training_set import TrainingSet
 
     prepare(options["threads"])
     folder = Path(options["model"])
@@ -27,17 +28,11 @@ def train(options):
     model = Student(load_encoder(folder, 2), 2)  # each turn continues to train it, as the other tools do
 
     def run(questions, passages, labels):
-        fit = Fit(1e-5, 1, 32, 0, precision=options.get("precision", "auto"))
+        config = TrainerConfig(1e-5, 1, 32, 0, precision=options.get("precision", "auto"))
+        data = TrainingSet(tokenizer.encode(questions, passages), tokenizer.pad_id)
+        loss = GoldenLoss(torch.tensor(labels))
         with tempfile.TemporaryDirectory() as state:
-            train(
-                model,
-                tokenizer.encode(questions, passages),
-                tokenizer.pad_id,
-                GoldenLoss(torch.tensor(labels)),
-                fit,
-                name="tmkd",
-                state_folder=Path(state),
-            )
+            Trainer(model, data, loss, config, name="tmkd", state_folder=Path(state)).fit()
 
     return run
 

@@ -8,6 +8,7 @@ The same code is used for training, labelling and export.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -33,11 +34,11 @@ def encoder_of(model: Any, *, dropout: float = 0.0, freeze_embeddings: bool = Tr
     Raises:
         EncoderError: the architecture is not supported.
     """
-    kind = ModuleEncoder if _why_theirs(model.config) else FirstTokenEncoder
+    kind = ModuleEncoder if _why_module(model.config) else FirstTokenEncoder
     return kind(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
 
 
-def _why_theirs(config: Any) -> str:
+def _why_module(config: Any) -> str:
     """Return why our forward cannot replace the transformers module; an empty string where it can."""
     if family_of(config.model_type, "encoder").parts is None:
         return "our forward does not support it"
@@ -67,14 +68,27 @@ class Batch(NamedTuple):
         attention_mask: [n, T], 1 for a token and 0 for padding; None where there is no padding.
         token_type_ids: segment ids, shaped as input_ids, int64, or None for zeros; ignored by families without them.
         packing: where each pair is in a packed batch; None for a padded batch.
-        rows: indices of these pairs among all that are trained on or scored, [n] int64; None where not known.
     """
 
     input_ids: Tensor
     attention_mask: Tensor | None
     token_type_ids: Tensor | None
     packing: Packing | None = None
-    rows: Tensor | None = None
+
+
+def require_readable(layers: Collection[int], readable: int) -> None:
+    """Check that the hidden states of some layers can be read.
+
+    Args:
+        layers: indices of layers.
+        readable: how many layers, from the first, give their hidden states.
+
+    Raises:
+        ValueError: one of the layers is not among them.
+    """
+    for layer in layers:
+        if not 0 <= layer < readable:
+            raise ValueError(f"layer {layer}: this encoder gives the hidden states of its first {readable} layers")
 
 
 class PairEncoder(nn.Module):
@@ -89,11 +103,13 @@ class PairEncoder(nn.Module):
         model: the transformers module that holds the parameters; its own last linear layer is not used.
         hidden_size: d.
         layers: number of layers.
+        readable_layers: how many of them, from the first, can give their hidden states.
         dense: the linear layer whose tanh is h; None where the family has none.
         path: one line for the log: which way runs, and why.
     """
 
     path: str
+    readable_layers = 0
 
     def __init__(self, model: Any, *, dropout: float, freeze_embeddings: bool) -> None:
         super().__init__()
@@ -120,13 +136,29 @@ class PairEncoder(nn.Module):
         """Compute h of every pair, [n, d]: the input of the checkpoint's own last linear layer."""
         raise NotImplementedError
 
+    def with_hidden_states(self, batch: Batch, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Compute h, and the hidden states after some layers.
+
+        Args:
+            batch: n pairs.
+            layers: indices below `readable_layers`.
+
+        Returns:
+            h, [n, d], and for each of the layers the vectors of all tokens after it, [n, T, d]; packed: [tokens, d].
+
+        Raises:
+            ValueError: a layer does not give its hidden states.
+        """
+        require_readable(layers, self.readable_layers)
+        return self(batch), {}
+
 
 class ModuleEncoder(PairEncoder):
     """Runs the transformers module as it is: every token of every layer."""
 
     def __init__(self, model: Any, *, dropout: float, freeze_embeddings: bool) -> None:
         super().__init__(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
-        self.path = f"{model.config.model_type}: the transformers module runs, {_why_theirs(model.config)}"
+        self.path = f"{model.config.model_type}: the transformers module runs, {_why_module(model.config)}"
         self._types = takes_token_types(model.config)
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -156,6 +188,7 @@ class FirstTokenEncoder(PairEncoder):
     def __init__(self, model: Any, *, dropout: float, freeze_embeddings: bool) -> None:
         super().__init__(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
         self.path = f"{model.config.model_type}: our forward, only the first token in the last layer"
+        self.readable_layers = self.layers - 1  # of the last layer only the first token is computed
         self.heads: int = model.config.num_attention_heads
         self.activation = ACT2FN[model.config.hidden_act]
         if self.family.relative_positions:
@@ -172,6 +205,12 @@ class FirstTokenEncoder(PairEncoder):
 
     def forward(self, batch: Batch) -> Tensor:
         """See `PairEncoder.forward`."""
+        return self.with_hidden_states(batch, ())[0]
+
+    def with_hidden_states(self, batch: Batch, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """See `PairEncoder.with_hidden_states`."""
+        require_readable(layers, self.readable_layers)
+        states: dict[int, Tensor] = {}
         x = self._embed(batch)
         attention: Attention
         if batch.packing is None:
@@ -179,12 +218,14 @@ class FirstTokenEncoder(PairEncoder):
             attention = Padded(self._attention_bias(x, batch.attention_mask), fused=fused)
         else:
             attention = Packed(*batch.packing)
-        for layer in self.base.encoder.layer[:-1]:
+        for number, layer in enumerate(self.base.encoder.layer[:-1]):
             x = self._layer(layer, x, x, attention)
+            if number in layers:
+                states[number] = x
         first, of_first = attention.first(x)
         first = self._layer(self.base.encoder.layer[-1], first, x, of_first).flatten(0, -2)
         first = self._drop(first) if self.family.dropout_before_dense else first
-        return self._drop(torch.tanh(self.dense(first)))
+        return self._drop(torch.tanh(self.dense(first))), states
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout > 0 else x

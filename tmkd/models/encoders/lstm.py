@@ -13,6 +13,7 @@ it, and it cannot be exported.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import write_json
-from tmkd.models.encoders.forward import Batch
+from tmkd.models.encoders.forward import Batch, require_readable
 
 MODEL_TYPE = "bilstm"
 LAYERS = 1
@@ -59,11 +60,13 @@ class LstmEncoder(nn.Module):
     Attributes:
         hidden_size: d, twice the LSTM's hidden size.
         layers: 1.
+        readable_layers: 0.
         packs: False; batches must be padded.
         path: one line for the log.
     """
 
     packs = False
+    readable_layers = 0
     layers = LAYERS
     path = "bilstm: a bidirectional LSTM, no attention"
 
@@ -95,6 +98,15 @@ class LstmEncoder(nn.Module):
             )
             u, v = (_maximum(hidden, side) for side in self._sides(input_ids, mask))
             return self._drop(torch.tanh(self.dense(self._drop(torch.cat([u, v, (u - v).abs(), u * v], dim=-1)))))
+
+    def with_hidden_states(self, batch: Batch, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """See `PairEncoder.with_hidden_states`; an LSTM gives no hidden states.
+
+        Raises:
+            ValueError: any layer is asked for.
+        """
+        require_readable(layers, self.readable_layers)
+        return self(batch), {}
 
     def _hidden_states(self, x: Tensor, mask: Tensor) -> Tensor:
         """Compute the hidden states of every token in both directions, [n, T, d]; those of padding have no meaning.

@@ -1,4 +1,4 @@
-"""From pairs to a finished checkpoint with its learning curve: what teachers, warm-up and students have in common."""
+"""What all steps that train have in common: the training set, and the checkpoint with its learning curve."""
 
 from __future__ import annotations
 
@@ -11,43 +11,52 @@ from tmkd.core.files import write_json
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import Origin
 from tmkd.models.checkpoint import save_student
-from tmkd.models.student import Student
-from tmkd.models.tokenizer import Encoded, PairTokenizer
+from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.store.token_cache import tokens_of
 from tmkd.pipeline.store.workspace import Workspace
-from tmkd.training.trainer import Fit, LossOfRows, train
+from tmkd.training.trainer import Trainer
+from tmkd.training.training_set import TrainingSet
 
 
-def fit_and_save(
+def state_folder(folder: Path) -> Path:
+    """The folder of a step's resumable state; the workspace deletes it when the step is done."""
+    return folder / "state"
+
+
+def training_set(
     workspace: Workspace,
-    model: Student,
-    rows: Pairs,
-    loss: LossOfRows,
-    fit: Fit,
-    folder: Path,
-    *,
-    name: str,
     tokenizer: PairTokenizer,
-    about: Origin,
+    pairs: Pairs,
     questions: NDArray[np.int64] | None = None,
-    replayed: Pairs | None = None,
-) -> None:
-    """Train in place and write the checkpoint to `folder`; a call that was interrupted goes on where it was.
+    *,
+    replay: Pairs | None = None,
+    replayed: int = 0,
+) -> TrainingSet:
+    """Encode the pairs of a training set, or read their token ids from the workspace.
 
     Args:
-        name: what the log calls it.
-        tokenizer: reads the pairs, and is saved with the checkpoint.
-        about: what made the model, for its model card file.
-        questions: as in `tmkd.training.trainer.train`.
-        replayed: pairs behind the rows that stage 2 mixes in (`Fit.replayed`).
+        workspace: Keeps the token ids.
+        tokenizer: Encodes the pairs.
+        pairs: The N pairs of an epoch.
+        questions: The question of each pair, [N], for a loss that compares passages (`TrainingSet.questions`).
+        replay: Pairs that are replayed; none unless given.
+        replayed: How many pairs of a full step are replayed ones.
     """
-    encoded = tokens_of(workspace, tokenizer, rows)
-    if replayed is not None:
-        pool = tokens_of(workspace, tokenizer, replayed)
-        encoded = Encoded([*encoded.ids, *pool.ids], [*encoded.type_ids, *pool.type_ids])
-    curve = train(
-        model, encoded, tokenizer.pad_id, loss, fit, name=name, state_folder=folder / "state", own=len(rows),
-        questions=questions,
-    )  # fmt: skip
-    save_student(model, folder, tokenizer.folder, tokenizer.max_length, about)
+    encoded = tokens_of(workspace, tokenizer, pairs)
+    if replay is not None:
+        return TrainingSet.with_replay(encoded, tokens_of(workspace, tokenizer, replay), tokenizer.pad_id, replayed)
+    return TrainingSet(encoded, tokenizer.pad_id, questions)
+
+
+def fit_and_save(trainer: Trainer, folder: Path, tokenizer: PairTokenizer, about: Origin) -> None:
+    """Train, or continue an interrupted training, and write the checkpoint and its learning curve.
+
+    Args:
+        trainer: Its `state_folder` is that of `folder`.
+        folder: Of the step.
+        tokenizer: It is saved with the checkpoint.
+        about: What made the model, for its model card file.
+    """
+    curve = trainer.fit()
+    save_student(trainer.model, folder, tokenizer.folder, tokenizer.max_length, about)
     write_json(folder / "curve.json", curve)

@@ -14,12 +14,12 @@ from tmkd.models.encoders.find import find_encoder
 from tmkd.models.label_map import find_label_map
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.pipeline.steps.fit import fit_and_save
+from tmkd.pipeline.steps.fit import fit_and_save, state_folder, training_set
 from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.encoder import EncoderTeacher
 from tmkd.training.losses import GoldenLoss
-from tmkd.training.trainer import Fit
+from tmkd.training.trainer import Trainer, TrainerConfig
 
 # Fields of a teacher that enter as inputs (encoder, and with `share` the training pairs), are resolved (max_length),
 # say what kind of teacher it is, or change no result (name).
@@ -60,11 +60,17 @@ def teach(
         torch.manual_seed(teacher.seed)  # the new head
         encoder = load_encoder(folder, recipe.classes, dropout=teacher.dropout, pooler=teacher.pooler)
         model = Student(encoder, recipe.classes)
-        fit = Fit(teacher.learning_rate, teacher.epochs, teacher.batch_size, teacher.seed, precision=recipe.precision)
-        fit_and_save(
-            workspace, model, train_rows, GoldenLoss(torch.from_numpy(train_rows.golden)), fit, target,
-            name=f"teacher {teacher.name}", tokenizer=PairTokenizer(folder, length), about={"step": "teacher"},
-        )  # fmt: skip
+        tokenizer = PairTokenizer(folder, length)
+        numbers = {name: getattr(teacher, name) for name in ("learning_rate", "epochs", "batch_size", "seed")}
+        trainer = Trainer(
+            model,
+            training_set(workspace, tokenizer, train_rows),
+            GoldenLoss(torch.from_numpy(train_rows.golden)),
+            TrainerConfig(**numbers, precision=recipe.precision),
+            name=f"teacher {teacher.name}",
+            state_folder=state_folder(target),
+        )
+        fit_and_save(trainer, target, tokenizer, {"step": "teacher"})
 
     return workspace.step("teacher", content, build, label=f"teacher {teacher.name}")
 

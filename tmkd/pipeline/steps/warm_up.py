@@ -1,7 +1,7 @@
-"""The warm-up: an encoder learns to compare two texts in one sequence before it sees a label
-(tmkd/training/token_cosine.py).
+"""The warm start as a step: an encoder learns to compare two texts in one sequence before it sees a label.
 
-Done once for the whole encoder, which every teacher of it is then fine-tuned from.
+It is done once for the recipe's whole encoder; every teacher of that encoder is then fine-tuned from the result. Why it
+helps: `tmkd.training.token_cosine`.
 """
 
 from __future__ import annotations
@@ -17,27 +17,38 @@ from tmkd.core.hardware import device
 from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.find import find_encoder
-from tmkd.models.student import Logits
+from tmkd.models.student import Student, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
-from tmkd.pipeline.steps.fit import fit_and_save
+from tmkd.pipeline.steps.fit import fit_and_save, state_folder, training_set
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.losses import soft_kl
-from tmkd.training.token_cosine import FORMAT, Comparing, TokenTargets, soft_labels
-from tmkd.training.trainer import Fit
+from tmkd.training.token_cosine import FORMAT, TokenCosineConfig, TokenTargets, soft_labels, token_cosine_objective
+from tmkd.training.trainer import Trainer, TrainerConfig
 
 SEED = 0
 
 
 def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pairs) -> Step:
-    """The recipe's encoder, trained on its own cosine of the pairs: KL to a soft label of two classes, and the squared
-    error of what every token of the passage adds to it. Golden labels are not read."""
+    """Train the recipe's encoder on its own bi-encoder cosine of some pairs.
+
+    The loss is the KL divergence to a soft label of two classes, plus the token cosine (`TokenCosine`).
+
+    Args:
+        workspace: Keeps the step.
+        recipe: The encoder, the maximum length and the precision.
+        numbers: Of the training.
+        pairs: N pairs; their golden labels are not read.
+
+    Returns:
+        The finished step; its folder is a checkpoint.
+    """
     source = find_encoder(recipe.encoder)
-    told = bi_encoder_cosine(workspace, recipe, pairs)
+    cosine = bi_encoder_cosine(workspace, recipe, pairs)
     pooler = "auto"
     depends = {
         "format": FORMAT,
-        "cosine": told.fingerprint,
+        "cosine": cosine.fingerprint,
         "training": numbers.model_dump(),
         "precision": recipe.precision,
         "pooler": pooler,
@@ -45,19 +56,23 @@ def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pair
 
     def build(folder: Path) -> None:
         tokenizer = PairTokenizer(source, recipe.max_length)
-        soft = torch.from_numpy(soft_labels(told.folder, pairs)).to(device())
-        tokens = TokenTargets(told.folder, pairs, tokenizer)
+        soft = torch.from_numpy(soft_labels(cosine.folder, pairs)).to(device())
+        targets = TokenTargets(cosine.folder, pairs, tokenizer)
 
-        def loss(logits: Logits, rows: Tensor) -> Tensor:
-            whole = soft_kl(logits.golden, soft[rows])
-            return whole + tokens.loss(logits, rows)
+        def loss(output: StudentOutput, rows: Tensor) -> Tensor:
+            return soft_kl(output.golden, soft[rows])
 
         torch.manual_seed(SEED)
-        encoder = load_encoder(source, 2, dropout=numbers.dropout, pooler=pooler)
-        model = Comparing(encoder, 2, width=recipe.max_length)
-        fit_and_save(
-            workspace, model, pairs, loss, Fit.of(numbers, SEED, recipe.precision), folder,
-            name="warm-up", tokenizer=tokenizer, about={"step": "warm-up"},
-        )  # fmt: skip
+        model = Student(load_encoder(source, 2, dropout=numbers.dropout, pooler=pooler), 2)
+        trainer = Trainer(
+            model,
+            training_set(workspace, tokenizer, pairs),
+            loss,
+            TrainerConfig.of(numbers, SEED, recipe.precision),
+            objectives=token_cosine_objective(model.encoder, targets, TokenCosineConfig(1.0, recipe.max_length)),
+            name="warm-up",
+            state_folder=state_folder(folder),
+        )
+        fit_and_save(trainer, folder, tokenizer, {"step": "warm-up"})
 
     return workspace.step("warmup", depends, build, label="warm-up of the encoder")

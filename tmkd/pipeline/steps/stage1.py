@@ -1,0 +1,90 @@
+"""Stage 1 of METHOD.md as a step: distillation on the unlabelled pool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tmkd.data.pairs import Pairs
+from tmkd.models.student import Student
+from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
+from tmkd.pipeline.steps.fit import fit_and_save, state_folder, training_set
+from tmkd.pipeline.steps.student import StudentSpec
+from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.training.hidden_states import HiddenStatesConfig, hidden_states_objective
+from tmkd.training.objectives import AuxiliaryObjective
+from tmkd.training.targets import SoftLabelLoss, Targets, loss_depends, questions_of
+from tmkd.training.token_cosine import TokenCosineConfig, TokenTargets, token_cosine_objective
+from tmkd.training.trainer import Trainer, TrainerConfig
+from tmkd.training.training_set import TrainingSet
+
+
+def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Targets) -> Step:
+    """Train encoder and soft heads on the soft labels of the pool (METHOD.md, "Stage 1").
+
+    Where the recipe gives them a weight, the student also learns the token cosine of the pool's pairs and the hidden
+    states of the teacher that it begins with.
+
+    Args:
+        workspace: Keeps the step.
+        spec: Which student.
+        pool: N unlabelled pairs.
+        targets: Their soft labels.
+
+    Returns:
+        The finished step; its folder is a checkpoint with soft heads only.
+    """
+    recipe, numbers = spec.recipe, spec.recipe.stage1
+    weight = numbers.cosine or float(spec.method.self_taught)  # without teachers there is nothing else to learn
+    cosine = bi_encoder_cosine(workspace, recipe, pool) if weight else None
+    with_states = spec.begin is not None and bool(numbers.states)
+    depends = {**spec.depends(numbers), "pool": pool.digest(), "targets": targets.names}
+    if cosine is not None:
+        depends["cosine"] = (cosine.fingerprint, weight)
+    if with_states:
+        depends["states"] = numbers.states
+    depends |= loss_depends(recipe.loss, targets, exclude={"alpha"})
+    questions = questions_of(pool, recipe.loss)
+    classes = depends["classes"] = targets.logits.shape[2]  # the pool's task may have other classes
+
+    def build(folder: Path) -> None:
+        tokenizer = spec.tokenizer()
+        data = training_set(workspace, tokenizer, pool, questions)
+        torch.manual_seed(spec.seed)
+        model = spec.new_student(numbers, classes, len(targets.names), use_golden=False)
+        objectives: list[AuxiliaryObjective] = []
+        if cosine is not None:
+            objectives += _token_cosine(model, cosine, pool, tokenizer, weight)
+        if with_states:
+            objectives += _hidden_states(model, spec, data, folder)
+        trainer = Trainer(
+            model,
+            data,
+            SoftLabelLoss(targets, recipe.loss, questions),
+            TrainerConfig.of(numbers, spec.seed, recipe.precision),
+            objectives=objectives,
+            name=f"stage 1 ({spec.name})",
+            state_folder=state_folder(folder),
+        )
+        fit_and_save(trainer, folder, tokenizer, {"step": "stage1", "teachers": list(targets.names)})
+
+    return workspace.step("stage1", depends, build, label=f"stage 1 of {spec.name}")
+
+
+def _token_cosine(
+    model: Student, cosine: Step, pool: Pairs, tokenizer: PairTokenizer, weight: float
+) -> list[AuxiliaryObjective]:
+    targets = TokenTargets(cosine.folder, pool, tokenizer)
+    return [*token_cosine_objective(model.encoder, targets, TokenCosineConfig(weight, tokenizer.max_length))]
+
+
+def _hidden_states(model: Student, spec: StudentSpec, data: TrainingSet, folder: Path) -> list[AuxiliaryObjective]:
+    assert spec.begin is not None
+    config = HiddenStatesConfig(spec.recipe.stage1.states, spec.recipe.precision)
+    found = hidden_states_objective(model.encoder, spec.begin.folder, config)
+    if spec.recipe.stage1.epochs > 1:  # a single pass reads no pair twice
+        for objective in found:
+            objective.store(state_folder(folder), data.encoded.lengths)
+    return [*found]

@@ -1,0 +1,84 @@
+"""Stage 2 of METHOD.md as a step: distillation on the task's labelled pairs. Also the only stage of other methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tmkd.data.pairs import Pairs
+from tmkd.models.card import Origin
+from tmkd.models.encoders.find import encoder_fingerprint
+from tmkd.models.student import Student
+from tmkd.pipeline.steps.fit import fit_and_save, state_folder, training_set
+from tmkd.pipeline.steps.student import StudentSpec, carried_heads, learned
+from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.training.targets import Replay, Targets, questions_of, stage2_loss
+from tmkd.training.trainer import Trainer, TrainerConfig
+
+
+def stage2(
+    workspace: Workspace,
+    spec: StudentSpec,
+    pairs: Pairs,
+    targets: Targets | None,
+    stage1: Step | Path | None = None,
+    replay: Replay | None = None,
+) -> Step:
+    """Train a student on golden labels, and on soft labels where the method has them (METHOD.md, "Stage 2").
+
+    Args:
+        workspace: Keeps the step.
+        spec: Which student. Its `begin` is for a method without stage 1.
+        pairs: N pairs with golden labels.
+        targets: Their soft labels; None for a method that learns from no teacher.
+        stage1: The stage-1 student that it continues (a step, or a folder from elsewhere); None without stage 1.
+        replay: Pairs of the pool that are trained on again (`stage2.replay`), with soft labels of the same teachers.
+
+    Returns:
+        The finished step; its folder is a checkpoint.
+    """
+    recipe = spec.recipe
+    numbers = recipe.stage2 if stage1 is not None else recipe.without_stage1
+    start = stage1.folder if isinstance(stage1, Step) else stage1
+    depends = spec.depends(numbers) | learned(recipe, pairs, targets)
+    if targets and spec.method.heads == "golden":
+        depends["headers"] = "golden"
+    if replay is not None:
+        depends["replay"] = {"share": recipe.stage2.replay, "pool": replay.pool.digest()}
+    questions = questions_of(pairs, recipe.loss) if targets else None
+    depends["stage1"] = stage1.fingerprint if isinstance(stage1, Step) else (start and encoder_fingerprint(start))
+    if start is not None and targets is not None and None in (carried_heads(start, recipe.classes, targets) or ()):
+        depends["headers"] = "those of the same teachers"
+
+    def new_student() -> Student:
+        if start is not None:
+            return spec.continued_student(start, numbers, targets)
+        soft_heads = len(targets.names) if targets and spec.method.heads == "golden+soft" else 0
+        return spec.new_student(numbers, recipe.classes, soft_heads, use_golden=True)
+
+    def build(folder: Path) -> None:
+        tokenizer = spec.tokenizer()
+        torch.manual_seed(spec.seed)
+        model = new_student()
+        data = training_set(
+            workspace,
+            tokenizer,
+            pairs,
+            questions,
+            replay=replay.pool if replay is not None else None,
+            replayed=recipe.stage2.replayed,
+        )
+        all_pairs, soft = replay.behind(pairs, targets) if replay is not None else (pairs, targets)
+        trainer = Trainer(
+            model,
+            data,
+            stage2_loss(all_pairs, soft, recipe.loss, questions),
+            TrainerConfig.of(numbers, spec.seed, recipe.precision),
+            name=spec.name,
+            state_folder=state_folder(folder),
+        )
+        about: Origin = {"step": spec.method.name, "teachers": list(targets.names) if targets else []}
+        fit_and_save(trainer, folder, tokenizer, about)
+
+    return workspace.step("student", depends, build, label=spec.name)

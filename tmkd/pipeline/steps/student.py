@@ -1,0 +1,161 @@
+"""What the steps that train a student share: which student it is, and the weights that it begins with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tmkd.config.methods import Method
+from tmkd.config.recipe import Recipe
+from tmkd.config.sections import Training
+from tmkd.data.pairs import Pairs
+from tmkd.models.card import read_card
+from tmkd.models.checkpoint import load_encoder, load_student
+from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
+from tmkd.models.student import Student
+from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.store.workspace import Step
+from tmkd.teachers.scores import COLUMN
+from tmkd.training.targets import MEAN, Targets, loss_depends
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """Which student a step trains.
+
+    Attributes:
+        recipe: Its recipe.
+        method: Its method.
+        seed: Seed of its new weights, its data order and its dropout.
+        begin: The teacher whose layers it begins with; None: it begins with the recipe's encoder. For `bilstm`: the
+            teacher whose word pieces and embeddings it takes.
+    """
+
+    recipe: Recipe
+    method: Method
+    seed: int
+    begin: Step | None = None
+
+    @property
+    def name(self) -> str:
+        """What the log calls it."""
+        return f"{self.method.name}, seed {self.seed}"
+
+    @property
+    def source(self) -> Path:
+        """The checkpoint whose layers it begins with."""
+        return find_encoder(self.recipe.encoder) if self.begin is None else self.begin.folder
+
+    @property
+    def source_fingerprint(self) -> str:
+        """The fingerprint of `source`."""
+        return encoder_fingerprint(self.source) if self.begin is None else self.begin.fingerprint
+
+    @property
+    def layers_from(self) -> str:
+        """Which layers of `source` it takes: `student.start`, resolved."""
+        if self.begin is not None:
+            return "spaced"
+        return "bottom" if self.recipe.student.start == "teacher" else self.recipe.student.start
+
+    def tokenizer(self) -> PairTokenizer:
+        """The tokenizer that reads its pairs."""
+        return PairTokenizer(find_encoder(self.recipe.encoder), self.recipe.max_length)
+
+    def new_student(self, numbers: Training, classes: int, soft_heads: int, *, use_golden: bool) -> Student:
+        """Make the student with new heads.
+
+        Args:
+            numbers: Their dropout is read.
+            classes: C.
+            soft_heads: K.
+            use_golden: As in `Student`.
+        """
+        shape = self.recipe.student
+        encoder = load_encoder(
+            self.source,
+            classes,
+            layers=shape.layers,
+            start=self.layers_from,
+            dropout=numbers.dropout,
+            freeze_embeddings=shape.freeze_embeddings,
+            pooler=shape.pooler if self.begin is None else "keep",  # a teacher's pooler was trained
+        )
+        return Student(encoder, classes, soft_heads, use_golden=use_golden)
+
+    def continued_student(self, stage1: Path, numbers: Training, targets: Targets | None) -> Student:
+        """Make the student that continues a stage-1 student.
+
+        The encoder continues. The heads continue where the teachers are the same (`carried_heads`), and the golden head
+        then begins as their mean.
+
+        Args:
+            stage1: The stage-1 student's folder.
+            numbers: Their dropout is read.
+            targets: What it will learn in stage 2.
+        """
+        classes, frozen = self.recipe.classes, self.recipe.student.freeze_embeddings
+        before = load_student(stage1, dropout=numbers.dropout, freeze_embeddings=frozen)
+        carried = targets and carried_heads(stage1, classes, targets)
+        if carried:
+            before.start_golden_from_soft()
+            before.take_soft_heads(carried)
+            return before
+        encoder = load_encoder(stage1, classes, dropout=numbers.dropout, freeze_embeddings=frozen)
+        return Student(encoder, classes, len(targets.names) if targets else 0)
+
+    def depends(self, numbers: Training) -> dict[str, Any]:
+        """What stage 1 and stage 2 depend on alike, for the step's fingerprint."""
+        start = self.layers_from
+        # not "spaced": a workspace may hold students from when those layers were others, the last among them
+        shape = self.recipe.student.model_dump() | {"start": "spaced from the first" if start == "spaced" else start}
+        usual = {key for key, value in (("start", "bottom"), ("pooler", "auto")) if shape[key] == value}
+        return {
+            "encoder": self.source_fingerprint,
+            "student": {key: value for key, value in shape.items() if key not in usual},
+            "training": numbers.model_dump(exclude={"replay", "cosine", "states", "share"}),
+            "classes": self.recipe.classes,
+            "max_length": self.recipe.max_length,
+            "precision": self.recipe.precision,
+            "seed": self.seed,
+        }
+
+
+def learned(recipe: Recipe, pairs: Pairs, targets: Targets | None) -> dict[str, Any]:
+    """What a step depends on in the labelled pairs and soft labels that it learns from, for its fingerprint."""
+    depends: dict[str, Any] = {"train": pairs.digest(), "targets": targets.names if targets else None}
+    depends |= loss_depends(recipe.loss, targets) if targets else {"loss": None}
+    if pairs.reference:
+        depends["reference"] = pairs.reference
+    if targets and targets.folds:
+        depends["folds"] = targets.folds
+    return depends
+
+
+def carried_heads(folder: Path, classes: int, targets: Targets) -> list[int | None] | None:
+    """Decide which heads of a stage-1 student continue in stage 2.
+
+    They continue if the teachers are the same. A column of scores that the pool did not have joins in stage 2, and its
+    head begins as the mean of the others. The head of a mean of teachers continues even when a column joins that mean.
+
+    Args:
+        folder: The stage-1 student's.
+        classes: Of the task.
+        targets: What the student learns in stage 2.
+
+    Returns:
+        For each target the index of the head that continues, or None for a head that begins as the mean; None instead
+        of a list if no head continues.
+    """
+    card = read_card(folder)
+    before, now = list(card.teachers or ()), list(targets.names)
+    if not before or card.classes != classes:
+        return None
+    if len(before) == len(now) == 1 and before[0].startswith(MEAN) and now[0].startswith(MEAN):
+        joined = now[0].removeprefix(before[0])
+        return [0] if not joined or (joined != now[0] and joined.startswith(f"+{COLUMN}")) else None
+    known = [name for name in now if name in before]
+    if known != before or any(not name.startswith(COLUMN) for name in now if name not in before):
+        return None
+    return [before.index(name) if name in before else None for name in now]

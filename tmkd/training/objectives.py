@@ -1,0 +1,94 @@
+"""The loss of one training run: a main loss on the heads' logits, plus auxiliary objectives with a weight each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from tmkd.models.encoders.forward import Batch
+from tmkd.models.student import Student, StudentOutput
+
+PairLoss = Callable[[StudentOutput, Tensor], Tensor]
+"""A main loss: (output for n pairs, their rows in the training set [n] int64) -> the loss of each pair, [n]."""
+
+
+class AuxiliaryObjective(nn.Module):
+    """A loss term beside the main loss, computed from the student's hidden states.
+
+    A subclass computes `loss`. Its parameters that require a gradient are trained with the student and saved in the
+    resumable state, and they are dropped when training ends: the finished student has none of them.
+
+    Args:
+        weight: What its loss is multiplied by.
+        layers: The student's layers (indices) whose hidden states it reads.
+    """
+
+    def __init__(self, weight: float, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.weight = weight
+        self.layers = tuple(layers)
+
+    def loss(self, output: StudentOutput, batch: Batch, rows: Tensor) -> Tensor:
+        """Compute the loss of each pair, without the weight.
+
+        Args:
+            output: Of the student for the batch, with the hidden states after `layers`.
+            batch: n pairs.
+            rows: Which pairs of the training set these are, [n] int64.
+
+        Returns:
+            [n] float32.
+        """
+        raise NotImplementedError
+
+
+class TotalLoss:
+    """The main loss plus every auxiliary objective's loss times its weight.
+
+    Args:
+        main: The main loss.
+        objectives: The auxiliary objectives.
+    """
+
+    def __init__(self, main: PairLoss, objectives: Sequence[AuxiliaryObjective] = ()) -> None:
+        self.main = main
+        self.objectives = tuple(objectives)
+        self.layers = tuple(sorted({layer for objective in objectives for layer in objective.layers}))
+
+    def run(self, model: Student, batch: Batch, rows: Tensor) -> tuple[StudentOutput, list[Tensor]]:
+        """Run the model, and compute the weighted auxiliary losses (in the caller's autocast mode).
+
+        Args:
+            model: The student.
+            batch: n pairs.
+            rows: Which pairs of the training set these are, [n] int64.
+
+        Returns:
+            The output, and for each objective its weighted loss of each pair, [n].
+        """
+        output: StudentOutput = model(batch, self.layers)
+        return output, [objective.weight * objective.loss(output, batch, rows) for objective in self.objectives]
+
+    def total(self, output: StudentOutput, auxiliary: Sequence[Tensor], rows: Tensor) -> Tensor:
+        """Compute the total loss of each pair, [n]; arguments as `run` takes and returns them."""
+        found = self.main(output, rows)
+        for term in auxiliary:
+            found = found + term
+        return found
+
+    def trained(self, model: Student) -> dict[str, nn.Parameter]:
+        """Name every parameter that is trained: the model's, then those of the objectives.
+
+        Raises:
+            ValueError: Two of them have the same name.
+        """
+        found: dict[str, nn.Parameter] = {}
+        for module in (model, *self.objectives):
+            for name, parameter in module.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                if name in found:
+                    raise ValueError(f"two trained parameters are called {name}")
+                found[name] = parameter
+        return found
