@@ -1,4 +1,4 @@
-"""Headers of a student: stored once, combined in one place, as METHOD.md's "Inference" says."""
+"""Heads of a student: stored once, combined in one place, as METHOD.md's "Inference" says."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def stored(folder: Path, *, use_golden: bool = True, seed: int = 0) -> Step:
 
 def test_combinations_by_hand() -> None:
     odds = np.array([3.0, 1.0, -2.0])  # of the golden head and two soft ones
-    headers = np.stack([np.zeros(3), odds], axis=-1)[None]
-    by = {how: combine(headers, how) for how in ("logit", "probability", "golden")}
+    heads = np.stack([np.zeros(3), odds], axis=-1)[None]
+    by = {how: combine(heads, how) for how in ("logit", "probability", "golden")}
     found = {how: float(logits[0, 1] - logits[0, 0]) for how, logits in by.items()}
     mean = (1 / (1 + np.exp(-odds))).mean()
     assert found["logit"] == pytest.approx(2 / 3)
@@ -46,21 +46,21 @@ def test_combinations_by_hand() -> None:
     assert found["golden"] == pytest.approx(3.0)
     assert np.exp(by["probability"]).sum() == pytest.approx(1.0)
     with pytest.raises(ValueError, match="golden head was not trained"):
-        combine(headers, "golden", golden=False)
+        combine(heads, "golden", golden=False)
 
 
-def test_stored_headers_give_every_combination(tmp_path: Path) -> None:
+def test_stored_heads_give_every_combination(tmp_path: Path) -> None:
     workspace, model, rows = Workspace(tmp_path / "w"), stored(tmp_path), pairs()
     given = {"name": "tmkd", "precision": "fp32"}
-    headers = head_logits(workspace, model, rows, **given)
-    assert headers.shape == (len(rows), 3, 2)
-    assert np.abs(headers[:, 0] - headers[:, 1]).max() > 0.1
+    heads = head_logits(workspace, model, rows, **given)
+    assert heads.shape == (len(rows), 3, 2)
+    assert np.abs(heads[:, 0] - heads[:, 1]).max() > 0.1
     combined = label(workspace, model, rows, **given).logits_for(rows.pair_ids)
-    np.testing.assert_allclose(headers.mean(axis=1), combined, atol=1e-6)
+    np.testing.assert_allclose(heads.mean(axis=1), combined, atol=1e-6)
     for how in ("probability", "golden"):
-        np.testing.assert_array_equal(combined_logits(workspace, model, rows, how, **given), combine(headers, how))
+        np.testing.assert_array_equal(combined_logits(workspace, model, rows, how, **given), combine(heads, how))
     few = rows.take([3, 1])
-    np.testing.assert_array_equal(head_logits(workspace, model, few, **given), headers[[3, 1]])
+    np.testing.assert_array_equal(head_logits(workspace, model, few, **given), heads[[3, 1]])
     assert len(list((tmp_path / "w" / "steps").glob("headers-*"))) == 2
     assert method_logits(workspace, [model, model], rows, "probability", **given).shape == (2, len(rows), 2)
 
@@ -102,4 +102,4 @@ def test_a_recipe_says_how_its_students_are_combined(tmkd: Tmkd, recipe_file: Pa
     steps = [path.name.split("-")[0] for path in (tmp_path / "workspace" / "steps").iterdir()]
     assert steps.count("student") == 1  # nothing is trained again
     assert steps.count("headers") == 1
-    assert numbers[0]["methods"][0] == numbers[1]["methods"][0]  # teachers have one header
+    assert numbers[0]["methods"][0] == numbers[1]["methods"][0]  # teachers have one head

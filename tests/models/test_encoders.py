@@ -122,7 +122,7 @@ def test_one_query_a_pair_needs_no_keys_and_values(dropout: float) -> None:
     assert all(torch.allclose(mine, plain, atol=1e-4) for mine, plain in zip(*found, strict=True))
 
 
-def test_fold_equals_mean_of_headers_in_any_tool(encoder_folder: Path, tmp_path: Path) -> None:
+def test_fold_equals_mean_of_heads_in_any_tool(encoder_folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(0)
@@ -143,7 +143,7 @@ def test_fold_equals_mean_of_headers_in_any_tool(encoder_folder: Path, tmp_path:
     assert torch.equal(again.soft, logits.soft)
 
 
-def test_stage1_student_averages_soft_headers_only(tmp_path: Path) -> None:
+def test_stage1_student_averages_soft_heads_only(tmp_path: Path) -> None:
     folder = find_encoder("builtin:minilm-l6")
     student = Student(load_encoder(folder, 2, layers=1), 2, soft_heads=2, use_golden=False).eval()
     save_student(student, tmp_path / "s", folder, 64, {})

@@ -85,6 +85,9 @@ class Resamples:
         Args:
             resample: number of the resample, in [0, B).
             seeds: S, the number of seeds of the model, at most MAX_SEEDS.
+
+        Returns:
+            Numbers of seeds, drawn with replacement.
         """
         return (self.seeds[resample, :seeds] * seeds).astype(np.int64)
 
@@ -118,7 +121,15 @@ def distributions(resamples: Resamples, logits: Floats) -> dict[str, Distributio
 
 
 def accuracy(resamples: Resamples, logits: Floats) -> Distribution:
-    """Compute the share of pairs whose decision is the label, as `distributions` does."""
+    """Compute the share of pairs whose decision is the label, as `distributions` does.
+
+    Args:
+        resamples: of the questions that the pairs belong to.
+        logits: [S, N, C].
+
+    Returns:
+        The mean over seeds and its bootstrap distribution.
+    """
     questions = resamples.questions
     count = len(questions.names)
     right: Floats = np.stack(
@@ -177,6 +188,9 @@ def interval(value: float, drawn: Floats) -> Interval:
     Args:
         value: the metric, or the difference of two models' metrics.
         drawn: its bootstrap distribution, [B]; nan is skipped. Where all of it is nan, the interval has no width.
+
+    Returns:
+        The value with its interval.
     """
     usable = drawn[np.isfinite(drawn)]
     if len(usable) == 0:

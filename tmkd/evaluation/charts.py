@@ -153,6 +153,9 @@ def spread(heights: Sequence[float], apart: float, bottom: float, top: float) ->
         apart: smallest distance between two neighbours.
         bottom: lowest height that is allowed.
         top: highest height that is allowed.
+
+    Returns:
+        The new heights, in the same order.
     """
     lines = []
     above = top + apart
@@ -171,6 +174,9 @@ def learning_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> list
 
     Args:
         curves: by run, points with "loss" and "epoch" or "step"; a run of a single point is skipped.
+
+    Returns:
+        One SVG per run.
     """
     drawn = []
     for name, points in curves.items():
@@ -206,6 +212,9 @@ def svg_of(figure: Figure, label: str) -> str:
     Args:
         figure: drawn with STYLE and COLOURS.
         label: what a screen reader says of the chart.
+
+    Returns:
+        The SVG as text.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -59,6 +59,9 @@ def compare(
         task: name of the task, for titles.
         options: what models are compared with, and the bootstrap.
 
+    Returns:
+        Metrics, shares and differences of all models.
+
     Raises:
         DataError: no pair is labelled, or a model's logits have another shape or are not finite.
     """

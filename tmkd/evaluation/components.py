@@ -1,6 +1,6 @@
-"""What each component contributes: each teacher of the ensemble, each way to combine a student's heads; and how often
-each student or baseline decides as the ensemble does.
+"""Measure what each component contributes: each teacher of the ensemble, and each way to combine a student's heads.
 
+Also measures how often each student or baseline decides as the ensemble does.
 As in all comparisons, both sides are measured on the same bootstrap resamples of the questions.
 """
 
@@ -32,6 +32,9 @@ def measure_components(
         others: the outputs by the name of the component, logits [S, N, C] each.
         classes: C.
         options: of these, `resamples` and `seed`.
+
+    Returns:
+        One entry per component, in the order of `others`.
 
     Raises:
         DataError: logits have another shape or are not finite.
@@ -74,6 +77,9 @@ def agreement(
         others: the other students and baselines.
         classes: C.
         options: of these, `resamples` and `seed`.
+
+    Returns:
+        One entry per model, whose only metric is "agreement".
 
     Raises:
         DataError: logits have another shape or are not finite.

@@ -48,6 +48,9 @@ class Questions:
             labels: [N] int64.
             qids: N question ids.
             reference: the reference's probabilities, [N] float64, if there is a reference.
+
+        Returns:
+            The pairs with their questions.
         """
         names, group = grouped(qids)
         positive = np.bincount(group, labels == 1, minlength=len(names)) > 0
@@ -68,7 +71,15 @@ class Questions:
 
 
 def defined_metrics(questions: Questions, classes: int) -> tuple[str, ...]:
-    """Return the metrics that are defined for these pairs: accuracy; for two classes also auc, spearman, ranking."""
+    """Return the metrics that are defined for these pairs: accuracy; for two classes also auc, spearman, ranking.
+
+    Args:
+        questions: G questions with N labelled pairs.
+        classes: C.
+
+    Returns:
+        Names of the metrics.
+    """
     if classes != 2:
         return ("accuracy",)
     both = 0 < int((questions.labels == 1).sum()) < len(questions.labels)
@@ -78,13 +89,29 @@ def defined_metrics(questions: Questions, classes: int) -> tuple[str, ...]:
 
 
 def correct(questions: Questions, logits: Floats) -> Floats:
-    """Return 1 where the decision is the label and 0 elsewhere, [N], from logits [N, C]."""
+    """Return 1 where the decision is the label and 0 elsewhere, [N], from logits [N, C].
+
+    Args:
+        questions: G questions with N labelled pairs.
+        logits: [N, C].
+
+    Returns:
+        [N] float64.
+    """
     right: Floats = (logits.argmax(axis=1) == questions.labels).astype(np.float64)
     return right
 
 
 def auc(labels: NDArray[np.int64], scores: Floats) -> float:
-    """Return the ROC-AUC of labels [N] (1 is positive) and scores [N], by scikit-learn; both classes must occur."""
+    """Return the ROC-AUC of labels [N] (1 is positive) and scores [N], by scikit-learn; both classes must occur.
+
+    Args:
+        labels: [N] int64.
+        scores: [N].
+
+    Returns:
+        The area, from 0 to 1.
+    """
     return float(roc_auc_score(labels == 1, scores))
 
 
@@ -180,6 +207,13 @@ def ranking(scores: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
     Among equal scores positives come last, then the earlier pair first: a model that gives every passage the same score
     is not rewarded, whatever the order of the pairs.
+
+    Args:
+        scores: [N].
+        labels: [N] int64.
+
+    Returns:
+        [N] int64.
     """
     return np.lexsort((labels == 1, -scores))
 

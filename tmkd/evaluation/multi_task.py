@@ -49,6 +49,9 @@ class TaskResult:
             given: `PATH` or `PATH=METRIC`: a run's folder or its results.json. Without a metric the task counts by
                 ROC-AUC, or by accuracy where there is no ROC-AUC.
 
+        Returns:
+            The results, and the metric that the task counts by.
+
         Raises:
             DataError: there is no such file, it is not a results.json, or it does not have the metric.
         """
@@ -108,6 +111,9 @@ class MultiTaskResults:
         Args:
             tasks: at least one.
             method: the method to compare with the others.
+
+        Returns:
+            The shares of all methods and the differences to `method`.
 
         Raises:
             DataError: a task is named twice, lacks the method, or has no teacher that shares could be relative to.

@@ -55,6 +55,9 @@ class ModelOutput:
             pairs: the N that is expected.
             classes: the C that is expected.
 
+        Returns:
+            The logits, checked.
+
         Raises:
             DataError: the logits have another shape, or some are not finite (a nan would get a rank as if it were a
                 score).
@@ -193,6 +196,9 @@ class Results:
 
         Args:
             name: the model; the taken one unless given.
+
+        Returns:
+            The sentences; none where there is nothing to compare with.
         """
         name = name or self.taken
         own = [difference for difference in self.differences if name in (difference.first, difference.second)]

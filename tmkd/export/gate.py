@@ -180,7 +180,16 @@ class _Trial:
         self.disagrees = False
 
     def run(self, dev: Pairs, reference: Logits, probes: NDArray[np.int64]) -> _Trial:
-        """Write the file unless another backend has written it, score the pairs, compare."""
+        """Write the file unless another backend has written it, score the pairs, compare.
+
+        Args:
+            dev: N pairs.
+            reference: the PyTorch student's logits on them, [N, C] float32.
+            probes: indices of the probes among the pairs.
+
+        Returns:
+            This trial.
+        """
         try:
             self._write()
             scorer = Scorer(self.source.folder, backend=self.name)

@@ -43,6 +43,9 @@ def choose_calibration(train: Pairs, count: int = CALIBRATION_PAIRS, seed: int =
         train: the training pairs; those without a label count as a class of their own.
         count: how many to choose.
         seed: of the random choice; the same pairs and seed give the same choice.
+
+    Returns:
+        The chosen pairs, in the order of `train`.
     """
     order = np.random.default_rng(seed).permutation(len(train))
     labels = train.labels[order]
@@ -115,6 +118,9 @@ def left_in_float(model: Any, float_step: int) -> list[str]:
     Args:
         model: an ONNX model whose products are in the order of the forward pass.
         float_step: 0: nothing more; 1: the second feed-forward product of the first layer; 2: that of every layer.
+
+    Returns:
+        Names of nodes.
     """
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]

@@ -100,6 +100,9 @@ def agreement(reference: Logits, found: Logits, qids: Sequence[str], labels: NDA
         found: logits of the export, [N, C] float32.
         qids: N question ids; the order of passages is compared within each question.
         labels: [N] int64, -1 for a pair without a label.
+
+    Returns:
+        The numbers of the parity table; all None where some logits are not finite.
     """
     if not (np.isfinite(found).all() and np.isfinite(reference).all()):
         return Agreement()
@@ -124,6 +127,9 @@ def invariance(score: Callable[[int | None], Logits]) -> Invariance:
     Args:
         score: returns the logits of the same N pairs, [N, C], in micro-batches of the given size; None lets the runtime
             choose.
+
+    Returns:
+        The differences found.
     """
     found = np.stack([score(size) for size in BATCH_SIZES])
     first, again = score(None), score(None)
@@ -132,7 +138,16 @@ def invariance(score: Callable[[int | None], Logits]) -> Invariance:
 
 
 def why_refused(found: Agreement, steady: Invariance, limits: Limits) -> str:
-    """Return why the gate refuses an export with these numbers; an empty string where it passes."""
+    """Return why the gate refuses an export with these numbers; an empty string where it passes.
+
+    Args:
+        found: the agreement with the student.
+        steady: how far logits depend on the batch.
+        limits: what the gate requires.
+
+    Returns:
+        The reasons, separated by semicolons.
+    """
     difference = found.max_logit_difference
     if difference is None or steady.batch_difference is None:
         return "it gives logits that are not finite"

@@ -18,7 +18,15 @@ NO_BUDGET = 1 << 60  # a token budget that never limits a batch
 
 
 def padded_width(longest: int, step: int = WIDTH_STEP) -> int:
-    """Return the width of a batch whose longest pair has `longest` tokens: the next multiple of `step`."""
+    """Return the width of a batch whose longest pair has `longest` tokens: the next multiple of `step`.
+
+    Args:
+        longest: tokens of the longest pair.
+        step: the width is a multiple of this.
+
+    Returns:
+        The width in tokens, at least `step`.
+    """
     return max(1, -(-longest // step)) * step
 
 
@@ -74,7 +82,15 @@ def engine_batches(lengths: NDArray[np.integer], token_budget: int, parts: int) 
 
 
 def engine_shapes(max_length: int, token_budget: int) -> list[tuple[int, int]]:
-    """Return (pairs, width) of every batch that `engine_batches` can give, except a pair longer than the budget."""
+    """Return (pairs, width) of every batch that `engine_batches` can give, except a pair longer than the budget.
+
+    Args:
+        max_length: most tokens of a pair.
+        token_budget: as in `engine_batches`.
+
+    Returns:
+        The shapes.
+    """
     widths = range(WIDTH_STEP, padded_width(max_length) + 1, WIDTH_STEP)
     return [(1 << power, width) for width in widths for power in range((token_budget // width).bit_length())]
 

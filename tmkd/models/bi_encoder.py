@@ -112,8 +112,10 @@ def _unit_mean(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
 def _hidden_states(
     folder: Path, texts: Sequence[str], max_length: int, precision: str
 ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.bool_]]]:
-    """Yield, for every text in the order of its length: its index, its tokens' last hidden states [T, d], and which
-    tokens are not special ones, [T].
+    """Run the encoder on texts, in the order of their length.
+
+    Yields:
+        Index of the text, last hidden states of its tokens [T, d], and which tokens are not special ones [T] bool.
     """
     from transformers import AutoModel
     from transformers.utils import logging

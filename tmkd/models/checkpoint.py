@@ -59,6 +59,9 @@ def load_encoder(
             never trained. An untrained pooler has small random weights, which give nearly the same h for all texts, and
             a few labels are spent on growing them; with the identity, h is tanh of the first token's vector.
 
+    Returns:
+        The encoder, on the CPU.
+
     Raises:
         EncoderError: the architecture is not supported, the encoder has too few layers, or weights are missing or of
             another shape.
@@ -147,6 +150,10 @@ def require_fit(folder: Path, *, length: int, layers: int = 1) -> None:
 
 def require_head(folder: Path, classes: int) -> None:
     """Check that a checkpoint has a classification head of so many classes.
+
+    Args:
+        folder: the checkpoint.
+        classes: C that it must have.
 
     Raises:
         EncoderError: it has no head, or one of another number of classes.
@@ -250,6 +257,9 @@ def load_student(folder: Path, *, dropout: float = 0.0, freeze_embeddings: bool 
         dropout: see `encoder_of`.
         freeze_embeddings: see `encoder_of`.
 
+    Returns:
+        The model, on the CPU.
+
     Raises:
         EncoderError: tmkd did not write the folder, or a file is damaged.
     """
@@ -275,6 +285,9 @@ def load_finished(folder: Path, classes: int) -> Student:
     Args:
         folder: the checkpoint.
         classes: C that it must have.
+
+    Returns:
+        The model, on the CPU, with its classes in the checkpoint's order.
 
     Raises:
         EncoderError: it has no head of so many classes, its architecture is not supported, or a file is damaged.

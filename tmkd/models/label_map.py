@@ -29,6 +29,9 @@ def find_label_map(folder: Path, teacher: Teacher, recipe: Recipe) -> list[int]:
         teacher: the recipe's entry for it.
         recipe: the task's classes and their names.
 
+    Returns:
+        The checkpoint's class of each class of the task.
+
     Raises:
         RecipeError: the names differ or are in another order; the message shows both.
     """

@@ -92,7 +92,12 @@ class PairTokenizer:
         return encoded
 
     def encode_chunks(self, questions: Sequence[str], passages: Sequence[str]) -> Iterator[Encoded]:
-        """Do as `encode` does, in chunks of about a thousand pairs, for callers that show progress."""
+        """Tokenize pairs in chunks of about a thousand, for callers that show progress; otherwise as `encode`.
+
+        Args:
+            questions: N texts.
+            passages: N texts.
+        """
         if len(questions) != len(passages):
             raise DataError(f"{len(questions)} questions but {len(passages)} passages; a pair has one of each")
         for start in range(0, len(questions), _CHUNK):
@@ -114,7 +119,15 @@ class PairTokenizer:
         return rows
 
     def passage_places(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.int64]:
-        """Return where the passage's tokens start and end in every pair as `encode` returns it, [N, 2] int64."""
+        """Return where the passage's tokens start and end in every pair as `encode` returns it, [N, 2] int64.
+
+        Args:
+            questions: N texts.
+            passages: N texts.
+
+        Returns:
+            The index of the passage's first token and that after its last; 0 and 0 where nothing of it was kept.
+        """
         places = np.empty((len(questions), 2), dtype=np.int64)
         for start in range(0, len(questions), _CHUNK):
             pairs = list(zip(questions[start : start + _CHUNK], passages[start : start + _CHUNK], strict=True))

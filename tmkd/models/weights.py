@@ -38,6 +38,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def shape_of(folder: Path, name: str) -> list[int]:
     """Return the shape of one weight of a checkpoint, without reading it; an empty list where there is no such weight.
 
+    Args:
+        folder: the checkpoint.
+        name: of the weight.
+
+    Returns:
+        The shape.
+
     Raises:
         EncoderError: a file is damaged.
     """

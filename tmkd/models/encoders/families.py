@@ -95,6 +95,9 @@ def family_of(model_type: str, where: str) -> Family:
         model_type: as config.json names it.
         where: the model, for messages.
 
+    Returns:
+        The family.
+
     Raises:
         EncoderError: the architecture is not supported; the message lists those that are.
     """

@@ -55,6 +55,9 @@ def find_encoder(spec: str) -> Path:
     Args:
         spec: `builtin:minilm-l6`, `builtin:mpnet`, a local folder, or a hub id such as `org/name`.
 
+    Returns:
+        The folder.
+
     Raises:
         EncoderError: there is no such encoder, a file is damaged, or the folder has no weights or no tokenizer.
     """

@@ -31,6 +31,9 @@ def encoder_of(model: Any, *, dropout: float = 0.0, freeze_embeddings: bool = Tr
         dropout: probability used in training mode on attention weights, block outputs and h.
         freeze_embeddings: whether the embedding tables and their LayerNorm stay as they are.
 
+    Returns:
+        The encoder; it shares its parameters with `model`.
+
     Raises:
         EncoderError: the architecture is not supported.
     """

@@ -88,6 +88,9 @@ class LstmEncoder(nn.Module):
 
         Args:
             batch: n pairs, padded.
+
+        Returns:
+            h, [n, d] float32.
         """
         assert batch.packing is None
         input_ids = batch.input_ids
