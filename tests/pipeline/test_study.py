@@ -19,7 +19,7 @@ from tmkd.core.errors import EncoderError, RecipeError
 from tmkd.pipeline.store.workspace import Workspace
 from tmkd.pipeline.study.board import Status
 from tmkd.pipeline.study.plan import Study, load_study
-from tmkd.pipeline.study.run import run_study
+from tmkd.pipeline.study.run import carry_out
 
 STUDY = """
 name: tiny-study
@@ -101,7 +101,7 @@ def test_an_interrupted_study_continues_with_what_is_missing(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan, place = load_study(study_file, ["seeds=[0]"]), Workspace(tmp_path / "workspace")
-    whole = run_study(plan, Workspace(tmp_path / "whole")).to_json()
+    whole = carry_out(plan, Workspace(tmp_path / "whole")).to_json()
     real = Workspace.step
 
     def killed(self: Workspace, kind: str, *rest: object, **more: object) -> object:
@@ -112,10 +112,10 @@ def test_an_interrupted_study_continues_with_what_is_missing(
     with monkeypatch.context() as patch:
         patch.setattr(Workspace, "step", killed)
         with pytest.raises(KeyboardInterrupt):
-            run_study(plan, place)
+            carry_out(plan, place)
     assert "2 of 4 students are there, about " in caplog.text
     assert place.unused() == []  # the teachers of the student that was stopped are kept too
-    found = run_study(plan, place).to_json()
+    found = carry_out(plan, place).to_json()
     for one, other in zip(found["rows"], whole["rows"], strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
@@ -151,7 +151,7 @@ def test_rows_and_recipes_are_read_once(study_file: Path, tmp_path: Path, monkey
     opened: list[Path] = []
     text = Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda self, *a, **k: (opened.append(self), text(self, *a, **k))[1])
-    run_study(load_study(study_file, ["seeds=[0]"]), Workspace(tmp_path / "workspace"))
+    carry_out(load_study(study_file, ["seeds=[0]"]), Workspace(tmp_path / "workspace"))
     assert len(read) == 1  # both tasks and both variants have the same data
     assert sum(path.name == "recipe.yaml" for path in opened) == 1
 
@@ -221,14 +221,14 @@ def test_a_metric_needs_rows_that_give_it_a_meaning(study_file: Path, tmp_path: 
     write_jsonl(tmp_path / "dev.jsonl", dev)
     plan = load_study(study_file, ["tasks.0.keys={take: finetune, data.dev: dev.jsonl}", "metric=mrr"])
     with pytest.raises(RecipeError, match=r"'mrr' has no meaning on .*tiny, finetune; there are: accuracy, auc"):
-        run_study(plan, Workspace(tmp_path / "workspace"))
+        carry_out(plan, Workspace(tmp_path / "workspace"))
     assert steps(tmp_path / "workspace") == set()
 
 
 def test_an_error_in_a_student_names_it(study_file: Path, tmp_path: Path) -> None:
     plan = load_study(study_file, ["variants={plain: {}, deep: {student.layers: 9}}", "seeds=[0]"])
     with pytest.raises(EncoderError, match=r"study tiny-study, tiny, finetune, deep, seed 0: .* has 3 layers"):
-        run_study(plan, Workspace(tmp_path / "workspace"))
+        carry_out(plan, Workspace(tmp_path / "workspace"))
 
 
 def test_one_student_read_in_several_ways_is_trained_once(study_file: Path, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_one_student_read_in_several_ways_is_trained_once(study_file: Path, tmp_
         study_file, ["tasks=[{recipe: recipe.yaml, keys: {take: mkd}}]", "variants={}", "seeds=[0]",
                      "grid={combination: [logit, probability, golden]}"],
     )  # fmt: skip
-    outcome = run_study(plan, Workspace(tmp_path / "workspace"))
+    outcome = carry_out(plan, Workspace(tmp_path / "workspace"))
     assert sum(name.startswith("student-") for name in steps(tmp_path / "workspace")) == 1
     assert len({row.metrics["auc"].mean for row in outcome.rows}) > 1
 
@@ -245,7 +245,7 @@ def test_variants_are_measured_on_the_same_rows(study_file: Path, tmp_path: Path
     write_jsonl(tmp_path / "dev.jsonl", [{**row, "question": f"Hm: {row['question']}"} for row in pair_rows(1)])
     plan = load_study(study_file, ["variants.more epochs={data.dev: dev.jsonl}"])
     with pytest.raises(RecipeError, match="variant 'more epochs' has other development rows"):
-        run_study(plan, Workspace(tmp_path / "workspace"))
+        carry_out(plan, Workspace(tmp_path / "workspace"))
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (Path(__file__).parents[2] / "recipes/studies").glob("*.yaml")))

@@ -84,12 +84,11 @@ def study(
     Example: tmkd study recipes/studies/options.yaml seeds=[0,1,2] --list
     """
     with needs_extra("train"):
-        from tmkd.pipeline.study.command import list_study, study_and_report
+        from tmkd.pipeline.study.run import list_study, run_study
 
-    if only_list:
-        shown, content, notes = list_study(file, overrides, workspace)
-    else:
-        shown, content, notes = study_and_report(file, overrides, workspace, jobs)
-    give(json_file, content, [shown])
-    for note in notes:
-        say(note)
+    found = list_study(file, overrides, workspace) if only_list else run_study(file, overrides, workspace, jobs)
+    give(json_file, found.to_json(), [found.table()])
+    for sentence in found.sentences():
+        say(sentence)
+    if not only_list:
+        say(f"report: {workspace / 'studies' / found.to_json()['study'] / 'report.html'}")

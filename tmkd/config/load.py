@@ -17,11 +17,11 @@ from tmkd.core.errors import RecipeError
 P = TypeVar("P", bound=Part)
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read and validate a recipe.
 
     Example:
-        recipe = load_recipe(Path("recipes/demo.yaml"), ["stage1.epochs=2", "name=short"])
+        recipe = load_recipe("recipes/demo.yaml", ["stage1.epochs=2", "name=short"])
 
     Args:
         path: the YAML file.
@@ -32,7 +32,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         RecipeError: the file is missing or no YAML, a key is unknown (the error names the nearest right one), or a
             value does not fit.
     """
-    return parse_recipe(read_content(path, overrides), str(path))
+    return parse_recipe(read_content(Path(path), overrides), str(path))
 
 
 def read_content(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:

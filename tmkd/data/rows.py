@@ -52,11 +52,11 @@ class Expected(TypedDict, total=False):
     labels: Mapping[str, int | None]
 
 
-def read_pairs(path: Path, **expected: Unpack[Expected]) -> Pairs:
+def read_pairs(path: str | Path, **expected: Unpack[Expected]) -> Pairs:
     """Read and check a pairs file.
 
     Example:
-        pairs = read_pairs(Path("train.jsonl"), columns=Columns(question="query"), classes=2, need_labels=True)
+        pairs = read_pairs("train.jsonl", columns=Columns(question="query"), classes=2, need_labels=True)
 
     Args:
         path: JSON lines, CSV, TSV or Parquet, plain or .gz.
@@ -66,7 +66,7 @@ def read_pairs(path: Path, **expected: Unpack[Expected]) -> Pairs:
         DataError: as `tmkd.data.readers.read_rows` raises it; a missing column, an empty question or passage, a bad
             label or score (the message names file and line).
     """
-    return rows_to_pairs(read_rows(path), path, **expected)
+    return rows_to_pairs(read_rows(Path(path)), Path(path), **expected)
 
 
 def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Expected]) -> Pairs:

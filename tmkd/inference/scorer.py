@@ -117,7 +117,7 @@ class Scorer:
         EncoderError: the tokenizer is missing or damaged.
     """
 
-    def __init__(self, folder: Path, *, backend: str = "auto", threads: int | None = None) -> None:
+    def __init__(self, folder: str | Path, *, backend: str = "auto", threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise ExportError(f"threads is {threads}; use 1 or more")
         self.manifest = read_manifest(Path(folder))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tmkd import __version__
 from tmkd.core.files import disk_errors
 from tmkd.core.hardware import describe
 from tmkd.data.writers import write_rows
@@ -70,7 +69,7 @@ def _installed(name: str) -> bool:
 def environment(data: RunData) -> dict[str, Any]:
     """Versions, machine and data: what a reader needs to repeat the run."""
     return {
-        "tmkd": __version__,
+        "tmkd": version("tmkd"),
         "python": platform.python_version(),
         "system": platform.platform(),
         "runs on": describe(data.recipe.precision),

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tmkd.config.load import parse_recipe
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import ExportError
 from tmkd.core.files import copy_folder, disk_errors, write_json
 from tmkd.core.hardware import describe, prepare
-from tmkd.inference.qa.calibration import FILE as CALIBRATION
-from tmkd.inference.qa.calibration import of_the_same_student
+from tmkd.data.pairs import Pairs
+from tmkd.data.tasks import read_measured
+from tmkd.evaluation.results import Results
 from tmkd.pipeline.parallel import workers
 from tmkd.pipeline.preflight import require_runnable
 from tmkd.pipeline.report import report
 from tmkd.pipeline.results import DistillResult, ExportResult, LabelResult, PretrainResult, RunResult, TeachResult
 from tmkd.pipeline.run_data import RunCache, RunData
-from tmkd.pipeline.steps.export import export_step
+from tmkd.pipeline.steps.evaluate import evaluate
+from tmkd.pipeline.steps.export import copy_export, export_step
+from tmkd.pipeline.steps.finished_run import FinishedRun
 from tmkd.pipeline.store.workspace import UNFINISHED, Step, Workspace, held
 from tmkd.pipeline.students import Students
 from tmkd.pipeline.teacher_labels import TeacherLabels
@@ -49,8 +53,12 @@ class Run:
         labels: its teachers and their labels.
         students: its students.
 
-    Raises (each method):
-        TmkdError: what cannot work, before anything is trained, or another process that holds this run.
+    Every method raises a `TmkdError` for what cannot work, before anything is trained, and `Busy` where another process
+    holds this run.
+
+    Example:
+        >>> run = Run(load_recipe("recipes/demo.yaml"))  # doctest: +SKIP
+        >>> run.run().results.verdicts()  # doctest: +SKIP
     """
 
     def __init__(
@@ -62,6 +70,52 @@ class Run:
         self.data = RunData(recipe, self.workspace, cache or RunCache())
         self.labels = TeacherLabels(self.data)
         self.students = Students(self.labels)
+
+    @classmethod
+    def from_pairs(
+        cls,
+        train: Pairs,
+        *,
+        dev: Pairs | None = None,
+        test: Pairs | None = None,
+        pool: Pairs | None = None,
+        workspace: str | Path = "workspace",
+        **keys: Any,
+    ) -> Run:
+        """A run over pairs that are in memory.
+
+        They are saved as Parquet in the workspace, and the run's recipe names these files: it is a recipe like any
+        other, which `tmkd run` could carry out too.
+
+        Args:
+            train: labelled pairs to learn from.
+            dev: the development set; a fifth of the training questions is held out for it unless given.
+            test: the test pairs; the report is on the development set unless given.
+            pool: unlabelled pairs for stage 1; the training pairs unless given.
+            workspace: the workspace.
+            keys: the other keys of the recipe, such as `teachers=[Teacher(name="a")]`. `data` holds keys of the data
+                other than the files, such as `data={"scores": {"judge": "probability"}}`.
+
+        Raises:
+            RecipeError: a key that does not exist, or a value that does not fit.
+        """
+        folder = Path(workspace).resolve() / "data"
+        parts = {"train": train, "dev": dev, "test": test, "pool": pool}
+        files = {name: _saved(pairs, folder) for name, pairs in parts.items() if pairs is not None}
+        data = {**keys.pop("data", {}), **files}
+        return cls(parse_recipe({**keys, "data": data}, "Run.from_pairs"), workspace)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """A run that is finished, from its folder `runs/<name>/`.
+
+        Raises:
+            TmkdError: the folder has no manifest, or does not lie in a workspace.
+        """
+        finished = FinishedRun.read(Path(folder))
+        run = cls(finished.recipe, finished.workspace)
+        run.folder = finished.folder
+        return run
 
     def prepare(self) -> None:
         """Set this process up as the recipe says (threads, attention), and log once where it runs."""
@@ -126,11 +180,34 @@ class Run:
         """
         self.students.require_exportable()
         with self.working():
-            result = self._export(self._distill())
+            self._distill()
+            result = self._export()
         failed = [entry for entry in result.parity if not entry["passed"]]
         if must_pass and failed:
             raise ExportError(f"{failed[0]['backend']} was asked for and is not written: {failed[0]['reason']}")
         return result
+
+    def evaluate(
+        self, pairs: Pairs | str | Path, *, columns: Mapping[str, str] | None = None, speed: bool = True
+    ) -> Results:
+        """Compare every model of the finished run on any labelled pairs.
+
+        Args:
+            pairs: labelled pairs, or the file that holds them.
+            columns: names of columns of the file by what they hold (question, passage, label, qid); the recipe's names
+                unless given.
+            speed: measure the models' speed too.
+
+        Raises:
+            TmkdError: the run is not finished.
+            DataError: pairs that cannot be used, or pairs without labels.
+        """
+        finished = FinishedRun.read(self.folder, self.workspace)
+        task = None if isinstance(pairs, Pairs) else Path(pairs).name
+        if not isinstance(pairs, Pairs):
+            pairs = read_measured(self.recipe.data, self.recipe.classes, Path(pairs), columns or {})
+        with self.workspace.locked():
+            return evaluate(finished, pairs, timed=speed, task=task)
 
     def report(self, jobs: int = 1) -> RunResult:
         """Every step, then the report: all models compared on the test pairs. `run` is the same."""
@@ -146,7 +223,7 @@ class Run:
         with self.working():
             self.labels.label_all()
             distilled = self._distill(jobs)
-            exported = self._export(distilled)
+            exported = self._export()
             results = report(self.data, self.folder, self._export_step(), exported.parity)
             self._write_manifest()
         page = self.folder / "report" / "report.html"
@@ -177,16 +254,11 @@ class Run:
         student = self.students.taken().steps[0]
         return export_step(self.workspace, student, self.data.task, self.recipe.export.backends)
 
-    def _export(self, distilled: DistillResult) -> ExportResult:
-        step = self._export_step()
+    def _export(self) -> ExportResult:
         target = self.folder / "export"
-        calibration = of_the_same_student(target, step.folder / "export")
-        with disk_errors(self.folder):
-            copy_folder(step.folder / "export", target)
-            if calibration is not None:  # `tmkd calibrate` wrote it there; it is no step
-                (target / CALIBRATION).write_text(calibration, encoding="utf-8")
+        copy_export(self._export_step(), target)
         self._write_manifest()
-        return ExportResult(target, tuple(json.loads((step.folder / "export" / "parity.json").read_text())))
+        return ExportResult(target, tuple(json.loads((target / "parity.json").read_text(encoding="utf-8"))))
 
     def _write_manifest(self) -> None:
         """Write the resolved recipe, the models of the run and the steps it used: `evaluate` and `clean` read it."""
@@ -212,6 +284,14 @@ class Run:
             manifest["pool"] = self.data.mined
         write_json(self.folder / "manifest.json", manifest)
         (self.folder / UNFINISHED).unlink(missing_ok=True)
+
+
+def _saved(pairs: Pairs, folder: Path) -> str:
+    """Save pairs under their digest; the path of the file."""
+    path = folder / f"{pairs.digest()}.parquet"
+    if not path.is_file():
+        pairs.save(path)
+    return str(path)
 
 
 def _same(first: Path, second: Path) -> bool:

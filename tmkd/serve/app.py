@@ -6,6 +6,7 @@ import logging
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
@@ -17,7 +18,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tmkd import __version__
 from tmkd.serve import health, rerank
 from tmkd.serve.body import Gone, parse, unless_gone
 from tmkd.serve.guard import Guard
@@ -77,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
             yield
 
     app = FastAPI(
-        title="tmkd", version=__version__, description=ABOUT, lifespan=lifespan,
+        title="tmkd", version=version("tmkd"), description=ABOUT, lifespan=lifespan,
         redirect_slashes=False, docs_url=None, redoc_url=None,
         exception_handlers={Refusal: _refused, Gone: _gone, HTTPException: _no_route, Exception: _broken},
     )  # fmt: skip

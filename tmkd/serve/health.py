@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
-from tmkd import __version__
 from tmkd.core.cpu import usable_cores
 from tmkd.serve.refusals import json_response, unavailable
 from tmkd.serve.server import Server
@@ -61,7 +61,7 @@ def about(server: Server) -> dict[str, Any]:
         "max_client_batch_size": settings.max_texts,
         "auto_truncate": settings.auto_truncate,
         "tokenization_workers": hello.threads if hello is not None else usable_cores(),
-        "version": __version__,
+        "version": version("tmkd"),
         "sha": None,
         "docker_label": None,
         "backend": hello.backend if hello is not None else None,

@@ -145,8 +145,8 @@ class QuestionAnswerer:
     @classmethod
     def open(
         cls,
-        model: Path,
-        index: Path,
+        model: str | Path,
+        index: str | Path,
         *,
         backend: str = "auto",
         threads: int | None = None,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tmkd.core.files import copy_folder, disk_errors
 from tmkd.data.tasks import TaskData
 from tmkd.export.export import export_student
 from tmkd.export.gate import writable
 from tmkd.export.int8 import choose_calibration
+from tmkd.inference.qa.calibration import FILE as CALIBRATION
+from tmkd.inference.qa.calibration import of_the_same_student
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
 
@@ -33,3 +36,17 @@ def export_step(workspace: Workspace, student: Step, task: TaskData, backends: S
         export_student(student.folder, task.dev, folder / "export", calibration=calibration, backends=names)
 
     return workspace.step("export", content, build, label="export")
+
+
+def copy_export(step: Step, target: Path) -> None:
+    """Copy an export out of its step. A calibration of the same student in the target's place is kept.
+
+    Args:
+        step: the export's step.
+        target: the folder to write; an earlier export there is replaced.
+    """
+    calibration = of_the_same_student(target, step.folder / "export")
+    with disk_errors(target.parent):
+        copy_folder(step.folder / "export", target)
+        if calibration is not None:  # `tmkd calibrate` wrote it into the earlier export; no step holds it
+            (target / CALIBRATION).write_text(calibration, encoding="utf-8")

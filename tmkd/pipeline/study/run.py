@@ -14,21 +14,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from rich.console import RenderableType
 
 from tmkd.core.errors import RecipeError, TmkdError
-from tmkd.core.files import write_json
+from tmkd.core.files import disk_errors, write_json
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.metrics import Floats, Questions, defined_metrics
 from tmkd.pipeline.parallel import workers
 from tmkd.pipeline.preflight import require_runnable
+from tmkd.pipeline.report import environment
 from tmkd.pipeline.run import Run
-from tmkd.pipeline.run_data import RunCache
-from tmkd.pipeline.store.workspace import UNFINISHED, StepMissing, Workspace
+from tmkd.pipeline.run_data import RunCache, RunData
+from tmkd.pipeline.store.workspace import UNFINISHED, StepMissing, Workspace, held
 from tmkd.pipeline.study.board import Board, Status
 from tmkd.pipeline.study.outcome import Measured, Outcome, outcome_of
-from tmkd.pipeline.study.plan import Cell, Plan
+from tmkd.pipeline.study.page import write_study
+from tmkd.pipeline.study.plan import Cell, Plan, load_study
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +109,17 @@ def _check_rows(plan: Plan, cell: Cell, dev: Pairs, rows: dict[str, Pairs]) -> N
         )
 
 
-def run_study(plan: Plan, workspace: Workspace, cache: RunCache | None = None, jobs: int = 1) -> Outcome:
-    """Train what is missing, `jobs` students side by side, and measure on development rows. Interrupted, it keeps every
-    finished cell."""
+def carry_out(plan: Plan, workspace: Workspace, cache: RunCache | None = None, jobs: int = 1) -> Outcome:
+    """Train the students that are missing and measure all of them on the development set.
+
+    An interrupted call keeps every finished cell.
+
+    Args:
+        plan: the study and its cells.
+        workspace: keeps the students.
+        cache: pairs and labels that the cells share.
+        jobs: processes that train students side by side.
+    """
     cache = cache or RunCache()
     found = look(plan, workspace.root, cache)
     record = _Record(plan, workspace, found)
@@ -191,3 +203,81 @@ def _training_seconds(curve: Path, rows: int) -> float | None:
         return None
     last = json.loads(curve.read_text())[-1]
     return float(last.get("pairs", rows * last["epoch"]) / last["pairs_per_second"])
+
+
+@dataclass(frozen=True)
+class StudyListing:
+    """What a study has done and what it lacks.
+
+    Attributes:
+        status: which cells are done, and an estimate of the time left.
+        missing: by the place of a cell in the plan, the first step that is not there.
+    """
+
+    status: Status
+    missing: dict[int, str]
+
+    def table(self) -> RenderableType:
+        """For a terminal: a line for each task and variant, a mark for each seed."""
+        return self.status.table()
+
+    def to_json(self) -> dict[str, Any]:
+        """{"study", "cells": [{"task", "variant", "seed", "missing"}], "seconds_left"}."""
+        cells = [
+            {"task": cell.task, "variant": cell.variant, "seed": cell.seed, "missing": self.missing.get(place)}
+            for place, cell in enumerate(self.status.plan.cells)
+        ]
+        return {"study": self.status.plan.study.name, "cells": cells, "seconds_left": self.status.left()}
+
+    def sentences(self) -> list[str]:
+        """The first steps to do."""
+        first = list(dict.fromkeys(self.missing.values()))
+        return [f"to do next: {'; '.join(first[:5])}{' and more' if len(first) > 5 else ''}"] if first else []
+
+
+def list_study(
+    file: str | Path, overrides: list[str] | None = None, workspace: str | Path = "workspace"
+) -> StudyListing:
+    """Look what a study has done and what it lacks; nothing is trained.
+
+    Args:
+        file: the study's YAML file.
+        overrides: `key=value` pairs that replace keys of the study.
+        workspace: the workspace that it would run in.
+
+    Raises:
+        TmkdError: the study, or a recipe of it, cannot work.
+    """
+    plan, root = load_study(Path(file), overrides), Path(workspace)
+    found = look(plan, root)
+    return StudyListing(Status(plan, set(found.measured), seconds_of(plan, root)), found.missing)
+
+
+def run_study(
+    file: str | Path, overrides: list[str] | None = None, workspace: str | Path = "workspace", jobs: int = 1
+) -> Outcome:
+    """Train and measure every variant of a study with every seed, and write its report to `studies/<name>/`.
+
+    Students that are there are not trained again; an interrupted study continues.
+
+    Args:
+        file: the study's YAML file.
+        overrides: `key=value` pairs that replace keys of the study.
+        workspace: the workspace.
+        jobs: processes that train students side by side.
+
+    Raises:
+        TmkdError: the study, or a recipe of it, cannot work.
+        Busy: another process runs this study, or removes steps of the workspace.
+    """
+    plan, place = load_study(Path(file), overrides), Workspace(Path(workspace))
+    folder = place.root / "studies" / plan.study.name
+    cache = RunCache()
+    busy = f"study {plan.study.name} is in use by another tmkd process; wait for it"
+    with place.locked(), held(folder.with_name(f".{folder.name}.lock"), busy):
+        outcome = carry_out(plan, place, cache, jobs)
+        with disk_errors(place.root):
+            about = environment(RunData(plan.cells[0].recipe, place, cache))
+            about.pop("data: note", None)  # about the test set, which a study does not read
+            write_study(folder, outcome, {key: value for key, value in about.items() if value is not None})
+    return outcome

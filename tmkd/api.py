@@ -1,0 +1,318 @@
+"""The Python API: everything that the command line does, and the parts to do it with.
+
+Example:
+    import tmkd
+
+    run = tmkd.Run(tmkd.load_recipe("recipes/demo.yaml"), workspace="workspace")
+    done = run.run()  # or step by step: teach, label, pretrain, distill, export, report
+    scorer = tmkd.Scorer(done.export)
+    scorer.scores(["how do I mount a disk?"], ["Use the mount command ..."])
+
+All names are attributes of `tmkd`. Each is imported when it is first used, so `import tmkd` takes no time and
+`tmkd.Scorer` needs no PyTorch. `examples/` holds short programs that use them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tmkd.core.errors import needs_extra
+
+if TYPE_CHECKING:
+    __version__: str
+
+    from tmkd.config.load import load_recipe as load_recipe
+    from tmkd.config.recipe import Recipe as Recipe
+    from tmkd.config.sections import Bilstm as Bilstm
+    from tmkd.config.sections import Columns as Columns
+    from tmkd.config.sections import Data as Data
+    from tmkd.config.sections import DebianDocsSizes as DebianDocsSizes
+    from tmkd.config.sections import Export as Export
+    from tmkd.config.sections import HoldOut as HoldOut
+    from tmkd.config.sections import Loss as Loss
+    from tmkd.config.sections import Pool as Pool
+    from tmkd.config.sections import PoolSource as PoolSource
+    from tmkd.config.sections import ReadyPairs as ReadyPairs
+    from tmkd.config.sections import Stage1 as Stage1
+    from tmkd.config.sections import Stage2 as Stage2
+    from tmkd.config.sections import StudentShape as StudentShape
+    from tmkd.config.sections import Teacher as Teacher
+    from tmkd.config.sections import Texts as Texts
+    from tmkd.config.sections import Training as Training
+    from tmkd.core.errors import DataError as DataError
+    from tmkd.core.errors import Diverged as Diverged
+    from tmkd.core.errors import EncoderError as EncoderError
+    from tmkd.core.errors import ExportError as ExportError
+    from tmkd.core.errors import FetchError as FetchError
+    from tmkd.core.errors import LabelError as LabelError
+    from tmkd.core.errors import MissingExtraError as MissingExtraError
+    from tmkd.core.errors import RecipeError as RecipeError
+    from tmkd.core.errors import TmkdError as TmkdError
+    from tmkd.data.documents.index import Changes as Changes
+    from tmkd.data.documents.index import DocumentIndex as DocumentIndex
+    from tmkd.data.documents.reader import Fields as Fields
+    from tmkd.data.documents.reader import Reading as Reading
+    from tmkd.data.pairs import Pairs as Pairs
+    from tmkd.data.rows import read_pairs as read_pairs
+    from tmkd.evaluation.multi_task import MultiTaskResults as MultiTaskResults
+    from tmkd.evaluation.results import Results as Results
+    from tmkd.inference.qa.answer import Answer as Answer
+    from tmkd.inference.qa.answer import Answers as Answers
+    from tmkd.inference.qa.answer import QuestionAnswerer as QuestionAnswerer
+    from tmkd.inference.qa.calibrate import Found as CalibrationResult
+    from tmkd.inference.qa.calibration import Calibration as Calibration
+    from tmkd.inference.score_file import score_file as score_file
+    from tmkd.inference.scorer import Scorer as Scorer
+    from tmkd.pipeline.results import DistillResult as DistillResult
+    from tmkd.pipeline.results import ExportResult as ExportResult
+    from tmkd.pipeline.results import LabelResult as LabelResult
+    from tmkd.pipeline.results import PretrainResult as PretrainResult
+    from tmkd.pipeline.results import RunResult as RunResult
+    from tmkd.pipeline.results import TeachResult as TeachResult
+    from tmkd.pipeline.run import Run as Run
+    from tmkd.pipeline.store.label_store import LabelStore as LabelStore
+    from tmkd.pipeline.store.workspace import Busy as Busy
+    from tmkd.pipeline.store.workspace import UnusedFolder as UnusedFolder
+    from tmkd.pipeline.study.run import StudyListing as StudyListing
+    from tmkd.pipeline.study.run import list_study as list_study
+    from tmkd.pipeline.study.run import run_study as run_study
+    from tmkd.teachers.encoder import EncoderTeacher as EncoderTeacher
+    from tmkd.teachers.interface import TeacherLike as TeacherLike
+    from tmkd.teachers.scores import ScoresTeacher as ScoresTeacher
+
+__all__ = [
+    "Answer",
+    "Answers",
+    "Bilstm",
+    "Busy",
+    "Calibration",
+    "Changes",
+    "Columns",
+    "Data",
+    "DataError",
+    "DebianDocsSizes",
+    "DistillResult",
+    "Diverged",
+    "DocumentIndex",
+    "EncoderError",
+    "EncoderTeacher",
+    "Export",
+    "ExportError",
+    "ExportResult",
+    "FetchError",
+    "Fields",
+    "HoldOut",
+    "LabelError",
+    "LabelResult",
+    "LabelStore",
+    "Loss",
+    "MissingExtraError",
+    "MultiTaskResults",
+    "Pairs",
+    "Pool",
+    "PoolSource",
+    "PretrainResult",
+    "QuestionAnswerer",
+    "Reading",
+    "ReadyPairs",
+    "Recipe",
+    "RecipeError",
+    "Results",
+    "Run",
+    "RunResult",
+    "Scorer",
+    "ScoresTeacher",
+    "Stage1",
+    "Stage2",
+    "StudentShape",
+    "StudyListing",
+    "TeachResult",
+    "Teacher",
+    "TeacherLike",
+    "Texts",
+    "TmkdError",
+    "Training",
+    "UnusedFolder",
+    "__version__",
+    "build_index",
+    "calibrate_export",
+    "clean_workspace",
+    "compare_tasks",
+    "describe_recipe",
+    "list_study",
+    "load_recipe",
+    "read_pairs",
+    "run_study",
+    "score_file",
+    "start_server",
+]
+
+_HOMES = {
+    "tmkd.config.load": ["load_recipe"],
+    "tmkd.config.recipe": ["Recipe"],
+    "tmkd.config.sections": [
+        "Bilstm", "Columns", "Data", "DebianDocsSizes", "Export", "HoldOut", "Loss", "Pool", "PoolSource", "ReadyPairs",
+        "Stage1", "Stage2", "StudentShape", "Teacher", "Texts", "Training",
+    ],
+    "tmkd.core.errors": [
+        "DataError", "Diverged", "EncoderError", "ExportError", "FetchError", "LabelError", "MissingExtraError",
+        "RecipeError", "TmkdError",
+    ],
+    "tmkd.data.documents.index": ["Changes", "DocumentIndex"],
+    "tmkd.data.documents.reader": ["Fields", "Reading"],
+    "tmkd.data.pairs": ["Pairs"],
+    "tmkd.data.rows": ["read_pairs"],
+    "tmkd.evaluation.multi_task": ["MultiTaskResults"],
+    "tmkd.evaluation.results": ["Results"],
+    "tmkd.inference.qa.answer": ["Answer", "Answers", "QuestionAnswerer"],
+    "tmkd.inference.qa.calibration": ["Calibration"],
+    "tmkd.inference.score_file": ["score_file"],
+    "tmkd.inference.scorer": ["Scorer"],
+    "tmkd.pipeline.results": [
+        "DistillResult", "ExportResult", "LabelResult", "PretrainResult", "RunResult", "TeachResult",
+    ],
+    "tmkd.pipeline.run": ["Run"],
+    "tmkd.pipeline.store.label_store": ["LabelStore"],
+    "tmkd.pipeline.store.workspace": ["Busy", "UnusedFolder"],
+    "tmkd.pipeline.study.run": ["StudyListing", "list_study", "run_study"],
+    "tmkd.teachers.encoder": ["EncoderTeacher"],
+    "tmkd.teachers.interface": ["TeacherLike"],
+    "tmkd.teachers.scores": ["ScoresTeacher"],
+}  # fmt: skip
+"""The names that are imported when they are first used, by the module that defines them."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":  # the only source of the version is pyproject.toml
+        from importlib.metadata import version
+
+        return version("tmkd")
+    for module, names in _HOMES.items():
+        if name in names:
+            with needs_extra("train"):  # what the other extras bring is imported where it is needed
+                return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'tmkd' has no attribute {name!r}")
+
+
+def describe_recipe() -> str:
+    """Every key of a recipe, a line each: its type, its default and its meaning."""
+    from tmkd.config.load import describe
+
+    return describe()
+
+
+def compare_tasks(runs: Sequence[str | Path], method: str = "tmkd") -> MultiTaskResults:
+    """Compare a method with the others over several tasks.
+
+    Args:
+        runs: folders of finished runs, or their results.json, each of another task; `FOLDER=METRIC` chooses the metric
+            that the task counts by.
+        method: the method that is compared with the others.
+
+    Raises:
+        DataError: a run that is not finished, or tasks that cannot be compared.
+    """
+    from tmkd.evaluation.multi_task import MultiTaskResults, TaskResult
+
+    return MultiTaskResults.of([TaskResult.read(str(run)) for run in runs], method)
+
+
+def clean_workspace(
+    workspace: str | Path = "workspace", *, remove: bool = False, tokens: bool = False
+) -> list[UnusedFolder]:
+    """Find the folders of a workspace that no run and no study needs.
+
+    Args:
+        workspace: the workspace.
+        remove: remove the folders too.
+        tokens: count stored token ids as unused; they are made again where they are needed.
+
+    Raises:
+        TmkdError: the folder is no workspace.
+        Busy: another process works in it.
+    """
+    with needs_extra("train"):
+        from tmkd.pipeline.store.workspace import Workspace
+
+    return Workspace(Path(workspace)).clean(remove=remove, tokens=tokens)
+
+
+def build_index(documents: Sequence[str | Path], folder: str | Path, reading: Reading | None = None) -> Changes:
+    """Index documents, or bring an index up to date: afterwards it holds these documents and no others.
+
+    Args:
+        documents: files and folders (HTML, Markdown, text, POD, JSON lines, BEIR), or `debian-docs`.
+        folder: the index; it is made where there is none.
+        reading: fields of JSON lines, addresses and limits; the usual ones unless given.
+
+    Raises:
+        DataError: nothing to index, or (`Reading.strict`) a document that cannot be read; the index is as it was.
+        FetchError: `debian-docs` cannot be fetched.
+        MissingExtraError: the index needs a package that is not installed.
+    """
+    from tmkd.data.builtin.corpus import CORPORA
+    from tmkd.data.documents.reader import Reading, index_documents
+
+    return index_documents(list(documents), Path(folder), reading or Reading(), corpora=CORPORA)
+
+
+def calibrate_export(
+    model: str | Path,
+    index: str | Path,
+    *,
+    pairs: str | Path | None = None,
+    test: str | Path | None = None,
+    risk: float | None = None,
+    candidates: int = 100,
+    **scoring: Any,
+) -> CalibrationResult:
+    """Choose an export's temperature, no-answer threshold and retrieval weight, and write calibration.json into it.
+
+    Args:
+        model: the export.
+        index: the index whose passages answer the questions.
+        pairs: a file of labelled pairs that the choice is made on; the questions of debian-docs unless given.
+        test: a file of labelled pairs of other questions, on which the choice is only measured.
+        risk: the largest share of wrong answers; the threshold with the best F1 unless given.
+        candidates: passages that are retrieved and ranked for a question.
+        scoring: `backend` and `threads`, as for `Scorer`.
+
+    Raises:
+        ValueError: `test` without `pairs`.
+        DataError: pairs that cannot be used, or a risk that no threshold keeps.
+        ExportError: an export that cannot be used.
+    """
+    from tmkd.inference.qa.answer import QuestionAnswerer
+    from tmkd.inference.qa.calibrate import calibrate
+    from tmkd.inference.qa.calibration import Calibration
+    from tmkd.inference.qa.cases import built_in, from_file
+
+    if test is not None and pairs is None:
+        raise ValueError("test pairs without development pairs; debian-docs brings test questions of its own")
+    answerer = QuestionAnswerer.open(model, index, calibration=Calibration(), **scoring)
+    files = [from_file(Path(file), answerer.index) for file in (pairs, test) if file is not None]
+    dev, *unseen = files or built_in(answerer.index)
+    found = calibrate(answerer, dev, unseen[0] if unseen else None, candidates=candidates, risk=risk)
+    found.save(Path(model))
+    return found
+
+
+def start_server(model: str | Path, **settings: Any) -> None:
+    """Serve an export over HTTP until the process is stopped.
+
+    Args:
+        model: the export.
+        settings: as `tmkd serve` takes them, such as `port=8080` (`tmkd.serve.settings.Settings` lists them).
+
+    Raises:
+        TmkdError: a setting, or the export, cannot be used.
+        MissingExtraError: the extra `serve` is not installed.
+    """
+    with needs_extra("serve"):
+        from tmkd.serve.run import run
+        from tmkd.serve.settings import settings_of
+
+    run(settings_of({"model": Path(model), **settings}))
