@@ -1,4 +1,4 @@
-"""The documentation packages of the built-in data set: which files of each are read, and which are FAQs."""
+"""The documentation packages of the built-in data set: which of their files are read, and which are FAQs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Source:
     """A documentation package.
 
     Attributes:
-        name: what the package is called here.
-        pattern: regular expression of the real package's name; of several versions the highest is taken.
-        files: glob patterns below the unpacked package.
-        skip: regular expression of paths that are left out (indexes, change logs, licences, tables of contents).
-        faq: regular expression of the paths whose headings are questions, None where it has no FAQ.
+        name: the package's name without a version.
+        pattern: matches the names of the real packages, of which the one with the highest version is taken.
+        files: glob patterns of the files to read, below the unpacked package.
+        skip: matches paths to leave out: indexes, change logs, licences, tables of contents.
+        faq: matches the paths of FAQ files, whose headings are questions; None: the package has no FAQ.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Source:
     faq: str | None = None
 
     def paths(self, root: Path) -> list[Path]:
-        """The files to read, sorted, each once: what is reached through a link is there under its own path as well."""
+        """The files to read, sorted, each once: links are resolved to the files that they lead to."""
         base = root.resolve()
         globbed = (path.resolve() for glob in self.files for path in base.glob(glob) if path.is_file())
         found = {root / path.relative_to(base) for path in globbed if path.is_relative_to(base)}
@@ -38,7 +38,7 @@ class Source:
         return [path for name, path in sorted(names) if self.skip is None or not re.search(self.skip, name)]
 
     def is_faq(self, path: Path) -> bool:
-        """Whether the file's headings are questions."""
+        """Whether the file is a FAQ, so that its headings are questions."""
         return self.faq is not None and re.search(self.faq, path.as_posix()) is not None
 
 
@@ -139,10 +139,10 @@ SOURCES = (
 
 
 def source(name: str) -> Source:
-    """The source of that name, or the one whose pattern the name matches (python3.11-doc).
+    """The source with this name, or whose pattern matches the name (such as python3.11-doc).
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such source.
     """
     for candidate in SOURCES:
         if name == candidate.name or re.fullmatch(candidate.pattern, name):
@@ -151,7 +151,7 @@ def source(name: str) -> Source:
 
 
 def parse_file(path: Path) -> list[Section]:
-    """Sections of an HTML or POD file; undecodable bytes of a POD file are replaced."""
+    """Sections of an HTML or POD file. A POD file is UTF-8, or Latin-1 if it is not valid UTF-8."""
     data = path.read_bytes()
     if path.suffix != ".pod":
         with needs_extra("qa"):

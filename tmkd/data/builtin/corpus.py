@@ -1,4 +1,4 @@
-"""Parsed documentation to questions, passages and headings: what the built-in data set is made of."""
+"""The corpus of the built-in data set: questions, passages and headings of the documentation packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tmkd.data.documents.reader import Corpora, SourceFile
 from tmkd.data.documents.sections import Block, Section
 from tmkd.data.documents.text import contains, normalise, text_hash, unit_hash, word_set
 
-LEAST_WORDS = 8  # a shorter passage says nothing on its own
+LEAST_WORDS = 8  # shorter passages say nothing by themselves
 
 _ASKING = re.compile(
     r"^(?:how|why|what|which|where|when|who|whose|is|are|am|do|does|did|can|could|should|would|will|has|have|may|must)\b",
@@ -35,7 +35,7 @@ _GENERIC = word_set(
     of a further reading more details
     """
 )
-_UNFINISHED = word_set("a an and at by for from in into of on or the to via with")  # the rest was dropped
+_UNFINISHED = word_set("a an and at by for from in into of on or the to via with")  # last words of a cut heading
 
 
 @dataclass
@@ -43,10 +43,10 @@ class Question:
     """A FAQ question.
 
     Attributes:
-        qid: names the normalised question.
+        qid: a hash of the normalised question.
         text: the question as it is written.
-        source: the package it comes from.
-        passages: numbers of the passages of its answer, in reading order.
+        source: the package that it comes from.
+        passages: the places of its answer's passages in `Corpus.passages`, in reading order.
     """
 
     qid: str
@@ -57,7 +57,13 @@ class Question:
 
 @dataclass
 class Corpus:
-    """All passages (each text once), the questions, and headings worth asking with the package each comes from."""
+    """Everything that the data set is made of.
+
+    Attributes:
+        passages: all passages, each text once.
+        questions: the FAQ questions.
+        headings: headings that can serve as questions, each with its package.
+    """
 
     passages: list[Passage]
     questions: list[Question]
@@ -65,9 +71,12 @@ class Corpus:
 
 
 def read_corpus(packages: Sequence[Package]) -> Corpus:
-    """Parse the packages' files and cut them; FAQ files first, so that an answer's text counts as the answer's."""
+    """Parse the packages' files and cut them into passages.
+
+    FAQ files come first, so that a text that is in an answer and elsewhere counts as part of the answer.
+    """
     files = [(package, path) for package in packages for path in package.files()]
-    files.sort(key=lambda file: not file[0].source.is_faq(file[1]))  # stable: else the catalogue's order
+    files.sort(key=lambda file: not file[0].source.is_faq(file[1]))  # stable: apart from that, the catalogue's order
     reader = _Reader()
     with progress("parse", len(files), "files") as bar:
         for package, path in files:
@@ -77,7 +86,7 @@ def read_corpus(packages: Sequence[Package]) -> Corpus:
 
 
 def file_passages(package: Package, path: Path) -> list[Passage]:
-    """The passages of one file of a package, each text once, cut as `read_corpus` cuts them."""
+    """The passages of one file of a package, each text once; cut as in `read_corpus`."""
     reader = _Reader()
     reader.read(package, path)
     return reader.passages
@@ -102,7 +111,7 @@ CORPORA: Corpora = {"debian-docs": source_files}
 
 
 def is_question(heading: str) -> bool:
-    """Whether a FAQ's heading is a question (or a complaint that stands for one) and not a chapter's title."""
+    """Whether a FAQ's heading is a question, or a complaint in place of one, and not the title of a chapter."""
     words = heading.split()
     if "?" in heading:
         return len(words) > 1
@@ -147,7 +156,7 @@ class _Reader:
 
 
 def _answers(sections: Iterable[Section]) -> list[tuple[str | None, Section]]:
-    """(question, section) of a FAQ file: a section below a question belongs to its answer, unless it asks itself."""
+    """(question, section) of a FAQ file. A section below a question belongs to the answer, unless it is a question."""
     found: list[tuple[str | None, Section]] = []
     for section in sections:
         above = next((name for name in reversed(section.path) if is_question(name)), None)
@@ -162,7 +171,7 @@ def _answers(sections: Iterable[Section]) -> list[tuple[str | None, Section]]:
 
 
 def _clean(section: Section) -> list[Block]:
-    """The blocks without who contributed them, and without a first line that only repeats the heading."""
+    """The blocks without notes on who contributed them, and without a first line that only repeats the heading."""
     blocks = [
         block if block.code else replace(block, text=_BOILERPLATE.sub("", block.text)) for block in section.blocks
     ]
@@ -172,25 +181,25 @@ def _clean(section: Section) -> list[Block]:
 
 
 def _worthwhile(headings: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Headings that ask for something: two or three telling words at least, none that stands in many places."""
+    """Headings that can serve as questions: three words or more, two of them specific, and in two places at most."""
     counts = Counter(normalise(heading) for heading, _ in headings)
     kept: dict[str, tuple[str, str]] = {}
     for heading, source in headings:
         key = normalise(heading)
         words = key.split()
-        telling = [word for word in words if len(word) > 2 and word not in _GENERIC and not word.isdigit()]
-        code = "::" in heading or heading.count("_") > 1 or heading.endswith(" Directive")
+        specific = [word for word in words if len(word) > 2 and word not in _GENERIC and not word.isdigit()]
+        is_code = "::" in heading or heading.count("_") > 1 or heading.endswith(" Directive")
         whole = words and words[-1] not in _UNFINISHED
-        if 3 <= len(words) <= 25 and len(telling) >= 2 and counts[key] <= 2 and whole and not code:
+        if 3 <= len(words) <= 25 and len(specific) >= 2 and counts[key] <= 2 and whole and not is_code:
             kept.setdefault(key, (heading, source))
     return list(kept.values())
 
 
 def pick_headings(headings: Sequence[tuple[str, str]], count: int, seed: int) -> list[tuple[str, str]]:
-    """`count` of the headings: those that read like questions first, the others in an order that the seed gives."""
+    """Choose `count` headings: first those that read like questions, then others, in an order that the seed gives."""
     return sorted(headings, key=lambda one: (not is_question(one[0]), unit_hash(one[0], f"heading {seed}")))[:count]
 
 
 def repeats(passage: Passage, question: str) -> bool:
-    """Whether the passage gives the question away by containing it."""
+    """Whether the passage contains the question."""
     return contains(passage.text, question)

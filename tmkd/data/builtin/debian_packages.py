@@ -1,8 +1,9 @@
 """Documentation packages of a Debian-family system, fetched and unpacked into the cache without root.
 
-The system's package lists are used where they are there; else (container images come without them) lists of our own
-are fetched into the cache. What has been unpacked once is used from then on, without asking apt again, so that a data
-set does not change under its user. A package is unpacked beside its place and renamed: what exists is whole.
+The system's package lists are used if it has any; container images often have none, and then lists are fetched into the
+cache. A package that was unpacked once is used from then on, without asking apt again, so that the data set does not
+change unexpectedly. A package is unpacked beside its final place and then renamed, so that a folder that exists is
+complete.
 """
 
 from __future__ import annotations
@@ -35,7 +36,14 @@ _APT_SECONDS = 600
 
 @dataclass(frozen=True)
 class Package:
-    """An unpacked package: its source, its real name (python3.11-doc), its version and its folder."""
+    """An unpacked package.
+
+    Attributes:
+        source: its entry in the catalogue.
+        name: its real name, such as python3.11-doc.
+        version: its version.
+        root: the folder it is unpacked in.
+    """
 
     source: Source
     name: str
@@ -43,18 +51,24 @@ class Package:
     root: Path
 
     def files(self) -> list[Path]:
-        """The files of it that are read, sorted."""
+        """The files to read, sorted."""
         return self.source.paths(self.root)
 
 
 def fetch(names: Sequence[str] | None = None) -> list[Package]:
-    """The packages (all of the catalogue, or those named) in the catalogue's order, fetched where the cache lacks them.
+    """Get packages from the cache, and fetch those that it lacks.
 
-    A package that the release does not have is left out with a note.
+    A package that the distribution's release does not have is left out; the log says so.
+
+    Args:
+        names: names of the catalogue; all of it unless given.
+
+    Returns:
+        The packages, in the catalogue's order.
 
     Raises:
-        DataError: a name that the catalogue does not have.
-        FetchError: no apt here, no network, or no FAQ package among those found.
+        DataError: the catalogue does not have a name.
+        FetchError: there is no apt or no network, or none of the packages found has a FAQ.
     """
     wanted = list(SOURCES) if names is None else [one for one in SOURCES if one in {source(name) for name in names}]
     if not any(one.faq for one in wanted):
@@ -74,7 +88,7 @@ def _faq_names() -> str:
 
 
 def _absence_note(wanted: Source) -> Path:
-    """The file that remembers that the release has no such package; apt is not asked again while it is there."""
+    """The file that records that the release has no such package; while it exists, apt is not asked again."""
     return cache_folder("debian-docs", "packages") / f"{wanted.name}.absent"
 
 
@@ -89,11 +103,13 @@ def _cached(wanted: Source) -> Package | None:
 
 
 def _fetch(wanted: Sequence[Source], anything: bool) -> list[Package]:
-    """Fetch what is absent; where packages are in the cache already and apt is not there, they have to do."""
+    """Fetch absent packages. Without apt, those that are in the cache already have to suffice."""
     missing = [name for name in _NEEDED if shutil.which(name) is None]
     if missing:
         if anything and any(_cached(one) for one in SOURCES if one.faq):
-            logger.info(f"debian-docs: no {missing[0]} here; done without {', '.join(one.name for one in wanted)}")
+            logger.info(
+                f"debian-docs: no {missing[0]} here; continuing without {', '.join(one.name for one in wanted)}"
+            )
             return []
         raise FetchError(
             f"the data set debian-docs is made from Debian's documentation packages, and there is no {missing[0]} "
@@ -108,7 +124,7 @@ def _fetch(wanted: Sequence[Source], anything: bool) -> list[Package]:
                 note = _absence_note(one)
                 note.touch()
                 logger.info(
-                    f"debian-docs: this release has no {one.name}; done without it (delete {note} to ask again)"
+                    f"debian-docs: this release has no {one.name}; continuing without it (delete {note} to ask again)"
                 )
             else:
                 packages.append(_unpack(one, *resolved, apt))
@@ -129,7 +145,7 @@ def _unpack(wanted: Source, name: str, version: str, apt: _Apt) -> Package:
                 f"{name} {version} holds none of the files {', '.join(wanted.files)}; its layout has changed"
             )
         place = Path(temporary) / "kept"
-        for path in kept:  # the other languages and the pictures would be most of it
+        for path in kept:  # other languages and pictures are most of the package
             target = place / path.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
@@ -141,7 +157,7 @@ def _unpack(wanted: Source, name: str, version: str, apt: _Apt) -> Package:
 
 
 class _Apt:
-    """apt's tools, first with the system's package lists, then with our own."""
+    """apt's tools, first with the system's package lists, then with lists of our own in the cache."""
 
     def __init__(self) -> None:
         self._options: list[str] = []
@@ -151,7 +167,7 @@ class _Apt:
             self._update()
 
     def resolve(self, wanted: Source) -> tuple[str, str] | None:
-        """Real name and version of a package, the highest of several; None where not even fresh lists name one."""
+        """Name and version of a real package, the highest of several; None if fresh lists have none, either."""
         found = self._lookup(wanted)
         if found is None and not self._own:
             self._update()
@@ -168,7 +184,7 @@ class _Apt:
         return None
 
     def download(self, name: str, version: str, folder: Path) -> Path:
-        """The package's archive; where the system's lists are out of date, once more with fresh ones of our own."""
+        """Download the package's archive. If the system's lists are out of date, try once more with fresh lists."""
         try:
             self._get(name, version, folder)
         except FetchError:
@@ -222,7 +238,7 @@ def _run(command: Sequence[str], purpose: str, folder: Path | None = None) -> st
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_APT_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise FetchError(f"could not {purpose}: {error}. {_OTHER_WAYS}") from error
+        raise FetchError(f"could not {purpose}: {error}. {_OTHER_WAYS}", what=purpose) from error
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()[-1:]
         raise FetchError(f"could not {purpose}: {' '.join(lines) or f'exit status {done.returncode}'}. {_OTHER_WAYS}")

@@ -1,6 +1,6 @@
 """BM25 over passages, with Tantivy: how texts become queries and hits, and an index in memory (for mining).
 
-The index on disk is `tmkd.data.documents.index`; both are asked in the same way.
+The index on disk is `tmkd.data.documents.index`; it builds queries and ranks hits with the same functions.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from tmkd.data.documents.text import word_set
 
 _WORD = re.compile(r"[^\W_]+")
 _LONGEST_WORD = 40  # Tantivy's tokenizer drops longer ones
-_HEAP = 512 << 20  # large enough for one segment, so that documents keep their order
-_EXTRA = 20  # read beyond k, so that ties at the border are broken in a fixed order
-_MOST_WORDS = 256  # of a query; what a pasted page has beyond them tells little more
+_HEAP = 512 << 20  # bytes; large enough for a single segment, so that documents keep their order
+_EXTRA = 20  # hits read beyond k, so that ties at the end are broken in a fixed order
+_MOST_WORDS = 256  # of a query; more words of a pasted page would hardly change the hits
 _STOP = word_set(
     """
     a an and are as at be but by can could do does did for from had has have how i if in into is it its me my no
@@ -41,21 +41,25 @@ def import_tantivy() -> Any:
 
 
 def searchable(text: str) -> str:
-    """A text as it is indexed: an underscore parts words."""
+    """A text as it is indexed: an underscore separates words."""
     return text.replace("_", " ")
 
 
 def build_query(
     index: Any, text: str, fields: Mapping[str, float], *, exclude: tuple[str, Collection[str]] | None = None
 ) -> Any | None:
-    """The query of any text, which has no syntax; None where it has no word.
+    """Make a query of any text; the text has no syntax.
 
-    Function words are left out unless there is nothing else.
+    Function words are left out unless there are no other words.
 
     Args:
         index: Tantivy's index.
-        fields: the fields searched, and each one's weight.
+        text: the text to search for.
+        fields: the fields to search, with their weights.
         exclude: a field of exact values, and the values whose passages are left out.
+
+    Returns:
+        Tantivy's query; None if the text has no word.
     """
     words = list(dict.fromkeys(word.lower() for word in _WORD.findall(text) if len(word) <= _LONGEST_WORD))
     words = ([word for word in words if word not in _STOP] or words)[:_MOST_WORDS]
@@ -73,11 +77,17 @@ def build_query(
 def best(
     searcher: Any, query: Any | None, k: int, size: int, read: Callable[[Any], tuple[Any, Item]]
 ) -> list[tuple[Item, float]]:
-    """The k best hits of a query with their BM25 scores, best first, equal scores in a fixed order.
+    """The k best hits of a query.
 
     Args:
-        size: documents of the index.
-        read: a hit's address to its place in that order and what is wanted of it.
+        searcher: Tantivy's searcher.
+        query: as `build_query` makes it; None finds nothing.
+        k: how many hits.
+        size: how many documents the index has.
+        read: takes a hit's address; gives a key that orders hits of equal score, and the item to return for the hit.
+
+    Returns:
+        The items with their BM25 scores, best first.
     """
     if query is None or k < 1 or not size:
         return []
@@ -88,7 +98,7 @@ def best(
 
 
 class PassageIndex:
-    """An index in memory over a list of passages; hits are numbers into that list."""
+    """An index in memory over a list of passages. A hit is the place of a passage in that list."""
 
     def __init__(self, index: Any, size: int) -> None:
         self._index = index
@@ -97,7 +107,7 @@ class PassageIndex:
 
     @classmethod
     def build(cls, passages: Sequence[Passage]) -> PassageIndex:
-        """Index the passages' texts (words stemmed for English).
+        """Index the passages' texts, with English stemming.
 
         Raises:
             MissingExtraError: Tantivy is not installed.
@@ -123,7 +133,7 @@ class PassageIndex:
         return cls(index, len(passages))
 
     def search(self, query: str, k: int) -> list[tuple[int, float]]:
-        """The k best passages: (passage number, BM25 score), best first, equal scores by passage number."""
+        """The k best passages as (place in the list, BM25 score), best first; of equal scores the first in the list."""
 
         def read(address: Any) -> tuple[int, int]:
             number = int(self._searcher.doc(address)["number"][0])

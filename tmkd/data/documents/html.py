@@ -1,9 +1,9 @@
-"""HTML documentation to sections: headings, paragraphs, items, table rows and code, in reading order.
+"""Parse HTML documentation into sections: headings, paragraphs, items, table rows and code, in reading order.
 
-One walker for what the usual generators write (DocBook, Sphinx, AsciiDoc, hand-made pages). Navigation, tables of
-contents, footers, permalinks and language switches are dropped by element, class, id, and by what they are: a list of
-nothing but links. Question-and-answer pages mark questions in other ways than with heading elements: a `dt` that
-ends in a question mark, a paragraph all in bold that is numbered or asks something. Both count as headings.
+One parser for the pages of the usual generators (DocBook, Sphinx, AsciiDoc) and for hand-made ones. Navigation, tables
+of contents, footers, permalinks and language switches are dropped: by element, class or id, or because a list consists
+of links only. On question-and-answer pages a question may not be a heading element but a `dt` that ends in a question
+mark, or a paragraph all in bold that is numbered or asks something. Both count as headings.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ _BLOCKS = word_set(
     """
 )
 _NOTES = word_set("note tip warning caution important")
-_BOX_LEVEL = 8  # a box's title stands below every heading element
+_BOX_LEVEL = 8  # the title of a box is below every heading element
 _QUESTION_LEVEL = 7
 _COMPLAINT = re.compile(r"(?:I|I['’]m|I['’]ve|My)\s.*\.$")  # "My hook does not run."
 _NUMBERED = re.compile(r"^\(?\d+[.)]\s*\S")
 
 
 def parse_html(data: bytes) -> list[Section]:
-    """Sections of an HTML document, in reading order; [] where it has no text.
+    """Sections of an HTML document, in reading order; none if it has no text.
 
     Args:
-        data: the file's bytes; UTF-8 where they are valid UTF-8, else what the document declares.
+        data: the file's bytes. The encoding is UTF-8 if they are valid UTF-8, else the one that the document declares.
     """
     if not data.strip():
         return []
@@ -75,7 +75,7 @@ def parse_html(data: bytes) -> list[Section]:
 
 
 def _flat(data: bytes) -> list[Section]:
-    """The text of a document that is nested too deeply for its structure to be read, in one section."""
+    """The text of a document as one section, for a document that is nested too deeply to be parsed."""
     reader = _TextOnly()
     reader.feed(data.decode("utf-8", "replace"))
     reader.close()
@@ -85,7 +85,7 @@ def _flat(data: bytes) -> list[Section]:
 
 
 class _TextOnly(HTMLParser):
-    """Keeps a document's text; needs no more memory or stack for deeper documents."""
+    """Collects a document's text. Deeply nested documents need no more memory or stack than others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def _title(root: Any) -> str:
 
 
 def _main(root: Any) -> Any:
-    """The element that holds the text itself, the whole body where none is marked."""
+    """The element with the main text; the whole body if none is marked as such."""
     for path in ('.//*[@role="main"]', './/*[@id="page-content"]', './/body/*[@id="content"]', ".//body"):
         found = root.find(path)
         if found is not None:
@@ -140,7 +140,7 @@ def _dropped(element: Any) -> bool:
 
 
 def _inline(element: Any) -> str:
-    """The text of an element without what is dropped, line breaks as spaces."""
+    """The text of an element without dropped elements, with spaces for line breaks."""
     parts = [element.text or ""]
     for child in element:
         if isinstance(child.tag, str) and child.tag == "br":
@@ -152,7 +152,7 @@ def _inline(element: Any) -> str:
 
 
 def _only_links(element: Any) -> bool:
-    """Whether a list is a table of contents: two links or more, and hardly a letter outside them."""
+    """Whether a list is a table of contents: it has two links or more, and 90% of its letters are in links."""
     links = list(element.iter("a"))
     if len(links) < 2:
         return False
@@ -163,7 +163,7 @@ def _only_links(element: Any) -> bool:
 
 
 def _bold_question(element: Any) -> str | None:
-    """The text of a paragraph that stands all in bold and is numbered or a question, else None."""
+    """The text of a paragraph that is all in bold and is numbered or a question, else None."""
     if (element.text or "").strip() or len(element) != 1 or (element[0].tail or "").strip():
         return None
     text = " ".join(_inline(element).split())
@@ -172,7 +172,7 @@ def _bold_question(element: Any) -> str | None:
 
 
 class _Walker:
-    """Goes through the elements once; `_buffer` holds the inline text that the next block boundary closes."""
+    """Visits every element once. `_buffer` collects inline text until the next block begins or ends."""
 
     def __init__(self, title: str) -> None:
         self.builder = SectionBuilder(title)
@@ -239,7 +239,7 @@ class _Walker:
             self.walk(element)
 
     def _box(self, element: Any, classes: set[str]) -> None:
-        """A division; a note loses its label ("Tip"), a sidebar is a section of its own inside the text."""
+        """A division. A note loses its label ("Tip"); a sidebar becomes a section of its own inside the text."""
         if "sidebar" in classes:
             depth = self.builder.depth
             title = element.find('.//p[@class="title"]')
@@ -259,7 +259,7 @@ class _Walker:
         self.walk(element)
 
     def _row(self, element: Any) -> None:
-        """A table's row: one line, its cells parted by bars; a lone cell is prose in a frame."""
+        """A row of a table: one line with bars between the cells. A single cell is prose in a frame."""
         cells = [text for cell in element if isinstance(cell.tag, str) and (text := " ".join(_inline(cell).split()))]
         if len(cells) > 1:
             self.builder.block(" | ".join(cells), code=True, joint="\n")

@@ -1,11 +1,11 @@
-"""The passage index on disk: memory-mapped, read while it is written, brought up to date document by document.
+"""The passage index on disk: memory-mapped, readable while it is written, updated document by document.
 
-One commit of Tantivy holds passages and the state of their documents, so there is no state beside it that could
-disagree: the first passage of a document carries the document's digest. A commit replaces one small file, so an update
-that is killed leaves the index as it was; a reader keeps what it opened until it is told to refresh.
+A commit of Tantivy writes passages and the state of their documents together (the first passage of a document carries
+the document's digest), so the two cannot disagree. A commit replaces one small file, so an update that is killed leaves
+the index as it was. A reader keeps the version that it opened until it is refreshed.
 
     index/
-    ├── tmkd-index.json    format and how documents are read
+    ├── tmkd-index.json    the format
     └── *                  Tantivy's files
 """
 
@@ -26,9 +26,9 @@ from tmkd.core.files import disk_errors, write_json
 from tmkd.data.documents.bm25 import best, build_query, import_tantivy, searchable
 from tmkd.data.documents.passages import Passage
 
-FORMAT = 1  # of the index: raise it when older ones cannot be read any more
+FORMAT = 1  # of the index: raise it when older indexes can no longer be read
 CARD = "tmkd-index.json"
-HEADING_WEIGHT = 0.5  # a word in a heading beside the same word in the text
+HEADING_WEIGHT = 0.5  # of a word in a heading, relative to a word in the text
 _HEAP = 128 << 20
 _FIELDS = {"text": 1.0, "headings": HEADING_WEIGHT}
 _LATER, _FIRST, _EMPTY = 0, 1, 2  # roles: a passage, a document's first passage, a document without any
@@ -36,12 +36,12 @@ _LATER, _FIRST, _EMPTY = 0, 1, 2  # roles: a passage, a document's first passage
 
 @dataclass(frozen=True)
 class Document:
-    """A document to be indexed.
+    """A document to index.
 
     Attributes:
-        key: names it in the index; the same for its next version.
-        digest: changes when its passages may.
-        passages: reads and cuts it; called only where it is new or has changed.
+        key: the document's name in the index; stays the same when the document changes.
+        digest: a hash that changes when the passages may have changed.
+        passages: reads the document and cuts it into passages; called only if the document is new or has changed.
     """
 
     key: str
@@ -51,7 +51,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Found:
-    """A passage that was found, the key of its document, and its BM25 score."""
+    """A hit: the passage, the key of its document, and the BM25 score."""
 
     passage: Passage
     document: str
@@ -60,9 +60,15 @@ class Found:
 
 @dataclass
 class Changes:
-    """What an update did, in documents; `passages` is how many the index holds afterwards.
+    """What an update did.
 
-    skipped: files that could not be read, and are not in the index.
+    Attributes:
+        added: documents that are new in the index.
+        changed: documents whose passages were replaced.
+        deleted: documents that were removed.
+        unchanged: documents that stay as they were.
+        skipped: files that could not be read, and are not in the index.
+        passages: how many passages the index holds after the update.
     """
 
     added: int = 0
@@ -80,7 +86,10 @@ class Changes:
 
 
 class DocumentIndex:
-    """An index on disk, open for reading: what it held when it was opened or refreshed. Threads may share it."""
+    """An index on disk, open for reading: it shows what the index held when it was opened or refreshed.
+
+    Threads may share it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -88,33 +97,33 @@ class DocumentIndex:
 
     @classmethod
     def open(cls, folder: Path) -> DocumentIndex:
-        """Open what `tmkd index` wrote.
+        """Open an index that `update_index` or `tmkd index` wrote.
 
         Raises:
-            DataError: no such folder, no index in it, a damaged one, or one of another format.
+            DataError: there is no such folder or no index in it, or the index is damaged or of another format.
             MissingExtraError: Tantivy is not installed.
         """
         return cls(Path(folder))
 
     def refresh(self) -> None:
-        """Go on with what the index holds now; searches under way are not disturbed.
+        """Show what the index holds now. Searches that are running are not disturbed.
 
         Raises:
-            DataError: as `open`; it then goes on with what it held.
+            DataError: as `open`; it then still shows what it showed before.
         """
         links = None if os.access(self.folder, os.W_OK) else _links_to(self.folder)
         index = _open(self.folder, None if links is None else Path(links.name))
         self._state = (index, index.searcher())
-        self._links = links  # those of before are removed; what was opened through them stays open
+        self._links = links  # this removes the links of before; what was opened through them stays open
 
     def __len__(self) -> int:
-        """Passages."""
+        """How many passages it holds."""
         _, searcher = self._state
         return int(searcher.num_docs) - self._count(_EMPTY)
 
     @property
     def documents(self) -> int:
-        """Documents, those without text among them."""
+        """How many documents it holds, including documents without text."""
         return self._count(_FIRST) + self._count(_EMPTY)
 
     def _count(self, role: int) -> int:
@@ -123,11 +132,13 @@ class DocumentIndex:
         return int(searcher.search(query, 1, count=True).count)
 
     def search(self, question: str, k: int, *, exclude: Collection[str] = (), headings: bool = True) -> list[Found]:
-        """The k best passages by BM25, best first, no text twice. Any text is a valid question; it has no syntax.
+        """The k best passages by BM25, best first, each text once.
 
         Args:
-            exclude: keys of documents that are searched as if they were not there.
-            headings: whether words of title and headings count beside those of the text.
+            question: any text; it has no syntax.
+            k: how many passages.
+            exclude: keys of documents whose passages are left out.
+            headings: whether to search the title and the headings as well as the text.
         """
         index, searcher = self._state
         fields = _FIELDS if headings else {"text": 1.0}
@@ -139,7 +150,7 @@ class DocumentIndex:
 
         found: dict[str, Found] = {}
         reach = k
-        while True:  # the same text may stand in several documents
+        while True:  # the same text may be in several documents
             hits = best(searcher, query, reach, searcher.num_docs, read)
             for (key, passage), score in hits:
                 found.setdefault(passage.pid, Found(passage, key, score))
@@ -149,7 +160,7 @@ class DocumentIndex:
             reach *= 2
 
     def holding(self, pids: Iterable[str]) -> dict[str, set[str]]:
-        """The keys of the documents that hold a passage, for each passage id; ids that are nowhere are absent."""
+        """For each passage id the keys of the documents that contain the passage; unknown ids are left out."""
         index, searcher = self._state
         term = import_tantivy().Query.term_query
         found: dict[str, set[str]] = {}
@@ -161,14 +172,20 @@ class DocumentIndex:
 
 
 def update_index(folder: Path, documents: Callable[[], Iterable[Document]]) -> Changes:
-    """Make the index in `folder` hold these documents and no others: what is new, changed or gone is written, at once.
+    """Make the index in `folder` hold these documents and no others, in one commit.
+
+    Only documents that are new, have changed or are gone are written.
 
     Args:
-        documents: called when the index is locked; yields every document.
+        folder: the index; made if it does not exist.
+        documents: yields every document; called once the index is locked.
+
+    Returns:
+        What changed.
 
     Raises:
-        DataError: a folder that holds something else, an index of another format, two documents of one key, or another
-            process that writes to the index. The index is then as it was.
+        DataError: the folder holds something else or an index of another format, two documents have the same key, or
+            another process is writing to the index. The index is then as it was.
         MissingExtraError: Tantivy is not installed.
     """
     folder = Path(folder)
@@ -181,7 +198,7 @@ def update_index(folder: Path, documents: Callable[[], Iterable[Document]]) -> C
         except BaseException as error:
             with suppress(Exception):
                 writer.rollback()
-            if isinstance(error, ValueError):  # what the library makes of errors of the disk
+            if isinstance(error, ValueError):  # as which the library raises errors of the disk
                 raise _unwritable(folder, error) from error
             raise
         writer.wait_merging_threads()
@@ -191,7 +208,7 @@ def update_index(folder: Path, documents: Callable[[], Iterable[Document]]) -> C
 
 
 class _Update:
-    """One pass over the documents, writing what differs from the index."""
+    """One pass over the documents, which writes those that differ from the index."""
 
     def __init__(self, index: Any, writer: Any) -> None:
         self.writer = writer
@@ -228,7 +245,7 @@ class _Update:
 
 
 def _document(document: Document, place: int, passage: Passage | None) -> Any:
-    """What Tantivy keeps of a passage: searched words, what names it, and the whole of it as JSON."""
+    """A passage as a Tantivy document: the words to search, its ids, and the whole passage as JSON."""
     found = import_tantivy().Document()
     found.add_text("document", document.key)
     found.add_unsigned("role", _EMPTY if passage is None else _FIRST if place == 0 else _LATER)
@@ -274,7 +291,7 @@ def _schema(tantivy: Any) -> Any:
 
 
 def _links_to(folder: Path) -> TemporaryDirectory[str]:
-    """A folder of links to an index that may only be read: the library writes a lock file beside what it opens."""
+    """A folder of links to an index in a read-only folder; the library writes a lock file beside what it opens."""
     links = TemporaryDirectory(prefix="tmkd-index-")
     for path in folder.glob("*") if folder.is_dir() else ():
         if path.suffix != ".lock":
@@ -283,7 +300,7 @@ def _links_to(folder: Path) -> TemporaryDirectory[str]:
 
 
 def _let_others_read(folder: Path) -> None:
-    """The library gives two of its files to their owner alone; they get the mode that other files have."""
+    """Give two files of the index the mode that its other files have; the library lets only their owner read them."""
     mode = (folder / CARD).stat().st_mode & 0o777
     for name in ("meta.json", ".managed.json"):
         with suppress(OSError):
@@ -311,13 +328,13 @@ def _open(folder: Path, links: Path | None = None) -> Any:
     except Exception as error:  # the library raises bare exceptions of many kinds
         reason = str(error).strip().splitlines()[0]
         if "ermission" in reason:
-            raise DataError(f"the index {folder} cannot be opened ({reason}); whose are its files?") from error
+            raise DataError(f"the index {folder} cannot be opened ({reason}); check who owns its files") from error
         raise DataError(f"the index {folder} cannot be opened ({reason}); remove the folder and {how}") from error
     return index
 
 
 def _create(folder: Path) -> Any:
-    """Open the index for writing, made now where there is none."""
+    """Open the index for writing; make it if there is none."""
     tantivy = import_tantivy()
     if (folder / CARD).is_file() and (folder / "meta.json").is_file():
         return _open(folder)

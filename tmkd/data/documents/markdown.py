@@ -1,4 +1,4 @@
-"""Markdown (CommonMark with tables, YAML front matter set aside) and plain text to sections."""
+"""Parse Markdown (CommonMark with tables and YAML front matter) and plain text into sections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNDERLINE = re.compile(r"^([=\-~^\"'`#*+:.])\1{2,}\s*$")
 def parse_markdown(text: str) -> list[Section]:
     """Sections of a Markdown document, in reading order.
 
-    The title is the front matter's, else the first heading of level 1.
+    The title is that of the front matter, else the first heading of level 1.
 
     Raises:
         MissingExtraError: markdown-it-py is not installed.
@@ -49,7 +49,7 @@ def parse_markdown(text: str) -> list[Section]:
 
 
 def _front_matter(text: str) -> tuple[str, str]:
-    """The title that a YAML front matter names (or nothing), and the text behind it."""
+    """The title in the YAML front matter (empty if there is none), and the text after the front matter."""
     found = _FRONT_MATTER.match(text)
     if found is None:
         return "", text
@@ -65,7 +65,7 @@ def _first_heading(tokens: Sequence[Any]) -> str:
 
 
 def _plain(children: Sequence[Any]) -> str:
-    """What a reader sees of inline Markdown: the text of links and code, the description of pictures."""
+    """Inline Markdown as a reader sees it: the text of links and code, the description of pictures."""
     parts = []
     for child in children:
         if child.type in ("softbreak", "hardbreak"):
@@ -78,12 +78,13 @@ def _plain(children: Sequence[Any]) -> str:
 
 
 def parse_plain(text: str) -> list[Section]:
-    """Sections of a plain text: paragraphs part at blank lines, indented ones are code, underlined lines are headings.
+    """Sections of a plain text, in reading order.
 
-    The title is the first heading, where the text begins with one.
+    Blank lines separate paragraphs, an indented paragraph is code, and an underlined line is a heading. If the text
+    begins with a heading, that is the title.
     """
     paragraphs = [one.strip("\n") for one in re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n")) if one.strip()]
-    levels: list[str] = []  # the signs that underline headings, outermost first, in the order they are met
+    levels: list[str] = []  # the signs that underline headings, in the order of their first use: outermost first
     title = _heading(paragraphs[0].split("\n")) if paragraphs else None
     builder = SectionBuilder(title or "")
     for paragraph in paragraphs:
@@ -101,6 +102,6 @@ def parse_plain(text: str) -> list[Section]:
 
 
 def _heading(lines: Sequence[str]) -> str | None:
-    """The first line, where the second underlines it."""
+    """The first line if the second underlines it, else None."""
     underlined = len(lines) > 1 and _UNDERLINE.match(lines[1]) and len(lines[1].strip()) >= len(lines[0].strip()) > 0
     return lines[0].strip() if underlined else None

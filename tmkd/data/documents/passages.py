@@ -1,4 +1,4 @@
-"""Sections cut into passages of about 60 to 80 words, at sentence ends."""
+"""Cut sections into passages of about 60 to 80 words, at the ends of sentences."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tmkd.data.documents.sections import Block
 TARGET_WORDS = 70
 MOST_WORDS = 95
 _CODE_WORDS = 60  # longer code is cut between lines
-_COLON_COST = 500.0  # for parting "like this:" from what it announces
-_CHARACTERS = 7  # a word of dense code counts by its length
+_COLON_COST = 500.0  # of a cut after "like this:", which would separate it from what it announces
+_CHARACTERS = 7  # in dense code, which has few spaces, this many characters count as a word
 
 _END = re.compile(r"""(?<=[.!?])(["'”’)\]]*)\s+(?=["'“‘(\[]*[A-Z0-9$@%/_-])""")
 _ABBREVIATION = re.compile(
@@ -26,14 +26,14 @@ class Passage:
     """A piece of a document's text, without its headings.
 
     Attributes:
-        pid: names the text: passages whose normalised texts are the same have one pid, wherever they stand.
+        pid: a hash of the normalised text: passages of equal text have the same pid, wherever they come from.
         text: prose on one line, code on lines of its own.
         title: the document's title.
-        heading_path: the headings it stands under, outermost first.
-        source: the package and the file in it.
-        section: names the section (or the answer) that it was cut from.
-        answer_of: the id of the question that the section answers, None where it answers none.
-        code: the share of its words that stand in code or tables, 0 to 1.
+        heading_path: the headings above the passage, outermost first.
+        source: where the passage comes from, as readers see it: a file's path or address, or package and file.
+        section: an id of the section (or the answer) that it was cut from.
+        answer_of: the id of the question that the section answers; None: it answers no question.
+        code: the share of its words that are in code or tables, 0 to 1.
     """
 
     pid: str
@@ -47,13 +47,13 @@ class Passage:
 
 
 def sentences(text: str) -> list[str]:
-    """Prose cut after `.`, `!` or `?` where a new sentence starts; common abbreviations and initials do not end one."""
+    """Cut prose into sentences, at `.`, `!` or `?` before a new sentence; not after abbreviations and initials."""
     return [text[start:stop] for start, stop in sentence_spans(text)]
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """Where each of the `sentences` stands in the text."""
-    ends: list[tuple[int, int]] = []  # of a sentence, and where the next one begins
+    """The start and stop of each of the `sentences` in the text, in characters."""
+    ends: list[tuple[int, int]] = []  # where a sentence ends, and where the next one begins
     start = 0
     for match in _END.finditer(text):
         if not _ABBREVIATION.search(text, max(start, match.start() - 10), match.start()):
@@ -65,7 +65,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _stripped(text: str, start: int, stop: int) -> tuple[int, int] | None:
-    """The span without white space at its ends; None where nothing is left."""
+    """The span without white space at its ends; None if nothing is left."""
     piece = text[start:stop]
     if not piece.strip():
         return None
@@ -73,15 +73,18 @@ def _stripped(text: str, start: int, stop: int) -> tuple[int, int] | None:
 
 
 def size(text: str) -> int:
-    """Length in words, where seven characters count as one word at least: dense code has few spaces."""
+    """Length in words. Seven characters count as a word at least, since dense code has few spaces."""
     return max(len(text.split()), len("".join(text.split())) // _CHARACTERS)
 
 
 def cut(blocks: Sequence[Block]) -> list[tuple[str, float]]:
-    """Cut the blocks of one section into passages, in order: each one's text, and the share of code in it.
+    """Cut the blocks of one section into passages.
 
-    Chooses the cuts that bring all passages closest to 70 words (least squares), never between a line that ends in a
-    colon and what follows where that can be helped. No passage is longer than 95 words unless one sentence is.
+    Chooses the cuts that bring all passages closest to 70 words (least squares), and avoids cuts after a line that ends
+    in a colon. A passage has at most 95 words, except where a single line of code has more.
+
+    Returns:
+        For each passage, in order, its text and the share of code in it, 0 to 1.
     """
     units = [unit for block in blocks for unit in _units(block)]
     if not units:
@@ -123,7 +126,7 @@ def _units(block: Block) -> list[Block]:
 
 
 def _groups(parts: list[str], joint: str, most: int) -> list[str]:
-    """Parts put together again in runs of at most `most` words (a longer part stays whole)."""
+    """Join neighbouring parts into texts of at most `most` words. A part that is longer stays whole."""
     groups: list[list[str]] = [[]]
     total = 0
     for part in parts:

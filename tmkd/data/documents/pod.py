@@ -1,4 +1,4 @@
-"""POD (Perl's documentation format, perlpodspec) to sections."""
+"""Parse POD (Perl's documentation format, see perlpodspec) into sections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BULLET = re.compile(r"^(?:\*\s*|(?:\d+\.?|-)\s*$)")
 
 
 def parse_pod(text: str) -> list[Section]:
-    """Sections of a POD document, in reading order; text outside POD (code of a module) is left out."""
+    """Sections of a POD document, in reading order. Text outside of POD (the code of a module) is left out."""
     paragraphs = re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n"))
     reader = _Reader(SectionBuilder(_title(paragraphs)))
     for paragraph in paragraphs:
@@ -23,7 +23,7 @@ def parse_pod(text: str) -> list[Section]:
 
 
 class _Reader:
-    """Takes one paragraph after the other; a list item's label waits for the paragraph it belongs to."""
+    """Takes the paragraphs one by one. Keeps a list item's label until the paragraph that it belongs to comes."""
 
     def __init__(self, builder: SectionBuilder) -> None:
         self.builder = builder
@@ -45,7 +45,7 @@ class _Reader:
             self._item = ""
 
     def end_item(self) -> None:
-        """Write a label that no paragraph followed."""
+        """Write a label that no paragraph has followed."""
         self.builder.block(self._item)
         self._item = ""
 
@@ -68,7 +68,7 @@ class _Reader:
 
 
 def _title(paragraphs: list[str]) -> str:
-    """The line under `=head1 NAME`, as "name - what it is"."""
+    """The line below `=head1 NAME`: "name - what it is"."""
     for place, paragraph in enumerate(paragraphs[:-1]):
         if re.match(r"\s*=head1\s+NAME", paragraph):
             return " ".join(render(paragraphs[place + 1]).split())
@@ -76,13 +76,13 @@ def _title(paragraphs: list[str]) -> str:
 
 
 def render(text: str) -> str:
-    """POD with its formatting codes (`C<...>`, `L<...>`, `E<lt>`, nested or not) as plain text."""
+    """Plain text of POD with formatting codes (`C<...>`, `L<...>`, `E<lt>`, which may be nested)."""
     plain, _ = _render(text, 0, "")
     return plain
 
 
 def _render(text: str, place: int, closing: str) -> tuple[str, int]:
-    """Render from `place` up to `closing` (or the end); gives the text and the place after the closing sign."""
+    """Render from `place` to `closing` or the end. Returns the text and the place after the closing sign."""
     parts: list[str] = []
     while place < len(text):
         if closing and text.startswith(closing, place):
@@ -116,7 +116,7 @@ def _code(letter: str, inner: str) -> str:
 
 
 def _link(inner: str) -> str:
-    """What a reader sees of `L<...>`: the text before the bar, else the address, else the page and section."""
+    """The content of `L<...>` as a reader sees it: the text before the bar, else the address, else page and section."""
     if re.match(r"\w+:[^:\s]", inner):
         return inner
     shown, bar, _ = inner.partition("|")

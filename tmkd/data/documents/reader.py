@@ -1,6 +1,6 @@
-"""The documents that people have, for the index: folders of HTML, Markdown, plain text and POD, JSON lines, BEIR.
+"""Read documents to index them: HTML, Markdown, plain text and POD files in folders, JSON lines, BEIR data sets.
 
-A folder is walked (hidden files and folders left out, each file once, whatever links lead to it); a folder with a
+All files below a folder are read, except hidden ones, and each once even if several links lead to it. A folder with a
 corpus.jsonl is read as a BEIR data set, which keeps its questions beside it. The caller may give corpora that have a
 name instead of a place, such as the built-in `debian-docs`. What cannot be read as text is skipped with a warning that
 names it, or refused where the caller is strict.
@@ -32,18 +32,18 @@ from tmkd.data.documents.text import normalise, storable, text_hash
 
 logger = logging.getLogger(__name__)
 
-PARSING = 1  # part of every digest: raise it when parsing or cutting change what comes out
+PARSING = 1  # part of every digest: raise it when parsing or cutting give other passages
 _HTML = (".html", ".htm", ".xhtml")
 TEXT_KINDS = (*_HTML, ".md", ".markdown", ".txt", ".text", ".rst", ".pod")
 ROW_KINDS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _BEIR = "corpus.jsonl"
-_LEAST_WORDS = 2  # a single word is no passage
+_LEAST_WORDS = 2  # of a passage
 _MOST_WARNINGS = 20
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The names that JSON lines give to what is read; `_id` stands in for an absent `id`, as BEIR has it."""
+    """The names of the fields of JSON lines. Without a field `id`, `_id` is read, as BEIR has it."""
 
     id: str = "id"
     title: str = "title"
@@ -56,10 +56,10 @@ class Reading:
     """How documents are read.
 
     Attributes:
-        fields: of JSON lines.
-        url: what goes before a file's path within its folder to make its address; None: the path itself is shown.
-        most_bytes: a larger file, or line of a JSON lines file, is not read.
-        strict: refuse what cannot be read, rather than skip it.
+        fields: the names of the fields of JSON lines.
+        url: put before a file's path within its folder, it makes the file's address; None: the path itself is shown.
+        most_bytes: larger files, and longer lines of JSON lines files, are not read.
+        strict: whether to refuse what cannot be read instead of skipping it.
     """
 
     fields: Fields = Fields()
@@ -108,7 +108,7 @@ def index_documents(
         What changed, in documents.
 
     Raises:
-        DataError: as `DocumentReader` and `update_index` raise it; the index is then as it was.
+        DataError: as `DocumentReader` and `update_index`; the index is then as it was.
         FetchError: a named corpus cannot be fetched.
         MissingExtraError: a package is not installed.
     """
@@ -151,8 +151,8 @@ class DocumentReader:
         """Every document that can be read.
 
         Raises:
-            DataError: a malformed line of JSON lines (file:line), an id that is there twice; where the caller is
-                strict, anything that cannot be read.
+            DataError: a malformed line of a JSON lines file (names file and line), an id that is used twice, or, if
+                `reading.strict`, anything that cannot be read.
         """
         with progress("index", sum(_kib(file.size) for file in self._files), "KiB") as bar:
             for file in self._files:
@@ -187,7 +187,7 @@ class DocumentReader:
         return files
 
     def _walk(self, root: Path) -> Iterator[tuple[Path, str]]:
-        """Files of known kinds in the order of their names; every folder once, so that no loop of links is followed."""
+        """Files of known kinds in the order of their names. Each folder once, so that loops of links end."""
         entered: set[tuple[int, int]] = set()
         for folder, folders, names in os.walk(root, followlinks=True, onerror=self._unreadable_folder):
             status = os.stat(folder)
@@ -209,7 +209,7 @@ class DocumentReader:
         self._skip(f"{error.filename}: {error.strerror or error}")
 
     def _file(self, path: Path, root: Path, kind: str) -> SourceFile | None:
-        """The file as one to read; None where it was met before or is to be skipped."""
+        """The file to read; None if it was seen before or is skipped."""
         name = _named(os.path.normpath(path))
         try:
             status = path.stat()
@@ -220,7 +220,7 @@ class DocumentReader:
             return None
         self._seen.add((status.st_dev, status.st_ino))
         if not S_ISREG(status.st_mode):
-            self._skip(f"{name}: no file, but a pipe, a socket or a device")
+            self._skip(f"{name}: not a file, but a pipe, a socket or a device")
             return None
         if kind in TEXT_KINDS and status.st_size > self.reading.most_bytes:
             self._skip(f"{name}: {status.st_size >> 20:,} MiB; larger than {self.reading.most_bytes >> 20:,} MiB")
@@ -238,10 +238,10 @@ class DocumentReader:
             logger.warning(f"skipped {why}")
 
     def _whole(self, file: SourceFile, passages: Callable[[bytes], list[Passage]]) -> Document | None:
-        """A file that is one document."""
+        """A file that is a single document; None if it is skipped."""
         try:
             data = file.path.read_bytes()
-            if file.path.suffix.lower() not in (*_HTML, ".pod"):  # these say or guess their encoding
+            if file.path.suffix.lower() not in (*_HTML, ".pod"):  # their parsers find the encoding
                 _decoded(data)
         except OSError as error:
             self._skip(f"{file.name}: {error.strerror or error}")
@@ -255,7 +255,7 @@ class DocumentReader:
     def _rows(self, file: SourceFile, bar: Bar) -> Iterator[Document]:
         """The documents of a JSON lines file."""
         places: dict[str, int] = {}
-        told = 0
+        shown = 0
         try:
             with file.path.open("rb") as raw, _unpacked(file.path, raw) as lines:
                 for number, line in enumerate(_lines(lines, self.reading.most_bytes, file.name), start=1):
@@ -271,20 +271,20 @@ class DocumentReader:
                         places[row.id] = number
                         key = f"{file.name}#{row.id}"
                         yield Document(key, row.digest(), partial(row.passages, row.url or key))
-                    bar.advance(max(0, (now := raw.tell() >> 10) - told))
-                    told = max(told, now)
+                    bar.advance(max(0, (now := raw.tell() >> 10) - shown))
+                    shown = max(shown, now)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(f"{file.name}: damaged or truncated gzip ({error}); fetch or write it again") from error
         except OSError as error:
             raise DataError(f"{file.name}: cannot be read: {error.strerror or error}") from error
         if not places:
             raise DataError(f"{file.name} has no documents")
-        bar.advance(max(0, _kib(file.size) - told))
+        bar.advance(max(0, _kib(file.size) - shown))
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of JSON lines; `named`: it has an id, else its content names it."""
+    """A line of a JSON lines file. named: whether the line has an id; if not, the id is a hash of its content."""
 
     id: str
     named: bool
@@ -332,7 +332,7 @@ def _text(value: Any, name: str, where: str) -> str:
 
 
 def _named(path: str) -> str:
-    """A path as text; bytes of it that are no UTF-8 are written as escapes, so that two names stay two."""
+    """A path as text. Bytes that are not UTF-8 are written as escapes, so that different names stay different."""
     return path.encode("utf-8", "backslashreplace").decode()
 
 
@@ -366,7 +366,7 @@ def _digest(*parts: bytes) -> str:
 
 
 def _decoded(data: bytes) -> str:
-    """UTF-8, or UTF-16 where the text begins by saying so."""
+    """Decode UTF-8, or UTF-16 if the text begins with its byte order mark."""
     return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
 
 

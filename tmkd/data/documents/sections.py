@@ -1,4 +1,4 @@
-"""What a parsed document is: sections in reading order, each a heading, its place and blocks of prose or code."""
+"""A parsed document: sections in reading order, each with a heading, the headings above it, and blocks of text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PILCROW = re.compile(r"[¶#]\s*$")
 
 @dataclass(frozen=True)
 class Block:
-    """A paragraph or list item (one line), or code (its lines as they were) and tables (a line for each row)."""
+    """A paragraph or list item (one line); or code (its lines unchanged) or a table (one line for each row)."""
 
     text: str
     code: bool = False
@@ -22,12 +22,13 @@ class Block:
 
 @dataclass
 class Section:
-    """A heading and what stands under it, up to the next heading of any level.
+    """A heading and the text below it, up to the next heading of any level.
 
     Attributes:
         heading: the heading, without its number; empty for text before the first heading.
-        path: the headings above it, outermost first, the document's title not among them unless it is a heading.
+        path: the headings above it, outermost first. The document's title is among them only if it is a heading.
         title: the document's title.
+        blocks: the text, in reading order.
     """
 
     heading: str
@@ -37,20 +38,20 @@ class Section:
 
 
 def clean_heading(text: str) -> str:
-    """A heading on one line, without section number and permalink sign."""
+    """A heading as one line, without its section number and permalink sign."""
     text = _PILCROW.sub("", " ".join(text.split()))
     stripped = _NUMBER.sub("", text).strip()
     return stripped or text.strip()
 
 
 def clean_code(text: str) -> str:
-    """Code with tabs as spaces, no common indent, no outer blank lines and at most one blank line in a row."""
+    """Code with spaces for tabs, without common indent and outer blank lines, and never two blank lines in a row."""
     lines = [line.rstrip() for line in textwrap.dedent(text.expandtabs(4)).splitlines()]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
 
 
 class SectionBuilder:
-    """Collects headings and blocks in reading order; the stack of open headings gives each section its path."""
+    """Collects headings and blocks in reading order. A stack of open headings gives each section its path."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -58,7 +59,7 @@ class SectionBuilder:
         self.sections: list[Section] = [Section("", (), title)]
 
     def heading(self, level: int, text: str) -> None:
-        """Open a section; it closes every open one of its level or deeper. A heading without text is ignored."""
+        """Open a section, and close all open ones of its level or deeper. A heading without text is ignored."""
         text = clean_heading(text)
         if not text:
             return
@@ -68,7 +69,7 @@ class SectionBuilder:
         self._stack.append((level, text))
 
     def resume(self, depth: int) -> None:
-        """Close all but `depth` open headings and go on in the innermost one (after a box set into its text)."""
+        """Close all but the outer `depth` headings and continue the innermost of them (after a box in its text)."""
         if len(self._stack) <= depth:
             return
         del self._stack[depth:]
@@ -81,7 +82,7 @@ class SectionBuilder:
         return len(self._stack)
 
     def block(self, text: str, *, code: bool = False, joint: str = "\n\n") -> None:
-        """Add a block to the open section; adjoining code becomes one block, with `joint` between."""
+        """Add a block to the open section. Neighbouring code becomes one block, with `joint` in between."""
         text = clean_code(text) if code else " ".join(text.split())
         if not text:
             return
@@ -92,5 +93,5 @@ class SectionBuilder:
             blocks.append(Block(text, code))
 
     def done(self) -> list[Section]:
-        """The sections, empty ones among them only where they have a heading (a question may have its answer below)."""
+        """The sections. An empty one is kept if it has a heading: a question may have its answer in sections below."""
         return [section for section in self.sections if section.blocks or section.heading]
