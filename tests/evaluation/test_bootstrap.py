@@ -1,4 +1,4 @@
-"""Intervals: how often they hold a known truth, what pairing and seeds do to them, and rows too few for one."""
+"""Intervals: how often they cover a known value, what pairing and seeds change, and too few pairs for an interval."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rows(questions: int, per: int = 8) -> Pairs:
     )
 
 
-def test_auc_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+def test_auc_intervals_cover_the_true_value_in_about_95_percent() -> None:
     """Normal scores one standard deviation apart have an AUC of Phi(1 / sqrt 2)."""
     generator = np.random.default_rng(0)
     pairs = rows(60)
@@ -44,7 +44,7 @@ def test_auc_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
 
 
 def test_questions_are_resampled_and_never_single_pairs() -> None:
-    """Copies of each row inside its question say nothing new, so the interval keeps its width."""
+    """Copies of each pair within its question add no information, so the interval keeps its width."""
     generator = np.random.default_rng(1)
     right = generator.random(80) < 0.7
     spans = []
@@ -70,7 +70,7 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     assert width[1] > 1.5 * width[0]
 
 
-def test_paired_differences_see_what_separate_intervals_cannot() -> None:
+def test_paired_differences_are_significant_where_separate_intervals_overlap() -> None:
     generator = np.random.default_rng(3)
     pairs = rows(150)
     noise = generator.normal(size=len(pairs))
@@ -90,7 +90,7 @@ def test_paired_differences_see_what_separate_intervals_cannot() -> None:
     assert difference.sentence().startswith("tmkd is significantly better than finetune in ROC-AUC by 0.0")
 
 
-def test_two_equal_models_are_level() -> None:
+def test_two_equal_models_have_no_difference() -> None:
     pairs = rows(20)
     output = logits(pairs.labels + np.random.default_rng(4).normal(size=len(pairs)))[None]
     results = compare(

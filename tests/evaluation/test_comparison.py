@@ -1,4 +1,4 @@
-"""Metrics against other libraries and by hand, intervals against known truth, the report against a reader's needs."""
+"""Metrics compared with other libraries and with hand-computed values, intervals with known values, and the report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tmkd.evaluation.comparison import compare, disagreements
 from tmkd.evaluation.metrics import Questions, SortedPairs, ranking_metrics
 from tmkd.evaluation.report import headline, write_report
 from tmkd.evaluation.results import ModelOutput, Results
-from tmkd.evaluation.speed import measure
+from tmkd.evaluation.speed import measure_speed
 
 
 def logits(odds: np.ndarray) -> np.ndarray:
@@ -80,7 +80,7 @@ def test_ties_do_not_favour_the_positive() -> None:
     assert ranking_metrics(questions, np.zeros(4))["mrr"][0] == pytest.approx(1 / 4)
 
 
-def test_metrics_without_meaning_are_absent() -> None:
+def test_undefined_metrics_are_absent() -> None:
     pairs = Pairs.build([f"q{i}" for i in range(6)], ["p"] * 6, labels=[0, 1, 2, 0, 1, 2])
     results = compare(pairs, [ModelOutput("m", "student", np.eye(3)[[0, 1, 2, 0, 1, 1]][None])], classes=3, task="nli")
     assert set(results.methods[0].metrics) == {"accuracy"}
@@ -92,8 +92,8 @@ def test_metrics_without_meaning_are_absent() -> None:
     assert set(results.methods[0].metrics) == {"accuracy", "auc"}
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
-    """Mean reciprocal rank of a model with a known expectation: 95% intervals hold it in most of 100 draws."""
+def test_intervals_cover_the_true_value_in_about_95_percent() -> None:
+    """Mean reciprocal rank of a model with a known expectation: 95% intervals cover it in most of 100 draws."""
     generator = np.random.default_rng(1)
     pairs = rows(40)
     questions = Questions.of(pairs.labels, pairs.qids)
@@ -178,7 +178,7 @@ def test_the_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
 def test_speed_is_measured_per_scorer() -> None:
     import time
 
-    found = measure(
+    found = measure_speed(
         {"slow": lambda q, p: time.sleep(0.0004 * len(q)), "fast": lambda q, p: time.sleep(0.0001 * len(q))},
         ["q"] * 50, ["p"] * 50, repeats=2, sizes=(10, 25),
     )  # fmt: skip

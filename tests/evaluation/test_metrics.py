@@ -1,4 +1,4 @@
-"""Metrics: every number against another library or by hand, ties, and rows that no metric may be made of."""
+"""Metrics compared with other libraries or hand-computed values; ties; pairs for which no metric is defined."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_positive_among_equals_comes_last_wherever_its_row_stands(place: int) 
     assert [(item.student_rank, item.teacher_rank) for item in found] == [(4, 1)]
 
 
-def test_rows_without_a_label_are_left_out() -> None:
+def test_pairs_without_a_label_are_left_out() -> None:
     pairs = Pairs.build(["a"] * 4, list("pqrs"), labels=[None, 1, 0, None])
     row = compare(pairs, student([9, 2, 1, 9]), classes=2, task="t")
     assert (row.rows, row.methods[0].metrics["mrr"].mean) == (2, 1.0)
@@ -111,7 +111,7 @@ def test_one_class_only_has_an_accuracy_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(("questions", "measured"), [(100, True), (101, False)])
-def test_one_question_in_hundreds_makes_no_ranking(questions: int, measured: bool) -> None:
+def test_ranking_needs_one_question_in_a_hundred(questions: int, measured: bool) -> None:
     names = ["q0", *(f"q{i}" for i in range(questions))]  # the first has a right and a wrong passage, the others one
     pairs = Pairs.build(names, [f"p{i}" for i in range(len(names))], labels=[i % 2 for i in range(len(names))])
     results = compare(pairs, student(np.arange(len(names))), classes=2, task="t")

@@ -17,7 +17,7 @@ from tmkd.evaluation.multi_task import MultiTaskResults, TaskResult, mean_of
 
 
 def written(folder: Path, task: str, metric: str, kept: float, ahead: tuple[float, float, float], **more: Any) -> Path:
-    """A run's folder; `finetune` is behind `tmkd` by `ahead` (mean, low, high), named first or second."""
+    """Write a run's folder in which `tmkd` minus `finetune` is `ahead` (mean, low, high)."""
     shares = "kept" if metric == "map" else "kept_above_chance"
     methods = [
         {"name": "teacher-ensemble", "kind": "ensemble", metric: {"mean": 0.9, "low": 0.8, "high": 1.0}},
@@ -60,7 +60,7 @@ def test_accuracy_where_there_is_no_auc(tmp_path: Path) -> None:
     assert TaskResult.read(str(written(tmp_path, "snli", "accuracy", 0.9, (0.1, 0.0, 0.2)))).metric == "accuracy"
 
 
-def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     run = written(tmp_path, "a", "auc", 0.9, (0.2, 0.1, 0.3))
     with pytest.raises(DataError, match=r"a=map: .* has no 'map'; it has auc"):
         TaskResult.read(f"{run}=map")
@@ -80,7 +80,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         MultiTaskResults.of([TaskResult.read(str(run))], "mkd")
 
 
-def test_a_run_of_one_teacher_counts_and_one_without_teachers_is_told(tmp_path: Path) -> None:
+def test_a_run_of_one_teacher_counts_and_one_without_teachers_is_refused(tmp_path: Path) -> None:
     run = written(tmp_path, "a", "auc", 0.9, (0.2, 0.1, 0.3))
     content = json.loads((run / "report" / "results.json").read_text())
     content["methods"][0] |= {"name": "teacher:t1", "kind": "teacher"}
@@ -88,7 +88,7 @@ def test_a_run_of_one_teacher_counts_and_one_without_teachers_is_told(tmp_path: 
     assert MultiTaskResults.of([TaskResult.read(str(tmp_path / "one.json"))], "tmkd").kept["tmkd"] == [0.9, 0.9]
     assert (
         "tmkd" in MultiTaskResults.of([TaskResult.read(str(tmp_path / "one.json"))], "teacher:t1").kept
-    )  # the top itself may be compared
+    )  # the teacher itself may be compared
     for row in content["methods"]:
         row.pop("kept_above_chance", None)
     (tmp_path / "none.json").write_text(json.dumps(content))

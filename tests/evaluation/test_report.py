@@ -1,4 +1,4 @@
-"""The report: its charts' names never meet, it holds what it was given, and what is missing leaves no trace."""
+"""The report: names in its charts do not overlap, everything given is shown, and missing parts are absent."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def accuracy_only() -> Results:
     return compare(pairs, outputs, classes=3, task="nli", options=ComparisonOptions(resamples=50))
 
 
-def test_every_model_is_named_in_the_chart_and_no_two_names_meet() -> None:
+def test_every_model_is_named_in_the_chart_and_no_two_names_overlap() -> None:
     svg = quality_against_latency(many())
     ElementTree.fromstring(svg)
     boxes = []
@@ -96,7 +96,7 @@ def test_a_learning_curve_for_each_run_of_two_points_or_more() -> None:
     assert "1 at the start, 0.333 at the end" in drawn[0]
 
 
-def test_the_page_shows_the_students_differences_and_folds_the_others(tmp_path: Path) -> None:
+def test_the_page_shows_the_students_differences_and_hides_the_others(tmp_path: Path) -> None:
     results = many()
     write_report(tmp_path, results)
     page = (tmp_path / "report.html").read_text()
@@ -108,7 +108,7 @@ def test_the_page_shows_the_students_differences_and_folds_the_others(tmp_path: 
     assert not re.search(r"""(src|href)=["']?\s*(https?:)?//|@import|url\(\s*["']?(https?:)?//""", page)
 
 
-def test_what_is_missing_vanishes(tmp_path: Path) -> None:
+def test_missing_parts_are_absent(tmp_path: Path) -> None:
     results = accuracy_only()
     write_report(tmp_path, results)
     page = (tmp_path / "report.html").read_text()
@@ -140,7 +140,7 @@ def test_the_terminals_table_names_what_is_kept() -> None:
     assert "kept (accuracy)" in text
 
 
-def test_the_taken_model_is_held_against_every_other_and_each_is_said_once() -> None:
+def test_the_taken_model_is_compared_with_every_other_once() -> None:
     results = many()
     sentences = results.verdicts()
     assert [sentence.split(" tmkd ")[0] for sentence in sentences] == ["In ROC-AUC", "In MRR"]
@@ -152,7 +152,7 @@ def test_the_taken_model_is_held_against_every_other_and_each_is_said_once() -> 
     assert results.to_json()["verdicts"] == sentences
 
 
-def test_the_page_says_the_verdict_in_a_sentence(tmp_path: Path) -> None:
+def test_the_page_gives_the_verdict_in_a_sentence(tmp_path: Path) -> None:
     results = many()
     write_report(tmp_path, results)
     assert f"<p>{results.verdicts()[0]}</p>" in (tmp_path / "report.html").read_text()

@@ -22,21 +22,21 @@ from tmkd.data.pairs import Pairs
 from tmkd.export.export import export_student
 from tmkd.export.gate import BACKENDS, ExportSource
 from tmkd.export.onnx import write_onnx
-from tmkd.export.parity import agreement
+from tmkd.export.parity import measure_parity
 from tmkd.inference.scorer import Scorer
 
 FP32 = ["onnx-fp32"]
 
 
 @pytest.mark.parametrize("family", ["minilm", "mpnet"])
-def test_export_holds_what_the_contract_of_the_folder_says(family: str) -> None:
+def test_an_export_has_the_documented_files(family: str) -> None:
     folder = exported(family)
     (row,) = json.loads((folder / "out" / "parity.json").read_text())
     assert row["passed"]
     assert row["reason"] == ""
     assert row["max_logit_difference"] <= 1e-4
     assert row["decision_agreement"] == row["top1_agreement"] == 1.0
-    assert row["kendall_tau"] in (None, 1.0)  # None: these scores lie too near one another
+    assert row["kendall_tau"] in (None, 1.0)  # None: these scores are too close to each other
     assert row["metric_name"] == "auc"
     assert row["metric_export"] == pytest.approx(row["metric_pytorch"], abs=1e-6)
     assert row["bytes"] == (folder / "out" / "onnx" / "model.onnx").stat().st_size
@@ -221,10 +221,10 @@ def test_one_layer_student(tmp_path: Path) -> None:
     assert row["passed"]
 
 
-def test_agreement_by_hand() -> None:
+def test_parity_by_hand() -> None:
     reference = np.array([[0, 1], [0, 2], [0, 3], [0, -1]], dtype=np.float32)
     found = np.array([[0, 1], [0, 3], [0, 2], [0, 0.5]], dtype=np.float32)
-    result = agreement(reference, found, ["a", "a", "a", "b"], np.array([0, 1, 1, -1]))
+    result = measure_parity(reference, found, ["a", "a", "a", "b"], np.array([0, 1, 1, -1]))
     assert result.max_logit_difference == 1.5
     assert result.decision_agreement == 0.75
     assert result.top1_agreement == 0.0  # one question has two passages or more, and its first differs

@@ -1,4 +1,4 @@
-"""The graph that is exported gives the numbers of the transformers module, whatever the family."""
+"""The exported graph gives the logits of the transformers module, for every family."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.export.export import export_student
 from tmkd.export.gate import BACKENDS, ExportSource
 from tmkd.export.int8 import choose_calibration, left_in_float
-from tmkd.export.parity import CLOSE, EXACT, Agreement, Invariance, agreement, why_refused
+from tmkd.export.parity import CLOSE, EXACT, Invariance, Parity, measure_parity, why_refused
 from tmkd.inference.engines import Inputs
 from tmkd.inference.scorer import Scorer
 from tmkd.models.batching import engine_batches, engine_shapes, padded_width
@@ -351,7 +351,7 @@ def test_a_warm_engine_meets_no_new_shape(backend: str, monkeypatch: pytest.Monk
 def test_near_passages_may_change_places() -> None:
     reference = np.array([[0, 1.0], [0, 1.05], [0, -2.0]], dtype=np.float32)
     found = np.array([[0, 1.2], [0, 1.1], [0, -2.0]], dtype=np.float32)
-    result = agreement(reference, found, ["a"] * 3, np.array([1, 0, 0]))
+    result = measure_parity(reference, found, ["a"] * 3, np.array([1, 0, 0]))
     assert (result.top1_agreement, result.kendall_tau) == (1.0, 1.0)
     assert result.ndcg_pytorch == pytest.approx(1 / np.log2(3))
     assert result.ndcg_export == 1.0
@@ -373,7 +373,7 @@ def test_near_passages_may_change_places() -> None:
     ],
 )
 def test_what_the_gate_asks_of_int8(found: dict[str, float], steady: dict[str, float], expected: str) -> None:
-    good = Agreement(0.3, 0.99, 0.99, 0.96, "auc", 0.9, 0.9, 0.8, 0.8)
+    good = Parity(0.3, 0.99, 0.99, 0.96, "auc", 0.9, 0.9, 0.8, 0.8)
     reason = why_refused(replace(good, **found), replace(Invariance(0.01, True), **steady), CLOSE)  # type: ignore[arg-type]
     assert (expected in reason) if expected else reason == ""
     assert "a logit differs by 3.00e-01" in why_refused(good, Invariance(0.0, True), EXACT)

@@ -1,4 +1,4 @@
-"""What the encoder says with nothing trained."""
+"""The bi-encoder cosine: embeddings, their cosine, its row in the comparison."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tmkd.models.encoders.find import find_encoder
 
 
 @pytest.mark.parametrize("family", ["minilm", "mpnet"])
-def test_an_embedding_is_the_mean_of_the_last_states_whatever_stands_beside_it(family: str, tmp_path: Path) -> None:
+def test_an_embedding_is_the_mean_of_the_last_hidden_states_in_any_batch(family: str, tmp_path: Path) -> None:
     from transformers import AutoModel
 
     folder = find_encoder("builtin:minilm-l6") if family == "minilm" else tiny("mpnet", tmp_path / "tiny")
@@ -31,7 +31,7 @@ def test_an_embedding_is_the_mean_of_the_last_states_whatever_stands_beside_it(f
         assert np.allclose(row, mean / mean.norm(), atol=1e-5)
 
 
-def test_bf16_says_nearly_the_same() -> None:
+def test_bf16_gives_nearly_the_same() -> None:
     folder, texts = find_encoder("builtin:minilm-l6"), [text for pair in TOPICS.values() for text in pair]
     exact, close = (embed(folder, texts, 64, precision) for precision in ("fp32", "bf16"))
     assert not np.array_equal(close, exact)
@@ -48,7 +48,7 @@ def test_each_question_is_nearest_to_its_own_answer() -> None:
     assert np.abs(scores).max() <= 1.5 * SHARPNESS
 
 
-def test_it_is_a_row_of_the_comparison_and_computed_once(tmkd: Tmkd, recipe_file: Path) -> None:
+def test_the_cosine_is_a_row_of_the_comparison_and_computed_once(tmkd: Tmkd, recipe_file: Path) -> None:
     methods = "methods=[teacher,teacher-ensemble,cosine,finetune]"
     first = tmkd("run", recipe_file, methods, "take=finetune", "export.backends=[onnx-fp32]", "--json")
     assert '"name": "cosine"' in first.stdout

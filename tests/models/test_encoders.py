@@ -1,4 +1,4 @@
-"""The forward against transformers' own; finding, cutting, refusing encoders."""
+"""Our forward compared with transformers'; finding, cutting and refusing encoders."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_layers_are_the_bottom_ones_evenly_spaced_ones_or_new_ones(encoder_folde
     for start, numbers in wanted.items():
         cut = load_encoder(encoder_folder, 2, layers=2, start=start)
         assert cut.layers == 2
-        for at, number in enumerate(numbers):  # ModernBERT's first layer has a norm less
+        for at, number in enumerate(numbers):  # ModernBERT's first layer has one norm fewer
             theirs = layer(whole, number)
             assert all(torch.equal(weight, theirs[name]) for name, weight in layer(cut, at).items())
     new = load_encoder(encoder_folder, 2, layers=2, start="random")
@@ -78,7 +78,7 @@ def test_layers_are_the_bottom_ones_evenly_spaced_ones_or_new_ones(encoder_folde
 
 
 @pytest.mark.parametrize("model_type", ["bert", "distilbert"])
-def test_dropout_is_what_was_asked_for(model_type: str, tmp_path: Path) -> None:
+def test_dropout_has_the_given_probability(model_type: str, tmp_path: Path) -> None:
     folder = tiny(model_type, tmp_path / "tiny")
     batch = Batch(*inputs(folder))
     for dropout, same in ((0.0, True), (0.5, False)):
@@ -86,7 +86,7 @@ def test_dropout_is_what_was_asked_for(model_type: str, tmp_path: Path) -> None:
         assert torch.equal(encoder(batch), encoder(batch)) == same
 
 
-def test_layers_between_encoder_and_head_begin_anew_where_the_checkpoint_has_none(
+def test_layers_between_encoder_and_head_start_with_random_weights_where_the_checkpoint_has_none(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tiny("distilbert", tmp_path / "tiny")
@@ -104,7 +104,7 @@ def test_layers_between_encoder_and_head_begin_anew_where_the_checkpoint_has_non
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_one_query_a_pair_needs_no_keys_and_values(dropout: float) -> None:
+def test_one_query_per_pair_needs_no_keys_and_values(dropout: float) -> None:
     torch.manual_seed(0)
     x, bias = torch.randn(3, 7, 24), torch.randn(3, 4, 1, 7)
     query, key, value = (torch.nn.Linear(24, 24) for _ in range(3))
@@ -193,7 +193,7 @@ def test_folder_without_tokenizer_or_weights(tmp_path: Path) -> None:
         find_encoder("builtin:nothing")
 
 
-def test_hub_id_that_cannot_be_had_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_hub_id_is_refused_with_alternatives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(EncoderError, match="neither a local folder nor"):
@@ -236,7 +236,7 @@ def test_padding_does_not_change_scores() -> None:
     np.testing.assert_allclose(np.concatenate(alone), together, atol=1e-5)
 
 
-def test_a_pooler_that_was_never_trained_begins_as_the_identity(tmp_path: Path) -> None:
+def test_a_pooler_that_was_never_trained_starts_as_the_identity(tmp_path: Path) -> None:
     source = find_encoder("builtin:minilm-l6")
     kept = load_encoder(source, 2, layers=1)
     assert torch.equal(kept.dense.weight, load_file(source / "model.safetensors")["pooler.dense.weight"])

@@ -56,7 +56,7 @@ def measure_components(
     return found
 
 
-def agreement(
+def measure_agreement(
     pairs: Pairs,
     teachers: ModelOutput,
     taken: ModelOutput,

@@ -25,7 +25,7 @@ class Speed:
     milliseconds: Mapping[int, float]
 
 
-def measure(
+def measure_speed(
     scorers: Mapping[str, Callable[[Sequence[str], Sequence[str]], object]],
     questions: Sequence[str],
     passages: Sequence[str],

@@ -58,7 +58,7 @@ def export_student(
         reference_logits: the student's logits on `dev`, [N, C] float32; computed from its heads unless given.
 
     Returns:
-        The parity table, one row per backend: backend, passed, the numbers of `Agreement` and `Invariance`,
+        The parity table, one row per backend: backend, passed, the numbers of `Parity` and `Invariance`,
         pairs_per_second, bytes, reason. What is not defined for the task or was not measured is None.
 
     Raises:

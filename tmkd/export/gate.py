@@ -24,10 +24,10 @@ from tmkd.core.console import progress
 from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.core.files import sha256_of, write_json
 from tmkd.data.pairs import Pairs
-from tmkd.evaluation.speed import measure
+from tmkd.evaluation.speed import measure_speed
 from tmkd.export.int8 import FLOAT_STEPS, write_int8
 from tmkd.export.onnx import write_onnx
-from tmkd.export.parity import CLOSE, EXACT, Agreement, Invariance, Limits, agreement, invariance, why_refused
+from tmkd.export.parity import CLOSE, EXACT, Invariance, Limits, Parity, measure_invariance, measure_parity, why_refused
 from tmkd.inference.engines import installed
 from tmkd.inference.scorer import PROBES, Scorer
 from tmkd.models.tokenizer import PairTokenizer
@@ -175,7 +175,7 @@ class _Trial:
         self.entry: dict[str, Any] = {}
         self.scorer: Scorer | None = None
         self.size: int | None = None
-        self.found, self.steady = Agreement(), Invariance()
+        self.found, self.steady = Parity(), Invariance()
         self.reason = ""
         self.disagrees = False
 
@@ -194,9 +194,9 @@ class _Trial:
             self._write()
             scorer = Scorer(self.source.folder, backend=self.name)
             logits = _scored(scorer, dev, self.name)
-            self.found = agreement(reference, logits, dev.qids, dev.labels)
+            self.found = measure_parity(reference, logits, dev.qids, dev.labels)
             few = dev.take(probes)
-            self.steady = invariance(partial(_in_batches, scorer, few))
+            self.steady = measure_invariance(partial(_in_batches, scorer, few))
             limits = BACKENDS[self.name].limits
             self.reason = why_refused(self.found, self.steady, limits)
             self.disagrees = bool(self.reason)
@@ -246,7 +246,7 @@ def _time(trials: Sequence[_Trial], dev: Pairs) -> None:
     """Time the backends that passed, in turn on the same pairs, tokenizing included."""
     some = dev.take(np.random.default_rng(0).permutation(len(dev))[:SPEED_PAIRS])
     scorers = {trial.name: trial.scorer.logits for trial in trials if trial.scorer is not None}
-    speeds = measure(scorers, some.questions, some.passages, sizes=())
+    speeds = measure_speed(scorers, some.questions, some.passages, sizes=())
     for trial in trials:
         trial.entry["pairs_per_second"] = round(speeds[trial.name].pairs_per_second, 1)
 

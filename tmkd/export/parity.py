@@ -19,7 +19,7 @@ BATCH_SIZES = (1, 8, 64)
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Parity:
     """Numbers of the parity table; None where one is not defined for the task, or the logits are not finite.
 
     Attributes:
@@ -92,7 +92,7 @@ EXACT = Limits(batch_difference=1e-4, logit_difference=1e-4)
 CLOSE = Limits(batch_difference=0.02, quality_loss=0.005, top1_agreement=0.98, kendall_tau=0.95)
 
 
-def agreement(reference: Logits, found: Logits, qids: Sequence[str], labels: NDArray[np.int64]) -> Agreement:
+def measure_parity(reference: Logits, found: Logits, qids: Sequence[str], labels: NDArray[np.int64]) -> Parity:
     """Compare the logits of an export with the student's.
 
     Args:
@@ -105,10 +105,10 @@ def agreement(reference: Logits, found: Logits, qids: Sequence[str], labels: NDA
         The numbers of the parity table; all None where some logits are not finite.
     """
     if not (np.isfinite(found).all() and np.isfinite(reference).all()):
-        return Agreement()
+        return Parity()
     top1, tau = (None, None) if reference.shape[1] != 2 else _ranking(log_odds(reference), log_odds(found), qids)
     name, before = _metric(reference, labels)
-    return Agreement(
+    return Parity(
         max_logit_difference=float(np.abs(reference.astype(np.float64) - found).max()),
         decision_agreement=float((reference.argmax(1) == found.argmax(1)).mean()),
         top1_agreement=top1,
@@ -121,7 +121,7 @@ def agreement(reference: Logits, found: Logits, qids: Sequence[str], labels: NDA
     )
 
 
-def invariance(score: Callable[[int | None], Logits]) -> Invariance:
+def measure_invariance(score: Callable[[int | None], Logits]) -> Invariance:
     """Score the same pairs in micro-batches of several sizes, and twice in the same way.
 
     Args:
@@ -137,7 +137,7 @@ def invariance(score: Callable[[int | None], Logits]) -> Invariance:
     return Invariance(difference if np.isfinite(difference) else None, bool(np.array_equal(first, again)))
 
 
-def why_refused(found: Agreement, steady: Invariance, limits: Limits) -> str:
+def why_refused(found: Parity, steady: Invariance, limits: Limits) -> str:
     """Return why the gate refuses an export with these numbers; an empty string where it passes.
 
     Args:
@@ -189,7 +189,7 @@ def _below(what: str, value: float | None, limit: float | None) -> str:
 def _ranking(
     reference: NDArray[np.float64], found: NDArray[np.float64], qids: Sequence[str]
 ) -> tuple[float | None, float | None]:
-    """Compute `top1_agreement` and `kendall_tau` of `Agreement`, over questions with at least two passages.
+    """Compute `top1_agreement` and `kendall_tau` of `Parity`, over questions with at least two passages.
 
     scipy's Kendall tau has no threshold below which two passages count as equal.
 

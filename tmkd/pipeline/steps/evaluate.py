@@ -16,7 +16,7 @@ from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import prepare
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.comparison import ComparisonOptions, compare
-from tmkd.evaluation.components import agreement, measure_components
+from tmkd.evaluation.components import measure_agreement, measure_components
 from tmkd.evaluation.results import ENSEMBLE, ModelOutput, Results
 from tmkd.models.bi_encoder import cosine_logits
 from tmkd.models.card import read_card
@@ -172,7 +172,7 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
     top, taken = by_name.get(results.relative_to), by_name[run.take]
     others = [output for output in found if output.kind in ("student", "baseline") and output is not taken]
     if top is not None:
-        results.agreement = agreement(pairs, top, taken, others, classes=classes)
+        results.agreement = measure_agreement(pairs, top, taken, others, classes=classes)
     return results
 
 

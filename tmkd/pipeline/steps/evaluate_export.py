@@ -11,7 +11,7 @@ from tmkd.core.files import write_json
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.comparison import ComparisonOptions, compare
 from tmkd.evaluation.results import ModelOutput
-from tmkd.evaluation.speed import measure
+from tmkd.evaluation.speed import measure_speed
 from tmkd.inference.engines import installed
 from tmkd.inference.scorer import Scorer, read_manifest
 from tmkd.pipeline.steps.speed import machine, speed_sample
@@ -46,7 +46,7 @@ def _measured(folder: Path, pairs: Pairs, classes: int) -> list[dict[str, Any]]:
     scorers = {name: Scorer(folder, backend=name) for name in read_manifest(folder).backends if installed(name)}
     sample = speed_sample(pairs)
     timed = {name: scorer.logits for name, scorer in scorers.items()}
-    speeds = measure(timed, sample.questions, sample.passages, sizes=())
+    speeds = measure_speed(timed, sample.questions, sample.passages, sizes=())
     found: list[dict[str, Any]] = []
     for name, scorer in scorers.items():
         with progress(f"{name} on the test set", len(pairs)) as bar:

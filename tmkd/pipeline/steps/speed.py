@@ -16,7 +16,7 @@ from tmkd.core.files import write_json
 from tmkd.core.hardware import describe
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.results import ENSEMBLE, ModelOutput
-from tmkd.evaluation.speed import measure
+from tmkd.evaluation.speed import measure_speed
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
 from tmkd.models.predict import score
@@ -84,7 +84,7 @@ def _speeds(run: FinishedRun, one_of: dict[str, Path], pairs: Pairs) -> dict[str
 
     def build(folder: Path) -> None:
         scorers = {shape: _scorer(model, precision) for shape, model in one_of.items()}
-        found = measure(scorers, sample.questions, sample.passages)
+        found = measure_speed(scorers, sample.questions, sample.passages)
         write_json(folder / "speed.json", {shape: asdict(speed) for shape, speed in found.items()})
 
     step = run.workspace.step("speed", content, build, label="measure speed")
