@@ -18,7 +18,6 @@ from rich.console import Console
 
 from tmkd.core.errors import DataError
 from tmkd.inference.qa import Answer, Answers, Calibration, QuestionAnswerer
-from tmkd.inference.qa.terminal import shown
 from tmkd.inference.qa.windows import Windows
 from tmkd.models.tokenizer import PairTokenizer
 
@@ -136,7 +135,7 @@ def test_the_terminal_shows_the_best_sentence_and_what_was_read() -> None:
     answer = Answer(1, "p", text, (20, 31), (20, 41), 1.5, 0.8, 4, "Guide", ("Guide", "Use"), "guide.md")
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system="standard")
     times = dict.fromkeys(("retrieve", "rank", "mark", "total"), 1.0)
-    for part in shown(Answers("q", False, [answer], 1, times)):
+    for part in Answers("q", False, [answer], 1, times).shown():
         console.print(part)
     page = console.file.getvalue()
     assert "no passage answers this well" in page

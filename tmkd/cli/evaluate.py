@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from tmkd import api
 from tmkd.cli.options import PAIRS_HELP, WORKSPACE, Jobs, JsonFile, Quiet, WorkspaceFolder, give
 from tmkd.core.console import say
-from tmkd.core.errors import needs_extra
 
 _UNLESS = "the recipe's unless given"
 
@@ -29,15 +29,9 @@ def evaluate(
 
     Example: tmkd evaluate workspace/runs/demo --pairs my-pairs.jsonl --json numbers.json
     """
-    from tmkd.data.tasks import read_measured
-    from tmkd.pipeline.steps.evaluate import evaluate as measure_run
-    from tmkd.pipeline.steps.finished_run import FinishedRun
-
-    models = FinishedRun.read(run)
     given = {"question": question, "passage": passage, "label": label, "qid": qid}
-    rows = read_measured(models.recipe.data, models.recipe.classes, pairs, given)
-    with models.workspace.locked():
-        results = measure_run(models, rows, timed=speed, task=pairs.name)
+    columns = {name: column for name, column in given.items() if column is not None}
+    results = api.Run.open(run).evaluate(pairs, columns=columns, speed=speed)
     give(json_file, results.to_json(), results.tables())
 
 
@@ -56,9 +50,7 @@ def overall(
 
     Example: tmkd overall workspace/runs/webqa workspace/runs/wikiqa=map
     """
-    from tmkd.evaluation.multi_task import MultiTaskResults, TaskResult
-
-    found = MultiTaskResults.of([TaskResult.read(run) for run in runs], method)
+    found = api.compare_tasks(runs, method)
     give(json_file, found.to_json(), [found.table()])
     say(found.sentence())
 
@@ -83,12 +75,16 @@ def study(
 
     Example: tmkd study recipes/studies/options.yaml seeds=[0,1,2] --list
     """
-    with needs_extra("train"):
-        from tmkd.pipeline.study.run import list_study, run_study
+    if only_list:
+        listing = api.list_study(file, overrides, workspace)
+        _show_study(json_file, listing)
+    else:
+        outcome = api.run_study(file, overrides, workspace, jobs)
+        _show_study(json_file, outcome)
+        say(f"report: {workspace / 'studies' / outcome.study.name / 'report.html'}")
 
-    found = list_study(file, overrides, workspace) if only_list else run_study(file, overrides, workspace, jobs)
+
+def _show_study(json_file: Path | None, found: Any) -> None:
     give(json_file, found.to_json(), [found.table()])
     for sentence in found.sentences():
         say(sentence)
-    if not only_list:
-        say(f"report: {workspace / 'studies' / found.to_json()['study'] / 'report.html'}")

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from tmkd import __version__
+import tmkd
 from tmkd.cli import evaluate, serve, student, train, workspace
 from tmkd.cli.bench import bench
 from tmkd.cli.options import Command, Sections
@@ -55,7 +55,7 @@ app.add_typer(bench, name="bench", rich_help_panel="Benchmarks")
 
 def _version(value: bool) -> None:
     if value:
-        print(f"tmkd {__version__}")
+        print(f"tmkd {tmkd.__version__}")
         raise typer.Exit
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from tmkd import api
 from tmkd.cli.options import (
     EXPORT,
     INDEX,
@@ -27,6 +28,7 @@ from tmkd.cli.options import (
     give_lines,
 )
 from tmkd.core.console import say, tables
+from tmkd.core.malloc import keep_freed_memory
 
 
 def score(
@@ -47,11 +49,8 @@ def score(
 
     Example: tmkd score workspace/runs/demo/export --pairs pairs.jsonl --output scored.jsonl
     """
-    from tmkd.core.malloc import keep_freed_memory
-    from tmkd.inference.score_file import score_file
-
     keep_freed_memory()
-    score_file(model, pairs, output, question=question, passage=passage, backend=backend, threads=threads)
+    api.score_file(model, pairs, output, question=question, passage=passage, backend=backend, threads=threads)
 
 
 def index(
@@ -83,13 +82,10 @@ def index(
 
     Example: tmkd index manual/ faq.jsonl --out workspace/index
     """
-    from tmkd.data.builtin.corpus import CORPORA
-    from tmkd.data.documents.reader import Fields, Reading, index_documents
-
     began = time.monotonic()
-    fields = Fields(id_field, title_field, text_field, url_field)
+    fields = api.Fields(id_field, title_field, text_field, url_field)
     try:
-        changes = index_documents(docs, out, Reading(fields, url, max_mb << 20, strict), corpora=CORPORA)
+        changes = api.build_index(docs, out, api.Reading(fields, url, max_mb << 20, strict))
     except BaseException as error:
         if not isinstance(error, Exception):  # interrupted
             say(f"{out} is as it was before this call")
@@ -118,25 +114,20 @@ def ask(
 
     Example: tmkd ask "How do I sort a hash by value?" --index workspace/index
     """
-    from tmkd.core.errors import DataError
-    from tmkd.core.malloc import keep_freed_memory
-    from tmkd.inference.qa import QuestionAnswerer
-    from tmkd.inference.qa.terminal import shown, timing
-
     keep_freed_memory()
     for folder, default, make in ((model, EXPORT, "make demo"), (index, INDEX, "tmkd index debian-docs")):
         if folder == default and not folder.exists():
             option = "--model" if default == EXPORT else "--index"
-            raise DataError(f"there is no {folder}; make it with `{make}`, or name another with {option}")
-    answerer = QuestionAnswerer.open(model, index, backend=backend, threads=threads)
+            raise api.DataError(f"there is no {folder}; make it with `{make}`, or name another with {option}")
+    answerer = api.QuestionAnswerer.open(model, index, backend=backend, threads=threads)
     with give_lines(json_file) as write:
         for one in _questions(question):
             answers = answerer.ask(one, top=top, candidates=candidates)
             write(json.dumps(answers.to_json(), ensure_ascii=False))
             if str(json_file) != "-":
-                for part in shown(answers):
+                for part in answers.shown():
                     tables.print(part)
-                say(timing(answers))
+                say(answers.timing())
 
 
 def calibrate(
@@ -169,27 +160,17 @@ def calibrate(
 
     Example: tmkd calibrate workspace/runs/demo/export --index workspace/index
     """
-    from tmkd.core.errors import DataError, needs_extra
-    from tmkd.inference.qa import Calibration, QuestionAnswerer
-    from tmkd.inference.qa.calibrate import calibrate
-    from tmkd.inference.qa.cases import built_in, from_file
-
     if test is not None and pairs is None:
-        raise DataError("--test without --pairs: debian-docs brings its own test questions")
-    answerer = QuestionAnswerer.open(model, index, backend=backend, threads=threads, calibration=Calibration())
-    files = [from_file(path, answerer.index) for path in (pairs, test) if path is not None]
-    dev, *unseen = files or built_in(answerer.index)
-    found = calibrate(answerer, dev, unseen[0] if unseen else None, candidates=candidates, risk=risk)
-    path = found.save(model)
+        raise typer.BadParameter("--test without --pairs: debian-docs brings its own test questions")
+    found = api.calibrate_export(
+        model, index, pairs=pairs, test=test, risk=risk, candidates=candidates, backend=backend, threads=threads
+    )
     if report is not None:
-        with needs_extra("train"):
-            from tmkd.inference.qa.report import write_report
-
-            write_report(found.to_json(), report)
+        found.write_report(report)
     give(json_file, found.to_json())
     for sentence in found.sentences():
         say(sentence)
-    say(f"written to {path}" + (f" and {report}" if report else ""))
+    say(f"written to {model / 'calibration.json'}" + (f" and {report}" if report else ""))
 
 
 def _questions(argument: str) -> Iterator[str]:

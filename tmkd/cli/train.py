@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from tmkd import api
 from tmkd.cli.options import WORKSPACE, Jobs, JsonFile, Overrides, Quiet, RecipeFile, WorkspaceFolder, give
 from tmkd.core.console import say
-from tmkd.core.errors import needs_extra
-
-if TYPE_CHECKING:
-    from tmkd.pipeline.run import Run
 
 
-def _run(recipe: Path, overrides: list[str] | None, workspace: Path) -> Run:
-    from tmkd.config.load import load_recipe
-
-    parsed = load_recipe(recipe, overrides)
-    with needs_extra("train"):
-        from tmkd.pipeline.run import Run
-    return Run(parsed, workspace)
+def _run(recipe: Path, overrides: list[str] | None, workspace: Path) -> api.Run:
+    return api.Run(api.load_recipe(recipe, overrides), workspace)
 
 
 def run(
@@ -43,10 +35,9 @@ def run(
     give(json_file, done.results.to_json(), [done.results.table()])
     for sentence in done.results.verdicts():
         say(sentence)
-    folder = done.folder
-    say(f"report:    {folder / 'report' / 'report.html'}")
-    say(f"student:   {folder / 'export'}  (opens with transformers; tmkd score {folder / 'export'} --pairs FILE)")
-    say(f"test set:  {folder / 'test.jsonl'}")
+    say(f"report:    {done.report}")
+    say(f"student:   {done.export}  (opens with transformers; tmkd score {done.export} --pairs FILE)")
+    say(f"test set:  {done.folder / 'test.jsonl'}")
 
 
 def teach(

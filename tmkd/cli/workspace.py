@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tmkd import api
 from tmkd.cli.options import WORKSPACE, JsonFile, Quiet, WorkspaceFolder, give
 from tmkd.core.console import say
 
@@ -15,9 +16,7 @@ def recipe() -> None:
 
     Example: tmkd recipe
     """
-    from tmkd.config.load import describe
-
-    print(describe())
+    print(api.describe_recipe())
 
 
 def clean(
@@ -33,9 +32,7 @@ def clean(
 
     Example: tmkd clean --yes
     """
-    from tmkd.pipeline.store.workspace import Workspace
-
-    found = Workspace(workspace).clean(remove=yes, tokens=tokens)
+    found = api.clean_workspace(workspace, remove=yes, tokens=tokens)
     content = [{"folder": str(one.folder), "bytes": one.size, "removed": yes} for one in found]
     state = "removed" if yes else "unused"
     give(json_file, content, [f"{state} {one.folder} ({one.size / 2**20:,.1f} MiB)" for one in found])

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.text import Text
 
 from tmkd.core.errors import DataError, ExportError
 from tmkd.data.documents.index import DocumentIndex, Found
@@ -83,6 +86,39 @@ class Answers:
     answers: list[Answer]
     candidates: int
     milliseconds: dict[str, float]
+
+    def shown(self) -> list[RenderableType]:
+        """The answers for a terminal: headings, text with the best sentence in bold, source and scores.
+
+        The first line says so where no answer is good enough or no passage was found.
+        """
+        found: list[RenderableType] = []
+        if not self.answers:
+            found.append(Text("no passage of the index has a word of this question"))
+        elif not self.answered:
+            found.append(Text("no passage answers this well; the nearest:", style="yellow"))
+        for answer in self.answers:
+            headings = " > ".join(dict.fromkeys(one for one in (answer.title, *answer.heading_path) if one))
+            head = Text(f"{answer.rank}. ", style="bold").append(headings or answer.source, style="bold cyan")
+            text, read = Text(answer.text), ""
+            text.stylize("bold", *answer.marked)
+            if answer.window is not None:  # only this part of a long passage was scored best
+                start, stop = answer.window
+                text.stylize("dim", 0, start)
+                text.stylize("dim", stop, len(answer.text))
+                read = f", read in part: characters {start:,} to {stop:,}"
+            place = f"{answer.source}  probability {answer.probability:.2f}, score {answer.score:+.2f}"
+            foot = Text(f"{place}, {answer.retrieval_rank}. by BM25{read}", style="dim")
+            found += [head, Padding(text, (0, 0, 0, 3)), Padding(foot, (0, 0, 1, 3))]
+        return found
+
+    def timing(self) -> str:
+        """How many passages were ranked, and the milliseconds of each stage, in one line."""
+        times = self.milliseconds
+        return (
+            f"{self.candidates} passages in {times['total']:.0f} ms: "
+            f"retrieve {times['retrieve']:.0f}, rank {times['rank']:.0f}, mark {times['mark']:.0f}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Every field; spans are lists of two."""

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.core.errors import DataError
+from tmkd.core.errors import DataError, needs_extra
 from tmkd.core.files import write_json
 from tmkd.core.logits import sigmoid
 from tmkd.inference.qa.answer import QuestionAnswerer, Ranked
@@ -191,6 +191,17 @@ class Found:
         """Write calibration.json into the export."""
         write_json(export / FILE, {**self.to_json(), "student": student_of(export)})
         return export / FILE
+
+    def write_report(self, path: Path) -> None:
+        """Write a page with the risk-coverage curves.
+
+        Raises:
+            MissingExtraError: The extra `train`, which draws charts, is not installed.
+        """
+        with needs_extra("train"):
+            from tmkd.inference.qa.report import write_report
+
+        write_report(self.to_json(), path)
 
     def sentences(self) -> list[str]:
         """What was chosen and measured, in words."""
