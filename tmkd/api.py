@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from tmkd.core.errors import TmkdError as TmkdError
     from tmkd.data.documents.index import Changes as Changes
     from tmkd.data.documents.index import DocumentIndex as DocumentIndex
-    from tmkd.data.documents.reader import Fields as Fields
+    from tmkd.data.documents.json_lines import Fields as Fields
     from tmkd.data.documents.reader import Reading as Reading
     from tmkd.data.pairs import Pairs as Pairs
     from tmkd.data.rows import read_pairs as read_pairs

@@ -18,8 +18,9 @@ from qa_fixtures import document, index_of
 from tmkd.core.errors import DataError, MissingExtraError
 from tmkd.data.documents.html import parse_html
 from tmkd.data.documents.index import CARD, DocumentIndex, update_index
+from tmkd.data.documents.json_lines import Fields
 from tmkd.data.documents.markdown import parse_markdown, parse_plain
-from tmkd.data.documents.reader import DocumentReader, Fields, Reading, index_documents
+from tmkd.data.documents.reader import DocumentReader, Reading, index_documents
 
 ROOT = Path(__file__).parents[2]
 MARKDOWN = """---

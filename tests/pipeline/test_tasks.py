@@ -15,7 +15,8 @@ from encoder_fixtures import tiny
 from pairs_fixtures import refused
 
 from tmkd.config.load import load_recipe, parse_recipe
-from tmkd.config.sections import Data, ReadyPairs, Texts
+from tmkd.config.pool_sections import ReadyPairs, Texts
+from tmkd.config.sections import Data
 from tmkd.core.errors import RecipeError
 from tmkd.data.hub import read_hub
 from tmkd.data.pairs import Reference

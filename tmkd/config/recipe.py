@@ -11,13 +11,13 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tmkd.config.methods import METHODS
+from tmkd.config.pool_sections import Pool
 from tmkd.config.sections import (
     Bilstm,
     Data,
     Export,
     Loss,
     Part,
-    Pool,
     Positive,
     Seeds,
     Stage1,

@@ -1,4 +1,4 @@
-"""Files and folders: the cache, hashes, and writing that never leaves half a file or half a folder."""
+"""Files and folders: the cache, hashes, and writing that never leaves an incomplete file or folder."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place beside the file to write to: what was written takes the file's place at the end, unless the block failed.
+    """Replace a file as a whole: gives a temporary path to write to, which is renamed at the end of the block.
 
-    Makes the folder. Readers see the old file or the whole new one, and a kill leaves the old one.
+    Makes the folder. Readers see either the old file or the complete new one. If the block fails or the process is
+    killed, the old file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -47,32 +48,32 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)  # there only if the block failed
+        temporary.unlink(missing_ok=True)  # it exists only if the block failed
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole (`replacing`)."""
+    """Write a text file as a whole (`replacing`)."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole (`replacing`)."""
+    """Write a JSON file as a whole (`replacing`)."""
     write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def swap_in(fresh: Path, target: Path) -> None:
-    """Rename a finished folder into place; what stood there goes only then."""
+    """Rename a finished folder to `target`; only then remove the folder that was there."""
     old = target.with_name(f".{target.name}.old")
     if target.exists():
-        shutil.rmtree(old, ignore_errors=True)  # a kill may have left it
+        shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed
         target.rename(old)
     fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder beside the target and swap it in."""
+    """Copy a folder beside the target, then rename it (`swap_in`)."""
     fresh = target.with_name(target.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(source, fresh)
@@ -81,7 +82,14 @@ def copy_folder(source: Path, target: Path) -> None:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Say plainly that the disk is full; what was finished stays."""
+    """Turn the errors of a full disk into one that says so and what to do.
+
+    Args:
+        folder: where the block writes.
+
+    Raises:
+        TmkdError: there is no room on the disk.
+    """
     try:
         yield
     except OSError as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tmkd.config.sections import Pool, PoolSource
+from tmkd.config.pool_sections import Pool, PoolSource
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError
 from tmkd.data.decontamination import HeldOut

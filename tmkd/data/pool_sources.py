@@ -1,4 +1,4 @@
-"""The texts and pairs that a pool's sources name: the task's own rows, files, hub data sets, documentation."""
+"""Read what a pool's sources name: the task's training set, files, hub data sets, the built-in documentation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tmkd.config.sections import ReadyPairs, Source, Texts
+from tmkd.config.pool_sections import ReadyPairs, Source, Texts
 from tmkd.core.errors import DataError
 from tmkd.data.documents.passages import cut
 from tmkd.data.documents.sections import Block
@@ -19,16 +19,20 @@ OWN, DOCS = "own", "debian-docs"
 
 
 def read_texts(texts: Texts, train: Pairs, side: str, key: str, documentation: Callable[[], list[str]]) -> list[str]:
-    """The texts of a source, each once, in order.
+    """Read the texts of a source.
 
     Args:
-        train: the task's training rows, which `own` stands for.
-        documentation: gives the passages that `debian-docs` stands for.
+        texts: the source.
+        train: the training pairs, which the name `own` stands for.
         side: `question` or `passage`.
         key: the recipe's key, for errors.
+        documentation: gives the passages that the name `debian-docs` stands for.
+
+    Returns:
+        The texts in their order, each once.
 
     Raises:
-        DataError: an unknown source, a missing column, rows that are not text, or nothing in it.
+        DataError: the source is unknown or empty, lacks the column, or has a row that is not text.
     """
     if texts.file == OWN:
         found = train.questions if side == "question" else train.passages
@@ -48,7 +52,16 @@ def read_texts(texts: Texts, train: Pairs, side: str, key: str, documentation: C
 
 
 def read_ready(ready: ReadyPairs, train: Pairs, key: str) -> Pairs:
-    """Ready-made pairs: question and passage of every row."""
+    """Read ready-made pairs: the question and the passage of every row.
+
+    Args:
+        ready: the source.
+        train: the training pairs, which the name `own` stands for.
+        key: the recipe's key, for errors.
+
+    Raises:
+        DataError: as `read_texts`.
+    """
     if ready.file == OWN:
         return Pairs.build(train.questions, train.passages)
     rows, called = _rows(ready, key, "pair")
@@ -94,7 +107,7 @@ def _column(rows: Sequence[dict[str, Any]], column: str, called: Path | str) -> 
 
 
 def _plain(path: Path, *, paragraphs: bool) -> list[str]:
-    """A text file: one text a line, or one a paragraph (blank lines between)."""
+    """The texts of a text file: one a line, or one a paragraph (with blank lines in between)."""
     text = read_text(path)
     if not paragraphs:
         return [line.strip() for line in text.splitlines() if line.strip()]

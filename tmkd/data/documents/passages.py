@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tmkd.data.documents.sections import Block
+from tmkd.data.documents.sections import Block, Section
+from tmkd.data.documents.text import normalise, storable, text_hash
 
 TARGET_WORDS = 70
 MOST_WORDS = 95
 _CODE_WORDS = 60  # longer code is cut between lines
 _COLON_COST = 500.0  # of a cut after "like this:", which would separate it from what it announces
+PARSING = 1  # part of every digest: raise it when parsing or cutting give other passages
+_LEAST_WORDS = 2  # of a passage
 _CHARACTERS = 7  # in dense code, which has few spaces, this many characters count as a word
 
 _END = re.compile(r"""(?<=[.!?])(["'”’)\]]*)\s+(?=["'“‘(\[]*[A-Z0-9$@%/_-])""")
@@ -144,3 +148,35 @@ def _join(units: Sequence[Block]) -> str:
     for before, unit in pairwise(units):
         text += ("\n" if before.code or unit.code else " ") + unit.text
     return text
+
+
+def section_passages(sections: Sequence[Section], title: str, source: str) -> list[Passage]:
+    """Cut a document's sections into passages.
+
+    Args:
+        sections: the document.
+        title: the document's title.
+        source: shown as the place of the passages.
+
+    Returns:
+        The passages in reading order, each text once.
+    """
+    found: dict[str, Passage] = {}
+    title = storable(title)
+    for section in sections:
+        headings = tuple(map(storable, (*section.path, section.heading) if section.heading else section.path))
+        name = text_hash(f"{source} {' '.join(headings)}")
+        for text, code in cut(section.blocks):
+            text = storable(text)
+            if len(normalise(text).split()) >= _LEAST_WORDS:
+                passage = Passage(text_hash(text), text, title, headings, source, name, code=code)
+                found.setdefault(passage.pid, passage)
+    return list(found.values())
+
+
+def content_digest(*parts: bytes) -> str:
+    """A hash of a document's content and of how it is parsed and cut, 32 hex digits."""
+    digest = hashlib.blake2b(f"{PARSING}".encode(), digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()

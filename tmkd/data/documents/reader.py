@@ -9,46 +9,31 @@ names it, or refused where the caller is strict.
 from __future__ import annotations
 
 import gzip
-import hashlib
-import json
 import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from stat import S_ISREG
-from typing import IO, Any, cast
 
 from tmkd.core.console import Bar, progress
 from tmkd.core.errors import DataError, needs_extra
 from tmkd.data.documents.index import Changes, Document, update_index
+from tmkd.data.documents.json_lines import Fields, JsonRow, lines_of, unpacked
 from tmkd.data.documents.markdown import parse_markdown, parse_plain
-from tmkd.data.documents.passages import Passage, cut
+from tmkd.data.documents.passages import Passage, content_digest, section_passages
 from tmkd.data.documents.pod import parse_pod
-from tmkd.data.documents.sections import Block, Section
-from tmkd.data.documents.text import normalise, storable, text_hash
+from tmkd.data.documents.sections import Section
 
 logger = logging.getLogger(__name__)
 
-PARSING = 1  # part of every digest: raise it when parsing or cutting give other passages
 _HTML = (".html", ".htm", ".xhtml")
 TEXT_KINDS = (*_HTML, ".md", ".markdown", ".txt", ".text", ".rst", ".pod")
 ROW_KINDS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _BEIR = "corpus.jsonl"
-_LEAST_WORDS = 2  # of a passage
 _MOST_WARNINGS = 20
-
-
-@dataclass(frozen=True)
-class Fields:
-    """The names of the fields of JSON lines. Without a field `id`, `_id` is read, as BEIR has it."""
-
-    id: str = "id"
-    title: str = "title"
-    text: str = "text"
-    url: str = "url"
 
 
 @dataclass(frozen=True)
@@ -62,7 +47,7 @@ class Reading:
         strict: whether to refuse what cannot be read instead of skipping it.
     """
 
-    fields: Fields = Fields()
+    fields: Fields = field(default_factory=Fields)
     url: str | None = None
     most_bytes: int = 64 << 20
     strict: bool = False
@@ -250,23 +235,25 @@ class DocumentReader:
             line = data.count(b"\n", 0, error.start) + 1
             self._skip(f"{file.name}:{line}: byte 0x{data[error.start]:02x} is not valid UTF-8; convert it with iconv")
             return None
-        return Document(file.name, _digest(file.source.encode(), data), partial(passages, data))
+        return Document(file.name, content_digest(file.source.encode(), data), partial(passages, data))
 
     def _rows(self, file: SourceFile, bar: Bar) -> Iterator[Document]:
         """The documents of a JSON lines file."""
         places: dict[str, int] = {}
         shown = 0
         try:
-            with file.path.open("rb") as raw, _unpacked(file.path, raw) as lines:
-                for number, line in enumerate(_lines(lines, self.reading.most_bytes, file.name), start=1):
+            with file.path.open("rb") as raw, unpacked(file.path, raw) as lines:
+                for number, line in enumerate(lines_of(lines, self.reading.most_bytes, file.name), start=1):
                     if line.strip():
-                        row = _Row.of(line, f"{file.name}:{number}", self.reading.fields)
+                        row = JsonRow.of(line, (file.name, number), self.reading.fields)
                         if row.id in places and not row.named:
                             continue
                         if row.id in places:
                             raise DataError(
                                 f"{file.name}:{number}: the id {row.id!r} is in line {places[row.id]} already; "
-                                "ids must differ (--id-field names their field)"
+                                "ids must differ (--id-field names their field)",
+                                path=file.name,
+                                line=number,
                             )
                         places[row.id] = number
                         key = f"{file.name}#{row.id}"
@@ -282,55 +269,6 @@ class DocumentReader:
         bar.advance(max(0, _kib(file.size) - shown))
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A line of a JSON lines file. named: whether the line has an id; if not, the id is a hash of its content."""
-
-    id: str
-    named: bool
-    title: str
-    text: str
-    url: str
-
-    @classmethod
-    def of(cls, line: bytes, where: str, fields: Fields) -> _Row:
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: byte 0x{line[error.start]:02x} is not valid UTF-8") from error
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not valid JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: a line must be a JSON object, this is {type(row).__name__}")
-        if fields.text not in row:
-            there = ", ".join(map(repr, list(row)[:12])) or "none"
-            raise DataError(f"{where}: there is no field {fields.text!r} (--text-field names it); there are: {there}")
-        title, text, url = (_text(row.get(name), name, where) for name in (fields.title, fields.text, fields.url))
-        identifier = row.get(fields.id, row.get("_id") if fields.id == "id" else None)
-        if isinstance(identifier, dict | list):
-            raise DataError(f"{where}: {fields.id!r} is {type(identifier).__name__}, it must be text or a number")
-        digits = _digest(title.encode(), text.encode(), url.encode())[:16]
-        named = identifier not in (None, "")
-        return cls(storable(str(identifier)) if named else digits, named, title, text, url)
-
-    def digest(self) -> str:
-        return _digest(self.title.encode(), self.text.encode(), self.url.encode())
-
-    def passages(self, source: str) -> list[Passage]:
-        paragraphs = [Block(" ".join(one.split())) for one in self.text.split("\n\n")]
-        return _cut([Section("", (), self.title, [one for one in paragraphs if one.text])], self.title, source)
-
-
-def _text(value: Any, name: str, where: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {name!r} is {type(value).__name__}, it must be text")
-    return storable(value)
-
-
 def _named(path: str) -> str:
     """A path as text. Bytes that are not UTF-8 are written as escapes, so that different names stay different."""
     return path.encode("utf-8", "backslashreplace").decode()
@@ -343,26 +281,6 @@ def _kind(name: str) -> str | None:
 
 def _kib(size: int) -> int:
     return max(1, size >> 10)
-
-
-def _unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(raw)) if path.name.lower().endswith(".gz") else raw
-
-
-def _lines(file: IO[bytes], most: int, name: str) -> Iterator[bytes]:
-    number = 0
-    while line := file.readline(most + 1):
-        number += 1
-        if len(line) > most:
-            raise DataError(f"{name}:{number}: the line is longer than {most >> 20:,} MiB; see --max-mb")
-        yield line
-
-
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.blake2b(f"{PARSING}".encode(), digest_size=16)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()
 
 
 def _decoded(data: bytes) -> str:
@@ -387,19 +305,4 @@ def _sections(kind: str, data: bytes) -> list[Section]:
 
 def _file_passages(kind: str, stem: str, source: str, data: bytes) -> list[Passage]:
     sections = _sections(kind, data)
-    return _cut(sections, next((one.title for one in sections if one.title), stem), source)
-
-
-def _cut(sections: Sequence[Section], title: str, source: str) -> list[Passage]:
-    """The passages of a document's sections, in reading order, each text once."""
-    found: dict[str, Passage] = {}
-    title = storable(title)
-    for section in sections:
-        headings = tuple(map(storable, (*section.path, section.heading) if section.heading else section.path))
-        name = text_hash(f"{source} {' '.join(headings)}")
-        for text, code in cut(section.blocks):
-            text = storable(text)
-            if len(normalise(text).split()) >= _LEAST_WORDS:
-                passage = Passage(text_hash(text), text, title, headings, source, name, code=code)
-                found.setdefault(passage.pid, passage)
-    return list(found.values())
+    return section_passages(sections, next((one.title for one in sections if one.title), stem), source)
