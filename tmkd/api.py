@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     __version__: str
 
     from tmkd.config.load import load_recipe as load_recipe
+    from tmkd.config.pool_sections import Pool as Pool
+    from tmkd.config.pool_sections import PoolSource as PoolSource
+    from tmkd.config.pool_sections import ReadyPairs as ReadyPairs
+    from tmkd.config.pool_sections import Texts as Texts
     from tmkd.config.recipe import Recipe as Recipe
     from tmkd.config.sections import Bilstm as Bilstm
     from tmkd.config.sections import Columns as Columns
@@ -33,14 +37,10 @@ if TYPE_CHECKING:
     from tmkd.config.sections import Export as Export
     from tmkd.config.sections import HoldOut as HoldOut
     from tmkd.config.sections import Loss as Loss
-    from tmkd.config.sections import Pool as Pool
-    from tmkd.config.sections import PoolSource as PoolSource
-    from tmkd.config.sections import ReadyPairs as ReadyPairs
     from tmkd.config.sections import Stage1 as Stage1
     from tmkd.config.sections import Stage2 as Stage2
     from tmkd.config.sections import StudentShape as StudentShape
     from tmkd.config.sections import Teacher as Teacher
-    from tmkd.config.sections import Texts as Texts
     from tmkd.config.sections import Training as Training
     from tmkd.core.errors import DataError as DataError
     from tmkd.core.errors import Diverged as Diverged
@@ -153,16 +153,18 @@ __all__ = [
 _HOMES = {
     "tmkd.config.load": ["load_recipe"],
     "tmkd.config.recipe": ["Recipe"],
+    "tmkd.config.pool_sections": ["Pool", "PoolSource", "ReadyPairs", "Texts"],
     "tmkd.config.sections": [
-        "Bilstm", "Columns", "Data", "DebianDocsSizes", "Export", "HoldOut", "Loss", "Pool", "PoolSource", "ReadyPairs",
-        "Stage1", "Stage2", "StudentShape", "Teacher", "Texts", "Training",
+        "Bilstm", "Columns", "Data", "DebianDocsSizes", "Export", "HoldOut", "Loss", "Stage1", "Stage2", "StudentShape",
+        "Teacher", "Training",
     ],
     "tmkd.core.errors": [
         "DataError", "Diverged", "EncoderError", "ExportError", "FetchError", "LabelError", "MissingExtraError",
         "RecipeError", "TmkdError",
     ],
     "tmkd.data.documents.index": ["Changes", "DocumentIndex"],
-    "tmkd.data.documents.reader": ["Fields", "Reading"],
+    "tmkd.data.documents.json_lines": ["Fields"],
+    "tmkd.data.documents.reader": ["Reading"],
     "tmkd.data.pairs": ["Pairs"],
     "tmkd.data.rows": ["read_pairs"],
     "tmkd.evaluation.multi_task": ["MultiTaskResults"],
