@@ -16,6 +16,7 @@ from export_fixtures import dev_pairs, ranking_student
 from qa_fixtures import index_of
 from typer.main import get_command
 
+import tmkd as tmkd_package
 from tmkd.cli.main import app
 from tmkd.config.load import load_recipe, parse_recipe
 from tmkd.core.errors import RecipeError
@@ -145,6 +146,11 @@ def test_no_page_names_a_folder_of_one_machine(name: str) -> None:
     assert not re.search(r"(?<![\w.-])/(work|tmp|home|root)/", TEXTS[name])
 
 
+def test_the_page_on_the_api_has_every_public_name() -> None:
+    listed = re.findall(r"^::: tmkd\.api\.(\w+)$", TEXTS["docs/api.md"], flags=re.M)
+    assert sorted(listed) == sorted(set(tmkd_package.__all__) - {"__version__"})
+
+
 COLUMNS = {
     "ROC-AUC": "auc",
     "MRR": "mrr",
@@ -252,6 +258,7 @@ def test_the_python_of_a_page_runs_as_it_stands(
     (tmp_path / "workspace" / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "workspace" / "runs" / "demo" / "export").symlink_to(small_export)
     index_of(tmp_path / "workspace" / "index")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     scope: dict[str, object] = {"__name__": "__main__"}
     for number, block in enumerate(blocks("python", TEXTS[name])):
         exec(compile(block, f"{name}, block {number}", "exec"), scope)
