@@ -113,6 +113,14 @@ def test_the_make_targets_of_the_docs_exist() -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
 
 
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "CHANGELOG.md"])
+def test_every_file_that_a_page_names_exists(name: str) -> None:
+    """Paths of the repository, or of the package as in `training/trainer.py`; what a run writes is not among them."""
+    ours = r"`((?:tmkd|tests|recipes|tools|examples|deploy|docs)/[\w./-]+|[a-z_]+/[a-z_/]+\.py)`"
+    for path in re.findall(ours, TEXTS[name]):
+        assert (ROOT / path).exists() or (ROOT / "tmkd" / path).exists(), f"{name}: {path}"
+
+
 def anchors(text: str) -> set[str]:
     """The anchors of a page's headings, as MkDocs and GitHub make them."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
