@@ -4,7 +4,7 @@ Each of the student's n layers stands for a group of the teacher's layers: with 
 for the teacher's first two. So after each layer every token learns the vector that it has in the teacher after that
 group (hidden states: Jiao et al. 2020, "TinyBERT", section 3; layers: Sanh et al. 2019, "DistilBERT", section 3). A
 soft label is one number for a pair; hidden states are hundreds of numbers for each token, and they make the same pairs
-worth more (docs/results.md, "What the teacher's hidden states add").
+worth more (docs/lab-notes.md, "What the teacher's hidden states add").
 
 They are too many to store for good (gigabytes). So this one teacher, cut after the last layer that is read, runs
 beside the student in the first pass over the pairs. Further passes read its hidden states from a file that is deleted

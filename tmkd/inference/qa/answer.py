@@ -191,8 +191,11 @@ class QuestionAnswerer:
         """Open an export and an index.
 
         Args:
-            backend, threads: as `tmkd.inference.scorer.Scorer` takes them.
-            calibration: in place of the export's own.
+            model: the export.
+            index: the folder of the index.
+            backend: a backend of the export, or `auto`, as for `tmkd.Scorer`.
+            threads: threads that score, as for `tmkd.Scorer`.
+            calibration: used in place of the export's own.
 
         Raises:
             ExportError: no export, a damaged one, or one with other than two classes.
