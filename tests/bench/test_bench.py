@@ -1,4 +1,4 @@
-"""`tmkd bench`: contestants are processes that take turns; one that fails does not end the rest. Nothing is timed."""
+"""`tmkd bench`: contestants are processes that take turns; one may fail. No test depends on speed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def alive(pid: int) -> bool:
     return True
 
 
-def test_one_that_fails_is_a_row_that_says_why_and_the_others_go_on(scripts: Path, tmp_path: Path) -> None:
+def test_a_contestant_that_fails_gets_a_row_with_the_reason_and_the_others_continue(
+    scripts: Path, tmp_path: Path
+) -> None:
     names = {"good": {}, "cannot load": {"bad": True}, "dies": {"dies_at": 3}}
     contestants = [Contestant(name, "echo.py", options) for name, options in names.items()]
     good, cannot, dies = compete(contestants, turn, 4, tmp_path)
@@ -77,7 +79,7 @@ def test_one_that_fails_is_a_row_that_says_why_and_the_others_go_on(scripts: Pat
     assert dies.rows() == [{"name": "dies", "ours": False, "error": dies.error}]
 
 
-def test_whatever_a_peer_says_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_brackets_in_a_message_are_not_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> None:
     failed = Result("peer", False, error="needs optimum[openvino], [/tmp/a/model.onnx] is missing")
     give(None, {}, SpeedFigures("score", [failed], {}).shown())
     shown = " ".join(capsys.readouterr().out.split())
@@ -85,14 +87,16 @@ def test_whatever_a_peer_says_is_shown_as_it_is(capsys: pytest.CaptureFixture[st
     assert "[/tmp/a/model.onnx]" in shown
 
 
-def test_one_that_does_not_answer_is_given_up(scripts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_contestant_that_does_not_answer_fails(
+    scripts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker, "PATIENCE", 0.5)
     (scripts / "echo.py").write_text("import time; time.sleep(600)")
     with pytest.raises(Failed, match="no answer"):
         Worker(Contestant("hangs", "echo.py"), tmp_path / "log")
 
 
-def test_what_a_contestant_leaves_in_temporary_folders_goes_with_it(scripts: Path, tmp_path: Path) -> None:
+def test_temporary_files_of_a_contestant_are_removed(scripts: Path, tmp_path: Path) -> None:
     (scripts / "echo.py").write_text(ECHO.replace("turns = 0", "turns = 0; import tempfile; tempfile.mkdtemp()", 1))
     with Worker(Contestant("one", "echo.py"), tmp_path / "log") as one:
         folder = Path(one.scratch.name)
@@ -100,7 +104,7 @@ def test_what_a_contestant_leaves_in_temporary_folders_goes_with_it(scripts: Pat
     assert not folder.exists()
 
 
-def test_turns_are_interleaved_and_the_order_rotates(scripts: Path, tmp_path: Path) -> None:
+def test_contestants_take_turns_in_a_rotating_order(scripts: Path, tmp_path: Path) -> None:
     order: list[str] = []
 
     def watched(one: Worker) -> dict[str, list[float]]:
@@ -111,7 +115,7 @@ def test_turns_are_interleaved_and_the_order_rotates(scripts: Path, tmp_path: Pa
     assert "".join(order) == "abc" + "abc" + "bca" + "cab"  # the first round warms up
 
 
-def test_processes_end_with_the_bench_whatever_ends_it(scripts: Path, tmp_path: Path) -> None:
+def test_an_interrupted_bench_ends_its_processes(scripts: Path, tmp_path: Path) -> None:
     pids: list[int] = []
 
     def interrupted(one: Worker) -> dict[str, list[float]]:
@@ -126,12 +130,12 @@ def test_processes_end_with_the_bench_whatever_ends_it(scripts: Path, tmp_path: 
     assert not any(alive(pid) for pid in pids)
 
 
-def test_cores_are_as_many_as_asked_for(scripts: Path, tmp_path: Path) -> None:
+def test_a_contestant_gets_as_many_cores_as_threads(scripts: Path, tmp_path: Path) -> None:
     with Worker(Contestant("one", "echo.py", threads=1), tmp_path / "log") as one:
         assert len(os.sched_getaffinity(one.process.pid)) == 1
 
 
-def test_environment_that_cannot_be_built_is_a_failure_of_that_peer(
+def test_an_environment_that_cannot_be_built_fails_its_contestant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
@@ -141,7 +145,7 @@ def test_environment_that_cannot_be_built_is_a_failure_of_that_peer(
         Worker(Contestant("peer", "echo.py", environment="nowhere"), tmp_path / "log")
 
 
-def test_ratios_are_the_median_of_the_rounds_own() -> None:
+def test_ratios_are_medians_over_rounds() -> None:
     ours = Result("ours", True, {"pairs/s": [10.0, 20.0, 40.0], "ms, 10 passages": [1.0, 2.0, 4.0]})
     peer = Result("peer", False, {"pairs/s": [5.0, 5.0, 5.0], "ms, 10 passages": [4.0, 4.0, 4.0]})
     assert ratios([ours, peer], "pairs/s") == {"peer": 4.0}
@@ -174,7 +178,7 @@ def test_a_whole_bench_with_ours_and_transformers(tmp_path: Path, monkeypatch: p
     assert len(figures.shown()) == 1
 
 
-def test_a_profile_shares_the_time_out_among_kinds_of_operation(
+def test_a_profile_divides_the_time_among_kinds_of_operations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
@@ -201,7 +205,7 @@ def test_operations_of_both_engines_have_a_kind(operation: str, kind: str) -> No
     assert profile.kind_of(operation) == kind
 
 
-def test_useful_operations_leave_out_padding_and_the_last_layers_other_tokens(
+def test_padding_and_other_tokens_of_the_last_layer_do_not_count_as_useful_operations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
@@ -218,7 +222,7 @@ def test_useful_operations_leave_out_padding_and_the_last_layers_other_tokens(
     assert np.isclose(model.flops(questions, passages), projections + attention + last)
 
 
-def test_weights_half_written_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_written_weights_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
     subject = Subject(layers=1, max_length=48, pairs=write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2)))
 
@@ -233,21 +237,23 @@ def test_weights_half_written_are_written_again(tmp_path: Path, monkeypatch: pyt
     assert (model.single / "onnx" / "model_int8.onnx").is_file()
 
 
-def test_unknown_peer_names_those_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_peer_is_refused_with_the_names_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
     pairs = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2))
     with pytest.raises(TmkdError, match=r"no peer 'vespa'.*sentence-transformers trainer"):
         run("train", Subject(layers=1, max_length=48, pairs=pairs), peers=("vespa",))
 
 
-def test_rows_stay_with_their_question_and_calibration_has_other_questions(tmp_path: Path) -> None:
+def test_pairs_of_a_question_stay_together_and_calibration_has_other_questions(tmp_path: Path) -> None:
     found = BenchPairs.read(write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2)))
     runs = [question for question, _ in itertools.groupby(found.pairs.questions)]
     assert len(runs) == len(set(runs))
     assert not set(found.pairs.questions) & set(found.calibration.questions)
 
 
-def test_a_row_of_the_factors_gains_over_the_row_above_it() -> None:
+def test_factors_compare_each_row_with_the_row_above() -> None:
     rates = {
         "deep": [2.0, 4.0, 3.0],
         "+ small": [20.0, 40.0, 60.0],

@@ -55,7 +55,7 @@ def test_both_orders_are_measured_on_the_same_questions() -> None:
     assert found["success@1"].difference.mean == pytest.approx(1 / 3)
 
 
-def test_first_passages_that_are_labelled_wrong_are_there_to_be_read() -> None:
+def test_first_passages_that_are_labelled_wrong_are_listed() -> None:
     found = wrong_first(QUESTIONS, 0.0)  # q1 has d first, which is right, q2 has a, and q3 found nothing
     assert [(row["question"], row["passage"]) for row in found] == [("q2", "a")]
     assert [row["question"] for row in wrong_first(QUESTIONS, 10.0)] == ["q1", "q2"]

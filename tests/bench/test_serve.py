@@ -1,4 +1,4 @@
-"""`tmkd bench serve|soak|fuzz`: what counts as an answer, as late, as a failure; each once on a tiny export."""
+"""`tmkd bench serve|soak|fuzz`: what counts as answered, late or failed; each bench runs once on a tiny export."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def against(answer: bytes, test: Callable[[int], Awaitable[Any]], seconds: float
     return asyncio.run(main())
 
 
-def test_an_open_loop_does_not_wait_for_a_slow_server_and_counts_from_when_a_request_was_due() -> None:
+def test_an_open_loop_does_not_wait_for_a_slow_server_and_measures_from_the_time_a_request_was_due() -> None:
     request = [(request_bytes("/rerank", {}), 1)]
 
     async def slow(port: int) -> list[Reply]:
@@ -65,7 +65,7 @@ def test_an_open_loop_does_not_wait_for_a_slow_server_and_counts_from_when_a_req
     assert late["p50"] < late["p90"] <= late["p99"]
 
 
-def test_a_closed_loop_has_so_many_requests_at_once() -> None:
+def test_a_closed_loop_sends_as_many_requests_at_once_as_it_has_callers() -> None:
     async def four(port: int) -> list[Reply]:
         return await closed_loop(Client(port), [(request_bytes("/", {}), 3)], 4, 0.5)
 
@@ -74,7 +74,7 @@ def test_a_closed_loop_has_so_many_requests_at_once() -> None:
     assert {reply.pairs for reply in replies} == {3}
 
 
-def test_no_answer_is_a_fate_too() -> None:
+def test_a_request_without_an_answer_has_status_0() -> None:
     async def nobody(_: int) -> list[Reply]:
         client = Client(1)
         return [await client.timed(b"x", time.perf_counter(), 1)]
@@ -100,7 +100,7 @@ def test_ours_is_compared_at_the_same_p99() -> None:
     assert json.dumps(ServeFigures(100, [ours, plain], bare).to_json())
 
 
-def test_a_soak_fails_for_what_it_should() -> None:
+def test_a_soak_names_each_kind_of_failure() -> None:
     fine = soak.SoakFigures(10, 20, 60, {200: 5, 429: 5}, 0, {}, [100.0] * 60, 1, True)
     assert fine.problems == []
     assert "500" in soak.SoakFigures(10, 20, 60, {200: 5, 500: 1}, 0, {}, [100.0] * 60, 1, True).problems[0]
@@ -124,7 +124,7 @@ def test_hostile_requests_are_the_same_for_a_seed_and_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize(("answer", "problem"), [(BROKEN, "500"), (FULL, "503"), (OK, "")])
-def test_a_fuzz_run_tells_on_a_server_that_breaks(answer: bytes, problem: str) -> None:
+def test_a_fuzz_run_reports_a_server_that_breaks(answer: bytes, problem: str) -> None:
     async def run(port: int) -> fuzz.FuzzFigures:
         found = fuzz.FuzzFigures()
         server: Any = SimpleNamespace(port=port, memory=lambda: 1.0)
@@ -136,7 +136,7 @@ def test_a_fuzz_run_tells_on_a_server_that_breaks(answer: bytes, problem: str) -
     assert (any(problem in text for text in found.problems)) if problem else found.problems == []
 
 
-def test_a_fuzz_run_tells_on_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fuzz_run_reports_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz, "PATIENCE", 0.3)
     server: Any = SimpleNamespace(memory=lambda: 1.0)
 

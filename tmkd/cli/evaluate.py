@@ -37,7 +37,7 @@ def evaluate(
 
 def overall(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN[=METRIC]...", help="finished runs' folders, or their results.json")
+        list[str], typer.Argument(metavar="RUN[=METRIC]", help="finished runs' folders, or their results.json")
     ],
     method: Annotated[str, typer.Option(help="the method that is compared with the others")] = "tmkd",
     json_file: JsonFile = None,
@@ -58,7 +58,7 @@ def overall(
 def study(
     file: Annotated[Path, typer.Argument(metavar="STUDY", help="a YAML file, such as recipes/studies/options.yaml")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="replace keys of the study, such as seeds=[0]")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="replace keys of the study, such as seeds=[0]")
     ] = None,
     workspace: WorkspaceFolder = WORKSPACE,
     jobs: Jobs = 1,

@@ -22,7 +22,7 @@ PAIRS_HELP = "JSONL, CSV, TSV or Parquet, plain or .gz"
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="a YAML file, such as recipes/demo.yaml")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="replace keys of the recipe, such as stage1.epochs=2"),
+    typer.Argument(metavar="KEY=VALUE", help="replace keys of the recipe, such as stage1.epochs=2"),
 ]
 WorkspaceFolder = Annotated[
     Path, typer.Option("--workspace", "-w", envvar="TMKD_WORKSPACE", help="the folder that keeps every step's result")
@@ -56,7 +56,14 @@ JsonFile = Annotated[
 
 
 class Command(TyperCommand):
-    """A command whose `--json` needs no value: alone, it means standard output."""
+    """A command whose `--json` needs no value: alone, it means standard output.
+
+    The example in its help stays on one line, so that it can be copied.
+    """
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.help = (self.help or "").replace("\nExample: ", "\n\b\nExample: ")  # \b: do not wrap this paragraph
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Give a bare `--json` the value `-`."""

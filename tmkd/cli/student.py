@@ -57,7 +57,7 @@ def index(
     docs: Annotated[
         list[str],
         typer.Argument(
-            metavar="DOCS...",
+            metavar="DOCS",
             help="folders or files: HTML, Markdown, text, POD, JSON lines (plain or .gz), BEIR; or debian-docs",
         ),
     ],
