@@ -180,3 +180,24 @@ def test_places_that_cannot_be_written_are_told(tmkd: Tmkd, recipe_file: Path, t
     missing = tmkd("clean", "--workspace", tmp_path / "nowhere", check=False)
     assert "is not a workspace" in missing.stderr
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_pool_teachers_are_looked_at_before_any_training(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    sources = "sources: [{questions: own, passages: own}]"
+    refused = tmkd("teach", recipe_file, f"pool={{teachers: [gone], {sources}}}", check=False)
+    assert "pool.teachers: gone is neither a checkpoint" in refused.stderr
+    run = tmp_path / "workspace" / "runs" / "columns"
+    run.mkdir(parents=True)
+    (run / "manifest.json").write_text(json.dumps({"models": [{"kind": "teacher", "steps": []}], "steps": []}))
+    refused = tmkd("teach", recipe_file, f"pool={{teachers: [{run}], {sources}}}", check=False)
+    assert f"pool.teachers: the run {run} trained no teacher" in refused.stderr
+    assert steps(tmp_path) == []
+
+
+def test_a_pool_that_no_teacher_can_label_is_refused_at_once(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
+    pool = [{"question": f"What is {name}?", "passage": f"{name} is a letter."} for name in "abcdef"]
+    write_jsonl(tmp_path / "pool.jsonl", pool)
+    judged(recipe_file)
+    refused = tmkd("run", recipe_file, "teachers=[]", "methods=[tkd]", "take=tkd", "data.pool=pool.jsonl", check=False)
+    assert "no teacher can label the pool rows: they carry none of the recipe's score columns" in refused.stderr
+    assert not [name for name in steps(tmp_path) if not name.startswith("pool-")]

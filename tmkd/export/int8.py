@@ -77,7 +77,8 @@ def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: P
             import nncf
             import onnx
     except ImportError as error:
-        raise MissingExtraError(f"writing int8 needs {error.name}; run: pip install 'tmkd[train]'") from error
+        message = f"writing int8 needs {error.name}; run: pip install 'tmkd[train]'"
+        raise MissingExtraError(message, extra="train", package=error.name) from error
     model = onnx.load(graph)
     names = {value.name for value in model.graph.input}
     batches = [

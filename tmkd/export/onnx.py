@@ -66,7 +66,8 @@ def write_onnx(model: Any, path: Path) -> None:
                 verbose=False,
             )
     except ImportError as error:
-        raise MissingExtraError(f"writing ONNX needs {error.name}; run: pip install 'tmkd[train]'") from error
+        message = f"writing ONNX needs {error.name}; run: pip install 'tmkd[train]'"
+        raise MissingExtraError(message, extra="train", package=error.name) from error
     except Exception as error:  # the exporter wraps what goes wrong in classes of its own
         cause: BaseException | None = error
         while cause is not None:

@@ -49,7 +49,9 @@ def open_engine(backend: str, path: Path, threads: int) -> Engine:
     """
     if not installed(backend):
         raise MissingExtraError(
-            f"back end {backend} needs {_package(backend)}, which is not installed; run: pip install 'tmkd[fast]'"
+            f"back end {backend} needs {_package(backend)}, which is not installed; run: pip install 'tmkd[fast]'",
+            extra="fast",
+            package=_package(backend),
         )
     try:
         return _OpenVino(path, threads) if _package(backend) == "openvino" else _OnnxRuntime(path)

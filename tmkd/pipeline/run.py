@@ -184,7 +184,8 @@ class Run:
             result = self._export()
         failed = [entry for entry in result.parity if not entry["passed"]]
         if must_pass and failed:
-            raise ExportError(f"{failed[0]['backend']} was asked for and is not written: {failed[0]['reason']}")
+            backend = failed[0]["backend"]
+            raise ExportError(f"{backend} was asked for and is not written: {failed[0]['reason']}", backend=backend)
         return result
 
     def evaluate(

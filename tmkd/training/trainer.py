@@ -174,7 +174,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], self.config.clip)
         self.optimiser.step()
         if not np.isfinite(loss):
-            raise Diverged(f"{self.name}: the loss is {loss} at step {step}; lower the learning rate")
+            raise Diverged(f"{self.name}: the loss is {loss} at step {step}; lower the learning rate", step=step)
         return loss
 
     def _optimiser(self) -> torch.optim.AdamW:
