@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from tmkd.pipeline.store.label_store import LabelStore as LabelStore
     from tmkd.pipeline.store.workspace import Busy as Busy
     from tmkd.pipeline.store.workspace import UnusedFolder as UnusedFolder
+    from tmkd.pipeline.study.results import StudyResults as StudyResults
     from tmkd.pipeline.study.run import StudyListing as StudyListing
     from tmkd.pipeline.study.run import list_study as list_study
     from tmkd.pipeline.study.run import run_study as run_study
@@ -129,6 +130,7 @@ __all__ = [
     "Stage2",
     "StudentShape",
     "StudyListing",
+    "StudyResults",
     "TeachResult",
     "Teacher",
     "TeacherLike",
@@ -179,6 +181,7 @@ _HOMES = {
     "tmkd.pipeline.run": ["Run"],
     "tmkd.pipeline.store.label_store": ["LabelStore"],
     "tmkd.pipeline.store.workspace": ["Busy", "UnusedFolder"],
+    "tmkd.pipeline.study.results": ["StudyResults"],
     "tmkd.pipeline.study.run": ["StudyListing", "list_study", "run_study"],
     "tmkd.teachers.encoder": ["EncoderTeacher"],
     "tmkd.teachers.interface": ["TeacherLike"],

@@ -202,7 +202,7 @@ def test_variants_may_be_methods(study_file: Path) -> None:
         (("seeds: [0, 1]", "seeds: [0, 0]"), "there twice"),
         (("plain: {}", "plain: {seeds: [1]}"), "variant 'plain' sets 'seeds'"),
         (("take: mkd, name: other", "take: finetune"), "two tasks are called 'tiny, finetune'"),
-        (("plain: {}", "plain: {classes: 3}"), "variant 'plain': metric 'auc' has no meaning for 3 classes"),
+        (("plain: {}", "plain: {classes: 3}"), "variant 'plain': metric 'auc' is not defined for 3 classes"),
         (("recipe.yaml", "recipes.yaml"), "recipes.yaml: no such recipe"),
         (("seeds:", "metric: f1\nseeds:"), "'f1' is not one; there are: accuracy"),
         (("{recipe: recipe.yaml, keys: {take: finetune}}", "{recipe: recipe.yaml, key: {}}"), "did you mean 'keys'"),
@@ -220,7 +220,7 @@ def test_a_metric_needs_rows_that_give_it_a_meaning(study_file: Path, tmp_path: 
     dev = [{**row, "question": f"{row['question']} {n}"} for n, row in enumerate(pair_rows(1))]  # one passage each
     write_jsonl(tmp_path / "dev.jsonl", dev)
     plan = load_study(study_file, ["tasks.0.keys={take: finetune, data.dev: dev.jsonl}", "metric=mrr"])
-    with pytest.raises(RecipeError, match=r"'mrr' has no meaning on .*tiny, finetune; there are: accuracy, auc"):
+    with pytest.raises(RecipeError, match=r"'mrr' is not defined on .*tiny, finetune; there are: accuracy, auc"):
         carry_out(plan, Workspace(tmp_path / "workspace"))
     assert steps(tmp_path / "workspace") == set()
 
@@ -244,7 +244,7 @@ def test_one_student_read_in_several_ways_is_trained_once(study_file: Path, tmp_
 def test_variants_are_measured_on_the_same_rows(study_file: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "dev.jsonl", [{**row, "question": f"Hm: {row['question']}"} for row in pair_rows(1)])
     plan = load_study(study_file, ["variants.more epochs={data.dev: dev.jsonl}"])
-    with pytest.raises(RecipeError, match="variant 'more epochs' has other development rows"):
+    with pytest.raises(RecipeError, match="variant 'more epochs' has another development set"):
         carry_out(plan, Workspace(tmp_path / "workspace"))
 
 

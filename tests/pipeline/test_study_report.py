@@ -15,9 +15,9 @@ import pytest
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Interval
 from tmkd.evaluation.significance import Difference, verdict
-from tmkd.pipeline.study.outcome import Measured, Outcome, outcome_of
 from tmkd.pipeline.study.page import write_study
 from tmkd.pipeline.study.plan import Cell, Study
+from tmkd.pipeline.study.results import MeasuredCell, StudyResults, compare_variants
 
 SEEDS = [0, 1, 2]
 
@@ -37,7 +37,7 @@ def rows(questions: int = 80) -> Pairs:
 
 def outcome(
     asked: Study, strengths: list[float], tasks: tuple[str, ...] = ("t",), pairs: Pairs | None = None
-) -> Outcome:
+) -> StudyResults:
     """Variants whose positives stand so many standard deviations above the rest; the noise of a seed is shared."""
     pairs = pairs or rows()
     cells = []
@@ -48,8 +48,8 @@ def outcome(
                 own = np.random.default_rng([seed, len(task), int(100 * strength)]).normal(size=len(pairs)) / 10
                 odds = strength * pairs.labels + noise + own
                 cell = cast(Cell, SimpleNamespace(task=task, variant=variant, seed=seed))
-                cells.append((cell, Measured(np.stack([-odds / 2, odds / 2], axis=-1), 12.0)))
-    return outcome_of(asked, cells, dict.fromkeys(tasks, pairs))
+                cells.append((cell, MeasuredCell(np.stack([-odds / 2, odds / 2], axis=-1), 12.0)))
+    return compare_variants(asked, cells, dict.fromkeys(tasks, pairs))
 
 
 NAMED = {"variants": {"plain": {}, "same": {"a": 1}, "better": {"a": 2}, "worse": {"a": 3}}}
@@ -168,5 +168,5 @@ def test_the_page_is_one_file_and_the_table_is_markdown(tmp_path: Path) -> None:
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert lines[0].startswith("| variant | ROC-AUC | ROC-AUC against <i>a</i> | accuracy | MRR | MAP | nDCG@10 |")
     assert {line.replace("\\|", "").count("|") for line in lines[:4]} == {lines[0].count("|")}
-    assert "480 rows of 80 questions" in lines[5]
+    assert "480 pairs of 80 questions" in lines[5]
     assert not list(tmp_path.glob("*.tmp"))

@@ -1,1 +1,1 @@
-"""Studies: variants of recipes over seeds, measured on development rows. Test rows are not read."""
+"""Studies: variants of recipes over seeds, measured on the development set. The test set is not read."""

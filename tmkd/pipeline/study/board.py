@@ -1,4 +1,4 @@
-"""How far a study is: which cells are done, running, to do, and an estimate of the time left."""
+"""The progress of a study: which cells are done, running and to do, and an estimate of the time left."""
 
 from __future__ import annotations
 
@@ -20,16 +20,25 @@ DONE, RUNNING, TO_DO = "●", "◐", "○"
 
 
 class Status:
-    """The state of every cell; `seconds` is how long cells took, where it is known."""
+    """The state of every cell of a study.
+
+    Attributes:
+        plan: the study's cells.
+        done: the places in the plan of the finished cells.
+        seconds: how long cells took, by their places, where it is known.
+        running: the place of the cell that is being trained.
+    """
 
     def __init__(self, plan: Plan, done: set[int], seconds: dict[int, float]) -> None:
         self.plan, self.done, self.seconds = plan, done, seconds
         self.running: int | None = None
 
     def left(self) -> float | None:
-        """Seconds: for each cell to do the median of the finished ones of its variant, else of its task, else of all.
+        """An estimate of the seconds left: each cell counts as the median of the finished cells like it.
 
-        None where nothing was timed yet.
+        These are the cells of its variant, or else of its task, or else all.
+
+        None before the first cell is finished.
         """
         cells, timed = self.plan.cells, self.seconds
         if not timed:
@@ -44,7 +53,7 @@ class Status:
         return total
 
     def sentence(self) -> str:
-        """3 of 25 students are there, about 12 min left."""
+        """Such as "3 of 25 students are there, about 12 min of work left"."""
         text = f"{len(self.done)} of {len(self.plan.cells)} students are there"
         if len(self.done) == len(self.plan.cells):
             return text
@@ -52,7 +61,7 @@ class Status:
         return text + (f", about {duration(left)} of work left" if left is not None else "")
 
     def table(self) -> Group:
-        """A line for each task and variant, a mark for each seed."""
+        """A table with a line for each task and variant, and a mark for each seed."""
         shown = Table()
         several = len(self.plan.tasks) > 1
         for column in (["task"] if several else []) + ["variant", "seeds", "done"]:
@@ -87,12 +96,17 @@ class Board:
             self.live.stop()
 
     def start(self, place: int) -> None:
-        """A cell begins."""
+        """Show that a cell begins."""
         self.status.running = place
         self._show(f"{self.status.sentence()}; now {self.status.plan.cells[place]}")
 
     def finish(self, place: int, seconds: float | None) -> None:
-        """A cell is done; seconds: what it took, where it was trained here."""
+        """Show that a cell is done.
+
+        Args:
+            place: its place in the plan.
+            seconds: how long it took, if this process trained it.
+        """
         self.status.running = None
         self.status.done.add(place)
         if seconds is not None:
@@ -108,7 +122,7 @@ class Board:
 
 
 def duration(seconds: float) -> str:
-    """45 s, 12 min, 3.5 h."""
+    """A duration such as 45 s, 12 min or 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

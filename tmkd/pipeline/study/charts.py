@@ -77,7 +77,7 @@ def _said(points: Points) -> str:
 
 
 def differences_chart(differences: Sequence[Difference]) -> str:
-    """Every variant less the reference, a dot with its 95% interval; hollow and grey where it is not shown to be real.
+    """Every variant minus the reference: a dot with its 95% interval, hollow and grey if it is not significant.
 
     Args:
         differences: of one metric, all against the same second.

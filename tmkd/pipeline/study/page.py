@@ -1,4 +1,4 @@
-"""`studies/<name>/`: report.html (self-contained), results.json, table.md and figures/*.svg of a finished study."""
+"""The files of a finished study in `studies/<name>/`: report.html (one file), results.json, table.md, figures/."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from tmkd.evaluation.charts import standalone
 from tmkd.evaluation.report import page_templates
 from tmkd.evaluation.significance import TITLES, verdict
 from tmkd.pipeline.study.charts import Points, differences_chart, metric_over_values
-from tmkd.pipeline.study.outcome import Outcome
+from tmkd.pipeline.study.results import StudyResults
 
 
-def write_study(folder: Path, outcome: Outcome, environment: Mapping[str, Any] | None = None) -> None:
-    """Write the study's files into `folder`, each beside and renamed.
+def write_study(folder: Path, results: StudyResults, environment: Mapping[str, Any] | None = None) -> None:
+    """Write the study's files.
 
     Args:
-        environment: what a reader needs to do it again.
+        folder: `studies/<name>/`; earlier files there are replaced.
+        results: the finished study.
+        environment: what a reader needs to repeat it: versions, machine, data.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    sections = [_section(outcome, task) for task in outcome.tasks]
-    study = outcome.study
+    sections = [_section(results, task) for task in results.tasks]
+    study = results.study
     text = page_templates().get_template("study.html.jinja").render(
-        outcome=outcome,
+        results=results,
         sections=sections,
-        sentences=outcome.sentences(),
+        sentences=results.sentences(),
         titles=TITLES,
         variants=len(study.all_variants()),
-        sizes=outcome.sizes,
+        sizes=results.sizes,
         seeds=study.seeds,
         environment=dict(environment or {}),
         study_text=yaml.safe_dump(study.model_dump(mode="json", exclude_none=True), sort_keys=False),
@@ -41,8 +43,8 @@ def write_study(folder: Path, outcome: Outcome, environment: Mapping[str, Any] |
         for number, figure in enumerate(section["figures"]):
             kind = "differences" if number == len(section["figures"]) - 1 else "values"
             write_text(folder / "figures" / f"{_file_name(section['task'])}-{kind}.svg", standalone(figure))
-    write_text(folder / "table.md", outcome.markdown())
-    write_text(folder / "results.json", json.dumps(outcome.to_json(), indent=2, allow_nan=False) + "\n")
+    write_text(folder / "table.md", results.markdown())
+    write_text(folder / "results.json", json.dumps(results.to_json(), indent=2, allow_nan=False) + "\n")
     write_text(folder / "report.html", text)
 
 
@@ -50,13 +52,13 @@ def _file_name(task: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in task.replace(", ", "-"))
 
 
-def _section(outcome: Outcome, task: str) -> dict[str, Any]:
-    rows = [row for row in outcome.rows if row.task == task]
-    study, found = outcome.study, outcome.differences[task]
+def _section(results: StudyResults, task: str) -> dict[str, Any]:
+    rows = [row for row in results.rows if row.task == task]
+    study, found = results.study, results.differences[task]
     own = [d for d in found if d.second == study.reference]
     deciding = [d for d in own if d.metric == study.metric]
-    metrics = [name for name in outcome.metrics if any(name in row.metrics for row in rows)]
-    figures = [values_chart(outcome, task), differences_chart(deciding) if deciding else ""]
+    metrics = [name for name in results.metrics if any(name in row.metrics for row in rows)]
+    figures = [values_chart(results, task), differences_chart(deciding) if deciding else ""]
     return {
         "task": task,
         "rows": rows,
@@ -70,17 +72,17 @@ def _section(outcome: Outcome, task: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def values_chart(outcome: Outcome, task: str) -> str:
-    """The metric over a grid's values: a grid of one key of numbers, or of two of which one is; else nothing."""
-    grid, metric = outcome.study.grid, outcome.study.metric
+def values_chart(results: StudyResults, task: str) -> str:
+    """The metric over the values of a grid with one or two keys, one of numbers; an empty text for other studies."""
+    grid, metric = results.study.grid, results.study.metric
     numeric = [key for key, values in grid.items() if all(_is_number(value) for value in values) and len(values) > 1]
-    if outcome.study.variants or not numeric or len(grid) > 2:
+    if results.study.variants or not numeric or len(grid) > 2:
         return ""
     key = numeric[0]
     by = next((other for other in grid if other != key), "")
     lines: dict[str, list[tuple[float, Any]]] = {}
-    value_of = {row.variant: row.metrics[metric] for row in outcome.rows if row.task == task and metric in row.metrics}
-    for variant, keys in outcome.study.all_variants().items():
+    value_of = {row.variant: row.metrics[metric] for row in results.rows if row.task == task and metric in row.metrics}
+    for variant, keys in results.study.all_variants().items():
         lines.setdefault(str(keys[by]) if by else "", []).append((float(keys[key]), value_of[variant]))
     shown: dict[str, Points] = dict(lines.items())
     return metric_over_values(shown, key, by, metric)

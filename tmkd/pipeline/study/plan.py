@@ -1,4 +1,4 @@
-"""What a study is: variants of recipes, several seeds each; read, checked and laid out as cells before it runs."""
+"""A study: variants of recipes with several seeds each. It is read, checked and laid out as cells before it runs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tmkd.evaluation.results import METRICS
 OWN_KEYS = ("seeds", "methods")  # of a recipe, set by the study
 
 
-class Task(Part):
-    """One recipe, and what every variant changes in it."""
+class StudyTask(Part):
+    """One recipe of a study, and the keys that all variants change in it."""
 
     recipe: str = Field(description="a recipe's file, beside the study's or as given")
     keys: dict[str, Any] = Field(default_factory=dict, description="keys of the recipe, such as `stage1.epochs: 2`")
@@ -32,12 +32,12 @@ class Study(Part):
     """Variants of recipes over seeds."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="the study's name under studies/")
-    tasks: tuple[Task, ...] = Field(min_length=1, description="measured together: a number is the mean over them")
+    tasks: tuple[StudyTask, ...] = Field(min_length=1, description="measured together: a number is the mean over them")
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict, description="keys of the recipe by variant")
     grid: dict[str, list[Any]] = Field(
         default_factory=dict, description="values by key of the recipe; each combination of them is a variant"
     )
-    against: str | None = Field(None, description="the variant that others are held against; the first unless given")
+    against: str | None = Field(None, description="the variant that others are compared with; the first unless given")
     seeds: Seeds = Field((0, 1, 2, 3, 4), description="one student of every variant per seed")
     metric: str = Field("auc", description=f"what decides, of: {', '.join(METRICS)}; the others are in the table")
     margin: float | None = Field(
@@ -73,7 +73,7 @@ class Study(Part):
         return self
 
     def all_variants(self) -> dict[str, dict[str, Any]]:
-        """The named variants, then the grid's combinations, named by their keys' last parts and values."""
+        """The keys of each variant: the named ones, then the grid's combinations, which their keys and values name."""
         found = dict(self.variants)
         if self.grid:
             for values in itertools.product(*self.grid.values()):
@@ -82,19 +82,19 @@ class Study(Part):
         return found
 
     def short(self, key: str) -> str:
-        """A key of the grid as variants are named by it: its last part, where no other key ends so."""
+        """The short name of a key of the grid: its last part, unless another key ends in the same way."""
         last = key.rpartition(".")[2]
         return last if sum(other.rpartition(".")[2] == last for other in self.grid) == 1 else key
 
     @property
     def reference(self) -> str:
-        """The variant that others are held against."""
+        """The variant that others are compared with."""
         return self.against or next(iter(self.all_variants()))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One student to train and measure: a task, a variant, a seed; `recipe` trains it and no other."""
+    """One student to train and measure: a task, a variant and a seed. The recipe trains this student alone."""
 
     task: str
     variant: str
@@ -119,11 +119,15 @@ class Plan:
 
 
 def load_study(path: Path, overrides: list[str] | None = None) -> Plan:
-    """Read and validate a study and, so that nothing fails late, every recipe that it would run; each file once.
+    """Read and validate a study and all of its recipes, so that nothing fails late. Each file is read once.
+
+    Args:
+        path: the study's YAML file.
+        overrides: `key=value` pairs that replace keys of the study.
 
     Raises:
-        RecipeError: as `load_recipe` does, naming the variant where a variant's keys are at fault; two tasks that
-            cannot be told apart; a metric that the number of classes gives no meaning.
+        RecipeError: a file or key that `load_recipe` would refuse (the error names the variant), two tasks with the
+            same name, or a metric that is not defined for the number of classes.
     """
     study = validate(Study, read_content(path, overrides), str(path))
     contents: dict[str, dict[str, Any]] = {}
@@ -143,8 +147,10 @@ def load_study(path: Path, overrides: list[str] | None = None) -> Plan:
     return Plan(study, cells)
 
 
-def _recipe(study: Study, content: dict[str, Any], file: str, task: Task, variant: str, keys: dict[str, Any]) -> Recipe:
-    """The recipe of one variant: it trains what is measured and no more."""
+def _recipe(
+    study: Study, content: dict[str, Any], file: str, task: StudyTask, variant: str, keys: dict[str, Any]
+) -> Recipe:
+    """The recipe of one variant, which trains only the method that is measured."""
     where = f"study {study.name}, variant {variant!r}"
     changed, recipe_keys = copy.deepcopy(content), {**task.keys, **keys}
     try:
@@ -155,7 +161,7 @@ def _recipe(study: Study, content: dict[str, Any], file: str, task: Task, varian
     except RecipeError as error:
         raise error.within(where) from error
     if recipe.classes != 2 and study.metric != "accuracy":
-        raise RecipeError(f"{where}: metric {study.metric!r} has no meaning for {recipe.classes} classes; use accuracy")
+        raise RecipeError(f"{where}: metric {study.metric!r} is not defined for {recipe.classes} classes; use accuracy")
     return recipe.model_copy(update={"methods": (recipe.take,)})
 
 

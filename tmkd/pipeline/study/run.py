@@ -1,4 +1,4 @@
-"""Run a study: find what is there, train what is missing, measure on development rows.
+"""Run a study: find the students that are there, train those that are missing, measure all on the development set.
 
 Every student is a step of the workspace, so variants share what they have in common (teachers, labels, stage 1), an
 interrupted study continues, and a longer one trains only what is new.
@@ -30,38 +30,38 @@ from tmkd.pipeline.run import Run
 from tmkd.pipeline.run_data import RunCache, RunData
 from tmkd.pipeline.store.workspace import UNFINISHED, StepMissing, Workspace, held
 from tmkd.pipeline.study.board import Board, Status
-from tmkd.pipeline.study.outcome import Measured, Outcome, outcome_of
 from tmkd.pipeline.study.page import write_study
 from tmkd.pipeline.study.plan import Cell, Plan, load_study
+from tmkd.pipeline.study.results import MeasuredCell, StudyResults, compare_variants
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Found:
-    """What a look at the workspace gave.
+class Survey:
+    """What a workspace holds of a study.
 
     Attributes:
-        measured: the finished cells, by their place in the plan.
-        missing: of every other cell, the first step that is not there.
-        steps: folders of the steps that finished cells use.
-        rows: each task's development rows with golden labels, where they could be read.
+        measured: the finished cells, by their places in the plan.
+        missing: for each other cell, the first step that is not there.
+        steps: the folders' names of the steps that finished cells use.
+        rows: each task's labelled development pairs.
     """
 
-    measured: dict[int, Measured]
+    measured: dict[int, MeasuredCell]
     missing: dict[int, str]
     steps: list[str]
     rows: dict[str, Pairs]
 
 
-def look(plan: Plan, root: Path, cache: RunCache | None = None) -> Found:
-    """Find the finished cells of a study. Nothing is trained, and nothing is written but damaged labels made anew.
+def look(plan: Plan, root: Path, cache: RunCache | None = None) -> Survey:
+    """Find the finished cells of a study. Nothing is trained; only damaged labels are written again.
 
     Raises:
-        RecipeError: variants that change the development rows, or a metric that has no meaning on them.
+        RecipeError: a variant changes the development set, or the study's metric is not defined on it.
     """
     workspace, cache = Workspace(root).read_only(), cache or RunCache()
-    found = Found({}, {}, [], {})
+    found = Survey({}, {}, [], {})
     for place, cell in enumerate(plan.cells):
         run = Run(cell.recipe, workspace, cache)
         run.prepare()
@@ -80,7 +80,7 @@ def look(plan: Plan, root: Path, cache: RunCache | None = None) -> Found:
 
 @contextmanager
 def _naming(plan: Plan, cell: Cell) -> Iterator[None]:
-    """Errors inside say which student of the study they are about."""
+    """Let errors inside say which student of the study they are about."""
     try:
         yield
     except TmkdError as error:
@@ -98,18 +98,18 @@ def _check_rows(plan: Plan, cell: Cell, dev: Pairs, rows: dict[str, Pairs]) -> N
         )
         if plan.study.metric not in there:
             raise RecipeError(
-                f"study {plan.study.name}: metric {plan.study.metric!r} has no meaning on the development rows of "
+                f"study {plan.study.name}: metric {plan.study.metric!r} is not defined on the development set of "
                 f"{cell.task}; there are: {', '.join(there) or 'none, since no row has a label'}"
             )
         rows[cell.task] = known
     elif rows[cell.task].digest() != known.digest():
         raise RecipeError(
-            f"study {plan.study.name}: variant {cell.variant!r} has other development rows than the first one, so a "
+            f"study {plan.study.name}: variant {cell.variant!r} has another development set than the first one, so a "
             f"difference would mean nothing; give {cell.task} `data.dev`, or leave that key out of the study"
         )
 
 
-def carry_out(plan: Plan, workspace: Workspace, cache: RunCache | None = None, jobs: int = 1) -> Outcome:
+def carry_out(plan: Plan, workspace: Workspace, cache: RunCache | None = None, jobs: int = 1) -> StudyResults:
     """Train the students that are missing and measure all of them on the development set.
 
     An interrupted call keeps every finished cell.
@@ -136,7 +136,7 @@ def carry_out(plan: Plan, workspace: Workspace, cache: RunCache | None = None, j
             require_runnable(run.data)  # `look` could not check what needs the pool before it was mined
             _check_rows(plan, cell, run.data.dev, found.rows)
             found.measured[place] = _measure(run)
-        here = workspace.built > built  # else another job trained it
+        here = workspace.built > built  # otherwise another job trained it
         seconds = (time.monotonic() - began) / jobs if here else None
         record.write({str(cell): seconds} if seconds else None)
         board.finish(place, seconds)
@@ -145,7 +145,9 @@ def carry_out(plan: Plan, workspace: Workspace, cache: RunCache | None = None, j
     try:
         with board, workspace.recording(unfinished):
             if missing:
-                train(missing.pop(0), workspace)  # on all cores: its teachers and labels are those of the others
+                train(
+                    missing.pop(0), workspace
+                )  # alone, on all cores: the other cells need its teachers and labels too
             with workers([plan.cells[place].recipe for place in missing], workspace, jobs):
                 workspace.in_turn([partial(train, place) for place in missing])
     except BaseException:
@@ -154,7 +156,9 @@ def carry_out(plan: Plan, workspace: Workspace, cache: RunCache | None = None, j
     finally:
         record.write()
         unfinished.unlink(missing_ok=True)
-    return outcome_of(plan.study, [(cell, found.measured[place]) for place, cell in enumerate(plan.cells)], found.rows)
+    return compare_variants(
+        plan.study, [(cell, found.measured[place]) for place, cell in enumerate(plan.cells)], found.rows
+    )
 
 
 def _manifest(plan: Plan, root: Path) -> Path:
@@ -166,7 +170,7 @@ def _took(manifest: Path) -> dict[str, float]:
 
 
 def seconds_of(plan: Plan, root: Path) -> dict[int, float]:
-    """How long cells took in earlier calls, by their place in the plan, where it is known."""
+    """How long cells took in earlier calls, by their places in the plan, where it is known."""
     took = _took(_manifest(plan, root))
     return {place: took[str(cell)] for place, cell in enumerate(plan.cells) if str(cell) in took}
 
@@ -174,31 +178,31 @@ def seconds_of(plan: Plan, root: Path) -> dict[int, float]:
 class _Record:
     """studies/<name>/manifest.json: the steps that `clean` must leave, and how long cells took."""
 
-    def __init__(self, plan: Plan, workspace: Workspace, found: Found) -> None:
+    def __init__(self, plan: Plan, workspace: Workspace, found: Survey) -> None:
         self.plan, self.workspace, self.found = plan, workspace, found
         self.path = _manifest(plan, workspace.root)
         self.took = _took(self.path)
 
     def write(self, more: dict[str, float] | None = None) -> None:
-        """Write what is known by now."""
+        """Write what is known, with the seconds of more cells."""
         self.took |= more or {}
         steps = dict.fromkeys([*self.found.steps, *(step.folder.name for step in self.workspace.used)])
         content = {"study": self.plan.study.model_dump(), "steps": list(steps), "seconds": self.took}
         write_json(self.path, content)
 
 
-def _measure(run: Run) -> Measured:
+def _measure(run: Run) -> MeasuredCell:
     """The taken method's logits on the pairs of the development set that have a golden label."""
     dev = run.data.dev
     known = np.flatnonzero(dev.labels >= 0)
     taken = run.students.taken()
     logits: Floats = run.students.logits(taken, dev)[0][known]
     times = [_training_seconds(step.folder / "curve.json", len(run.data.student_pairs)) for step in taken.steps]
-    return Measured(logits, sum(seconds for seconds in times if seconds is not None) or None)
+    return MeasuredCell(logits, sum(seconds for seconds in times if seconds is not None) or None)
 
 
 def _training_seconds(curve: Path, rows: int) -> float | None:
-    """Of a student's last stage: pairs over the rate that its curve ends with; None where there is no curve."""
+    """How long a student's last stage trained: its pairs over the rate at its end; None without a learning curve."""
     if not curve.is_file():
         return None
     last = json.loads(curve.read_text())[-1]
@@ -255,7 +259,7 @@ def list_study(
 
 def run_study(
     file: str | Path, overrides: list[str] | None = None, workspace: str | Path = "workspace", jobs: int = 1
-) -> Outcome:
+) -> StudyResults:
     """Train and measure every variant of a study with every seed, and write its report to `studies/<name>/`.
 
     Students that are there are not trained again; an interrupted study continues.

@@ -1,4 +1,4 @@
-"""What a finished study says: means over seeds with intervals, and which differences between variants are real."""
+"""The results of a study: means over seeds with intervals, and which variants differ significantly."""
 
 from __future__ import annotations
 
@@ -22,20 +22,27 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One student on the development rows: logits [N, C] float64; seconds its last stage trained, if known."""
+class MeasuredCell:
+    """One student on the development set.
+
+    Attributes:
+        logits: [N, C] float64.
+        seconds: how long its last stage trained; None where it is not known.
+    """
 
     logits: Floats
     seconds: float | None
 
 
 @dataclass(frozen=True)
-class Row:
-    """One variant on one task, or on the mean of several (task: "all").
+class VariantResult:
+    """One variant on one task.
 
     Attributes:
-        metrics: mean over seeds with its 95% interval, of every metric that has a meaning.
-        seconds: of training the last stage of one student, mean over seeds; None where it is not known.
+        task: the task, or "all" for the mean over all tasks.
+        variant: the variant.
+        metrics: each defined metric's mean over seeds with its 95% interval.
+        seconds: how long the last stage of one student trained, mean over seeds; None where it is not known.
     """
 
     task: str
@@ -45,46 +52,47 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StudyResults:
     """A finished study.
 
     Attributes:
-        rows: by task and variant; a study of several tasks ends with their mean.
-        differences: by task, of every two variants (the later less the earlier; the study's reference always second)
-            in every metric, on the same resamples of questions and seeds.
-        sizes: by task, its development rows with golden labels and their questions.
+        study: the study.
+        rows: one for each task and variant; in a study of several tasks the means over all tasks come last.
+        differences: by task, for every two variants and every metric: the later variant minus the earlier one, where
+            the study's reference counts as the earliest. Both are measured on the same resamples.
+        sizes: by task, the number of labelled pairs in the development set and of their questions.
     """
 
     study: Study
-    rows: list[Row]
+    rows: list[VariantResult]
     differences: dict[str, list[Difference]]
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks, "all" last where there are several."""
+        """The tasks; "all" comes last where there are several."""
         return list(dict.fromkeys(row.task for row in self.rows))
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics that have a meaning for some task: the study's first, then in the order of METRICS."""
+        """The metrics that are defined for some task: the study's own first, then in the order of METRICS."""
         there = [name for name in METRICS if any(name in row.metrics for row in self.rows)]
         return [self.study.metric, *(name for name in there if name != self.study.metric)]
 
     @property
     def last(self) -> str:
-        """What the study's verdict is about: the only task, or the mean of all."""
+        """The task of the study's verdict: the only one, or the mean over all."""
         return self.tasks[-1]
 
     def against_reference(self, task: str, variant: str, metric: str) -> Difference | None:
-        """The variant less the reference."""
+        """The variant minus the reference in a metric; None where they cannot be compared."""
         wanted = (variant, self.study.reference, metric)
         found = self.differences.get(task, [])
         return next((d for d in found if (d.first, d.second, d.metric) == wanted), None)
 
     @property
     def no_worse(self) -> dict[str, bool]:
-        """By variant: whether the reference is worse than it by no more than the margin (lower 95% bound)."""
+        """For each variant whether the reference is worse by at most the margin (lower bound of the 95% interval)."""
         margin, found = self.study.margin, {}
         for difference in self.differences[self.last] if margin is not None else []:
             if difference.second == self.study.reference and difference.metric == self.study.metric:
@@ -95,9 +103,9 @@ class Outcome:
         """{"study", "metric", "seeds", "against", "rows": [{"task", "variant", metric: {"mean", ...}}], ...}."""
         rows = []
         for row in self.rows:
-            told: dict[str, Any] = {"task": row.task, "variant": row.variant}
-            told |= {name: value.to_json() for name, value in row.metrics.items()}
-            rows.append(told | ({} if row.seconds is None else {"seconds": row.seconds}))
+            entry: dict[str, Any] = {"task": row.task, "variant": row.variant}
+            entry |= {name: value.to_json() for name, value in row.metrics.items()}
+            rows.append(entry | ({} if row.seconds is None else {"seconds": row.seconds}))
         study = self.study
         return {
             "study": study.name,
@@ -116,13 +124,13 @@ class Outcome:
         }
 
     def columns(self) -> list[str]:
-        """The head of the table: task (where there are several), variant, metrics, difference, seconds."""
+        """The heads of the table's columns: task (where there are several), variant, metrics, difference, seconds."""
         names = [TITLES[name] for name in self.metrics]
         names.insert(1, f"{TITLES[self.study.metric]} against {self.study.reference}")
         return [*(["task"] if len(self.tasks) > 1 else []), "variant", *names, "s a student"]
 
     def lines(self) -> list[list[str]]:
-        """The table's cells, a line for each row."""
+        """The cells of the table, line by line."""
         found = []
         for row in self.rows:
             cells = [f"{row.metrics[name]:.4f}" if name in row.metrics else "" for name in self.metrics]
@@ -133,9 +141,9 @@ class Outcome:
         return found
 
     def table(self) -> Table:
-        """For a terminal: the metric that decides with its interval, the others' means."""
+        """The table for a terminal: the deciding metric with its interval, the means of the other metrics."""
         seeds = len(self.study.seeds)
-        title = f"{self.study.name}: {seeds} seed{'s' if seeds > 1 else ''}, development rows, 95% intervals"
+        title = f"{self.study.name}: {seeds} seed{'s' if seeds > 1 else ''}, development set, 95% intervals"
         shown, deciding = Table(title=title, title_justify="left"), TITLES[self.study.metric]
         for column in self.columns():
             left = column in ("task", "variant")
@@ -148,17 +156,17 @@ class Outcome:
         return shown
 
     def markdown(self) -> str:
-        """The table and the verdicts, for docs."""
+        """The table and the verdicts in Markdown."""
         columns = self.columns()
         rule = ["---" if name in ("task", "variant") else "---:" for name in columns]
         table = "\n".join(f"| {' | '.join(_plain(cell) for cell in line)} |" for line in [columns, rule, *self.lines()])
-        sizes = ", ".join(f"{rows:,} rows of {questions:,} questions" for rows, questions in self.sizes.values())
+        sizes = ", ".join(f"{pairs:,} pairs of {questions:,} questions" for pairs, questions in self.sizes.values())
         seeds = ", ".join(str(seed) for seed in self.study.seeds)
-        note = f"Development rows ({sizes}); mean over seeds {seeds} with its 95% interval."
+        note = f"Measured on the development set ({sizes}): mean over seeds {seeds} with its 95% interval."
         return f"{table}\n\n{note}\n\n" + "\n".join(f"- {sentence}" for sentence in self.sentences()) + "\n"
 
     def sentences(self) -> list[str]:
-        """Which differences are real and which are not shown, one sentence a task; then what the margin asks."""
+        """Which variants differ significantly, one sentence for each task; then which are within the margin."""
         reference, margin = self.study.reference, self.study.margin
         found = []
         for task in self.tasks:
@@ -166,12 +174,12 @@ class Outcome:
             where = "" if len(self.tasks) == 1 else "mean of all tasks: " if task == TOGETHER else f"{task}: "
             found.append(where + verdict(reference, own) if own else f"{where}nothing to compare on one question")
         for name, passed in self.no_worse.items():
-            told = "no worse than" if passed else "not shown to be as good as"
-            found.append(f"{reference} is {told} {name} (margin {margin:g})")
+            comparison = "no worse than" if passed else "not shown to be as good as"
+            found.append(f"{reference} is {comparison} {name} (margin {margin:g})")
         return found
 
     def lead(self) -> str:
-        """What the study says, short: the verdict, or its counts where there are many variants."""
+        """The verdict in one sentence; with more than four other variants only how many of them differ."""
         own = [d for d in self.differences[self.last] if d.second == self.study.reference]
         own = [d for d in own if d.metric == self.study.metric]
         if len(own) <= 4:
@@ -191,44 +199,47 @@ def _plain(cell: str) -> str:
     return cell.replace("|", "\\|")
 
 
-def outcome_of(study: Study, cells: Sequence[tuple[Cell, Measured]], rows: Mapping[str, Pairs]) -> Outcome:
-    """Intervals and differences from the logits of every cell.
+def compare_variants(
+    study: Study, cells: Sequence[tuple[Cell, MeasuredCell]], rows: Mapping[str, Pairs]
+) -> StudyResults:
+    """Compute intervals and differences from the logits of every cell.
 
     Args:
-        cells: every cell of the study, the seeds of a variant one after another.
-        rows: each task's development rows, all with golden labels; the N of the logits.
+        study: the study.
+        cells: every cell of the study; the seeds of a variant come one after another.
+        rows: each task's labelled development pairs, which the N rows of the logits belong to.
     """
     found, differences, sizes = [], {}, {}
-    counts: dict[str, dict[str, int]] = {}  # by task: the questions that each metric is over
+    counts: dict[str, dict[str, int]] = {}  # by task and metric: on how many questions it is defined
     drawn: dict[str, dict[str, dict[str, Distribution]]] = {}  # by task, variant, metric
     for number, (task, pairs) in enumerate(rows.items()):
         questions = Questions.of(pairs.labels, pairs.qids, pairs.reference_probabilities)
         sizes[task] = (len(pairs), len(questions.names))
         counts[task] = {name: questions.count(name) for name in METRICS}
-        draws = Resamples(questions, RESAMPLES, seed=number)  # the same for every variant: differences are paired
+        draws = Resamples(questions, RESAMPLES, seed=number)  # all variants share them: differences are paired
         drawn[task] = {}
         for variant in study.all_variants():
             own = [measured for cell, measured in cells if (cell.task, cell.variant) == (task, variant)]
             drawn[task][variant] = distributions(draws, np.stack([measured.logits for measured in own]))
             times = [measured.seconds for measured in own if measured.seconds is not None]
             metrics = {name: interval(*one) for name, one in drawn[task][variant].items()}
-            found.append(Row(task, variant, metrics, float(np.mean(times)) if times else None))
+            found.append(VariantResult(task, variant, metrics, float(np.mean(times)) if times else None))
     if len(drawn) > 1:
         drawn[TOGETHER] = {name: _mean([one[name] for one in drawn.values()]) for name in study.all_variants()}
         for variant, one in drawn[TOGETHER].items():
-            found.append(Row(TOGETHER, variant, {name: interval(*values) for name, values in one.items()}))
+            found.append(VariantResult(TOGETHER, variant, {name: interval(*values) for name, values in one.items()}))
     counts[TOGETHER] = {name: min(one[name] for one in counts.values()) for name in METRICS}
     for task, by_variant in drawn.items():
-        told = {
+        comparable = {
             variant: {name: one for name, one in by_metric.items() if counts[task][name] > 1}
             for variant, by_metric in by_variant.items()
         }
-        differences[task] = _differences(told, study.reference)
-    return Outcome(study, found, differences, sizes)
+        differences[task] = _differences(comparable, study.reference)
+    return StudyResults(study, found, differences, sizes)
 
 
 def _differences(by_variant: dict[str, dict[str, Distribution]], reference: str) -> list[Difference]:
-    """Every two variants in every metric: the later less the earlier, the reference counted as the earliest."""
+    """Every two variants in every metric: the later minus the earlier one; the reference counts as the earliest."""
     names = [reference, *(name for name in by_variant if name != reference)]
     found = []
     for earlier, later in combinations(names, 2):
@@ -239,7 +250,7 @@ def _differences(by_variant: dict[str, dict[str, Distribution]], reference: str)
 
 
 def _mean(found: Sequence[dict[str, Distribution]]) -> dict[str, Distribution]:
-    """Over tasks, of the metrics that all have; their questions differ, so their resamples are independent."""
+    """The mean over tasks of the metrics that all tasks have. Tasks have other questions: resamples are independent."""
     shared = [name for name in found[0] if all(name in one for one in found)]
     return {
         name: (
