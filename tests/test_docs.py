@@ -116,7 +116,7 @@ def test_the_make_targets_of_the_docs_exist() -> None:
 @pytest.mark.parametrize("name", [name for name in PAGES if name != "CHANGELOG.md"])
 def test_every_file_that_a_page_names_exists(name: str) -> None:
     """Paths of the repository, or of the package as in `training/trainer.py`; what a run writes is not among them."""
-    ours = r"`((?:tmkd|tests|recipes|tools|examples|deploy|docs)/[\w./-]+|[a-z_]+/[a-z_/]+\.py)`"
+    ours = r"`((?:tmkd|tests|recipes|tools|examples|deploy|docs)/[\w./-]+|[a-z]+/[\w/]+\.py)`"
     for path in re.findall(ours, TEXTS[name]):
         assert (ROOT / path).exists() or (ROOT / "tmkd" / path).exists(), f"{name}: {path}"
 
