@@ -1,4 +1,4 @@
-"""The encoder's own cosine as a teacher: the warm-up, who begins with it, and its part in stage 1."""
+"""The bi-encoder cosine as a teacher: the warm start, which teachers begin with it, and token cosine in stage 1."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_it_learns_the_encoders_bi_encoder_cosine(tiny_recipe: Path, tmp_path: P
     assert model.encoder.layers == 3  # whole, not cut as the student is
     logits = score(model, tokenizer.encode(pairs.questions, pairs.passages), tokenizer.pad_id, precision="fp32")
     cosine = cosine_logits(Path(recipe.encoder), pairs.questions, pairs.passages, 64)[:, 1]
-    learned, told = (_less_its_question(values, pairs) for values in (logits[:, 1] - logits[:, 0], cosine))
-    assert np.corrcoef(learned, told)[0, 1] > 0.8
+    learned, expected = (_minus_its_question(values, pairs) for values in (logits[:, 1] - logits[:, 0], cosine))
+    assert np.corrcoef(learned, expected)[0, 1] > 0.8
 
 
-def _less_its_question(values: NDArray[np.float32], pairs: Pairs) -> NDArray[np.float64]:
+def _minus_its_question(values: NDArray[np.float32], pairs: Pairs) -> NDArray[np.float64]:
     _, question, counts = np.unique(pairs.questions, return_inverse=True, return_counts=True)
     return np.asarray(values - (np.bincount(question, values) / counts)[question])
 
@@ -177,7 +177,7 @@ def test_a_student_without_teachers_reads_none_of_their_labels(tmkd: Tmkd, tiny_
     (first,) = (tmp_path / "workspace" / "steps").glob("stage1-*")
     again = tmkd("distill", tiny_recipe, *alone, "teachers.0.learning_rate=2.0e-4", "stage1.cosine=1.0")
     assert "teacher a" not in again.stderr
-    assert "stage 1 of self-taught, seed 0: done before" in again.stderr  # tokens weigh 1 unless told otherwise
+    assert "stage 1 of self-taught, seed 0: done before" in again.stderr  # tokens weigh 1 by default
     assert "self-taught, seed 0: done before" in again.stderr
     assert load_student(first).heads == 1
     refused = tmkd("distill", tiny_recipe, *alone, f"stage1_from={first}", check=False)

@@ -1,4 +1,4 @@
-"""Recorded steps give what steps give that are not. Without a GPU the recording is work that simply runs again."""
+"""Recorded steps give the numbers of steps that are not recorded. Without a GPU a recording is work that runs again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STEPS = [np.arange(8), np.array([23, 3, 11, 5]), np.arange(8, 16), np.array([1, 
 
 
 def again(work: Work) -> Work:
-    """Stands for a recording: it, too, runs the work some times before it is of use."""
+    """Stand in for a recording: like a recording, it first runs the work a few times."""
     for _ in range(3):
         work()
     return work

@@ -1,4 +1,4 @@
-"""Hidden states of the teacher that a student begins with, as a part of stage 1."""
+"""Hidden states as an auxiliary objective of stage 1."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_margins_by_hand() -> None:
     assert torch.allclose(soft_margin_mse(shifted, teacher, questions), soft_margin_mse(student, teacher, questions))
 
 
-def test_a_recipe_names_the_loss_and_weights_its_headers() -> None:
+def test_a_recipe_names_the_loss_and_weights_its_heads() -> None:
     student, teacher = odds([[0.0, 1.0], [2.0, -1.0]]), odds([[1.0, 1.5], [0.0, 3.0]])
     weights, questions = torch.tensor([[0.25, 0.75], [1.0, 0.0]]), torch.tensor([0, 0])
     kinds = {
@@ -124,7 +124,7 @@ def test_targets_are_weighed_where_there_is_more_than_one() -> None:
         return found
 
     def never() -> np.ndarray:
-        raise AssertionError("development rows are not read")
+        raise AssertionError("the development set is not read")
 
     assert chosen("tmkd").weigh("uniform", never).weights is None
     assert chosen("1avg-tkd").weigh("development", never).weights is None  # one soft label: nothing to weigh
@@ -148,7 +148,7 @@ def test_stage2_loss_by_hand() -> None:
             ((0.5 - sigmoid[2]) ** 2 + (0.5 - sigmoid[3]) ** 2) / 2]  # fmt: skip
     golden = -np.log(sigmoid[1])
     assert found.tolist() == pytest.approx([0.75 * golden + 0.25 * soft[0], 0.25 * soft[1]], rel=1e-5)
-    # One header (1-o-1, m-o-m, bilstm): it learns both.
+    # One head (1-o-1, m-o-m, bilstm): it learns both.
     single = Targets(("a",), odds([[0.0], [2.0]]).numpy())
     alone = StudentOutput(logits.golden, torch.zeros(2, 0, 2))
     found = stage2_loss(rows, single, loss)(alone, torch.tensor([0, 1]))
