@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import Tmkd, pair_rows, write_jsonl
+from safetensors.torch import load_file
 
 from tmkd.config.load import load_recipe
 from tmkd.export.gate import BACKENDS
 from tmkd.export.parity import EXACT
+from tmkd.training.state import TrainingState
 
 
 def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
@@ -163,26 +166,54 @@ def test_three_classes(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_in_training_then_continued(
-    tmkd: Tmkd, recipe_file: Path, tmp_path: Path, sent: signal.Signals
+    tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tmkd", "teach", str(recipe_file), "teachers.0.epochs=60"],
-        stderr=subprocess.PIPE,
-        text=True,
+    """The same command continues at the step where the signal came, and ends with the weights of an unbroken run."""
+    command = ["teach", str(tiny_recipe), "teachers.0.epochs=6"]
+    script = (
+        "import sys, time\n"
+        "import tmkd.cli.main as cli, tmkd.training.state as state\n"
+        "state.SAVE_SECONDS, save = 0.0, state.TrainingState.save\n"
+        "def slowly(*a): save(*a); time.sleep(0.2)\n"  # the signal is to come between two of many steps
+        "state.TrainingState.save = slowly\n"
+        f"sys.argv = ['tmkd', *{command!r}]\n"
+        "cli.main()\n"
     )
-    partial = tmp_path / "workspace" / "steps"
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(partial.glob("teacher-*.partial")):
-        time.sleep(0.1)
-    time.sleep(2)
+    while not (found := list(tmp_path.glob("workspace/steps/teacher-*.partial/state/state.safetensors"))):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
     process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == (128 + sent if sent != signal.SIGKILL else -signal.SIGKILL)
     if sent != signal.SIGKILL:
         assert "the same command continues" in errors
         assert "Traceback" not in errors
-    assert not [p for p in partial.iterdir() if not p.name.endswith(".partial")]
-    tmkd("teach", recipe_file, "teachers.0.epochs=1")
+    assert not [p for p in (tmp_path / "workspace" / "steps").iterdir() if not p.name.endswith(".partial")]
+    saved = json.loads(bytes(load_file(found[0])["position"].tolist()))["done"]
+    assert 0 < saved < 42  # 56 pairs in batches of 8, 6 times
+
+    continued: list[int] = []
+    load = TrainingState.load
+
+    def noting(state: TrainingState) -> tuple[int, list[dict[str, float]]]:
+        done, curve = load(state)
+        continued.append(done)
+        return done, curve
+
+    monkeypatch.setattr(TrainingState, "load", noting)
+    tmkd(*command)
+    assert continued == [saved, 0]  # the first teacher goes on, the second begins
+    tmkd(*command, "--workspace", tmp_path / "unbroken")
+    assert continued[2:] == [0, 0]
+    for folder in (tmp_path / "unbroken" / "steps").glob("teacher-*"):
+        unbroken = load_file(folder / "model.safetensors")
+        again = load_file(tmp_path / "workspace" / "steps" / folder.name / "model.safetensors")
+        assert all(torch.equal(unbroken[name], again[name]) for name in unbroken), folder.name
+    assert len(continued) == 4
 
 
 def _killed_in(recipe_file: Path, verb: str, patch: str) -> None:
