@@ -262,7 +262,7 @@ def test_int8_that_is_refused_is_written_again_with_less_of_it_in_8_bits(
     )  # fmt: skip
     assert attempts == [0, 1]
     assert all(row["passed"] for row in rows)
-    assert "again, with less of it in 8 bits" in caplog.text
+    assert "trying again with fewer products in 8 bits" in caplog.text
     assert Scorer(tmp_path / "out", backend="openvino-int8").backend == "openvino-int8"
 
 

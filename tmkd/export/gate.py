@@ -146,7 +146,7 @@ def _first_that_agrees(path: Path, names: Sequence[str], try_backend: Callable[[
         refused = next((trial for trial in trials if trial.disagrees), None)
         if refused is None:
             return trials
-        logger.info(f"export: {refused.name} is refused ({refused.reason}); trying again with fewer layers in 8 bits")
+        logger.info(f"export: {refused.name} is refused ({refused.reason}); trying again with fewer products in 8 bits")
         _delete(path)
     return [try_backend(name, last) for name in names]
 
