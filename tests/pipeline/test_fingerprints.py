@@ -28,6 +28,7 @@ import tmkd.pipeline.steps.bi_encoder_cosine as bi_encoder_cosine
 import tmkd.pipeline.steps.label as labelling
 from tmkd.config.load import parse_recipe, set_keys
 from tmkd.config.recipe import Recipe
+from tmkd.config.sections import DebianDocsSizes
 from tmkd.data.pairs import Pairs
 from tmkd.pipeline.run import Run
 from tmkd.pipeline.steps.export import export_step
@@ -38,7 +39,7 @@ from tmkd.pipeline.store.workspace import Step, Workspace
 ORDER = ("pool", "token-cosine", "warmup", "teacher", "labels", "stage1", "student", "export")
 """The kinds of steps of a run, each after those that it depends on."""
 
-ALL_METHODS = ["finetune", "self-taught", "bilstm", "1-o-1", "1avg-o-1", "m-o-m", "mkd", "tkd", "1avg-tkd", "tmkd"]
+ALL_METHODS = ["finetune", "self-taught", "bilstm", "m-o-m", "tkd", "tmkd"]  # every way that a student is trained
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ CHANGES: dict[str, Change] = {
     "stage1_from": Change("labels", "{stage1}", {"methods": ["finetune", "tmkd"]}),
     "methods": Change("student", [name for name in ALL_METHODS if name != "finetune"]),
     "seeds": Change("stage1", [1]),
-    "take": Change("export", "mkd"),
+    "take": Change("export", "tkd"),
     "data.builtin": Change("pool", {"builtin": "debian-docs"}, key="data"),
     **under(
         "data.debian_docs",
@@ -353,13 +354,13 @@ def fill(store: Any, model: Step, pairs: Pairs, *_: Any) -> None:
         store.append(missing, np.array(logits, dtype=np.float32))
 
 
-def built_in(**sizes: Any) -> Any:
+def built_in(sizes: DebianDocsSizes) -> Any:
     """In place of the built-in data set: pairs that depend on every size."""
     parts = {part: rows(part) for part in ("train", "dev", "test")}
     made = {part: Pairs.build(*([str(r[key]) for r in found] for key in ("question", "passage")),
                               labels=[r["label"] for r in found])
             for part, found in parts.items()}  # fmt: skip
-    pool = [{**row, "question": f"{row['question']} {json.dumps(sizes)}"} for row in rows("pool")]
+    pool = [{**row, "question": f"{row['question']} {sizes.model_dump_json()}"} for row in rows("pool")]
     texts = ([str(row[key]) for row in pool] for key in ("question", "passage"))
     return SimpleNamespace(**made, pool=Pairs.build(*texts), passages=[], info={})
 
@@ -373,7 +374,7 @@ def dry(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Path]) -> It
         if step.kind in ("pool", "labels", "token-cosine"):
             build(self, step, depends, make, label)
             return
-        settings, inputs = depends.get("settings", depends), depends.get("inputs", depends)
+        settings, inputs = depends["settings"], depends["inputs"]
         card = {"classes": settings.get("classes", 2), "max_length": settings.get("max_length", 64)}
         if step.kind == "stage1":
             card |= {"soft_headers": len(inputs["targets"]), "use_golden": False, "teachers": inputs["targets"]}

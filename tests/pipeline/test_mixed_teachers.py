@@ -57,8 +57,7 @@ def steps(kind: str) -> Iterator[dict[str, Any]]:
     """What the steps of a kind in the workspace depended on, with their folders."""
     for record in sorted(Path("workspace/steps").glob(f"{kind}-*/step.json")):
         content = json.loads(record.read_text())["depends_on"]
-        content = {**content.get("settings", {}), **content.get("inputs", {}), **content}
-        yield {"folder": record.parent, **content}
+        yield {"folder": record.parent, **content["settings"], **content["inputs"]}
 
 
 def test_teachers_of_two_families_and_imported_scores_in_one_run_against_a_reference(

@@ -240,15 +240,3 @@ def questions_of(pairs: Pairs, loss: Loss) -> NDArray[np.int64] | None:
     _, groups = grouped(pairs.qids)
     assert (np.bincount(groups) > 1).all(), "a question has a single passage"
     return groups
-
-
-def loss_depends(loss: Loss, targets: Targets, exclude: set[str] | None = None) -> dict[str, Any]:
-    """Collect what a step's result depends on in its loss, for the step's fingerprint.
-
-    Args:
-        loss: The recipe's.
-        targets: Soft labels; their weighting is included where there is one.
-        exclude: Fields of the loss that the step does not read.
-    """
-    depends: dict[str, Any] = {"loss": loss.model_dump(exclude={"weighting", *(exclude or ())})}
-    return depends if targets.weighting is None else {**depends, "weighting": targets.weighting}

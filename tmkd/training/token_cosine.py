@@ -31,7 +31,6 @@ from tmkd.training.objectives import AuxiliaryObjective
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
 SPREAD = 2.0  # standard deviation of the log-odds made from the cosines: most probabilities are in 0.02 to 0.98
 TARGETS = "cosine.safetensors"  # what `tmkd.pipeline.steps.bi_encoder_cosine` writes
 

@@ -12,7 +12,8 @@ from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.fit import fit_and_save, state_folder, training_set
-from tmkd.pipeline.steps.student import StudentSpec, learned
+from tmkd.pipeline.steps.student import StudentSpec, soft_settings
+from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.targets import Targets, questions_of, stage2_loss
 from tmkd.training.trainer import Trainer, TrainerConfig
@@ -32,14 +33,18 @@ def bilstm(workspace: Workspace, spec: StudentSpec, pairs: Pairs, targets: Targe
         The finished step.
     """
     recipe, numbers, source = spec.recipe, spec.recipe.bilstm, spec.source
-    depends = {
-        "encoder": spec.source_fingerprint,
-        "bilstm": numbers.model_dump(),
-        "freeze_embeddings": recipe.student.freeze_embeddings,
-        **{key: getattr(recipe, key) for key in ("classes", "max_length", "precision")},
-        "seed": spec.seed,
-        **learned(recipe, pairs, targets),
-    }
+    content = depends_on(
+        settings={
+            "bilstm": numbers,
+            "freeze_embeddings": recipe.student.freeze_embeddings,
+            "classes": recipe.classes,
+            "max_length": recipe.max_length,
+            "precision": recipe.precision,
+            "seed": spec.seed,
+            **soft_settings(recipe.loss, targets),
+        },
+        inputs={"encoder": spec.begins_with, "train": pairs, "targets": targets.names, "folds": targets.folds},
+    )
     questions = questions_of(pairs, recipe.loss)
 
     def new_student(tokenizer: PairTokenizer) -> Student:
@@ -66,4 +71,4 @@ def bilstm(workspace: Workspace, spec: StudentSpec, pairs: Pairs, targets: Targe
         )
         fit_and_save(trainer, folder, tokenizer, {"step": spec.method.name, "teachers": list(targets.names)})
 
-    return workspace.step("student", depends, build, label=spec.name)
+    return workspace.step("student", content, build, label=spec.name)

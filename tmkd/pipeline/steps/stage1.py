@@ -11,11 +11,12 @@ from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
 from tmkd.pipeline.steps.fit import fit_and_save, state_folder, training_set
-from tmkd.pipeline.steps.student import StudentSpec
+from tmkd.pipeline.steps.student import StudentSpec, soft_settings
+from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.hidden_states import HiddenStatesConfig, hidden_states_objective
 from tmkd.training.objectives import AuxiliaryObjective
-from tmkd.training.targets import SoftLabelLoss, Targets, loss_depends, questions_of
+from tmkd.training.targets import SoftLabelLoss, Targets, questions_of
 from tmkd.training.token_cosine import TokenCosineConfig, TokenTargets, token_cosine_objective
 from tmkd.training.trainer import Trainer, TrainerConfig
 from tmkd.training.training_set import TrainingSet
@@ -40,14 +41,18 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
     weight = numbers.cosine or float(spec.method.self_taught)  # without teachers there is nothing else to learn
     cosine = bi_encoder_cosine(workspace, recipe, pool) if weight else None
     with_states = spec.begin is not None and bool(numbers.states)
-    depends = {**spec.depends(numbers), "pool": pool.digest(), "targets": targets.names}
-    if cosine is not None:
-        depends["cosine"] = (cosine.fingerprint, weight)
-    if with_states:
-        depends["states"] = numbers.states
-    depends |= loss_depends(recipe.loss, targets, exclude={"alpha"})
+    classes = targets.logits.shape[2]  # the pool's task may have other classes
+    content = depends_on(
+        settings={
+            **spec.settings(numbers, without={"cosine", "states", "share"}),  # the pool is what `share` leaves
+            **soft_settings(recipe.loss, targets, without={"alpha"}),
+            "classes": classes,
+            "token_cosine": weight or None,
+            "hidden_states": numbers.states if with_states else None,
+        },
+        inputs={"encoder": spec.begins_with, "pool": pool, "targets": targets.names, "token_cosine": cosine},
+    )
     questions = questions_of(pool, recipe.loss)
-    classes = depends["classes"] = targets.logits.shape[2]  # the pool's task may have other classes
 
     def build(folder: Path) -> None:
         tokenizer = spec.tokenizer()
@@ -70,7 +75,7 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
         )
         fit_and_save(trainer, folder, tokenizer, {"step": "stage1", "teachers": list(targets.names)})
 
-    return workspace.step("stage1", depends, build, label=f"stage 1 of {spec.name}")
+    return workspace.step("stage1", content, build, label=f"stage 1 of {spec.name}")
 
 
 def _token_cosine(

@@ -8,10 +8,10 @@ import torch
 
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import Origin
-from tmkd.models.encoders.find import encoder_fingerprint
 from tmkd.models.student import Student
 from tmkd.pipeline.steps.fit import fit_and_save, state_folder, training_set
-from tmkd.pipeline.steps.student import StudentSpec, carried_heads, learned
+from tmkd.pipeline.steps.student import StudentSpec, carried_heads, soft_settings
+from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.targets import Replay, Targets, questions_of, stage2_loss
 from tmkd.training.trainer import Trainer, TrainerConfig
@@ -41,15 +41,23 @@ def stage2(
     recipe = spec.recipe
     numbers = recipe.stage2 if stage1 is not None else recipe.without_stage1
     start = stage1.folder if isinstance(stage1, Step) else stage1
-    depends = spec.depends(numbers) | learned(recipe, pairs, targets)
-    if targets and spec.method.heads == "golden":
-        depends["headers"] = "golden"
-    if replay is not None:
-        depends["replay"] = {"share": recipe.stage2.replay, "pool": replay.pool.digest()}
+    content = depends_on(
+        settings={
+            **spec.settings(numbers, without=None if replay else {"replay"}, continues=start is not None),
+            **soft_settings(recipe.loss, targets),
+            "heads": spec.method.heads if targets else None,
+            "carried_heads": carried_heads(start, recipe.classes, targets) if start and targets else None,
+        },
+        inputs={
+            "encoder": spec.begins_with,
+            "stage1": stage1,
+            "train": pairs,
+            "targets": targets and targets.names,
+            "folds": targets and targets.folds,
+            "replay": replay and replay.pool,
+        },
+    )
     questions = questions_of(pairs, recipe.loss) if targets else None
-    depends["stage1"] = stage1.fingerprint if isinstance(stage1, Step) else (start and encoder_fingerprint(start))
-    if start is not None and targets is not None and None in (carried_heads(start, recipe.classes, targets) or ()):
-        depends["headers"] = "those of the same teachers"
 
     def new_student() -> Student:
         if start is not None:
@@ -81,4 +89,4 @@ def stage2(
         about: Origin = {"step": spec.method.name, "teachers": list(targets.names) if targets else []}
         fit_and_save(trainer, folder, tokenizer, about)
 
-    return workspace.step("student", depends, build, label=spec.name)
+    return workspace.step("student", content, build, label=spec.name)

@@ -8,16 +8,16 @@ from typing import Any
 
 from tmkd.config.methods import Method
 from tmkd.config.recipe import Recipe
-from tmkd.config.sections import Training
-from tmkd.data.pairs import Pairs
+from tmkd.config.sections import Loss, Training
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_encoder, load_student
-from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
+from tmkd.models.encoders.find import find_encoder
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.store.fingerprint import non_defaults
 from tmkd.pipeline.store.workspace import Step
 from tmkd.teachers.scores import COLUMN
-from tmkd.training.targets import MEAN, Targets, loss_depends
+from tmkd.training.targets import MEAN, Targets
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,6 @@ class StudentSpec:
     def source(self) -> Path:
         """The checkpoint whose layers it begins with."""
         return find_encoder(self.recipe.encoder) if self.begin is None else self.begin.folder
-
-    @property
-    def source_fingerprint(self) -> str:
-        """The fingerprint of `source`."""
-        return encoder_fingerprint(self.source) if self.begin is None else self.begin.fingerprint
 
     @property
     def layers_from(self) -> str:
@@ -105,32 +100,45 @@ class StudentSpec:
         encoder = load_encoder(stage1, classes, dropout=numbers.dropout, freeze_embeddings=frozen)
         return Student(encoder, classes, len(targets.names) if targets else 0)
 
-    def depends(self, numbers: Training) -> dict[str, Any]:
-        """What stage 1 and stage 2 depend on alike, for the step's fingerprint."""
-        start = self.layers_from
-        # not "spaced": a workspace may hold students from when those layers were others, the last among them
-        shape = self.recipe.student.model_dump() | {"start": "spaced from the first" if start == "spaced" else start}
-        usual = {key for key, value in (("start", "bottom"), ("pooler", "auto")) if shape[key] == value}
+    def settings(
+        self, numbers: Training, *, without: set[str] | None = None, continues: bool = False
+    ) -> dict[str, Any]:
+        """Collect what the student depends on in the recipe, for the step's fingerprint.
+
+        Args:
+            numbers: The numbers of the training.
+            without: Fields of them that the step does not read, or that it adds itself where it uses them.
+            continues: Whether the student continues a stage-1 student, whose shape is that student's.
+        """
+        shape = self.recipe.student.model_copy(update={"start": self.layers_from})
+        unread = {"pooler"} if self.begin is not None else set()  # a teacher's pooler is kept
         return {
-            "encoder": self.source_fingerprint,
-            "student": {key: value for key, value in shape.items() if key not in usual},
-            "training": numbers.model_dump(exclude={"replay", "cosine", "states", "share"}),
+            "student": non_defaults(shape, without={"layers", "start", "pooler"} if continues else unread),
+            "training": non_defaults(numbers, without=without),
             "classes": self.recipe.classes,
             "max_length": self.recipe.max_length,
             "precision": self.recipe.precision,
             "seed": self.seed,
         }
 
+    @property
+    def begins_with(self) -> Step | Path:
+        """The step or folder of `source`, as an input of the step's fingerprint."""
+        return self.begin or self.source
 
-def learned(recipe: Recipe, pairs: Pairs, targets: Targets | None) -> dict[str, Any]:
-    """What a step depends on in the labelled pairs and soft labels that it learns from, for its fingerprint."""
-    depends: dict[str, Any] = {"train": pairs.digest(), "targets": targets.names if targets else None}
-    depends |= loss_depends(recipe.loss, targets) if targets else {"loss": None}
-    if pairs.reference:
-        depends["reference"] = pairs.reference
-    if targets and targets.folds:
-        depends["folds"] = targets.folds
-    return depends
+
+def soft_settings(loss: Loss, targets: Targets | None, *, without: set[str] | None = None) -> dict[str, Any]:
+    """Collect what a step depends on in its loss on soft labels, for the step's fingerprint.
+
+    Args:
+        loss: The recipe's.
+        targets: The soft labels; None for a student that learns none, whose step then reads nothing of the loss.
+        without: Fields of the loss that the step does not read.
+    """
+    if targets is None:
+        return {}
+    unread = {"weighting", *(without or ()), *(() if loss.kind == "kl" else ("temperature",))}
+    return {"loss": non_defaults(loss, without=unread), "weights": targets.weighting}
 
 
 def carried_heads(folder: Path, classes: int, targets: Targets) -> list[int | None] | None:

@@ -21,9 +21,10 @@ from tmkd.models.student import Student, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
 from tmkd.pipeline.steps.fit import fit_and_save, state_folder, training_set
+from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.losses import soft_kl
-from tmkd.training.token_cosine import FORMAT, TokenCosineConfig, TokenTargets, soft_labels, token_cosine_objective
+from tmkd.training.token_cosine import TokenCosineConfig, TokenTargets, soft_labels, token_cosine_objective
 from tmkd.training.trainer import Trainer, TrainerConfig
 
 SEED = 0
@@ -45,14 +46,10 @@ def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pair
     """
     source = find_encoder(recipe.encoder)
     cosine = bi_encoder_cosine(workspace, recipe, pairs)
-    pooler = "auto"
-    depends = {
-        "format": FORMAT,
-        "cosine": cosine.fingerprint,
-        "training": numbers.model_dump(),
-        "precision": recipe.precision,
-        "pooler": pooler,
-    }
+    content = depends_on(
+        settings={"training": non_defaults(numbers), "precision": recipe.precision},
+        inputs={"token_cosine": cosine},  # with the encoder, the maximum length and the pairs
+    )
 
     def build(folder: Path) -> None:
         tokenizer = PairTokenizer(source, recipe.max_length)
@@ -63,7 +60,7 @@ def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pair
             return soft_kl(output.golden, soft[rows])
 
         torch.manual_seed(SEED)
-        model = Student(load_encoder(source, 2, dropout=numbers.dropout, pooler=pooler), 2)
+        model = Student(load_encoder(source, 2, dropout=numbers.dropout, pooler="auto"), 2)
         trainer = Trainer(
             model,
             training_set(workspace, tokenizer, pairs),
@@ -75,4 +72,4 @@ def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pair
         )
         fit_and_save(trainer, folder, tokenizer, {"step": "warm-up"})
 
-    return workspace.step("warmup", depends, build, label="warm-up of the encoder")
+    return workspace.step("warmup", content, build, label="warm-up of the encoder")
