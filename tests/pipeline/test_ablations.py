@@ -216,7 +216,7 @@ def test_replay_keeps_the_reference_of_the_task_and_needs_the_same_teachers(tmkd
     rows = [{**row, "judge": 0.5} for row in pair_rows(2)]
     write_jsonl(small.with_name("train.jsonl"), rows)
     refused = tmkd("distill", small, "stage2.replay=0.5", "data.scores={judge: probability}", check=False)
-    assert "stage2.replay: teacher judge is a column of scores that the training rows carry" in refused.stderr
+    assert "stage2.replay: teacher judge is a column of scores that the training set has" in refused.stderr
     assert not list(small.parent.glob("workspace/steps/*"))
 
 

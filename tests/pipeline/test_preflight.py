@@ -90,11 +90,11 @@ def test_test_rows_need_labels_and_are_no_development_rows(tmkd: Tmkd, recipe_fi
     rows = [{**row, "question": f"Q {row['question']}"} for row in pair_rows(1)]
     write_jsonl(tmp_path / "dev.jsonl", rows)
     both = tmkd("teach", recipe_file, "data.dev=dev.jsonl", "data.test=dev.jsonl", check=False)
-    assert "32 test rows are also development rows" in both.stderr
+    assert "32 test pairs are also development pairs" in both.stderr
     write_jsonl(tmp_path / "test.jsonl", [{**row, "label": None} for row in rows])
     assert "label" in tmkd("teach", recipe_file, check=False).stderr
     few = tmkd("teach", recipe_file, "data={train: train.jsonl, hold_out: {test: 0.0001}}", check=False)
-    assert "the data gives 0 test rows" in few.stderr
+    assert "the data gives 0 test pairs" in few.stderr
 
 
 def test_a_pool_of_ones_own_is_held_out_too(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
@@ -134,10 +134,10 @@ def test_what_is_mostly_a_mistake_is_said(tmkd: Tmkd, recipe_file: Path, tmp_pat
     told = tmkd("distill", recipe_file, "data.dev=dev.jsonl", "methods=[finetune]", "take=finetune").stderr
     assert "warning: 8 test questions are training questions too, first 'How do I copy a file?'" in told
     assert "warning: 1 training pairs have several labels" in told
-    assert "data: 1 training rows have no label" in told
+    assert "data: 1 training pairs have no label" in told
     write_jsonl(tmp_path / "train.jsonl", [row for row in rows if row["label"] == 0])
     refused = tmkd("teach", recipe_file, "data.dev=dev.jsonl", check=False)
-    assert "every training row is of class 0" in refused.stderr
+    assert "every training pair is of class 0" in refused.stderr
 
 
 def test_stage_1_goes_on_from_a_stage_1_student_alone(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
@@ -199,5 +199,5 @@ def test_a_pool_that_no_teacher_can_label_is_refused_at_once(tmkd: Tmkd, recipe_
     write_jsonl(tmp_path / "pool.jsonl", pool)
     judged(recipe_file)
     refused = tmkd("run", recipe_file, "teachers=[]", "methods=[tkd]", "take=tkd", "data.pool=pool.jsonl", check=False)
-    assert "no teacher can label the pool rows: they carry none of the recipe's score columns" in refused.stderr
+    assert "no teacher can label the pool pairs: they have none of the recipe's score columns" in refused.stderr
     assert not [name for name in steps(tmp_path) if not name.startswith("pool-")]

@@ -303,7 +303,7 @@ def test_test_rows_among_training_rows_are_refused(tmkd: Tmkd, recipe_file: Path
     write_jsonl(tmp_path / "test.jsonl", pair_rows(1))
     done = tmkd("teach", recipe_file, check=False)
     assert done.returncode == 1
-    assert "also training rows" in done.stderr
+    assert "also training pairs" in done.stderr
 
 
 def test_a_full_disk_is_said_plainly(recipe_file: Path) -> None:

@@ -248,7 +248,7 @@ def test_a_reference_stands_for_labels_and_keeps_its_probability(tmp_path: Path)
     found = odds.with_reference(Reference("score", "logit"))
     assert found.reference_probabilities == pytest.approx([1 / (1 + np.exp(2))])
     assert found.labels.tolist() == [0]
-    refused(lambda: found.with_reference(Reference("score", "logit")), "golden labels")
+    refused(lambda: found.with_reference(Reference("score", "logit")), "there are labels")
     refused(lambda: odds.with_reference(Reference("gone", "logit")), "no score column 'gone'")
     refused(lambda: pairs.take([3]).with_reference(pairs.reference), "empty") if pairs.reference else None
 
@@ -264,7 +264,7 @@ def test_data_with_golden_labels_takes_no_reference(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{**row, "score": 0.5} for row in pair_rows(1)]
     path = write_jsonl(tmp_path / "t.jsonl", rows)
     data = Data(train=str(path), scores={"score": "probability"}, reference="score")
-    refused(lambda: load_task(data, 2), "t.jsonl", "golden labels")
+    refused(lambda: load_task(data, 2), "t.jsonl", "there are labels")
     assert read_measured(data, 2, path, {}).reference is None  # to be measured on, labels are better
     write_jsonl(path, [{"question": "q", "passage": "p"}])
     refused(lambda: read_measured(data, 2, path, {}), "no labels (column 'label') and no reference 'score'")

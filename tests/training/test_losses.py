@@ -263,7 +263,7 @@ def test_a_question_with_one_passage_is_named() -> None:
     require_comparable(rows, "kl", "pool")
     require_comparable(rows.take([0, 2]), "margin_mse", "pool")
     with pytest.raises(
-        DataError, match=r"2 of the 3 questions of the pool rows have a single one, first 'b\?' \(qid q2\), row 1"
+        DataError, match=r"2 of the 3 questions of the pool pairs have a single one, first 'b\?' \(qid q2\), pair 1"
     ):
         require_comparable(rows, "margin_mse", "pool")
 
@@ -288,7 +288,7 @@ def test_errors_of_a_grouped_loss(tmkd: Tmkd, recipe_file: Path, tmp_path: Path)
     for override, expected in {
         "classes=3": "margin_mse is defined for two classes, and there are 3",
         "stage1.batch_size=2": "stage1.batch_size: 2 is too small for loss.kind margin_mse",
-        f"data={{train: {tmp_path}/train.jsonl, dev: {tmp_path}/test.jsonl}}": "first 'Lonely?', row 64",
+        f"data={{train: {tmp_path}/train.jsonl, dev: {tmp_path}/test.jsonl}}": "first 'Lonely?', pair 64",
     }.items():
         done = tmkd(
             "distill",

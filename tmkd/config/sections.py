@@ -217,7 +217,7 @@ class Teacher(Part):
     scores: str | None = Field(None, description="instead: a column of data.scores")
     seed: int = Field(0, description="seed of its new head and of the order of the training pairs")
     learning_rate: Rate = Field(1e-4, description="peak learning rate of AdamW")
-    epochs: Positive = Field(3, description="passes over the training rows")
+    epochs: Positive = Field(3, description="passes over the training pairs")
     batch_size: Positive = Field(32, description="pairs in one optimiser step")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
     max_length: int | None = Field(None, ge=8, description="tokens of a pair; the recipe's max_length unless given")

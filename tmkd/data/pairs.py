@@ -211,7 +211,7 @@ class Pairs:
             DataError: there is no such column, it is empty, or the pairs have labels.
         """
         if self.has_labels:
-            raise DataError(f"there are golden labels; the reference {reference.column!r} is for rows that have none")
+            raise DataError(f"there are labels; the reference {reference.column!r} is for pairs that have none")
         found = Pairs(self.table, reference).reference_probabilities
         assert found is not None
         labels = pa.array([None if np.isnan(value) else int(value >= 0.5) for value in found], pa.int64())

@@ -58,8 +58,8 @@ def load_task(data: Data, classes: int) -> TaskData:
     parts = {"training": task.train, "development": task.dev, "test": task.test}
     for name, part in parts.items():
         if not part.has_labels:
-            problem = "none of them has a label" if len(part) else "some are needed; give more rows, or hold out more"
-            raise DataError(f"the data gives {len(part):,} {name} rows: {problem}")
+            problem = "none of them has a label" if len(part) else "some are needed; give more pairs, or hold out more"
+            raise DataError(f"the data gives {len(part):,} {name} pairs: {problem}")
     if task.test is task.dev:  # a warning has said so
         del parts["test"]
     _require_classes(task.train, classes)
@@ -67,16 +67,16 @@ def load_task(data: Data, classes: int) -> TaskData:
     for (name, part), (other, theirs) in combinations(parts.items(), 2):
         shared = set(part.pair_ids) & set(theirs.pair_ids)
         if shared:
-            raise DataError(f"{len(shared):,} {other} rows are also {name} rows; a measurement on them means nothing")
+            raise DataError(f"{len(shared):,} {other} pairs are also {name} pairs; figures on them mean nothing")
     return task
 
 
 def _require_classes(train: Pairs, classes: int) -> None:
     there = sorted(set(train.labels[train.labels >= 0].tolist()))
     if len(there) < 2:
-        raise DataError(f"every training row is of class {there[0]}; a model needs two or more classes to learn")
+        raise DataError(f"every training pair is of class {there[0]}; a model needs two or more classes to learn")
     if len(there) < classes:
-        logger.warning(f"no training row is of class {min(set(range(classes)) - set(there))}")
+        logger.warning(f"no training pair is of class {min(set(range(classes)) - set(there))}")
 
 
 def _warn_of_likely_mistakes(training: Pairs, **others: Pairs) -> None:
@@ -91,7 +91,7 @@ def _warn_of_likely_mistakes(training: Pairs, **others: Pairs) -> None:
     if conflicting := sum(len(found - {-1}) > 1 for found in labels.values()):
         logger.warning(f"{conflicting:,} training pairs have several labels")
     if without := int((training.labels < 0).sum()):
-        logger.info(f"data: {without:,} training rows have no label; students learn only soft labels from them")
+        logger.info(f"data: {without:,} training pairs have no label; students learn only soft labels from them")
 
 
 def built_in(data: Data) -> DebianDocs:

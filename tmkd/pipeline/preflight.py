@@ -107,10 +107,10 @@ def _classes_of(folder: Path) -> list[int]:
 
 
 def _require_training_rows(data: RunData, methods: list[Method]) -> None:
-    """Every share of the training rows leaves some, with what the methods need."""
+    """Every share of the training set leaves some pairs, and they have what the methods need."""
     train, recipe = data.train, data.recipe
     if any(method.trains for method in methods) and not data.student_pairs.has_labels:
-        raise DataError("the training rows have no golden labels; stage 2 and `finetune` need some")
+        raise DataError("the training set has no labels; stage 2 and `finetune` need some")
     for teacher in recipe.used_teachers:
         share_of_pairs(teacher, train)
     if recipe.labels == "out-of-fold":
@@ -136,7 +136,7 @@ def _require_columns(data: RunData) -> None:
     absent = [teacher.name for teacher in columns if teacher.scores not in known]
     if absent and recipe.stage2.replay and any(METHODS[name].stage1 for name in recipe.methods):
         raise DataError(
-            f"stage2.replay: teacher {absent[0]} is a column of scores that the training rows carry and the pool does "
+            f"stage2.replay: teacher {absent[0]} is a column of scores that the training set has and the pool does "
             "not; give it to the pool too, or leave replay out"
         )
 
@@ -159,7 +159,7 @@ def _require_pool(data: RunData, methods: list[Method]) -> None:
 def _require_labeller(data: RunData, pairs: Pairs, where: str) -> None:
     """At least one teacher can label the pairs: a model, or a column of scores that they carry."""
     if not any(one.scores is None or one.scores in pairs.score_names for one in data.recipe.used_teachers):
-        raise TmkdError(f"no teacher can label the {where} rows: they carry none of the recipe's score columns")
+        raise TmkdError(f"no teacher can label the {where} pairs: they have none of the recipe's score columns")
 
 
 def require_comparable(pairs: Pairs, loss: str, where: str) -> None:
@@ -183,6 +183,6 @@ def require_comparable(pairs: Pairs, loss: str, where: str) -> None:
         named = repr(question) if pairs.qids[row] == question else f"{question!r} (qid {pairs.qids[row]})"
         raise DataError(
             f"loss.kind {loss} compares the passages of a question, and {len(alone):,} of the {len(names):,} questions "
-            f"of the {where} rows have a single one, first {named}, row {row}; add passages, leave those rows out, or "
+            f"of the {where} pairs have a single one, first {named}, pair {row}; add passages, leave those out, or "
             "use loss.kind kl"
         )
