@@ -28,7 +28,6 @@ from tmkd.cli.options import (
     give_lines,
 )
 from tmkd.core.console import say, tables
-from tmkd.core.malloc import keep_freed_memory
 
 
 def score(
@@ -49,6 +48,8 @@ def score(
 
     Example: tmkd score workspace/runs/demo/export --pairs pairs.jsonl --output scored.jsonl
     """
+    from tmkd.core.malloc import keep_freed_memory
+
     keep_freed_memory()
     api.score_file(model, pairs, output, question=question, passage=passage, backend=backend, threads=threads)
 
@@ -114,6 +115,8 @@ def ask(
 
     Example: tmkd ask "How do I sort a hash by value?" --index workspace/index
     """
+    from tmkd.core.malloc import keep_freed_memory
+
     keep_freed_memory()
     for folder, default, make in ((model, EXPORT, "make demo"), (index, INDEX, "tmkd index debian-docs")):
         if folder == default and not folder.exists():
