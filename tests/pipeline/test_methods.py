@@ -126,7 +126,7 @@ def test_every_method_in_one_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) 
 def test_stage1_of_one_teacher_is_shared(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
     """tkd of the best teacher, and of the only one, is one stage 1 and one student."""
     done = tmkd("distill", tiny_recipe, "methods=[tkd]", "take=tkd")
-    best = "a" if "best teacher on development rows: a" in done.stderr else "b"
+    best = "a" if "best teacher on the development set: a" in done.stderr else "b"
     place = "ab".index(best)
     only = load_recipe(tiny_recipe, ["methods=[tkd]", "take=tkd"]).teachers[place].model_dump(mode="json")
     again = tmkd("distill", tiny_recipe, "methods=[tkd]", "take=tkd", f"teachers=[{json.dumps(only)}]")
@@ -199,7 +199,7 @@ def test_bilstm_takes_embeddings_and_tokenizer_of_the_best_teacher(
         "distill", tiny_recipe, f"teachers.1.encoder={other}", "methods=[bilstm,tkd]", "take=tkd",
         "bilstm={width: 8, epochs: 1}",
     )  # fmt: skip
-    best = int("best teacher on development rows: b" in done.stderr)
+    best = int("best teacher on the development set: b" in done.stderr)
     models = json.loads((tmp_path / "workspace" / "runs" / "tiny" / "manifest.json").read_text())["models"]
     by_name = {model["name"]: tmp_path / "workspace" / "steps" / model["steps"][0] for model in models}
     teacher, student = by_name[f"teacher:{'ab'[best]}"], by_name["bilstm"]

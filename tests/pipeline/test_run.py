@@ -67,7 +67,7 @@ def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_pat
 
 def test_one_teacher_of_several_is_the_best_on_development_rows(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     done = tmkd("distill", recipe_file, "methods=[tkd]", "take=tkd")
-    assert "best teacher on development rows: " in done.stderr
+    assert "best teacher on the development set: " in done.stderr
     card = json.loads((tmp_path / "workspace" / "runs" / "tiny" / "student" / "tmkd.json").read_text())
     assert card["soft_headers"] == 1
 

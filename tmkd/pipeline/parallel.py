@@ -72,7 +72,7 @@ def workers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
 
 
 def _stop(worker: subprocess.Popen[bytes], log: Path) -> None:
-    """End a worker; its log stays where it had failed."""
+    """End a worker and remove its log, unless the worker failed."""
     assert worker.stdin is not None
     worker.stdin.close()  # the worker ends when this is closed, by us or by our own end
     try:
@@ -101,7 +101,7 @@ def _stop_with_parent() -> None:
     """End this process when its standard input ends: the process that started it no longer needs it, or has ended."""
     while os.read(0, 1024):  # not `sys.stdin`, whose lock this thread would hold when the interpreter ends
         pass
-    os._exit(STOPPED)  # a step in hand is resumable, as after a kill
+    os._exit(STOPPED)  # the step that is being built continues later, as after a kill
 
 
 def run_worker(task: Path) -> None:

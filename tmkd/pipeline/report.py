@@ -41,7 +41,8 @@ def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[s
     """
     recipe = data.recipe
     run = FinishedRun.read(folder, data.workspace)
-    logger.info("measuring every model on the test rows")
+    curves = run.curves()
+    logger.info("measuring every model on the test set")
     found = outputs(run, data.test, timed=True)
     results = compare_outputs(run, data.test, found, task=recipe.name)
     results.exports = evaluate_export(data.workspace, export, data.test, classes=recipe.classes)
@@ -52,7 +53,7 @@ def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[s
         write_report(
             folder / "report",
             results,
-            curves=run.curves(),
+            curves=curves,
             parity=parity,
             disagreements=disagreements(data.test, np.asarray(student), np.asarray(teacher)),
             recipe_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),

@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 
 class Run:
-    """A recipe in a workspace. A finished step is not done again; an interrupted one continues.
+    """A recipe that is carried out in a workspace. A finished step is not done again; an interrupted one continues.
 
-    Every method does first what it needs and what is not there yet, so `run()` alone does everything.
+    Every method first does the earlier steps that are missing, so `run()` alone does everything.
 
     Args:
         recipe: a recipe, as `load_recipe` reads it or built in Python.
@@ -48,13 +48,13 @@ class Run:
     Attributes:
         recipe: the recipe.
         workspace: the workspace.
-        folder: `runs/<name>/` in the workspace: the manifest, and what one takes away.
+        folder: `runs/<name>/` in the workspace, with the manifest, the student, its export and the report.
         data: the pairs of the run.
         labels: its teachers and their labels.
         students: its students.
 
-    Every method raises a `TmkdError` for what cannot work, before anything is trained, and `Busy` where another process
-    holds this run.
+    Before anything is trained, every method raises a `TmkdError` if something in the recipe or its files cannot work,
+    and `Busy` if another process holds this run.
 
     Example:
         >>> run = Run(load_recipe("recipes/demo.yaml"))  # doctest: +SKIP
@@ -124,7 +124,7 @@ class Run:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Hold the run while the block works, and refuse first what cannot work (`tmkd.pipeline.preflight`).
+        """Hold the run while the block works; check first that it can work (`tmkd.pipeline.preflight`).
 
         Raises:
             TmkdError: something in the recipe or its files cannot work.

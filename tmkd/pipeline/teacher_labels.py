@@ -62,7 +62,9 @@ class TeacherLabels:
         ]
 
     def teach(self, teacher: Teacher, pairs: Pairs) -> Step:
-        """Train one teacher on its share of the pairs; a teacher of the recipe's encoder begins with the warm start.
+        """Train one teacher on its share of the pairs.
+
+        A teacher of the recipe's own encoder begins with the warm start, if the recipe has one.
 
         Raises:
             DataError: the share leaves no pair.
@@ -72,7 +74,7 @@ class TeacherLabels:
 
     @functools.cached_property
     def warm_start(self) -> Step | None:
-        """The encoder that teachers begin with, where the recipe has a `warm_up`."""
+        """The warm start: the encoder that teachers begin with, if the recipe has a `warm_up`."""
         numbers = self.recipe.warm_up
         return None if numbers is None else warm_up(self.workspace, self.recipe, numbers, self.data.pool)
 
@@ -150,7 +152,7 @@ class TeacherLabels:
         return replace(weighed, folds=marks)
 
     def pool_targets(self, method: Method) -> Targets | None:
-        """What a method's student learns of the teachers in stage 1: of the pool's own teachers where it has some."""
+        """What a method's student learns from the teachers in stage 1; from the pool's own teachers, if it has some."""
         if not self.data.foreign_pool:
             return self.targets(method, self.data.pool, "pool")
         targets = Targets.choose(method, *self.foreign_logits, best=0)
@@ -206,16 +208,19 @@ class TeacherLabels:
         return losses
 
     def best_of(self, method: Method) -> int:
-        """The best teacher on the development set (index) of those that take part in every stage of the method."""
+        """The index of the best teacher on the development set.
+
+        Only teachers that take part in every stage of the method count.
+        """
         mined = method.stage1 and not self.data.foreign_pool and self.recipe.stage1_from is None
         which = self.labellers(self.data.pool) if mined else range(len(self.teachers))
         best = min(which, key=lambda number: self.dev_losses[number])
-        self.cache.say_once(f"best teacher on development rows: {self.teachers[best][0].name}")
+        self.cache.say_once(f"best teacher on the development set: {self.teachers[best][0].name}")
         return best
 
     @functools.cached_property
     def best_of_own_encoder(self) -> Step:
-        """The best teacher on the development set of those that are fine-tuned from the recipe's own encoder."""
+        """The step of the best teacher on the development set among those fine-tuned from the recipe's own encoder."""
         own = [
             (loss, step, teacher.name)
             for loss, (teacher, step) in zip(self.dev_losses, self.teachers, strict=True)
