@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from tmkd.config.sections import Training
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import Origin
 from tmkd.models.student import Student
@@ -59,16 +60,10 @@ def stage2(
     )
     questions = questions_of(pairs, recipe.loss) if targets else None
 
-    def new_student() -> Student:
-        if start is not None:
-            return spec.continued_student(start, numbers, targets)
-        soft_heads = len(targets.names) if targets and spec.method.heads == "golden+soft" else 0
-        return spec.new_student(numbers, recipe.classes, soft_heads, use_golden=True)
-
     def build(folder: Path) -> None:
         tokenizer = spec.tokenizer()
         torch.manual_seed(spec.seed)
-        model = new_student()
+        model = _first_student(spec, numbers, targets, start)
         data = training_set(
             workspace,
             tokenizer,
@@ -90,3 +85,11 @@ def stage2(
         fit_and_save(trainer, folder, tokenizer, about)
 
     return workspace.step("student", content, build, label=spec.name)
+
+
+def _first_student(spec: StudentSpec, numbers: Training, targets: Targets | None, start: Path | None) -> Student:
+    """The student as stage 2 begins: the continued stage-1 student in `start`, or a new one."""
+    if start is not None:
+        return spec.continued_student(start, numbers, targets)
+    soft_heads = len(targets.names) if targets and spec.method.heads == "golden+soft" else 0
+    return spec.new_student(numbers, spec.recipe.classes, soft_heads, use_golden=True)
