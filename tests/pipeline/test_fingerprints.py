@@ -29,6 +29,7 @@ import tmkd.pipeline.steps.label as labelling
 from tmkd.config.load import parse_recipe, set_keys
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import DebianDocsSizes
+from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
 from tmkd.pipeline.run import Run
 from tmkd.pipeline.steps.export import export_step
@@ -224,17 +225,19 @@ def inner(annotation: Any) -> type[BaseModel] | None:
     return next((found for inside in get_args(annotation) if (found := inner(inside))), None)
 
 
-def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The keys of a recipe that hold values, in dots; lists have no index."""
+def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The keys of a recipe that hold values, in dots (lists have no index), and the default of each."""
     for name, about in part.model_fields.items():
         held = inner(about.annotation)
         if held is None:
-            yield f"{prefix}{name}"
+            default = "required" if about.is_required() else repr(about.get_default(call_default_factory=True))
+            yield f"{prefix}{name}", default
         else:
             yield from fields_of(held, f"{prefix}{name}.")
 
 
-FIELDS = list(fields_of(Recipe))
+FIELDS = dict(fields_of(Recipe))
+DEFAULTS = "7d54356a3165"  # a digest of every default that enters fingerprints by its absence
 
 
 def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
@@ -249,10 +252,10 @@ def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
     for number in range(count):
         asked = " ".join(words(5))
         for label in (1, 0):
-            told = " ".join(words(8)) + (f", as {asked.split()[0]} says" if label else "")
+            heard = " ".join(words(8)) + (f", as {asked.split()[0]} says" if label else "")
             found.append({
-                "question": f"How is {asked} at the harbour?", "passage": f"The harbour is {told}.", "label": label,
-                "query": f"What of {asked} in that harbour?", "text": f"That harbour was {told}.", "label2": 1 - label,
+                "question": f"How is {asked} at the harbour?", "passage": f"The harbour is {heard}.", "label": label,
+                "query": f"What of {asked} in that harbour?", "text": f"That harbour was {heard}.", "label2": 1 - label,
                 "topic": f"topic {number // 2}", "ref": f"{number}-{label}",
                 "judge": 0.3 + 0.4 * label, "web": 0.2 + 0.7 * label,
             })  # fmt: skip
@@ -406,6 +409,15 @@ def test_every_field_is_in_one_of_the_tables() -> None:
     gone = [name for name in [*CHANGES, *NOT_MATTERING] if name not in FIELDS]
     assert not gone, f"a recipe has no such fields any more: {gone}"
     assert not set(CHANGES) & set(NOT_MATTERING)
+
+
+def test_a_default_does_not_change_unnoticed() -> None:
+    """A field at its default is not in the fingerprint: with a new default, old results would be taken for new ones."""
+    found = digest_of({name: default for name, default in FIELDS.items() if name in CHANGES})
+    assert found == DEFAULTS, (
+        "the defaults of the recipe are others than before. If a default changed, raise the version of the kinds of "
+        f"steps that read it (STEP_VERSIONS). Then set DEFAULTS to {found!r}"
+    )
 
 
 @pytest.mark.parametrize("name", CHANGES)

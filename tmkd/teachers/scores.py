@@ -23,9 +23,9 @@ class ScoresTeacher:
 
     Example:
         >>> from tmkd.data.pairs import Pairs
-        >>> pairs = Pairs.build(["How do I copy a file?"], ["Use cp."], scores={"judge": [0.5]})
-        >>> ScoresTeacher("judge", "probability").logits(pairs).tolist()
-        [[0.0, 0.0]]
+        >>> pairs = Pairs.build(["How do I copy a file?"], ["Use cp."], scores={"judge": [3.0]})
+        >>> ScoresTeacher("judge", "logit").logits(pairs).tolist()
+        [[-1.5, 1.5]]
 
     Attributes:
         column: the score column.
