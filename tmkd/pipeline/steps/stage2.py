@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,22 +43,6 @@ def stage2(
     recipe = spec.recipe
     numbers = recipe.stage2 if stage1 is not None else recipe.without_stage1
     start = stage1.folder if isinstance(stage1, Step) else stage1
-    content = depends_on(
-        settings={
-            **spec.settings(numbers, without=None if replay else {"replay"}, continues=start is not None),
-            **soft_settings(recipe.loss, targets),
-            "heads": spec.method.heads if targets else None,
-            "carried_heads": carried_heads(start, recipe.classes, targets) if start and targets else None,
-        },
-        inputs={
-            "encoder": spec.begins_with,
-            "stage1": stage1,
-            "train": pairs,
-            "targets": targets and targets.names,
-            "folds": targets and targets.folds,
-            "replay": replay and replay.pool,
-        },
-    )
     questions = questions_of(pairs, recipe.loss) if targets else None
 
     def build(folder: Path) -> None:
@@ -84,7 +69,33 @@ def stage2(
         about: Origin = {"step": spec.method.name, "teachers": list(targets.names) if targets else []}
         fit_and_save(trainer, folder, tokenizer, about)
 
+    content = _content(spec, pairs, targets, stage1, replay)
     return workspace.step("student", content, build, label=spec.name)
+
+
+def _content(
+    spec: StudentSpec, pairs: Pairs, targets: Targets | None, stage1: Step | Path | None, replay: Replay | None
+) -> dict[str, Any]:
+    """What the student depends on; arguments as of `stage2`."""
+    recipe = spec.recipe
+    numbers = recipe.stage2 if stage1 is not None else recipe.without_stage1
+    start = stage1.folder if isinstance(stage1, Step) else stage1
+    return depends_on(
+        settings={
+            **spec.settings(numbers, without=None if replay else {"replay"}, continues=start is not None),
+            **soft_settings(recipe.loss, targets),
+            "heads": spec.method.heads if targets else None,
+            "carried_heads": carried_heads(start, recipe.classes, targets) if start and targets else None,
+        },
+        inputs={
+            "encoder": spec.begins_with,
+            "stage1": stage1,
+            "train": pairs,
+            "targets": targets and targets.names,
+            "folds": targets and targets.folds,
+            "replay": replay and replay.pool,
+        },
+    )
 
 
 def _first_student(spec: StudentSpec, numbers: Training, targets: Targets | None, start: Path | None) -> Student:
