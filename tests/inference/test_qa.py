@@ -91,9 +91,9 @@ def test_nothing_found_and_bad_requests(answerer: QuestionAnswerer) -> None:
     assert (nothing.answered, nothing.answers, nothing.candidates) == (False, [], 0)
     with pytest.raises(DataError, match="the question is empty"):
         answerer.ask("  ")
-    with pytest.raises(DataError, match="top is 0"):
+    with pytest.raises(ValueError, match="top is 0"):
         answerer.ask("mount", top=0)
-    with pytest.raises(DataError, match="candidates is 0"):
+    with pytest.raises(ValueError, match="candidates is 0"):
         answerer.ask("mount", candidates=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from export_fixtures import exported, texts
+from qa_fixtures import index_of
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tmkd.core.errors import DataError, EncoderError, ExportError
@@ -90,8 +92,20 @@ def test_no_pairs_and_one_pair() -> None:
     assert scorer.logits([], []).shape == (0, 2)
     assert scorer.scores([], []).shape == (0,)
     assert scorer.logits(["mount"], [""]).shape == (1, 2)
-    with pytest.raises(DataError, match="2 questions but 1 passages"):
+    with pytest.raises(ValueError, match="2 questions but 1 passages"):
         scorer.logits(["a", "b"], ["c"])
+
+
+def test_wrong_arguments_are_value_errors() -> None:
+    scorer = Scorer(exported("minilm") / "out", threads=1)
+    with pytest.raises(ValueError, match="questions is a single text; give a list"):
+        scorer.scores("mount", ["a disk"])
+    with pytest.raises(ValueError, match="passages is a single text; give a list"):
+        scorer.probabilities(["m"], "d")
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        scorer.logits(["mount"], ["a disk"], batch_size=0)
+    with pytest.raises(DataError, match="the passage is int 3, expected a string"):
+        scorer.logits(["mount"], [3])  # type: ignore[list-item]
 
 
 def test_one_scorer_serves_many_threads() -> None:
@@ -182,5 +196,43 @@ def test_a_graph_of_other_classes_is_refused(copy: Path) -> None:
 
 
 def test_threads_must_be_positive() -> None:
-    with pytest.raises(ExportError, match="threads is 0"):
+    with pytest.raises(ValueError, match="threads is 0"):
         Scorer(exported("mpnet") / "out", threads=0)
+
+
+def test_a_folder_may_be_named_by_a_text() -> None:
+    folder = exported("mpnet") / "out"
+    questions, passages = texts(3)
+    named = Scorer(str(folder), threads=1)
+    assert named.manifest.folder == folder
+    np.testing.assert_array_equal(
+        named.logits(questions, passages), Scorer(folder, threads=1).logits(questions, passages)
+    )
+
+
+def test_a_system_without_affinity_scores_on_all_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS and Windows
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr("tmkd.core.cpu.cpu_quota", lambda: None)
+    scorer = Scorer(exported("mpnet") / "out")
+    assert scorer.threads == 3
+    questions, passages = texts(5)
+    assert scorer.scores(questions, passages).shape == (5,)
+
+
+def test_scoring_and_answering_use_nothing_that_only_unix_has(tmp_path: Path) -> None:
+    """A new process in which the modules and functions that Windows or macOS lacks are missing too."""
+    index_of(tmp_path / "index")
+    script = (
+        "import os, sys\n"
+        "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios', 'syslog'): sys.modules[name] = None\n"
+        "for name in ('sched_getaffinity', 'fork', 'forkpty', 'posix_fallocate', 'posix_spawn', 'killpg', 'getuid',\n"
+        "             'mkfifo', 'getpgid', 'setsid'): delattr(os, name)\n"
+        "from tmkd.inference.scorer import Scorer\n"
+        "from tmkd.inference.qa.answer import QuestionAnswerer\n"
+        f"print(len(Scorer({str(exported('mpnet') / 'out')!r}).scores(['a'], ['b'])))\n"
+        f"answerer = QuestionAnswerer.open({str(exported('mpnet') / 'out')!r}, {str(tmp_path / 'index')!r})\n"
+        "print(answerer.ask('how do i mount a disk').answers[0].source)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["1", "mount.md"], done.stderr

@@ -10,7 +10,7 @@ from tmkd.bench.worker import Contestant
 from tmkd.core.cpu import cpu_flags
 from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import native_bf16
-from tmkd.inference.scorer import read_manifest
+from tmkd.inference.manifest import read_manifest
 
 PROBE = "probe"
 ST = "sentence-transformers"

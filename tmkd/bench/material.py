@@ -29,7 +29,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.data.rows import read_pairs
 from tmkd.data.writers import write_rows
 from tmkd.export.onnx import quiet_exporter
-from tmkd.inference.scorer import read_manifest
+from tmkd.inference.manifest import read_manifest
 from tmkd.models.checkpoint import load_encoder, load_finished, save_student
 from tmkd.models.encoders.families import family_of, last_linear, takes_token_types
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder

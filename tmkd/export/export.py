@@ -28,7 +28,7 @@ from tmkd.core.files import disk_errors, swap_in, write_json
 from tmkd.data.pairs import Pairs
 from tmkd.export.fold import checked_logits, load_checkpoint
 from tmkd.export.gate import BACKENDS, ExportSource, gate, writable
-from tmkd.inference.scorer import FORMAT
+from tmkd.inference.manifest import FORMAT
 from tmkd.models.card import CARD_FILE, ModelCard, has_card, read_card
 from tmkd.models.checkpoint import TOKENIZER_FILES
 from tmkd.models.tokenizer import PairTokenizer

@@ -29,7 +29,8 @@ from tmkd.export.int8 import FLOAT_STEPS, write_int8
 from tmkd.export.onnx import write_onnx
 from tmkd.export.parity import CLOSE, EXACT, Invariance, Limits, Parity, measure_invariance, measure_parity, why_refused
 from tmkd.inference.engines import installed
-from tmkd.inference.scorer import PROBES, Scorer
+from tmkd.inference.manifest import PROBES
+from tmkd.inference.scorer import Scorer
 from tmkd.models.tokenizer import PairTokenizer
 
 logger = logging.getLogger(__name__)

@@ -1,11 +1,10 @@
-"""The engines that run an exported student, each as one function from padded token ids to logits.
+"""The engines that run an exported student. Each is one function from padded token ids to logits.
 
-An engine answers one micro-batch on one thread; `tmkd.inference.scorer.Scorer` runs as many at once as it may use
-cores. That
-is faster than one micro-batch on all cores, whose threads wait for one another after every matrix product, and the
-result of a micro-batch never depends on what runs beside it.
+An engine runs one micro-batch on one thread, and `tmkd.inference.scorer.Scorer` runs as many micro-batches at once as
+it has threads. This is faster than one micro-batch on all cores, whose threads wait for one another after every matrix
+product, and the result of a micro-batch never depends on the others.
 
-Every engine is imported when it is opened, so that naming them costs nothing.
+An engine is imported when it is opened, so importing this module is cheap.
 """
 
 from __future__ import annotations
@@ -27,43 +26,52 @@ from tmkd.models.batching import WIDTH_STEP
 
 _ALONE = threading.Lock()
 
-Inputs = Mapping[str, NDArray[np.int64]]  # input_ids, attention_mask, token_type_ids: [n, T]; a student may not use all
-Engine = Callable[[Inputs], NDArray[np.float32]]  # logits [n, C]; safe to call from several threads at once
+Inputs = Mapping[str, NDArray[np.int64]]
+"""`input_ids`, `attention_mask` and `token_type_ids`, each [n, T]; a student may leave some of them unread."""
+Engine = Callable[[Inputs], NDArray[np.float32]]
+"""From inputs to logits, [n, C]. Several threads may call it at once."""
 
 
 def installed(backend: str) -> bool:
-    """Whether the package that runs a back end is installed (it is not imported)."""
+    """Whether the package that runs a backend is installed. It is not imported."""
     return importlib.util.find_spec(_package(backend)) is not None
 
 
 def open_engine(backend: str, path: Path, threads: int) -> Engine:
-    """Open a file with the engine of a back end.
+    """Open a file with the engine of a backend.
 
     Args:
-        backend: one of KNOWN_BACKENDS.
-        path: the ONNX file, already checked.
-        threads: how many micro-batches may run at once.
+        backend: One of KNOWN_BACKENDS.
+        path: The ONNX file, already checked.
+        threads: How many micro-batches may run at once.
 
     Raises:
-        MissingExtraError: the engine is not installed. ExportError: it cannot open the file.
+        MissingExtraError: The engine is not installed.
+        ExportError: The engine cannot open the file.
     """
     if not installed(backend):
         raise MissingExtraError(
-            f"back end {backend} needs {_package(backend)}, which is not installed; run: pip install 'tmkd[fast]'",
+            f"backend {backend} needs {_package(backend)}, which is not installed; run: pip install 'tmkd[fast]'",
             extra="fast",
             package=_package(backend),
         )
     try:
         return _OpenVino(path, threads) if _package(backend) == "openvino" else _OnnxRuntime(path)
-    except Exception as error:  # both engines raise classes of their own, without a common public base
+    except Exception as error:  # each engine raises its own classes, which have no public base class in common
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(f"{path} cannot be opened by {_package(backend)} ({reason}); export again") from error
 
 
 def operation_seconds(path: Path, batches: Iterable[Inputs]) -> dict[str, float]:
-    """Seconds that one thread of OpenVINO spends in each kind of operation over some batches, by its own counters.
+    """Seconds that OpenVINO, on one thread, spends in each kind of operation, as its own counters say.
 
-    Kinds are its node types, such as FullyConnected; `Reorder` is what it adds to change a layout or precision.
+    Args:
+        path: The ONNX file.
+        batches: The micro-batches to run.
+
+    Returns:
+        Seconds by node type, such as `FullyConnected`. `Reorder` is an operation that OpenVINO adds to change a layout
+        or a precision.
     """
     engine, seconds = _OpenVino(path, 1, counting=True), dict[str, float]()
     for inputs in batches:
@@ -74,9 +82,9 @@ def operation_seconds(path: Path, batches: Iterable[Inputs]) -> dict[str, float]
 
 
 def without_telemetry() -> None:
-    """Call before importing openvino or nncf: both send an event over the network when they are imported.
+    """Keep openvino and nncf from sending an event over the network when they are imported. Call it before the import.
 
-    They do without where the package that sends is not installed; this process is told that it is not.
+    They send nothing where the package that sends is missing, so this makes it look missing in this process.
     """
     sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
 
@@ -86,7 +94,7 @@ def _package(backend: str) -> str:
 
 
 class _OnnxRuntime:
-    """A session of ONNX Runtime, one thread a call."""
+    """A session of ONNX Runtime. Each call runs on one thread."""
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
@@ -103,10 +111,10 @@ class _OnnxRuntime:
 
 
 class _OpenVino:
-    """A model compiled by OpenVINO, a stream of one thread for each call that may run at once.
+    """A model compiled by OpenVINO, with one stream of one thread for each call that may run at once.
 
-    What is not int8 runs in bf16 where the CPU computes with it, else in fp32. Threads are not pinned to cores: other
-    processes on the machine would be pinned to the same ones.
+    Operations that are not int8 run in bf16 where the CPU has bf16 arithmetic, else in fp32. Threads are not pinned to
+    cores, because other processes on the machine would be pinned to the same ones.
     """
 
     def __init__(self, path: Path, streams: int, *, counting: bool = False) -> None:
@@ -121,15 +129,15 @@ class _OpenVino:
             compiled = core.compile_model(
                 str(path), "CPU", {**settings, "INFERENCE_PRECISION_HINT": "bf16" if native else "f32"}
             )
-        except RuntimeError:  # a CPU whose kernels are limited to an older instruction set says bf16 and has none
+        except RuntimeError:  # a CPU limited to an older instruction set claims bf16 and has no kernels for it
             if not native:
                 raise
             compiled = core.compile_model(str(path), "CPU", {**settings, "INFERENCE_PRECISION_HINT": "f32"})
         self._names = tuple(value.get_any_name() for value in compiled.inputs)
-        self._free: SimpleQueue[Any] = SimpleQueue()  # a request serves one call at a time
+        self._free: SimpleQueue[Any] = SimpleQueue()  # each request serves one call at a time
         for _ in range(streams):
             self._free.put(compiled.create_infer_request())
-        # OpenVINO's Python side sets itself up in its first call; two threads in it can lock each other out.
+        # The first call initialises OpenVINO's Python bindings; two threads in it at once can deadlock.
         with _ALONE:
             self({name: np.ones((1, WIDTH_STEP), dtype=np.int64) for name in self._names})
 
@@ -142,7 +150,7 @@ class _OpenVino:
             self._free.put(request)
 
     def counted(self) -> list[tuple[str, float]]:
-        """Kind and seconds of every node of the last call; only where it counts, with one stream."""
+        """Kind and seconds of every node of the last call; for an engine with `counting` and one stream."""
         request = self._free.get()
         try:
             return [(node.node_type, node.real_time.total_seconds()) for node in request.get_profiling_info()]

@@ -1,4 +1,4 @@
-"""`tmkd score`: score a pairs file with an exported student and write every row as it was, with the scores added."""
+"""Score a file of pairs with an exported student, and write its rows with the scores added (`tmkd score`)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError
-from tmkd.core.logits import softmax
+from tmkd.core.logits import log_odds, softmax
 from tmkd.data.readers import file_format, read_rows
 from tmkd.data.rows import Columns, rows_to_pairs
 from tmkd.data.writers import write_rows
-from tmkd.inference.scorer import Scorer, log_odds
+from tmkd.inference.scorer import Scorer
 
 ADDED = ("tmkd_score", "tmkd_logits", "tmkd_probabilities", "tmkd_predicted")
 
 
 def score_file(
-    model_folder: Path,
-    pairs_path: Path,
+    model_folder: str | Path,
+    pairs_path: str | Path,
     output: str | Path = "-",
     *,
     question: str = "question",
@@ -30,26 +30,31 @@ def score_file(
     backend: str = "auto",
     threads: int | None = None,
 ) -> int:
-    """Score every row of a pairs file; rows keep their order and their other columns.
+    """Score every row of a file of pairs. Rows keep their order and their other columns.
 
-    Added to each row: `tmkd_logits` and `tmkd_probabilities` (one number per class), `tmkd_predicted` (the class, int)
-    and, for two classes, `tmkd_score` (unsquashed log-odds of the positive class: rank by it).
+    Each row gets `tmkd_logits` and `tmkd_probabilities` (one number for each class), `tmkd_predicted` (the class, an
+    int) and, for two classes, `tmkd_score` (the raw score of the positive class, its log-odds: rank by it).
 
     Args:
-        model_folder: an export.
+        model_folder: An export.
         pairs_path: JSONL, CSV, TSV or Parquet, plain or .gz.
-        output: a file (its extension is the format; lists are JSON in CSV and TSV), or `-` for JSONL on stdout.
-        question: the column of the question. passage: the column of the passage.
+        output: A file, whose extension is its format (CSV and TSV hold lists as JSON), or `-` for JSONL on stdout.
+        question: The column of the question.
+        passage: The column of the passage.
+        backend: As `tmkd.inference.scorer.Scorer` takes it.
+        threads: As `tmkd.inference.scorer.Scorer` takes it.
 
     Returns:
-        How many rows were scored.
+        The number of rows.
 
     Raises:
-        DataError: a file, row or column that cannot be used. ExportError: the model folder cannot.
+        DataError: A file, row or column cannot be used.
+        ExportError: The export cannot be used.
+        ValueError: `threads` is below 1.
     """
     source = Path(pairs_path)
     _require_writable(output, source)
-    scorer = Scorer(Path(model_folder), backend=backend, threads=threads)
+    scorer = Scorer(model_folder, backend=backend, threads=threads)
     rows = read_rows(source)
     _require_unscored(rows, source)
     columns = Columns(question=question, passage=passage, label=None)
@@ -61,10 +66,11 @@ def score_file(
 
 
 def add_columns(rows: list[dict[str, Any]], logits: NDArray[np.float32]) -> list[dict[str, Any]]:
-    """Copies of the N rows with the scores in them.
+    """Copies of rows with their scores added.
 
     Args:
-        logits: [N, C] float32, one line per row.
+        rows: N rows.
+        logits: Their logits, [N, C] float32.
     """
     probabilities = softmax(logits)
     predicted = logits.argmax(axis=1)
@@ -80,7 +86,7 @@ def add_columns(rows: list[dict[str, Any]], logits: NDArray[np.float32]) -> list
 
 
 def _require_writable(output: str | Path, source: Path) -> None:
-    """Refuse an output that cannot be written before an hour of scoring, not after it."""
+    """Refuse an output that cannot be written, before hours of scoring rather than after them."""
     if str(output) == "-":
         return
     file_format(output)
@@ -90,7 +96,7 @@ def _require_writable(output: str | Path, source: Path) -> None:
     if target.is_dir() or not os.access(target.parent, os.W_OK):
         raise DataError(f"{output}: {'is a folder' if target.is_dir() else 'its folder cannot be written to'}")
     if target.exists() and source.exists() and target.samefile(source):
-        raise DataError(f"{output} is the file that is scored, which would be lost; name another output")
+        raise DataError(f"{output} is the file to be scored, which would be lost; name another output")
 
 
 def _require_unscored(rows: list[dict[str, Any]], path: Path) -> None:
@@ -98,6 +104,6 @@ def _require_unscored(rows: list[dict[str, Any]], path: Path) -> None:
     clash = [name for name in ADDED if name in present]
     if clash:
         raise DataError(
-            f"{path} already has the column {clash[0]!r}: it was scored before. Score the file that it was made from, "
+            f"{path} already has the column {clash[0]!r}: it was scored before. Score the original file, "
             "or rename the column"
         )

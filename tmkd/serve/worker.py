@@ -1,7 +1,7 @@
-"""The scoring process: opens a model, reads jobs from stdin, writes scores to stdout, ends when stdin does.
+"""The scoring process: opens a model, reads jobs from stdin, writes scores to stdout, and ends when stdin ends.
 
-It is a process of its own so that tokenising and scoring never hold up the server's event loop, and so that a crash
-in an engine takes nothing else with it. Two jobs run at once: while one is scored, the next is tokenised.
+It is a separate process so that tokenizing and scoring never block the server's event loop, and so that a crash of an
+engine does not end the server. Two jobs run at once: while one is scored, the next is tokenized.
 
     python -m tmkd.serve.worker student FOLDER BACKEND THREADS
     python -m tmkd.serve.worker teacher FOLDER - THREADS
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tmkd.core.console import set_quiet
 from tmkd.core.cpu import usable_cores
 from tmkd.core.errors import ExportError, TmkdError, needs_extra
+from tmkd.core.logits import log_odds
 from tmkd.core.malloc import keep_freed_memory
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.serve.messages import Failed, Hello, Job, Scored, pack, read
@@ -42,7 +43,7 @@ class _Model(Protocol):
 
 
 class Teacher:
-    """A model folder in PyTorch, one call at a time."""
+    """A model folder in PyTorch, which scores one job at a time."""
 
     def __init__(self, folder: Path, threads: int | None) -> None:
         with needs_extra("train"):
@@ -59,8 +60,7 @@ class Teacher:
         self._lock = threading.Lock()
 
     def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
-        """Log-odds of class 1, [N] float64."""
-        from tmkd.inference.scorer import log_odds
+        """Log-odds of class 1 of every pair, [N] float64."""
         from tmkd.models.predict import score
 
         encoded = self._tokenizer.encode(questions, passages)
@@ -69,23 +69,35 @@ class Teacher:
 
 
 def open_model(kind: str, folder: Path, backend: str, threads: int | None) -> _Model:
-    """The student's scorer, or a teacher.
+    """Open the student's scorer, or a teacher.
+
+    Args:
+        kind: `student` for an export, `teacher` for a model folder.
+        folder: The model.
+        backend: As `Scorer` takes it; of no effect for a teacher.
+        threads: As `Scorer` takes it.
 
     Raises:
-        TmkdError: it cannot be opened, or it has other than two classes.
+        TmkdError: The model cannot be opened, or has other than two classes.
     """
     from tmkd.inference.scorer import Scorer
 
     model: _Model = Teacher(folder, threads) if kind == "teacher" else Scorer(folder, backend=backend, threads=threads)
     if model.classes != 2:
-        raise ExportError(f"{folder} has {model.classes} classes; a server ranks with a student of two")
+        raise ExportError(f"{folder} has {model.classes} classes; a server needs a model with two")
     if isinstance(model, Scorer):
         model.warm_up()
     return model
 
 
 class Desk:
-    """Takes jobs and answers them."""
+    """Scores jobs and writes their answers.
+
+    Args:
+        model: What scores.
+        folder: Its folder, whose tokenizer counts the tokens of pairs that must not be cut.
+        answers: Where the answers are written.
+    """
 
     def __init__(self, model: _Model, folder: Path, answers: BinaryIO) -> None:
         self._model, self._folder, self._answers = model, folder, answers
@@ -93,7 +105,7 @@ class Desk:
         self._whole: PairTokenizer | None = None
 
     def answer(self, job: Job) -> None:
-        """Score a job and write the result; whatever goes wrong is written too."""
+        """Score a job and write the result, or the error that it ended with."""
         try:
             message: Any = self._score(job)
         except Exception as error:
@@ -101,7 +113,7 @@ class Desk:
         self.write(message)
 
     def write(self, message: Any) -> None:
-        """One message, whole."""
+        """Write one message; messages of several threads never mix."""
         content = pack(message)
         with self._lock:
             self._answers.write(content)
@@ -132,9 +144,9 @@ class Desk:
 
 
 def main(kind: str, folder: str, backend: str, threads: str) -> None:
-    """Serve jobs until stdin ends."""
+    """Score jobs until stdin ends. Arguments as on the command line above; `threads` 0 means all usable cores."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print must not come between the messages
+    os.dup2(2, 1)  # so that what libraries print goes to stderr, and not between the messages
     jobs = os.fdopen(os.dup(0), "rb")
     set_quiet(False)
     keep_freed_memory()
@@ -149,7 +161,7 @@ def main(kind: str, folder: str, backend: str, threads: str) -> None:
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tmkd-job") as pool:
         while (job := read(jobs)) is not None:
             pool.submit(desk.answer, job)
-        os._exit(0)  # nobody is left to answer
+        os._exit(0)  # the server is gone, so nobody waits for the jobs that still run
 
 
 if __name__ == "__main__":

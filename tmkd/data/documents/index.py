@@ -91,19 +91,19 @@ class DocumentIndex:
     Threads may share it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
         self.refresh()
 
     @classmethod
-    def open(cls, folder: Path) -> DocumentIndex:
+    def open(cls, folder: str | Path) -> DocumentIndex:
         """Open an index that `update_index` or `tmkd index` wrote.
 
         Raises:
             DataError: there is no such folder or no index in it, or the index is damaged or of another format.
             MissingExtraError: Tantivy is not installed.
         """
-        return cls(Path(folder))
+        return cls(folder)
 
     def refresh(self) -> None:
         """Show what the index holds now. Searches that are running are not disturbed.

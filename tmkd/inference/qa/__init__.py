@@ -1,8 +1,9 @@
-"""Questions to answers: passages retrieved from an index, ranked and marked by an exported student, without PyTorch.
+"""Answers to questions from an index of documents, without PyTorch: an exported student ranks retrieved passages.
 
-answerer = QuestionAnswerer.open(Path("workspace/runs/demo/export"), Path("workspace/index"))
-answers = answerer.ask("How do I sort a hash by value?")
-answers.answers[0].text
+Example:
+    >>> answerer = QuestionAnswerer.open("workspace/runs/demo/export", "workspace/index")  # doctest: +SKIP
+    >>> answerer.ask("How do I sort a hash by value?").answers[0].text  # doctest: +SKIP
+    'To sort a hash by value, ...'
 """
 
 from tmkd.data.documents.index import DocumentIndex

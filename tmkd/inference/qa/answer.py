@@ -1,4 +1,4 @@
-"""A question to its answers: retrieve passages, rank them with the student, mark the sentence that answers best."""
+"""Answer a question: retrieve passages, rank them with the student, mark the sentence of each that answers best."""
 
 from __future__ import annotations
 
@@ -22,39 +22,46 @@ from tmkd.data.documents.text import storable
 from tmkd.inference.qa.calibration import Calibration
 from tmkd.inference.qa.windows import LONGEST_TOKEN, Span, Windows
 
-_LEAST_WORDS = 3  # a shorter sentence ("Yes.") says nothing on its own
+_LEAST_WORDS = 3  # shorter sentences ("Yes.") are not marked: they say nothing without the ones around them
 
 
 class PairScorer(Protocol):
-    """What scores pairs: `tmkd.inference.scorer.Scorer`, or anything that stands before one.
+    """Anything that scores pairs, such as `tmkd.inference.scorer.Scorer`.
 
     Attributes:
-        max_length: tokens of a pair that it reads.
+        max_length: Tokens of a pair that it reads.
     """
 
     max_length: int
 
     def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
-        """Log-odds that the passage answers the question, [N] float64."""
+        """Log-odds that each passage answers its question, [N] float64.
+
+        Args:
+            questions: N questions.
+            passages: N passages.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A passage that may answer.
+    """A passage that may answer the question.
 
     Attributes:
-        rank: from 1.
-        passage_id: names the passage's text.
-        text: the passage.
-        marked: character span in `text` of its best sentence.
-        window: character span that was scored best, where the passage is longer than the student's length.
-        score: log-odds, unsquashed, less what retrieval holds against the passage (`Calibration.retrieval_weight`):
-            ranked by this.
-        probability: calibrated (temperature), for display.
-        retrieval_rank: its rank by BM25, from 1.
-        title: of its document. heading_path: the headings it stands under, outermost first.
-        source: its document's path or URL.
+        rank: Its place among the answers, from 1.
+        passage_id: A hash of its text.
+        text: The passage.
+        marked: Character span of its best sentence in `text`.
+        window: Character span of the part that was scored best, where the passage is longer than the student reads;
+            None where the student read it whole.
+        score: The raw score that answers are ranked by: the student's log-odds minus what retrieval takes off
+            (`Calibration.retrieval_weight`).
+        probability: The calibrated probability of the score, to show.
+        retrieval_rank: Its rank by BM25, from 1.
+        title: The title of its document.
+        heading_path: The headings above it in its document, outermost first.
+        source: The path or URL of its document.
     """
 
     rank: int
@@ -75,10 +82,12 @@ class Answers:
     """The answers to a question, best first.
 
     Attributes:
-        answered: False where the best probability is below the no-answer threshold, or nothing was found; answers are
-            given all the same.
-        candidates: how many passages were ranked.
-        milliseconds: "retrieve", "rank", "mark", "total".
+        question: The question.
+        answered: False where the best answer's probability is below the no-answer threshold, or where no passage was
+            found. `answers` holds the best passages even then.
+        answers: The best passages.
+        candidates: How many passages were ranked.
+        milliseconds: Time by stage: "retrieve", "rank", "mark", and "total".
     """
 
     question: str
@@ -121,13 +130,18 @@ class Answers:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Every field; spans are lists of two."""
+        """All fields, as JSON holds them."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A passage as the student sees it: log-odds of its best window, and that window; None where it was read whole."""
+    """The student's score of a passage.
+
+    Attributes:
+        log_odds: The score of its best window.
+        window: Character span of that window; None where the student read the passage whole.
+    """
 
     log_odds: float
     window: Span | None
@@ -135,7 +149,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A retrieved passage: its rank by BM25 from 1, how the student sees it, and the score that it is ranked by."""
+    """A retrieved passage with its scores.
+
+    Attributes:
+        found: The passage, with its BM25 score.
+        retrieval_rank: Its rank by BM25, from 1.
+        scored: The student's score.
+        score: The score that it is ranked by.
+    """
 
     found: Found
     retrieval_rank: int
@@ -144,9 +165,17 @@ class Ranked:
 
 
 def order(found: Sequence[Found], scored: Sequence[Scored], retrieval_weight: float) -> list[Ranked]:
-    """Retrieved passages (best first) by the student's log-odds and, at that weight, by BM25; equal ones as retrieved.
+    """Rank retrieved passages by log-odds minus `retrieval_weight` times the BM25 points behind the best passage.
 
-    BM25 counts by how far a passage stays behind the best of its question: that is what can be compared.
+    Differences of BM25 scores are used because the scores of different questions cannot be compared.
+
+    Args:
+        found: The passages, best first by BM25.
+        scored: The student's score of each.
+        retrieval_weight: Log-odds for each point of BM25; 0 ranks by the student alone.
+
+    Returns:
+        The passages, best first; equal ones stay in the order of retrieval.
     """
     top = max((one.score for one in found), default=0.0)
     ranked = [
@@ -157,14 +186,19 @@ def order(found: Sequence[Found], scored: Sequence[Scored], retrieval_weight: fl
 
 
 class QuestionAnswerer:
-    """Answers questions from an index with a student. As safe to share between threads as its scorer.
+    """Answers questions from an index of documents with a student. Threads may share it if they may share its scorer.
 
     Args:
-        scorer: the student.
-        index: where passages are found.
-        calibration: temperature and no-answer threshold.
-        model: the folder of the student's tokenizer, to count tokens exactly where a passage may be longer than the
-            student's length; without it they are estimated.
+        scorer: The student.
+        index: Where passages are found.
+        calibration: Temperature, no-answer threshold and retrieval weight.
+        model: The folder of the student's tokenizer. It counts the tokens of passages that may be longer than the
+            student reads; without it they are estimated.
+
+    Example:
+        >>> answerer = QuestionAnswerer.open("workspace/runs/demo/export", "workspace/index")  # doctest: +SKIP
+        >>> answerer.ask("How do I sort a hash by value?", top=1).answers[0].source  # doctest: +SKIP
+        'perlfaq4'
     """
 
     def __init__(
@@ -173,10 +207,10 @@ class QuestionAnswerer:
         index: DocumentIndex,
         *,
         calibration: Calibration = Calibration(),  # noqa: B008 (frozen)
-        model: Path | None = None,
+        model: str | Path | None = None,
     ) -> None:
         self.scorer, self.index, self.calibration = scorer, index, calibration
-        self._windows = Windows(scorer.max_length, model)
+        self._windows = Windows(scorer.max_length, None if model is None else Path(model))
 
     @classmethod
     def open(
@@ -191,22 +225,23 @@ class QuestionAnswerer:
         """Open an export and an index.
 
         Args:
-            model: the export.
-            index: the folder of the index.
-            backend: a backend of the export, or `auto`, as for `tmkd.Scorer`.
-            threads: threads that score, as for `tmkd.Scorer`.
-            calibration: used in place of the export's own.
+            model: An export, as `tmkd export` writes it.
+            index: An index, as `tmkd index` writes it.
+            backend: As `tmkd.inference.scorer.Scorer` takes it.
+            threads: As `tmkd.inference.scorer.Scorer` takes it.
+            calibration: Used in place of the one in the export.
 
         Raises:
-            ExportError: no export, a damaged one, or one with other than two classes.
-            DataError: no usable index, or an empty one.
-            MissingExtraError: the index needs a package that is not installed.
+            ValueError: `threads` is below 1.
+            ExportError: The export cannot be used, or has other than two classes.
+            DataError: The index cannot be used, or holds no passage.
+            MissingExtraError: A package for the index or the backend is not installed.
         """
         from tmkd.inference.scorer import Scorer
 
         with ThreadPoolExecutor(1) as pool:
             opening = pool.submit(DocumentIndex.open, Path(index))
-            scorer = Scorer(Path(model), backend=backend, threads=threads)
+            scorer = Scorer(model, backend=backend, threads=threads)
             opened = opening.result()
         if scorer.classes != 2:
             raise ExportError(f"{model} has {scorer.classes} classes; answering needs a student of two")
@@ -218,14 +253,16 @@ class QuestionAnswerer:
         """The best passages for a question.
 
         Args:
-            top: how many answers are wanted.
-            candidates: how many passages are retrieved and ranked.
+            question: Any text; it has no syntax.
+            top: Most answers to give.
+            candidates: Most passages to retrieve and rank.
 
         Raises:
-            DataError: an empty question, or a number below 1.
+            ValueError: `top` or `candidates` is below 1.
+            DataError: The question is empty.
         """
         if top < 1:
-            raise DataError(f"top is {top}; ask for 1 answer or more")
+            raise ValueError(f"top is {top}; it must be 1 or more")
         clock = _Clock()
         question = storable(question)
         found = self.retrieve(question, candidates)
@@ -244,23 +281,35 @@ class QuestionAnswerer:
     def retrieve(
         self, question: str, candidates: int, *, exclude: Collection[str] = (), headings: bool = True
     ) -> list[Found]:
-        """The passages to be ranked, best first by BM25; arguments as `DocumentIndex.search` takes them.
+        """Retrieve the passages to rank, best first by BM25.
+
+        Args:
+            question: Any text.
+            candidates: Most passages to retrieve.
+            exclude: As `DocumentIndex.search` takes it.
+            headings: As `DocumentIndex.search` takes it.
 
         Raises:
-            DataError: an empty question, or no candidates.
+            ValueError: `candidates` is below 1.
+            DataError: The question is empty.
         """
         if not question.strip():
             raise DataError("the question is empty")
         if candidates < 1:
-            raise DataError(f"candidates is {candidates}; rank 1 passage or more")
+            raise ValueError(f"candidates is {candidates}; it must be 1 or more")
         return self.index.search(question, candidates, exclude=exclude, headings=headings)
 
     def rank(self, question: str, found: Sequence[Found]) -> list[Ranked]:
-        """Retrieved passages (best first), ranked; see `order`."""
+        """Rank retrieved passages by the student's scores and the calibration's retrieval weight (see `order`).
+
+        Args:
+            question: The question.
+            found: The passages, best first by BM25.
+        """
         return order(found, self.score(question, found), self.calibration.retrieval_weight)
 
     def score(self, question: str, found: Sequence[Found]) -> list[Scored]:
-        """How the student sees each passage."""
+        """The student's score of each passage: that of its best window."""
         texts = [one.passage.text for one in found]
         windows = self._windows.of(question, texts)
         pieces = [text[start:stop] for text, spans in zip(texts, windows, strict=True) for start, stop in spans]
@@ -274,12 +323,12 @@ class QuestionAnswerer:
         return scored
 
     def _scores(self, question: str, texts: Sequence[str]) -> Iterator[float]:
-        """The score of each text; of a question longer than any student reads, what it reads is enough."""
+        """The score of each text. A question that is longer than the student can read is cut first."""
         asked = question[: LONGEST_TOKEN * self.scorer.max_length]
         return iter(self.scorer.scores([asked] * len(texts), texts).tolist())
 
     def _mark(self, question: str, ranked: Sequence[Ranked]) -> list[Span]:
-        """The best sentence of each passage, each sentence scored as a passage of its own."""
+        """The best sentence of each passage. Each sentence is scored as if it were a passage."""
         spans = [_sentences(one.found.passage.text, one.scored.window) for one in ranked]
         several = [row for row, one in enumerate(spans) if len(one) > 1]
         texts = [ranked[row].found.passage.text[start:stop] for row in several for start, stop in spans[row]]
@@ -308,7 +357,11 @@ class QuestionAnswerer:
 
 
 def _sentences(text: str, window: Span | None) -> list[Span]:
-    """The sentences of a passage (a line of code is one) in its best window, of a few words at least; never none."""
+    """Character spans of the sentences to choose from; there is always one.
+
+    They are those of the passage's best window; a line of code counts as a sentence. Very short ones are left out
+    unless there are no others.
+    """
     spans = []
     start = 0
     for line in text.split("\n"):
@@ -316,7 +369,7 @@ def _sentences(text: str, window: Span | None) -> list[Span]:
         start += len(line) + 1
     if window is not None:
         spans = [span for span in spans if span[0] < window[1] and window[0] < span[1]]
-        wide = window[1] - window[0]  # a "sentence" without end is marked where it was read
+        wide = window[1] - window[0]  # of a "sentence" longer than the window, only the part in it is marked
         spans = [(max(a, window[0]), min(b, window[1])) if b - a > wide else (a, b) for a, b in spans]
     telling = [(first, last) for first, last in spans if len(text[first:last].split()) >= _LEAST_WORDS]
     return telling or spans or [window or (0, len(text))]

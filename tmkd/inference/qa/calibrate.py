@@ -1,17 +1,17 @@
-"""Temperature, no-answer threshold and retrieval weight of an export: chosen on development questions, told on test's.
+"""Choose an export's temperature, no-answer threshold and retrieval weight on development questions, and measure them.
 
-Retrieval weight: a student is trained to tell a question's passages from others that BM25 finds for it, so a high BM25
-score tells it little; yet among a hundred candidates it tells much. How much it counts is what gives the best mean
-reciprocal rank.
+Retrieval weight: the student is trained on passages that BM25 found for a question, so it learns to make little of a
+BM25 score; among a hundred candidates, though, that score says much. The weight with the best mean reciprocal rank is
+chosen.
 
-Temperature: one number that divides the log-odds, where the negative log-likelihood of the labelled development pairs
-is least (Guo et al., ICML 2017). It changes no ranking.
+Temperature: one number that divides the log-odds, chosen so that the negative log-likelihood of the labelled
+development pairs is least (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017). It changes no ranking.
 
-Threshold: every development question is asked twice, with its source documents in the index and with them taken out
-(then no answer is the right answer). Best F1 of answered-and-right: precision is the share of right answers among all
-that were given, recall the share of the questions with their sources that got a right one. Or the lowest threshold at
-which no more than a given share of the answers given is wrong. A document left in may answer as well; such answers
-count as wrong, so what is said of wrong answers is an upper bound.
+Threshold: every development question is asked twice, with its source documents in the index and without them; then no
+answer is the right answer. The threshold with the best F1 is chosen: its precision is the share of right answers among
+all answers, its recall the share of questions with their sources that got a right answer. Or it is the lowest threshold
+that keeps the share of wrong answers within a limit. Another document may answer a question too; such an answer counts
+as wrong, so the share of wrong answers is an upper bound.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from tmkd.inference.qa.calibration import FILE, FORMAT, Calibration, student_of
 from tmkd.inference.qa.cases import Asked, Material, ask_all, scored_pairs
 
 Floats = NDArray[np.float64]
-BINS = 15  # of equal width, of the expected calibration error
-WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)  # of retrieval, that are tried
+BINS = 15  # of equal width, for the expected calibration error
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)  # retrieval weights to try
 _RESAMPLES = 1000
-_MOST_POINTS = 200  # of a curve that is written
+_MOST_POINTS = 200  # most points of a curve in calibration.json
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Every question asked with its sources (the first G rows) and without them (the others), [2 G].
+    """The first answers to G questions, asked with their sources (the first G entries) and without (the others).
 
     Attributes:
-        scores: log-odds of the first answer; -inf where nothing was found.
-        right: whether that answers; never without the sources.
-        present: whether the sources were there.
+        scores: Raw score of the first answer, [2 G] float64; -inf where nothing was found.
+        right: Whether it is right, [2 G]; never without the sources.
+        present: Whether the sources were in the index, [2 G].
     """
 
     scores: Floats
@@ -54,7 +54,7 @@ class Outcomes:
 
     @classmethod
     def of(cls, asked: Sequence[Asked], weight: float) -> Outcomes:
-        """What came first for every question."""
+        """The outcomes of questions at a retrieval weight."""
         firsts = [(one.case.right, one.ranked(weight)) for one in asked]
         firsts += [(frozenset[str](), one.ranked(weight, sources=False)) for one in asked]
         scores = np.array([ranked[0].score if ranked else -np.inf for _, ranked in firsts])
@@ -62,7 +62,7 @@ class Outcomes:
         return cls(scores, right, np.arange(len(firsts)) < len(asked))
 
     def at(self, least: float) -> dict[str, Floats]:
-        """Counts of every question, each [G], where answers from a score of `least` on are given."""
+        """Counts for every question, each [G] float64, if answers are given from a score of `least` on."""
         given = self.scores >= least
         half = len(given) // 2
         right = given & self.right
@@ -78,15 +78,15 @@ def _first(ranked: Sequence[Ranked]) -> str:
 
 
 def best_weight(asked: Sequence[Asked]) -> float:
-    """The retrieval weight at which the first right passage has the best mean reciprocal rank; of equal ones the least.
+    """The retrieval weight with the best mean reciprocal rank of the first right passage; the least of equal ones.
 
-    One number, of a dozen, chosen on all questions: too little freedom to fit them by heart.
+    It is chosen from a dozen on all questions, which is too little freedom to overfit them.
     """
     return max(WEIGHTS, key=lambda weight: (reciprocal_rank(asked, weight), -weight))
 
 
 def reciprocal_rank(asked: Sequence[Asked], weight: float) -> float:
-    """Mean over questions of 1 / rank of the first passage that answers; 0 where none was retrieved."""
+    """Mean over questions of 1 / rank of the first right passage; 0 for a question where none was retrieved."""
     found = []
     for one in asked:
         pids = [ranked.found.passage.pid for ranked in one.ranked(weight)]
@@ -95,43 +95,59 @@ def reciprocal_rank(asked: Sequence[Asked], weight: float) -> float:
 
 
 def fit_temperature(scores: Floats, labels: NDArray[np.int64]) -> float:
-    """The temperature of the least negative log-likelihood, 0.01 to 100.
+    """The temperature with the least negative log-likelihood of the labels, from 0.01 to 100.
 
     Args:
-        scores: log-odds, [N]. labels: 0 or 1, [N].
+        scores: Log-odds, [N] float64.
+        labels: 0 or 1, [N] int64.
 
     Raises:
-        DataError: one of the labels does not occur.
+        DataError: One of the labels does not occur.
+        MissingExtraError: SciPy is not installed.
     """
+    with needs_extra("train"):
+        from scipy.optimize import brentq
     if len(set(labels.tolist())) < 2:
         raise DataError("a temperature needs development pairs of both labels, 0 and 1")
-    low, high = 0.01, 100.0  # of 1 / temperature; in it the likelihood is convex, so its slope has one zero
-    for _ in range(60):
-        middle = np.sqrt(low * high)
-        slope = float(((sigmoid(middle * scores) - labels) * scores).mean())
-        low, high = (middle, high) if slope < 0 else (low, middle)
-    return float(1 / np.sqrt(low * high))
+
+    def slope(inverse: float) -> float:
+        """Of the negative log-likelihood, which is convex in 1 / temperature."""
+        return float(((sigmoid(inverse * scores) - labels) * scores).mean())
+
+    low, high = 0.01, 100.0
+    if slope(low) >= 0:
+        return 1 / low
+    return float(1 / (brentq(slope, low, high) if slope(high) > 0 else high))
 
 
 def calibration_error(probabilities: Floats, labels: NDArray[np.int64]) -> float:
-    """Expected calibration error of the positive class: |share of positives - mean probability|, over 15 bins."""
+    """Expected calibration error of the positive class over 15 bins: |share of positives - mean probability|, meaned.
+
+    Args:
+        probabilities: Of the positive class, [N] float64.
+        labels: 0 or 1, [N] int64.
+    """
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     gaps = np.abs(np.bincount(bins, labels - probabilities, minlength=BINS))
     return float(gaps.sum() / len(labels))
 
 
 def best_f1(outcomes: Outcomes) -> float:
-    """The score from which answers are given where F1 of answered-and-right is best; of equal ones the lowest."""
+    """The least score of an answer at which F1 is best (see the top of this module); the lowest of equal ones."""
     order, right, given = _sorted(outcomes)
     f1 = 2 * right / (given + outcomes.present.sum())
     return float(outcomes.scores[order][_last_best(f1)])
 
 
 def within_risk(outcomes: Outcomes, risk: float) -> float:
-    """The lowest score from which answers can be given with at most this share of them wrong.
+    """The lowest score from which at most this share of the answers is wrong.
+
+    Args:
+        outcomes: The first answers.
+        risk: The share, 0 to 1.
 
     Raises:
-        DataError: no score does; says what can be reached.
+        DataError: There is no such score; the message says which share can be kept.
     """
     order, right, given = _sorted(outcomes)
     risks = np.where(given > 0, 1 - right / np.maximum(given, 1), np.inf)
@@ -145,7 +161,10 @@ def within_risk(outcomes: Outcomes, risk: float) -> float:
 
 
 def _sorted(outcomes: Outcomes) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """Rows from the surest on; right and given answers up to each. Inside a run of equal scores only its end counts."""
+    """Places of the outcomes by falling score, and the numbers of right answers and of answers up to each of them.
+
+    Of equal scores only the last place is kept, and places without an answer are left out.
+    """
     order = np.argsort(-outcomes.scores, kind="stable")
     order = order[np.isfinite(outcomes.scores[order])]
     if len(order) == 0:
@@ -162,7 +181,7 @@ def _last_best(values: Floats) -> int:
 
 
 def risk_coverage(outcomes: Outcomes) -> dict[str, list[float]]:
-    """The curve over all rows: share of questions answered, and share of those answers that are wrong."""
+    """The risk-coverage curve: the share of questions answered, and the share of those answers that is wrong."""
     _, right, given = _sorted(outcomes)
     keep = np.unique(np.linspace(0, len(given) - 1, min(len(given), _MOST_POINTS)).astype(int))
     coverage, risk = given / len(outcomes.scores), 1 - right / given
@@ -178,7 +197,12 @@ def area(outcomes: Outcomes) -> float:
 
 @dataclass(frozen=True)
 class Found:
-    """What `calibrate` chose, and what it measured."""
+    """What `calibrate` chose and measured.
+
+    Attributes:
+        calibration: The numbers that it chose.
+        report: What it measured, as JSON holds it.
+    """
 
     calibration: Calibration
     report: dict[str, Any]
@@ -188,7 +212,7 @@ class Found:
         return {"format": FORMAT, **asdict(self.calibration), **self.report}
 
     def save(self, export: Path) -> Path:
-        """Write calibration.json into the export."""
+        """Write calibration.json into an export, and give its path."""
         write_json(export / FILE, {**self.to_json(), "student": student_of(export)})
         return export / FILE
 
@@ -204,7 +228,7 @@ class Found:
         write_report(self.to_json(), path)
 
     def sentences(self) -> list[str]:
-        """What was chosen and measured, in words."""
+        """What was chosen and measured, in sentences."""
         chosen = self.calibration
         told = [
             f"retrieval weight {chosen.retrieval_weight:g}, temperature {chosen.temperature:.3f}, threshold "
@@ -229,7 +253,7 @@ def _told(measured: dict[str, Any]) -> str:
         f"with retrieval; calibration error {error['before']:.3f} before, {error['after']:.3f} after; "
         f"F1 {share('f1')}, precision {share('precision')}, recall {share('recall')}; right first without a threshold "
         f"{share('right_first_without_threshold')}; without their sources {share('answered_without_sources')} are "
-        "answered all the same"
+        "still answered"
     )
 
 
@@ -241,13 +265,18 @@ def calibrate(
     candidates: int = 100,
     risk: float | None = None,
 ) -> Found:
-    """Choose temperature and threshold on `dev`; measure them on `dev` and, once, on `test`.
+    """Choose retrieval weight, temperature and threshold on `dev`, and measure them on `dev` and on `test`.
 
     Args:
-        risk: the share of wrong answers to keep within; None: best F1.
+        answerer: What answers; its own calibration is not used.
+        dev: Development questions.
+        test: Other questions, which are only measured; None for none.
+        candidates: Passages to retrieve and rank for each question.
+        risk: The largest share of wrong answers to allow; None chooses the threshold with the best F1.
 
     Raises:
-        DataError: development pairs of one label only, or a risk that no threshold keeps.
+        DataError: The development pairs have one label only, or no threshold keeps the risk.
+        MissingExtraError: SciPy is not installed.
     """
     pairs = _Pairs.of(answerer, dev)
     temperature = fit_temperature(pairs.scores, pairs.labels)
@@ -256,7 +285,7 @@ def calibrate(
     outcomes = Outcomes.of(asked, weight)
     least = best_f1(outcomes) if risk is None else within_risk(outcomes, risk)
     probability = Calibration(temperature).probability(least)
-    threshold = np.floor(probability * 1e6) / 1e6  # rounded down: the answer that set it stays above it
+    threshold = np.floor(probability * 1e6) / 1e6  # rounded down, so that the answer that set it is not below it
     calibration = Calibration(temperature, float(threshold), weight)
     report = {
         "criterion": "best F1 of answered-and-right" if risk is None else f"at most {risk:g} of the answers wrong",
@@ -283,7 +312,7 @@ class _Pairs:
 def _measured(
     material: Material, pairs: _Pairs, asked: Sequence[Asked], calibration: Calibration, least: float
 ) -> dict[str, Any]:
-    """Calibration error of the pairs, answers at the threshold with 95% intervals over questions, the whole curve."""
+    """What calibration.json says about a set of questions; intervals are 95% and by bootstrap over questions."""
     outcomes = Outcomes.of(asked, calibration.retrieval_weight)
     counts = outcomes.at(least)
     questions = len(material.cases)
@@ -315,7 +344,7 @@ def _measured(
 
 
 def _share(part: Floats, whole: Floats) -> dict[str, float] | None:
-    """sum(part) / sum(whole) over questions, with its 95% interval by bootstrap; None where nothing is to be shared."""
+    """sum(part) / sum(whole) over questions, with its 95% interval by bootstrap; None if the whole is 0."""
     if whole.sum() <= 0:
         return None
     size = len(part)

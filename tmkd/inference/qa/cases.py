@@ -1,4 +1,4 @@
-"""Questions whose answers are known, asked twice: with the documents that answer them in the index, and without."""
+"""Questions whose answers are known. Each is asked twice: with and without the documents that answer it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class Case:
     """A question whose answer is in the index.
 
     Attributes:
-        qid: names the question.
-        right: ids of the passages that answer it.
-        documents: keys of all documents that hold one of them.
+        qid: Names the question.
+        question: The question.
+        right: Ids of the passages that answer it.
+        documents: Keys of all documents that hold one of these passages.
     """
 
     qid: str
@@ -35,11 +36,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Material:
-    """Labelled pairs, what of the index answers them, and whether headings may help to find it.
+    """Labelled pairs, and the questions among them whose answers are in the index.
 
     Attributes:
-        name: for reports.
-        headings: False where the questions were headings of the documents: then the headings give them away.
+        name: Their name in reports.
+        pairs: The labelled pairs.
+        cases: The questions.
+        headings: Whether retrieval may read the documents' headings. It may not where the questions were taken from
+            the headings: it would find each answer by its own question.
     """
 
     name: str
@@ -50,10 +54,13 @@ class Material:
 
 @dataclass(frozen=True)
 class Asked:
-    """What was retrieved for a question, best first, and how the student sees it.
+    """What was retrieved for a question, and the student's scores.
 
     Attributes:
-        present: with the question's source documents in the index. absent: as if they were not there.
+        case: The question.
+        present: Passages that were found with the question's source documents in the index, best first.
+        absent: Passages that were found when those documents were excluded, best first.
+        scored: The student's score of each passage, by its id.
     """
 
     case: Case
@@ -62,16 +69,20 @@ class Asked:
     scored: dict[str, Scored]
 
     def ranked(self, retrieval_weight: float, *, sources: bool = True) -> list[Ranked]:
-        """The passages in order, with or without the question's sources."""
+        """The passages, best first, found with or without the question's source documents."""
         found = self.present if sources else self.absent
         return order(found, [self.scored[one.passage.pid] for one in found], retrieval_weight)
 
 
 def from_file(path: Path, index: DocumentIndex) -> Material:
-    """Labelled pairs of a file whose passages are passages of the index (as `tmkd ask --json` gives them).
+    """Labelled pairs of a file. Their passages must be passages of the index, as `tmkd ask --json` prints them.
+
+    Args:
+        path: A file of pairs with labels 0 and 1.
+        index: The index.
 
     Raises:
-        DataError: the file cannot be used, or no passage that it labels 1 is in the index.
+        DataError: The file cannot be used, or the index holds none of the passages with label 1.
     """
     from tmkd.data.rows import read_pairs
 
@@ -80,10 +91,14 @@ def from_file(path: Path, index: DocumentIndex) -> Material:
 
 
 def built_in(index: DocumentIndex) -> tuple[Material, Material]:
-    """The built-in data set's development and test questions; every passage of a question's answer counts as right.
+    """Development and test questions of the built-in data set. Every passage of a question's answer counts as right.
+
+    Args:
+        index: An index of `debian-docs`.
 
     Raises:
-        DataError: the index does not hold `debian-docs`. FetchError: the data set is not to be had.
+        DataError: The index does not hold `debian-docs`.
+        FetchError: The data set could not be fetched.
     """
     from tmkd.data.builtin.debian_docs import build_demo
 
@@ -121,13 +136,13 @@ def _cases(
         )
     if len(cases) < len(right):
         logger.info(
-            f"{source}: {len(right) - len(cases):,} of {len(right):,} questions have no answer in the index; left out"
+            f"{source}: {len(right) - len(cases):,} of {len(right):,} questions are left out: the index holds no answer"
         )
     return cases
 
 
 def ask_all(answerer: QuestionAnswerer, material: Material, candidates: int) -> list[Asked]:
-    """Ask every question with and without its source documents; a passage that is found both times is scored once."""
+    """Ask every question with and without its source documents. A passage that is found both times is scored once."""
     asked = []
     with progress(f"ask {material.name}", len(material.cases), "questions") as bar:
         for case in material.cases:
@@ -145,7 +160,7 @@ def _ask(answerer: QuestionAnswerer, case: Case, candidates: int, headings: bool
 
 
 def scored_pairs(answerer: QuestionAnswerer, pairs: Pairs) -> tuple[list[float], list[int]]:
-    """The student's log-odds and the label of every labelled pair."""
+    """The student's log-odds and the label of every pair that has a label."""
     questions, passages, labels = pairs.questions, pairs.passages, pairs.labels.tolist()
     known = [row for row, label in enumerate(labels) if label >= 0]
     scores: list[float] = []

@@ -1,4 +1,4 @@
-"""The page that `tmkd calibrate --report` writes: what was chosen, what it does, the risk-coverage curves."""
+"""The page of `tmkd calibrate --report`: the numbers that were chosen, how good they are, risk-coverage curves."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ from tmkd.evaluation.report import page_templates
 
 _ROWS = (
     ("f1", "F1 of answered-and-right"),
-    ("precision", "of the answers given, right"),
-    ("recall", "of the questions with their sources, answered right"),
-    ("right_first_without_threshold", "the same without a threshold"),
-    ("answered_without_sources", "of the questions without their sources, answered all the same"),
+    ("precision", "share of the answers that are right"),
+    ("recall", "share of the questions with their sources that are answered right"),
+    (
+        "right_first_without_threshold",
+        "the share above, without a threshold",
+    ),
+    ("answered_without_sources", "share of the questions without their sources that are still answered"),
 )
-Curve = Mapping[str, Sequence[float]]  # "coverage" and "risk", in the order of the line
+Curve = Mapping[str, Sequence[float]]
+"""A line's points: "coverage" and "risk"."""
 
 
 def write_report(content: dict[str, Any], path: Path) -> None:
-    """Write the page of a calibration.json's content, beside and renamed; makes the folder."""
+    """Write the page, and make its folder.
+
+    Args:
+        content: The content of calibration.json.
+        path: The page's file, which is replaced as a whole.
+    """
     parts = [content[name] for name in ("development", "test") if name in content]
     curves = {}
     for part in parts:
@@ -37,7 +46,7 @@ def write_report(content: dict[str, Any], path: Path) -> None:
 
 
 def _chart(curves: Mapping[str, Curve], points: Sequence[tuple[float, float]]) -> str:
-    """Share of wrong answers over the share of questions answered; two lines and a point for each set of questions."""
+    """A chart of the share of wrong answers over the share of questions answered, as SVG."""
     colours = (COLOURS["ensemble"], COLOURS["student"])
     ends = ((name, curve["risk"][-1], curve["coverage"][-1]) for name, curve in curves.items())
     said = "; ".join(f"{name}: {risk:.2f} at {coverage:.2f}" for name, risk, coverage in ends)

@@ -1,4 +1,4 @@
-"""Passages longer than the student reads, cut into windows of its length that overlap by a quarter."""
+"""Cut passages that are longer than the student reads into windows of its length, which overlap by a quarter."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from tmkd.models.tokenizer import PairTokenizer
 
 Span = tuple[int, int]
-LONGEST_TOKEN = 32  # characters: a question longer than a student can read is cut before its tokens are counted
-_SPECIAL = 4  # tokens that a pair may have beside its texts
-_PIECE = re.compile(r"[A-Za-z0-9]{1,4}|[^\sA-Za-z0-9]")  # about a token, mostly less
-_WORD = 24  # characters: no longer ones in prose
-_SURELY = 0.7  # of the room: a passage of fewer pieces fits, so its tokens need not be counted
+LONGEST_TOKEN = 32  # characters; no question of more than this times the student's length is read to its end
+_SPECIAL = 4  # most tokens of a pair that are not of its texts
+_PIECE = re.compile(r"[A-Za-z0-9]{1,4}|[^\sA-Za-z0-9]")  # roughly a token, and mostly shorter than one
+_WORD = 24  # characters; longer words do not occur in prose
+_SURELY = 0.7  # a passage whose pieces are fewer than this share of the room fits, so nobody counts its tokens
 
 
 class Windows:
-    """Cuts passages for a student.
+    """Cuts passages into windows for a student.
 
     Args:
-        max_length: tokens of a pair that the student reads.
-        model: the folder of its tokenizer; without one lengths are estimated, cautiously.
+        max_length: Tokens of a pair that the student reads.
+        model: The folder of its tokenizer. Without one the lengths are estimated, on the safe side.
     """
 
     def __init__(self, max_length: int, model: Path | None = None) -> None:
@@ -29,7 +29,12 @@ class Windows:
         self._tokenizer = None if model is None else PairTokenizer(model, max_length)
 
     def of(self, question: str, passages: Sequence[str]) -> list[list[Span]]:
-        """The windows of each passage as character spans; one, the whole passage, where the student can read it all."""
+        """The windows of each passage as character spans; a passage that the student can read whole has one window.
+
+        Args:
+            question: The question, which takes a part of the student's length.
+            passages: The passages.
+        """
         usable = self.max_length - _SPECIAL
         question = question[: LONGEST_TOKEN * self.max_length]
         asked = len(_pieces(question))
@@ -43,7 +48,7 @@ class Windows:
         if self._tokenizer is not None:
             of_question, *spans = self._tokenizer.token_spans([question, *(passages[row] for row in long)])
             asked = len(of_question)
-        room = max(usable - asked, usable // 2, 1)  # a pair is cut at its longer side
+        room = max(usable - asked, usable // 2, 1)  # a tokenizer cuts the longer text of a pair
         for row, tokens in zip(long, spans, strict=True):
             if len(tokens) > room:
                 found[row] = _cut(tokens, room)
@@ -55,8 +60,8 @@ def _pieces(text: str) -> list[Span]:
 
 
 def _torn(text: str) -> int:
-    """More tokens that a text may have than pieces: keys, hashes and long names fall into single characters, and other
-    scripts into bytes."""
+    """How many tokens more than pieces a text may have: a tokenizer splits keys, hashes and long names into single
+    characters, and other scripts into bytes."""
     odd = [word for word in text.split() if len(word) > _WORD or (not word.isalpha() and _mixed(word))]
     return sum(map(len, odd)) + len(text.encode("utf-8", "surrogatepass")) - len(text)
 
@@ -66,7 +71,7 @@ def _mixed(word: str) -> bool:
 
 
 def _cut(tokens: Sequence[Span], room: int) -> list[Span]:
-    """Windows of `room` tokens, each beginning with the last quarter of the one before; the last may be shorter."""
+    """Windows of `room` tokens. Each begins with the last quarter of the one before; the last one may be shorter."""
     step = max(1, 3 * room // 4)
     starts = range(0, max(1, len(tokens) - (room - step)), step)
     return [(tokens[start][0], tokens[min(start + room, len(tokens)) - 1][1]) for start in starts]

@@ -13,7 +13,8 @@ from tmkd.evaluation.comparison import ComparisonOptions, compare
 from tmkd.evaluation.results import ModelOutput
 from tmkd.evaluation.speed import measure_speed
 from tmkd.inference.engines import installed
-from tmkd.inference.scorer import Scorer, read_manifest
+from tmkd.inference.manifest import read_manifest
+from tmkd.inference.scorer import Scorer
 from tmkd.pipeline.steps.speed import machine, speed_sample
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
