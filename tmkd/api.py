@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from tmkd.inference.qa.answer import Answer as Answer
     from tmkd.inference.qa.answer import Answers as Answers
     from tmkd.inference.qa.answer import QuestionAnswerer as QuestionAnswerer
-    from tmkd.inference.qa.calibrate import Found as CalibrationResult
+    from tmkd.inference.qa.calibrate import CalibrationResult as CalibrationResult
     from tmkd.inference.qa.calibration import Calibration as Calibration
     from tmkd.inference.score_file import score_file as score_file
     from tmkd.inference.scorer import Scorer as Scorer
@@ -90,6 +90,7 @@ __all__ = [
     "Bilstm",
     "Busy",
     "Calibration",
+    "CalibrationResult",
     "Changes",
     "Columns",
     "Data",
@@ -172,6 +173,7 @@ _HOMES = {
     "tmkd.evaluation.multi_task": ["MultiTaskResults"],
     "tmkd.evaluation.results": ["Results"],
     "tmkd.inference.qa.answer": ["Answer", "Answers", "QuestionAnswerer"],
+    "tmkd.inference.qa.calibrate": ["CalibrationResult"],
     "tmkd.inference.qa.calibration": ["Calibration"],
     "tmkd.inference.score_file": ["score_file"],
     "tmkd.inference.scorer": ["Scorer"],

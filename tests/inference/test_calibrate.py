@@ -15,7 +15,7 @@ from qa_fixtures import OverlapScorer, index_of
 from tmkd.core.errors import DataError, ExportError
 from tmkd.inference.qa import Calibration, DocumentIndex, QuestionAnswerer
 from tmkd.inference.qa.calibrate import (
-    Found,
+    CalibrationResult,
     Outcomes,
     area,
     best_f1,
@@ -173,7 +173,7 @@ def test_a_calibration_stays_with_its_student(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "probes.json").write_text(probes)
     assert of_the_same_student(tmp_path / "old", tmp_path / "same") is None
-    Found(Calibration(1.5, 0.25), {}).save(tmp_path / "old")
+    CalibrationResult(Calibration(1.5, 0.25), {}).save(tmp_path / "old")
     kept = of_the_same_student(tmp_path / "old", tmp_path / "same")
     assert kept is not None
     for name in ("same", "other"):

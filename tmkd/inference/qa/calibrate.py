@@ -196,7 +196,7 @@ def area(outcomes: Outcomes) -> float:
 
 
 @dataclass(frozen=True)
-class Found:
+class CalibrationResult:
     """What `calibrate` chose and measured.
 
     Attributes:
@@ -264,7 +264,7 @@ def calibrate(
     *,
     candidates: int = 100,
     risk: float | None = None,
-) -> Found:
+) -> CalibrationResult:
     """Choose retrieval weight, temperature and threshold on `dev`, and measure them on `dev` and on `test`.
 
     Args:
@@ -295,7 +295,7 @@ def calibrate(
     if test is not None:
         unseen = ask_all(answerer, test, candidates)
         report["test"] = _measured(test, _Pairs.of(answerer, test), unseen, calibration, least)
-    return Found(calibration, report)
+    return CalibrationResult(calibration, report)
 
 
 @dataclass(frozen=True)
