@@ -1,9 +1,9 @@
-"""The one queue in front of a scorer: requests wait here, and leave in batches.
+"""The queue in front of a scorer. Requests wait here and leave in batches.
 
-A batch is filled across requests up to a token budget. It leaves when it is full (for an idle scorer: a quarter full),
-or when its oldest request has waited for a few milliseconds. Two are under way at once, so that the scorer tokenises
-one while it scores the other. A request beyond the budget goes piece by piece, and others pass between its pieces. The
-queue is bounded: who would wait longer than the time limit is told at once.
+A batch holds pairs of several requests, up to a number of tokens. It leaves when it is full (a quarter full if the
+scorer is idle), or when its oldest request has waited for a few milliseconds. Two batches are with the scorer at once,
+so that it tokenizes one while it scores the other. A request that is larger than a batch leaves in pieces, and other
+requests go between them. The queue is bounded: a request that would wait longer than its time limit is refused at once.
 """
 
 from __future__ import annotations
@@ -22,21 +22,34 @@ from tmkd.serve.messages import Scored
 from tmkd.serve.metrics import Metrics
 from tmkd.serve.refusals import Refusal, overloaded, too_large, unavailable
 
-UNDER_WAY = 2  # batches at once
-IDLE = 4  # an idle scorer is given a batch that is this part of a full one, rather than wait for more
-CHARACTERS = 4  # of a token, about: exact counts belong to the scorer, whose micro-batches keep to them
-TOKENISING = 16  # what is cut off costs its tokenising, about a sixteenth of scoring it
+UNDER_WAY = 2  # batches that are with the scorer at once
+IDLE = 4  # an idle scorer gets a batch of one IDLE-th of the budget, rather than waits for a full one
+CHARACTERS = 4  # of a token, roughly; the scorer counts tokens exactly for its micro-batches
+TOKENISING = 16  # text that is cut off is only tokenized, at about a sixteenth of the cost of scoring it
 
 
 class JobScorer(Protocol):
-    """What scores a batch (a ScorerProcess)."""
+    """Anything that scores a batch, such as a `ScorerProcess`."""
 
     async def score(self, groups: list[tuple[str, list[str], bool]]) -> Scored: ...
 
 
 @dataclass(eq=False)
 class Waiting:
-    """One request in the queue. costs: estimated tokens of each pair. at: the first pair that has not left yet."""
+    """One request in the queue.
+
+    Attributes:
+        query: The query.
+        texts: The texts to rank for it.
+        truncate: Whether pairs beyond the student's length are cut; if not, they are refused.
+        costs: Estimated tokens of each pair.
+        until: When the caller gives up (`time.monotonic()`).
+        answer: Gets the scores when all are there.
+        scores: The scores so far, [N] float64.
+        since: When the request came.
+        at: The first pair that has not left the queue.
+        missing: How many scores are missing.
+    """
 
     query: str
     texts: Sequence[str]
@@ -48,12 +61,11 @@ class Waiting:
     since: float = field(default_factory=time.monotonic)
     at: int = 0
     missing: int = 0
-    left: float = 0.0
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Pairs start to stop of a request."""
+    """The pairs of a request from `start` to before `stop`."""
 
     of: Waiting
     start: int
@@ -61,7 +73,17 @@ class Piece:
 
 
 class BatchQueue:
-    """Args: as in Settings. name: of the model, in the metrics."""
+    """The queue of one model.
+
+    Args:
+        scorer: What scores the batches.
+        metrics: Where they are counted.
+        max_length: Tokens of a pair that the model reads.
+        batch_tokens: Estimated tokens of a full batch.
+        batch_wait: Seconds that a batch waits for more pairs.
+        max_queue: Most pairs that wait.
+        name: The model's name in the metrics.
+    """
 
     def __init__(
         self, scorer: JobScorer, metrics: Metrics, *, max_length: int, batch_tokens: int, batch_wait: float,
@@ -72,17 +94,17 @@ class BatchQueue:
         self._requests: deque[Waiting] = deque()
         self._tokens = 0
         self.pairs = 0
-        self._rate = 0.0  # pairs per second of late
+        self._rate = 0.0  # recent pairs per second
         self._busy = 0
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Begin to send batches."""
+        """Start to send batches."""
         self._keep(asyncio.create_task(self._send(), name=f"{self._name} queue"))
 
     async def close(self) -> None:
-        """Stop; what waits is refused."""
+        """Stop, and refuse the requests that wait."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -90,7 +112,7 @@ class BatchQueue:
             _fail(self._requests.popleft(), unavailable("the server is stopping"))
 
     def wake(self) -> None:
-        """Something changed: a request came, a batch is done, the scorer is up."""
+        """Look again: a request came, a batch is done, or the scorer is open."""
         self._wake.set()
 
     async def score(
@@ -99,11 +121,13 @@ class BatchQueue:
         """Log-odds of each text, [N] float64.
 
         Args:
-            until: when the caller gives up (time.monotonic()).
-            truncate: False refuses a pair beyond the student's length.
+            query: The query.
+            texts: The texts, N of them.
+            until: When the caller gives up (`time.monotonic()`).
+            truncate: Whether pairs beyond the student's length are cut; if not, the request is refused.
 
         Raises:
-            Refusal: 429, no room; 503, time is up or the scorer died; 413, a pair is too long.
+            Refusal: 429, there is no room; 503, its time is up or the scorer died; 413, a pair is too long.
         """
         self._admit(len(texts), until)
         loop = asyncio.get_running_loop()
@@ -129,7 +153,7 @@ class BatchQueue:
             raise overloaded(f"{self.pairs} pairs are waiting already; try again in a moment", expected)
 
     def _expected(self) -> float:
-        """Seconds until what waits now is scored, at the rate of late."""
+        """Seconds until all waiting pairs are scored, at the recent rate."""
         return self.pairs / self._rate if self._rate else 0.0
 
     def _costs(self, query: str, texts: Sequence[str]) -> list[int]:
@@ -146,7 +170,7 @@ class BatchQueue:
         self._metrics.waiting.labels(self._name).set(self.pairs)
 
     def _forget(self, one: Waiting) -> None:
-        """Take a request out of the queue: it is answered, or nobody waits for it any more."""
+        """Take a request out of the queue, because it is answered or nobody waits for it any more."""
         if one.at < len(one.texts):
             self._count(one.at - len(one.texts), -sum(one.costs[one.at :]))
             one.at = len(one.texts)
@@ -172,7 +196,7 @@ class BatchQueue:
         return getattr(self._scorer, "hello", True) is not None
 
     def _take(self) -> list[Piece]:
-        """The next batch: pieces of waiting requests in turn, within the budget."""
+        """The next batch: pieces of the waiting requests, in turn, up to the number of tokens."""
         batch: list[Piece] = []
         room, now = self._budget, time.monotonic()
         for _ in range(len(self._requests)):
@@ -216,7 +240,7 @@ class BatchQueue:
             self.wake()
 
     def _learn(self, count: int, seconds: float) -> None:
-        """Pairs per second, smoothed; with two batches under way each one takes about twice its share."""
+        """Update the smoothed pairs per second. With two batches at the scorer, each takes about twice as long."""
         rate = count / max(seconds, 1e-4) * max(1, self._busy)
         self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
 

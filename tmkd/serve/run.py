@@ -1,4 +1,4 @@
-"""Run the server: uvicorn with our limits on connections and headers, stopped gracefully."""
+"""Run the server with uvicorn, with limits on connections and headers, and stop it gracefully."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tmkd.serve.settings import Settings
 logger = logging.getLogger(__name__)
 
 HEADERS = 16_384  # bytes of a request's line and headers
-SLOWEST = 4096  # bytes per second: who reads an answer more slowly is given up
+SLOWEST = 4096  # bytes per second; the connection of a client that reads more slowly is closed
 
 
 class Connection(H11Protocol):
-    """One connection: requests must arrive and answers be read in time, and there are only so many at once."""
+    """One connection. Requests must arrive and answers must be read in time, and there is a limit on connections."""
 
     settings: Settings
     _timer: asyncio.TimerHandle | None = None
     _unread = float("inf")  # bytes that the client had not read when the timer last ended
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take it, or say that there are too many."""
+        """Accept the connection, or answer that there are too many."""
         super().connection_made(transport)
         if len(self.connections) > self.settings.max_connections:
             transport.write(_plain(503, "Unhealthy", "too many connections", b"Retry-After: 1\r\n"))
@@ -39,42 +39,42 @@ class Connection(H11Protocol):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came."""
+        """Bytes arrived."""
         if self.transport.is_closing():
             return
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self) -> None:
-        """One request is answered; the next one's headers have their time anew."""
+        """A request is answered; the time for the next one's headers begins."""
         super().on_response_complete()
         self._watch()
 
     def pause_writing(self) -> None:
-        """The client does not read."""
+        """The client has stopped reading."""
         super().pause_writing()
         self._watch()
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """The client reads again."""
         super().resume_writing()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is over."""
+        """The connection is closed."""
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """No HTTP at all: say so as JSON, where an answer has not begun yet."""
+        """Answer bytes that are no valid HTTP with JSON, unless an answer has begun already."""
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(_plain(400, "Validation", msg))
         self.transport.close()
 
     def _watch(self) -> None:
-        """A timer runs exactly while the client is awaited: a request's headers, the rest of a body that is answered
-        already, or that it reads."""
+        """Run a timer exactly while the server waits for the client: for a request's headers, for the rest of a body
+        that is answered already, or for the client to read."""
         begun = self.conn.their_state is not h11.IDLE or self.conn.our_state is not h11.IDLE
         waiting = not begun or self.conn.our_state is h11.DONE or self.flow.write_paused
         if waiting and self._timer is None:
@@ -84,7 +84,7 @@ class Connection(H11Protocol):
             self._timer, self._unread = None, float("inf")
 
     def _expire(self) -> None:
-        """Close, and give up on a client that reads next to nothing of what is still to be sent."""
+        """Close the connection; abort it if the client reads almost nothing of what is still to be sent."""
         seconds, left = self.settings.idle_timeout, self.transport.get_write_buffer_size()
         if left and left > self._unread - SLOWEST * seconds:
             self.transport.abort()
@@ -106,7 +106,7 @@ def _plain(status: int, kind: str, message: str, more: bytes = b"") -> bytes:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, that tells us what kept it from starting."""
+    """The server of uvicorn, which logs its address once it has started."""
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
@@ -118,13 +118,13 @@ class _Server(uvicorn.Server):
 
 
 def run(settings: Settings) -> None:
-    """Serve until a signal ends it; what was accepted is finished first.
+    """Serve until a signal ends the server; requests that were accepted are answered first.
 
     Raises:
-        TmkdError: a model that cannot be opened, a port that is taken.
+        TmkdError: A model cannot be opened, or the port is taken.
     """
     if settings.api_key is None and not settings.loopback:
-        logger.warning(f"whoever reaches {settings.host} can use this server; TMKD_API_KEY gives it a key")
+        logger.warning(f"everyone who can reach {settings.host} can use this server; set TMKD_API_KEY to ask for a key")
     app = create_app(settings)
     protocol = type("Connection", (Connection,), {"settings": settings})
     config = uvicorn.Config(
@@ -142,7 +142,7 @@ def run(settings: Settings) -> None:
         raise TmkdError(_reason(app, settings)) from None
     if not server.started:
         raise TmkdError(_reason(app, settings))
-    logger.info("tmkd serve: stopped; what was accepted is answered")
+    logger.info("tmkd serve: stopped; all accepted requests are answered")
 
 
 def _reason(app: Any, settings: Settings) -> str:

@@ -1,7 +1,7 @@
 """Requests and answers: text-embeddings-inference's rerank, Cohere's rerank (v1, v2), and questions.
 
-Types are strict, as in those APIs: "5" is no number. Unknown fields are ignored, so that clients that send more work.
-Lists fail at their first wrong entry: a million wrong ones are a million errors to write, for seconds.
+Types are strict, as in those APIs: "5" is no number. Unknown fields are ignored, because some clients send more fields.
+A list fails at its first wrong entry: to report a million wrong entries would take seconds.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class RerankRequest(_Request):
     texts: Annotated[list[str], FailFast()] = Field(description="the passages to rank")
     truncate: bool | None = Field(None, description="cut pairs beyond the student's length; null: as the server is set")
     truncation_direction: Literal["Right", "right", "Left", "left"] = Field(
-        "Right", description="only `Right` is offered: the first tokens are read"
+        "Right", description="only `Right` is supported: the student reads the first tokens"
     )
     raw_scores: bool = Field(False, description="log-odds instead of probabilities")
     return_text: bool = Field(False, description="repeat each passage in the answer")
 
 
 class Rank(BaseModel):
-    """One passage's place. index: in the request. score: a probability, or log-odds."""
+    """One passage: its index in the request, and its score (a probability, or log-odds)."""
 
     index: int
     score: float
@@ -46,13 +46,13 @@ class V2Request(_Request):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"model": "student", "query": QUERY, "documents": TEXTS, "top_n": 1}]}
     )
-    model: str | None = Field(None, description="any name; one student is served")
+    model: str | None = Field(None, description="any name; the server has one student")
     query: Annotated[str, Field(min_length=1)] = Field(description="the question")
     documents: Annotated[list[str], FailFast()] = Field(description="the passages to rank")
     top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="how many are returned; all unless given")
     return_documents: bool | None = Field(None, description="repeat each passage in the answer")
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="accepted; the student's own length is what cuts"
+        None, description="accepted and ignored; documents are cut at the student's length"
     )
 
 
@@ -65,11 +65,11 @@ class V1Request(V2Request):
     rank_fields: Annotated[list[str], Field(max_length=32, fail_fast=True)] | None = Field(
         None, description="the fields of an object that are ranked, in this order"
     )
-    max_chunks_per_doc: int | None = Field(None, description="accepted; a document is one pair")
+    max_chunks_per_doc: int | None = Field(None, description="accepted and ignored; a document is one pair")
 
 
 class CohereResult(BaseModel):
-    """One document's place."""
+    """One document: its index in the request, and its score."""
 
     index: int
     relevance_score: float
@@ -91,11 +91,13 @@ class AskRequest(_Request):
     question: Annotated[str, Field(min_length=1, max_length=2000)] = Field(description="the question")
     top: Annotated[int, Field(ge=1, le=100)] = Field(5, description="how many answers")
     candidates: Annotated[int, Field(ge=1, le=1000)] = Field(100, description="how many retrieved passages are ranked")
-    ranker: Literal["student", "teacher"] = Field("student", description="who ranks; a teacher where one is loaded")
+    ranker: Literal["student", "teacher"] = Field(
+        "student", description="which model ranks; not every server has a teacher"
+    )
 
 
 class AskAnswer(BaseModel):
-    """One passage. marked, window: character spans (code points) of `text`. score: log-odds."""
+    """One passage. `marked` and `window` are spans of `text` in code points; `score` is in log-odds."""
 
     rank: int
     passage_id: str
@@ -111,7 +113,7 @@ class AskAnswer(BaseModel):
 
 
 class AskAnswers(BaseModel):
-    """Answers, best first. answered: False where the best one is below the no-answer threshold."""
+    """Answers, best first. `answered` is false where the best one is below the no-answer threshold."""
 
     ranker: str
     question: str
@@ -122,7 +124,7 @@ class AskAnswers(BaseModel):
 
 
 class TeiError(BaseModel):
-    """An answer that is no result. field: the field that is to blame, where there is one."""
+    """A refusal. `field` is the field that is wrong, where it is a single one."""
 
     error: str
     error_type: Literal["Validation", "Empty", "Overloaded", "Unhealthy", "Backend", "Authorization", "NotFound"]
@@ -130,7 +132,7 @@ class TeiError(BaseModel):
 
 
 class CohereError(BaseModel):
-    """The same under /v1 and /v2."""
+    """A refusal below /v1 and /v2."""
 
     message: str
     field: str | None = None

@@ -1,7 +1,7 @@
-"""The scoring process, supervised: started, watched, started again when it dies or hangs.
+"""Start the scoring process, watch it, and start it again when it dies or hangs.
 
-What was in flight when it died is refused (503); what waits in the queue is scored by its successor. A process that
-dies while it opens its model is started again with growing pauses.
+Requests that it was scoring when it died are refused (503); those in the queue are scored by the next process. A
+process that dies while it opens its model is started again after pauses that grow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tmkd.serve.refusals import Refusal, unavailable
 logger = logging.getLogger(__name__)
 
 OPENING = 300.0  # seconds to open a model
-PAUSES = (0.0, 0.2, 1.0, 5.0, 15.0)  # before a start, by how many died since the last answer
+PAUSES = (0.0, 0.2, 1.0, 5.0, 15.0)  # seconds before a start, by the number of deaths since the last answer
 GONE = "the scorer died while it worked on this request; it is being started again"
 
 
@@ -31,12 +31,16 @@ class ScorerProcess:
     """One model in a process of its own.
 
     Args:
-        kind: `student` (an export) or `teacher` (a model folder).
-        stall: seconds for one job, after which the process is taken to hang.
+        kind: `student` for an export, `teacher` for a model folder.
+        folder: The model.
+        backend: As `tmkd.inference.scorer.Scorer` takes it.
+        threads: As `tmkd.inference.scorer.Scorer` takes it.
+        stall: Seconds for one job; a process that takes longer counts as hung and is killed.
 
     Attributes:
-        hello: what the live process said of itself; None while there is none.
-        restarts: processes started after the first. on_up: called whenever one is ready.
+        hello: What the process says about its model; None while no process is ready.
+        restarts: Number of processes started after the first.
+        on_up: Called whenever a process is ready.
     """
 
     def __init__(
@@ -55,10 +59,10 @@ class ScorerProcess:
         self.on_up: Callable[[], None] = lambda: None
 
     async def start(self) -> Hello:
-        """Open the model.
+        """Start a process and open the model in it.
 
         Raises:
-            TmkdError: it cannot be opened; the process's own message.
+            TmkdError: The model cannot be opened; the message is the process's own.
         """
         await self._open()
         self._keeper = asyncio.create_task(self._keep(), name=f"{self._kind} keeper")
@@ -69,14 +73,14 @@ class ScorerProcess:
         """Score one job.
 
         Raises:
-            Refusal: 503, the process is not there or died meanwhile; 500, the job raised there.
+            Refusal: 503, no process is ready or it died meanwhile; 500, the job raised an error in it.
         """
         if self.hello is None or self._process is None or self._process.stdin is None:
             raise unavailable("the scorer is being started")
         self._number += 1
         number = self._number
         future: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
-        patience = self._stall * (len(self._pending) + 1)  # it may wait in the process for those before it
+        patience = self._stall * (len(self._pending) + 1)  # the jobs before it are scored first
         self._pending[number] = (future, time.monotonic() + patience)
         try:
             self._process.stdin.write(pack(Job(number, groups)))
@@ -88,7 +92,7 @@ class ScorerProcess:
             self._pending.pop(number, None)
 
     async def close(self) -> None:
-        """End the process: its stdin ends, and it with it."""
+        """End the process by closing its stdin."""
         if self._keeper is not None:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -121,7 +125,7 @@ class ScorerProcess:
         self.on_up()
 
     async def _keep(self) -> None:
-        """Read answers until the process is gone, then start the next, for ever."""
+        """Read answers until the process ends, then start the next one; this never returns."""
         while True:
             watch = asyncio.create_task(self._watch())
             try:
@@ -155,7 +159,7 @@ class ScorerProcess:
                 future.set_exception(Refusal(500, "Backend", "the scorer failed on this request"))
 
     async def _watch(self) -> None:
-        """Kill a process that has worked on one job for too long."""
+        """Kill a process that takes too long for a job."""
         while True:
             await asyncio.sleep(min(1.0, self._stall / 4))
             if any(until < time.monotonic() for _, until in self._pending.values()):
@@ -174,7 +178,7 @@ class ScorerProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _end(self, patience: float = 0.0) -> None:
-        """Close the pipe; kill what does not end by itself within `patience` seconds."""
+        """Close the process's stdin, and kill the process if it has not ended after `patience` seconds."""
         process = self._process
         if process is None:
             return
