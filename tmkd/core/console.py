@@ -62,7 +62,13 @@ def say(text: str) -> None:
 class Bar(Protocol):
     """What a step is handed to report on itself."""
 
-    def advance(self, count: int, note: str = "") -> None: ...
+    def advance(self, count: int, note: str = "") -> None:
+        """Count finished work.
+
+        Args:
+            count: Units of work finished since the last call.
+            note: A short text that is shown behind the bar, such as the loss.
+        """
 
 
 class _Silent:

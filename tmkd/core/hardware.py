@@ -65,10 +65,11 @@ def describe(wanted: str) -> str:
 
 
 def prepare(threads: int | None = None, attention: str = "auto") -> None:
-    """Set this process up for tensor work: `threads` threads (all usable cores unless given, or its share of them where
-    they are shared), and freed memory kept.
+    """Set this process up for tensor work: number of threads, kind of attention, and freed memory kept.
 
-    `attention` forces what `hardware.attention` gives.
+    Args:
+        threads: Threads of PyTorch; this process's share of the usable cores unless given.
+        attention: What `hardware.attention` gives from here on; `auto` takes what is fastest on the device.
     """
     global _forced_attention
     _forced_attention = attention

@@ -71,7 +71,11 @@ def _encoded(rows: Sequence[Mapping[str, Any]], extension: str) -> bytes:
 
 
 def _csv_line(cells: Sequence[Any], delimiter: str) -> str:
-    """One record. The writer quotes what its line end holds, and both \\r and \\n end a line where it is read again."""
+    """Format one record.
+
+    The csv module quotes a cell that holds a character of its line terminator. A reader takes a carriage return as well
+    as a line feed for the end of a line, so the terminator holds both here and is replaced afterwards.
+    """
     buffer = io.StringIO(newline="")
     csv.writer(buffer, delimiter=delimiter, lineterminator="\r\n").writerow(cells)
     return buffer.getvalue().removesuffix("\r\n") + "\n"

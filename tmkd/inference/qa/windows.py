@@ -60,8 +60,10 @@ def _pieces(text: str) -> list[Span]:
 
 
 def _torn(text: str) -> int:
-    """How many tokens more than pieces a text may have: a tokenizer splits keys, hashes and long names into single
-    characters, and other scripts into bytes."""
+    """How many more tokens than pieces a text may have.
+
+    A tokenizer splits keys, hashes and long names into single characters, and other scripts into bytes.
+    """
     odd = [word for word in text.split() if len(word) > _WORD or (not word.isalpha() and _mixed(word))]
     return sum(map(len, odd)) + len(text.encode("utf-8", "surrogatepass")) - len(text)
 

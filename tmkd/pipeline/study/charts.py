@@ -22,11 +22,17 @@ _LOOKS = [(mark, dash) for dash in ("-", "--", ":") for mark in "o^sD"]
 
 
 def metric_over_values(lines: Mapping[str, Points], key: str, by: str, metric: str) -> str:
-    """A metric over the numbers that a key takes, a line for each value of a second key.
+    """Draw a metric over the numbers that a key takes, with one line for each value of a second key.
 
     Args:
-        lines: (value, interval) by the second key's value; one line named "" where there is no second key.
-        by: the second key, the legend's title.
+        lines: Points (value of the key, interval of the metric) by the second key's value; one line named "" where
+            there is no second key.
+        key: The key on the x axis.
+        by: The second key, which is the legend's title.
+        metric: The metric on the y axis.
+
+    Returns:
+        The figure as SVG.
     """
     values = sorted({x for points in lines.values() for x, _ in points})
     logarithmic = values[0] > 0 and values[-1] / values[0] >= DECADES
