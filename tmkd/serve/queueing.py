@@ -31,7 +31,13 @@ TOKENISING = 16  # text that is cut off is only tokenized, at about a sixteenth 
 class JobScorer(Protocol):
     """Anything that scores a batch, such as a `ScorerProcess`."""
 
-    async def score(self, groups: list[tuple[str, list[str], bool]]) -> Scored: ...
+    async def score(self, groups: list[tuple[str, list[str], bool]]) -> Scored:
+        """Score a batch.
+
+        Args:
+            groups: For each request its query, its texts, and whether longer pairs are cut.
+        """
+        ...
 
 
 @dataclass(eq=False)

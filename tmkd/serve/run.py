@@ -73,8 +73,11 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _watch(self) -> None:
-        """Run a timer exactly while the server waits for the client: for a request's headers, for the rest of a body
-        that is answered already, or for the client to read."""
+        """Start or stop the timer of a slow client.
+
+        It runs exactly while the server waits for the client: for a request's headers, for the rest of a body that is
+        answered already, or for the client to read.
+        """
         begun = self.conn.their_state is not h11.IDLE or self.conn.our_state is not h11.IDLE
         waiting = not begun or self.conn.our_state is h11.DONE or self.flow.write_paused
         if waiting and self._timer is None:
