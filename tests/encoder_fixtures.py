@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from conftest import pair_rows
@@ -13,11 +14,12 @@ from tmkd.models.encoders.find import find_encoder
 from tmkd.models.tokenizer import PairTokenizer
 
 
-def inputs(folder: Path, count: int = 12) -> list[torch.Tensor]:
+def inputs(folder: Path, count: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows = pair_rows()[:count]
     tokenizer = PairTokenizer(folder, 64)
     encoded = tokenizer.encode([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows])
-    return [torch.from_numpy(a) for a in pad(encoded.ids, encoded.type_ids, list(range(count)), tokenizer.pad_id)]
+    ids, mask, types = pad(encoded.ids, encoded.type_ids, list(range(count)), tokenizer.pad_id)
+    return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(types)
 
 
 TINY = {
@@ -37,7 +39,7 @@ def tiny(model_type: str, folder: Path, **changes: object) -> Path:
     from transformers import AutoConfig, AutoModel
 
     torch.manual_seed(0)
-    special = {
+    special: dict[str, dict[str, Any]] = {
         "electra": {"embedding_size": 32},
         "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 16},
         "modernbert": {"cls_token_id": 101, "sep_token_id": 102, "bos_token_id": 101, "eos_token_id": 102},

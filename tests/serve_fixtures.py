@@ -13,13 +13,15 @@ import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from export_fixtures import exported
 
 from tmkd.serve.app import create_app
 from tmkd.serve.settings import Settings
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = (sys.executable, "-m", "tmkd", "serve")
@@ -44,7 +46,7 @@ class InProcess:
         transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine, on the application's loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
 

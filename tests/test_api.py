@@ -62,7 +62,7 @@ def test_the_version_is_that_of_the_package() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'tmkd' has no attribute 'Pipeline'"):
-        _ = tmkd.Pipeline  # type: ignore[attr-defined]
+        _ = tmkd.Pipeline
 
 
 def test_what_scores_needs_no_torch() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def alive(pid: int) -> bool:
 def test_a_contestant_that_fails_gets_a_row_with_the_reason_and_the_others_continue(
     scripts: Path, tmp_path: Path
 ) -> None:
-    names = {"good": {}, "cannot load": {"bad": True}, "dies": {"dies_at": 3}}
+    names: dict[str, dict[str, Any]] = {"good": {}, "cannot load": {"bad": True}, "dies": {"dies_at": 3}}
     contestants = [Contestant(name, "echo.py", options) for name, options in names.items()]
     good, cannot, dies = compete(contestants, turn, 4, tmp_path)
     assert good.values == {"pairs/s": [2.0] * 4}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tmkd.data.builtin.debian_docs import DebianDocs, build
 from tmkd.data.builtin.debian_packages import fetch
 from tmkd.data.documents.sections import Block, Section
 from tmkd.data.documents.text import contains, jaccard, normalise, tokens
+from tmkd.data.pairs import Pairs
 
 pytestmark = pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt here")
 PACKAGES = ("perl-doc", "debian-faq")
@@ -21,7 +23,7 @@ SMALL = {"packages": PACKAGES, "headings": 60, "pool_per_question": 8, "pool_per
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory):
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of its own, with the user's packages in it so that they are fetched only once."""
     fetched = fetch(PACKAGES)
     folder = tmp_path_factory.mktemp("cache")
@@ -37,14 +39,14 @@ def docs(cache: Path) -> DebianDocs:
     return build(DebianDocsSizes(**SMALL))
 
 
-def _by_question(pairs) -> dict[str, list[int]]:
+def _by_question(pairs: Pairs) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for qid, label in zip(pairs.qids, pairs.labels.tolist(), strict=True):
         found.setdefault(qid, []).append(label)
     return found
 
 
-def test_counts_and_labels(docs: DebianDocs):
+def test_counts_and_labels(docs: DebianDocs) -> None:
     for name, negatives in (("train", 4), ("dev", 9), ("test", 9)):
         questions = _by_question(getattr(docs, name))
         headings = [questions.pop(qid) for qid in list(questions) if qid.startswith("h-")]
@@ -65,7 +67,7 @@ def test_counts_and_labels(docs: DebianDocs):
     assert set(docs.info["packages"]) == set(PACKAGES)
 
 
-def test_no_pair_twice_and_passages_are_of_the_corpus(docs: DebianDocs):
+def test_no_pair_twice_and_passages_are_of_the_corpus(docs: DebianDocs) -> None:
     texts = {passage.pid: passage.text for passage in docs.passages}
     assert len(texts) == len(docs.passages)
     for pairs in (docs.train, docs.dev, docs.test, docs.pool):
@@ -73,7 +75,7 @@ def test_no_pair_twice_and_passages_are_of_the_corpus(docs: DebianDocs):
         assert all(texts[pid] == text for pid, text in zip(pairs.pids, pairs.passages, strict=True))
 
 
-def test_positives_are_the_questions_own_answer_and_negatives_are_not(docs: DebianDocs):
+def test_positives_are_the_questions_own_answer_and_negatives_are_not(docs: DebianDocs) -> None:
     passages = {passage.pid: passage for passage in docs.passages}
     for pairs in (docs.train, docs.dev, docs.test):
         for question, qid, pid, label in zip(pairs.questions, pairs.qids, pairs.pids, pairs.labels, strict=True):
@@ -83,7 +85,7 @@ def test_positives_are_the_questions_own_answer_and_negatives_are_not(docs: Debi
                 assert (passages[pid].answer_of == qid) == (label == 1)
 
 
-def test_being_out_of_an_answer_tells_little(docs: DebianDocs):
+def test_being_out_of_an_answer_tells_little(docs: DebianDocs) -> None:
     answers = {passage.pid for passage in docs.passages if passage.answer_of is not None}
     for name, negatives in (("train", 4), ("dev", 9), ("test", 9)):
         pairs = getattr(docs, name)
@@ -99,13 +101,13 @@ def test_being_out_of_an_answer_tells_little(docs: DebianDocs):
     assert len(positives & negatives_of_others) > len(positives) / 3  # the same passages stand on both sides
 
 
-def test_no_passage_contains_its_question(docs: DebianDocs):
+def test_no_passage_contains_its_question(docs: DebianDocs) -> None:
     for pairs in (docs.train, docs.dev, docs.test, docs.pool):
         for question, passage in zip(pairs.questions, pairs.passages, strict=True):
             assert not contains(passage, question)
 
 
-def test_nothing_of_dev_and_test_is_in_train_or_pool(docs: DebianDocs):
+def test_nothing_of_dev_and_test_is_in_train_or_pool(docs: DebianDocs) -> None:
     held_questions = set(docs.dev.questions) | set(docs.test.questions)
     held_qids = set(docs.dev.qids) | set(docs.test.qids)
     held_pids = {passage.pid for passage in docs.passages if passage.answer_of in held_qids}
@@ -126,7 +128,7 @@ def test_nothing_of_dev_and_test_is_in_train_or_pool(docs: DebianDocs):
     assert not set(docs.dev.qids) & set(docs.test.qids)
 
 
-def test_second_call_reads_the_cache_and_a_rebuild_gives_the_same_rows(docs: DebianDocs, cache: Path):
+def test_second_call_reads_the_cache_and_a_rebuild_gives_the_same_rows(docs: DebianDocs, cache: Path) -> None:
     built = cache / "debian-docs" / "built"
     (folder,) = built.iterdir()
     changed = folder.stat().st_mtime_ns
@@ -140,7 +142,7 @@ def test_second_call_reads_the_cache_and_a_rebuild_gives_the_same_rows(docs: Deb
     assert fresh.pool.digest() == docs.pool.digest()
 
 
-def test_fewer_questions_keep_their_side_of_the_split(docs: DebianDocs):
+def test_fewer_questions_keep_their_side_of_the_split(docs: DebianDocs) -> None:
     few = build(DebianDocsSizes(**SMALL, max_questions=40))
     assert sum(few.info["questions"].values()) <= 40
     for name in ("train", "dev", "test"):
@@ -149,13 +151,13 @@ def test_fewer_questions_keep_their_side_of_the_split(docs: DebianDocs):
             assert not set(getattr(few, name).qids) & set(getattr(docs, other).qids)
 
 
-def test_too_few_questions_are_refused(cache: Path):
+def test_too_few_questions_are_refused(cache: Path) -> None:
     with pytest.raises(DataError, match="no question is left for"):
         build(DebianDocsSizes(**SMALL, max_questions=1))
     assert not list((cache / "debian-docs" / "built").glob(".building-*"))
 
 
-def test_answers_take_what_stands_below_the_question():
+def test_answers_take_what_stands_below_the_question() -> None:
     sections = [
         Section("Data", (), "FAQ", [Block("Intro.")]),
         Section("How do I encode text?", ("Data",), "FAQ", [Block("First.")]),
@@ -178,11 +180,11 @@ def test_answers_take_what_stands_below_the_question():
         ("?", False),
     ],
 )
-def test_which_headings_are_questions(heading, asks):
+def test_which_headings_are_questions(heading: str, asks: bool) -> None:
     assert is_question(heading) is asks
 
 
-def test_headings_that_say_nothing_are_dropped():
+def test_headings_that_say_nothing_are_dropped() -> None:
     headings = ["Notes", "See Also", "Return Values", "Using regular expressions in loops", "Getting the Source via"]
     headings += ["Common Error Handling Mistakes"] * 3
     assert [heading for heading, _ in _worthwhile([(heading, "x") for heading in headings])] == [

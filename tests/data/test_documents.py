@@ -14,7 +14,7 @@ from tmkd.data.documents.bm25 import PassageIndex
 from tmkd.data.documents.html import parse_html
 from tmkd.data.documents.passages import MOST_WORDS, Passage, cut, sentences, size
 from tmkd.data.documents.pod import parse_pod, render
-from tmkd.data.documents.sections import Block, clean_heading
+from tmkd.data.documents.sections import Block, Section, clean_heading
 from tmkd.data.documents.text import contains, jaccard, text_hash, tokens
 
 SPHINX = """<html><head><title>Programming FAQ &#8212; Python 3.11.2 documentation</title></head><body>
@@ -44,11 +44,11 @@ FAQ_PAGE = """<html><body><div class="nosearch">Home</div><h2>Questions</h2>
 <dl><dt>Is it safe?</dt><dd><p>Yes.</p></dd><dt>-v</dt><dt>--verbose</dt><dd>Says more.</dd></dl></body></html>"""
 
 
-def _flat(sections: list) -> list[tuple[str, list[str]]]:
+def _flat(sections: list[Section]) -> list[tuple[str, list[str]]]:
     return [(section.heading, [block.text for block in section.blocks]) for section in sections]
 
 
-def test_sphinx_page_keeps_code_and_drops_navigation():
+def test_sphinx_page_keeps_code_and_drops_navigation() -> None:
     sections = parse_html(SPHINX.encode())
     answer = next(section for section in sections if section.heading == "Why did x change?")
     assert answer.path == ("Programming FAQ", "Core Language")
@@ -65,7 +65,7 @@ def test_sphinx_page_keeps_code_and_drops_navigation():
         assert dropped not in everything
 
 
-def test_docbook_page_with_note_table_and_box():
+def test_docbook_page_with_note_table_and_box() -> None:
     sections = _flat(parse_html(DOCBOOK.encode()))
     assert sections == [
         ("Software", []),
@@ -75,7 +75,7 @@ def test_docbook_page_with_note_table_and_box():
     ]
 
 
-def test_questions_that_are_not_heading_elements():
+def test_questions_that_are_not_heading_elements() -> None:
     sections = _flat(parse_html(FAQ_PAGE.encode()))
     assert sections == [
         ("Questions", []),
@@ -85,16 +85,16 @@ def test_questions_that_are_not_heading_elements():
 
 
 @pytest.mark.parametrize("data", [b"", b"   ", b"<html></html>", b"<!-- only a comment -->", b"\xff\xfe\x00"])
-def test_empty_and_broken_html_gives_no_text(data):
+def test_empty_and_broken_html_gives_no_text(data: bytes) -> None:
     assert all(len(section.blocks) <= 1 for section in parse_html(data))
 
 
-def test_latin1_page_is_decoded_as_it_declares():
+def test_latin1_page_is_decoded_as_it_declares() -> None:
     page = '<html><head><meta charset="iso-8859-1"></head><body><p>caf\xe9 au lait</p></body></html>'
     assert parse_html(page.encode("latin-1"))[0].blocks[0].text == "café au lait"
 
 
-def test_pod_sections_items_and_code():
+def test_pod_sections_items_and_code() -> None:
     text = """use strict;
 
 =head1 NAME
@@ -155,23 +155,23 @@ sub code { 1 }
         ("a < b and A<B", "a < b and B"),
     ],
 )
-def test_pod_formatting_codes(pod, plain):
+def test_pod_formatting_codes(pod: str, plain: str) -> None:
     assert render(pod) == plain
 
 
-def test_sentences_end_where_sentences_end():
+def test_sentences_end_where_sentences_end() -> None:
     text = 'Use e.g. apt. It asks "Really?" Then version 3.11.2 comes (see J. Doe). Done!'
     assert sentences(text) == ["Use e.g. apt.", 'It asks "Really?"', "Then version 3.11.2 comes (see J. Doe).", "Done!"]
 
 
-def test_passages_are_cut_at_sentence_ends_near_the_target():
+def test_passages_are_cut_at_sentence_ends_near_the_target() -> None:
     sentence = "This sentence has exactly nine words in its body. "
     pieces = [text for text, _ in cut([Block((sentence * 40).strip())])]
     assert all(55 <= size(piece) <= MOST_WORDS and piece.endswith("body.") for piece in pieces)
     assert " ".join(pieces) == (sentence * 40).strip()
 
 
-def test_code_stays_with_the_line_that_announces_it_and_keeps_its_lines():
+def test_code_stays_with_the_line_that_announces_it_and_keeps_its_lines() -> None:
     words = "One more plain sentence of eight words here. " * 8
     code = "\n".join(f"    line_{n} = {n}" for n in range(6))
     pieces = cut([Block(words.strip()), Block("It goes like this:"), Block(code, code=True)])
@@ -180,7 +180,7 @@ def test_code_stays_with_the_line_that_announces_it_and_keeps_its_lines():
     assert 0 < share < 1
 
 
-def test_a_sentence_longer_than_a_passage_is_cut_between_words():
+def test_a_sentence_longer_than_a_passage_is_cut_between_words() -> None:
     pieces = [text for text, _ in cut([Block("word " * 400)])]
     assert all(size(piece) <= MOST_WORDS for piece in pieces)
     assert sum(len(piece.split()) for piece in pieces) == 400
@@ -198,11 +198,11 @@ def test_a_sentence_longer_than_a_passage_is_cut_between_words():
         ("A.1. Appendix", "Appendix"),
     ],
 )
-def test_headings_lose_their_numbers(heading, clean):
+def test_headings_lose_their_numbers(heading: str, clean: str) -> None:
     assert clean_heading(heading) == clean
 
 
-def test_same_text_in_another_layout_is_the_same():
+def test_same_text_in_another_layout_is_the_same() -> None:
     assert text_hash("Use `apt`,\n  twice!") == text_hash("use apt twice")
     assert text_hash("!!!") != text_hash("???")
     assert contains("Well, how do I COUNT?", "How do I count")
@@ -216,7 +216,7 @@ def _passages(*texts: str) -> list[Passage]:
     return [Passage(text_hash(text), text, "", (), "here", str(place)) for place, text in enumerate(texts)]
 
 
-def test_bm25_ranks_and_breaks_ties_by_number():
+def test_bm25_ranks_and_breaks_ties_by_number() -> None:
     index = PassageIndex.build(_passages("sorting arrays in perl", "cooking rice", "perl hashes", "perl hashes"))
     assert [number for number, _ in index.search("how do I sort an array?", 5)] == [0]
     hits = index.search("hash", 3)
@@ -229,13 +229,13 @@ def test_bm25_ranks_and_breaks_ties_by_number():
     "query",
     ['"unclosed', "a AND", "NOT (", "text:perl^9", "[a TO b]", "/re/", "\\", "perl~2", "+-*", "IN [", "'", "🦀 perl"],
 )
-def test_query_syntax_means_nothing(query):
+def test_query_syntax_means_nothing(query: str) -> None:
     index = PassageIndex.build(_passages("perl text re", "rice"))
     hits = index.search(query, 2)
     assert [number for number, _ in hits] in ([], [0])
 
 
-def test_empty_query_and_index():
+def test_empty_query_and_index() -> None:
     assert PassageIndex.build([]).search("perl", 3) == []
     index = PassageIndex.build(_passages("the who", "rice"))
     assert index.search("", 3) == []
@@ -243,7 +243,7 @@ def test_empty_query_and_index():
     assert [number for number, _ in index.search("who", 3)] == [0]  # nothing but function words: they count then
 
 
-def test_sources_are_found_by_versioned_name():
+def test_sources_are_found_by_versioned_name() -> None:
     assert source("python3.13-doc").name == "python3-doc"
     assert source("postgresql-doc-17").name == "postgresql-doc"
     with pytest.raises(DataError, match=r"perl-docs.*perl-doc"):
@@ -251,21 +251,21 @@ def test_sources_are_found_by_versioned_name():
     assert len({one.name for one in SOURCES}) == len(SOURCES)
 
 
-def test_no_apt_names_the_other_ways(monkeypatch, tmp_path: Path):
+def test_no_apt_names_the_other_ways(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FetchError, match=r"no apt-get on this machine.*hub data set.*files of your own"):
         fetch()
 
 
-def test_packages_without_questions_are_refused(monkeypatch, tmp_path: Path):
+def test_packages_without_questions_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path))
     with pytest.raises(FetchError, match="debian-handbook has questions; name one of: perl-doc"):
         fetch(["debian-handbook"])
 
 
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt here")
-def test_package_lists_of_our_own_where_the_system_has_none(monkeypatch, tmp_path: Path):
+def test_package_lists_of_our_own_where_the_system_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "lists" / "partial").mkdir(parents=True)
     (tmp_path / "apt.conf").write_text(f'Dir::State::lists "{tmp_path / "lists"}";\n')
     monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from qa_fixtures import document, index_of
 
 from tmkd.core.errors import DataError, MissingExtraError
 from tmkd.data.documents.html import parse_html
-from tmkd.data.documents.index import CARD, DocumentIndex, update_index
+from tmkd.data.documents.index import CARD, Document, DocumentIndex, Found, update_index
 from tmkd.data.documents.json_lines import Fields
 from tmkd.data.documents.markdown import parse_markdown, parse_plain
 from tmkd.data.documents.reader import DocumentReader, Reading, index_documents
@@ -75,7 +76,7 @@ def docs(tmp_path: Path) -> Path:
     return write(tmp_path / "docs", files)
 
 
-def first(index: DocumentIndex, question: str):
+def first(index: DocumentIndex, question: str) -> Found:
     return index.search(question, 1)[0]
 
 
@@ -126,7 +127,7 @@ def test_a_folder_of_documents_with_title_headings_and_place(docs: Path, tmp_pat
 
 
 def test_json_lines_plain_and_packed_with_fields_of_any_name(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, object]] = [
         {"key": 7, "head": "Disks", "body": "Mount a disk.\n\nOr not.", "link": "https://a.example/7"},
         {"key": "b", "body": "Copy a file."},
     ]
@@ -215,6 +216,9 @@ def test_a_reader_keeps_what_it_opened_while_the_index_is_rewritten(tmp_path: Pa
     wrong: list[object] = []
     stop = threading.Event()
 
+    def numbered(turn: int) -> list[Document]:
+        return [document(f"d{n}", f"disk turn{turn} number{n}") for n in range(turn)]
+
     def read() -> None:
         while not stop.is_set():
             try:
@@ -227,7 +231,7 @@ def test_a_reader_keeps_what_it_opened_while_the_index_is_rewritten(tmp_path: Pa
     thread = threading.Thread(target=read)
     thread.start()
     for turn in range(8):
-        update_index(out, lambda turn=turn: [document(f"d{n}", f"disk turn{turn} number{n}") for n in range(turn)])
+        update_index(out, partial(numbered, turn))
     stop.set()
     thread.join()
     assert wrong == []

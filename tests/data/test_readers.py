@@ -16,7 +16,7 @@ from pairs_fixtures import EXTENSIONS, ROWS, refused
 
 from tmkd.data.pairs import pair_id
 from tmkd.data.readers import line_of, read_rows
-from tmkd.data.rows import Columns, read_pairs, rows_to_pairs
+from tmkd.data.rows import Columns, Row, read_pairs, rows_to_pairs
 from tmkd.data.writers import write_rows
 
 
@@ -67,7 +67,7 @@ def test_labels_may_be_absent_row_by_row() -> None:
 
 
 def test_rows_without_qid_stand_for_themselves() -> None:
-    rows = [
+    rows: list[Row] = [
         {"question": "q", "passage": "p", "qid": None, "pid": ""},
         {"question": "r", "passage": "p", "qid": 4, "pid": 5},
     ]

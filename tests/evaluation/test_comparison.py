@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def outputs(pairs: Pairs, seed: int = 0) -> list[ModelOutput]:
         return logits(strength * pairs.labels + generator.normal(size=len(pairs)))
 
     times = {10: 5.0, 25: 12.0, 50: 25.0, 100: 50.0}
-    slow = {
+    slow: dict[str, Any] = {
         "parameters": 22_700_000,
         "bytes": 90_000_000,
         "layers": 6,
@@ -103,7 +104,7 @@ def test_intervals_cover_the_true_value_in_about_95_percent() -> None:
     for _ in range(100):
         value, spread = distributions(draws, logits(generator.random(len(pairs)))[None])["mrr"]
         span = interval(value, spread)
-        inside += span.low <= truth <= span.high
+        inside += int(span.low <= truth <= span.high)
     assert 85 <= inside <= 100
 
 

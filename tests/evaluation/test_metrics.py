@@ -55,7 +55,7 @@ def test_auc_under_weights_equals_scikit_learn(levels: int) -> None:
 def test_spearman_under_weights_equals_scipy_on_repeated_rows(levels: int) -> None:
     generator = np.random.default_rng(2)
     first = generator.integers(0, levels, 200).astype(float)
-    second = first + generator.integers(0, levels, 200)
+    second = first + generator.integers(0, levels, 200).astype(float)
     weights = generator.integers(0, 4, 200)
     for times in (np.ones(200, dtype=int), weights):
         rows = np.repeat(np.arange(200), times)

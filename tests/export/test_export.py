@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def _not_finite(source: ExportSource, path: Path, attempt: int) -> None:
     [(_perturbed, "a logit differs by"), (_broken, "cannot be opened"), (_not_finite, "not finite")],
 )
 def test_a_wrong_backend_is_removed_and_the_table_says_why(
-    writer: object, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    writer: Callable[[ExportSource, Path, int], None], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BACKENDS, "onnx-fp32", replace(BACKENDS["onnx-fp32"], write=writer))
     student = mpnet_student(tmp_path)

@@ -37,7 +37,7 @@ def outcomes(count: int = 40, seed: int = 0) -> Outcomes:
     generator = np.random.default_rng(seed)
     present = np.arange(2 * count) < count
     right = present & (generator.random(2 * count) < 0.7)
-    scores = np.round(generator.normal(size=2 * count) + 1.5 * right, 1)
+    scores = np.round(generator.normal(size=2 * count) + 1.5 * right.astype(float), 1)
     scores[-1] = -np.inf
     return Outcomes(scores, right, present)
 
@@ -66,7 +66,7 @@ def test_the_threshold_of_the_best_f1_is_found() -> None:
 
         def f1(least: float, one: Outcomes = one) -> float:
             given = one.scores >= least
-            return 2 * (given & one.right).sum() / (given.sum() + one.present.sum())
+            return float(2 * (given & one.right).sum() / (given.sum() + one.present.sum()))
 
         assert f1(best_f1(one)) == max(f1(least) for least in one.scores[np.isfinite(one.scores)])
         counts = one.at(best_f1(one))
@@ -78,7 +78,7 @@ def test_the_lowest_threshold_within_a_risk_is_found() -> None:
     least = within_risk(one, 0.3)
 
     def risk(least: float) -> float:
-        return 1 - one.right[one.scores >= least].mean()
+        return float(1 - one.right[one.scores >= least].mean())
 
     assert risk(least) <= 0.3
     assert all(risk(lower) > 0.3 for lower in one.scores[np.isfinite(one.scores)] if lower < least)
@@ -123,6 +123,7 @@ def test_questions_are_asked_with_and_without_their_sources(answerer: QuestionAn
         without = one.ranked(0.0, sources=False)
         assert without
         assert not {ranked.found.document for ranked in without} & one.case.documents
+    assert isinstance(answerer.scorer, OverlapScorer)
     scored = answerer.scorer.asked
     assert len(scored) == len(set(scored))
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,8 +42,8 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(with_every_backend("ranking"), tmp_path / "copy"))
 
 
-def _card(folder: Path) -> dict[str, dict[str, dict[str, object]]]:
-    card: dict[str, dict[str, dict[str, object]]] = json.loads((folder / "tmkd.json").read_text())
+def _card(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    card: dict[str, dict[str, dict[str, Any]]] = json.loads((folder / "tmkd.json").read_text())
     return card
 
 

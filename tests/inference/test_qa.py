@@ -133,11 +133,12 @@ def test_the_command_answers_with_an_export(tmp_path: Path, tmkd: Tmkd, monkeypa
 def test_the_terminal_shows_the_best_sentence_and_what_was_read() -> None:
     text = "First things first. This is it. The rest."
     answer = Answer(1, "p", text, (20, 31), (20, 41), 1.5, 0.8, 4, "Guide", ("Guide", "Use"), "guide.md")
-    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system="standard")
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100, color_system="standard")
     times = dict.fromkeys(("retrieve", "rank", "mark", "total"), 1.0)
     for part in Answers("q", False, [answer], 1, times).shown():
         console.print(part)
-    page = console.file.getvalue()
+    page = file.getvalue()
     assert "no passage answers this well" in page
     assert "\x1b[1mThis is it.\x1b[0m" in page
     assert "Guide > Use" in page

@@ -84,7 +84,7 @@ def test_three_classes_have_probabilities_but_no_score() -> None:
 
 
 def test_softmax_does_not_overflow() -> None:
-    np.testing.assert_allclose(softmax(np.array([[1000.0, 0.0], [-1000.0, -1000.0]])), [[1, 0], [0.5, 0.5]])
+    np.testing.assert_allclose(softmax(np.array([[1000.0, 0.0], [-1000.0, -1000.0]])), [[1.0, 0.0], [0.5, 0.5]])
 
 
 def test_no_pairs_and_one_pair() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_combinations_by_hand() -> None:
 
 def test_stored_heads_give_every_combination(tmp_path: Path) -> None:
     workspace, model, rows = Workspace(tmp_path / "w"), stored(tmp_path), pairs()
-    given = {"name": "tmkd", "precision": "fp32"}
+    given: dict[str, Any] = {"name": "tmkd", "precision": "fp32"}
     heads = head_logits(workspace, model, rows, **given)
     assert heads.shape == (len(rows), 3, 2)
     assert np.abs(heads[:, 0] - heads[:, 1]).max() > 0.1
@@ -68,7 +69,7 @@ def test_stored_heads_give_every_combination(tmp_path: Path) -> None:
 def test_several_students_of_a_seed_are_averaged(tmp_path: Path) -> None:
     workspace, rows = Workspace(tmp_path / "w"), pairs()
     models = [stored(tmp_path / str(seed), seed=seed) for seed in range(4)]
-    given = {"name": "m-o-m", "precision": "fp32"}
+    given: dict[str, Any] = {"name": "m-o-m", "precision": "fp32"}
     alone = method_logits(workspace, models, rows, **given)
     together = method_logits(workspace, models, rows, each=2, **given)
     softmax = np.exp(alone) / np.exp(alone).sum(-1, keepdims=True)

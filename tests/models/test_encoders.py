@@ -47,6 +47,7 @@ def test_outputs_and_gradients_equal_transformers(encoder_folder: Path, tmp_path
     output = theirs(input_ids=ids, attention_mask=mask, **extra).logits
     torch.nn.functional.cross_entropy(output, labels).backward()
     assert torch.allclose(ours(Batch(ids, mask, types)).golden, output, atol=1e-5)
+    assert isinstance(ours.encoder, PairEncoder)
     reference = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     mine = {name: p.grad for name, p in ours.encoder.model.named_parameters() if p.grad is not None}
     assert set(mine) | {n for n in reference if "classifier" in n} >= set(reference)
@@ -95,12 +96,18 @@ def test_layers_between_encoder_and_head_start_with_random_weights_where_the_che
     assert "pre_classifier.weight" in caplog.text
     save_student(Student(encoder, 2), tmp_path / "saved", folder, 64, {})
     again = load_student(tmp_path / "saved")
+    assert isinstance(again.encoder, PairEncoder)
     assert torch.equal(again.encoder.model.pre_classifier.weight, encoder.model.pre_classifier.weight)
     weights = load_file(tmp_path / "saved" / "model.safetensors")
     del weights["pre_classifier.weight"]
     save_file(weights, tmp_path / "saved" / "model.safetensors")
     with pytest.raises(EncoderError, match=r"pre_classifier\.weight"):
         load_student(tmp_path / "saved")
+
+
+def gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad.clone()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
@@ -114,7 +121,7 @@ def test_one_query_per_pair_needs_no_keys_and_values(dropout: float) -> None:
         torch.manual_seed(1)  # the same weights are dropped
         output = attention(query(first), x, key, value, 4, dropout)
         output.square().sum().backward()
-        found.append([output, *(p.grad.clone() for layer in (query, key, value) for p in layer.parameters())])
+        found.append([output, *(gradient(p) for layer in (query, key, value) for p in layer.parameters())])
         for layer in (query, key, value):
             layer.zero_grad()
     assert isinstance(cheap, FirstOfPadded)

@@ -13,13 +13,17 @@ from encoder_fixtures import tiny
 from numpy.typing import NDArray
 
 from tmkd.config.load import load_recipe
-from tmkd.config.sections import Loss, Stage2, Training
+from tmkd.config.recipe import Recipe
+from tmkd.config.sections import Loss, Stage2, Teacher, Training
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.split import STAGE1, folds, split, subsample
 from tmkd.models.batching import replayed_steps
 from tmkd.models.student import StudentOutput
 from tmkd.pipeline.run import Run
+from tmkd.pipeline.steps.teach import teach
+from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.pipeline.teacher_labels import TeacherLabels
 from tmkd.training import state
 from tmkd.training.gradients import MicroBatchGradients
 from tmkd.training.targets import Replay, Targets, stage2_loss
@@ -111,28 +115,27 @@ def test_folds_keep_questions_whole_and_are_of_one_size() -> None:
 def test_no_pair_is_labelled_by_a_teacher_that_saw_its_question(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tmkd.pipeline.teacher_labels as module
-
     taught: dict[str, set[str]] = {}
-    real = module.teach
 
-    def teach(workspace, recipe, teacher, rows, warmed_up):  # type: ignore[no-untyped-def]
-        step = real(workspace, recipe, teacher, rows, warmed_up)
+    def teach_watched(
+        workspace: Workspace, recipe: Recipe, teacher: Teacher, rows: Pairs, warmed_up: Step | None
+    ) -> Step:
+        step = teach(workspace, recipe, teacher, rows, warmed_up)
         if "without fold" in teacher.name:
             taught[step.fingerprint] = set(rows.questions)
         return step
 
-    monkeypatch.setattr(module, "teach", teach)
+    monkeypatch.setattr("tmkd.pipeline.teacher_labels.teach", teach_watched)
     line = a_run(small, tmp_path / "w", "labels=out-of-fold", "folds=3", "methods=[tmkd]")
     asked: dict[str, set[str]] = {}
-    logits, logits_of = line.labels.logits_of, module.TeacherLabels.logits_of
+    logits, logits_of = line.labels.logits_of, TeacherLabels.logits_of
 
-    def watched(self, model, pairs, name):  # type: ignore[no-untyped-def]
+    def watched(self: TeacherLabels, model: Step, pairs: Pairs, name: str) -> NDArray[np.float32]:
         if "without fold" in name:
             asked.setdefault(model.fingerprint, set()).update(pairs.questions)
         return logits_of(self, model, pairs, name)
 
-    monkeypatch.setattr(module.TeacherLabels, "logits_of", watched)
+    monkeypatch.setattr(TeacherLabels, "logits_of", watched)
     (student,) = line.students.train_all()
     assert len(taught) == 6  # three folds of two teachers
     assert asked.keys() == taught.keys()
@@ -141,17 +144,19 @@ def test_no_pair_is_labelled_by_a_teacher_that_saw_its_question(
     assert set.union(*asked.values()) == set(line.data.train.questions)
     targets = line.labels.targets(student.method, line.data.student_pairs, "train")
     assert targets is not None
-    for number, (_, step) in enumerate(line.labels.teachers):
+    full = [step for _, step in line.labels.teachers if step is not None]
+    assert len(full) == 2
+    for number, step in enumerate(full):
         own = logits(step, line.data.train, "own")
         assert not np.allclose(targets.logits[:, number], own)
     pool = line.labels.targets(student.method, line.data.pool, "pool")
     assert pool is not None
     assert not pool.folds  # the pool keeps the full teachers
-    np.testing.assert_array_equal(pool.logits[:, 0], logits(line.labels.teachers[0][1], line.data.pool, "own"))
+    np.testing.assert_array_equal(pool.logits[:, 0], logits(full[0], line.data.pool, "own"))
 
-    own = a_run(small, tmp_path / "w", "methods=[tmkd]")
-    assert own.students.train_all()[0].stage1 == student.stage1
-    assert own.students.train_all()[0].steps != student.steps
+    plain = a_run(small, tmp_path / "w", "methods=[tmkd]")
+    assert plain.students.train_all()[0].stage1 == student.stage1
+    assert plain.students.train_all()[0].steps != student.steps
 
 
 def test_one_teacher_needs_only_its_own_folds(small: Path, tmp_path: Path) -> None:
@@ -212,9 +217,8 @@ def test_replay_keeps_the_reference_of_the_task_and_needs_the_same_teachers(tmkd
     rows, _ = Replay(pool, Targets(("x",), np.zeros((1, 1, 2), np.float32))).behind(
         scored, Targets(("x",), np.zeros((1, 1, 2), np.float32))
     )
-    np.testing.assert_allclose(rows.golden, [[0.1, 0.9], [0, 0]], rtol=1e-6)
-    rows = [{**row, "judge": 0.5} for row in pair_rows(2)]
-    write_jsonl(small.with_name("train.jsonl"), rows)
+    np.testing.assert_allclose(rows.golden, [[0.1, 0.9], [0.0, 0.0]], rtol=1e-6)
+    write_jsonl(small.with_name("train.jsonl"), [{**row, "judge": 0.5} for row in pair_rows(2)])
     refused = tmkd("distill", small, "stage2.replay=0.5", "data.scores={judge: probability}", check=False)
     assert "stage2.replay: teacher judge is a column of scores that the training set has" in refused.stderr
     assert not list(small.parent.glob("workspace/steps/*"))

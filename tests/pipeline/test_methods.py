@@ -138,7 +138,8 @@ def lstm_student(folder: Path) -> Student:
     source = tiny("bert", folder / "tiny")
     table = word_embeddings(source)
     torch.manual_seed(0)
-    encoder = LstmEncoder(LstmShape(*table.shape, 24, 102, 0))
+    vocabulary, width = table.shape
+    encoder = LstmEncoder(LstmShape(vocabulary, width, 24, 102, 0))
     with torch.no_grad():
         encoder.embeddings.weight.copy_(table)
     return Student(encoder, 2).eval()
@@ -164,6 +165,7 @@ def test_bilstm_saves_and_loads(tmp_path: Path) -> None:
 
 def test_bilstm_is_a_bidirectional_lstm(tmp_path: Path) -> None:
     encoder = lstm_student(tmp_path).encoder
+    assert isinstance(encoder, LstmEncoder)
     ids, mask, _ = inputs(tmp_path / "tiny")
     theirs = torch.nn.LSTM(48, 24, batch_first=True, bidirectional=True)
     theirs.load_state_dict(
@@ -175,7 +177,7 @@ def test_bilstm_is_a_bidirectional_lstm(tmp_path: Path) -> None:
         expected, _ = torch.nn.utils.rnn.pad_packed_sequence(
             theirs(packed)[0], batch_first=True, total_length=ids.shape[1]
         )
-        found = encoder._states(x, mask)
+        found = encoder._hidden_states(x, mask)
     assert torch.allclose(found * mask[..., None], expected, atol=1e-6)
 
 
@@ -203,8 +205,9 @@ def test_bilstm_takes_embeddings_and_tokenizer_of_the_best_teacher(
     models = json.loads((tmp_path / "workspace" / "runs" / "tiny" / "manifest.json").read_text())["models"]
     by_name = {model["name"]: tmp_path / "workspace" / "steps" / model["steps"][0] for model in models}
     teacher, student = by_name[f"teacher:{'ab'[best]}"], by_name["bilstm"]
-    table = load_student(student).encoder.embeddings.weight
-    assert torch.equal(table, load_encoder(teacher, 2).base.embeddings.word_embeddings.weight)
+    encoder = load_student(student).encoder
+    assert isinstance(encoder, LstmEncoder)
+    assert torch.equal(encoder.embeddings.weight, load_encoder(teacher, 2).base.embeddings.word_embeddings.weight)
     assert json.loads((student / "tmkd.json").read_text())["soft_headers"] == 0
 
 

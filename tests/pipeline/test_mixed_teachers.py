@@ -63,7 +63,7 @@ def steps(kind: str) -> Iterator[dict[str, Any]]:
 def test_teachers_of_two_families_and_imported_scores_in_one_run_against_a_reference(
     tmkd: Tmkd, encoders: dict[str, Path], tmp_path: Path
 ) -> None:
-    scored = [
+    scored: list[dict[str, Any]] = [
         {"question": row["question"], "passage": row["passage"], "score": 0.9 if row["label"] else 0.1 + n % 3 / 10,
          "judge": 0.7 if row["label"] else 0.2}
         for n, row in enumerate(pair_rows(3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Tmkd, pair_rows, pool_rows, write_jsonl
@@ -21,8 +22,8 @@ def pairs_of(rows: list[dict[str, object]], *, labels: bool = True, before: str 
     )
 
 
-def a_run(tmp_path: Path, **keys: object) -> Run:
-    usual = {
+def a_run(tmp_path: Path, **keys: Any) -> Run:
+    usual: dict[str, Any] = {
         "name": "small",
         "encoder": str(tiny("bert", tmp_path / "bert")),
         "max_length": 64,

@@ -8,14 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import tiny
 
-import tmkd.pipeline.run_data as run_rows
 from tmkd.core.errors import EncoderError, RecipeError
+from tmkd.data.tasks import TaskData, load_task
 from tmkd.pipeline.store.workspace import Workspace
 from tmkd.pipeline.study.board import Status
 from tmkd.pipeline.study.plan import Study, load_study
@@ -146,11 +147,20 @@ def test_ctrl_c_in_training_stops_cleanly(study_file: Path, tmp_path: Path) -> N
 
 def test_rows_and_recipes_are_read_once(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[object] = []
-    real = run_rows.load_task
-    monkeypatch.setattr(run_rows, "load_task", lambda *a: (read.append(a), real(*a))[1])
+
+    def load_task_counted(*a: Any) -> TaskData:
+        read.append(a)
+        return load_task(*a)
+
+    monkeypatch.setattr("tmkd.pipeline.run_data.load_task", load_task_counted)
     opened: list[Path] = []
     text = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda self, *a, **k: (opened.append(self), text(self, *a, **k))[1])
+
+    def read_text_counted(path: Path, *a: Any, **k: Any) -> str:
+        opened.append(path)
+        return text(path, *a, **k)
+
+    monkeypatch.setattr(Path, "read_text", read_text_counted)
     carry_out(load_study(study_file, ["seeds=[0]"]), Workspace(tmp_path / "workspace"))
     assert len(read) == 1  # both tasks and both variants have the same data
     assert sum(path.name == "recipe.yaml" for path in opened) == 1

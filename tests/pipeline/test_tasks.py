@@ -242,7 +242,7 @@ def test_a_reference_stands_for_labels_and_keeps_its_probability(tmp_path: Path)
     rows = [{"question": f"q{n}", "passage": "p", "score": score} for n, score in enumerate([0.9, 0.5, 0.49, None])]
     pairs = rows_to_pairs(rows, "t", scores={"score": "probability"}).with_reference(Reference("score", "probability"))
     assert pairs.labels.tolist() == [1, 1, 0, -1]
-    assert np.allclose(pairs.golden, [[0.1, 0.9], [0.5, 0.5], [0.51, 0.49], [0, 0]])
+    assert np.allclose(pairs.golden, [[0.1, 0.9], [0.5, 0.5], [0.51, 0.49], [0.0, 0.0]])
     assert pairs.take([3, 0]).golden.tolist() == pairs.golden[[3, 0]].tolist()
     odds = rows_to_pairs([{**rows[0], "score": -2.0}], "t", scores={"score": "logit"})
     found = odds.with_reference(Reference("score", "logit"))
@@ -250,7 +250,9 @@ def test_a_reference_stands_for_labels_and_keeps_its_probability(tmp_path: Path)
     assert found.labels.tolist() == [0]
     refused(lambda: found.with_reference(Reference("score", "logit")), "there are labels")
     refused(lambda: odds.with_reference(Reference("gone", "logit")), "no score column 'gone'")
-    refused(lambda: pairs.take([3]).with_reference(pairs.reference), "empty") if pairs.reference else None
+    reference = pairs.reference
+    assert reference is not None
+    refused(lambda: pairs.take([3]).with_reference(reference), "empty")
 
 
 def test_cross_entropy_against_a_probability_by_hand() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from browser_fixtures import CHROMIUM, DRIVER, HINT, browser
@@ -56,7 +57,7 @@ def many(driver: Chrome, selector: str) -> list[WebElement]:
 
 
 def wait(driver: Chrome, selector: str, seconds: float = 20) -> WebElement:
-    def there(found: Chrome) -> WebElement | bool:
+    def there(found: Chrome) -> WebElement | Literal[False]:
         shown = [element for element in many(found, selector) if element.is_displayed()]
         return shown[0] if shown else False
 

@@ -68,7 +68,8 @@ def test_the_distance_is_that_of_the_modules_states(family: str, tmp_path: Path)
     given |= {"token_type_ids": batch.token_type_ids} if takes_token_types(teacher.config) else {}
     with torch.no_grad():
         taught = teacher(**given).hidden_states  # embeddings, then after each layer
-        encoder: PairEncoder = setting.student.encoder  # type: ignore[assignment]
+        encoder = setting.student.encoder
+        assert isinstance(encoder, PairEncoder)
         own = encoder.model.eval()(**given).hidden_states
     gain = teacher.get_submodule(encoder.family.base).encoder.layer[1].output.LayerNorm.weight
     for row, length in enumerate(len(tokens) for tokens in setting.encoded.ids):

@@ -16,6 +16,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.models.batching import epoch_steps, length_sorted_batches
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.find import find_encoder
+from tmkd.models.encoders.forward import PairEncoder
 from tmkd.models.predict import make_batch, score
 from tmkd.models.student import Student, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
@@ -112,6 +113,7 @@ def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
     model, tokenizer, pairs = setting()
     topics = sorted(set(pairs.passages))
     labels = torch.tensor([topics.index(passage) % 2 for passage in pairs.passages])
+    assert isinstance(model.encoder, PairEncoder)
     before = model.encoder.base.embeddings.word_embeddings.weight.clone()
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
     data, config = TrainingSet(encoded, tokenizer.pad_id), TrainerConfig(3e-4, 12, 8, seed=0)
