@@ -50,6 +50,27 @@ def test_combinations_by_hand() -> None:
         combine(heads, "golden", golden=False)
 
 
+def test_the_golden_head_begins_as_the_mean_of_the_soft_heads(tmp_path: Path) -> None:
+    student = Student(load_encoder(tiny("bert", tmp_path / "tiny"), 2, layers=1), 2, soft_heads=2, use_golden=False)
+    with torch.no_grad():
+        student.soft_weight.copy_(torch.stack([torch.full((2, 48), 1.0), torch.full((2, 48), 5.0)]))
+        student.soft_bias.copy_(torch.tensor([[0.0, 2.0], [4.0, 8.0]]))
+        student.golden.bias.fill_(9.0)
+    student.start_golden_from_soft()
+    assert student.use_golden
+    assert torch.equal(student.golden.weight, torch.full((2, 48), 3.0))
+    assert student.golden.bias.tolist() == [2.0, 5.0]
+    weight, bias = student.fold()  # three heads: 1, 5 and their mean
+    assert torch.allclose(weight, torch.full((2, 48), 3.0))
+    assert bias.tolist() == pytest.approx([2.0, 5.0])
+    with torch.no_grad():
+        student.golden.weight.fill_(0.0)
+        student.golden.bias.fill_(-1.0)
+    weight, bias = student.fold()
+    assert torch.allclose(weight, torch.full((2, 48), 2.0))
+    assert bias.tolist() == pytest.approx([1.0, 3.0])
+
+
 def test_stored_heads_give_every_combination(tmp_path: Path) -> None:
     workspace, model, rows = Workspace(tmp_path / "w"), stored(tmp_path), pairs()
     given: dict[str, Any] = {"name": "tmkd", "precision": "fp32"}

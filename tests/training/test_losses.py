@@ -156,6 +156,48 @@ def test_stage2_loss_by_hand() -> None:
     assert found.tolist() == pytest.approx([0.75 * golden + 0.25 * soft[0], 0.25 * soft[1]], rel=1e-5)
 
 
+def test_the_soft_loss_takes_temperature_labels_and_weights_of_its_rows() -> None:
+    """Two heads of three pairs; the batch holds the third and the first pair."""
+    rows = Pairs.build(["q"] * 3, ["p", "r", "s"], labels=[0, 1, 1])
+    taught = odds([[np.log(3.0), 0.0], [9.0, 9.0], [0.0, np.log(3.0)]]).numpy()
+    weights = np.array([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]], dtype=np.float32)
+    targets = Targets(("a", "b"), taught, weights=weights)
+    loss = stage2_loss(rows, targets, Loss(kind="kl", alpha=0.5, temperature=2.0))
+    output = StudentOutput(odds([[0.0], [0.0]])[:, 0], odds([[0.0, 0.0], [0.0, 0.0]]))
+    found = loss(output, torch.tensor([2, 0]))
+    softer = 1 / (1 + np.sqrt(3.0))  # odds of 3 at temperature 2: the first class has 1 / (1 + sqrt 3)
+    kl = 4 * (softer * np.log(2 * softer) + (1 - softer) * np.log(2 * (1 - softer)))
+    golden = np.log(2.0)
+    # of the third pair the first head counts alone, which is right; of the first pair it weighs a quarter
+    assert found.tolist() == pytest.approx([0.5 * golden, 0.5 * golden + 0.5 * 0.25 * kl], rel=1e-4)
+    other_labels = StudentOutput(odds([[2.0], [2.0]])[:, 0], output.soft)
+    cross_entropies = [np.log(1 + np.exp(-2.0)), np.log(1 + np.exp(2.0))]  # of label 1, of label 0
+    found = stage2_loss(rows, None, Loss())(other_labels, torch.tensor([2, 0]))
+    assert found.tolist() == pytest.approx(cross_entropies, rel=1e-5)
+    found = loss(other_labels, torch.tensor([2, 0]))
+    assert found.tolist() == pytest.approx(
+        [0.5 * cross_entropies[0], 0.5 * cross_entropies[1] + 0.5 * 0.25 * kl], rel=1e-4
+    )
+
+
+def test_one_teacher_or_the_mean_of_probabilities_by_hand() -> None:
+    """Of the probabilities 3/4 and 1/2 the mean is 5/8, whose odds are 5 to 3; the mean of the logits has sqrt 3."""
+    logits = [odds([[np.log(3.0)]])[:, 0].numpy(), odds([[0.0]])[:, 0].numpy()]
+    one = Targets.choose(METHODS["1-o-1"], ["a", "b"], logits, 1)
+    assert one is not None
+    assert (one.names, one.logits.shape) == (("b",), (1, 1, 2))
+    assert np.array_equal(one.logits[0, 0], logits[1][0])
+    mean = Targets.choose(METHODS["1avg-tkd"], ["a", "b"], logits, 0)
+    assert mean is not None
+    assert (len(mean.names), mean.logits.shape) == (1, (1, 1, 2))
+    assert float(mean.logits[0, 0, 1] - mean.logits[0, 0, 0]) == pytest.approx(np.log(5 / 3), rel=1e-5)
+    every = Targets.choose(METHODS["tmkd"], ["a", "b"], logits, 0)
+    assert every is not None
+    assert every.names == ("a", "b")
+    assert np.array_equal(every.logits[0], np.stack([logits[0][0], logits[1][0]]))
+    assert Targets.choose(METHODS["finetune"], ["a", "b"], logits, 0) is None
+
+
 def test_steps_keep_questions_together() -> None:
     generator = np.random.default_rng(0)
     questions = np.repeat(np.arange(40), generator.integers(2, 30, 40))
@@ -254,6 +296,21 @@ def test_the_second_forward_repeats_the_dropout(tmp_path: Path, monkeypatch: pyt
     (_, plain), (_, whole) = (gradient(source, loss, monkeypatch, 100, way, dropout=0.3) for way in (False, True))
     assert float(plain.abs().max()) > 1e-3
     assert torch.allclose(plain, whole, atol=1e-7)
+
+
+def test_a_micro_batch_weighs_as_many_pairs_as_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and gradient of a step are means over its 24 pairs, whatever parts it is cut into."""
+    source = tiny("bert", tmp_path / "tiny")
+    labels = torch.tensor([int(str(r["label"])) for r in pair_rows()])
+
+    def loss(output: StudentOutput, which: torch.Tensor) -> torch.Tensor:
+        return golden_loss(output.golden, labels[which])
+
+    (whole, expected), *split = (gradient(source, loss, monkeypatch, budget, False) for budget in (100_000, 200, 20))
+    assert whole == pytest.approx(np.log(2), abs=0.2)  # of one pair, not of 24: the head is nearly untrained
+    for value, found in split:
+        assert value == pytest.approx(whole, rel=1e-5)
+        assert (found - expected).norm() / expected.norm() < 1e-5
 
 
 def test_a_question_with_one_passage_is_named() -> None:

@@ -22,6 +22,8 @@ from tmkd.models.student import Student, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training import state, training_set
 from tmkd.training.losses import GoldenLoss, golden_loss
+from tmkd.training.objectives import PairLoss
+from tmkd.training.state import CurvePoint
 from tmkd.training.trainer import Trainer, TrainerConfig
 from tmkd.training.training_set import TrainingSet
 
@@ -82,6 +84,56 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(tmp_path: Path, monke
         Trainer(model, data, loss, config, name="t", state_folder=tmp_path / str(budget)).fit()
         results.append(score(model, encoded, tokenizer.pad_id, precision="fp32"))
     np.testing.assert_allclose(results[0], results[1], atol=2e-4)
+
+
+def trained(model: Student, tokenizer: PairTokenizer, pairs: Pairs, loss: PairLoss, config: TrainerConfig,
+            folder: Path) -> tuple[Trainer, list[CurvePoint]]:  # fmt: skip
+    """A trainer that has trained, and its curve."""
+    data = TrainingSet(tokenizer.encode(pairs.questions, pairs.passages), tokenizer.pad_id)
+    trainer = Trainer(model, data, loss, config, name="t", state_folder=folder)
+    return trainer, trainer.fit()
+
+
+def test_the_learning_rate_rises_and_falls_linearly(tmp_path: Path) -> None:
+    """METHOD.md, "Defaults": 10% warm-up, then a linear decay. Here a fifth of ten steps."""
+    rate = TrainerConfig(8.0, 1, 8, 0, warmup=0.2).schedule(10)
+    assert [rate(step) for step in range(11)] == pytest.approx([4, 8, 8, 7, 6, 5, 4, 3, 2, 1, 0])
+    model, tokenizer, pairs = setting()
+    config = TrainerConfig(8e-5, 1, 16, seed=0, warmup=0.5, precision="fp32")
+    loss = GoldenLoss(torch.from_numpy(pairs.labels))
+    _, curve = trained(model, tokenizer, pairs, loss, config, tmp_path)
+    assert [point["learning_rate"] for point in curve] == pytest.approx([4e-5, 8e-5, 8e-5, 4e-5])  # 64 pairs
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_vectors(tmp_path: Path) -> None:
+    """One step at rate 0.1 with a gradient of 0: AdamW multiplies a matrix by 1 - 0.1 * 0.5, and does nothing else."""
+    model, tokenizer, pairs = setting()
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    config = TrainerConfig(0.1, 1, 64, seed=0, weight_decay=0.5, precision="fp32")
+    trained(model, tokenizer, pairs, lambda output, rows: 0 * output.golden.sum(dim=1), config, tmp_path)
+    after = dict(model.named_parameters())
+    vectors = {name for name in before if name.endswith("bias") or "LayerNorm" in name}
+    learning = {name for name in before if after[name].grad is not None}
+    assert learning & vectors
+    assert learning - vectors
+    for name, old in before.items():
+        shrunk = old * 0.95 if name in learning - vectors else old
+        torch.testing.assert_close(after[name].detach(), shrunk, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("clip", "expected"), [(0.25, 0.25), (1e9, 3.0)])
+def test_the_gradient_norm_over_all_parameters_is_clipped(clip: float, expected: float, tmp_path: Path) -> None:
+    """The gradient of 3 b[0] is 3 at the golden head's first bias and 0 elsewhere."""
+    model, tokenizer, pairs = setting(dropout=0.0)
+    torch.nn.init.zeros_(model.golden.weight)
+    config = TrainerConfig(1e-4, 1, 64, seed=0, clip=clip, precision="fp32")
+
+    def loss(output: StudentOutput, rows: torch.Tensor) -> torch.Tensor:
+        return 3 * model.golden.bias[0].expand(len(rows)) + 0 * output.golden.sum(dim=1)
+
+    trainer, _ = trained(model, tokenizer, pairs, loss, config, tmp_path)
+    gradients = torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None])
+    assert float(gradients.norm()) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "packed"])
