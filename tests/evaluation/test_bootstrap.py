@@ -56,6 +56,48 @@ def test_questions_are_resampled_and_never_single_pairs() -> None:
     assert spans[0] == spans[1]
 
 
+def test_an_interval_holds_the_middle_95_percent() -> None:
+    drawn = np.append(np.arange(1001) / 1000, [np.nan] * 50)  # resamples without a value are skipped
+    found = interval(0.7, np.random.default_rng(0).permutation(drawn))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.7, 0.025, 0.975))
+
+
+def test_resamples_of_two_questions_by_hand() -> None:
+    """Each resample holds the first question twice, the second twice, or both once; pairs count with their question."""
+    labels = np.array([1, 1, 0, 1, 0])
+    questions = Questions.of(labels, ["a", "a", "a", "b", "b"])
+    draws = Resamples(questions, 200, seed=0)
+    assert {tuple(row) for row in draws.weights.tolist()} == {(2.0, 0.0), (1.0, 1.0), (0.0, 2.0)}
+    scores = np.array([2.0, 3.0, 1.0, -1.0, 4.0])  # decisions: right, right, wrong, wrong, wrong
+    found = distributions(draws, logits(scores)[None])
+    both = draws.weights[:, 0] == 1
+    first = draws.weights[:, 0] == 2
+    by_hand = {  # the metric on the first question, on both, on the second
+        "accuracy": (2 / 3, 2 / 5, 0.0),
+        "auc": (1.0, 2 / 6, 0.0),  # both: positives 2, 3, -1 and negatives 1, 4
+        "mrr": (1.0, 3 / 4, 1 / 2),
+        "map": (1.0, 3 / 4, 1 / 2),
+        "ndcg@10": (1.0, (1 + 1 / np.log2(3)) / 2, 1 / np.log2(3)),
+    }
+    assert found.keys() == by_hand.keys()
+    for name, (on_first, on_both, on_second) in by_hand.items():
+        value, drawn = found[name]
+        assert value == pytest.approx(on_both), name
+        np.testing.assert_allclose(drawn, np.where(first, on_first, np.where(both, on_both, on_second)), err_msg=name)
+
+
+def test_resamples_draw_seeds_too() -> None:
+    """A seed that is always right and one that is always wrong: a resample has both, or one of them twice."""
+    labels = np.array([1, 0, 1, 0])
+    draws = Resamples(Questions.of(labels, ["a", "a", "b", "b"]), 300, seed=0)
+    right = logits(np.array([1.0, -1.0, 1.0, -1.0]))
+    for name in ("accuracy", "auc"):
+        value, drawn = distributions(draws, np.stack([right, -right]))[name]
+        assert value == pytest.approx(0.5)
+        shares = [float((drawn == part).mean()) for part in (0.0, 0.5, 1.0)]
+        assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.08)
+
+
 def test_seeds_that_differ_widen_the_interval() -> None:
     generator = np.random.default_rng(2)
     pairs = rows(100)
