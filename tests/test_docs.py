@@ -237,8 +237,7 @@ def test_the_tables_over_the_tasks_are_what_their_command_prints(page: str, tmkd
         for row in table.splitlines():
             kept = re.findall(r"\d+\.\d%", row)
             assert len(kept) == 8
-            for number in kept:
-                assert number in printed, (words, row)
+            assert set(kept) <= set(re.findall(r"\d+\.\d%", printed)), (words, row)
 
 
 @pytest.fixture(scope="module")

@@ -157,8 +157,11 @@ def test_ratios_are_medians_over_rounds() -> None:
 
 
 def test_every_peer_is_pinned() -> None:
-    for path in environments.REQUIREMENTS.glob("*.txt"):
-        assert all("==" in line for line in path.read_text().split())
+    files = {path.stem: path.read_text().split() for path in environments.REQUIREMENTS.glob("*.txt")}
+    assert files
+    for name, lines in files.items():
+        assert lines, name
+        assert all("==" in line for line in lines), name
 
 
 def test_a_whole_bench_with_ours_and_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

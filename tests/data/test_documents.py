@@ -84,9 +84,13 @@ def test_questions_that_are_not_heading_elements() -> None:
     ]
 
 
-@pytest.mark.parametrize("data", [b"", b"   ", b"<html></html>", b"<!-- only a comment -->", b"\xff\xfe\x00"])
-def test_empty_and_broken_html_gives_no_text(data: bytes) -> None:
-    assert all(len(section.blocks) <= 1 for section in parse_html(data))
+@pytest.mark.parametrize("data", [b"", b"   ", b"<html></html>", b"<!-- only a comment -->"])
+def test_empty_html_gives_no_text(data: bytes) -> None:
+    assert parse_html(data) == []
+
+
+def test_bytes_that_are_no_html_are_one_block() -> None:
+    assert _flat(parse_html(b"\xff\xfe\x00")) == [("", ["\xff\xfe\ufffd"])]
 
 
 def test_latin1_page_is_decoded_as_it_declares() -> None:

@@ -119,7 +119,10 @@ def test_shares_differences_and_their_verdicts() -> None:
     significant = {(d.second, d.metric): d.significant for d in results.differences}
     assert significant["finetune", "auc"]
     same = [ModelOutput("finetune", "baseline", outputs(pairs)[4].logits), outputs(pairs)[4]]
-    assert not any(d.significant for d in compare(pairs, same, classes=2, task="t").differences)
+    none = compare(pairs, same, classes=2, task="t").differences
+    assert [d.metric for d in none] == ["accuracy", "auc", "mrr", "map", "ndcg@10"]
+    assert [d.value.to_json() for d in none] == [{"mean": 0.0, "low": 0.0, "high": 0.0}] * 5
+    assert not any(d.significant for d in none)
     json.dumps(results.to_json(), allow_nan=False)
     assert "3 teachers" not in headline(results)
     assert "2 teachers of 6 layers became one student of 3 layers" in headline(results)

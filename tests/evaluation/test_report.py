@@ -102,7 +102,9 @@ def test_the_page_shows_the_students_differences_and_hides_the_others(tmp_path: 
     page = (tmp_path / "report.html").read_text()
     folded = page[page.index(" more, between the other models") : page.index("Paired bootstrap")]
     shown = page[page.index("Which differences are significant") : page.index(" more, between the other models")]
-    assert all("tmkd" in line for line in re.findall(r"<li[^>]*>([^<]*)</li>", shown))
+    lines = re.findall(r"<li[^>]*>([^<]*)</li>", shown)
+    assert len(lines) == shown.count("<li") == 16  # ROC-AUC and MRR against seven methods and the ensemble
+    assert all("tmkd" in line for line in lines)
     assert len(re.findall("<li", shown + folded)) == sum(d.metric in ("auc", "mrr") for d in results.differences)
     assert "ROC‑AUC kept<small>above chance</small>" in page
     assert not re.search(r"""(src|href)=["']?\s*(https?:)?//|@import|url\(\s*["']?(https?:)?//""", page)

@@ -59,7 +59,9 @@ def test_formats_follow_the_extension(tmp_path: Path) -> None:
 def test_three_classes_have_no_score(tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", _rows(3))
     score_file(exported("mpnet", 3) / "out", tmp_path / "pairs.jsonl", tmp_path / "scored.jsonl")
-    for row in read_rows(tmp_path / "scored.jsonl"):
+    scored = read_rows(tmp_path / "scored.jsonl")
+    assert len(scored) == 3
+    for row in scored:
         assert "tmkd_score" not in row
         assert len(row["tmkd_logits"]) == len(row["tmkd_probabilities"]) == 3
 

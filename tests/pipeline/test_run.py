@@ -159,6 +159,7 @@ def test_three_classes(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     test = [{**row, "question": f"Q {place}", "label": place % 3} for place, row in enumerate(pair_rows(1))]
     write_jsonl(tmp_path / "test.jsonl", test)
     results = json.loads(tmkd("run", recipe_file, "classes=3", "--json").stdout)
+    assert {"teacher-ensemble", "finetune", "tmkd"} <= {row["name"] for row in results["methods"]}
     for row in results["methods"]:
         assert "accuracy" in row
         assert not {"auc", "mrr", "map", "ndcg@10"} & set(row)
@@ -209,7 +210,9 @@ def test_interrupted_in_training_then_continued(
     assert continued == [saved, 0]  # the first teacher goes on, the second begins
     tmkd(*command, "--workspace", tmp_path / "unbroken")
     assert continued[2:] == [0, 0]
-    for folder in (tmp_path / "unbroken" / "steps").glob("teacher-*"):
+    folders = list((tmp_path / "unbroken" / "steps").glob("teacher-*"))
+    assert len(folders) == 2
+    for folder in folders:
         unbroken = load_file(folder / "model.safetensors")
         again = load_file(tmp_path / "workspace" / "steps" / folder.name / "model.safetensors")
         assert all(torch.equal(unbroken[name], again[name]) for name in unbroken), folder.name

@@ -205,6 +205,7 @@ def test_steps_keep_questions_together() -> None:
     steps = grouped_epoch_steps(questions, 16, epoch=1, seed=7)
     assert sorted(np.concatenate(steps)) == list(range(len(questions)))
     assert max(len(step) for step in steps) <= 16
+    assert (np.bincount(questions) > 16).any()  # there is a question that no step can hold
     for step in steps:
         names, counts = np.unique(questions[step], return_counts=True)
         assert counts.min() >= 2
