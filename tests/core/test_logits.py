@@ -13,7 +13,7 @@ THREE_TO_ONE = [0.0, np.log(3.0)]  # probabilities 1/4, 3/4
 
 def test_softmax_by_hand() -> None:
     logits = np.array([THREE_TO_ONE, [5.0, 5.0], [-1e4, 1e4]], dtype=np.float32)
-    np.testing.assert_allclose(softmax(logits), [[0.25, 0.75], [0.5, 0.5], [0, 1]], atol=1e-7)
+    np.testing.assert_allclose(softmax(logits), [[0.25, 0.75], [0.5, 0.5], [0.0, 1.0]], atol=1e-7)
     np.testing.assert_allclose(log_softmax(logits[:2]), np.log([[0.25, 0.75], [0.5, 0.5]]), atol=1e-7)
     np.testing.assert_allclose(log_softmax(logits[2]), [-2e4, 0])
     np.testing.assert_allclose(softmax(np.log([[1.0, 2.0, 5.0]])), [[1 / 8, 2 / 8, 5 / 8]])
