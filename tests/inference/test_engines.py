@@ -293,14 +293,14 @@ def test_what_stays_in_float_is_the_last_attention_then_the_second_feed_forward_
 def test_int8_alone_leaves_no_other_file_and_needs_its_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = exported("ranking")
     dev = clear_pairs()
-    given = {"calibration": clear_pairs(), "backends": ["openvino-int8"]}
-    (row,) = export_student(folder / "student", dev, tmp_path / "out", **given)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"calibration": clear_pairs(), "backends": ["openvino-int8"]}
+    (row,) = export_student(folder / "student", dev, tmp_path / "out", **given)
     assert row["passed"], row["reason"]
     assert [path.name for path in (tmp_path / "out" / "onnx").iterdir()] == ["model-int8.onnx"]
     (row,) = export_student(folder / "student", dev, tmp_path / "out", backends=["openvino-int8"])
     assert "calibrated on training pairs and there are none" in row["reason"]
     monkeypatch.setitem(sys.modules, "nncf", None)
-    (row,) = export_student(folder / "student", dev, tmp_path / "out", **given)  # type: ignore[arg-type]
+    (row,) = export_student(folder / "student", dev, tmp_path / "out", **given)
     assert "writing int8 needs nncf; run: pip install 'tmkd[train]'" in row["reason"]
     monkeypatch.setitem(sys.modules, "openvino", None)
     rows = export_student(folder / "student", dev, tmp_path / "out", calibration=clear_pairs())
@@ -376,8 +376,8 @@ def test_near_passages_may_change_places() -> None:
         ({}, {"batch_difference": None}, "not finite"),
     ],
 )
-def test_what_the_gate_asks_of_int8(found: dict[str, float], steady: dict[str, float], expected: str) -> None:
+def test_what_the_gate_asks_of_int8(found: dict[str, Any], steady: dict[str, Any], expected: str) -> None:
     good = Parity(0.3, 0.99, 0.99, 0.96, "auc", 0.9, 0.9, 0.8, 0.8)
-    reason = why_refused(replace(good, **found), replace(Invariance(0.01, True), **steady), CLOSE)  # type: ignore[arg-type]
+    reason = why_refused(replace(good, **found), replace(Invariance(0.01, True), **steady), CLOSE)
     assert (expected in reason) if expected else reason == ""
     assert "a logit differs by 3.00e-01" in why_refused(good, Invariance(0.0, True), EXACT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -56,5 +57,5 @@ def test_a_folder_without_a_card_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", [tmkd.models.card, tmkd.models.layers])
-def test_the_examples_of_the_docstrings(module: object) -> None:
-    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+def test_the_examples_of_the_docstrings(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0

@@ -17,7 +17,7 @@ from encoder_fixtures import tiny
 
 from tmkd.core.errors import EncoderError, RecipeError
 from tmkd.data.tasks import TaskData, load_task
-from tmkd.pipeline.store.workspace import Workspace
+from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.pipeline.study.board import Status
 from tmkd.pipeline.study.plan import Study, load_study
 from tmkd.pipeline.study.run import carry_out
@@ -105,10 +105,10 @@ def test_an_interrupted_study_continues_with_what_is_missing(
     whole = carry_out(plan, Workspace(tmp_path / "whole")).to_json()
     real = Workspace.step
 
-    def killed(self: Workspace, kind: str, *rest: object, **more: object) -> object:
+    def killed(self: Workspace, kind: str, *rest: Any, **more: Any) -> Step:
         if kind == "student" and sum(name.startswith("student-") for name in steps(self.root)) == 2:
             raise KeyboardInterrupt
-        return real(self, kind, *rest, **more)  # type: ignore[arg-type]
+        return real(self, kind, *rest, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Workspace, "step", killed)

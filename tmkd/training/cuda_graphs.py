@@ -109,7 +109,7 @@ class GraphedGradients:
             ):
                 output, auxiliary = self.loss.run(self.model, Batch(tokens[0], tokens[1], tokens[2]), rows)
             loss = self.loss.total(output, auxiliary, rows).sum() / len(rows)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss.detach()
 
         return _Shape(tokens, rows, self.record(work))
@@ -122,7 +122,7 @@ class _Recorder:
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Work) -> Work:
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARM):

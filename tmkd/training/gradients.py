@@ -41,7 +41,7 @@ class MicroBatchGradients:
             places = on_device(part)
             output, auxiliary = self.run(part, places, self.loss)
             loss = self.loss.total(output, auxiliary, places).sum() / len(rows)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += float(loss.detach())
         return total
 
@@ -93,7 +93,7 @@ class WholeStepGradients:
         golden = torch.cat([output.golden.detach() for output in first]).requires_grad_()
         soft = torch.cat([output.soft.detach() for output in first]).requires_grad_()
         loss = self.micro.loss.main(StudentOutput(golden, soft), torch.cat(places)).sum() / len(rows)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total = float(loss.detach())
         torch.manual_seed(seed)  # the same dropout as in the first forward
         start = 0
