@@ -105,7 +105,7 @@ def fit_temperature(scores: Floats, labels: NDArray[np.int64]) -> float:
         DataError: One of the labels does not occur.
         MissingExtraError: SciPy is not installed.
     """
-    with needs_extra("train"):
+    with needs_extra("qa"):
         from scipy.optimize import brentq
     if len(set(labels.tolist())) < 2:
         raise DataError("a temperature needs development pairs of both labels, 0 and 1")
