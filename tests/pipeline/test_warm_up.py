@@ -12,6 +12,7 @@ from conftest import Tmkd, pair_rows
 from encoder_fixtures import tiny
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from safetensors.numpy import save_file as save_numpy
 
 from tmkd.config.load import load_recipe
 from tmkd.config.sections import Training
@@ -26,7 +27,13 @@ from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
 from tmkd.pipeline.steps.warm_up import warm_up
 from tmkd.pipeline.store.workspace import Workspace
-from tmkd.training.token_cosine import TokenCosine, TokenCosineConfig, TokenTargets, token_cosine_objective
+from tmkd.training.token_cosine import (
+    TokenCosine,
+    TokenCosineConfig,
+    TokenTargets,
+    soft_labels,
+    token_cosine_objective,
+)
 
 WARM = "warm_up={learning_rate: 1.0e-3, epochs: 1, batch_size: 8}"
 
@@ -48,6 +55,25 @@ def test_it_learns_the_encoders_bi_encoder_cosine(tiny_recipe: Path, tmp_path: P
 def _minus_its_question(values: NDArray[np.float32], pairs: Pairs) -> NDArray[np.float64]:
     _, question, counts = np.unique(pairs.questions, return_inverse=True, return_counts=True)
     return np.asarray(values - (np.bincount(question, values) / counts)[question])
+
+
+def test_soft_labels_of_cosines_by_hand(tmp_path: Path) -> None:
+    """Each question's mean is subtracted, that of all from a question with one passage; the deviation becomes 2."""
+    cosine = np.array([0.9, 0.5, 0.2, 0.4, 0.5], dtype=np.float32)
+    save_numpy({"cosine": cosine}, tmp_path / "cosine.safetensors")
+    pairs = Pairs.build(["a", "a", "b", "b", "c"], list("pqrst"))
+    level = np.array([0.7, 0.7, 0.3, 0.3, 0.5])
+    odds = np.array([0.2, -0.2, -0.1, 0.1, 0.0])
+    np.testing.assert_allclose(cosine - level, odds, atol=1e-6)
+    deviation = np.sqrt(0.1 / 5)  # 0.04 + 0.04 + 0.01 + 0.01 over five pairs
+    found = soft_labels(tmp_path, pairs)
+    np.testing.assert_allclose(found, np.stack([np.zeros(5), odds * 2 / deviation], axis=1), rtol=1e-5, atol=1e-6)
+
+
+def test_it_reads_the_layer_below_the_last(tiny_recipe: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(Path(load_recipe(tiny_recipe).encoder), 2)  # of three layers: 0, 1, 2
+    targets = cosine_targets(tiny_recipe, tmp_path / "w", Pairs.build(["why"], ["so"]), 64)
+    assert TokenCosine(encoder, targets, TokenCosineConfig(1.0, 64)).layers == (1,)
 
 
 def test_tokens_add_up_to_the_cosine(tmp_path: Path) -> None:
