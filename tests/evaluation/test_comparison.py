@@ -129,6 +129,19 @@ def test_shares_differences_and_their_verdicts() -> None:
     assert "2.0 times as fast as one teacher" in headline(results)
 
 
+def test_accuracy_above_the_largest_class_by_hand() -> None:
+    labels = np.array([0, 0, 0, 1] * 2)  # the largest class has three quarters
+    pairs = Pairs.build([f"q{i // 4}" for i in range(8)], [f"p{i}" for i in range(8)], labels=labels.tolist())
+    one_wrong = np.where(np.arange(8) == 7, 0, labels)
+    given = [
+        ModelOutput("teacher-ensemble", "ensemble", logits(2.0 * labels - 1)[None]),
+        ModelOutput("tmkd", "student", logits(2.0 * one_wrong - 1)[None]),
+    ]
+    (row,) = (row for row in compare(pairs, given, classes=2, task="t").methods if row.name == "tmkd")
+    assert row.kept["accuracy"] == pytest.approx(7 / 8)
+    assert row.kept_above_chance["accuracy"] == pytest.approx((7 / 8 - 3 / 4) / (1 - 3 / 4))
+
+
 def test_questions_where_the_student_is_worse() -> None:
     pairs = rows(2)
     good = logits(pairs.labels.astype(float))

@@ -23,7 +23,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.export.export import export_student
 from tmkd.export.gate import BACKENDS, ExportSource
 from tmkd.export.onnx import write_onnx
-from tmkd.export.parity import measure_parity
+from tmkd.export.parity import measure_invariance, measure_parity
 from tmkd.inference.scorer import Scorer
 
 FP32 = ["onnx-fp32"]
@@ -231,3 +231,19 @@ def test_parity_by_hand() -> None:
     assert result.top1_agreement == 0.0  # one question has two passages or more, and its first differs
     assert result.kendall_tau == pytest.approx(1 / 3)
     assert (result.metric_name, result.metric_pytorch) == ("auc", 1.0)
+
+
+def test_invariance_by_hand() -> None:
+    asked: list[int | None] = []
+
+    def score(size: int | None) -> np.ndarray:
+        asked.append(size)
+        return np.array([[0.0, 1.0], [0.5, (size or 0) / 1000]], dtype=np.float32)
+
+    found = measure_invariance(score)
+    sizes = [size for size in asked if size is not None]
+    assert len(sizes) >= 2
+    assert found.batch_difference == pytest.approx((max(sizes) - min(sizes)) / 1000)
+    assert found.repeats is True
+    assert measure_invariance(lambda size: np.random.default_rng().random((1, 2), dtype=np.float32)).repeats is False
+    assert measure_invariance(lambda size: np.array([[0.0, np.nan]], dtype=np.float32)).batch_difference is None

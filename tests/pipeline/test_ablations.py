@@ -64,6 +64,9 @@ def test_smaller_shares_of_the_questions_are_part_of_larger_ones() -> None:
         assert len(names) == 3 * len(set(names))  # whole questions
     train, _ = split(pairs, (0.8, 0.2))  # the development split's hash says nothing about the share
     assert 0.2 < len(subsample(train, 0.3)) / len(train) < 0.4
+    names = [f"question {n}" for n in range(4000)]
+    train, _ = split(Pairs.build(names, ["p"] * 4000), (0.4, 0.6))
+    assert len(subsample(train, 0.3)) / len(train) == pytest.approx(0.3, abs=0.04)  # by the same hash it were 0.75
 
 
 def test_students_see_a_share_of_the_rows_and_teachers_all(small: Path, tmp_path: Path) -> None:
@@ -209,6 +212,25 @@ def test_replayed_pairs_have_the_soft_loss_alone() -> None:
     golden = StudentOutput(logits.golden + torch.tensor([3.0, 0.0]), logits.soft)
     assert loss(golden, torch.arange(3))[2] == found[2]
     assert loss(golden, torch.arange(3))[0] != found[0]
+
+
+def test_replayed_pairs_keep_their_own_labels_and_weights() -> None:
+    def targets(*odds: float) -> Targets:
+        logits = np.array([[[0, z], [0, -z]] for z in odds], dtype=np.float32)
+        return Targets(("x", "y"), logits, weights=np.array([[z / 10, 1 - z / 10] for z in odds], dtype=np.float32))
+
+    own = Pairs.build(["a", "b"], ["p", "q"], labels=[1, 0])
+    pool = Pairs.build(["c", "d", "e"], ["r", "s", "t"])
+    rows, both = Replay(pool, targets(3, 4, 5)).behind(own, targets(1, 2))
+    assert rows.questions == ["a", "b", "c", "d", "e"]
+    assert rows.passages == ["p", "q", "r", "s", "t"]
+    assert both.logits[:, 0, 1].tolist() == [1, 2, 3, 4, 5]
+    assert both.weights is not None
+    np.testing.assert_allclose(both.weights[:, 0], [0.1, 0.2, 0.3, 0.4, 0.5])
+    some = both.take(np.array([4, 0]))
+    assert some.logits[:, 0, 1].tolist() == [5, 1]
+    assert some.weights is not None
+    np.testing.assert_allclose(some.weights, [[0.5, 0.5], [0.1, 0.9]])
 
 
 def test_replay_keeps_the_reference_of_the_task_and_needs_the_same_teachers(tmkd: Tmkd, small: Path) -> None:

@@ -15,7 +15,7 @@ from tmkd.config.load import load_recipe, parse_recipe
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import RecipeError
 from tmkd.data.decontamination import HeldOut, NearTexts
-from tmkd.data.mining import choose_pairs
+from tmkd.data.mining import choose_pairs, decontaminate
 from tmkd.data.pairs import Pairs
 from tmkd.data.tasks import TaskData
 from tmkd.pipeline.steps.pool import pool_of
@@ -211,6 +211,27 @@ def test_texts_are_near_from_four_fifths_of_their_words_on() -> None:
     assert "you copy files" not in near  # 3 of 5
     assert "how do you move files" not in near  # 4 of 6
     assert "" not in near
+
+
+def test_a_pool_loses_pairs_questions_and_answers_of_the_held_out_set() -> None:
+    question, answer = TOPICS["mail"]
+    wrong = "The port is 80 unless the file says something else."
+    held = HeldOut([Pairs.build([question, question], [answer, wrong], labels=[1, 0])], classes=2)
+    pool = Pairs.build(
+        ["Who sings?", "Who sings?", question, "Which port?", "Who quotes?"],
+        ["A bird does.", answer, "Nobody knows.", wrong, f"They ask: {question}"],
+    )
+    kept = decontaminate(pool, held)
+    assert kept.questions == ["Who sings?", "Which port?"]
+    assert kept.passages == ["A bird does.", wrong]  # what does not answer may stay
+
+
+def test_the_choice_of_pairs_does_not_depend_on_their_order() -> None:
+    pairs = Pairs.build([f"q{n}" for n in range(100)], ["p"] * 100)
+    chosen = choose_pairs(pairs, 30, seed=0)
+    turned = choose_pairs(pairs.take(list(range(99, -1, -1))), 30, seed=0)
+    assert chosen.questions == turned.questions[::-1]
+    assert chosen.questions != [f"q{n}" for n in range(30)]
 
 
 def test_of_three_classes_no_passage_counts_as_an_answer() -> None:

@@ -23,7 +23,7 @@ from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training import state, training_set
 from tmkd.training.losses import GoldenLoss, golden_loss
 from tmkd.training.objectives import PairLoss
-from tmkd.training.state import CurvePoint
+from tmkd.training.state import CurvePoint, LearningCurve
 from tmkd.training.trainer import Trainer, TrainerConfig
 from tmkd.training.training_set import TrainingSet
 
@@ -103,6 +103,17 @@ def test_the_learning_rate_rises_and_falls_linearly(tmp_path: Path) -> None:
     loss = GoldenLoss(torch.from_numpy(pairs.labels))
     _, curve = trained(model, tokenizer, pairs, loss, config, tmp_path)
     assert [point["learning_rate"] for point in curve] == pytest.approx([4e-5, 8e-5, 8e-5, 4e-5])  # 64 pairs
+
+
+def test_a_point_of_the_curve_is_the_mean_since_the_last() -> None:
+    curve = LearningCurve([], total=200, epochs=4, pairs=1600)  # a point every second step
+    for step, loss in enumerate([4.0, 2.0, 7.0, 1.0], start=1):
+        curve.add(step, loss, 0.5, 8)
+    rows = [{name: point[name] for name in ("step", "epoch", "loss", "pairs")} for point in curve.points]
+    assert rows == [
+        {"step": 2, "epoch": 0.04, "loss": 3.0, "pairs": 16.0},
+        {"step": 4, "epoch": 0.08, "loss": 4.0, "pairs": 32.0},
+    ]
 
 
 def test_weight_decay_shrinks_matrices_and_leaves_vectors(tmp_path: Path) -> None:
