@@ -13,7 +13,7 @@ from encoder_fixtures import tiny
 from tmkd.core import hardware
 from tmkd.core.errors import Diverged
 from tmkd.data.pairs import Pairs
-from tmkd.models.batching import epoch_steps, length_sorted_batches
+from tmkd.models.batching import epoch_steps, length_sorted_batches, micro_batches
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.encoders.forward import PairEncoder
@@ -207,3 +207,11 @@ def test_every_row_once_and_the_same_order_on_every_call() -> None:
     batches = length_sorted_batches(lengths, 256, max_pairs=8)
     assert sorted(np.concatenate(batches)) == list(range(333))
     assert all(lengths[batch].max() * len(batch) <= 256 and len(batch) <= 8 for batch in batches)
+
+
+def test_micro_batches_of_one_size_keep_to_the_budget() -> None:
+    """Widths are multiples of 8, and the longest pair counts: two pairs of 16 tokens fill a budget of 32."""
+    lengths = np.array([8, 3, 16, 9, 7])
+    assert [part.tolist() for part in micro_batches(lengths, 32)] == [[2, 3], [0, 4], [1]]
+    assert [part.tolist() for part in micro_batches(lengths[[0, 1, 4]], 32)] == [[0, 2, 1]]
+    assert [part.tolist() for part in micro_batches(lengths, 10)] == [[2], [3], [0], [4], [1]]  # too long: alone
