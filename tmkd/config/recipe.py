@@ -150,16 +150,6 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
-    def _one_pool(self) -> Recipe:
-        if self.pool is None:
-            return self
-        if self.pool.sources and self.data.pool is not None:
-            raise ValueError("give pool.sources or data.pool, not both; a file is a source too: {pairs: FILE}")
-        if self.pool.size and not self.pool.sources and self.data.pool is None and self.data.builtin is None:
-            raise ValueError("pool.size: there is no pool to take from; give pool.sources or data.pool")
-        return self
-
-    @model_validator(mode="after")
     def _teachers_fit(self) -> Recipe:
         names = [teacher.name for teacher in self.all_teachers]
         if not names:
@@ -172,6 +162,16 @@ class Recipe(Part):
             raise ValueError("stage2.replay: the pool is of another task (pool.teachers), stage 2 has no labels for it")
         if self.labels == "out-of-fold" and not any(teacher.trained for teacher in self.used_teachers):
             raise ValueError("labels: out-of-fold needs a teacher that is trained here, and none is")
+        return self
+
+    @model_validator(mode="after")
+    def _one_pool(self) -> Recipe:
+        if self.pool is None:
+            return self
+        if self.pool.sources and self.data.pool is not None:
+            raise ValueError("give pool.sources or data.pool, not both; a file is a source too: {pairs: FILE}")
+        if self.pool.size and not self.pool.sources and self.data.pool is None and self.data.builtin is None:
+            raise ValueError("pool.size: there is no pool to take from; give pool.sources or data.pool")
         return self
 
     @model_validator(mode="after")
