@@ -53,5 +53,5 @@ def test_the_cosine_is_a_row_of_the_comparison_and_computed_once(tmkd: Tmkd, rec
     first = tmkd("run", recipe_file, methods, "take=finetune", "export.backends=[onnx-fp32]", "--json")
     assert '"name": "cosine"' in first.stdout
     again = tmkd("run", recipe_file, methods, "take=finetune", "export.backends=[onnx-fp32]", "--json")
-    assert "cosine of embeddings: done before" in again.stderr
+    assert "bi-encoder cosine: done before" in again.stderr
     assert again.stdout == first.stdout

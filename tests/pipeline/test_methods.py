@@ -113,14 +113,14 @@ def test_every_method_in_one_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) 
     ahead = close["tmkd"]["agreement"]["mean"] - same
     assert close["m-o-m"]["behind"]["agreement"]["mean"] == pytest.approx(ahead)
     page = (workspace / "runs" / "tiny" / "report" / "report.html").read_text()
-    assert "Who decides as the teachers do" in page
+    assert "Agreement with the teachers" in page
     assert "What each teacher adds" in page
     assert "How the heads are combined" in page
 
     shown = tmkd("evaluate", workspace / "runs" / "tiny", "--pairs", tmp_path / "test.jsonl", "--no-speed")
     assert "the ensemble without each teacher" in shown.stdout
     assert "its heads combined" in shown.stdout
-    assert "rows decided as teacher-ensemble does" in shown.stdout
+    assert "share of pairs decided as teacher-ensemble does" in shown.stdout
 
 
 def test_stage1_of_one_teacher_is_shared(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
