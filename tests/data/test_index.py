@@ -287,11 +287,11 @@ def test_what_cannot_be_read_is_skipped_and_named_or_refused(
     os.mkfifo(docs / "pipe.txt")
     changes = index_documents(["docs"], tmp_path / "index", Reading(most_bytes=1 << 20))
     assert (changes.added, changes.skipped) == (4, 4)
-    told = " ".join(caplog.text.split())
-    assert "docs/latin.txt:1: byte 0xe9 is not valid UTF-8" in told
-    assert "docs/large.md: 1 MiB; larger than 1 MiB" in told
-    assert "docs/gone.md: No such file" in told
-    assert "docs/pipe.txt: not a file, but a pipe" in told
+    logged = " ".join(caplog.text.split())
+    assert "docs/latin.txt:1: byte 0xe9 is not valid UTF-8" in logged
+    assert "docs/large.md: 1 MiB; larger than 1 MiB" in logged
+    assert "docs/gone.md: No such file" in logged
+    assert "docs/pipe.txt: not a file, but a pipe" in logged
     assert first(DocumentIndex.open(tmp_path / "index"), "löwe").document == "docs/wide.txt"
     with pytest.raises(DataError, match=r"docs/(latin|large|gone|pipe)"):
         index_documents(["docs"], tmp_path / "index", Reading(strict=True))
