@@ -95,7 +95,7 @@ def test_every_recipe_reads_its_hub_data_set(
     assert not set(task.train.questions) & set(task.dev.questions)
     if name == "snli":
         assert len(task.train) == ROWS - 1
-        assert f"1 of {ROWS} rows have no label and are left out" in " ".join(caplog.text.split())
+        assert f"1 of {ROWS} rows are left out: no label" in " ".join(caplog.text.split())
 
 
 def test_the_labels_of_a_hidden_split_are_no_golden_labels(hub: Callable[..., Path]) -> None:
@@ -221,7 +221,7 @@ def test_labels_are_mapped_from_text_and_rows_without_one_are_left_out(
     assert data.labels["7"] == 0
     pairs = rows_to_pairs(rows, "t", labels=data.labels, classes=3, need_labels=True)
     assert pairs.labels.tolist() == [1, 0, 2, 0]
-    assert "1 of 5 rows have no label" in caplog.text
+    assert "1 of 5 rows are left out: their label stands for no class" in caplog.text
     del data.labels["neutral"]
     refused(lambda: load_task(data, 3), "t.jsonl:1: 'label' is 'neutral'", "does not map", "entailment, contradiction")
 

@@ -21,6 +21,7 @@ from tmkd.models.predict import make_batch, score
 from tmkd.models.student import Student, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training import state, training_set
+from tmkd.training.gradients import dropout_seed
 from tmkd.training.losses import GoldenLoss, golden_loss
 from tmkd.training.objectives import PairLoss
 from tmkd.training.state import CurvePoint, LearningCurve
@@ -215,3 +216,12 @@ def test_micro_batches_of_one_size_keep_to_the_budget() -> None:
     assert [part.tolist() for part in micro_batches(lengths, 32)] == [[2, 3], [0, 4], [1]]
     assert [part.tolist() for part in micro_batches(lengths[[0, 1, 4]], 32)] == [[0, 2, 1]]
     assert [part.tolist() for part in micro_batches(lengths, 10)] == [[2], [3], [0], [4], [1]]  # too long: alone
+
+
+def test_dropout_depends_on_the_seed_and_on_the_step() -> None:
+    def draws(seed: int, step: int) -> tuple[float, ...]:
+        torch.manual_seed(dropout_seed(seed, step))
+        return tuple(torch.rand(4).tolist())
+
+    assert len({draws(seed, step) for seed in range(4) for step in range(4)}) == 16
+    assert draws(1, 2) == draws(1, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
@@ -11,9 +10,8 @@ import numpy as np
 
 from tmkd.core.errors import DataError, MissingExtraError
 from tmkd.data.pairs import Pairs
+from tmkd.data.row_counts import RowCounts
 from tmkd.data.rows import Columns, Expected, rows_to_pairs
-
-logger = logging.getLogger(__name__)
 
 
 def read_hub(name: str, split: str, *, config: str | None = None, **expected: Unpack[Expected]) -> Pairs:
@@ -36,9 +34,10 @@ def read_hub(name: str, split: str, *, config: str | None = None, **expected: Un
     label = expected.get("columns", Columns()).label
     needed = expected.get("need_labels", False)
     rows = _known_labels(rows, features, label, expected.get("labels", {}) if needed else {})
+    expected.setdefault("counts", RowCounts(called))
     pairs = rows_to_pairs(rows, called, **expected)
     if needed and len(known := np.flatnonzero(pairs.labels >= 0)) < len(pairs):
-        logger.info(f"{called}: {len(pairs) - len(known):,} of {len(pairs):,} rows have no label and are left out")
+        expected["counts"].leave_out("no label", len(pairs) - len(known))
         pairs = pairs.take(known)
     return pairs
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,7 @@ from typing import Any, Literal, TypedDict, Unpack
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, pair_id
 from tmkd.data.readers import column_names, line_number, place_of, read_rows
-
-logger = logging.getLogger(__name__)
+from tmkd.data.row_counts import RowCounts
 
 Row = Mapping[str, Any]
 ScoreKinds = Mapping[str, Literal["logit", "probability"]]
@@ -42,6 +40,7 @@ class Expected(TypedDict, total=False):
         need_scores: refuse rows without one of the score columns.
         labels: the class that each value of the label column stands for, used where labels are needed; rows whose
             value stands for None are left out.
+        counts: counts the rows that are read and left out.
     """
 
     columns: Columns
@@ -50,6 +49,7 @@ class Expected(TypedDict, total=False):
     need_labels: bool
     need_scores: bool
     labels: Mapping[str, int | None]
+    counts: RowCounts
 
 
 def read_pairs(path: str | Path, **expected: Unpack[Expected]) -> Pairs:
@@ -81,6 +81,8 @@ def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Ex
         DataError: a missing column, an empty question or passage, a bad label or score; the message names the row.
     """
     columns, scores = expected.get("columns", Columns()), expected.get("scores", {})
+    counts = expected.get("counts", RowCounts(str(source)))
+    counts.read += len(rows)
     need_labels = expected.get("need_labels", False)
     names = expected.get("labels", {}) if need_labels else {}
     present = column_names(rows)
@@ -108,7 +110,9 @@ def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Ex
         pids = [pair_id(question, passage) if pid is None else pid for pid, question, passage in texts]
     values = {name: _scores(rows, name, kind, source) for name, kind in scores.items() if name in present}
     pairs = Pairs.build(questions, passages, labels=labels, qids=qids, pids=pids, scores=values)
-    return _without_unlabelled(pairs, [names.get(str(row.get(columns.label or "")), 0) is None for row in rows], source)
+    unlabelled = [names.get(str(row.get(columns.label or "")), 0) is None for row in rows]
+    counts.leave_out("their label stands for no class", sum(unlabelled))
+    return pairs.take([row for row, absent in enumerate(unlabelled) if not absent]) if any(unlabelled) else pairs
 
 
 def checked_column(rows: Sequence[Row], column: str, check: Callable[[Any], Any], source: Path | str) -> list[Any]:
@@ -155,14 +159,6 @@ def _labels(
 
 def _scores(rows: Sequence[Row], column: str, kind: str, source: Path | str) -> list[float | None]:
     return checked_column(rows, column, lambda value: score(value, kind), source)
-
-
-def _without_unlabelled(pairs: Pairs, unlabelled: Sequence[bool], source: Path | str) -> Pairs:
-    """The pairs without those whose label stands for no class; the log says how many are left out."""
-    if not any(unlabelled):
-        return pairs
-    logger.info(f"{source}: {sum(unlabelled):,} of {len(unlabelled):,} rows have no label and are left out")
-    return pairs.take([row for row, absent in enumerate(unlabelled) if not absent])
 
 
 class BadValue(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import torch
@@ -18,6 +19,14 @@ Gradients = Callable[[Rows, int], float]
 """(rows of a step, seed of its dropout) -> the step's loss, the mean over its pairs. Adds to the gradients in place.
 
 The seed is given step by step, so that dropout is the same after a resume."""
+
+
+def dropout_seed(seed: int, step: int) -> int:
+    """The seed of one step's dropout: a hash of both numbers, 63 bits.
+
+    PyTorch's generator on a CPU keeps the low 32 bits of a seed. So both numbers have to reach every bit.
+    """
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=8).digest(), "big") >> 1
 
 
 class MicroBatchGradients:

@@ -21,7 +21,7 @@ from tmkd.core.console import progress
 from tmkd.core.errors import Diverged
 from tmkd.core.hardware import device, use_bf16
 from tmkd.models.student import Student
-from tmkd.training.gradients import gradients_of
+from tmkd.training.gradients import dropout_seed, gradients_of
 from tmkd.training.objectives import AuxiliaryObjective, PairLoss, TotalLoss
 from tmkd.training.state import CurvePoint, LearningCurve, TrainingState
 from tmkd.training.training_set import Rows, TrainingSet
@@ -170,7 +170,7 @@ class Trainer:
     def _step(self, rows: Rows, step: int) -> float:
         """Make one optimiser step, and return its loss."""
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self.gradients(rows, (self.config.seed << 32) + step)
+        loss = self.gradients(rows, dropout_seed(self.config.seed, step))
         torch.nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], self.config.clip)
         self.optimiser.step()
         if not np.isfinite(loss):

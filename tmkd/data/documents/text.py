@@ -7,6 +7,9 @@ import re
 import unicodedata
 
 _WORD = re.compile(r"[^\W_]+")
+_QUOTES = "\"'`´‘’‚‛“”„‟«»‹›「」『』"
+_BEFORE = _QUOTES + "¿¡"  # never a dot or a sign: ".NET" and "-5" are not "NET" and "5"
+_AFTER = _QUOTES + ".,;:!?…。、؟؛।॥"  # never "#" or "+": "C#" is not "C"
 
 
 def word_set(text: str) -> frozenset[str]:
@@ -17,6 +20,24 @@ def word_set(text: str) -> frozenset[str]:
 def storable(text: str) -> str:
     """Text that can be encoded: a question mark for each half of a surrogate pair, which JSON escapes may contain."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def same_text(text: str) -> str:
+    """The form in which two texts are compared: two texts are the same if this is equal.
+
+    Only the Unicode form (NFC) and white space do not count: every run of white space is one blank, none at the ends.
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def question_key(text: str) -> str:
+    """The form in which two questions are the same question, for splits and for decontamination.
+
+    Unicode form (NFKC), case, white space, and quotes and sentence marks at the ends do not count. Signs do: `C#` and
+    `C++`, `5` and `-5` are different.
+    """
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return folded.lstrip(_BEFORE + " ").rstrip(_AFTER + " ") or folded
 
 
 def normalise(text: str) -> str:
