@@ -175,3 +175,16 @@ def test_a_report_against_a_reference_says_so(tmp_path: Path) -> None:
     table = io.StringIO()
     Console(file=table, width=200).print(results.table())
     assert "against the reference 'judge' (no golden labels)" in table.getvalue()
+
+
+def test_the_report_says_what_became_of_the_rows(tmp_path: Path) -> None:
+    results = many()
+    results.data = {
+        "train": {"read": 1200, "used": 1150, "left_out": {"held out as dev": 50}, "warnings": []},
+        "test": {"read": 360, "used": 360, "left_out": {}, "warnings": ["every row is of one class"]},
+    }
+    write_report(tmp_path, results)
+    page = " ".join(re.sub("<[^>]*>", " ", (tmp_path / "report.html").read_text()).split())
+    assert "train 1,200 1,150 50: held out as dev" in page
+    assert "test: every row is of one class" in page
+    assert json.loads((tmp_path / "results.json").read_text())["data"] == results.data

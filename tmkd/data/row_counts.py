@@ -36,19 +36,20 @@ class RowCounts:
         """The number of rows that are used."""
         return self.read - sum(self.left_out.values())
 
-    def leave_out(self, reason: str, count: int, example: str = "") -> None:
-        """Count rows that are not used, and log it as a warning. Nothing happens where the count is 0.
+    def leave_out(self, reason: str, count: int, example: str = "", *, level: int = logging.WARNING) -> None:
+        """Count rows that are not used, and log it. Nothing happens where the count is 0.
 
         Args:
             reason: why, as what these rows are: "duplicates of another row".
             count: the number of rows.
             example: one of them, or its place.
+            level: of the log's line; `logging.INFO` for what the recipe asks for.
         """
         if not count:
             return
         self.left_out[reason] = self.left_out.get(reason, 0) + count
         shown = f", for example {example}" if example else ""
-        logger.warning(f"{self.where}: {count:,} of {self.read:,} rows are left out: {reason}{shown}")
+        logger.log(level, f"{self.where}: {count:,} of {self.read:,} rows are left out: {reason}{shown}")
 
     def warn(self, sentence: str) -> None:
         """Keep a sentence for the report, and log it as a warning."""

@@ -14,6 +14,7 @@ from tmkd.config.sections import DEV_SHARE, Data
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.readers import read_rows
+from tmkd.data.row_counts import RowCounts
 from tmkd.data.rows import Columns, Expected, read_pairs, rows_to_pairs
 from tmkd.data.split import split
 
@@ -33,6 +34,7 @@ class TaskData:
         test: the test set: labelled pairs that are read once, for the report. It is `dev` itself if there is none.
         pool: unlabelled pairs for stage 1; None: stage 1 uses the training pairs.
         info: where the pairs come from, for the report.
+        counts: what became of the rows of `train`, `dev`, `test` and `pool`, by these names.
     """
 
     train: Pairs
@@ -40,6 +42,7 @@ class TaskData:
     test: Pairs
     pool: Pairs | None
     info: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, RowCounts] = field(default_factory=dict)
 
 
 def load_task(data: Data, classes: int) -> TaskData:
@@ -107,29 +110,33 @@ def built_in(data: Data) -> DebianDocs:
 
 def _builtin(data: Data) -> TaskData:
     docs = built_in(data)
-    return TaskData(docs.train, docs.dev, docs.test, docs.pool, docs.info)
+    parts = {"train": docs.train, "dev": docs.dev, "test": docs.test, "pool": docs.pool}
+    counts = {name: RowCounts(name, len(pairs)) for name, pairs in parts.items() if pairs is not None}
+    return TaskData(docs.train, docs.dev, docs.test, docs.pool, docs.info, counts)
 
 
 def _own(data: Data, classes: int) -> TaskData:
     assert data.train is not None
-    train = _read(data, classes, data.train, scores=True)
+    given = {"train": data.train, "dev": data.dev, "test": data.test, "pool": data.pool}
+    counts = {name: RowCounts(f"{name} ({source})") for name, source in given.items() if source is not None}
+    train = _read(data, classes, "train", counts)
     info: dict[str, Any] = {"train": data.train, "hub": data.hub}
     if data.reference is not None:
         info["reference"] = data.reference
-    train, dev, test = _held_out(data, train)
+    train, dev, test = _held_out(data, train, counts)
     if data.dev is not None:
-        dev = _read(data, classes, data.dev, scores=False)
+        dev = _read(data, classes, "dev", counts)
     if data.test is not None:
-        test = _read(data, classes, data.test, scores=False)
+        test = _read(data, classes, "test", counts)
     assert dev is not None
     if test is None:
         logger.warning("data: there is no test set; the report is on the development set, which also made the choices")
         info["note"] = "No test set was given: the figures are on the development set."
-    pool = None if data.pool is None else _read(data, classes, data.pool, scores=False, labels=False)
-    return TaskData(train, dev, dev if test is None else test, pool, info)
+    pool = None if data.pool is None else _read(data, classes, "pool", counts)
+    return TaskData(train, dev, dev if test is None else test, pool, info, counts)
 
 
-def _held_out(data: Data, train: Pairs) -> tuple[Pairs, Pairs | None, Pairs | None]:
+def _held_out(data: Data, train: Pairs, counts: dict[str, RowCounts]) -> tuple[Pairs, Pairs | None, Pairs | None]:
     """Train, dev and test, with shares of train's questions held out as dev and test; None: nothing is held out."""
     hold = data.hold_out
     dev = None if data.dev is not None else (hold and hold.dev) or DEV_SHARE
@@ -143,19 +150,22 @@ def _held_out(data: Data, train: Pairs) -> tuple[Pairs, Pairs | None, Pairs | No
             part = parts[0 if name == "dev" else -1]
             questions = len(set(part.questions))
             logger.info(f"data: no {name} given; {len(part):,} pairs of {questions:,} training questions are held out")
+            counts["train"].leave_out(f"held out as {name}", len(part), level=logging.INFO)
+            counts[name] = RowCounts(f"{name} (held out of {data.train})", len(part))
     return kept, parts[0] if dev is not None else None, parts[-1] if test is not None else None
 
 
-def _read(data: Data, classes: int, source: str, *, scores: bool, labels: bool = True) -> Pairs:
-    """Read one file, or one split of the hub data set.
+def _read(data: Data, classes: int, part: str, counts: Mapping[str, RowCounts]) -> Pairs:
+    """Read one part from its file, or from its split of the hub data set.
 
     Args:
         data: the recipe's `data`.
         classes: C.
-        source: the file or the split.
-        scores: whether every score column must be there.
-        labels: whether labels (or the reference) must be there.
+        part: train, dev, test or pool. Only `train` must have every score column; only `pool` needs no labels.
+        counts: by part; counts the rows that are read and left out.
     """
+    source: str = getattr(data, part)
+    labels = part != "pool"
     reference = data.reference if labels else None
     columns = Columns(**data.columns.model_dump())
     if not labels and data.labels:
@@ -165,8 +175,9 @@ def _read(data: Data, classes: int, source: str, *, scores: bool, labels: bool =
         "scores": data.scores,
         "classes": classes,
         "need_labels": labels and reference is None,
-        "need_scores": scores,
+        "need_scores": part == "train",
         "labels": data.labels,
+        "counts": counts[part],
     }
     if data.hub is not None:
         from tmkd.data.hub import read_hub
@@ -184,7 +195,9 @@ def _with_reference(pairs: Pairs, reference: Reference, source: str) -> Pairs:
         raise error.within(source) from None
 
 
-def read_measured(data: Data, classes: int, path: Path, given: Mapping[str, str | None]) -> Pairs:
+def read_measured(
+    data: Data, classes: int, path: Path, given: Mapping[str, str | None], counts: RowCounts | None = None
+) -> Pairs:
     """Read labelled pairs to evaluate the models of a recipe on.
 
     Labels are the task's classes, or names that the recipe maps. Without labels, the recipe's reference is used.
@@ -195,6 +208,7 @@ def read_measured(data: Data, classes: int, path: Path, given: Mapping[str, str 
         path: the file.
         given: names of columns, by what they hold (`question`, `label`, ...). A column that is not given has the name
             that the recipe gives it, or the usual one if the file has no column of that name.
+        counts: counts the rows that are read and left out, for the report.
 
     Raises:
         DataError: the file or a row cannot be used, or there are neither labels nor the reference.
@@ -207,6 +221,7 @@ def read_measured(data: Data, classes: int, path: Path, given: Mapping[str, str 
     columns = Columns(**{**named, **{key: name for key, name in given.items() if name is not None}})
     expected: Expected = {"columns": columns, "classes": classes, "scores": data.scores, "labels": known}
     expected["need_labels"] = data.reference is None
+    expected["counts"] = RowCounts(str(path)) if counts is None else counts
     pairs = rows_to_pairs(rows, path, **expected)
     if data.reference is None or pairs.has_labels:
         return pairs

@@ -165,6 +165,8 @@ class Results:
         leave_one_out: the ensemble without each teacher.
         combinations: the heads of the taken student, combined in each way.
         agreement: how often each student or baseline decides as the ensemble does.
+        data: what became of the rows of each part: {"test": {"read", "used", "left_out", "warnings"}, ...}, as
+            `tmkd.data.row_counts.RowCounts` gives it.
     """
 
     task: str
@@ -180,6 +182,7 @@ class Results:
     leave_one_out: list[Component] = field(default_factory=list)
     combinations: list[Component] = field(default_factory=list)
     agreement: list[Component] = field(default_factory=list)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> list[str]:
@@ -212,6 +215,7 @@ class Results:
             "leave_one_out": [component.to_json("teacher") for component in self.leave_one_out],
             "combinations": [component.to_json("combination") for component in self.combinations],
             "agreement": [component.to_json("model") for component in self.agreement],
+            "data": self.data,
         }
         return {
             "task": self.task,

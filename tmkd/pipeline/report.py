@@ -45,6 +45,7 @@ def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[s
     logger.info("measuring every model on the test set")
     found = outputs(run, data.test, timed=True)
     results = compare_outputs(run, data.test, found, task=recipe.name)
+    results.data = {part: counts.to_json() for part, counts in data.task.counts.items()}
     results.exports = evaluate_export(data.workspace, export, data.test, classes=recipe.classes)
     by_name = {output.name: output for output in found}
     student = by_name[run.take].logits.mean(axis=0)

@@ -18,6 +18,7 @@ from tmkd.core.errors import ExportError
 from tmkd.core.files import copy_folder, disk_errors, write_json
 from tmkd.core.hardware import describe, prepare
 from tmkd.data.pairs import Pairs
+from tmkd.data.row_counts import RowCounts
 from tmkd.data.tasks import read_measured
 from tmkd.evaluation.results import Results
 from tmkd.pipeline.parallel import workers
@@ -205,10 +206,13 @@ class Run:
         """
         finished = FinishedRun.read(self.folder, self.workspace)
         task = None if isinstance(pairs, Pairs) else Path(pairs).name
+        counts = RowCounts("the pairs", len(pairs)) if isinstance(pairs, Pairs) else RowCounts(str(pairs))
         if not isinstance(pairs, Pairs):
-            pairs = read_measured(self.recipe.data, self.recipe.classes, Path(pairs), columns or {})
+            pairs = read_measured(self.recipe.data, self.recipe.classes, Path(pairs), columns or {}, counts)
         with self.workspace.locked():
-            return evaluate(finished, pairs, timed=speed, task=task)
+            results = evaluate(finished, pairs, timed=speed, task=task)
+        results.data = {"test": counts.to_json()}
+        return results
 
     def report(self, jobs: int = 1) -> RunResult:
         """Every step, then the report: all models compared on the test pairs. `run` is the same."""
