@@ -207,7 +207,8 @@ def test_headings_lose_their_numbers(heading: str, clean: str) -> None:
 
 
 def test_same_text_in_another_layout_is_the_same() -> None:
-    assert text_hash("Use `apt`,\n  twice!") == text_hash("use apt twice")
+    assert text_hash("Use `apt`,\n  twice!") == text_hash(" Use `apt`, twice!")
+    assert text_hash("Use `apt`, twice!") != text_hash("use apt twice")
     assert text_hash("!!!") != text_hash("???")
     assert contains("Well, how do I COUNT?", "How do I count")
     assert not contains("however do I count", "how do I count")

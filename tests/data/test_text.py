@@ -2,7 +2,7 @@
 
 import pytest
 
-from tmkd.data.documents.text import question_key, same_text
+from tmkd.data.documents.text import question_key, same_text, text_hash, unit_hash
 from tmkd.data.row_counts import RowCounts
 
 
@@ -11,6 +11,7 @@ from tmkd.data.row_counts import RowCounts
 )
 def test_texts_that_differ_in_a_sign_an_emoji_or_case_are_not_the_same(one: str, other: str) -> None:
     assert same_text(one) != same_text(other)
+    assert text_hash(one) != text_hash(other)
 
 
 def test_white_space_and_unicode_form_do_not_make_another_text() -> None:
@@ -30,6 +31,7 @@ def test_white_space_and_unicode_form_do_not_make_another_text() -> None:
 )
 def test_spellings_of_one_question(spelling: str) -> None:
     assert question_key(spelling) == "how do i sort"
+    assert unit_hash(spelling, "split") == unit_hash("How do I sort?", "split")  # the same side of every split
 
 
 @pytest.mark.parametrize(("one", "other"), [("What is C#?", "What is C++?"), ("5", "-5"), (".NET", "NET"), ("?", "!")])

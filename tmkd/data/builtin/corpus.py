@@ -14,7 +14,7 @@ from tmkd.data.builtin.debian_packages import Package, fetch
 from tmkd.data.documents.passages import Passage, cut
 from tmkd.data.documents.reader import Corpora, SourceFile
 from tmkd.data.documents.sections import Block, Section
-from tmkd.data.documents.text import contains, normalise, text_hash, unit_hash, word_set
+from tmkd.data.documents.text import contains, normalise, question_key, text_hash, unit_hash, word_set
 
 LEAST_WORDS = 8  # shorter passages say nothing by themselves
 
@@ -43,7 +43,7 @@ class Question:
     """A FAQ question.
 
     Attributes:
-        qid: a hash of the normalised question.
+        qid: a hash of the question (`question_key`).
         text: the question as it is written.
         source: the package that it comes from.
         passages: the places of its answer's passages in `Corpus.passages`, in reading order.
@@ -140,7 +140,7 @@ class _Reader:
     def _add(self, section: Section, place: str, source: str, question: str | None) -> None:
         headings = (*section.path, section.heading) if section.heading else section.path
         name = text_hash(f"{place} {' '.join(headings)}")
-        qid = None if question is None else text_hash(question)
+        qid = None if question is None else text_hash(question_key(question))
         entry = None
         if question is not None and qid is not None:
             entry = self.questions.setdefault(qid, Question(qid, question, source))
@@ -175,18 +175,18 @@ def _clean(section: Section) -> list[Block]:
     blocks = [
         block if block.code else replace(block, text=_BOILERPLATE.sub("", block.text)) for block in section.blocks
     ]
-    while blocks and section.heading and normalise(blocks[0].text) == normalise(section.heading):
+    while blocks and section.heading and question_key(blocks[0].text) == question_key(section.heading):
         blocks = blocks[1:]
     return [block for block in blocks if block.text.strip()]
 
 
 def _worthwhile(headings: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """Headings that can serve as questions: three words or more, two of them specific, and in two places at most."""
-    counts = Counter(normalise(heading) for heading, _ in headings)
+    counts = Counter(question_key(heading) for heading, _ in headings)
     kept: dict[str, tuple[str, str]] = {}
     for heading, source in headings:
-        key = normalise(heading)
-        words = key.split()
+        key = question_key(heading)
+        words = normalise(heading).split()
         specific = [word for word in words if len(word) > 2 and word not in _GENERIC and not word.isdigit()]
         is_code = "::" in heading or heading.count("_") > 1 or heading.endswith(" Directive")
         whole = words and words[-1] not in _UNFINISHED

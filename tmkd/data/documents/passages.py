@@ -15,7 +15,7 @@ TARGET_WORDS = 70
 MOST_WORDS = 95
 _CODE_WORDS = 60  # longer code is cut between lines
 _COLON_COST = 500.0  # of a cut after "like this:", which would separate it from what it announces
-PARSING = 1  # part of every digest: raise it when parsing or cutting give other passages
+PARSING = 2  # part of every digest: raise it when parsing or cutting give other passages
 _LEAST_WORDS = 2  # of a passage
 _CHARACTERS = 7  # in dense code, which has few spaces, this many characters count as a word
 
@@ -30,7 +30,7 @@ class Passage:
     """A piece of a document's text, without its headings.
 
     Attributes:
-        pid: a hash of the normalised text: passages of equal text have the same pid, wherever they come from.
+        pid: a hash of the text (`text_hash`): passages of the same text have the same pid, wherever they come from.
         text: prose on one line, code on lines of its own.
         title: the document's title.
         heading_path: the headings above the passage, outermost first.

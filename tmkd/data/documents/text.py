@@ -63,14 +63,11 @@ def contains(text: str, phrase: str) -> bool:
 
 
 def text_hash(text: str, size: int = 8) -> str:
-    """A hash of a text's normalised words, 2 x `size` hex digits.
-
-    A text without any word (such as a line of symbols) is hashed as it is.
-    """
-    return hashlib.blake2b((normalise(text) or text).encode(), digest_size=size).hexdigest()
+    """A hash of a text, 2 x `size` hex digits: equal for texts that are the same (`same_text`), and for no others."""
+    return hashlib.blake2b(same_text(text).encode("utf-8", "surrogatepass"), digest_size=size).hexdigest()
 
 
 def unit_hash(text: str, salt: str = "") -> float:
-    """A number in [0, 1) that depends only on the normalised text and the salt."""
-    digest = hashlib.blake2b(f"{salt}\n{normalise(text)}".encode(), digest_size=8).digest()
+    """A number in [0, 1) that depends only on the question (`question_key`) and the salt."""
+    digest = hashlib.blake2b(f"{salt}\n{question_key(text)}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
