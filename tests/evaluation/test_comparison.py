@@ -76,11 +76,6 @@ def test_ranking_metrics_by_hand() -> None:
     assert np.isnan(found["mrr"][2])  # no positive: not counted, not zero
 
 
-def test_ties_do_not_favour_the_positive() -> None:
-    questions = Questions.of(np.array([1, 0, 0, 0]), ["a"] * 4)
-    assert ranking_metrics(questions, np.zeros(4))["mrr"][0] == pytest.approx(1 / 4)
-
-
 def test_undefined_metrics_are_absent() -> None:
     pairs = Pairs.build([f"q{i}" for i in range(6)], ["p"] * 6, labels=[0, 1, 2, 0, 1, 2])
     results = compare(pairs, [ModelOutput("m", "student", np.eye(3)[[0, 1, 2, 0, 1, 1]][None])], classes=3, task="nli")

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.evaluation.comparison import ComparisonOptions, compare, disagreements
-from tmkd.evaluation.metrics import Questions, Ranks, SortedPairs, auc, ranking, ranking_metrics, spearman
+from tmkd.evaluation.metrics import Questions, Ranks, SortedPairs, auc, ranking_metrics, spearman
 from tmkd.evaluation.results import ModelOutput
 
 
@@ -83,16 +83,6 @@ def test_scores_that_differ_only_in_double_precision_are_no_tie() -> None:
     scores = np.array([1000.0000002, 1000.0000001, 0.0])
     assert len(set(scores.astype(np.float32))) == 2
     assert ranking_metrics(questions, scores)["mrr"] == [1.0]
-
-
-@pytest.mark.parametrize("place", [0, 1, 3])
-def test_a_positive_among_equals_comes_last_wherever_its_row_stands(place: int) -> None:
-    labels = np.eye(4, dtype=np.int64)[place]
-    assert list(ranking(np.zeros(4), labels)) == [*(row for row in range(4) if row != place), place]
-    assert ranking_metrics(Questions.of(labels, ["a"] * 4), np.zeros(4))["mrr"] == [1 / 4]
-    pairs = Pairs.build(["a"] * 4, list("pqrs"), labels=labels.tolist())
-    found = disagreements(pairs, logits(np.zeros(4)), logits(labels.astype(float)))
-    assert [(item.student_rank, item.teacher_rank) for item in found] == [(4, 1)]
 
 
 def test_pairs_without_a_label_are_left_out() -> None:

@@ -21,7 +21,8 @@ from tmkd.data.builtin.corpus import CORPORA
 from tmkd.data.documents.reader import index_documents
 from tmkd.data.writers import write_rows
 from tmkd.evaluation.bootstrap import Interval, Resamples, interval
-from tmkd.evaluation.metrics import Floats, Questions
+from tmkd.evaluation.metrics import Questions
+from tmkd.evaluation.ranking import Floats
 from tmkd.inference.qa import QuestionAnswerer
 from tmkd.inference.qa.cases import Asked, ask_all, built_in, from_file
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from tmkd.core.logits import log_odds
 from tmkd.evaluation.metrics import (
-    Floats,
     Questions,
     Ranks,
     SortedPairs,
@@ -23,6 +22,7 @@ from tmkd.evaluation.metrics import (
     ranking_metrics,
     spearman,
 )
+from tmkd.evaluation.ranking import Floats
 
 MAX_SEEDS = 64  # of one model
 Distribution = tuple[float, Floats]

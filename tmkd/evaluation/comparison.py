@@ -12,7 +12,8 @@ from tmkd.core.errors import DataError
 from tmkd.core.logits import log_odds
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Distribution, Resamples, distributions, interval
-from tmkd.evaluation.metrics import Floats, Questions, ranking
+from tmkd.evaluation.metrics import Questions
+from tmkd.evaluation.ranking import Floats, first_right
 from tmkd.evaluation.results import ENSEMBLE, ModelOutput, ModelResult, Results
 from tmkd.evaluation.significance import Difference
 
@@ -161,7 +162,7 @@ class Disagreement:
 
     Attributes:
         question: its text.
-        student_rank: rank of the student's first right passage, from 1.
+        student_rank: rank of the student's first right passage, from 1; the expected one where scores are equal.
         teacher_rank: the same by the teachers.
         student_first: the passage that the student ranks first.
         teacher_first: the passage that the teachers rank first.
@@ -170,8 +171,8 @@ class Disagreement:
     """
 
     question: str
-    student_rank: int
-    teacher_rank: int
+    student_rank: float
+    teacher_rank: float
     student_first: str
     teacher_first: str
     student_first_right: bool
@@ -200,10 +201,10 @@ def disagreements(pairs: Pairs, student: Floats, teacher: Floats, limit: int = 2
     found = []
     for number in np.flatnonzero(questions.ranked):
         rows = by_question[number]
-        orders = [rows[ranking(log_odds(logits[rows]), questions.labels[rows])] for logits in (student, teacher)]
-        ranks = [int(np.flatnonzero(questions.labels[order] == 1)[0]) + 1 for order in orders]
+        scores = [log_odds(logits[rows]) for logits in (student, teacher)]
+        ranks = [first_right(one, questions.labels[rows] == 1) for one in scores]
         if ranks[0] > ranks[1]:
-            first, second = int(orders[0][0]), int(orders[1][0])
+            first, second = (int(rows[one.argmax()]) for one in scores)
             found.append(
                 Disagreement(
                     question=texts[first],

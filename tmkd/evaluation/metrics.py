@@ -11,15 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pytrec_eval
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from tmkd.data.pairs import grouped
-
-Floats = NDArray[np.float64]
-RANKING = {"mrr": "recip_rank", "map": "map", "ndcg@10": "ndcg_cut_10"}
-"""The ranking metrics, with trec_eval's names for them."""
+from tmkd.evaluation.ranking import RANKING, Floats, ranking_values
 
 
 @dataclass(frozen=True)
@@ -202,27 +198,8 @@ def spearman(first: Ranks, second: Ranks, weights: Floats) -> float:
     return float(weights @ (one * other) / spread) if spread > 0 else float("nan")
 
 
-def ranking(scores: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the indices of pairs from the best score to the worst, [N] int64.
-
-    Among equal scores positives come last, then the earlier pair first: a model that gives every passage the same score
-    is not rewarded, whatever the order of the pairs.
-
-    Args:
-        scores: [N].
-        labels: [N] int64.
-
-    Returns:
-        [N] int64.
-    """
-    return np.lexsort((labels == 1, -scores))
-
-
 def ranking_metrics(questions: Questions, scores: Floats) -> dict[str, Floats]:
-    """Compute MRR, MAP and nDCG@10 of every question with trec_eval.
-
-    trec_eval keeps scores in single precision and breaks ties by document id. It is given the places of our own order
-    (`ranking`) in place of scores, so that neither has an effect.
+    """Compute MRR, MAP and nDCG@10 of every question; equal scores count as the mean over all their orders.
 
     Args:
         questions: G questions with N labelled pairs.
@@ -231,18 +208,11 @@ def ranking_metrics(questions: Questions, scores: Floats) -> dict[str, Floats]:
     Returns:
         By metric: the value of each question, [G]; nan where a question has no positive or no negative pair.
     """
-    qrels: dict[str, dict[str, int]] = {}
-    runs: dict[str, dict[str, float]] = {}
-    counted = np.flatnonzero(questions.ranked[questions.group])
-    for row in counted[ranking(scores[counted], questions.labels[counted])]:
-        question, document = str(questions.group[row]), str(row)
-        run = runs.setdefault(question, {})
-        run[document] = -float(len(run))
-        qrels.setdefault(question, {})[document] = int(questions.labels[row] == 1)
     found = {name: np.full(len(questions.names), np.nan) for name in RANKING}
-    if qrels:
-        evaluator = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank", "map", "ndcg_cut.10"})
-        for question, values in evaluator.evaluate(runs).items():
-            for name, theirs in RANKING.items():
-                found[name][int(question)] = values[theirs]
+    rows = np.flatnonzero(questions.ranked[questions.group])
+    if len(rows):
+        right = questions.labels[rows] == 1
+        values = ranking_values(questions.group[rows], scores[rows], right, right.astype(np.float64))
+        for name in RANKING:
+            found[name][questions.ranked] = values[name]
     return found

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from tmkd.core.errors import DataError
 from tmkd.evaluation.bootstrap import MAX_SEEDS, Interval
-from tmkd.evaluation.metrics import Floats
+from tmkd.evaluation.ranking import Floats
 from tmkd.evaluation.significance import TITLES, Difference, verdict
 
 Kind = Literal["teacher", "ensemble", "baseline", "student"]

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Distribution, Interval, Resamples, distributions, interval
-from tmkd.evaluation.metrics import Floats, Questions
+from tmkd.evaluation.metrics import Questions
+from tmkd.evaluation.ranking import Floats
 from tmkd.evaluation.results import METRICS
 from tmkd.evaluation.significance import TITLES, Difference, verdict
 from tmkd.pipeline.study.plan import Cell, Study

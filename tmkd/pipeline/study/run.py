@@ -22,7 +22,8 @@ from rich.console import RenderableType
 from tmkd.core.errors import RecipeError, TmkdError
 from tmkd.core.files import disk_errors, write_json
 from tmkd.data.pairs import Pairs
-from tmkd.evaluation.metrics import Floats, Questions, defined_metrics
+from tmkd.evaluation.metrics import Questions, defined_metrics
+from tmkd.evaluation.ranking import Floats
 from tmkd.pipeline.parallel import workers
 from tmkd.pipeline.preflight import require_runnable
 from tmkd.pipeline.report import environment
