@@ -11,7 +11,9 @@ from tmkd.core.errors import DataError, FetchError
 from tmkd.data.builtin.catalogue import SOURCES, source
 from tmkd.data.builtin.debian_packages import fetch
 from tmkd.data.documents.bm25 import PassageIndex
+from tmkd.data.documents.charset import decode_html, decode_pod, decode_text
 from tmkd.data.documents.html import parse_html
+from tmkd.data.documents.markdown import parse_markdown
 from tmkd.data.documents.passages import MOST_WORDS, Passage, cut, sentences, size
 from tmkd.data.documents.pod import parse_pod, render
 from tmkd.data.documents.sections import Block, Section, clean_heading
@@ -90,12 +92,176 @@ def test_empty_html_gives_no_text(data: bytes) -> None:
 
 
 def test_bytes_that_are_no_html_are_one_block() -> None:
-    assert _flat(parse_html(b"\xff\xfe\x00")) == [("", ["\xff\xfe\ufffd"])]
+    assert _flat(parse_html(b"\xff\xfe\x00")) == [("", ["\ufffd"])]  # half a letter of UTF-16, as its mark says
 
 
 def test_latin1_page_is_decoded_as_it_declares() -> None:
     page = '<html><head><meta charset="iso-8859-1"></head><body><p>caf\xe9 au lait</p></body></html>'
     assert parse_html(page.encode("latin-1"))[0].blocks[0].text == "café au lait"
+
+
+@pytest.mark.parametrize(
+    ("page", "blocks"),
+    [
+        ("<p>first line<br>second line</p>", ["first line second line"]),
+        ("<pre>a<br>b", ["a\nb"]),
+        ("<pre><div>a</div>\n<div>b</div>\n\n<div>c</div></pre>", ["a\nb\n\nc"]),
+        ("Hello<div class=toc>x</div>World", ["Hello", "World"]),
+        ("<dl><dt>a<br>b</dt><dd>c</dd></dl>", ["a b: c"]),
+        ("un<b>believ</b>able", ["unbelievable"]),
+    ],
+)
+def test_a_line_break_or_the_edge_of_a_block_parts_words(page: str, blocks: list[str]) -> None:
+    assert _blocks(page) == blocks
+
+
+def _blocks(page: str) -> list[str]:
+    return [block.text for section in parse_html(page.encode()) for block in section.blocks]
+
+
+def test_paragraphs_in_a_cell_are_apart_and_an_empty_cell_keeps_its_place() -> None:
+    assert _blocks("<table><tr><td><p>one</p><p>two</p></td><td>x</td></tr></table>") == ["one two | x"]
+    rows = (
+        "<tr><th></th><th>A</th><th>B</th></tr><tr><td>r</td><td></td><td>1</td></tr><tr><td></td><td></td><td>2</td>"
+    )
+    assert _blocks(f"<table>{rows}</tr></table>") == ["| A | B\nr |  | 1\n|  | 2"]
+    assert _blocks("<table><tr><td></td><td>prose in a frame</td></tr></table>") == ["prose in a frame"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "<pre><span class=linenos>1</span>a\n<span class=linenos>2</span>b</pre>",
+        "<pre>a\nb<button>Copy</button><script>x()</script><style>y {}</style></pre>",
+        "<pre class='line-numbers'><code>a\nb<span class='line-numbers-rows'><span></span></span></code></pre>",
+        "<table class=highlighttable><tr><td class=linenos><div class=linenodiv><pre>1\n2</pre></div></td>"
+        "<td class=code><div><pre>a\nb</pre></div></td></tr></table>",
+        "<table class=rouge-table><tr><td class='gutter gl'><pre class=lineno>1\n2\n</pre></td>"
+        "<td class=code><pre>a\nb</pre></td></tr></table>",
+        "<table class=lntable><tr><td class=lntd><pre><span class=lnt>1\n</span><span class=lnt>2\n</span></pre></td>"
+        "<td class=lntd><pre>a\nb</pre></td></tr></table>",
+    ],
+)
+def test_line_numbers_buttons_scripts_and_styles_are_no_code(code: str) -> None:
+    assert _blocks(f"<p>Run:</p>{code}") == ["Run:", "a\nb"]
+
+
+def test_code_with_the_class_of_line_numbers_is_kept() -> None:
+    assert _blocks("<pre class='line-numbers'>x = 12\ny</pre>") == ["x = 12\ny"]
+
+
+def test_a_page_within_a_form_is_kept_and_a_search_form_is_not() -> None:
+    assert _blocks("<form><h1>T</h1><p>asp</p><form><label>Search</label></form></form>") == ["asp"]
+    assert _blocks("<form><label>Search</label></form><p>text</p>") == ["text"]
+
+
+DEEP = "<div>" * 3000
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("a<button>Copy</button> b<script>s()</script><style>c {}</style>", "a b"),
+        ("a<br>b<p>c</p>d un<b>believ</b>able", "a b c d unbelievable"),
+        ("<span class=linenos>1</span>a <span class=linenos>all</span>", "a all"),
+        ("<pre class=line-numbers>12 x<button>c</pre>d", "12 xc d"),
+        ("caf\xe9", "caf\xe9"),
+    ],
+)
+def test_deep_pages_are_read_by_the_same_rules(markup: str, text: str) -> None:
+    page = f"<meta charset=latin1>{DEEP}{markup}"
+    assert [block.text for section in parse_html(page.encode("latin-1")) for block in section.blocks] == [text]
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "replaced"),
+    [
+        ("<p>é</p>".encode() + b"caf\xe9", "<p>é</p>caf\ufffd", 1),
+        (b"<meta charset=utf-8>" + "é".encode() + b"\xe9", "<meta charset=utf-8>é\ufffd", 1),
+        (b"<meta http-equiv=x content='text/html; charset=iso-8859-1'>\x96", None, 0),
+        (b"<?xml version='1.0' encoding='koi8-r'?><meta charset=latin1>\xc1", None, 0),
+        (b"<!-- <meta charset=latin1> -->" + "é".encode(), "<!-- <meta charset=latin1> -->é", 0),
+        (b"<meta charset=hex>" + "é".encode(), "<meta charset=hex>é", 0),
+        (b"<meta charset=utf-16>" + "é".encode(), "<meta charset=utf-16>é", 0),
+        (b"\xef\xbb\xbf<meta charset=latin1>" + "é".encode(), "<meta charset=latin1>é", 0),
+        ("<p>é".encode("utf-16"), "<p>é", 0),
+        ("kept \ufffd".encode() + b"\xff\xff", "kept \ufffd\ufffd\ufffd", 2),
+    ],
+)
+def test_charset_as_declared_else_utf8_with_single_bytes_replaced(data: bytes, text: str | None, replaced: int) -> None:
+    decoded = decode_html(data)
+    assert decoded.replaced == replaced
+    assert decoded.text == text if text is not None else decoded.text[-1] in ("–", "а")
+
+
+def test_place_of_the_first_bad_byte() -> None:
+    data = b"\xef\xbb\xbfone\ntwo\n\xe9"
+    decoded = decode_text(data)
+    assert (decoded.line(data), data[decoded.first], decoded.text) == (3, 0xE9, "one\ntwo\n\ufffd")
+
+
+def test_pod_is_read_as_declared_else_as_utf8_else_as_perl_does() -> None:
+    assert decode_pod(b"=encoding latin1\n\n\xc3\xa9").text.endswith("Ã©")
+    assert decode_pod(b"=head1 caf\xe9").text == "=head1 café"
+    mixed = decode_pod("=head1 é".encode() + b"\xe9")
+    assert (mixed.text, mixed.replaced) == ("=head1 é\ufffd", 1)
+
+
+def _markdown(text: str) -> list[tuple[str, str, list[str]]]:
+    return [(one.title, one.heading, [block.text for block in one.blocks]) for one in parse_markdown(text)]
+
+
+@pytest.mark.parametrize(
+    ("front", "title"),
+    [
+        ("title: >\n  Folded\n  title", "Folded title"),
+        ("title: 'It''s' # a comment", "It's"),
+        ('title: "Caf\\u00e9"', "Café"),
+        ("title: 1.10", "1.10"),
+        ("tags: [a]\ntitle: A # B", "A"),
+        ("title:", ""),
+        ("title: [no, text]", ""),
+        ("author: me", ""),
+    ],
+)
+def test_titles_are_what_yaml_gives(front: str, title: str) -> None:
+    assert _markdown(f"---\n{front}\n---\nbody") == [(title, "", ["body"])]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("---\n\nText one\n\n---\n\nmore", [("", ["Text one", "more"])]),
+        ("---\n\ntitle: X\n\n---\n\nmore", [("", ["title: X", "more"])]),
+        ("---\nJust text\n---\nmore", [("Just text", ["more"])]),
+        ("---\n- an item\n---\nmore", [("", ["an item", "more"])]),
+    ],
+)
+def test_a_line_across_the_page_is_no_front_matter(text: str, found: list[tuple[str, list[str]]]) -> None:
+    assert [(heading, blocks) for _, heading, blocks in _markdown(text)] == found
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks"),
+    [
+        ("first line<br>second line", ["first line second line"]),
+        ("un<b>believ</b>able <button>Copy</button>`<br>` &lt;b&gt;", ["unbelievable <br> <b>"]),
+        ("<div>un<b>believ</b>able<br>two\n<script>alert(1)</script><button>Copy</button></div>", ["unbelievable two"]),
+        ("|a|b|\n|-|-|\n||1<br>2|", ["a | b\n| 1 2"]),
+        ("<pre><span class=linenos>1</span>a<br>b</pre>", ["a\nb"]),
+        ("<table><tr><td>x</td><td></td><td>y</td></tr></table>", ["x |  | y"]),
+        (f"{DEEP}deep<br>words\n\nnext", ["deep words", "next"]),
+    ],
+)
+def test_html_in_markdown_is_read_as_in_a_page(text: str, blocks: list[str]) -> None:
+    assert _markdown(text) == [("", "", blocks)]
+
+
+def test_headings_of_html_in_markdown() -> None:
+    assert _markdown("<h1 align=center>Big</h1>\n\ntext\n\n# Later") == [
+        ("Big", "Big", ["text"]),
+        ("Big", "Later", []),
+    ]
 
 
 def test_pod_sections_items_and_code() -> None:

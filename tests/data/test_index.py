@@ -297,6 +297,25 @@ def test_what_cannot_be_read_is_skipped_and_named_or_refused(
         index_documents(["docs"], tmp_path / "index", Reading(strict=True))
 
 
+def test_single_bad_bytes_are_replaced_counted_and_said(
+    docs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rest of the file stays as it is: not skipped, and not read in another charset."""
+    (docs / "bad.txt").write_bytes(b"line one\n" + "Löwenzahn ".encode() * 20 + b"caf\xe9")
+    (docs / "bad.html").write_bytes("<p>Löwenzahn".encode() + b" caf\xe9 caf\xe8</p>")
+    changes = index_documents(["docs"], tmp_path / "index")
+    assert (changes.added, changes.skipped, changes.replaced) == (5, 0, 3)
+    logged = " ".join(caplog.text.split())
+    assert "docs/bad.txt:2: byte 0xe9 is not valid UTF-8; 1 such places" in logged
+    assert "docs/bad.html:1: byte 0xe9 is not valid UTF-8; 2 such places" in logged
+    assert "declare the charset" in logged
+    assert "3 bad bytes were replaced, in 2 files" in logged
+    found = DocumentIndex.open(tmp_path / "index").search("löwenzahn", 5)
+    assert {one.document for one in found} == {"docs/bad.txt", "docs/bad.html"}
+    with pytest.raises(DataError, match=r"docs/bad\.html:1: byte 0xe9"):
+        index_documents(["docs"], tmp_path / "index", Reading(strict=True))
+
+
 def test_names_that_are_no_text_stay_apart(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     for name in (b"caf\xe9.txt", b"caf\xe8.txt"):
@@ -449,7 +468,7 @@ def test_the_command_counts(docs: Path, tmp_path: Path, tmkd: Tmkd) -> None:
     done = json.loads(tmkd("index", "docs", "--out", "out", "--json", "--quiet").stdout)
     assert {**done, "seconds": 0} == {
         **{"index": "out", "added": 3, "changed": 0, "deleted": 0, "unchanged": 0, "skipped": 0},
-        **{"passages": 5, "seconds": 0},
+        **{"passages": 5, "replaced": 0, "seconds": 0},
     }
     told = tmkd("index", "docs", "--out", "out").stderr
     assert "0 added, 0 changed, 0 deleted, 3 unchanged documents; 5 passages" in told

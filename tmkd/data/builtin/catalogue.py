@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tmkd.core.errors import DataError, needs_extra
+from tmkd.data.documents.charset import decode_pod
 from tmkd.data.documents.pod import parse_pod
 from tmkd.data.documents.sections import Section
 
@@ -151,13 +152,10 @@ def source(name: str) -> Source:
 
 
 def parse_file(path: Path) -> list[Section]:
-    """Sections of an HTML or POD file. A POD file is UTF-8, or Latin-1 if it is not valid UTF-8."""
+    """Sections of an HTML or POD file."""
     data = path.read_bytes()
     if path.suffix != ".pod":
         with needs_extra("qa"):
             from tmkd.data.documents.html import parse_html
         return parse_html(data)
-    try:
-        return parse_pod(data.decode("utf-8"))
-    except UnicodeDecodeError:
-        return parse_pod(data.decode("latin-1"))
+    return parse_pod(decode_pod(data).text)

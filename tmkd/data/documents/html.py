@@ -9,108 +9,91 @@ mark, or a paragraph all in bold that is numbered or asks something. Both count 
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from typing import Any
 
 from lxml import etree
 from lxml import html as lxml_html
 
+from tmkd.data.documents.charset import decode_html
+from tmkd.data.documents.markup import (
+    BLOCKS,
+    DROP_CLASSES,
+    DROP_IDS,
+    DROP_TAGS,
+    HEADINGS,
+    are_line_numbers,
+    text_of,
+)
 from tmkd.data.documents.sections import Section, SectionBuilder, clean_heading
 from tmkd.data.documents.text import word_set
 
-_DROP_TAGS = word_set(
-    """
-    script style nav form svg button iframe noscript head footer img input select textarea object audio video
-    """
-)
-_DROP_CLASSES = word_set(
-    """
-    navheader navfooter toc related sphinxsidebar docnav nosearch fancy_toc fancy-toc menu toplang permalink
-    headerlink indexterm footer footnote footnotes contents comments_section lang-toggle up top bottomlang
-    mobile-nav documentation_options searchmenu legalnotice revhistory productname edition colophon index
-    genindex imgblock mediaobject admonition-title edit-this-page breadcrumbs
-    """
-)
-_DROP_IDS = word_set(
-    """
-    toc quickview page-header path footer footer-text comments_section searchmenu banner title topics
-    """
-)
-_HEADINGS = {f"h{n}": n for n in range(1, 7)}
-_BLOCKS = word_set(
-    """
-    p div section article main ul ol li dl dt dd blockquote table thead tbody tfoot tr td th pre hr center
-    address figure figcaption details summary aside header body caption fieldset
-    """
-)
 _NOTES = word_set("note tip warning caution important")
 _BOX_LEVEL = 8  # the title of a box is below every heading element
 _QUESTION_LEVEL = 7
 _COMPLAINT = re.compile(r"(?:I|I['’]m|I['’]ve|My)\s.*\.$")  # "My hook does not run."
 _NUMBERED = re.compile(r"^\(?\d+[.)]\s*\S")
+_PERMALINKS = word_set("permalink headerlink viewcode-back")  # dropped in code, where other classes mean something else
+_CODE = word_set("pre listing xmp")
+_EDGE = "\0"  # the edge of a block in code; no other text holds it
+_EDGES = re.compile(rf"\n?{_EDGE}(?:\n?{_EDGE})*\n?")
 
 
 def parse_html(data: bytes) -> list[Section]:
     """Sections of an HTML document, in reading order; none if it has no text.
 
+    A line break or the edge of a block is white space, in `pre` a newline. A document that is nested too deeply for a
+    tree is one section with all of its text.
+
     Args:
-        data: the file's bytes. The encoding is UTF-8 if they are valid UTF-8, else the one that the document declares.
+        data: the file's bytes, decoded as `decode_html` does: in the declared charset, else as UTF-8.
     """
-    if not data.strip():
-        return []
-    parser = lxml_html.HTMLParser(encoding=_encoding(data), remove_comments=True)
+    text = decode_html(data).text
     try:
-        root = lxml_html.document_fromstring(data, parser=parser)
-    except etree.ParserError:  # nothing but comments
-        return []
-    if any(error.type_name == "ERR_RESOURCE_LIMIT" for error in parser.error_log):
-        return _flat(data)
-    walker = _Walker(_title(root))
-    try:
+        root = _tree(text)
+        walker = _Walker(SectionBuilder(_title(root)))
         walker.walk(_main(root))
     except RecursionError:
-        return _flat(data)
+        builder = SectionBuilder("")
+        builder.block(text_of(text))
+        return builder.done()
     walker.flush()
     return walker.builder.done()
 
 
-def _flat(data: bytes) -> list[Section]:
-    """The text of a document as one section, for a document that is nested too deeply to be parsed."""
-    reader = _TextOnly()
-    reader.feed(data.decode("utf-8", "replace"))
-    reader.close()
-    builder = SectionBuilder("")
-    builder.block(" ".join(reader.parts))
-    return builder.done()
-
-
-class _TextOnly(HTMLParser):
-    """Collects a document's text. Deeply nested documents need no more memory or stack than others."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts: list[str] = []
-        self._dropped = ""  # the script or style that is open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in ("script", "style", "title"):
-            self._dropped = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == self._dropped:
-            self._dropped = ""
-
-    def handle_data(self, data: str) -> None:
-        if not self._dropped:
-            self.parts.append(data)
-
-
-def _encoding(data: bytes) -> str | None:
+def add_html(builder: SectionBuilder, text: str) -> None:
+    """Add the headings and blocks of a piece of HTML, as it stands in a Markdown document."""
     try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-    return "utf-8"
+        _Walker(SectionBuilder("")).walk(_tree(text))  # a first time, which shows whether it is nested too deeply
+    except RecursionError:
+        builder.block(text_of(text))
+        return
+    walker = _Walker(builder)
+    walker.walk(_tree(text))
+    walker.flush()
+
+
+def html_title(text: str) -> str:
+    """The title of an HTML document or of a piece of one: its first `h1`, else its `title`, else empty."""
+    try:
+        return _title(_tree(text))
+    except RecursionError:
+        return ""
+
+
+def _tree(text: str) -> Any:
+    """The root element; an empty one if there is no text.
+
+    Raises:
+        RecursionError: the elements are nested too deeply for libxml2.
+    """
+    parser = lxml_html.HTMLParser(encoding="utf-8", remove_comments=True)
+    try:
+        root = lxml_html.document_fromstring(text.encode(), parser=parser)
+    except etree.ParserError:  # nothing but comments
+        return lxml_html.Element("html")
+    if any(error.type_name == "ERR_RESOURCE_LIMIT" for error in parser.error_log):
+        raise RecursionError
+    return root
 
 
 def _title(root: Any) -> str:
@@ -131,24 +114,56 @@ def _main(root: Any) -> Any:
 
 
 def _dropped(element: Any) -> bool:
-    if not isinstance(element.tag, str) or element.tag in _DROP_TAGS:
+    if not isinstance(element.tag, str) or (element.tag in DROP_TAGS and not _holds_page(element)):
         return True
     classes = element.get("class")
-    if classes and not _DROP_CLASSES.isdisjoint(classes.split()):
+    if classes and not DROP_CLASSES.isdisjoint(classes.split()):
         return True
-    return element.get("id") in _DROP_IDS and element.tag not in _HEADINGS
+    if element.get("id") in DROP_IDS and element.tag not in HEADINGS:
+        return True
+    return are_line_numbers(classes, element.itertext())
+
+
+def _holds_page(element: Any) -> bool:
+    """Whether it is a form around the main text, as ASP.NET writes it, and not one to search or to log in."""
+    return element.tag == "form" and any(one.tag in HEADINGS for one in element.iter())
+
+
+def _is_block(element: Any) -> bool:
+    return element.tag in BLOCKS or element.tag in HEADINGS
 
 
 def _inline(element: Any) -> str:
-    """The text of an element without dropped elements, with spaces for line breaks."""
+    """The text of an element without dropped elements, with spaces for line breaks and at the edges of blocks."""
     parts = [element.text or ""]
     for child in element:
-        if isinstance(child.tag, str) and child.tag == "br":
-            parts.append(" ")
-        elif not _dropped(child):
-            parts.append(_inline(child))
+        edge = " " if child.tag == "br" or _is_block(child) else ""
+        parts += [edge, "" if _dropped(child) else _inline(child), edge, child.tail or ""]
+    return "".join(parts)
+
+
+def _lines(element: Any) -> str:
+    """The text of code without line numbers and buttons, with newlines for line breaks and at the edges of blocks."""
+    return _EDGES.sub("\n", _preformatted(element))
+
+
+def _preformatted(element: Any) -> str:
+    parts = [element.text or ""]
+    for child in element:
+        if child.tag == "br":
+            parts.append("\n")
+        elif not _not_code(child):
+            edge = _EDGE if _is_block(child) else ""
+            parts += [edge, _preformatted(child), edge]
         parts.append(child.tail or "")
     return "".join(parts)
+
+
+def _not_code(element: Any) -> bool:
+    if not isinstance(element.tag, str) or element.tag in DROP_TAGS:
+        return True
+    classes = element.get("class")
+    return (classes and not _PERMALINKS.isdisjoint(classes.split())) or are_line_numbers(classes, element.itertext())
 
 
 def _only_links(element: Any) -> bool:
@@ -171,12 +186,20 @@ def _bold_question(element: Any) -> str | None:
     return text if bold and (_NUMBERED.match(text) or text.endswith("?")) else None
 
 
+def _cells(row: Any) -> list[str] | None:
+    """The texts of a table row's cells, empty ones too; None if a cell holds code, a list, a table or a division."""
+    if any(one.tag in ("pre", "ul", "ol", "dl", "table", "div") for one in row.iter()):
+        return None
+    return [" ".join(_inline(cell).split()) for cell in row if not _dropped(cell)]
+
+
 class _Walker:
     """Visits every element once. `_buffer` collects inline text until the next block begins or ends."""
 
-    def __init__(self, title: str) -> None:
-        self.builder = SectionBuilder(title)
+    def __init__(self, builder: SectionBuilder) -> None:
+        self.builder = builder
         self._buffer: list[str] = []
+        self._tables: dict[Any, bool] = {}  # whether a table has rows of several cells with text
         self._term = ""  # a `dt` waits here for its `dd`
 
     def flush(self) -> None:
@@ -194,6 +217,8 @@ class _Walker:
         for child in element:
             if not _dropped(child):
                 self._element(child)
+            elif _is_block(child):
+                self.flush()
             if child.tail:
                 self._buffer.append(child.tail)
 
@@ -201,11 +226,11 @@ class _Walker:
         tag = element.tag
         if tag == "br":
             self._buffer.append(" ")
-        elif tag in _HEADINGS:
-            self._heading(_HEADINGS[tag], _inline(element))
-        elif tag == "pre":
+        elif tag in HEADINGS:
+            self._heading(HEADINGS[tag], _inline(element))
+        elif tag in _CODE:
             self._code(element)
-        elif tag in _BLOCKS:
+        elif tag in BLOCKS:
             self.flush()
             self._block(element, tag)
             self.flush()
@@ -222,7 +247,7 @@ class _Walker:
         if self._term:
             self.builder.block(self._term)
             self._term = ""
-        self.builder.block("".join(element.itertext()), code=True)
+        self.builder.block(_lines(element), code=True)
 
     def _block(self, element: Any, tag: str) -> None:
         if tag in ("ul", "ol", "dl", "table") and _only_links(element):
@@ -231,8 +256,8 @@ class _Walker:
             self._definition(element)
         elif tag == "p" and (question := _bold_question(element)) is not None:
             self._heading(_QUESTION_LEVEL, question)
-        elif tag == "tr" and not any(cell.tag in ("pre", "ul", "ol", "dl", "table", "div") for cell in element.iter()):
-            self._row(element)
+        elif tag == "tr" and (cells := _cells(element)) is not None:
+            self._row(element, cells)
         elif tag in ("div", "aside") and (classes := set((element.get("class") or "").split())):
             self._box(element, classes)
         else:
@@ -253,18 +278,24 @@ class _Walker:
             self.builder.resume(depth)
             return
         if classes & _NOTES:
-            for label in [child for child in element.iter() if child.tag in _HEADINGS or child.tag == "th"]:
+            for label in [child for child in element.iter() if child.tag in HEADINGS or child.tag == "th"]:
                 label.clear()
                 label.tag = "span"
         self.walk(element)
 
-    def _row(self, element: Any) -> None:
-        """A row of a table: one line with bars between the cells. A single cell is prose in a frame."""
-        cells = [text for cell in element if isinstance(cell.tag, str) and (text := " ".join(_inline(cell).split()))]
-        if len(cells) > 1:
+    def _row(self, row: Any, cells: list[str]) -> None:
+        """A row of a table: one line with bars between the cells. One cell in a table without columns is prose."""
+        if sum(map(bool, cells)) > 1 or (len(cells) > 1 and any(cells) and self._has_columns(row)):
             self.builder.block(" | ".join(cells), code=True, joint="\n")
         else:
             self._buffer.extend(cells)
+
+    def _has_columns(self, row: Any) -> bool:
+        """Whether any row of the table that this row belongs to has text in several cells."""
+        table = next(row.iterancestors("table"), row)
+        if table not in self._tables:
+            self._tables[table] = any(sum(map(bool, _cells(one) or ())) > 1 for one in table.iter("tr"))
+        return self._tables[table]
 
     def _definition(self, element: Any) -> None:
         text = " ".join(_inline(element).split())

@@ -69,6 +69,7 @@ class Changes:
         unchanged: documents that stay as they were.
         skipped: files that could not be read, and are not in the index.
         passages: how many passages the index holds after the update.
+        replaced: bytes that did not fit the charset of their file and were replaced.
     """
 
     added: int = 0
@@ -77,12 +78,14 @@ class Changes:
     unchanged: int = 0
     skipped: int = 0
     passages: int = 0
+    replaced: int = 0
 
     def sentence(self) -> str:
         """The counts in words."""
         text = f"{self.added:,} added, {self.changed:,} changed, {self.deleted:,} deleted, {self.unchanged:,} unchanged"
         text += f", {self.skipped:,} skipped" if self.skipped else ""
-        return f"{text} documents; {self.passages:,} passages"
+        text = f"{text} documents; {self.passages:,} passages"
+        return f"{text}; {self.replaced:,} bad bytes replaced" if self.replaced else text
 
 
 class DocumentIndex:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from html import escape
 from typing import Any
 
+import yaml
+
 from tmkd.core.errors import needs_extra
+from tmkd.data.documents.markup import text_of
 from tmkd.data.documents.sections import Section, SectionBuilder
 
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-_TAG = re.compile(r"<!--.*?-->|<[^>]*>", re.DOTALL)
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?=\S)(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 _UNDERLINE = re.compile(r"^([=\-~^\"'`#*+:.])\1{2,}\s*$")
 
 
@@ -26,9 +28,11 @@ def parse_markdown(text: str) -> list[Section]:
     with needs_extra("qa"):
         from markdown_it import MarkdownIt
 
+        from tmkd.data.documents.html import add_html, html_title
+
     title, body = _front_matter(text.replace("\r\n", "\n"))
     tokens = MarkdownIt("commonmark").enable("table").parse(body)
-    builder = SectionBuilder(title or _first_heading(tokens))
+    builder = SectionBuilder(title or _first_heading(tokens, html_title))
     row: list[str] = []  # the cells of the table row that is open
     for place, token in enumerate(tokens):
         before = tokens[place - 1].type if place else ""
@@ -41,7 +45,7 @@ def parse_markdown(text: str) -> list[Section]:
         elif token.type in ("fence", "code_block"):
             builder.block(token.content, code=True)
         elif token.type == "html_block":
-            builder.block(html.unescape(_TAG.sub(" ", token.content)))
+            add_html(builder, token.content)
         elif token.type == "tr_close":
             builder.block(" | ".join(row), code=True, joint="\n")
             row = []
@@ -49,32 +53,49 @@ def parse_markdown(text: str) -> list[Section]:
 
 
 def _front_matter(text: str) -> tuple[str, str]:
-    """The title in the YAML front matter (empty if there is none), and the text after the front matter."""
+    """The title in the front matter, and the text after it.
+
+    A first line `---` begins front matter only if a YAML mapping follows at once; else it is a line across the page.
+    """
     found = _FRONT_MATTER.match(text)
     if found is None:
         return "", text
-    title = re.search(r"^title:[ \t]*(.+)$", found.group(1), re.MULTILINE)
-    return title.group(1).strip().strip("\"'") if title else "", text[found.end() :]
+    try:
+        fields = yaml.load(found.group(1), Loader=yaml.BaseLoader)  # every value as it is written: "1.10", not 1.1
+    except (yaml.YAMLError, RecursionError):
+        return "", text
+    if not isinstance(fields, dict):
+        return "", text
+    title = fields.get("title")
+    return " ".join(title.split()) if isinstance(title, str) else "", text[found.end() :]
 
 
-def _first_heading(tokens: Sequence[Any]) -> str:
-    for place, token in enumerate(tokens[:-1]):
+def _first_heading(tokens: Sequence[Any], html_title: Callable[[str], str]) -> str:
+    """The first heading of level 1, which may be an HTML element; empty if there is none."""
+    for place, token in enumerate(tokens):
         if token.type == "heading_open" and token.tag == "h1":
             return " ".join(_plain(tokens[place + 1].children or ()).split())
+        if token.type == "html_block" and "<h1" in token.content.lower() and (title := html_title(token.content)):
+            return title
     return ""
 
 
 def _plain(children: Sequence[Any]) -> str:
-    """Inline Markdown as a reader sees it: the text of links and code, the description of pictures."""
-    parts = []
+    """Inline Markdown as a reader sees it: the text of links and code, the description of pictures.
+
+    Inline HTML is read as in an HTML page: a line break is white space, and buttons and scripts are no text.
+    """
+    parts = []  # the text, as HTML
     for child in children:
         if child.type in ("softbreak", "hardbreak"):
             parts.append(" ")
         elif child.type == "image":
-            parts.append(_plain(child.children or ()))
-        elif child.type != "html_inline":
+            parts.append(escape(_plain(child.children or ())))
+        elif child.type == "html_inline":
             parts.append(child.content)
-    return "".join(parts)
+        else:
+            parts.append(escape(child.content))
+    return text_of("".join(parts))
 
 
 def parse_plain(text: str) -> list[Section]:

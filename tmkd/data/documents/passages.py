@@ -15,7 +15,7 @@ TARGET_WORDS = 70
 MOST_WORDS = 95
 _CODE_WORDS = 60  # longer code is cut between lines
 _COLON_COST = 500.0  # of a cut after "like this:", which would separate it from what it announces
-PARSING = 2  # part of every digest: raise it when parsing or cutting give other passages
+PARSING = 3  # part of every digest: raise it when parsing or cutting give other passages
 _LEAST_WORDS = 2  # of a passage
 _CHARACTERS = 7  # in dense code, which has few spaces, this many characters count as a word
 

@@ -3,7 +3,8 @@
 All files below a folder are read, except hidden ones, and each once even if several links lead to it. A folder with a
 corpus.jsonl is read as a BEIR data set, which keeps its questions beside it. The caller may give corpora that have a
 name instead of a place, such as the built-in `debian-docs`. What cannot be read as text is skipped with a warning that
-names it, or refused where the caller is strict.
+names it, or refused where the caller is strict. Single bytes that do not fit a file's charset are replaced, with a
+warning that counts them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from stat import S_ISREG
 
 from tmkd.core.console import Bar, progress
 from tmkd.core.errors import DataError, needs_extra
+from tmkd.data.documents.charset import Decoded, decode_html, decode_pod, decode_text
 from tmkd.data.documents.index import Changes, Document, update_index
 from tmkd.data.documents.json_lines import Fields, JsonRow, lines_of, unpacked
 from tmkd.data.documents.markdown import parse_markdown, parse_plain
@@ -34,6 +36,7 @@ TEXT_KINDS = (*_HTML, ".md", ".markdown", ".txt", ".text", ".rst", ".pod")
 ROW_KINDS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _BEIR = "corpus.jsonl"
 _MOST_WARNINGS = 20
+_GOOD_FOR_EACH_BAD = 100  # characters; a text with more bad bytes than one in so many is in another charset
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,9 @@ def index_documents(
     changes.skipped = len(reader.skipped)
     if reader.other:
         logger.info(f"left out {reader.other:,} files of other kinds")
+    if reader.replaced:
+        changes.replaced = sum(reader.replaced.values())
+        logger.warning(f"{changes.replaced:,} bad bytes were replaced, in {len(reader.replaced):,} files")
     return changes
 
 
@@ -116,6 +122,7 @@ class DocumentReader:
     Attributes:
         skipped: why files were skipped, one line for each.
         other: how many files have an extension that is not read.
+        replaced: the number of replaced bad bytes, by file.
 
     Raises:
         DataError: a place does not exist, has no known format, or holds no document.
@@ -129,6 +136,7 @@ class DocumentReader:
         self.corpora = corpora or {}
         self.skipped: list[str] = []
         self.other = 0
+        self.replaced: dict[str, int] = {}
         self._seen: set[tuple[int, int]] = set()
         self._files = [file for place in places for file in self._place(str(place))]
 
@@ -226,16 +234,31 @@ class DocumentReader:
         """A file that is a single document; None if it is skipped."""
         try:
             data = file.path.read_bytes()
-            if file.path.suffix.lower() not in (*_HTML, ".pod"):  # their parsers find the encoding
-                _decoded(data)
         except OSError as error:
             self._skip(f"{file.name}: {error.strerror or error}")
             return None
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            self._skip(f"{file.name}:{line}: byte 0x{data[error.start]:02x} is not valid UTF-8; convert it with iconv")
+        if not self._readable(file, data):
             return None
         return Document(file.name, content_digest(file.source.encode(), data), partial(passages, data))
+
+    def _readable(self, file: SourceFile, data: bytes) -> bool:
+        """Whether the file's bytes are text. Single bad bytes are said and counted; a text full of them is skipped."""
+        kind = file.path.suffix.lower()
+        decoded = _decoded(kind, data)
+        if not decoded.replaced:
+            return True
+        bad = (
+            f"{file.name}:{decoded.line(data)}: byte 0x{data[decoded.first]:02x} is not valid {decoded.charset.upper()}"
+        )
+        can_declare = kind in (*_HTML, ".pod")
+        if self.reading.strict or (not can_declare and decoded.replaced * _GOOD_FOR_EACH_BAD > len(decoded.text)):
+            self._skip(f"{bad}; convert it with iconv")
+            return False
+        self.replaced[file.name] = decoded.replaced
+        if len(self.replaced) <= _MOST_WARNINGS:
+            declare = "declare the charset of the file or " if can_declare else ""
+            logger.warning(f"{bad}; {decoded.replaced:,} such places read as \ufffd; {declare}convert it with iconv")
+        return True
 
     def _rows(self, file: SourceFile, bar: Bar) -> Iterator[Document]:
         """The documents of a JSON lines file."""
@@ -283,9 +306,10 @@ def _kib(size: int) -> int:
     return max(1, size >> 10)
 
 
-def _decoded(data: bytes) -> str:
-    """Decode UTF-8, or UTF-16 if the text begins with its byte order mark."""
-    return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+def _decoded(kind: str, data: bytes) -> Decoded:
+    if kind in _HTML:
+        return decode_html(data)
+    return decode_pod(data) if kind == ".pod" else decode_text(data)
 
 
 def _sections(kind: str, data: bytes) -> list[Section]:
@@ -293,14 +317,13 @@ def _sections(kind: str, data: bytes) -> list[Section]:
         with needs_extra("qa"):
             from tmkd.data.documents.html import parse_html
         return parse_html(data)
+    text = _decoded(kind, data).text
     if kind == ".pod":
         try:
-            return parse_pod(data.decode("utf-8"))
-        except UnicodeDecodeError:
-            return parse_pod(data.decode("latin-1"))
+            return parse_pod(text)
         except RecursionError:
-            return parse_plain(data.decode("utf-8"))
-    return (parse_markdown if kind in (".md", ".markdown") else parse_plain)(_decoded(data))
+            return parse_plain(text)
+    return (parse_markdown if kind in (".md", ".markdown") else parse_plain)(text)
 
 
 def _file_passages(kind: str, stem: str, source: str, data: bytes) -> list[Passage]:
