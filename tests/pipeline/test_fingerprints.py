@@ -29,6 +29,7 @@ import tmkd.pipeline.steps.label as labelling
 from tmkd.config.load import parse_recipe, set_keys
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import DebianDocsSizes
+from tmkd.core import hardware
 from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
 from tmkd.pipeline.run import Run
@@ -434,6 +435,16 @@ def test_a_field_changes_the_steps_that_read_it_and_none_before(dry: Dry, name: 
 def test_what_does_not_matter_does_not_enter(dry: Dry, name: str) -> None:
     value, _ = NOT_MATTERING[name]
     assert dry.steps(dry.recipe({key_of(name): value})) == dry.steps(dry.recipe({}))
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_an_automatic_precision_is_what_the_machine_computes_with(
+    dry: Dry, monkeypatch: pytest.MonkeyPatch, native: bool, precision: str
+) -> None:
+    """Else a workspace that moves to another machine would take bf16 results for fp32 ones."""
+    monkeypatch.setattr(hardware, "native_bf16", lambda: native)
+    recipe = dry.recipe({"precision": "auto", "name": f"auto-{precision}"})  # `steps` keeps what it found by recipe
+    assert dry.steps(recipe) == dry.steps(dry.recipe({"precision": precision}))
 
 
 def test_defaults_that_are_spelled_out_give_the_same_fingerprints(dry: Dry) -> None:

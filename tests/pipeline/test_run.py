@@ -18,6 +18,7 @@ from conftest import Tmkd, pair_rows, write_jsonl
 from safetensors.torch import load_file
 
 from tmkd.config.load import load_recipe
+from tmkd.core.hardware import resolved_precision
 from tmkd.export.gate import BACKENDS
 from tmkd.export.parity import EXACT
 from tmkd.training.state import TrainingState
@@ -35,6 +36,12 @@ def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_pat
     assert json.loads((run / "report" / "results.json").read_text()) == results
     page = (run / "report" / "report.html").read_text()
     assert "<svg" in page
+    where_from = results["provenance"]
+    assert where_from["recipe"]["methods"] == ["teacher", "teacher-ensemble", "finetune", "mkd", "tmkd"]
+    assert where_from["precision"] == where_from["recipe"]["precision"] == resolved_precision("auto")
+    assert where_from["libraries"]["torch"] == torch.__version__
+    assert "cores" in where_from["machine"]
+    assert results["data"].keys() == {"train", "dev", "test"}
     assert "teacher-ensemble" in page
 
     (run / "export" / "calibration.json").write_text("{}")
@@ -59,6 +66,8 @@ def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_pat
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["rows"] == len(scored)
     assert [row["name"] for row in numbers["methods"]] == names
+    assert numbers["data"]["test"]["read"] == len(scored)
+    assert numbers["provenance"]["machine"] == where_from["machine"]
 
     reused = tmkd("distill", recipe_file, f"stage1_from={run / 'stage1'}", "name=again", "seeds=[4]")
     assert "again" in str(list((tmp_path / "workspace" / "runs").iterdir()))

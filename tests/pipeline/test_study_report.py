@@ -12,9 +12,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from tmkd.config.load import parse_recipe
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Interval
 from tmkd.evaluation.significance import Difference, verdict
+from tmkd.pipeline.provenance import provenance
 from tmkd.pipeline.study.page import write_study
 from tmkd.pipeline.study.plan import Cell, Study
 from tmkd.pipeline.study.results import MeasuredCell, StudyResults, compare_variants
@@ -158,13 +160,16 @@ def test_two_keys_are_lines_and_named_variants_are_dots(tmp_path: Path) -> None:
 
 def test_the_page_is_one_file_and_the_table_is_markdown(tmp_path: Path) -> None:
     found = outcome(study(variants={"<i>a</i>": {}, "b|c": {"x": 1}}), [1.0, 1.5])
-    write_study(tmp_path, found, {"torch": "2"})
+    given = parse_recipe({"data": {"train": "t"}, "teachers": [{"name": "a"}, {"name": "b"}]}, "r")
+    where_from = provenance(given, {"train": "t"})
+    write_study(tmp_path, found, where_from)
     page = (tmp_path / "report.html").read_text()
     assert not re.search(r"""(src|href)=["']?\s*(https?:)?//|@import|url\(\s*["']?(https?:)?//""", page)
     assert "<i>a</i>" not in page
     assert found.sentences()[0].split(" by ")[1] in page
     assert page.count("<svg") == 1
-    assert json.loads((tmp_path / "results.json").read_text()) == found.to_json()
+    assert json.loads((tmp_path / "results.json").read_text()) == found.to_json() | {"provenance": where_from}
+    assert where_from["machine"] in page
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert lines[0].startswith("| variant | ROC-AUC | ROC-AUC against <i>a</i> | accuracy | MRR | MAP | nDCG@10 |")
     assert {line.replace("\\|", "").count("|") for line in lines[:4]} == {lines[0].count("|")}

@@ -21,9 +21,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from torch.autograd.profiler import profile
 
-from tmkd.bench.machine import machine
 from tmkd.bench.material import BenchPairs, Subject, Weights
 from tmkd.core.console import progress
+from tmkd.core.cpu import machine
 from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import describe, prepare
 from tmkd.inference.engines import operation_seconds

@@ -13,8 +13,8 @@ import pytrec_eval
 from rich.console import RenderableType
 from rich.table import Table
 
-from tmkd.bench.machine import machine
 from tmkd.core.console import progress
+from tmkd.core.cpu import machine
 from tmkd.core.errors import DataError
 from tmkd.core.files import cache_folder
 from tmkd.data.builtin.corpus import CORPORA

@@ -24,11 +24,11 @@ from rich.table import Table
 
 from tmkd.bench.contestants import DEEP, TEACHER
 from tmkd.bench.loadgen import Client, Prepared, Reply, closed_loop, open_loop, percentiles, request_bytes
-from tmkd.bench.machine import machine
 from tmkd.bench.material import BenchPairs, Subject, Weights
 from tmkd.bench.servers import RunningServer, ServerSpec
 from tmkd.bench.worker import Contestant, Failed, Worker
 from tmkd.core.console import progress
+from tmkd.core.cpu import machine
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import cache_folder
 

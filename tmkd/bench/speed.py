@@ -13,10 +13,10 @@ import numpy as np
 from rich.console import RenderableType
 
 from tmkd.bench.contestants import PROBE, choose, factors, labelling, latency, scoring, training
-from tmkd.bench.machine import machine
 from tmkd.bench.material import BenchPairs, Subject, Weights
 from tmkd.bench.rounds import Result, Turn, compete, ratios, table
 from tmkd.bench.worker import Contestant, Worker
+from tmkd.core.cpu import machine
 from tmkd.core.files import cache_folder
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
+
+_FAST = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # instructions that speed depends on
 
 
 def usable_cores() -> int:
@@ -79,3 +82,12 @@ def cpu_flags() -> frozenset[str]:
         return frozenset()
     named = [line.partition(":") for line in lines]
     return frozenset(flag for key, _, text in named if key.strip() in ("flags", "Features") for flag in text.split())
+
+
+def machine() -> str:
+    """The processor, the usable cores and the instructions for fast arithmetic, in one line."""
+    info = Path("/proc/cpuinfo")
+    lines = [line.split(":", 1) for line in info.read_text().splitlines() if ":" in line] if info.is_file() else []
+    found = {key.strip(): value.strip() for key, value in lines}
+    model = found.get("model name") or platform.processor() or platform.machine()
+    return ", ".join([model, f"{usable_cores()} cores", *(flag for flag in _FAST if flag in cpu_flags())])

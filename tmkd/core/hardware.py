@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from typing import Literal
 
 import torch
 
@@ -55,13 +56,17 @@ def use_bf16(wanted: str) -> bool:
     return wanted == "bf16" or (wanted == "auto" and native_bf16())
 
 
+def resolved_precision(wanted: str) -> Literal["bf16", "fp32"]:
+    """What a recipe's `precision` is on this machine."""
+    return "bf16" if use_bf16(wanted) else "fp32"
+
+
 def describe(wanted: str) -> str:
-    """One line for the log: where and in which precision the work runs, and why."""
-    precision = "bf16" if use_bf16(wanted) else "fp32"
-    reason = "forced by the recipe" if wanted != "auto" else ("native here" if native_bf16() else "no native bf16 here")
+    """One line for the log: where and in which precision the work runs, and what the machine offers."""
+    precision, native = resolved_precision(wanted), "bf16 is native here" if native_bf16() else "no native bf16 here"
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     how = "forced by the recipe" if _forced_attention != "auto" else "fastest on this device"
-    return f"{place}; {precision} ({reason}); attention: {attention(use_bf16(wanted))} ({how})"
+    return f"{place}; {precision} ({native}); attention: {attention(use_bf16(wanted))} ({how})"
 
 
 def prepare(threads: int | None = None, attention: str = "auto") -> None:

@@ -167,6 +167,7 @@ class Results:
         agreement: how often each student or baseline decides as the ensemble does.
         data: what became of the rows of each part: {"test": {"read", "used", "left_out", "warnings"}, ...}, as
             `tmkd.data.row_counts.RowCounts` gives it.
+        provenance: the recipe, the code, the machine and the libraries that the figures come from.
     """
 
     task: str
@@ -183,6 +184,7 @@ class Results:
     combinations: list[Component] = field(default_factory=list)
     agreement: list[Component] = field(default_factory=list)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> list[str]:
@@ -216,6 +218,7 @@ class Results:
             "combinations": [component.to_json("combination") for component in self.combinations],
             "agreement": [component.to_json("model") for component in self.agreement],
             "data": self.data,
+            "provenance": self.provenance,
         }
         return {
             "task": self.task,

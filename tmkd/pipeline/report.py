@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +11,11 @@ import numpy as np
 import yaml
 
 from tmkd.core.files import disk_errors
-from tmkd.core.hardware import describe
 from tmkd.data.writers import write_rows
 from tmkd.evaluation.comparison import disagreements
 from tmkd.evaluation.report import write_report
 from tmkd.evaluation.results import ENSEMBLE, Results
+from tmkd.pipeline.provenance import as_lines, provenance
 from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.evaluate import compare_outputs, outputs
 from tmkd.pipeline.steps.evaluate_export import evaluate_export
@@ -46,6 +43,7 @@ def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[s
     found = outputs(run, data.test, timed=True)
     results = compare_outputs(run, data.test, found, task=recipe.name)
     results.data = {part: counts.to_json() for part, counts in data.task.counts.items()}
+    results.provenance = provenance(recipe, data.task.info)
     results.exports = evaluate_export(data.workspace, export, data.test, classes=recipe.classes)
     by_name = {output.name: output for output in found}
     student = by_name[run.take].logits.mean(axis=0)
@@ -58,23 +56,7 @@ def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[s
             parity=parity,
             disagreements=disagreements(data.test, np.asarray(student), np.asarray(teacher)),
             recipe_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
-            environment=environment(data),
+            environment=as_lines(results.provenance),
         )
         write_rows(folder / "test.jsonl", data.test.table.drop_columns(["pair_id"]).to_pylist())
     return results
-
-
-def _installed(name: str) -> bool:
-    return find_spec(name) is not None
-
-
-def environment(data: RunData) -> dict[str, Any]:
-    """Versions, machine and data: what a reader needs to repeat the run."""
-    return {
-        "tmkd": version("tmkd"),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "runs on": describe(data.recipe.precision),
-        **{name: version(name) for name in ("torch", "transformers", "onnxruntime", "openvino") if _installed(name)},
-        **{f"data: {key}": value for key, value in data.task.info.items()},
-    }

@@ -23,6 +23,7 @@ from tmkd.data.tasks import read_measured
 from tmkd.evaluation.results import Results
 from tmkd.pipeline.parallel import workers
 from tmkd.pipeline.preflight import require_runnable
+from tmkd.pipeline.provenance import provenance
 from tmkd.pipeline.report import report
 from tmkd.pipeline.results import DistillResult, ExportResult, LabelResult, PretrainResult, RunResult, TeachResult
 from tmkd.pipeline.run_data import RunCache, RunData
@@ -212,6 +213,7 @@ class Run:
         with self.workspace.locked():
             results = evaluate(finished, pairs, timed=speed, task=task)
         results.data = {"test": counts.to_json()}
+        results.provenance = provenance(finished.recipe, {"pairs": counts.where})
         return results
 
     def report(self, jobs: int = 1) -> RunResult:

@@ -17,6 +17,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.data.split import STAGE1, subsample
 from tmkd.data.tasks import TaskData, load_task
 from tmkd.pipeline.steps.pool import pool_of
+from tmkd.pipeline.store.fingerprint import with_precision_of_machine
 from tmkd.pipeline.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -54,10 +55,13 @@ class RunData:
         recipe: names the files.
         workspace: holds the mined pool.
         cache: shared with the other runs of this process.
+
+    Attributes:
+        recipe: the recipe, with the precision of this machine where it says `auto`.
     """
 
     def __init__(self, recipe: Recipe, workspace: Workspace, cache: RunCache) -> None:
-        self.recipe = recipe
+        self.recipe = with_precision_of_machine(recipe)
         self.workspace = workspace
         self.cache = cache
 

@@ -10,6 +10,7 @@ from tmkd.config.load import parse_recorded_recipe
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import TmkdError
 from tmkd.evaluation.results import Kind
+from tmkd.pipeline.store.fingerprint import with_precision_of_machine
 from tmkd.pipeline.store.workspace import Step, Workspace
 
 
@@ -36,7 +37,7 @@ class FinishedRun:
 
     Attributes:
         folder: the run's folder, `runs/NAME/`.
-        recipe: the resolved recipe.
+        recipe: the resolved recipe, with the precision of this machine where it says `auto`.
         models: the run's models, teachers first.
         take: the method whose student is exported.
         stage1: the folder's name of that student's stage-1 step; empty if it has none.
@@ -74,7 +75,8 @@ class FinishedRun:
         models = tuple(
             RunModel(one["name"], one["kind"], tuple(one["steps"]), one.get("each", 1)) for one in content["models"]
         )
-        recipe, stage1 = parse_recorded_recipe(content["recipe"], str(path)), tuple(content.get("stage1", ()))
+        recipe = with_precision_of_machine(parse_recorded_recipe(content["recipe"], str(path)))
+        stage1 = tuple(content.get("stage1", ()))
         return cls(folder, recipe, models, content["take"], stage1, workspace or Workspace(root))
 
     def steps(self, names: tuple[str, ...]) -> list[Step]:

@@ -19,7 +19,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
+from tmkd.config.recipe import Recipe
 from tmkd.core.files import digest_of
+from tmkd.core.hardware import resolved_precision
 from tmkd.data.pairs import Pairs
 from tmkd.models.encoders.find import encoder_fingerprint
 
@@ -46,6 +48,11 @@ anew."""
 class _Fingerprinted(Protocol):
     @property
     def fingerprint(self) -> str: ...
+
+
+def with_precision_of_machine(recipe: Recipe) -> Recipe:
+    """A recipe whose `precision: auto` is what this machine computes with: steps depend on that, not on the wish."""
+    return recipe.model_copy(update={"precision": resolved_precision(recipe.precision)})
 
 
 def non_defaults(config: BaseModel, *, without: set[str] | None = None) -> dict[str, Any]:

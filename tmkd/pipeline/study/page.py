@@ -13,17 +13,18 @@ from tmkd.core.files import write_text
 from tmkd.evaluation.charts import standalone
 from tmkd.evaluation.report import page_templates
 from tmkd.evaluation.significance import TITLES, verdict
+from tmkd.pipeline.provenance import as_lines
 from tmkd.pipeline.study.charts import Points, differences_chart, metric_over_values
 from tmkd.pipeline.study.results import StudyResults
 
 
-def write_study(folder: Path, results: StudyResults, environment: Mapping[str, Any] | None = None) -> None:
+def write_study(folder: Path, results: StudyResults, provenance: Mapping[str, Any] | None = None) -> None:
     """Write the study's files.
 
     Args:
         folder: `studies/<name>/`; earlier files there are replaced.
         results: the finished study.
-        environment: what a reader needs to repeat it: versions, machine, data.
+        provenance: what a reader needs to repeat it, as `tmkd.pipeline.provenance` gives it; a key of results.json.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     sections = [_section(results, task) for task in results.tasks]
@@ -36,7 +37,7 @@ def write_study(folder: Path, results: StudyResults, environment: Mapping[str, A
         variants=len(study.all_variants()),
         sizes=results.sizes,
         seeds=study.seeds,
-        environment=dict(environment or {}),
+        environment=as_lines(provenance) if provenance else {},
         study_text=yaml.safe_dump(study.model_dump(mode="json", exclude_none=True), sort_keys=False),
     )  # fmt: skip
     for section in sections:
@@ -44,7 +45,8 @@ def write_study(folder: Path, results: StudyResults, environment: Mapping[str, A
             kind = "differences" if number == len(section["figures"]) - 1 else "values"
             write_text(folder / "figures" / f"{_file_name(section['task'])}-{kind}.svg", standalone(figure))
     write_text(folder / "table.md", results.markdown())
-    write_text(folder / "results.json", json.dumps(results.to_json(), indent=2, allow_nan=False) + "\n")
+    content = results.to_json() | ({"provenance": dict(provenance)} if provenance else {})
+    write_text(folder / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     write_text(folder / "report.html", text)
 
 

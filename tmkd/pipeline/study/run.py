@@ -26,7 +26,7 @@ from tmkd.evaluation.metrics import Questions, defined_metrics
 from tmkd.evaluation.ranking import Floats
 from tmkd.pipeline.parallel import workers
 from tmkd.pipeline.preflight import require_runnable
-from tmkd.pipeline.report import environment
+from tmkd.pipeline.provenance import provenance
 from tmkd.pipeline.run import Run
 from tmkd.pipeline.run_data import RunCache, RunData
 from tmkd.pipeline.store.workspace import UNFINISHED, StepMissing, Workspace, held
@@ -282,7 +282,27 @@ def run_study(
     with place.locked(), held(folder.with_name(f".{folder.name}.lock"), busy):
         outcome = carry_out(plan, place, cache, jobs)
         with disk_errors(place.root):
-            about = environment(RunData(plan.cells[0].recipe, place, cache))
-            about.pop("data: note", None)  # about the test set, which a study does not read
-            write_study(folder, outcome, {key: value for key, value in about.items() if value is not None})
+            write_study(folder, outcome, _provenance(plan, place, cache))
     return outcome
+
+
+def _provenance(plan: Plan, workspace: Workspace, cache: RunCache) -> dict[str, Any]:
+    """As `provenance` gives it, with the recipe of each task's reference variant, and each task's rows."""
+    runs: dict[str, RunData] = {}
+    for cell in plan.cells:
+        if cell.variant == plan.study.reference and cell.task not in runs:
+            runs[cell.task] = RunData(cell.recipe, workspace, cache)
+    info = {
+        f"{task}: {key}" if len(runs) > 1 else key: value
+        for task, run in runs.items()
+        for key, value in run.task.info.items()
+        if key != "note"  # about the test set, which a study does not read
+    }
+    found = provenance(next(iter(runs.values())).recipe, info)
+    del found["recipe"]
+    return {
+        **found,
+        "study": plan.study.model_dump(mode="json"),
+        "recipes": {task: run.recipe.model_dump(mode="json") for task, run in runs.items()},
+        "rows": {task: {part: one.to_json() for part, one in run.task.counts.items()} for task, run in runs.items()},
+    }
