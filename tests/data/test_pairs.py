@@ -15,10 +15,11 @@ import pytest
 from pairs_fixtures import ROWS, refused
 
 from tmkd.core.errors import MissingExtraError
+from tmkd.data.documents.text import question_key
 from tmkd.data.hub import read_hub
 from tmkd.data.pairs import Pairs, pair_id
 from tmkd.data.rows import Columns, rows_to_pairs
-from tmkd.data.split import split
+from tmkd.data.split import folds, split, subsample
 from tmkd.data.writers import write_rows
 
 # --- the record
@@ -28,6 +29,13 @@ def test_pair_id_is_stable_and_keeps_the_two_sides_apart() -> None:
     assert pair_id("a", "b") == "b8420e297e53a2e9d6dca1c90a75bb86"  # stored labels hang on it
     assert pair_id("ab", "c") != pair_id("a", "bc")
     assert pair_id("a", "b") != pair_id("b", "a")
+
+
+@pytest.mark.parametrize("spelled", ["how do i sort", " How do I  sort ?", "How do I so\u00adrt?", "“How do I sort?”"])
+def test_spellings_of_a_pair_share_its_key_but_not_its_id(spelled: str) -> None:
+    pairs = Pairs.build(["How do I sort?", spelled], ["With sort.", "with\u00a0SORT ."])
+    assert len(set(pairs.pair_keys)) == 1
+    assert len(set(pairs.pair_ids)) == 2  # teachers read the two texts
 
 
 def test_columns_that_are_absent_have_stand_ins() -> None:
@@ -172,6 +180,25 @@ def test_split_does_not_move_a_question_when_rows_are_added() -> None:
     few = Pairs.build([f"q{number}" for number in range(100)], ["p"] * 100)
     many = Pairs.build([f"q{number}" for number in range(200)], ["p"] * 200)
     assert set(split(few, (0.5, 0.5))[0].questions) == set(split(many, (0.5, 0.5))[0].questions) & set(few.questions)
+
+
+def test_spellings_of_one_question_are_in_one_part_and_in_one_fold() -> None:
+    """Of questions that are there twice, in two spellings, none is held out and trained on."""
+    first = [f"How do I sort a list of {n} items?" for n in range(60)]
+    spelled = [f" how do I\u00a0sort a list of {n} items ?" for n in range(60)]
+    pairs = Pairs.build([*first, *spelled], [f"passage {n}" for n in range(120)])
+    train, dev = split(pairs, (0.8, 0.2))
+    assert len(dev) > 0
+    assert not set(map(question_key, train.questions)) & set(map(question_key, dev.questions))
+    fold = folds(pairs, 5)
+    assert fold[:60].tolist() == fold[60:].tolist()
+    half = subsample(pairs, 0.5)
+    assert sorted(half[half < 60] + 60) == sorted(half[half >= 60])
+
+
+def test_questions_that_differ_in_a_sign_are_split_apart() -> None:
+    pairs = Pairs.build([f"{sign}{n}" for n in range(20) for sign in ("+", "-")], [str(n) for n in range(40)])
+    assert len(set(folds(pairs, 40).tolist())) == 40
 
 
 def test_split_keeps_rows_together_by_text_and_by_qid() -> None:

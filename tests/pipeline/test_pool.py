@@ -15,6 +15,7 @@ from tmkd.config.load import load_recipe, parse_recipe
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import RecipeError
 from tmkd.data.decontamination import HeldOut, NearTexts
+from tmkd.data.documents.text import jaccard, tokens
 from tmkd.data.mining import choose_pairs, decontaminate
 from tmkd.data.pairs import Pairs
 from tmkd.data.tasks import TaskData
@@ -80,7 +81,7 @@ def test_questions_find_passages_best_first_and_nothing_held_out_comes_in(
     assert max(pool.questions.count(question) for question in QUESTIONS) <= 2
     (step,) = (tmp_path / "workspace" / "steps").iterdir()
     counts = json.loads((step / "counts.json").read_text())
-    assert counts[1]["dropped"] == {"questions": 1, "passages": 4}
+    assert counts[1]["dropped"] == {"questions": 1, "passages": 4, "pairs": 0}
     assert not pool.has_labels
 
 
@@ -224,6 +225,61 @@ def test_a_pool_loses_pairs_questions_and_answers_of_the_held_out_set() -> None:
     kept = decontaminate(pool, held)
     assert kept.questions == ["Who sings?", "Which port?"]
     assert kept.passages == ["A bird does.", wrong]  # what does not answer may stay
+
+
+@pytest.mark.parametrize("spelled", ["who SINGS", " Who sings ?", "Who\u200b sings?", "“Ｗｈｏ sings?”"])
+def test_a_pool_loses_pairs_that_are_held_out_in_another_spelling(
+    spelled: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = HeldOut([Pairs.build(["Who sings?"], ["A bird, no more."], labels=[0])], classes=3)
+    pool = Pairs.build([spelled, "?", "Who else?"], ["a bird, no more", "A bird.", "A bird, no more."])
+    with caplog.at_level("INFO"):
+        assert decontaminate(pool, held).questions == ["?", "Who else?"]
+    assert held.pair(spelled, "a bird, no more")
+    assert "pool: 2 of 3 pairs; removed as contamination" in caplog.text
+
+
+def test_signs_keep_texts_apart_in_decontamination() -> None:
+    held = HeldOut(
+        [Pairs.build(["What does C++ do?", "Is x <= y?"], ["At -5 degrees.", "!"], labels=[1, 1])], classes=2
+    )
+    assert held.question("what does c++ do")
+    assert not held.question("What does C# do?")
+    assert not held.question("Is x >= y?")
+    assert not held.passage("At 5 degrees.")
+    assert held.passage("!")
+    assert not held.passage("?")
+
+
+HELD_OUT = {
+    "Hindi": ("भारत की राजधानी कौन सी है?", "दिल्ली की राजधानी कौन सी है?"),
+    "Thai": ("เมืองหลวงของประเทศไทยคือเมืองอะไร", "ประเทศไทยมีประชากรทั้งหมดกี่คน"),
+    "Arabic": ("ما هي عاصمة مصر اليوم؟", "كم عدد سكان مصر اليوم؟"),
+    "Chinese": ("中国的首都是哪个城市？", "中国最长的河流是哪条？"),
+    "Japanese": ("日本の首都はどこですか？", "日本で一番高い山はどこですか？"),
+    "Russian": ("Какой город является столицей России?", "Какая река в России самая длинная?"),
+}
+
+
+@pytest.mark.parametrize("language", HELD_OUT)
+def test_decontamination_in_scripts_of_the_world(language: str) -> None:
+    question, other = HELD_OUT[language]
+    held = HeldOut([Pairs.build([question], ["!"], labels=[1])], classes=2)
+    assert held.question(question.rstrip("?؟？"))
+    assert not held.question(other)
+    assert held.passage(f"«{question}» {other}")  # quotes the question
+    assert not held.passage(other)
+
+
+def test_vowel_signs_make_another_word() -> None:
+    """Hindi के and की, and the Thai words for `come` and `dog`, differ in nothing but signs on the same letters."""
+    assert tokens("के") != tokens("की")
+    assert tokens("मेरा") != tokens("मारो")
+    assert tokens("มา") != tokens("หมา")
+    assert tokens("ไม้") != tokens("ไม่")
+    assert tokens("كَتَبَ") != tokens("كُتُب")
+    assert jaccard(tokens("今天北京的天气怎么样"), tokens("天气怎么样，今天，北京")) > 0.5
+    assert jaccard(tokens("今天北京的天气怎么样"), tokens("上海有多少人口")) == 0
 
 
 def test_the_choice_of_pairs_does_not_depend_on_their_order() -> None:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from tmkd.data.documents.text import jaccard, normalise, tokens
-from tmkd.data.pairs import Pairs
+from tmkd.data.documents.text import jaccard, normalise, question_key, tokens
+from tmkd.data.documents.words import word_count
+from tmkd.data.pairs import Pairs, pair_key
 
 NEAR = 0.8  # two texts whose sets of words have this Jaccard similarity or more count as nearly equal
 _LEAST_QUOTED = 3  # words; shorter questions occur in many texts by chance
@@ -48,7 +49,8 @@ class NearTexts:
 class HeldOut:
     """The held-out sets (development and test): which questions, passages and pairs must not be in a pool.
 
-    A passage must not be in the pool if it answers a held-out question (class 1 of two), if it is nearly equal to such
+    Questions and pairs are the same in every spelling of them (`tmkd.data.documents.text.question_key`). A passage must
+    not be in the pool if it answers a held-out question (class 1 of two), if it is nearly equal to such
     an answer, or if it quotes a held-out question.
 
     Args:
@@ -59,18 +61,19 @@ class HeldOut:
     def __init__(self, parts: Sequence[Pairs], classes: int) -> None:
         questions = {question for part in parts for question in part.questions}
         self.questions = NearTexts(questions)
-        self.pair_ids = {name for part in parts for name in part.pair_ids}
+        self._pair_keys = {key for part in parts for key in part.pair_keys}
         answers: set[str] = set()
         if classes == 2:
             for part in parts:
                 texts = part.passages
                 answers.update(texts[row] for row in np.flatnonzero(part.labels == 1))
         self._answers = NearTexts(answers)
+        self._question_keys, self._answer_keys = set(map(question_key, questions)), set(map(question_key, answers))
         self._quotable: dict[str, list[str]] = defaultdict(list)  # normalised questions by their rarest word
         phrases = {phrase: phrase.split() for phrase in map(normalise, questions)}
         counts = Counter(word for words in phrases.values() for word in words)
         for phrase, words in sorted(phrases.items()):
-            if len(words) >= _LEAST_QUOTED:
+            if word_count(phrase) >= _LEAST_QUOTED:
                 self._quotable[min(words, key=lambda word: (counts[word], word))].append(f" {phrase} ")
         self._seen: dict[tuple[str, str], bool] = {}
 
@@ -78,18 +81,23 @@ class HeldOut:
         """Whether a question is a held-out one, or nearly equal to one."""
         key = ("question", text)
         if key not in self._seen:
-            self._seen[key] = text in self.questions
+            self._seen[key] = question_key(text) in self._question_keys or text in self.questions
         return self._seen[key]
+
+    def pair(self, question: str, passage: str) -> bool:
+        """Whether a pair is a held-out one."""
+        return pair_key(question, passage) in self._pair_keys
 
     def passage(self, text: str) -> bool:
         """Whether a passage answers a held-out question, is nearly equal to such an answer, or quotes the question."""
         key = ("passage", text)
         if key not in self._seen:
-            self._seen[key] = self._is_answer(normalise(text))
+            self._seen[key] = question_key(text) in self._answer_keys or self._is_answer(text)
         return self._seen[key]
 
     def _is_answer(self, text: str) -> bool:
-        words, padded = frozenset(text.split()), f" {text} "
-        if self._answers.near(words):
+        if self._answers.near(tokens(text)):
             return True
-        return any(phrase in padded for word in words for phrase in self._quotable.get(word, ()))
+        plain = normalise(text)
+        padded = f" {plain} "
+        return any(phrase in padded for word in set(plain.split()) for phrase in self._quotable.get(word, ()))

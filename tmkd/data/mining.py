@@ -18,8 +18,8 @@ from tmkd.core.errors import DataError
 from tmkd.data.decontamination import HeldOut
 from tmkd.data.documents.bm25 import PassageIndex
 from tmkd.data.documents.passages import Passage
-from tmkd.data.documents.text import contains, text_hash
-from tmkd.data.pairs import Pairs, pair_id
+from tmkd.data.documents.text import contains, same_text, text_hash
+from tmkd.data.pairs import Pairs, pair_id, pair_key
 from tmkd.data.pool_sources import read_ready, read_texts
 from tmkd.data.split import share_of
 
@@ -103,7 +103,8 @@ def mine(pool: Pool, materials: Sequence[Material], train: Pairs, held: HeldOut)
 
     Returns:
         The pool's pairs, and for each source {"source": its name, "pairs": how many it gave, "wanted": how many it was
-        to give (None: all), "dropped": how many questions and passages were removed as contamination}.
+        to give (None: all), "dropped": how many questions, passages and pairs were removed as
+        contamination}.
 
     Raises:
         DataError: a source gives no pair at all.
@@ -124,8 +125,8 @@ def mine(pool: Pool, materials: Sequence[Material], train: Pairs, held: HeldOut)
             for row in made:
                 if wanted is not None and len(rows) - before >= wanted:
                     break
-                name = pair_id(*row)
-                if name not in seen and name not in held.pair_ids:
+                name = pair_id(*map(same_text, row))
+                if name not in seen and not dropped.pair(*row):
                     seen.add(name)
                     rows.append(row)
                     bar.advance(1)
@@ -154,10 +155,10 @@ def decontaminate(pool: Pairs, held: HeldOut) -> Pairs:
         DataError: not a single pair is left.
     """
     dropped, kept = _Dropped(held), list[int]()
-    rows = zip(pool.pair_ids, pool.questions, pool.passages, strict=True)
+    rows = zip(pool.questions, pool.passages, strict=True)
     with progress("decontaminate", len(pool)) as bar:
-        for row, (name, question, passage) in enumerate(_counted(rows, len(pool), bar)):
-            if name not in held.pair_ids and not dropped.question(question) and not dropped.passage(passage):
+        for row, (question, passage) in enumerate(_counted(rows, len(pool), bar)):
+            if not dropped.pair(question, passage) and not dropped.question(question) and not dropped.passage(passage):
                 kept.append(row)
     if not kept:
         raise DataError(f"pool: not a single pair is left of {len(pool):,}{dropped.summary()}")
@@ -173,6 +174,7 @@ class _Dropped:
         self.held = held
         self.questions: set[str] = set()
         self.passages: set[str] = set()
+        self.pairs: set[Row] = set()
 
     def question(self, text: str) -> bool:
         """Whether the question must be removed."""
@@ -186,16 +188,23 @@ class _Dropped:
             self.passages.add(text)
         return text in self.passages
 
+    def pair(self, question: str, passage: str) -> bool:
+        """Whether the pair must be removed."""
+        if self.held.pair(question, passage):
+            self.pairs.add((question, passage))
+        return (question, passage) in self.pairs
+
     def counts(self) -> dict[str, int]:
         """How many were removed."""
-        return {"questions": len(self.questions), "passages": len(self.passages)}
+        return {"questions": len(self.questions), "passages": len(self.passages), "pairs": len(self.pairs)}
 
     def summary(self) -> str:
         """The counts, as messages end with them."""
-        questions, passages = self.counts().values()
+        questions, passages, pairs = self.counts().values()
+        more = f", {pairs:,} pairs" if pairs else ""
         return (
             f"; removed as contamination from the development or test set: {questions:,} questions, "
-            f"{passages:,} passages"
+            f"{passages:,} passages{more}"
         )
 
 
@@ -220,14 +229,14 @@ def _retrieved(material: Material, pool: Pool, train: Pairs, dropped: _Dropped) 
         askers = _by_hash((text for text in counted if not removed[0](text)), pool.seed)
         texts = [text for text in _counted(material.texts, len(material.texts), bar) if not removed[1](text)]
     index = PassageIndex.build([Passage(text_hash(text), text, "", (), "", "") for text in texts])
-    known = set(train.pair_ids) if passages_ask else set()
+    known = set(train.pair_keys) if passages_ask else set()
 
     def rows() -> Iterator[Row]:
         for asker in askers:
             found = 0
             for number, _ in index.search(asker, pool.passages_per_question + _MARGIN):
                 row = (texts[number], asker) if passages_ask else (asker, texts[number])
-                if contains(row[1], row[0]) or (known and pair_id(*row) in known):
+                if contains(row[1], row[0]) or (known and pair_key(*row) in known):
                     continue
                 yield row
                 found += 1

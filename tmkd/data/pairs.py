@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tmkd.core.errors import DataError
 from tmkd.core.files import replacing
 from tmkd.core.logits import sigmoid
+from tmkd.data.documents.text import question_key
 
 _FIXED = ("pair_id", "question", "passage", "label", "qid", "pid")
 
@@ -26,6 +27,14 @@ def pair_id(question: str, passage: str) -> str:
     """
     first = question.encode()
     return hashlib.blake2b(len(first).to_bytes(8, "little") + first + passage.encode(), digest_size=16).hexdigest()
+
+
+def pair_key(question: str, passage: str) -> str:
+    """An id that spellings of one pair share (`tmkd.data.documents.text.question_key`), for splits and decontamination.
+
+    Labels are stored by `pair_id`, which no two texts share.
+    """
+    return pair_id(question_key(question), question_key(passage))
 
 
 def grouped(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
@@ -137,6 +146,11 @@ class Pairs:
     def pair_ids(self) -> list[str]:
         """The pairs' ids, N strings of 32 hex digits."""
         return self._strings("pair_id")
+
+    @property
+    def pair_keys(self) -> list[str]:
+        """The pairs' keys (`pair_key`), N strings of 32 hex digits: equal for spellings of one pair."""
+        return [pair_key(*texts) for texts in zip(self.questions, self.passages, strict=True)]
 
     @property
     def labels(self) -> NDArray[np.int64]:

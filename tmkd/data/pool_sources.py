@@ -11,6 +11,7 @@ from tmkd.config.pool_sections import ReadyPairs, Source, Texts
 from tmkd.core.errors import DataError
 from tmkd.data.documents.passages import cut
 from tmkd.data.documents.sections import Block
+from tmkd.data.documents.text import distinct
 from tmkd.data.pairs import Pairs
 from tmkd.data.readers import FORMATS, column_names, read_rows, read_text
 from tmkd.data.rows import Columns, checked_column, rows_to_pairs, text
@@ -29,7 +30,7 @@ def read_texts(texts: Texts, train: Pairs, side: str, key: str, documentation: C
         documentation: gives the passages that the name `debian-docs` stands for.
 
     Returns:
-        The texts in their order, each once.
+        The texts in their order, each once (`tmkd.data.documents.text.same_text`).
 
     Raises:
         DataError: the source is unknown or empty, lacks the column, or has a row that is not text.
@@ -45,7 +46,7 @@ def read_texts(texts: Texts, train: Pairs, side: str, key: str, documentation: C
         found = _column(rows, texts.column or side, called)
     if texts.cut:
         found = [piece for text in found for piece in _pieces(text)]
-    found = list(dict.fromkeys(found))
+    found = distinct(found)
     if not found:
         raise DataError(f"{key}: {texts.name} holds no {side}")
     return found

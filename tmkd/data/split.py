@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError, needs_extra
+from tmkd.data.documents.text import question_key
 from tmkd.data.pairs import Pairs, grouped
 
 # Seeds, all different, so that one choice says nothing about another (`split` uses 0). STAGE1: the questions that
@@ -29,7 +30,7 @@ def share_of(text: str, seed: int = 0) -> float:
 def split(pairs: Pairs, fractions: Sequence[float], seed: int = 0) -> tuple[Pairs, ...]:
     """Cut pairs into parts that hold about these shares of the questions.
 
-    Pairs stay together if they share a question's text or its qid.
+    Pairs stay together if they share a question, in any spelling (`tmkd.data.documents.text.question_key`), or its qid.
 
     Args:
         pairs: the pairs.
@@ -102,18 +103,21 @@ def folds(pairs: Pairs, count: int) -> NDArray[np.int64]:
 def _group_names(questions: Sequence[str], qids: Sequence[str]) -> list[str]:
     """The name of each pair's group: the first question of the group, in alphabetical order.
 
-    Two pairs are in one group if they share a question's text or a qid, or if other pairs connect them.
+    Two pairs are in one group if they share a question in any spelling (`question_key`) or a qid, or if other pairs
+    connect them.
     """
     with needs_extra("train"):
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
     texts, text = grouped(questions)
+    keys, key = grouped([question_key(one) for one in texts])  # of each distinct text
     ids, qid = grouped(qids)
-    nodes = len(texts) + len(ids)
-    edges = coo_array((np.ones(len(text), dtype=bool), (text, len(texts) + qid)), shape=(nodes, nodes))
+    nodes = len(keys) + len(ids)
+    edges = coo_array((np.ones(len(text), dtype=bool), (key[text], len(keys) + qid)), shape=(nodes, nodes))
     _, component = connected_components(edges, directed=False)
+    groups = component[key]
     first: dict[int, str] = {}
-    for name, group in zip(texts, component.tolist(), strict=False):  # texts are sorted; the qids' nodes come after
+    for name, group in zip(texts, groups.tolist(), strict=True):
         first.setdefault(group, name)
-    return [first[group] for group in component[text].tolist()]
+    return [first[group] for group in groups[text].tolist()]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tmkd.config.sections import DEV_SHARE, Data
 from tmkd.core.errors import DataError
+from tmkd.data.documents.text import question_key
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.readers import read_rows
 from tmkd.data.row_counts import RowCounts
@@ -67,11 +68,22 @@ def load_task(data: Data, classes: int) -> TaskData:
         del parts["test"]
     _require_classes(task.train, classes)
     _warn_of_likely_mistakes(**parts)
-    for (name, part), (other, theirs) in combinations(parts.items(), 2):
-        shared = set(part.pair_ids) & set(theirs.pair_ids)
-        if shared:
-            raise DataError(f"{len(shared):,} {other} pairs are also {name} pairs; figures on them mean nothing")
+    _require_apart(parts)
     return task
+
+
+def _require_apart(parts: Mapping[str, Pairs]) -> None:
+    """Refuse pairs that are in two parts, in the same or another spelling."""
+    keys = {name: part.pair_keys for name, part in parts.items()}
+    for (name, known), (other, asked) in combinations(keys.items(), 2):
+        shared = set(known) & set(asked)
+        if shared:
+            first = parts[other].take([next(row for row, key in enumerate(asked) if key in shared)])
+            raise DataError(
+                f"{len(shared):,} {other} pairs are also {name} pairs, the first with the question "
+                f"{first.questions[0]!r} and the passage {first.passages[0][:80]!r} (perhaps spelled another way); "
+                "figures on them mean nothing. Remove them from one of the two"
+            )
 
 
 def _require_classes(train: Pairs, classes: int) -> None:
@@ -84,9 +96,9 @@ def _require_classes(train: Pairs, classes: int) -> None:
 
 def _warn_of_likely_mistakes(training: Pairs, **others: Pairs) -> None:
     """Log what is allowed, and is a mistake in most cases."""
-    known = set(training.questions)
+    known = set(map(question_key, training.questions))
     for name, part in others.items():
-        if shared := known & set(part.questions):
+        if shared := {question for question in set(part.questions) if question_key(question) in known}:
             logger.warning(f"{len(shared):,} {name} questions are training questions too, first {min(shared)!r}")
     labels: defaultdict[str, set[int]] = defaultdict(set)
     for name, label in zip(training.pair_ids, training.labels.tolist(), strict=True):

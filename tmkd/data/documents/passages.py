@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from tmkd.data.documents.sections import Block, Section
 from tmkd.data.documents.text import normalise, storable, text_hash
+from tmkd.data.documents.words import word_count
 
 TARGET_WORDS = 70
 MOST_WORDS = 95
@@ -168,7 +169,7 @@ def section_passages(sections: Sequence[Section], title: str, source: str) -> li
         name = text_hash(f"{source} {' '.join(headings)}")
         for text, code in cut(section.blocks):
             text = storable(text)
-            if len(normalise(text).split()) >= _LEAST_WORDS:
+            if word_count(normalise(text)) >= _LEAST_WORDS:
                 passage = Passage(text_hash(text), text, title, headings, source, name, code=code)
                 found.setdefault(passage.pid, passage)
     return list(found.values())

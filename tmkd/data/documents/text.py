@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import unicodedata
+from collections.abc import Iterable
 
-_WORD = re.compile(r"[^\W_]+")
+from tmkd.data.documents.words import bigrams, folded, words
+
 _QUOTES = "\"'`´‘’‚‛“”„‟«»‹›「」『』"
 _BEFORE = _QUOTES + "¿¡"  # never a dot or a sign: ".NET" and "-5" are not "NET" and "5"
 _AFTER = _QUOTES + ".,;:!?…。、؟؛।॥"  # never "#" or "+": "C#" is not "C"
@@ -30,24 +31,32 @@ def same_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+def distinct(texts: Iterable[str]) -> list[str]:
+    """The texts in their order, each once (`same_text`): the first of those that are the same."""
+    found: dict[str, str] = {}
+    for text in texts:
+        found.setdefault(same_text(text), text)
+    return list(found.values())
+
+
 def question_key(text: str) -> str:
     """The form in which two questions are the same question, for splits and for decontamination.
 
-    Unicode form (NFKC), case, white space, and quotes and sentence marks at the ends do not count. Signs do: `C#` and
-    `C++`, `5` and `-5` are different.
+    Unicode form (NFKC), case, white space, characters that are not seen, the form of quotes and dashes, and quotes and
+    sentence marks at the ends do not count. Signs do: `C#` and `C++`, `5` and `-5` are different.
     """
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return folded.lstrip(_BEFORE + " ").rstrip(_AFTER + " ") or folded
+    plain = " ".join(folded(text).split())
+    return plain.lstrip(_BEFORE + " ").rstrip(_AFTER + " ") or plain
 
 
 def normalise(text: str) -> str:
-    """The words of a text in lower case with single spaces between them: no layout, no punctuation."""
-    return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).lower()))
+    """The words of a text (`tmkd.data.documents.words`) with single spaces between them: no layout, no punctuation."""
+    return " ".join(words(text))
 
 
 def tokens(text: str) -> frozenset[str]:
-    """The distinct words of a normalised text."""
-    return frozenset(normalise(text).split())
+    """The distinct words of a text; where words are not set apart by blanks, pairs of neighbouring letters."""
+    return frozenset(bigrams(words(text)))
 
 
 def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
@@ -58,8 +67,8 @@ def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
 
 def contains(text: str, phrase: str) -> bool:
     """Whether `text` has the words of `phrase` in a row, whatever the punctuation; never for an empty phrase."""
-    words = normalise(phrase)
-    return bool(words) and f" {words} " in f" {normalise(text)} "
+    asked = normalise(phrase)
+    return bool(asked) and f" {asked} " in f" {normalise(text)} "
 
 
 def text_hash(text: str, size: int = 8) -> str:

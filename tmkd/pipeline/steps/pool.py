@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,11 @@ def _decontaminated(workspace: Workspace, recipe: Recipe, data: TaskData, pool: 
         decontaminate(pool, HeldOut(parts, recipe.classes)).save(folder / "pool.parquet")
 
     step = workspace.step("pool", content, build, label="remove development and test pairs from the pool")
-    return Pairs.load(step.folder / "pool.parquet")
+    kept = Pairs.load(step.folder / "pool.parquet")
+    counts, reason = data.counts.get("pool"), "they hold a question, passage or pair of the development or test set"
+    if counts is not None and reason not in counts.left_out:
+        counts.leave_out(reason, len(pool) - len(kept), level=logging.INFO)
+    return kept
 
 
 def pool_teachers(workspace: Workspace, recipe: Recipe) -> list[Step]:

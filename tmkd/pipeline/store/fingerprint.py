@@ -26,7 +26,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.models.encoders.find import encoder_fingerprint
 
 STEP_VERSIONS: dict[str, int] = {
-    "pool": 1,
+    "pool": 2,
     "cosine": 1,
     "token-cosine": 1,
     "warmup": 2,
