@@ -14,7 +14,8 @@ ROWS: list[dict[str, Any]] = [
     {"question": "who?", "passage": "tab\there", "label": 0},
     {"question": "who?", "passage": "nobody\u2028new", "label": 1},
 ]
-EXTENSIONS = [f"{name}{gz}" for name in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet") for gz in ("", ".gz")]
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+EXTENSIONS = [f"{name}{gz}" for name in FORMATS for gz in ("", ".gz")]
 
 
 def refused(call: Callable[[], Any], *parts: str) -> str:

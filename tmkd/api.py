@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from tmkd.inference.qa.answer import QuestionAnswerer as QuestionAnswerer
     from tmkd.inference.qa.calibrate import CalibrationResult as CalibrationResult
     from tmkd.inference.qa.calibration import Calibration as Calibration
+    from tmkd.inference.score_file import ScoredFile as ScoredFile
     from tmkd.inference.score_file import score_file as score_file
     from tmkd.inference.scorer import Scorer as Scorer
     from tmkd.pipeline.results import DistillResult as DistillResult
@@ -125,6 +126,7 @@ __all__ = [
     "Results",
     "Run",
     "RunResult",
+    "ScoredFile",
     "Scorer",
     "ScoresTeacher",
     "Stage1",
@@ -175,7 +177,7 @@ _HOMES = {
     "tmkd.inference.qa.answer": ["Answer", "Answers", "QuestionAnswerer"],
     "tmkd.inference.qa.calibrate": ["CalibrationResult"],
     "tmkd.inference.qa.calibration": ["Calibration"],
-    "tmkd.inference.score_file": ["score_file"],
+    "tmkd.inference.score_file": ["ScoredFile", "score_file"],
     "tmkd.inference.scorer": ["Scorer"],
     "tmkd.pipeline.results": [
         "DistillResult", "ExportResult", "LabelResult", "PretrainResult", "RunResult", "TeachResult",

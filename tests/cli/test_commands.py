@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 ROOT: Any = get_command(app)
 BENCH = ROOT.commands["bench"]
 PATHS = [(name,) for name in ROOT.commands if name != "bench"] + [("bench", name) for name in BENCH.commands]
-NO_RESULT = {("teach",), ("label",), ("pretrain",), ("distill",), ("score",), ("serve",), ("recipe",)}
+NO_RESULT = {("teach",), ("label",), ("pretrain",), ("distill",), ("serve",), ("recipe",)}
 
 
 def command_of(path: tuple[str, ...]) -> Any:

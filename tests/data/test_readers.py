@@ -106,7 +106,7 @@ def test_empty_file(tmp_path: Path, extension: str) -> None:
     refused(lambda: read_pairs(path), path.name, "is empty")
 
 
-@pytest.mark.parametrize("name", ["pairs.txt", "pairs.json", "pairs", "pairs.gz", "pairs.txt.gz"])
+@pytest.mark.parametrize("name", ["pairs.txt", "pairs.xlsx", "pairs", "pairs.gz", "pairs.txt.gz"])
 def test_wrong_extension_names_the_right_ones(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("x")
     refused(lambda: read_pairs(tmp_path / name), name, ".jsonl", ".csv", ".tsv", ".parquet")
@@ -258,3 +258,90 @@ def test_every_line_end_inside_a_cell_comes_back(tmp_path: Path, extension: str)
     rows = [{"question": "one\rline", "passage": "two\nlines"}, {"question": "q", "passage": "three\r\nlines"}]
     write_rows(tmp_path / f"rows{extension}", rows)
     assert [dict(row) for row in read_rows(tmp_path / f"rows{extension}")] == rows
+
+
+# --- files as people have them
+
+
+def test_a_json_array_of_objects_is_read_with_the_lines_of_its_objects(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tmkd")
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(ROWS, indent=2))
+    assert list(read_rows(path)) == ROWS
+    assert "one JSON array of objects" in caplog.text
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS))
+    assert list(read_rows(tmp_path / "a.jsonl")) == ROWS
+    (tmp_path / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert list(read_rows(tmp_path / "lines.json")) == ROWS
+    path.write_text(json.dumps([ROWS[0], {**ROWS[0], "label": 7}], indent=2))
+    refused(lambda: read_pairs(path, classes=2), f"{path}:11:", "7")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ('[\n{"a": 1},\n{"a": }\n]', 3, "not valid JSON"),
+        ('[\n{"a": 1}\n{"a": 2}\n]', 2, "neither a comma nor ]"),
+        ('[\n{"a": 1},\n]', 3, "no element"),
+        ('[\n{"a": 1}\n]\n{"a": 2}', 2, "text follows"),
+        ('[\n{"a": 1},\n[1]\n]', 3, "a row is a JSON object, this is list"),
+        ('[\n{"a": 1},\n\n{"a": 1, "a": 2}]', 4, "twice"),
+        ('{\n"a": 1\n}', 1, "one array of objects, or one object a line"),
+        ('[{"a": 1}', 1, "neither a comma nor ]"),
+    ],
+)
+def test_a_json_array_that_is_damaged_names_the_line(tmp_path: Path, text: str, line: int, said: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    refused(lambda: read_rows(tmp_path / "a.json"), f"a.json:{line}:", said)
+
+
+def test_an_empty_json_array_has_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(" [ ] ")
+    refused(lambda: read_rows(tmp_path / "a.json"), "a.json", "no rows")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("extension", [".csv", ".jsonl", ".tsv"])
+def test_utf_16_with_its_mark_is_read_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, encoding: str, extension: str
+) -> None:
+    caplog.set_level("INFO", "tmkd")
+    write_rows(tmp_path / f"a{extension}", [{"question": "öl?", "passage": "日本"}])
+    text = (tmp_path / f"a{extension}").read_text()
+    (tmp_path / f"a{extension}").write_bytes(text.encode(encoding))
+    assert read_pairs(tmp_path / f"a{extension}").passages == ["日本"]
+    assert encoding.upper() in caplog.text
+
+
+def test_utf_16_without_a_mark_is_refused_with_the_fix(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("question,passage\nq,p\n".encode("utf-16-le"))
+    refused(lambda: read_rows(tmp_path / "a.csv"), "a.csv:1:", "UTF-16", "iconv -f utf-16le")
+
+
+def test_lines_of_json_end_at_a_line_feed_alone(tmp_path: Path) -> None:
+    row = {"question": "one\u2028two\u2029three\x85four", "passage": "p"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", newline="")
+    assert read_pairs(tmp_path / "a.jsonl").questions == [row["question"]]
+
+
+def test_times_with_nanoseconds_are_read_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    stamp = pa.array([1_600_000_000_123_456_789, None], pa.timestamp("ns", tz="UTC"))
+    hour = pa.array([1, None], pa.time64("ns"))
+    pq.write_table(pa.table({"question": ["q", "r"], "at": stamp, "hour": hour}), path)
+    first, second = read_rows(path)
+    assert first["at"].startswith("2020-09-13T12:26:40.123456789")
+    assert first["hour"] == "00:00:00.000000001"
+    assert second["at"] is None
+
+
+def test_numbers_that_json_does_not_have_become_null_and_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"a": float("nan"), "b": [1.0, float("inf")], "c": "NaN"}, {"a": 0.5, "b": [], "c": ""}]
+    write_rows(tmp_path / "a.jsonl", rows)
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert lines == [{"a": None, "b": [1.0, None], "c": "NaN"}, rows[1]]
+    assert "null: 1 in column 'a', 1 in column 'b'" in caplog.text

@@ -17,6 +17,7 @@ from qa_fixtures import OverlapScorer, index_of
 from rich.console import Console
 
 from tmkd.core.errors import DataError
+from tmkd.data.writers import write_rows
 from tmkd.inference.qa import Answer, Answers, Calibration, QuestionAnswerer
 from tmkd.inference.qa.windows import Windows
 from tmkd.models.tokenizer import PairTokenizer
@@ -124,10 +125,47 @@ def test_the_command_answers_with_an_export(tmp_path: Path, tmkd: Tmkd, monkeypa
     assert "mount > Use" in shown.stdout
     assert "mount.md  probability 0." in shown.stdout
     assert "1 passages in" in shown.stderr
-    monkeypatch.setattr("sys.stdin", io.StringIO("copy a file\n\nsort the keys\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"copy a file\n\nsort the keys\n"), "utf-8"))
     lines = tmkd("ask", "-", *arguments, "--json", "--quiet").stdout.splitlines()
     assert [json.loads(line)["question"] for line in lines] == ["copy a file", "sort the keys"]
     assert "no passage of the index has a word" in tmkd("ask", "zebra", *arguments).stdout
+
+
+def test_bytes_that_are_no_text_end_a_question_with_one_line(
+    tmp_path: Path, tmkd: Tmkd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index_of(tmp_path / "index")
+    arguments = ("--model", exported("minilm") / "out", "--index", tmp_path / "index", "--json", "--quiet")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"copy a file\n\ncaf\xe9?\n"), "utf-8"))
+    done = tmkd("ask", "-", *arguments, check=False)
+    assert [json.loads(line)["question"] for line in done.stdout.splitlines()] == ["copy a file"]
+    assert done.returncode == 1
+    assert done.stderr.startswith("tmkd: standard input:3: byte 0xe9 is not valid UTF-8; convert it")
+    done = tmkd("ask", b"caf\xe9?".decode("utf-8", "surrogateescape"), *arguments, check=False)
+    assert done.stderr.startswith("tmkd: the question: byte 0xe9 is not valid UTF-8")
+
+
+def test_an_output_of_ascii_alone_gets_escapes_and_no_traceback(tmp_path: Path) -> None:
+    index_of(tmp_path / "index", {"menü.md": "Ein Menü öffnet man mit der Taste F1.", "b.md": "Nothing."})
+    write_rows(tmp_path / "pairs.jsonl", [{"question": "wie?", "passage": "das Menü 日本 🙂"}])
+    export = str(exported("minilm") / "out")
+    ask = ["ask", "Wie öffnet man das Menü?", "--model", export, "--index", str(tmp_path / "index")]
+    score = ["score", export, "--pairs", str(tmp_path / "pairs.jsonl")]
+    lines = [in_ascii([*ask, "--json"]), in_ascii(score)]
+    assert json.loads(lines[0])["question"] == "Wie öffnet man das Menü?"
+    assert json.loads(lines[1])["passage"] == "das Menü 日本 🙂"
+    assert "Ein Men\\xfc \\xf6ffnet man" in in_ascii(ask)
+
+
+def in_ascii(arguments: list[str]) -> str:
+    """What the command line prints where its output is ASCII."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from tmkd.cli.main import main; main()", *arguments, "--quiet"],
+        capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, cwd=Path(__file__).parents[2],
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode("ascii")
 
 
 def test_the_terminal_shows_the_best_sentence_and_what_was_read() -> None:

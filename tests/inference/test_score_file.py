@@ -6,9 +6,11 @@ import csv
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from export_fixtures import exported, texts
@@ -16,7 +18,7 @@ from export_fixtures import exported, texts
 from tmkd.core.errors import DataError, ExportError
 from tmkd.data.readers import read_rows
 from tmkd.data.writers import write_rows
-from tmkd.inference.score_file import score_file
+from tmkd.inference.score_file import ADDED, score_file
 from tmkd.inference.scorer import Scorer
 
 
@@ -31,7 +33,7 @@ def _rows(count: int = 40) -> list[dict[str, Any]]:
 def test_rows_keep_order_and_columns(tmp_path: Path) -> None:
     rows, folder = _rows(), exported("minilm") / "out"
     write_rows(tmp_path / "pairs.jsonl", rows)
-    assert score_file(folder, tmp_path / "pairs.jsonl", tmp_path / "scored.jsonl") == 40
+    assert score_file(folder, tmp_path / "pairs.jsonl", tmp_path / "scored.jsonl").rows == 40
     scored = read_rows(tmp_path / "scored.jsonl")
     wanted = Scorer(folder).scores([row["question"] for row in rows], [row["passage"] for row in rows])
     for row, result, score in zip(rows, scored, wanted, strict=True):
@@ -69,7 +71,8 @@ def test_three_classes_have_no_score(tmp_path: Path) -> None:
 def test_columns_of_other_names(tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.csv", [{"query": "mount", "text": "use the mount command"}])
     score_file(
-        exported("mpnet") / "out", tmp_path / "pairs.csv", tmp_path / "o.csv", question="query", passage="text"
+        exported("mpnet") / "out", tmp_path / "pairs.csv", tmp_path / "o.csv",
+        columns={"question": "query", "passage": "text"},
     )  # fmt: skip
     with pytest.raises(DataError, match="there is no column 'question'; there are: query, text"):
         score_file(exported("mpnet") / "out", tmp_path / "pairs.csv", tmp_path / "o.csv")
@@ -106,3 +109,93 @@ def test_scoring_imports_no_torch_and_prints_only_rows(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["rank"] for line in done.stdout.splitlines()] == [0, 1, 2, 3, 4]
+
+
+# --- what the file held stays
+
+
+def test_parquet_keeps_the_type_of_every_column(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "question": ["mount a disk?", "sort a list?"],
+            "passage": ["use mount", "use sort"],
+            "at": pa.array([1_600_000_000_123_456_789, None], pa.timestamp("ns", tz="Europe/Berlin")),
+            "big": pa.array([2**64 - 1, 0], pa.uint64()),
+            "map": pa.array([[("a", 1), ("a", 2)], None], pa.map_(pa.string(), pa.int64())),
+            "struct": pa.array([{"x": 1, "at": 5}, None], pa.struct([("x", pa.int8()), ("at", pa.timestamp("s"))])),
+            "list": pa.array([[1.5], None], pa.list_(pa.float32())),
+            "price": pa.array([Decimal("1.10"), None], pa.decimal128(12, 2)),
+            "nan": [float("nan"), None],
+            "empty": pa.nulls(2),
+        }
+    )
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    score_file(exported("mpnet") / "out", tmp_path / "pairs.parquet", tmp_path / "scored.parquet")
+    scored = pq.read_table(tmp_path / "scored.parquet")
+    assert scored.column_names == [*table.column_names, *ADDED]
+    kept, table = scored.select(table.column_names), pq.read_table(tmp_path / "pairs.parquet")
+    assert kept.schema.equals(table.schema)
+    assert kept.drop_columns(["nan"]).equals(table.drop_columns(["nan"]))
+    assert repr(kept["nan"].to_pylist()) == "[nan, None]"
+
+
+def test_json_keeps_numbers_order_and_spelling(tmp_path: Path) -> None:
+    row = '{"b": 1e400, "question": "q", "a": 123456789012345678901234567890, "passage": "p\\u00e4", "x": 1.10}'
+    (tmp_path / "pairs.jsonl").write_text(row + "\n")
+    score_file(exported("mpnet") / "out", tmp_path / "pairs.jsonl", tmp_path / "scored.jsonl")
+    line = (tmp_path / "scored.jsonl").read_text()
+    assert line.startswith(row[:-1] + ', "tmkd_score": ')
+    (tmp_path / "array.json").write_text(f"[\n  {row}\n]\n")
+    score_file(exported("mpnet") / "out", tmp_path / "array.json", tmp_path / "scored.json")
+    assert (tmp_path / "scored.json").read_text() == f"[\n{line}]\n"
+
+
+def test_nan_becomes_null_with_a_warning_before_scoring(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = ['{"question": "q", "passage": "p", "x": NaN}', '{"question": "q", "passage": "NaN", "x": 0.50}']
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
+    score_file(exported("mpnet") / "out", tmp_path / "pairs.jsonl", tmp_path / "scored.jsonl")
+    first, second = (tmp_path / "scored.jsonl").read_text().splitlines()
+    assert json.loads(first, parse_constant=pytest.fail)["x"] is None
+    assert json.loads(second)["passage"] == "NaN"
+    assert "JSON has no NaN and no Infinity; such numbers are written as null: 1 in column 'x'" in caplog.text
+
+
+def test_what_parquet_cannot_hold_is_refused_before_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scorer, "logits", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr(Scorer, "_open", lambda *_: "")
+    for bad in ('"one"', "1208925819614629174706176"):
+        (tmp_path / "pairs.jsonl").write_text(f'{{"question": "q", "passage": "p", "x": 1}}\n'
+                                              f'{{"question": "q", "passage": "p", "x": {bad}}}\n')  # fmt: skip
+        with pytest.raises(DataError, match="column 'x' does not fit Parquet"):
+            score_file(exported("mpnet") / "out", tmp_path / "pairs.jsonl", tmp_path / "scored.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "row"),
+    [
+        ("a.csv", "id;question;passage", "7;q, and;p"),
+        ("a.csv", "question,passage", '"q, ""x""",p'),
+        ("a.tsv", "qid\tquestion\tpassage", '7\t"q\tp"'),
+    ],
+)
+def test_csv_keeps_its_separator_and_its_quotes(tmp_path: Path, name: str, header: str, row: str) -> None:
+    (tmp_path / name).write_text(f"{header}\n{row}\n")
+    score_file(exported("mpnet") / "out", tmp_path / name, tmp_path / f"scored-{name}")
+    found = (tmp_path / f"scored-{name}").read_text().splitlines()
+    assert found[0].startswith(header)
+    assert found[1].startswith(row)
+    assert {key: value for key, value in read_rows(tmp_path / f"scored-{name}")[0].items() if key[:5] != "tmkd_"} == (
+        read_rows(tmp_path / name)[0]
+    )
+
+
+def test_pairs_that_are_cut_are_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = exported("minilm") / "out"
+    most = Scorer(folder).max_length
+    exact = " ".join(["disk"] * (most - 4))  # with one word of the question and three special tokens
+    rows = [{"question": "why", "passage": text} for text in ("short", exact, exact + " disk", exact * 3)]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    done = score_file(folder, tmp_path / "pairs.jsonl", tmp_path / "scored.jsonl")
+    assert (done.rows, done.cut, done.cut_share, done.max_length) == (4, 2, 0.5, most)
+    assert f"2 of 4 pairs (50.0%) are longer than the {most} tokens" in caplog.text
+    assert "the first is row 3" in caplog.text

@@ -32,6 +32,7 @@ from tmkd.config.sections import DebianDocsSizes
 from tmkd.core import hardware
 from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
+from tmkd.data.writers import write_rows
 from tmkd.pipeline.run import Run
 from tmkd.pipeline.steps.export import export_step
 from tmkd.pipeline.store import fingerprint as fingerprints
@@ -93,8 +94,10 @@ FILE_TEXTS = {
     "data.pool": None,
     "pool": {"sources": [{"questions": {"file": "{pool}"}, "passages": {"file": "{pool}"}}]},
 }
-
-
+QUOTED_TEXTS = {
+    "data.pool": None,
+    "pool": {"sources": [{"questions": {"file": "{quoted}"}, "passages": {"file": "{quoted}"}}]},
+}
 LONG_TEXTS = {
     "data.pool": None,
     "pool": {"sources": [{"questions": {"file": "{long}"}, "passages": {"file": "{long}"}}]},
@@ -109,6 +112,7 @@ def source_texts(side: str, column: str) -> dict[str, Change]:
         "config": Change("pool", "other", HUB_TEXTS),
         "split": Change("pool", "train[:5]", HUB_TEXTS),
         "column": Change("pool", column, FILE_TEXTS),
+        "quoting": Change("pool", "none", QUOTED_TEXTS),
         "cut": Change("pool", True, LONG_TEXTS),
     }
 
@@ -152,6 +156,7 @@ CHANGES: dict[str, Change] = {
     "data.columns.qid": Change("pool", "topic"),
     "data.columns.pid": Change("pool", "ref"),
     "data.scores": Change("pool", {"judge": "probability"}),
+    "data.quoting": Change("pool", "none", {"data.pool": "{quoted}"}),
     "data.labels": Change("pool", {"0": 1, "1": 0}),
     "data.reference": Change("pool", "web", REFERENCE),
     "pool.size": Change("token-cosine", 9),
@@ -169,6 +174,7 @@ CHANGES: dict[str, Change] = {
             "hub": Change("pool", "{pool2}", HUB_PAIRS),
             "config": Change("pool", "other", HUB_PAIRS),
             "split": Change("pool", "train[:5]", HUB_PAIRS),
+            "quoting": Change("pool", "none", {**READY, "pool": {"sources": [{"pairs": {"file": "{quoted}"}}]}}),
             "question": Change("pool", "query", READY),
             "passage": Change("pool", "text", READY),
         },
@@ -238,7 +244,7 @@ def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 
 FIELDS = dict(fields_of(Recipe))
-DEFAULTS = "7d54356a3165"  # a digest of every default that enters fingerprints by its absence
+DEFAULTS = "91921326fe08"  # a digest of every default that enters fingerprints by its absence
 
 
 def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
@@ -281,6 +287,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
              for part in ("train", "dev", "test", "pool") for name in (part, f"{part}2")}  # fmt: skip
     long = [{key: f"{row[key]} " * 20 for key in ("question", "passage")} for row in rows("long")]
     found["long"] = write_jsonl(root / "long.jsonl", long)
+    found["quoted"] = root / "quoted.tsv"
+    texts = [{key: f'the "{row[key]}"' for key in ("question", "passage")} for row in rows("quoted")]
+    write_rows(found["quoted"], texts)
     found["encoder"] = tiny("bert", root / "encoder")
     found["encoder2"] = tiny("bert", root / "encoder2", hidden_size=32)
     found["teacher"] = model_folder(root / "teacher", found["encoder"], step="teacher")

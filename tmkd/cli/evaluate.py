@@ -10,6 +10,7 @@ import typer
 from tmkd import api
 from tmkd.cli.options import PAIRS_HELP, WORKSPACE, Jobs, JsonFile, Quiet, WorkspaceFolder, give
 from tmkd.core.console import say
+from tmkd.core.files import Quoting
 
 _UNLESS = "the recipe's unless given"
 
@@ -22,6 +23,7 @@ def evaluate(
     passage: Annotated[str | None, typer.Option(help=f"column of the passage; {_UNLESS}")] = None,
     label: Annotated[str | None, typer.Option(help=f"column of the label; {_UNLESS}")] = None,
     qid: Annotated[str | None, typer.Option(help=f"column that groups pairs by question; {_UNLESS}")] = None,
+    quoting: Annotated[Quoting | None, typer.Option(help=f"what a quote in CSV and TSV means; {_UNLESS}")] = None,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="measure pairs per second too")] = True,
     quiet: Quiet = False,
 ) -> None:
@@ -31,7 +33,7 @@ def evaluate(
     """
     given = {"question": question, "passage": passage, "label": label, "qid": qid}
     columns = {name: column for name, column in given.items() if column is not None}
-    results = api.Run.open(run).evaluate(pairs, columns=columns, speed=speed)
+    results = api.Run.open(run).evaluate(pairs, columns=columns, quoting=quoting, speed=speed)
     give(json_file, results.to_json(), results.tables())
 
 

@@ -5,6 +5,7 @@ Commands are in the files beside this one. They import what they need when they 
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -80,6 +81,9 @@ def main() -> None:
     """Run the command line. Errors end it with one message; `tmkd --help` lists the exit statuses."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # where a terminal or a file has no such character
     set_quiet(False)
     try:
         app()

@@ -12,12 +12,12 @@ import typer
 from rich.console import RenderableType
 from typer.core import TyperCommand, TyperGroup
 
-from tmkd.core.console import set_quiet, tables
-from tmkd.core.files import disk_errors, write_json, write_text
+from tmkd.core.console import set_quiet, tables, write_json_line
+from tmkd.core.files import Quoting, disk_errors, write_json, write_text
 
 WORKSPACE = Path("workspace")
 EXPORT, INDEX = WORKSPACE / "runs" / "demo" / "export", WORKSPACE / "index"
-PAIRS_HELP = "JSONL, CSV, TSV or Parquet, plain or .gz"
+PAIRS_HELP = "JSON, JSONL, CSV, TSV or Parquet, plain or .gz"
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="a YAML file, such as recipes/demo.yaml")]
 Overrides = Annotated[
@@ -35,6 +35,10 @@ ModelFolder = Annotated[Path, typer.Option("--model", "-m", help="an exported st
 IndexFolder = Annotated[Path, typer.Option("--index", "-i", help="an index, as `tmkd index` writes it")]
 Candidates = Annotated[int, typer.Option(min=1, help="passages to retrieve and rank for each question")]
 Backend = Annotated[str, typer.Option(help="auto (the fastest), or one of the export's backends")]
+QuotingOption = Annotated[
+    Quoting,
+    typer.Option(help="what a quote in CSV and TSV means: none: text; csv: cells in quotes; auto: what the file shows"),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="threads; all usable cores unless given")]
 
 
@@ -128,7 +132,7 @@ def give(json_file: Path | None, content: Any, shown: Iterable[RenderableType] =
 def give_lines(json_file: Path | None) -> Iterator[Callable[[str], None]]:
     """Collect lines of JSON: `-` prints each at once, a file gets all of them at the end, None drops them."""
     lines: list[str] = []
-    yield (lambda line: print(line, flush=True)) if str(json_file) == "-" else lines.append
+    yield (lambda line: write_json_line(line, flush=True)) if str(json_file) == "-" else lines.append
     if json_file is not None and str(json_file) != "-":
         with disk_errors(json_file.parent):
             write_text(json_file, "".join(f"{line}\n" for line in lines))

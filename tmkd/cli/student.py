@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from tmkd.cli.options import (
     JsonFile,
     ModelFolder,
     Quiet,
+    QuotingOption,
     Threads,
     give,
     give_lines,
@@ -40,18 +42,27 @@ def score(
     ] = "-",
     question: Annotated[str, typer.Option(help="column of the question")] = "question",
     passage: Annotated[str, typer.Option(help="column of the passage")] = "passage",
+    quoting: QuotingOption = "auto",
     backend: Backend = "auto",
     threads: Threads = None,
+    json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Score a file of pairs with an exported student, without PyTorch.
+
+    Rows keep their order and their other columns. --json tells how many there were, and how many are longer than the
+    student reads.
 
     Example: tmkd score workspace/runs/demo/export --pairs pairs.jsonl --output scored.jsonl
     """
     from tmkd.core.malloc import keep_freed_memory
 
+    if output == "-" and str(json_file) == "-":
+        raise typer.BadParameter("--json and --output both mean standard output; name a file for one of them")
     keep_freed_memory()
-    api.score_file(model, pairs, output, question=question, passage=passage, backend=backend, threads=threads)
+    columns = {"question": question, "passage": passage}
+    done = api.score_file(model, pairs, output, columns=columns, quoting=quoting, backend=backend, threads=threads)
+    give(json_file, done.to_json())
 
 
 def index(
@@ -178,6 +189,18 @@ def calibrate(
 
 def _questions(argument: str) -> Iterator[str]:
     if argument != "-":
-        yield argument
+        yield _decoded(os.fsencode(argument), "the question", sys.getfilesystemencoding())
         return
-    yield from (line.strip() for line in sys.stdin if line.strip())
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        if question := _decoded(line, f"standard input:{number}", sys.stdin.encoding).strip():
+            yield question
+
+
+def _decoded(content: bytes, place: str, encoding: str) -> str:
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise api.DataError(
+            f"{place}: byte 0x{content[error.start]:02x} is not valid {encoding.upper()}; convert it, for example with "
+            f"iconv -f latin1 -t utf-8"
+        ) from error

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from tmkd.config.sections import Part
+from tmkd.config.sections import QUOTING, Part
+from tmkd.core.files import Quoting
 
 
 class Source(Part):
@@ -16,6 +17,7 @@ class Source(Part):
     hub: str | None = Field(None, description="instead: a hub data set, or a local folder in the hub's layout")
     config: str | None = Field(None, description="configuration of the hub data set")
     split: str = Field("train", description="split of the hub data set, such as train or train[:5000]")
+    quoting: Quoting = Field("auto", description=QUOTING)
 
     @model_validator(mode="before")
     @classmethod

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tmkd.core.backends import KNOWN_BACKENDS, BackendName
+from tmkd.core.files import Quoting
 
 DEV_SHARE = 0.2  # of the training questions, held out where there is no development set and no other share is given
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -24,6 +25,10 @@ def _differ(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 Seeds = Annotated[tuple[int, ...], Field(min_length=1, max_length=64), AfterValidator(_differ)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+QUOTING = (
+    "what a quote in CSV and TSV files means. csv: cells in quotes may hold separators and line breaks; none: quotes "
+    "are text, as in MS MARCO and GLUE; auto: csv for CSV, and for TSV what the file shows"
+)
 
 
 class Part(BaseModel):
@@ -144,7 +149,7 @@ class Data(Part):
     )
     config: str | None = Field(None, description="configuration of the hub data set, such as `mnli` of nyu-mll/glue")
     train: str | None = Field(
-        None, description="labelled pairs: a file (JSONL, CSV, TSV, Parquet, plain or .gz) or a split"
+        None, description="labelled pairs: a file (JSON, JSONL, CSV, TSV, Parquet, plain or .gz) or a split"
     )
     dev: str | None = Field(
         None, description="the development set; without it a fifth of the training questions is held out"
@@ -164,6 +169,7 @@ class Data(Part):
         "a hash, a smaller share is part of a larger one. Teachers, and stage 1 without a pool, see all questions",
     )
     columns: Columns = Field(default_factory=Columns, description="column names")
+    quoting: Quoting = Field("auto", description=QUOTING)
     scores: dict[str, Literal["logit", "probability"]] = Field(
         default_factory=dict,
         description="score columns made elsewhere, and what each holds. Every one is a teacher, listed or not, except "

@@ -6,6 +6,7 @@ standard error unless it configures logging itself; progress bars are drawn for 
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -57,6 +58,22 @@ def shows_progress() -> bool:
 def say(text: str) -> None:
     """Log one line of the command line itself."""
     _tmkd.info(text)
+
+
+def write_json_line(text: str, *, flush: bool = False) -> None:
+    """Write a line of JSON to standard output. What its encoding does not have, or UTF-8 cannot carry, is escaped.
+
+    Args:
+        text: the JSON, on one line. Characters beyond ASCII stand within its strings only.
+        flush: pass it on at once.
+    """
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = "".join(one if one.isascii() else json.dumps(one)[1:-1] for one in text)
+    sys.stdout.write(text + "\n")
+    if flush:
+        sys.stdout.flush()
 
 
 class Bar(Protocol):

@@ -10,9 +10,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tmkd.core.errors import TmkdError
+
+Quoting = Literal["auto", "none", "csv"]
+"""What a quote in a CSV or TSV file means: text (`none`), a quoted cell (`csv`), or what the file shows (`auto`)."""
 
 
 def cache_folder(*parts: str) -> Path:

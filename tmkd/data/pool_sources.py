@@ -9,6 +9,7 @@ from typing import Any
 
 from tmkd.config.pool_sections import ReadyPairs, Source, Texts
 from tmkd.core.errors import DataError
+from tmkd.data.delimited import text_lines
 from tmkd.data.documents.passages import cut
 from tmkd.data.documents.sections import Block
 from tmkd.data.documents.text import distinct
@@ -93,11 +94,11 @@ def _rows(source: Source, key: str, side: str) -> tuple[list[dict[str, Any]], Pa
     path = _path(source, key, side)
     if not path.name.removesuffix(".gz").lower().endswith(FORMATS):
         raise DataError(f"{key}: {path}: unknown extension; known are {', '.join(FORMATS)} and, for texts, .txt")
-    return read_rows(path), path
+    return read_rows(path, source.quoting), path
 
 
 def _column(rows: Sequence[dict[str, Any]], column: str, called: Path | str) -> list[str]:
-    present = column_names(rows[:100])
+    present = column_names(rows)
     if column not in present:
         raise DataError(
             f"{called}: there is no column {column!r}; there are: {', '.join(present)}. Name yours with `column`",
@@ -109,10 +110,10 @@ def _column(rows: Sequence[dict[str, Any]], column: str, called: Path | str) -> 
 
 def _plain(path: Path, *, paragraphs: bool) -> list[str]:
     """The texts of a text file: one a line, or one a paragraph (with blank lines in between)."""
-    text = read_text(path)
+    lines = [line.strip() for line in text_lines(read_text(path))]
     if not paragraphs:
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    blocks = "\n".join(line.strip() for line in text.splitlines()).split("\n\n")
+        return [line for line in lines if line]
+    blocks = "\n".join(lines).split("\n\n")
     return [" ".join(block.split()) for block in blocks if block.strip()]
 
 

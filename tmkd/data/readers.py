@@ -1,27 +1,51 @@
-"""Read rows of JSON lines, CSV, TSV and Parquet, each plain or gzip, as they are (`tmkd.data.rows` checks them).
+"""Read rows of JSON, JSON lines, CSV, TSV and Parquet, each plain or gzip, as they are (`tmkd.data.rows` checks them).
 
-Every error names the file, the line and the fix; nothing is guessed or skipped.
+Every error names the file, the line and the fix; nothing is guessed or skipped. What is read in another way than its
+extension says (semicolons, UTF-16, an array of objects) is said in the log.
 """
 
 from __future__ import annotations
 
-import csv
+import codecs
 import gzip
-import io
 import json
-import sys
+import logging
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tmkd.core.errors import DataError
+from tmkd.core.files import Quoting
+from tmkd.data.delimited import Dialect, delimited_lines, find_dialect
 
-FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+logger = logging.getLogger(__name__)
+
+JSON_FORMATS = (".jsonl", ".ndjson", ".json")
+FORMATS = (*JSON_FORMATS, ".csv", ".tsv", ".parquet")
+_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+          codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+
+
+class Rows(list[dict[str, Any]]):
+    """The rows of a file, and what a row's values do not tell.
+
+    Attributes:
+        lines: the line (from 1) on which each row ends; None for Parquet, which has no lines.
+        dialect: how a CSV or TSV file separates its columns; None for other formats.
+        kept: where `read_rows` was asked to keep it: the JSON text of every row, or the Arrow table of a Parquet file.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]] = (), lines: list[int] | None = None) -> None:
+        super().__init__(rows)
+        self.lines = lines
+        self.dialect: Dialect | None = None
+        self.kept: list[str] | pa.Table | None = None
 
 
 def file_format(path: Path | str) -> str:
@@ -43,9 +67,10 @@ def line_number(path: Path | str, row: int) -> int | None:
     """The line (from 1) on which a row (from 0) of a readable file ends; None for Parquet, which has no lines.
 
     The number of a row does not give its line, since there may be blank lines and quoted line breaks. So the file is
-    read again: call this for an error, not in a loop.
+    read again: call this for an error, not in a loop. `Rows.lines` has the lines of rows that were just read.
     """
-    return None if file_format(path) == ".parquet" else _numbered_rows(Path(path))[row][0]
+    lines = read_rows(Path(path)).lines
+    return None if lines is None else lines[row]
 
 
 def place_of(source: Path | str, row: int, line: int | None) -> str:
@@ -72,25 +97,31 @@ def read_text(path: Path) -> str:
     return _decode(path, _bytes(path))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path, quoting: Quoting = "auto", *, keep: bool = False) -> Rows:
     """The rows of a file as they are.
+
+    A JSON file is an array of objects, or one object a line, whatever its extension.
+
+    Args:
+        path: the file.
+        quoting: what a quote in a CSV or TSV file means (`tmkd.data.delimited.find_dialect`).
+        keep: keep the JSON text of every row, or the table of a Parquet file, for `tmkd.data.writers.Extended`.
 
     Raises:
         DataError: no such file, an empty one, damaged gzip, undecodable bytes, malformed JSON or CSV (file:line).
     """
-    return [row for _, row in _numbered_rows(path)]
-
-
-def _numbered_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     extension = file_format(path)
     content = _bytes(path)
     if not content.strip():
         raise DataError(f"{path} is empty", path=path)
     if extension == ".parquet":
-        rows = list(enumerate(_parquet_rows(path, content), start=1))
+        table = _parquet_table(path, content)
+        rows = Rows(_table_rows(table, path))
+        rows.kept = table if keep else None
+    elif extension in JSON_FORMATS:
+        rows = _json_rows(path, _decode(path, content), keep)
     else:
-        text = _decode(path, content)
-        rows = _json_rows(path, text) if extension in (".jsonl", ".ndjson") else _delimited_rows(path, text, extension)
+        rows = _delimited_rows(path, _decode(path, content), quoting)
     if not rows:
         raise DataError(f"{path} has no rows", path=path)
     return rows
@@ -113,28 +144,50 @@ def _bytes(path: Path) -> bytes:
 
 
 def _decode(path: Path, content: bytes) -> str:
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8-sig")
+    if encoding != "utf-8-sig":
+        logger.info(f"{path}: read as {encoding.upper()}, as its byte order mark says")
+    elif 4 * content[:64].count(0) >= len(content[:64]):
+        raise _bad_line(
+            path, 1, "holds zero bytes, as UTF-16 without a byte order mark does; convert it, for example with "
+            "iconv -f utf-16le -t utf-8",
+        )  # fmt: skip
     try:
-        return content.decode("utf-8-sig")
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}:{line}: byte 0x{content[error.start]:02x} is not valid UTF-8; "
+        name = encoding.removesuffix("-sig").upper()
+        raise _bad_line(
+            path, line, f"byte 0x{content[error.start]:02x} is not valid {name}; "
             "convert the file, for example with iconv -f latin1 -t utf-8",
-            path=path,
-            line=line,
-        ) from error
+        ) from error  # fmt: skip
 
 
-def _parquet_rows(path: Path, content: bytes) -> list[dict[str, Any]]:
+def _parquet_table(path: Path, content: bytes) -> pa.Table:
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         _require_once(file.schema_arrow.names, str(path))
-        rows: list[dict[str, Any]] = file.read().to_pylist()
+        return file.read()
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path} is not a readable Parquet file ({error}); fetch or write it again", path=path
         ) from error
-    return rows
+
+
+def _table_rows(table: pa.Table, path: Path) -> list[dict[str, Any]]:
+    """The rows of an Arrow table. Python's times have no nanoseconds, so times that have some are ISO text."""
+    columns = {name: _values(table.column(name), f"{path}: column {name!r}") for name in table.column_names}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _values(column: pa.ChunkedArray, where: str) -> list[Any]:
+    if pa.types.is_temporal(column.type) and getattr(column.type, "unit", "") == "ns":
+        found: list[str | None] = pc.cast(column, pa.string()).to_pylist()
+        return [None if one is None else one.replace(" ", "T", 1) for one in found]
+    try:
+        return list(column.to_pylist())
+    except (ValueError, pa.ArrowException) as error:  # such as nanoseconds within a struct
+        raise DataError(f"{where}, {column.type}, cannot be read ({error}); write it as text") from error
 
 
 def _require_once(names: Sequence[str], where: str) -> None:
@@ -154,52 +207,89 @@ def _json_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _json_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
-    rows = []
+def _json_rows(path: Path, text: str, keep: bool) -> Rows:
+    array = text.startswith("[", _skip_space(text, 0))
+    if array:
+        logger.info(f"{path}: read as one JSON array of objects")
+    rows, lines, texts = Rows(), [], []
+    for line, piece, row in _json_array(path, text) if array else _json_lines(path, text):
+        if not isinstance(row, dict):
+            raise _bad_line(path, line, f"a row is a JSON object, this is {type(row).__name__}")
+        rows.append(row)
+        lines.append(line)
+        if keep:
+            texts.append(piece)
+    rows.lines, rows.kept = lines, texts if keep else None
+    return rows
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:
+    """Every line, its text and its value. Lines end at a line feed alone: U+2028 and form feeds may stand in a text."""
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
+        with _json_errors(path, number):
             row = json.loads(line, object_pairs_hook=_json_object)
-        except json.JSONDecodeError as error:
-            raise _bad_line(path, number, f"not valid JSON: {error.msg} at column {error.colno}") from error
-        except RecursionError as error:
-            raise _bad_line(path, number, "JSON nested too deeply") from error
-        except (ValueError, DataError) as error:  # an integer of thousands of digits; a key twice
-            raise _bad_line(path, number, str(error)) from error
-        if not isinstance(row, dict):
-            raise _bad_line(path, number, f"a row is a JSON object, this is {type(row).__name__}")
-        rows.append((number, row))
-    return rows
+        yield number, line, row
 
 
-def _delimited_rows(path: Path, text: str, extension: str) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if extension == ".tsv" else ",", strict=True)
-    rows: list[tuple[int, dict[str, Any]]] = []
-    try:
-        with _fields_of_any_length():
-            header = next(reader)
-            if not any(header):
-                raise _bad_line(path, 1, "the first line is blank; it must name the columns")
-            _require_once(header, f"{path}:1")
-            for fields in reader:
-                if not fields:
-                    continue
-                if len(fields) != len(header):
-                    problem = f"{len(fields)} fields, the header has {len(header)}"
-                    raise _bad_line(path, reader.line_num, problem)
-                rows.append((reader.line_num, dict(zip(header, fields, strict=True))))
-    except csv.Error as error:
-        problem = f"malformed: {error}; a field that holds a quote is quoted, and the quote doubled"
-        raise _bad_line(path, reader.line_num, problem) from error
-    return rows
+def _json_array(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:
+    """Every element of an array: the line on which it ends, its text and its value."""
+    decoder = json.JSONDecoder(object_pairs_hook=_json_object)
+    begin = _skip_space(text, _skip_space(text, 0) + 1)
+    line = 1 + text.count("\n", 0, begin)
+    while not text.startswith("]", begin):
+        with _json_errors(path, line):
+            row, end = decoder.raw_decode(text, begin)
+        line += text.count("\n", begin, end)
+        yield line, text[begin:end], row
+        after = _skip_space(text, end)
+        if text.startswith("]", after):
+            begin = after
+            break
+        if not text.startswith(",", after):
+            raise _bad_line(path, line, "not a valid JSON array: an element is followed by neither a comma nor ]")
+        begin = _skip_space(text, after + 1)
+        line += text.count("\n", end, begin)
+        if text.startswith("]", begin):
+            raise _bad_line(path, line, "not a valid JSON array: no element follows the last comma")
+    if text[begin + 1 :].strip():
+        raise _bad_line(path, line, "not valid JSON: text follows the array")
+
+
+def _skip_space(text: str, place: int) -> int:
+    while text[place : place + 1] in (" ", "\t", "\n", "\r"):
+        place += 1
+    return place
 
 
 @contextmanager
-def _fields_of_any_length() -> Iterator[None]:
-    """Lift the limit of the csv module on the length of a field, which is one for the whole process."""
-    before = csv.field_size_limit(sys.maxsize)
+def _json_errors(path: Path, line: int) -> Iterator[None]:
     try:
         yield
-    finally:
-        csv.field_size_limit(before)
+    except json.JSONDecodeError as error:
+        below = error.lineno - 1 if "\n" in error.doc else 0
+        problem = f"not valid JSON: {error.msg} at column {error.colno}"
+        if not below and path.name.removesuffix(".gz").endswith(".json"):
+            problem += "; the file is one array of objects, or one object a line"
+        raise _bad_line(path, max(line, below + 1), problem) from error
+    except RecursionError as error:
+        raise _bad_line(path, line, "JSON nested too deeply") from error
+    except (ValueError, DataError) as error:  # an integer of thousands of digits; a key twice
+        raise _bad_line(path, line, str(error)) from error
+
+
+def _delimited_rows(path: Path, text: str, quoting: Quoting) -> Rows:
+    dialect = find_dialect(path, text, quoting)
+    lines = delimited_lines(path, text, dialect)
+    first, header = next(lines, (1, []))
+    if not any(header) or text[:1] in ("\n", "\r"):
+        raise _bad_line(path, 1, "the first line is blank; it must name the columns")
+    _require_once(header, f"{path}:{first}")
+    numbers: list[int] = []
+    found = Rows(lines=numbers)
+    for number, cells in lines:
+        numbers.append(number)
+        found.append(dict(zip(header, cells, strict=True)))
+    found.dialect = dialect
+    return found

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from tmkd.core.errors import DataError
+from tmkd.core.files import Quoting
 from tmkd.data.pairs import Pairs, pair_id
-from tmkd.data.readers import column_names, line_number, place_of, read_rows
+from tmkd.data.readers import Rows, column_names, line_number, place_of, read_rows
 from tmkd.data.row_counts import RowCounts
 
 Row = Mapping[str, Any]
@@ -52,21 +53,22 @@ class Expected(TypedDict, total=False):
     counts: RowCounts
 
 
-def read_pairs(path: str | Path, **expected: Unpack[Expected]) -> Pairs:
+def read_pairs(path: str | Path, *, quoting: Quoting = "auto", **expected: Unpack[Expected]) -> Pairs:
     """Read and check a pairs file.
 
     Example:
         pairs = read_pairs("train.jsonl", columns=Columns(question="query"), classes=2, need_labels=True)
 
     Args:
-        path: JSON lines, CSV, TSV or Parquet, plain or .gz.
+        path: JSON, JSON lines, CSV, TSV or Parquet, plain or .gz.
+        quoting: what a quote in a CSV or TSV file means (`tmkd.data.delimited.find_dialect`).
         **expected: what is expected of the rows (`Expected`).
 
     Raises:
         DataError: as `tmkd.data.readers.read_rows` raises it; a missing column, an empty question or passage, a bad
             label or score (the message names file and line).
     """
-    return rows_to_pairs(read_rows(Path(path)), Path(path), **expected)
+    return rows_to_pairs(read_rows(Path(path), quoting), Path(path), **expected)
 
 
 def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Expected]) -> Pairs:
@@ -132,12 +134,18 @@ def checked_column(rows: Sequence[Row], column: str, check: Callable[[Any], Any]
         try:
             values.append(check(row.get(column)))
         except BadValue as error:
-            path, line = (source, line_number(source, number)) if isinstance(source, Path) else (None, None)
+            path, line = (source, _line(rows, source, number)) if isinstance(source, Path) else (None, None)
             raise DataError(
                 f"{place_of(source, number, line)}: {column!r} {error}",
                 path=path, line=line, column=column, value=row.get(column),
             ) from None  # fmt: skip
     return values
+
+
+def _line(rows: Sequence[Row], path: Path, number: int) -> int | None:
+    if isinstance(rows, Rows):
+        return rows.lines[number] if rows.lines is not None else None
+    return line_number(path, number)
 
 
 def _require_columns(needed: Sequence[str], present: Sequence[str], source: Path | str) -> None:

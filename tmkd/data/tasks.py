@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tmkd.config.sections import DEV_SHARE, Data
 from tmkd.core.errors import DataError
+from tmkd.core.files import Quoting
 from tmkd.data.documents.text import question_key
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.readers import read_rows
@@ -196,7 +197,7 @@ def _read(data: Data, classes: int, part: str, counts: Mapping[str, RowCounts]) 
 
         pairs = read_hub(data.hub, source, config=data.config, **expected)
     else:
-        pairs = read_pairs(Path(source), **expected)
+        pairs = read_pairs(Path(source), quoting=data.quoting, **expected)
     return pairs if reference is None else _with_reference(pairs, Reference(reference, data.scores[reference]), source)
 
 
@@ -208,7 +209,12 @@ def _with_reference(pairs: Pairs, reference: Reference, source: str) -> Pairs:
 
 
 def read_measured(
-    data: Data, classes: int, path: Path, given: Mapping[str, str | None], counts: RowCounts | None = None
+    data: Data,
+    classes: int,
+    path: Path,
+    given: Mapping[str, str | None],
+    counts: RowCounts | None = None,
+    quoting: Quoting | None = None,
 ) -> Pairs:
     """Read labelled pairs to evaluate the models of a recipe on.
 
@@ -221,13 +227,14 @@ def read_measured(
         given: names of columns, by what they hold (`question`, `label`, ...). A column that is not given has the name
             that the recipe gives it, or the usual one if the file has no column of that name.
         counts: counts the rows that are read and left out, for the report.
+        quoting: what a quote in a CSV or TSV file means; the recipe's `data.quoting` unless given.
 
     Raises:
         DataError: the file or a row cannot be used, or there are neither labels nor the reference.
     """
     names = {name: value for name, value in data.labels.items() if not name.lstrip("-").isdigit()}
     known = {**{str(number): number for number in range(classes)}, **names} if names else {}
-    rows, names_in = read_rows(path), data.columns.model_dump()
+    rows, names_in = read_rows(path, quoting or data.quoting), data.columns.model_dump()
     present = {name for row in rows for name in row}
     named = {key: name for key, name in names_in.items() if name in present}
     columns = Columns(**{**named, **{key: name for key, name in given.items() if name is not None}})

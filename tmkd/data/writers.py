@@ -1,54 +1,173 @@
-"""Write rows as JSON lines, CSV, TSV or Parquet, plain or gzip, whole or not at all."""
+"""Write rows as JSON, JSON lines, CSV, TSV or Parquet, plain or gzip, whole or not at all."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import gzip
-import io
 import json
-import sys
-from collections.abc import Mapping, Sequence
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tmkd.core.console import write_json_line
 from tmkd.core.errors import DataError
 from tmkd.core.files import replacing
-from tmkd.data.readers import column_names, file_format
+from tmkd.data.delimited import Dialect, csv_lines
+from tmkd.data.readers import JSON_FORMATS, Rows, column_names, file_format
+
+logger = logging.getLogger(__name__)
+
+_NO_JSON = ("NaN", "Infinity")  # what Python writes for numbers that JSON does not have
 
 
 def write_rows(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows in the format of the extension, beside and renamed; `-` is JSON lines on standard output.
 
-    A CSV or TSV cell that is a list becomes JSON; in JSON a time becomes ISO text and bytes become base64.
+    A CSV or TSV cell that is a list becomes JSON; in JSON a time becomes ISO text, bytes become base64, and a number
+    that is not finite becomes null, which is logged.
+
+    Raises:
+        DataError: the rows do not fit the format, or the file cannot be written.
     """
-    if str(path) == "-":
-        for row in rows:
-            sys.stdout.write(_json_line(row))
-        return
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise DataError(f"{path}: cannot be written: there is no folder {target.parent}")
-    content = _encoded(rows, file_format(target))
-    if str(path).endswith(".gz"):
-        content = gzip.compress(content, mtime=0)
-    try:
-        with replacing(target) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    Extended(Rows(map(dict, rows)), path).write([{}] * len(rows))
 
 
-def _json_line(row: Mapping[str, Any]) -> str:
-    line = json.dumps(row, ensure_ascii=False, default=_json_value)
+class Extended:
+    """Rows of a file, to be written with columns added. What cannot be written is refused at once, not after hours.
+
+    What the rows hold stays as it was: the columns of a Parquet file in Parquet keep their types, the objects of a JSON
+    file in JSON their text, the cells of a CSV file in CSV their separator. A number that JSON does not have (NaN,
+    Infinity) becomes null, which is logged.
+
+    Args:
+        rows: as `read_rows(..., keep=True)` gives them.
+        path: the file to write, whose extension is its format; `-` is JSON lines on standard output.
+
+    Raises:
+        DataError: a column does not fit Parquet, there is no folder for the file, or its extension is unknown.
+    """
+
+    def __init__(self, rows: Rows, path: Path | str) -> None:
+        self.path = path
+        self.rows = rows
+        self.extension = ".jsonl" if str(path) == "-" else file_format(path)
+        if str(path) != "-" and not Path(path).parent.is_dir():
+            raise DataError(f"{path}: cannot be written: there is no folder {Path(path).parent}")
+        self._table: pa.Table | None = None
+        self._texts: list[str] = []
+        if self.extension == ".parquet":
+            self._table = rows.kept if isinstance(rows.kept, pa.Table) else _arrow_table(rows)
+        elif self.extension in JSON_FORMATS:
+            self._texts = list(_json_texts(rows, str(path)))
+
+    def write(self, added: Sequence[Mapping[str, Any]]) -> None:
+        """Write the rows, beside and renamed.
+
+        Args:
+            added: the new columns of each row, numbers or lists of numbers; every row has the same.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        if str(self.path) == "-":
+            for line in self._json_lines(added):
+                write_json_line(line)
+            return
+        content = self._encoded(added)
+        if str(self.path).endswith(".gz"):
+            content = gzip.compress(content, mtime=0)
+        try:
+            with replacing(Path(self.path)) as temporary:
+                temporary.write_bytes(content)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+
+    def _encoded(self, added: Sequence[Mapping[str, Any]]) -> bytes:
+        if self._table is not None:
+            table = self._table
+            for name in column_names(added[:1]):
+                table = table.append_column(name, pa.array([row[name] for row in added]))
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink, compression="zstd")
+            return bytes(sink.getvalue().to_pybytes())
+        if self.extension == ".json":
+            objects = ",\n".join(self._json_lines(added))
+            return f"[\n{objects}\n]\n".encode()
+        if self.extension in JSON_FORMATS:
+            return "".join(f"{line}\n" for line in self._json_lines(added)).encode()
+        names = column_names(self.rows)
+        new = column_names(added[:1])
+        cells = (
+            [*(_cell(row.get(name)) for name in names), *(_cell(more[name]) for name in new)]
+            for row, more in zip(self.rows, added, strict=True)
+        )
+        return "".join(csv_lines([*names, *new], cells, self._dialect())).encode(errors="backslashreplace")
+
+    def _dialect(self) -> Dialect:
+        """The dialect that the rows were read in, where its delimiter suits the extension; else the usual one."""
+        given, tabs = self.rows.dialect, self.extension == ".tsv"
+        if given is not None and (given.delimiter == "\t") == tabs and (given.quoted or tabs):
+            return given
+        return Dialect("\t" if self.extension == ".tsv" else ",", quoted=True)
+
+    def _json_lines(self, added: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+        for text, more in zip(self._texts, added, strict=True):
+            whole = text
+            if more:
+                start = text[: text.rindex("}")].rstrip()
+                whole = start + ("" if start.endswith("{") else ", ") + json.dumps(more)[1:]
+            yield whole
+
+
+def _json_texts(rows: Rows, where: str) -> Iterator[str]:
+    """Each row as JSON on one line: its own text where that was kept and is valid."""
+    changed: Counter[str] = Counter()
+    texts: Iterable[str | None] = rows.kept if isinstance(rows.kept, list) else [None] * len(rows)
+    for text, row in zip(texts, rows, strict=True):
+        if text is None or any(word in text for word in _NO_JSON):
+            yield _json_text(row, changed)
+        else:
+            yield text.strip().replace("\r", " ").replace("\n", " ")  # of an array, whose objects have line breaks
+    if changed:
+        found = ", ".join(f"{count:,} in column {name!r}" for name, count in changed.items())
+        logger.warning(f"{where}: JSON has no NaN and no Infinity; such numbers are written as null: {found}")
+
+
+def _json_text(row: Mapping[str, Any], changed: Counter[str]) -> str:
+    """A row as JSON. A number that is not finite becomes null, and is counted by column in `changed`."""
     try:
-        line.encode()
+        text = json.dumps(row, ensure_ascii=False, default=_json_value, allow_nan=False)
+    except ValueError:
+        finite = {}
+        for name, value in row.items():
+            finite[name], count = _finite(value)
+            if count:
+                changed[name] += count
+        text = json.dumps(finite, ensure_ascii=False, default=_json_value, allow_nan=False)
+    try:
+        text.encode()
     except UnicodeEncodeError:  # an unpaired surrogate, which only an escape can carry
-        line = json.dumps(row, default=_json_value)
-    return line + "\n"
+        text = json.dumps(json.loads(text))
+    return text
+
+
+def _finite(value: Any) -> tuple[Any, int]:
+    """The value with None for each number in it that is not finite, and how many there were."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None, 1
+    if isinstance(value, dict):
+        pairs = {key: _finite(one) for key, one in value.items()}
+        return {key: one for key, (one, _) in pairs.items()}, sum(count for _, count in pairs.values())
+    if isinstance(value, list | tuple):
+        items = [_finite(one) for one in value]
+        return [one for one, _ in items], sum(count for _, count in items)
+    return value, 0
 
 
 def _json_value(value: Any) -> str:
@@ -58,31 +177,10 @@ def _json_value(value: Any) -> str:
     return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
 
 
-def _encoded(rows: Sequence[Mapping[str, Any]], extension: str) -> bytes:
-    if extension == ".parquet":
-        sink = pa.BufferOutputStream()
-        pq.write_table(_arrow_table(rows), sink, compression="zstd")
-        return bytes(sink.getvalue().to_pybytes())
-    if extension in (".jsonl", ".ndjson"):
-        return "".join(map(_json_line, rows)).encode()
-    names, delimiter = column_names(rows), "\t" if extension == ".tsv" else ","
-    lines = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
-    return "".join(_csv_line(cells, delimiter) for cells in lines).encode(errors="backslashreplace")
-
-
-def _csv_line(cells: Sequence[Any], delimiter: str) -> str:
-    """Format one record.
-
-    The csv module quotes a cell that holds a character of its line terminator. A reader takes a carriage return as well
-    as a line feed for the end of a line, so the terminator holds both here and is replaced afterwards.
-    """
-    buffer = io.StringIO(newline="")
-    csv.writer(buffer, delimiter=delimiter, lineterminator="\r\n").writerow(cells)
-    return buffer.getvalue().removesuffix("\r\n") + "\n"
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value, default=_json_value) if isinstance(value, list | dict) else value
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, bytes):
+        return _json_value(value) if value else ""
+    return json.dumps(value, default=_json_value) if isinstance(value, list | dict) else str(value)
 
 
 def _arrow_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,45 @@ from numpy.typing import NDArray
 
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError
+from tmkd.core.files import Quoting
 from tmkd.core.logits import log_odds, softmax
-from tmkd.data.readers import file_format, read_rows
+from tmkd.data.readers import Rows, file_format, read_rows
 from tmkd.data.rows import Columns, rows_to_pairs
-from tmkd.data.writers import write_rows
+from tmkd.data.writers import Extended
 from tmkd.inference.scorer import Scorer
 
+logger = logging.getLogger(__name__)
+
 ADDED = ("tmkd_score", "tmkd_logits", "tmkd_probabilities", "tmkd_predicted")
+
+
+@dataclass(frozen=True)
+class ScoredFile:
+    """What became of a file of pairs.
+
+    Attributes:
+        rows: Its rows, all of which were scored.
+        cut: How many of them are longer than the student reads: what is beyond `max_length` tokens had no effect.
+        max_length: Tokens of a pair that the student reads.
+        backend: The backend that scored.
+    """
+
+    rows: int
+    cut: int
+    max_length: int
+    backend: str
+
+    @property
+    def cut_share(self) -> float:
+        """The share of the rows that are longer than the student reads."""
+        return self.cut / self.rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {"rows", "cut", "cut_share", "max_length", "backend"}."""
+        return {
+            "rows": self.rows, "cut": self.cut, "cut_share": self.cut_share, "max_length": self.max_length,
+            "backend": self.backend,
+        }  # fmt: skip
 
 
 def score_file(
@@ -25,63 +60,74 @@ def score_file(
     pairs_path: str | Path,
     output: str | Path = "-",
     *,
-    question: str = "question",
-    passage: str = "passage",
+    columns: Mapping[str, str] | None = None,
+    quoting: Quoting = "auto",
     backend: str = "auto",
     threads: int | None = None,
-) -> int:
+) -> ScoredFile:
     """Score every row of a file of pairs. Rows keep their order and their other columns.
 
     Each row gets `tmkd_logits` and `tmkd_probabilities` (one number for each class), `tmkd_predicted` (the class, an
-    int) and, for two classes, `tmkd_score` (the raw score of the positive class, its log-odds: rank by it).
+    int) and, for two classes, `tmkd_score` (the raw score of the positive class, its log-odds: rank by it). What the
+    other columns hold stays as `tmkd.data.writers.Extended` describes it.
 
     Args:
         model_folder: An export.
-        pairs_path: JSONL, CSV, TSV or Parquet, plain or .gz.
+        pairs_path: JSON, JSONL, CSV, TSV or Parquet, plain or .gz.
         output: A file, whose extension is its format (CSV and TSV hold lists as JSON), or `-` for JSONL on stdout.
-        question: The column of the question.
-        passage: The column of the passage.
+        columns: Names of columns of the file by what they hold (question, passage), where they have other names.
+        quoting: What a quote in a CSV or TSV file means (`tmkd.data.delimited.find_dialect`).
         backend: As `tmkd.inference.scorer.Scorer` takes it.
         threads: As `tmkd.inference.scorer.Scorer` takes it.
 
     Returns:
-        The number of rows.
+        The number of rows, and how many were cut.
 
     Raises:
-        DataError: A file, row or column cannot be used.
+        DataError: A file, row or column cannot be used, or cannot be written in the output's format.
         ExportError: The export cannot be used.
-        ValueError: `threads` is below 1.
+        ValueError: `threads` is below 1, or `columns` names something else.
     """
+    names = {"question": "question", "passage": "passage", **(columns or {})}
+    if len(names) > 2:
+        raise ValueError(f"columns names {', '.join(names)}; there are question and passage")
     source = Path(pairs_path)
     _require_writable(output, source)
     scorer = Scorer(model_folder, backend=backend, threads=threads)
-    rows = read_rows(source)
+    rows = read_rows(source, quoting, keep=True)
     _require_unscored(rows, source)
-    columns = Columns(question=question, passage=passage, label=None)
-    pairs = rows_to_pairs(rows, source, columns=columns)
+    pairs = rows_to_pairs(rows, source, columns=Columns(**names, label=None))
+    target = Extended(rows, output)
+    cut: list[int] = []
     with progress("score", len(pairs)) as bar:
-        logits = scorer.logits(pairs.questions, pairs.passages, bar.advance)
-    write_rows(output, add_columns(rows, logits))
-    return len(rows)
+        logits = scorer.logits(
+            pairs.questions, pairs.passages, bar.advance, on_cut=lambda places: cut.extend(places.tolist())
+        )
+    target.write(score_columns(logits))
+    if cut:
+        logger.warning(
+            f"{source}: {len(cut):,} of {len(rows):,} pairs ({len(cut) / len(rows):.1%}) are longer than the "
+            f"{scorer.max_length} tokens that the student reads, and were cut; the first is row {cut[0] + 1}"
+        )
+    return ScoredFile(len(rows), len(cut), scorer.max_length, scorer.backend)
 
 
-def add_columns(rows: list[dict[str, Any]], logits: NDArray[np.float32]) -> list[dict[str, Any]]:
-    """Copies of rows with their scores added.
+def score_columns(logits: NDArray[np.float32]) -> list[dict[str, Any]]:
+    """The columns that scoring adds, row by row.
 
     Args:
-        rows: N rows.
-        logits: Their logits, [N, C] float32.
+        logits: The rows' logits, [N, C] float32.
     """
     probabilities = softmax(logits)
     predicted = logits.argmax(axis=1)
     scores = log_odds(logits) if logits.shape[1] == 2 else None
     result = []
-    for number, row in enumerate(rows):
+    for number in range(len(logits)):
         added: dict[str, Any] = {} if scores is None else {"tmkd_score": float(scores[number])}
         added["tmkd_logits"] = logits[number].tolist()
         added["tmkd_probabilities"] = probabilities[number].tolist()
         added["tmkd_predicted"] = int(predicted[number])
-        result.append({**row, **added})
+        result.append(added)
     return result
 
 
@@ -99,7 +145,7 @@ def _require_writable(output: str | Path, source: Path) -> None:
         raise DataError(f"{output} is the file to be scored, which would be lost; name another output")
 
 
-def _require_unscored(rows: list[dict[str, Any]], path: Path) -> None:
+def _require_unscored(rows: Rows, path: Path) -> None:
     present = {name for row in rows for name in row}
     clash = [name for name in ADDED if name in present]
     if clash:

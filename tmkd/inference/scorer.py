@@ -36,6 +36,8 @@ WINDOW = 16384  # pairs that are tokenized and sorted at once: bounds the memory
 
 OnBatch = Callable[[int], None]
 """Called after each micro-batch, with its number of pairs."""
+OnCut = Callable[[NDArray[np.int64]], None]
+"""Called with the places of pairs of which some tokens were not read."""
 
 
 class Scorer:
@@ -114,6 +116,7 @@ class Scorer:
         on_batch: OnBatch | None = None,
         *,
         batch_size: int | None = None,
+        on_cut: OnCut | None = None,
     ) -> NDArray[np.float32]:
         """Logits of every pair, [N, C] float32, in the caller's order.
 
@@ -122,6 +125,8 @@ class Scorer:
             passages: The passage of each pair, N texts.
             on_batch: Called with the number of pairs of every finished micro-batch.
             batch_size: Pairs of a micro-batch; unless given it depends on their lengths.
+            on_cut: Called with the places of pairs that are longer than the student reads, [K] int64, where there are
+                any; what is beyond `max_length` tokens was not read.
 
         Raises:
             ValueError: The two lists differ in length, one of them is a single text, or `batch_size` is below 1.
@@ -134,6 +139,10 @@ class Scorer:
         for start in range(0, len(questions), WINDOW):
             stop = min(start + WINDOW, len(questions))
             encoded = self._tokenizer.encode(questions[start:stop], passages[start:stop])
+            if on_cut is not None:
+                cut = self._tokenizer.cut_rows(questions[start:stop], passages[start:stop], encoded.lengths)
+                if len(cut):
+                    on_cut(start + cut)
             batches = (
                 engine_batches(encoded.lengths, TOKEN_BUDGET, self.threads)
                 if batch_size is None

@@ -118,6 +118,26 @@ class PairTokenizer:
             raise DataError(f"pairs {start} to {start + len(pairs) - 1} cannot be tokenized: {error}") from error
         return rows
 
+    def cut_rows(
+        self, questions: Sequence[str], passages: Sequence[str], lengths: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the places of the pairs that are longer than `max_length`, of which some tokens were cut, [K] int64.
+
+        Only pairs of exactly `max_length` tokens are tokenized again.
+
+        Args:
+            questions: N texts.
+            passages: N texts.
+            lengths: the number of tokens of every pair as `encode` returned it, [N].
+        """
+        full = np.flatnonzero(lengths == self.max_length)
+        found: list[int] = []
+        for start in range(0, len(full), _CHUNK):
+            places = full[start : start + _CHUNK].tolist()
+            rows = self._encode([(questions[place], passages[place]) for place in places], start)
+            found += [place for place, row in zip(places, rows, strict=True) if row.overflowing]
+        return np.array(found, dtype=np.int64)
+
     def passage_places(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.int64]:
         """Return where the passage's tokens start and end in every pair as `encode` returns it, [N, 2] int64.
 

@@ -15,7 +15,7 @@ from typing import Any
 from tmkd.config.load import parse_recipe
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import ExportError
-from tmkd.core.files import copy_folder, disk_errors, write_json
+from tmkd.core.files import Quoting, copy_folder, disk_errors, write_json
 from tmkd.core.hardware import describe, prepare
 from tmkd.data.pairs import Pairs
 from tmkd.data.row_counts import RowCounts
@@ -191,7 +191,12 @@ class Run:
         return result
 
     def evaluate(
-        self, pairs: Pairs | str | Path, *, columns: Mapping[str, str] | None = None, speed: bool = True
+        self,
+        pairs: Pairs | str | Path,
+        *,
+        columns: Mapping[str, str] | None = None,
+        quoting: Quoting | None = None,
+        speed: bool = True,
     ) -> Results:
         """Compare every model of the finished run on any labelled pairs.
 
@@ -199,6 +204,7 @@ class Run:
             pairs: labelled pairs, or the file that holds them.
             columns: names of columns of the file by what they hold (question, passage, label, qid); the recipe's names
                 unless given.
+            quoting: what a quote in a CSV or TSV file means; the recipe's `data.quoting` unless given.
             speed: measure the models' speed too.
 
         Raises:
@@ -209,7 +215,7 @@ class Run:
         task = None if isinstance(pairs, Pairs) else Path(pairs).name
         counts = RowCounts("the pairs", len(pairs)) if isinstance(pairs, Pairs) else RowCounts(str(pairs))
         if not isinstance(pairs, Pairs):
-            pairs = read_measured(self.recipe.data, self.recipe.classes, Path(pairs), columns or {}, counts)
+            pairs = read_measured(self.recipe.data, self.recipe.classes, Path(pairs), columns or {}, counts, quoting)
         with self.workspace.locked():
             results = evaluate(finished, pairs, timed=speed, task=task)
         results.data = {"test": counts.to_json()}
