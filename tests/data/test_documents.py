@@ -14,9 +14,10 @@ from tmkd.data.documents.bm25 import PassageIndex
 from tmkd.data.documents.charset import decode_html, decode_pod, decode_text
 from tmkd.data.documents.html import parse_html
 from tmkd.data.documents.markdown import parse_markdown
-from tmkd.data.documents.passages import MOST_WORDS, Passage, cut, sentences, size
+from tmkd.data.documents.passages import MOST_WORDS, Passage, cut, size
 from tmkd.data.documents.pod import parse_pod, render
 from tmkd.data.documents.sections import Block, Section, clean_heading
+from tmkd.data.documents.sentences import sentences
 from tmkd.data.documents.text import contains, jaccard, text_hash, tokens
 
 SPHINX = """<html><head><title>Programming FAQ &#8212; Python 3.11.2 documentation</title></head><body>

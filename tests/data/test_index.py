@@ -435,21 +435,21 @@ def test_folders_that_are_no_index(tmp_path: Path) -> None:
         update_index(tmp_path / "mine", lambda: [document("a", "x")])
     index_of(tmp_path / "index")
     for content, message in (
-        ('{"format": 99}', "format 99, this version reads 1; remove it and make one"),
+        ('{"format": 99}', "format 99, this version reads 2; remove it and make one"),
         ("{", "is damaged"),
     ):
         (tmp_path / "index" / CARD).write_text(content)
         for call in (lambda: DocumentIndex.open(tmp_path / "index"), lambda: update_index(tmp_path / "index", list)):
             with pytest.raises(DataError, match=message):
                 call()
-    (tmp_path / "index" / CARD).write_text('{"format": 1}')
+    (tmp_path / "index" / CARD).write_text('{"format": 2}')
     (tmp_path / "index" / "meta.json").write_text("nonsense")
     with pytest.raises(DataError, match="cannot be opened"):
         DocumentIndex.open(tmp_path / "index")
 
 
 def test_a_first_call_that_was_killed_early_can_be_repeated(tmp_path: Path) -> None:
-    write(tmp_path / "index", {CARD: '{"format": 1}', ".managed.json": "[]"})
+    write(tmp_path / "index", {CARD: '{"format": 2}', ".managed.json": "[]"})
     with pytest.raises(DataError, match="cannot be opened"):
         DocumentIndex.open(tmp_path / "index")
     assert update_index(tmp_path / "index", lambda: [document("a", "words")]).added == 1

@@ -5,7 +5,6 @@ The index on disk is `tmkd.data.documents.index`; it builds queries and ranks hi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -13,9 +12,9 @@ from tmkd.core.console import progress
 from tmkd.core.errors import needs_extra
 from tmkd.data.documents.passages import Passage
 from tmkd.data.documents.text import word_set
+from tmkd.data.documents.words import terms
 
-_WORD = re.compile(r"[^\W_]+")
-_LONGEST_WORD = 40  # Tantivy's tokenizer drops longer ones
+TOKENIZER = "tmkd"  # its name in a schema
 _HEAP = 512 << 20  # bytes; large enough for a single segment, so that documents keep their order
 _EXTRA = 20  # hits read beyond k, so that ties at the end are broken in a fixed order
 _MOST_WORDS = 256  # of a query; more words of a pasted page would hardly change the hits
@@ -40,9 +39,21 @@ def import_tantivy() -> Any:
     return tantivy
 
 
+def use_tokenizer(index: Any) -> Any:
+    """Make an index cut its texts as `searchable` gives them: at blanks, with English stemming. Returns the index.
+
+    Tantivy forgets tokenizers when an index is closed. Its own would drop words of more than 40 bytes, cut the words of
+    many scripts at their vowel signs, and take a Chinese or Thai sentence for one word.
+    """
+    tantivy = import_tantivy()
+    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace())
+    index.register_tokenizer(TOKENIZER, builder.filter(tantivy.Filter.stemmer("english")).build())
+    return index
+
+
 def searchable(text: str) -> str:
-    """A text as it is indexed: an underscore separates words."""
-    return text.replace("_", " ")
+    """A text as it is indexed: its terms (`tmkd.data.documents.words.terms`), with blanks between them."""
+    return " ".join(terms(text))
 
 
 def build_query(
@@ -61,7 +72,7 @@ def build_query(
     Returns:
         Tantivy's query; None if the text has no word.
     """
-    words = list(dict.fromkeys(word.lower() for word in _WORD.findall(text) if len(word) <= _LONGEST_WORD))
+    words = list(dict.fromkeys(terms(text, asked=True)))
     words = ([word for word in words if word not in _STOP] or words)[:_MOST_WORDS]
     if not words:
         return None
@@ -114,9 +125,9 @@ class PassageIndex:
         """
         tantivy = import_tantivy()
         schema = tantivy.SchemaBuilder()
-        schema.add_text_field("text", tokenizer_name="en_stem")
+        schema.add_text_field("text", tokenizer_name=TOKENIZER)
         schema.add_unsigned_field("number", stored=True)
-        index = tantivy.Index(schema.build())
+        index = use_tokenizer(tantivy.Index(schema.build()))
         writer = index.writer(_HEAP, num_threads=1)
         with progress("index", len(passages), "passages") as bar:
             for number, passage in enumerate(passages):

@@ -23,10 +23,10 @@ from typing import Any
 
 from tmkd.core.errors import DataError
 from tmkd.core.files import disk_errors, write_json
-from tmkd.data.documents.bm25 import best, build_query, import_tantivy, searchable
+from tmkd.data.documents.bm25 import TOKENIZER, best, build_query, import_tantivy, searchable, use_tokenizer
 from tmkd.data.documents.passages import Passage
 
-FORMAT = 1  # of the index: raise it when older indexes can no longer be read
+FORMAT = 2  # of the index: raise it when older indexes can no longer be read
 CARD = "tmkd-index.json"
 HEADING_WEIGHT = 0.5  # of a word in a heading, relative to a word in the text
 _HEAP = 128 << 20
@@ -284,8 +284,8 @@ def _digests(index: Any) -> dict[str, str]:
 
 def _schema(tantivy: Any) -> Any:
     builder = tantivy.SchemaBuilder()
-    builder.add_text_field("text", tokenizer_name="en_stem")
-    builder.add_text_field("headings", tokenizer_name="en_stem")
+    builder.add_text_field("text", tokenizer_name=TOKENIZER)
+    builder.add_text_field("headings", tokenizer_name=TOKENIZER)
     builder.add_text_field("document", tokenizer_name="raw", index_option="basic")
     builder.add_text_field("pid", tokenizer_name="raw", index_option="basic")
     builder.add_unsigned_field("role", indexed=True)
@@ -325,7 +325,7 @@ def _open(folder: Path, links: Path | None = None) -> Any:
     if written != FORMAT:
         raise DataError(f"{folder} is an index of format {written!r}, this version reads {FORMAT}; remove it and {how}")
     try:
-        index = tantivy.Index.open(str(links or folder))
+        index = use_tokenizer(tantivy.Index.open(str(links or folder)))
         index.config_reader(reload_policy="manual")
         index.reload()
     except Exception as error:  # the library raises bare exceptions of many kinds

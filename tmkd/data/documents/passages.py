@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from tmkd.data.documents.sections import Block, Section
+from tmkd.data.documents.sentences import sentence_spans
 from tmkd.data.documents.text import normalise, storable, text_hash
-from tmkd.data.documents.words import word_count
+from tmkd.data.documents.words import dense_count, has_unspaced, pieces, word_count
 
 TARGET_WORDS = 70
 MOST_WORDS = 95
 _CODE_WORDS = 60  # longer code is cut between lines
 _COLON_COST = 500.0  # of a cut after "like this:", which would separate it from what it announces
-PARSING = 3  # part of every digest: raise it when parsing or cutting give other passages
+PARSING = 4  # part of every digest: raise it when parsing or cutting give other passages
 _LEAST_WORDS = 2  # of a passage
 _CHARACTERS = 7  # in dense code, which has few spaces, this many characters count as a word
-
-_END = re.compile(r"""(?<=[.!?])(["'”’)\]]*)\s+(?=["'“‘(\[]*[A-Z0-9$@%/_-])""")
-_ABBREVIATION = re.compile(
-    r"(?:\b(?:e\.g|i\.e|etc|vs|cf|resp|approx|Mr|Mrs|Dr|St|No|Fig|Sec|Ch|ca|al|Inc|Ltd)|\b[A-Z])\.$"
-)
+_CLAUSE = re.compile(r"[^，、；：,;:]*[，、；：,;:]*")
+_PIECE = 40  # characters, of a clause without blanks that is longer than a passage
 
 
 @dataclass(frozen=True)
@@ -51,35 +50,17 @@ class Passage:
     code: float = 0.0
 
 
-def sentences(text: str) -> list[str]:
-    """Cut prose into sentences, at `.`, `!` or `?` before a new sentence; not after abbreviations and initials."""
-    return [text[start:stop] for start, stop in sentence_spans(text)]
+class _Unit(NamedTuple):
+    """A sentence, or lines of code. joint: what stands between it and the unit before."""
 
-
-def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """The start and stop of each of the `sentences` in the text, in characters."""
-    ends: list[tuple[int, int]] = []  # where a sentence ends, and where the next one begins
-    start = 0
-    for match in _END.finditer(text):
-        if not _ABBREVIATION.search(text, max(start, match.start() - 10), match.start()):
-            ends.append((match.end(1), match.end()))
-            start = match.end()
-    starts = [0, *(begin for _, begin in ends)]
-    stops = [*(end for end, _ in ends), len(text)]
-    return [span for begin, end in zip(starts, stops, strict=True) if (span := _stripped(text, begin, end)) is not None]
-
-
-def _stripped(text: str, start: int, stop: int) -> tuple[int, int] | None:
-    """The span without white space at its ends; None if nothing is left."""
-    piece = text[start:stop]
-    if not piece.strip():
-        return None
-    return start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
+    text: str
+    code: bool
+    joint: str
 
 
 def size(text: str) -> int:
-    """Length in words. Seven characters count as a word at least, since dense code has few spaces."""
-    return max(len(text.split()), len("".join(text.split())) // _CHARACTERS)
+    """Length in words (`word_count`). Seven characters count as a word at least, since dense code has few spaces."""
+    return dense_count(text, _CHARACTERS)
 
 
 def cut(blocks: Sequence[Block]) -> list[tuple[str, float]]:
@@ -99,7 +80,7 @@ def cut(blocks: Sequence[Block]) -> list[tuple[str, float]]:
     origin = [0] * (len(units) + 1)
     for stop in range(1, len(units) + 1):
         total = 0
-        parting = _COLON_COST if stop < len(units) and units[stop - 1].text.endswith(":") else 0.0
+        parting = _COLON_COST if stop < len(units) and units[stop - 1].text.endswith((":", "：")) else 0.0
         for start in range(stop - 1, -1, -1):
             total += sizes[start]
             if total > MOST_WORDS and start < stop - 1:
@@ -118,36 +99,68 @@ def cut(blocks: Sequence[Block]) -> list[tuple[str, float]]:
     return found
 
 
-def _units(block: Block) -> list[Block]:
+def _units(block: Block) -> list[_Unit]:
     if block.code:
-        return [Block(piece, code=True) for piece in _groups(block.text.split("\n"), "\n", _CODE_WORDS)]
-    pieces: list[str] = []
-    for sentence in sentences(block.text):
-        if size(sentence) <= MOST_WORDS:
-            pieces.append(sentence)
+        lines = [("\n", line) for line in block.text.split("\n")]
+        return [_Unit(text, True, "\n") for _, text in _groups(lines, _CODE_WORDS)]
+    units: list[_Unit] = []
+    end = -1
+    for start, stop in sentence_spans(block.text):
+        joint, sentence = "" if start == end else " ", block.text[start:stop]
+        end = stop
+        parts = [(joint, sentence)] if size(sentence) <= MOST_WORDS else _groups(_parts(sentence, joint), TARGET_WORDS)
+        units += [_Unit(text, False, before) for before, text in parts]
+    return units
+
+
+def _parts(sentence: str, joint: str) -> Iterator[tuple[str, str]]:
+    """The smallest parts that a long sentence may be cut into, each with what stands before it.
+
+    They are its words; in scripts without blanks, clauses, and pieces of clauses that are too long.
+    """
+    for word in sentence.split(" "):
+        if size(word) <= TARGET_WORDS or not has_unspaced(word):
+            yield joint, word
         else:
-            pieces.extend(_groups(sentence.split(" "), " ", TARGET_WORDS))
-    return [Block(piece) for piece in pieces]
+            for clause in filter(None, _CLAUSE.findall(word)):
+                short = size(clause) <= TARGET_WORDS
+                for piece in [clause] if short else pieces(clause, _PIECE):
+                    yield joint, piece
+                    joint = ""
+        joint = " "
 
 
-def _groups(parts: list[str], joint: str, most: int) -> list[str]:
-    """Join neighbouring parts into texts of at most `most` words. A part that is longer stays whole."""
-    groups: list[list[str]] = [[]]
+def _groups(parts: Iterable[tuple[str, str]], most: int) -> list[tuple[str, str]]:
+    """Join neighbouring parts into texts of at most `most` words. A part that is longer stays whole.
+
+    Args:
+        parts: texts, each with what stands before it.
+        most: words.
+
+    Returns:
+        The same for the joined texts.
+    """
+    groups: list[list[tuple[str, str]]] = [[]]
     total = 0
-    for part in parts:
+    for joint, part in parts:
         words = size(part)
         if groups[-1] and total + words > most:
             groups.append([])
             total = 0
-        groups[-1].append(part)
+        groups[-1].append((joint, part))
         total += words
-    return [text for group in groups if (text := joint.join(group).strip("\n")).strip()]
+    found = []
+    for group in filter(None, groups):
+        text = (group[0][1] + "".join(joint + part for joint, part in group[1:])).strip("\n")
+        if text.strip():
+            found.append((group[0][0], text))
+    return found
 
 
-def _join(units: Sequence[Block]) -> str:
+def _join(units: Sequence[_Unit]) -> str:
     text = units[0].text
     for before, unit in pairwise(units):
-        text += ("\n" if before.code or unit.code else " ") + unit.text
+        text += ("\n" if before.code or unit.code else unit.joint) + unit.text
     return text
 
 

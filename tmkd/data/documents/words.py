@@ -44,7 +44,9 @@ _SIGNED = r"""(?:(?<![^\s(\[{<>=,;:"'/*])[-+](?=\d))?"""  # "-5" is a word, the 
 _SUFFIX = r"(?:\+\+|#(?![^\W_]))?"  # C++ and C#
 _OPERATORS = r"[$+<=>]{2,}|(?<!\S)[$+<=>](?!\S)"  # "<=" is a word; the brackets of "<name>" are none
 _ASCII = re.compile(rf"{_SIGNED}[A-Za-z0-9]+{_SUFFIX}|{_OPERATORS}")
-_ASCII_SEARCH = re.compile(rf"{_SIGNED}[A-Za-z0-9]+{_SUFFIX}")
+_ASCII_SIGNED = re.compile(rf"{_SIGNED}[A-Za-z0-9]+{_SUFFIX}")
+_ASCII_PLAIN = re.compile(r"[A-Za-z0-9]+")  # faster by half
+_ANY_SIGN = re.compile(r"[-+][0-9]|[A-Za-z0-9](?:\+\+|#)")
 
 
 @lru_cache(maxsize=1)
@@ -68,15 +70,15 @@ def _ranges() -> dict[str, str]:
     return {name: "".join(f"{chr(a)}-{chr(b)}" for a, b in found) for name, found in spans.items()}
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _pattern(unspaced: str, symbols: bool) -> re.Pattern[str]:
     """Words of any script; a letter of the `unspaced` scripts with its marks is one, group 1 unless `symbols`."""
     spaced = _ranges()
     letters = "A-Za-z0-9" + spaced["L"] + spaced["N"] + ("" if _HANGUL in unspaced else _HANGUL) + _OLD_SCRIPTS
     signs = f"|{_OPERATORS}|[{spaced['Sm']}{spaced['Sc']}{spaced['So']}{_EMOJI}]" if symbols else ""
     marks = spaced["M"]
-    group = "?:" if symbols else ""
-    return re.compile(rf"({group}[{unspaced}][{marks}]*)|{_SIGNED}[{letters}][{letters}{marks}]*{_SUFFIX}{signs}")
+    single = f"({'?:' if symbols else ''}[{unspaced}][{marks}]*)|" if unspaced else ""
+    return re.compile(rf"{single}{_SIGNED}[{letters}][{letters}{marks}]*{_SUFFIX}{signs}")
 
 
 def sentence_starts() -> str:
@@ -132,6 +134,7 @@ def _is_unspaced(word: str) -> bool:
 
 
 _LETTER = re.compile(f"[{_UNSPACED}]")
+_RUN = re.compile(f"[{_UNSPACED}{_HANGUL}]")
 
 
 def terms(text: str, *, asked: bool = False) -> list[str]:
@@ -146,8 +149,9 @@ def terms(text: str, *, asked: bool = False) -> list[str]:
     """
     text = folded(text)
     if text.isascii():
-        plain = _ASCII_SEARCH.findall(text)
-        return [term for word in plain for term in _bare(word) if len(term) <= MOST_CHARACTERS]
+        return _with_bare((_ASCII_SIGNED if _ANY_SIGN.search(text) else _ASCII_PLAIN).findall(text))
+    if not _RUN.search(text):
+        return _with_bare(_pattern("", False).findall(text))
     found: list[str] = []
     run: list[str] = []
     end = -1
@@ -159,7 +163,7 @@ def terms(text: str, *, asked: bool = False) -> list[str]:
             run.append(match.group())
             end = match.end()
         else:
-            found += [term for term in _bare(match.group()) if len(term) <= MOST_CHARACTERS]
+            found += _with_bare([match.group()])
     return found + _run_terms(run, asked)
 
 
@@ -168,10 +172,13 @@ def _run_terms(run: Sequence[str], asked: bool) -> list[str]:
     return pairs or list(run) if asked else [*run, *pairs]
 
 
-def _bare(word: str) -> tuple[str, ...]:
-    """A word; one with a sign is given with the sign and without."""
-    bare = word.strip("+-#")
-    return (word,) if bare == word else (word, bare)
+def _with_bare(found: list[str]) -> list[str]:
+    """Words, those with a sign followed by the bare word, without those that are too long."""
+    every = "".join(found)
+    if any(sign in every for sign in "+-#"):
+        pairs = ((word, word.strip("+-#")) for word in found)
+        found = [term for word, bare in pairs for term in ((word,) if word == bare else (word, bare))]
+    return found if len(every) <= MOST_CHARACTERS else [word for word in found if len(word) <= MOST_CHARACTERS]
 
 
 _IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
@@ -187,6 +194,16 @@ def dense_count(text: str, characters_a_word: int) -> int:
     """Length in words, where as many characters as given count as a word at least: code and data have few blanks."""
     count, unspaced, rest = _count(text)
     return max(count, unspaced + rest // characters_a_word)
+
+
+def has_unspaced(text: str) -> bool:
+    """Whether a text has a letter of a script without blanks."""
+    return not text.isascii() and _LETTER.search(text) is not None
+
+
+def pieces(text: str, length: int) -> list[str]:
+    """Cut a text without blanks into pieces of at most about `length` characters, never before a combining mark."""
+    return re.findall(rf".{{1,{length}}}(?![{_ranges()['M']}])|.+", text, flags=re.DOTALL)
 
 
 def _count(text: str) -> tuple[int, int, int]:

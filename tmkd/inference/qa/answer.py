@@ -17,8 +17,9 @@ from rich.text import Text
 
 from tmkd.core.errors import DataError, ExportError
 from tmkd.data.documents.index import DocumentIndex, Found
-from tmkd.data.documents.passages import sentence_spans
+from tmkd.data.documents.sentences import sentence_spans
 from tmkd.data.documents.text import storable
+from tmkd.data.documents.words import word_count
 from tmkd.inference.qa.calibration import Calibration
 from tmkd.inference.qa.windows import LONGEST_TOKEN, Span, Windows
 
@@ -371,7 +372,7 @@ def _sentences(text: str, window: Span | None) -> list[Span]:
         spans = [span for span in spans if span[0] < window[1] and window[0] < span[1]]
         wide = window[1] - window[0]  # of a "sentence" longer than the window, only the part in it is marked
         spans = [(max(a, window[0]), min(b, window[1])) if b - a > wide else (a, b) for a, b in spans]
-    telling = [(first, last) for first, last in spans if len(text[first:last].split()) >= _LEAST_WORDS]
+    telling = [(first, last) for first, last in spans if word_count(text[first:last]) >= _LEAST_WORDS]
     return telling or spans or [window or (0, len(text))]
 
 

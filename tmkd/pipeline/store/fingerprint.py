@@ -26,7 +26,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.models.encoders.find import encoder_fingerprint
 
 STEP_VERSIONS: dict[str, int] = {
-    "pool": 2,
+    "pool": 3,
     "cosine": 1,
     "token-cosine": 1,
     "warmup": 2,
