@@ -17,12 +17,10 @@ from tmkd.data.rows import rows_to_pairs
 from tmkd.data.tasks import TaskData, load_task
 
 
-def loaded(
-    tmp_path: Path, *, classes: int = 2, keys: dict[str, Any] | None = None, **parts: list[dict[str, Any]]
-) -> TaskData:
+def loaded(tmp_path: Path, keys: dict[str, Any] | None = None, **parts: list[dict[str, Any]]) -> TaskData:
     """A task whose parts hold these rows."""
     files = {name: str(write_jsonl(tmp_path / f"{name}.jsonl", rows)) for name, rows in parts.items()}
-    return load_task(Data.model_validate({**files, **(keys or {})}), classes)
+    return load_task(Data.model_validate({**files, **(keys or {})}), 2)
 
 
 def asked(name: str, questions: int = 6) -> list[dict[str, Any]]:
@@ -39,7 +37,7 @@ def test_every_part_says_how_many_rows_were_read_used_and_left_out(tmp_path: Pat
     rows = [{**row, "label": ["no", "yes"][row["label"]]} for row in asked("train", 200)]
     rows[3]["label"] = "-"
     pool = [{"question": "a", "passage": "b"}]
-    task = loaded(tmp_path, keys={"labels": labels, "hold_out": {"dev": 0.1, "test": 0.2}}, train=rows, pool=pool)
+    task = loaded(tmp_path, {"labels": labels, "hold_out": {"dev": 0.1, "test": 0.2}}, train=rows, pool=pool)
     train, dev, test = (task.counts[name] for name in ("train", "dev", "test"))
     assert (train.read, train.used) == (400, len(task.train))
     assert train.left_out == {
@@ -130,7 +128,7 @@ def test_rows_without_a_qid_stay_with_their_question(tmp_path: Path) -> None:
 
 def warnings_of(tmp_path: Path, part: str, rows: list[dict[str, Any]], **keys: Any) -> str:
     parts = {"train": asked("train"), "dev": asked("dev"), "test": asked("test"), part: rows}
-    return "; ".join(loaded(tmp_path, keys=keys, **parts).counts[part].warnings)
+    return "; ".join(loaded(tmp_path, keys, **parts).counts[part].warnings)
 
 
 def test_parts_of_few_rows_or_one_class_get_a_word(tmp_path: Path) -> None:
