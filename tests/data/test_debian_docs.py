@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +13,19 @@ import pytest
 
 from tmkd.config.sections import DebianDocsSizes
 from tmkd.core.errors import DataError
-from tmkd.data.builtin.corpus import _answers, _worthwhile, is_question
+from tmkd.data.builtin.candidates import Candidates
+from tmkd.data.builtin.corpus import Question, _answers, _worthwhile, is_question, read_corpus
 from tmkd.data.builtin.debian_docs import DebianDocs, build
 from tmkd.data.builtin.debian_packages import fetch
+from tmkd.data.builtin.judgements import FILE, Judgements, judge, pair_name
+from tmkd.data.builtin.pairing import auc_of, refuse_shortcuts, to_judge
+from tmkd.data.documents.passages import Passage
 from tmkd.data.documents.sections import Block, Section
-from tmkd.data.documents.text import contains, jaccard, normalise, tokens
+from tmkd.data.documents.text import contains, jaccard, normalise, question_key, text_hash, tokens
 from tmkd.data.pairs import Pairs
 
 pytestmark = pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt here")
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("perl-doc", "debian-faq")
 SMALL = {"packages": PACKAGES, "headings": 60, "pool_per_question": 8, "pool_per_heading": 3, "train_headings": 50}
 
@@ -37,6 +45,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def docs(cache: Path) -> DebianDocs:
     return build(DebianDocsSizes(**SMALL))
+
+
+def _built(folder: Path, docs: DebianDocs) -> list[Path]:
+    """The folders below the cache that hold this very data set."""
+    return [one for one in folder.iterdir() if json.loads((one / "info.json").read_text()) == docs.info]
 
 
 def _by_question(pairs: Pairs) -> dict[str, list[int]]:
@@ -80,7 +93,7 @@ def test_positives_are_the_questions_own_answer_and_negatives_are_not(docs: Debi
     for pairs in (docs.train, docs.dev, docs.test):
         for question, qid, pid, label in zip(pairs.questions, pairs.qids, pairs.pids, pairs.labels, strict=True):
             if qid.startswith("h-"):
-                own = normalise(passages[pid].heading_path[-1]) == normalise(question)
+                own = question_key(passages[pid].heading_path[-1]) == question_key(question)
                 assert own == (label == 1)
             else:
                 assert (passages[pid].answer_of == qid) == (label == 1)
@@ -100,6 +113,117 @@ def test_being_out_of_an_answer_tells_little(docs: DebianDocs) -> None:
     positives = {pid for pid, label in zip(docs.test.pids, docs.test.labels, strict=True) if label == 1}
     negatives_of_others = {pid for pid, label in zip(docs.test.pids, docs.test.labels, strict=True) if label == 0}
     assert len(positives & negatives_of_others) > len(positives) / 3  # the same passages stand on both sides
+
+
+def test_never_seen_in_training_tells_nothing(docs: DebianDocs) -> None:
+    seen = {*docs.train.pids, *docs.pool.pids}
+    seen_texts = {normalise(text) for pairs in (docs.train, docs.pool) for text in pairs.passages}
+    for name in ("dev", "test"):
+        pairs: Pairs = getattr(docs, name)
+        assert {0, 1} == set(pairs.labels.tolist())
+        assert not seen & set(pairs.pids)
+        assert not seen_texts & {normalise(text) for text in pairs.passages}
+    assert docs.info["auc_of_being_unseen"] == {"dev": 0.5, "test": 0.5}
+
+
+def test_held_out_rows_do_not_depend_on_the_sizes(docs: DebianDocs) -> None:
+    larger = build(DebianDocsSizes(packages=PACKAGES, headings=400, pool_per_question=20, pool_per_heading=6))
+    assert len(larger.pool) > 2 * len(docs.pool)
+    assert (larger.dev.digest(), larger.test.digest()) == (docs.dev.digest(), docs.test.digest())
+    assert not {*larger.train.pids, *larger.pool.pids} & {*docs.dev.pids, *docs.test.pids}
+
+
+@pytest.mark.parametrize("auc", [0.66, 0.34])
+@pytest.mark.parametrize("feature", ["is an answer", "is unseen"])
+def test_rows_with_a_shortcut_are_refused(feature: str, auc: float) -> None:
+    refuse_shortcuts({"is an answer": {"dev": 0.65}, "is unseen": {"dev": 0.5, "test": 0.35}})
+    with pytest.raises(DataError, match=rf"in the test set the feature '{feature}' .* ROC-AUC of {auc:.3f}, and 0.65"):
+        refuse_shortcuts({"is an answer": {"dev": 0.5}, "is unseen": {"dev": 0.5}, feature: {"test": auc}})
+
+
+def test_auc_of_a_feature_by_hand() -> None:
+    rows = Pairs.build(["q"] * 6, list("abcdef"), labels=[1, 1, 0, 0, 0, 0], qids=["q"] * 6, pids=list("abcdef"))
+    assert auc_of(rows, {"a", "b", "c", "d"}.__contains__) == 0.75  # half of the negatives have it, too
+    assert auc_of(rows, "abcdef".__contains__) == 0.5
+
+
+def _passage(text: str) -> Passage:
+    return Passage(text_hash(text), text, "", (), "here", "")
+
+
+def test_a_negative_answers_where_bm25_and_the_bi_encoder_put_it_above_the_answer() -> None:
+    texts = [
+        "to mount a disk use mount and the name of the disk, then mount the disk again",  # both put it above
+        "mount mount disk disk",  # BM25 alone
+        "the command attaches a disk to the tree of files",  # the positive
+        "attach a file system",  # the bi-encoder alone
+        "how a disk is mounted, mount by mount, disk by disk",  # BM25 puts it above, the bi-encoder was not asked
+    ]
+    question = Question("q", "mount disk", "here", [2])
+    asked = [
+        (question.text, texts[0], 0.9, 0.5),
+        (question.text, texts[1], 0.5, 0.5),
+        (question.text, texts[3], 0.9, 0.5),
+    ]
+    candidates = Candidates([_passage(text) for text in texts], Judgements(*judge(asked), {}))
+    assert [candidates.judged(question, number) for number in (0, 1, 3, 4)] == [True, False, False, None]
+
+
+def test_no_row_has_a_negative_that_both_put_above_the_answer(
+    docs: DebianDocs, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    judgements = Judgements.read()
+    candidates = Candidates(docs.passages, judgements)
+    places = {passage.pid: place for place, passage in enumerate(docs.passages)}
+    for pairs in (docs.dev, docs.test):
+        for question, qid, pid, label in zip(pairs.questions, pairs.qids, pairs.pids, pairs.labels, strict=True):
+            own = [place for place, passage in enumerate(docs.passages) if passage.answer_of == qid]
+            if label == 0:
+                assert candidates.judged(Question(qid, question, "", own), places[pid]) is not True
+    assert all(docs.info["negatives_that_answer"][name] > 0 for name in ("train", "dev", "test"))
+    (folder,) = _built(cache / "debian-docs" / "built", docs)
+    folder.rename(cache / "aside before the log")
+    with caplog.at_level(logging.INFO):
+        assert build(DebianDocsSizes(**SMALL)).info == docs.info
+    total = sum(docs.info["negatives_that_answer"].values())
+    assert f"{total} negatives are left out, since BM25 and a bi-encoder both put them above the answer" in caplog.text
+    unjudged = sum(docs.info["negatives_never_judged"].values())
+    assert unjudged > 0  # two packages alone have other candidates than all eleven
+    assert f"{unjudged} negatives that BM25 puts above the answer stay" in caplog.text
+
+
+def test_judgements_are_those_of_the_bi_encoder() -> None:
+    from tmkd.core.errors import EncoderError
+    from tmkd.models.encoders.find import find_encoder
+
+    try:
+        find_encoder("builtin:mpnet")
+    except EncoderError as error:
+        pytest.skip(str(error))
+    spec = importlib.util.spec_from_file_location("judge_negatives", ROOT / "tools" / "judge_negatives.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    kept = Judgements.read()
+    asked = to_judge(read_corpus(fetch(("debian-faq",))), Judgements(frozenset(), frozenset(), {}), 0)
+    known = [
+        (question, right, found)
+        for question, right, others in asked
+        if (found := [text for text in others if pair_name(question, text) in kept.above | kept.below])
+    ][:12]
+    above, below = judge(tool.compare(known))
+    assert above
+    assert below
+    assert above <= kept.above
+    assert below <= kept.below
+
+
+def test_a_damaged_file_of_judgements_is_named(tmp_path: Path) -> None:
+    assert FILE.stat().st_size < 150_000
+    (tmp_path / "judgements.json").write_text('{"above": []}')
+    with pytest.raises(DataError, match=r"judgements.json: cannot be read .*tools/judge_negatives.py writes it"):
+        Judgements.read(tmp_path / "judgements.json")
 
 
 def test_no_passage_contains_its_question(docs: DebianDocs) -> None:
@@ -131,12 +255,12 @@ def test_nothing_of_dev_and_test_is_in_train_or_pool(docs: DebianDocs) -> None:
 
 def test_second_call_reads_the_cache_and_a_rebuild_gives_the_same_rows(docs: DebianDocs, cache: Path) -> None:
     built = cache / "debian-docs" / "built"
-    (folder,) = built.iterdir()
+    (folder,) = _built(built, docs)
     changed = folder.stat().st_mtime_ns
     again = build(DebianDocsSizes(**SMALL))
     assert again.info == docs.info
     assert folder.stat().st_mtime_ns == changed
-    folder.rename(built / "aside")
+    folder.rename(cache / "aside")
     fresh = build(DebianDocsSizes(**SMALL))
     assert fresh.info == docs.info
     assert fresh.passages == docs.passages
@@ -150,6 +274,8 @@ def test_fewer_questions_keep_their_side_of_the_split(docs: DebianDocs) -> None:
         others = {other for other in ("train", "dev", "test") if other != name}
         for other in others:
             assert not set(getattr(few, name).qids) & set(getattr(docs, other).qids)
+    for name in ("dev", "test"):  # and their rows
+        assert set(getattr(few, name).pair_ids) <= set(getattr(docs, name).pair_ids)
 
 
 def test_too_few_questions_are_refused(cache: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable
 
 from tmkd.data.documents.words import bigrams, folded, words
 
+_LETTERS = re.compile(r"[^\W_]+")
 _QUOTES = "\"'`´‘’‚‛“”„‟«»‹›「」『』"
 _BEFORE = _QUOTES + "¿¡"  # never a dot or a sign: ".NET" and "-5" are not "NET" and "5"
 _AFTER = _QUOTES + ".,;:!?…。、؟؛।॥"  # never "#" or "+": "C#" is not "C"
@@ -77,6 +79,8 @@ def text_hash(text: str, size: int = 8) -> str:
 
 
 def unit_hash(text: str, salt: str = "") -> float:
-    """A number in [0, 1) that depends only on the question (`question_key`) and the salt."""
-    digest = hashlib.blake2b(f"{salt}\n{question_key(text)}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    """A number in [0, 1) that depends only on the letters and digits of a text, and on the salt."""
+    # not `normalise`: when that changes, no question may move from one side of a split to the other
+    plain = " ".join(_LETTERS.findall(unicodedata.normalize("NFKC", text).lower()))
+    digest = hashlib.blake2b(f"{salt}\n{plain}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
