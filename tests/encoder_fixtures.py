@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def tiny(model_type: str, folder: Path, **changes: object) -> Path:
         torch.nn.init.zeros_(model.pooler.dense.bias)
     model.save_pretrained(folder)
     shutil.copy(find_encoder("builtin:minilm-l6") / "tokenizer.json", folder)
+    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}  # read tokenizer.json as it is
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     return folder
 
 
@@ -66,4 +69,6 @@ def byte_tokenizer(folder: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder

@@ -12,7 +12,6 @@ The folder is built beside its target and renamed, so an export that exists is w
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from tmkd.export.fold import checked_logits, load_checkpoint
 from tmkd.export.gate import BACKENDS, ExportSource, gate, writable
 from tmkd.inference.manifest import FORMAT
 from tmkd.models.card import CARD_FILE, ModelCard, has_card, read_card
-from tmkd.models.checkpoint import TOKENIZER_FILES
+from tmkd.models.checkpoint import save_tokenizer
 from tmkd.models.tokenizer import PairTokenizer
 
 logger = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ def export_student(
         fresh.mkdir(parents=True)
         _copy_checkpoint(student_folder, fresh, card.max_length)
         model = load_checkpoint(fresh)
-        tokenizer = PairTokenizer(fresh, card.max_length)
+        tokenizer = PairTokenizer(student_folder, card.max_length)
         logits = checked_logits(model, student_folder, card, tokenizer, dev)
         reference = logits if reference_logits is None else reference_logits
         about = _about(card, model)
@@ -125,13 +124,7 @@ def _copy_checkpoint(student: Path, fresh: Path, max_length: int) -> None:
         if not (student / name).is_file():
             raise EncoderError(f"{student} has no {name}; give a student that tmkd saved")
         shutil.copyfile(student / name, fresh / name)
-    PairTokenizer(student, max_length).save(fresh)
-    for name in TOKENIZER_FILES:
-        if (student / name).is_file():
-            shutil.copyfile(student / name, fresh / name)
-    path = fresh / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, {**config, "model_max_length": max_length})
+    save_tokenizer(student, fresh, max_length)
 
 
 @contextmanager

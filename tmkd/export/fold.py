@@ -22,8 +22,8 @@ from tmkd.data.pairs import Pairs
 from tmkd.models.batching import length_sorted_batches, pad
 from tmkd.models.card import ModelCard
 from tmkd.models.encoders.families import family_of, last_linear, takes_token_types
+from tmkd.models.encoders.find import HEADS_FILE
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.models.weights import HEADS_FILE
 
 FOLD_LIMIT = 1e-5  # largest difference allowed between the folded head's logits and the mean of the heads' logits
 TOKEN_BUDGET = 4096  # tokens of a batch

@@ -7,18 +7,21 @@ task.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from tmkd.core.console import progress
+from tmkd.core.errors import EncoderError
 from tmkd.core.hardware import device, use_bf16
 from tmkd.models.batching import length_sorted_batches, pad
-from tmkd.models.tokenizer import PairTokenizer
+from tmkd.models.encoders.find import weight_files
+from tmkd.models.tokenizer import PairTokenizer, load_tokenizer
+from tmkd.models.weights import require_finite
 
 TOKENS = 4096  # most tokens of a batch
 SHARPNESS = 10.0  # log-odds are SHARPNESS (cosine - 1/2), so the decision changes at a cosine of 1/2
@@ -103,6 +106,18 @@ def cosine_by_token(
     return cosine, by_token
 
 
+def _require_whole(about: Mapping[str, Any], folder: Path) -> None:
+    """Refuse an encoder of which transformers left weights at random; the pooler is not used."""
+    left = [*about["missing_keys"], *(one[0] for one in about["mismatched_keys"])]
+    missing = sorted(name for name in left if not name.startswith("pooler."))
+    if missing:
+        raise EncoderError(
+            f"{folder}: {len(missing)} weights are missing or of another shape, first {missing[0]}; "
+            "this checkpoint does not hold the model that its config.json names",
+            source=folder,
+        )
+
+
 def _unit_mean(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
     mean = hidden.mean(axis=0)
     unit: NDArray[np.float32] = mean / max(float(np.linalg.norm(mean)), 1e-12)
@@ -122,8 +137,14 @@ def _hidden_states(
 
     where = device()
     logging.disable_progress_bar()  # transformers shows one while it reads weights
-    model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to(where).eval()
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    weight_files(folder)  # refuses what transformers would read otherwise
+    model, about = AutoModel.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+    )
+    _require_whole(about, folder)
+    require_finite(model.state_dict(), folder)
+    model.to(where).eval()
+    tokenizer = load_tokenizer(folder)
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     encoded = tokenizer.encode_batch(list(texts))

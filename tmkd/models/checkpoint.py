@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tmkd.core.errors import EncoderError
+from tmkd.core.files import write_json
 from tmkd.models.card import ModelCard, Origin, has_card, read_card
 from tmkd.models.encoders.families import family_of, last_linear
+from tmkd.models.encoders.find import HEADS_FILE
 from tmkd.models.encoders.forward import PairEncoder, encoder_of
 from tmkd.models.encoders.lstm import LstmEncoder, is_lstm, load_lstm, save_lstm
 from tmkd.models.layers import choose_layers, cut_config, keep_layers, replace_layers
 from tmkd.models.student import Student
-from tmkd.models.tokenizer import PairTokenizer
-from tmkd.models.weights import HEADS_FILE, fill, read_weights, shape_of
+from tmkd.models.tokenizer import PairTokenizer, of_transformers
+from tmkd.models.weights import fill, read_tensors, read_weights, require_finite, shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -206,11 +208,7 @@ def save_student(student: Student, folder: Path, tokenizer_folder: Path, max_len
         save_lstm(encoder, *student.fold(), folder)
     else:
         _save_checkpoint(encoder, *student.fold(), folder)
-    PairTokenizer(tokenizer_folder, max_length).save(folder)
-    for name in TOKENIZER_FILES:
-        if (tokenizer_folder / name).is_file():
-            shutil.copyfile(tokenizer_folder / name, folder / name)
-    _write_tokenizer_length(folder, max_length)
+    save_tokenizer(tokenizer_folder, folder, max_length)
     if student.soft_heads:
         heads = {
             "golden.weight": student.golden.weight,
@@ -240,13 +238,30 @@ def _save_checkpoint(encoder: PairEncoder, weight: Tensor, bias: Tensor, folder:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _write_tokenizer_length(folder: Path, max_length: int) -> None:
+def save_tokenizer(source: Path, folder: Path, max_length: int) -> None:
+    """Write a tokenizer so that every tool that opens the folder makes the same tokens of a pair.
+
+    Args:
+        source: a model folder whose tokenizer is copied.
+        folder: where config.json is already; tokenizer.json and the files beside it are written.
+        max_length: most tokens of a pair; written into every file that tools read it from.
+    """
+    tokenizer = PairTokenizer(source, max_length)
+    tokenizer.save(folder)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text()) if path.is_file() else {}
-    config["model_max_length"] = max_length
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for stale in ("max_length", "stride", "truncation_side", "truncation_strategy", "pad_to_multiple_of"):
-        config.pop(stale, None)
-    path.write_text(json.dumps(config, indent=2) + "\n")
+        settings.pop(stale, None)
+    settings |= {"model_max_length": max_length, "padding_side": "right", "model_input_names": tokenizer.inputs}
+    write_json(path, settings)
+    theirs = None if is_lstm(folder) else of_transformers(folder)
+    if theirs is None or tokenizer.equals(theirs.backend_tokenizer):
+        return
+    # Older versions saved what tokenizer.json said although transformers did otherwise; this class reads it as it is.
+    write_json(path, {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def load_student(folder: Path, *, dropout: float = 0.0, freeze_embeddings: bool = True) -> Student:
@@ -269,14 +284,45 @@ def load_student(folder: Path, *, dropout: float = 0.0, freeze_embeddings: bool 
         return _with_golden_head(Student(encoder, card.classes), weight, bias)
     whole = _load_whole(folder, card.classes, dropout, freeze_embeddings)
     student = Student(whole, card.classes, card.soft_heads, use_golden=card.use_golden)
+    head = last_linear(whole.model)
     if not student.soft_heads:
-        head = last_linear(whole.model)
         return _with_golden_head(student, head.weight, head.bias)
-    heads = load_file(folder / HEADS_FILE)
+    heads = _read_heads(folder, student)
     with torch.no_grad():
         student.soft_weight.copy_(heads["soft.weight"])
         student.soft_bias.copy_(heads["soft.bias"])
-    return _with_golden_head(student, heads["golden.weight"], heads["golden.bias"])
+    _with_golden_head(student, heads["golden.weight"], heads["golden.bias"])
+    for mean, own in zip(student.fold(), (head.weight, head.bias), strict=True):
+        if not torch.allclose(mean, own, atol=1e-4):
+            raise EncoderError(
+                f"{folder}: the mean of the heads in {HEADS_FILE} is not the head in model.safetensors; the two files "
+                "are of different models. Train the student again, or copy both from the same folder",
+                source=folder,
+            )
+    return student
+
+
+def _read_heads(folder: Path, student: Student) -> dict[str, Tensor]:
+    path = folder / HEADS_FILE
+    if not path.is_file():
+        raise EncoderError(f"{path} is missing: tmkd.json says that this student has several heads", source=folder)
+    heads = read_tensors(path)
+    wanted = {
+        "soft.weight": student.soft_weight,
+        "soft.bias": student.soft_bias,
+        "golden.weight": student.golden.weight,
+        "golden.bias": student.golden.bias,
+    }
+    for name, tensor in wanted.items():
+        shape = list(heads[name].shape) if name in heads else "nothing"
+        if shape != list(tensor.shape):
+            raise EncoderError(
+                f"{path}: {name} has the shape {shape}, and this student needs {list(tensor.shape)}; "
+                "the file is of another model",
+                source=folder,
+            )
+    require_finite(heads, path)
+    return heads
 
 
 def load_finished(folder: Path, classes: int) -> Student:
@@ -296,8 +342,8 @@ def load_finished(folder: Path, classes: int) -> Student:
     if has_card(folder):
         return load_student(folder)
     encoder = _load_whole(folder, classes, dropout=0.0, freeze_embeddings=True)
-    weights, name = read_weights(folder), encoder.family.last
-    return _with_golden_head(Student(encoder, classes), weights[f"{name}.weight"], weights[f"{name}.bias"])
+    head = last_linear(encoder.model)
+    return _with_golden_head(Student(encoder, classes), head.weight, head.bias)
 
 
 @torch.no_grad()

@@ -1,4 +1,10 @@
-"""Turn pairs of texts into token ids, from a tokenizer.json alone (no torch, no transformers).
+"""Turn pairs of texts into token ids.
+
+The tokenizer of a published checkpoint is the one that transformers reads: where its files disagree (tokenizer.json
+lower-cases, tokenizer_config.json says `do_lower_case: false`), transformers' rules decide. What tmkd saves holds the
+result in tokenizer.json alone, so a student needs neither transformers nor torch.
+
+A special token that a text spells out (`[SEP]`, `<pad>`) is read as that token, as transformers reads it.
 
 Published tokenizer.json files often contain settings for padding and truncation (the MiniLM packages: both to 128
 tokens); both are cleared here. Pairs are truncated longest text first to one maximum length, which is written into
@@ -19,8 +25,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tmkd.core.errors import DataError, EncoderError
+from tmkd.models.card import has_card
 
 _CHUNK = 1024  # pairs given to the tokenizer at once: enough for all its threads, and little memory
+_SEGMENTS = "token_type_ids"
 _PAD_TOKENS = ("[PAD]", "<pad>")
 
 
@@ -29,7 +37,8 @@ class Encoded(NamedTuple):
 
     Attributes:
         ids: token ids of every pair, [T_i] int32 each.
-        type_ids: segment ids of every pair (0 for the question, 1 for the passage), [T_i] int32 each.
+        type_ids: segment ids of every pair (0 for the question, 1 for the passage; all 0 where the tokenizer gives the
+            model none), [T_i] int32 each.
     """
 
     ids: list[NDArray[np.int32]]
@@ -45,7 +54,7 @@ class PairTokenizer:
     """The tokenizer of a model folder, for pairs. Safe to share between threads.
 
     Args:
-        folder: a model folder with tokenizer.json (and config.json, where the padding token has an unusual name).
+        folder: a model folder with tokenizer.json.
         max_length: most tokens of a pair, special tokens included.
 
     Attributes:
@@ -54,14 +63,16 @@ class PairTokenizer:
         pad_id: token id of padding.
 
     Raises:
-        EncoderError: no tokenizer.json, a damaged one, no padding token, or a `max_length` without room for text.
+        EncoderError: no tokenizer.json, a damaged one, no padding token, tokens for which the weights have no
+            embedding, or a `max_length` without room for text.
     """
 
     def __init__(self, folder: Path, max_length: int) -> None:
         self.folder = Path(folder)
         self.max_length = max_length
-        self._tokenizer = _load(self.folder)
+        self._tokenizer, self._gives_types = _load(self.folder)
         self.pad_id = _pad_id(self._tokenizer, self.folder)
+        self._beyond = _without_embedding(self._tokenizer, self.folder)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         special = self._tokenizer.num_special_tokens_to_add(True)
@@ -103,10 +114,11 @@ class PairTokenizer:
         for start in range(0, len(questions), _CHUNK):
             pairs = list(zip(questions[start : start + _CHUNK], passages[start : start + _CHUNK], strict=True))
             rows = self._encode(pairs, start)
-            yield Encoded(
-                [np.array(row.ids, dtype=np.int32) for row in rows],
-                [np.array(row.type_ids, dtype=np.int32) for row in rows],
-            )
+            ids = [np.array(row.ids, dtype=np.int32) for row in rows]
+            if self._gives_types:
+                yield Encoded(ids, [np.array(row.type_ids, dtype=np.int32) for row in rows])
+            else:
+                yield Encoded(ids, [np.zeros_like(row) for row in ids])
 
     def _encode(self, pairs: list[tuple[str, str]], start: int) -> list[Any]:
         try:
@@ -116,6 +128,12 @@ class PairTokenizer:
                 for side, text in zip(("question", "passage"), pair, strict=True):
                     _require_text(number, side, text)
             raise DataError(f"pairs {start} to {start + len(pairs) - 1} cannot be tokenized: {error}") from error
+        for number, row in enumerate(rows if self._beyond else [], start):
+            for token in self._beyond.keys() & set(row.ids):
+                raise DataError(
+                    f"pair {number} holds {self._beyond[token]!r}, a token for which this model has no embedding; "
+                    f"remove it from the text, or from {self.folder}/tokenizer.json"
+                )
         return rows
 
     def cut_rows(
@@ -177,7 +195,7 @@ class PairTokenizer:
     @cached_property
     def _whole(self) -> Any:
         """A tokenizer that does not truncate. Switching truncation off in the other one would affect other threads."""
-        tokenizer = _load(self.folder)
+        tokenizer = load_tokenizer(self.folder)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
@@ -188,33 +206,111 @@ class PairTokenizer:
 
     def fingerprint(self) -> str:
         """Return 32 hex characters that depend on everything that decides the ids: vocabulary, rules, truncation."""
-        return hashlib.blake2b(self._tokenizer.to_str(pretty=False).encode(), digest_size=16).hexdigest()
+        rules = _rules(self._tokenizer) + ("" if self._gives_types else "no segments")
+        return hashlib.blake2b(rules.encode(), digest_size=16).hexdigest()
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names of what the model is given, as transformers calls them."""
+        return ["input_ids", *([_SEGMENTS] if self._gives_types else []), "attention_mask"]
+
+    def equals(self, tokenizer: Any) -> bool:
+        """Return whether a `tokenizers.Tokenizer` makes the same tokens of every text, padding and truncation aside."""
+        ours, theirs = Tokenizer.from_str(self._tokenizer.to_str()), Tokenizer.from_str(tokenizer.to_str())
+        for one, original in ((ours, self._tokenizer), (theirs, tokenizer)):
+            one.no_padding()
+            one.no_truncation()
+            one.encode_special_tokens = original.encode_special_tokens
+        return _rules(ours) == _rules(theirs)
 
 
-def _load(folder: Path) -> Any:
-    path = folder / "tokenizer.json"
+def _rules(tokenizer: Any) -> str:
+    rules: str = tokenizer.to_str(pretty=False)
+    return rules + ("split" if tokenizer.encode_special_tokens else "")  # which is not in the file
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a model folder, with the padding and truncation of its file.
+
+    Args:
+        folder: a folder that tmkd saved, whose tokenizer.json decides, or a checkpoint made elsewhere, whose tokenizer
+            is the one that transformers reads from all its files. A folder that holds nothing but tokenizer.json is
+            read as it is.
+
+    Returns:
+        A `tokenizers.Tokenizer`.
+
+    Raises:
+        EncoderError: no tokenizer.json, a damaged one, or a tokenizer that transformers does not run as a fast one.
+    """
+    return _load(folder)[0]
+
+
+def _load(folder: Path) -> tuple[Any, bool]:
+    """As `load_tokenizer`, and whether the model is given segment ids."""
+    path, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not path.is_file():
         raise EncoderError(
             f"{folder} has no tokenizer.json; write one with "
             "`AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)`, "
             "or copy it from where the model came from"
         )
+    ours = has_card(folder)
+    if not ours and (settings.is_file() or (folder / "config.json").is_file()):
+        whole = of_transformers(folder)
+        return whole.backend_tokenizer, _SEGMENTS in whole.model_input_names
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception for a file it cannot parse
+        raise EncoderError(f"{path} cannot be read ({error}); the file is damaged, fetch it again") from error
+    said = _json_of(settings) if ours else {}
+    tokenizer.encode_special_tokens = bool(said.get("split_special_tokens"))
+    return tokenizer, _SEGMENTS in said.get("model_input_names", [_SEGMENTS])
+
+
+def of_transformers(folder: Path) -> Any:
+    """Load the tokenizer of a model folder with transformers.
+
+    Args:
+        folder: the model folder.
+
+    Returns:
+        A fast tokenizer of transformers.
+
+    Raises:
+        EncoderError: transformers cannot read it, or has no fast tokenizer for it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        whole = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        assert isinstance(whole.backend_tokenizer, Tokenizer)
+    except Exception as error:  # what is wrong in its files shows as errors of many classes
+        raise EncoderError(
+            f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {(str(error).splitlines() or [''])[0]}). "
+            "One of tokenizer.json, tokenizer_config.json and config.json is damaged or of another model; "
+            "fetch them again",
+            source=folder,
+        ) from error
+    return whole
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; nothing where it is not there."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise EncoderError(f"{path} cannot be read ({error}); the file is damaged, fetch it again") from error
 
 
 def _pad_id(tokenizer: Any, folder: Path) -> int:
     """Return the padding id: from config.json (MPNet derives positions from it), else by the token's usual name."""
-    config = folder / "config.json"
-    if config.is_file():
-        try:
-            value = json.loads(config.read_text(encoding="utf-8")).get("pad_token_id")
-        except (ValueError, AttributeError) as error:
-            raise EncoderError(f"{config} cannot be read ({error}); the file is damaged, fetch it again") from error
-        if isinstance(value, int):
-            return value
+    config = _json_of(folder / "config.json")
+    value = config.get("pad_token_id")
+    if isinstance(value, int) and 0 <= value < int(config.get("vocab_size", value + 1)):
+        return value
     if tokenizer.padding is not None:
         return int(tokenizer.padding["pad_id"])
     for token in _PAD_TOKENS:
@@ -222,6 +318,21 @@ def _pad_id(tokenizer: Any, folder: Path) -> int:
         if found is not None:
             return int(found)
     raise EncoderError(f"{folder}/tokenizer.json has no padding token ({' or '.join(_PAD_TOKENS)}); add one")
+
+
+def _without_embedding(tokenizer: Any, folder: Path) -> dict[int, str]:
+    """The added tokens (a mask that is never used, say) for which the weights have no embedding, by id."""
+    rows = _json_of(folder / "config.json").get("vocab_size")
+    if not isinstance(rows, int):
+        return {}
+    beyond = {number: token for token, number in tokenizer.get_vocab(with_added_tokens=False).items() if number >= rows}
+    if beyond:
+        raise EncoderError(
+            f"{folder}: the tokenizer knows {len(beyond)} tokens, first {beyond[min(beyond)]!r} ({min(beyond)}), for "
+            f"which the weights have no embedding (vocab_size {rows} in config.json); the two are of different models",
+            source=folder,
+        )
+    return {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items() if number >= rows}
 
 
 def _require_text(number: int, side: str, text: object) -> None:

@@ -1,38 +1,61 @@
-"""Read safetensors weights of a model folder, and copy them into a transformers module."""
+"""Read the weights of a model folder, and copy them into a transformers module.
+
+What is read is what transformers reads (`tmkd.models.encoders.find.weight_files`), under the names that it gives them.
+Whatever would leave a weight as it was by chance (missing, of another shape, not finite) is refused.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tmkd.core.errors import EncoderError
 from tmkd.models.encoders.families import Family
+from tmkd.models.encoders.find import weight_files
 
 logger = logging.getLogger(__name__)
 
-HEADS_FILE = "headers.safetensors"
-"""The heads of a student, one by one; the checkpoint's own weights hold the folded head."""
+_OLD_NORM = {"gamma": "weight", "beta": "bias"}  # names of LayerNorm's parameters in checkpoints from TensorFlow
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read all weights of a checkpoint, by name.
+    """Read all weights of a checkpoint, by name; LayerNorm's `gamma` and `beta` are called `weight` and `bias`.
 
     Raises:
-        EncoderError: a file is damaged.
+        EncoderError: a file is missing or damaged, or holds a weight under two names.
     """
     weights: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
-        with _damage_named(path):
-            weights.update(load_file(path))
+    for path, names in weight_files(folder).items():
+        for name, value in read_tensors(path, names).items():
+            if _modern(name) in weights:
+                raise EncoderError(f"{path} holds {_modern(name)} twice, once as {name}; fetch the file again")
+            weights[_modern(name)] = value
     return weights
+
+
+def read_tensors(path: Path, names: frozenset[str] | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Args:
+        path: the file.
+        names: the tensors to read; all unless given.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        EncoderError: the file is damaged or lacks a tensor.
+    """
+    with _damage_named(path), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in (file.keys() if names is None else sorted(names))}
 
 
 def shape_of(folder: Path, name: str) -> list[int]:
@@ -46,17 +69,17 @@ def shape_of(folder: Path, name: str) -> list[int]:
         The shape.
 
     Raises:
-        EncoderError: a file is damaged.
+        EncoderError: a file is missing or damaged.
     """
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         with _damage_named(path), safe_open(path, framework="pt") as file:
             if name in file.keys():  # noqa: SIM118
                 return list(file.get_slice(name).get_shape())
     return []
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.safetensors") if path.name != HEADS_FILE)
+def _modern(name: str) -> str:
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda match: f"LayerNorm.{_OLD_NORM[match[1]]}", name)
 
 
 @contextmanager
@@ -64,48 +87,116 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # safetensors raises its own class for a damaged file
-        raise EncoderError(f"{path} cannot be read ({error}); the file is damaged, fetch it again") from error
+        raise EncoderError(
+            f"{path} cannot be read ({error}); the file is damaged, fetch it again", source=path.parent
+        ) from error
+
+
+def require_finite(weights: Mapping[str, Tensor], where: Path) -> None:
+    """Check that no weight is NaN or infinite.
+
+    Args:
+        weights: by name.
+        where: the model's folder or file, for messages.
+
+    Raises:
+        EncoderError: a weight is not finite.
+    """
+    bad = [name for name, value in weights.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        count = int((~weights[bad[0]].isfinite()).sum())
+        raise EncoderError(
+            f"{where}: {len(bad)} weights are not finite, first {bad[0]} ({count:,} of its "
+            f"{weights[bad[0]].numel():,} numbers are NaN or infinite). No text has a score with them: fetch the model "
+            "again, or train it anew with a lower learning rate",
+            source=where,
+        )
 
 
 def fill(model: Any, weights: dict[str, Tensor], folder: Path, family: Family, *, new_head: bool) -> None:
     """Copy weights into a sequence-classification module, by name.
 
-    Names match with or without the base model's prefix. The last linear layer may be absent or of another shape. MPNet
-    and RoBERTa have no pooler in a classification model; there `pooler.dense` becomes `classifier.dense`.
+    Names match with or without the base model's prefix. MPNet and RoBERTa have no pooler in a classification model;
+    there `pooler.dense` becomes `classifier.dense`.
 
     Args:
         model: the transformers module; its weights are replaced, as float32.
         weights: by name.
         folder: where they come from, for messages.
         family: the architecture.
-        new_head: whether layers between the encoder and the last linear layer may be absent; they then keep the random
-            weights of `model`, and a note says so.
+        new_head: whether the model gets a new head: the last linear layer may then be absent or of another shape, and
+            layers between it and the encoder may be absent; they keep the random weights of `model`, and a note says
+            so. Otherwise every weight is required.
 
     Raises:
-        EncoderError: weights are missing or of another shape.
+        EncoderError: weights are missing, of another shape, quantized, not finite, or of more layers than config.json
+            names.
     """
-    prefix = family.base + "."
-    found = {name.removeprefix(prefix): value for name, value in weights.items()}
+    found = _without_prefix(weights, family.base + ".", folder)
     if family.dense == "classifier.dense":
         for part in ("weight", "bias"):
             if f"pooler.dense.{part}" in found:
                 found.setdefault(f"classifier.dense.{part}", found[f"pooler.dense.{part}"])
-    state = model.state_dict()
-    missing, new = [], []
+    state, prefix, last = model.state_dict(), family.base + ".", family.last + "."
+    missing, new, used = [], [], {}
     for name, target in state.items():
         source = found.get(name.removeprefix(prefix))
         if source is not None and source.shape == target.shape:
-            state[name] = source.to(torch.float32)
+            used[name] = source
+        elif new_head and name.startswith(last):
+            pass
         elif source is None and new_head and (not name.startswith(prefix) or "pooler." in name):
             new.append(name)
-        elif not name.startswith(family.last + "."):
-            missing.append(name if source is None else f"{name} (shape {list(source.shape)})")
+        else:
+            missing.append(name if source is None else f"{name} (shape {list(source.shape)}, not {list(target.shape)})")
     if missing:
         raise EncoderError(
             f"{folder}: {len(missing)} weights are missing or of another shape, first {missing[0]}; "
-            "this checkpoint does not hold the model that its config.json names"
+            "this checkpoint does not hold the model that its config.json names",
+            source=folder,
         )
-    new = [name for name in new if not name.startswith(family.last + ".")]
+    _require_numbers(used, folder)
+    _require_all_layers({name.removeprefix(prefix) for name in state}, found, folder)
     if new:
         logger.info(f"{folder} has no {', '.join(new)}: it starts with random weights")
-    model.load_state_dict(state)
+    model.load_state_dict({**state, **{name: value.to(torch.float32) for name, value in used.items()}})
+
+
+def _without_prefix(weights: Mapping[str, Tensor], prefix: str, folder: Path) -> dict[str, Tensor]:
+    """The weights by their names without the base model's prefix."""
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        short = name.removeprefix(prefix)
+        if short in found and not torch.equal(found[short], value):
+            raise EncoderError(
+                f"{folder} holds {short} twice, with and without {prefix!r} before it, and the two differ: "
+                "a mixture of two models; fetch it again",
+                source=folder,
+            )
+        found[short] = value
+    return found
+
+
+def _require_numbers(used: Mapping[str, Tensor], folder: Path) -> None:
+    quantized = [name for name, value in used.items() if not value.is_floating_point()]
+    if quantized:
+        raise EncoderError(
+            f"{folder}: {quantized[0]} is {used[quantized[0]].dtype}, not a floating-point number: quantized weights "
+            "mean nothing without their scales; use the checkpoint that was not quantized",
+            source=folder,
+        )
+    require_finite(used, folder)
+
+
+def _require_all_layers(wanted: set[str], found: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse weights of layers that the model does not have, and note other weights that are not used."""
+    unused = sorted(name for name in found if name not in wanted)
+    layers = [name for name in unused if re.match(r"(.*\.)?layers?\.\d+\.", name)]
+    if layers:
+        raise EncoderError(
+            f"{folder} holds {len(layers)} weights in layers that its config.json does not have, first {layers[0]}; "
+            "config.json and weights are of different models",
+            source=folder,
+        )
+    if unused:
+        logger.debug(f"{folder}: not used: {', '.join(unused)}")

@@ -43,7 +43,8 @@ class Family:
         dense: the layer before it, where that is a d x d linear layer followed by tanh, whose output is h.
         parts: names for our forward; None where the transformers module runs.
         dropout_before_dense: whether the first token's vector passes a dropout before `dense`.
-        position_offset: whether positions count from padding_idx + 1 rather than from 0.
+        position_offset: whether positions count the tokens that are not padding, from padding_idx + 1, rather than all
+            tokens from 0.
         relative_positions: whether a bias that depends on the distance of two tokens is added to attention scores.
         unbounded: whether there is no table of positions that limits the length of a pair.
     """

@@ -1,7 +1,8 @@
 """Find a pre-trained encoder by name: a local folder, `builtin:NAME` (weights in an installed package), or a hub id.
 
-The result is always a local folder in the hub's layout: config.json, *.safetensors, tokenizer.json. Weights are read
-from safetensors only; pickle files and remote code are never run.
+The result is always a local folder in the hub's layout: config.json, model.safetensors (or the shards that
+model.safetensors.index.json names), tokenizer.json. Weights are read from safetensors only; pickle files and remote
+code are never run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import cache_folder, sha256_of, write_json
@@ -20,7 +22,11 @@ from tmkd.core.files import cache_folder, sha256_of, write_json
 logger = logging.getLogger(__name__)
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+HUB_FILES = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors"]
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+HEADS_FILE = "headers.safetensors"
+"""The heads of a student, one by one; the checkpoint's own weights hold the folded head."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,8 @@ def find_encoder(spec: str) -> Path:
 
 def encoder_fingerprint(folder: Path) -> str:
     """Return a hash of configuration, tokenizer and weights: what a step that starts from this encoder depends on."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors"} or p.name in _IDENTITY)
-    return _fingerprint(tuple((p, (stat := p.stat()).st_size, stat.st_mtime_ns) for p in files))
+    files = {*weight_files(folder), *(folder / name for name in _IDENTITY if (folder / name).is_file())}
+    return _fingerprint(tuple((p, (stat := p.stat()).st_size, stat.st_mtime_ns) for p in sorted(files)))
 
 
 @functools.cache
@@ -82,23 +88,88 @@ def _fingerprint(files: tuple[tuple[Path, int, int], ...]) -> str:
     return hashlib.sha256("".join(f"{p.name}:{sha256_of(p)}\n" for p, *_ in files).encode()).hexdigest()[:16]
 
 
-_IDENTITY = {"config.json", "tokenizer.json", "vocab.txt"}
+_IDENTITY = {
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
+    HEADS_FILE, INDEX_FILE,
+}  # fmt: skip
+
+
+def weight_files(folder: Path) -> dict[Path, frozenset[str] | None]:
+    """Find the files that hold the weights of a checkpoint: those that transformers reads, and no others.
+
+    They are model.safetensors, or else the shards that model.safetensors.index.json names. A folder can hold more:
+    weights of an earlier epoch, of another precision, of an adapter. These are never read.
+
+    Args:
+        folder: the checkpoint.
+
+    Returns:
+        The files, and of each the names of the weights that are taken from it; None for all.
+
+    Raises:
+        EncoderError: there are no such files, a shard is missing, the index is damaged, or the folder holds an adapter.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise EncoderError(
+            f"{folder} holds an adapter (adapter_config.json), which changes the weights of another model. Merge the "
+            "two with `merge_and_unload()` of peft and save the result with `save_pretrained`",
+            source=folder,
+        )
+    whole, index = folder / WEIGHTS_FILE, folder / INDEX_FILE
+    if whole.is_file():
+        if index.is_file():
+            logger.warning(f"{folder}: {WEIGHTS_FILE} is read, as transformers does, and not what {INDEX_FILE} names")
+        return {whole: None}
+    if index.is_file():
+        return _shards(index)
+    others = sorted(path.name for path in folder.glob("*.safetensors") if path.name != HEADS_FILE)
+    there = f"; it has {', '.join(others)}: rename the one that holds the whole model" if others else ""
+    raise EncoderError(
+        f"{folder} has no {WEIGHTS_FILE}{there}. Other formats can run code when they are opened and are not read; "
+        "convert them with `save_pretrained(..., safe_serialization=True)`",
+        source=folder,
+    )
+
+
+def _shards(index: Path) -> dict[Path, frozenset[str] | None]:
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_named_once)["weight_map"]
+        shards = {index.parent / str(file): set[str]() for file in named.values()}
+        for name, file in named.items():
+            shards[index.parent / file].add(name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EncoderError(f"{index} cannot be read ({error}); the file is damaged, fetch it again") from error
+    missing = sorted(str(file.relative_to(index.parent)) for file in shards if not file.is_file())
+    if missing or not shards:
+        raise EncoderError(
+            f"{index} names {', '.join(missing) or 'no file'}, which {'are' if len(missing) > 1 else 'is'} not there; "
+            "fetch the checkpoint again",
+            source=index.parent,
+        )
+    return {file: frozenset(names) for file, names in shards.items()}
 
 
 def _checked(folder: Path, spec: str) -> Path:
     if not (folder / "config.json").is_file():
         raise EncoderError(f"encoder {spec!r}: {folder} has no config.json; it is not a transformers checkpoint")
-    if not any(folder.glob("*.safetensors")):
-        raise EncoderError(
-            f"encoder {spec!r}: {folder} has no *.safetensors file. Other formats can run code when they are opened "
-            "and are not read; convert it with `save_pretrained(..., safe_serialization=True)`"
-        )
+    try:
+        weight_files(folder)
+    except EncoderError as error:
+        raise error.within(f"encoder {spec!r}") from None
     if not (folder / "tokenizer.json").is_file():
         raise EncoderError(
             f"encoder {spec!r}: {folder} has no tokenizer.json; write one with "
             "`AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)`"
         )
     return folder
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    for name, value in pairs:
+        if content[name] != value:
+            raise ValueError(f"{name} is in {value} and in {content[name]}")
+    return content
 
 
 def _builtin(spec: str) -> Path:

@@ -183,6 +183,11 @@ class ModuleEncoder(PairEncoder):
         return seen[0]
 
 
+def _of_first_tokens(values: Tensor, packing: Packing) -> Tensor:
+    """Return, for every token of a packed batch, the value of the first token of its pair, [tokens]."""
+    return values[packing.starts[:-1].long()].repeat_interleave(packing.starts.diff())
+
+
 class FirstTokenEncoder(PairEncoder):
     """Runs our forward, whose operations export to ONNX with free batch and length axes."""
 
@@ -235,12 +240,7 @@ class FirstTokenEncoder(PairEncoder):
 
     def _embed(self, batch: Batch) -> Tensor:
         tables = self.base.embeddings
-        positions = torch.arange(batch.input_ids.shape[-1], device=batch.input_ids.device)
-        if batch.packing is not None:
-            starts = batch.packing.starts
-            positions = positions - starts[:-1].long().repeat_interleave(starts.diff())
-        if self.family.position_offset:  # positions count from padding_idx + 1
-            positions = positions + (tables.padding_idx + 1)
+        positions = self._positions(batch, tables.padding_idx if self.family.position_offset else None)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_embeddings):
             x = tables.word_embeddings(batch.input_ids) + tables.position_embeddings(positions)
             types = getattr(tables, "token_type_embeddings", None)
@@ -248,6 +248,26 @@ class FirstTokenEncoder(PairEncoder):
                 x = x + (types.weight[0] if batch.token_type_ids is None else types(batch.token_type_ids))
             x = tables.LayerNorm(x)
         return self._drop(x)
+
+    @staticmethod
+    def _positions(batch: Batch, padding: int | None) -> Tensor:
+        """Return each token's row in the table of positions, broadcastable to the shape of the batch's input ids.
+
+        Args:
+            batch: n pairs.
+            padding: where RoBERTa and MPNet count, as in fairseq, from the row after the padding token's id, the tokens
+                that are not padding. Every token of that id has that row, also one that a text spells out (`<pad>`).
+                None where positions count from 0 whatever the ids are.
+        """
+        ids, packing = batch.input_ids, batch.packing
+        if padding is None:
+            counted = torch.arange(ids.shape[-1], device=ids.device)
+            return counted if packing is None else counted - _of_first_tokens(counted, packing)
+        real = (ids != padding).long()
+        counted = real.cumsum(-1)
+        if packing is not None:
+            counted = counted - _of_first_tokens(counted - real, packing)
+        return counted * real + padding
 
     def _attention_bias(self, x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """Return what is added to attention scores, broadcastable to [n, heads, T, T]; None to add nothing."""

@@ -99,7 +99,7 @@ class LstmEncoder(nn.Module):
             hidden = self._hidden_states(
                 self._drop(F.layer_norm(self.embeddings(input_ids), (self.shape.embedding_size,))), mask
             )
-            u, v = (_maximum(hidden, side) for side in self._sides(input_ids, mask))
+            u, v = (_maximum(hidden, side) for side in self._sides(batch, mask))
             return self._drop(torch.tanh(self.dense(self._drop(torch.cat([u, v, (u - v).abs(), u * v], dim=-1)))))
 
     def with_hidden_states(self, batch: Batch, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
@@ -127,10 +127,15 @@ class LstmEncoder(nn.Module):
         back = self.back(x.gather(1, reversed_.expand_as(x)))[0]
         return torch.cat([self.ahead(x)[0], back.gather(1, reversed_.expand_as(back))], dim=-1)
 
-    def _sides(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which tokens are the question's, up to the first separator, and which the passage's, [n, T] bool."""
-        ends = (input_ids == self.shape.separator).long()
-        after = ends.cumsum(dim=1) - ends > 0
+    def _sides(self, batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which tokens are the question's and which the passage's, [n, T] bool.
+
+        Segment ids say it; where there are none the first separator ends the question, also one that its text spells.
+        """
+        ends = (batch.input_ids == self.shape.separator).long()
+        after, types = ends.cumsum(dim=1) - ends > 0, batch.token_type_ids
+        if types is not None:
+            after = torch.where(types.any(dim=1, keepdim=True), types.bool(), after)
         return ~after & mask.bool(), after & mask.bool()
 
     def _drop(self, x: Tensor) -> Tensor:
