@@ -130,12 +130,12 @@ VOCABULARY = [
 QUESTION, PASSAGE = "Mount the Café", "mount 日本 café [SEP] [PAD]"
 
 
-def word_pieces(folder: Path, config: dict[str, Any], **normalizer: bool | None) -> Path:
+def word_pieces(folder: Path, config: dict[str, Any], *, lowercase: bool = True) -> Path:
     """A BERT folder without weights: a few words, a normalizer in tokenizer.json, settings in tokenizer_config.json."""
     folder.mkdir(parents=True)
     tokenizer = Tokenizer(models.WordPiece({word: n for n, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
     tokenizer.add_special_tokens(VOCABULARY[:5])
-    tokenizer.normalizer = normalizers.BertNormalizer(**normalizer)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -158,8 +158,9 @@ def saved_copy(folder: Path) -> Path:
 
 
 def test_where_the_two_files_disagree_transformers_decides(tmp_path: Path) -> None:
-    said: list[dict[str, bool | None]] = [
-        *({"do_lower_case": value} for value in (True, False)),
+    said: list[dict[str, bool]] = [
+        {"do_lower_case": True},
+        {"do_lower_case": False},
         {"do_lower_case": False, "strip_accents": True},
         {"strip_accents": False},
         {"tokenize_chinese_chars": False},

@@ -41,7 +41,8 @@ def foreign(folder: Path) -> Path:
 
 def logits(student: Student, folder: Path) -> Tensor:
     with torch.no_grad():
-        return student.eval()(Batch(*inputs(folder))).golden
+        found: Tensor = student.eval()(Batch(*inputs(folder))).golden
+    return found
 
 
 def rewrite(folder: Path, weights: dict[str, Tensor]) -> None:
@@ -53,7 +54,7 @@ def shard(folder: Path) -> dict[str, str]:
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(weights)
-    named = {}
+    named: dict[str, str] = {}
     for number, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), start=1):
         file = f"model-0000{number}-of-00002.safetensors"
         save_file({name: weights[name] for name in part}, folder / file)
