@@ -95,3 +95,23 @@ def test_the_expected_rank_of_the_first_right_passage() -> None:
     scores, right = np.array([5.0, 3, 3, 3, 1]), np.array([False, True, False, True, True])
     ranks = [1 + min(order.index(0), order.index(2)) + 1 for order in itertools.permutations(range(3))]
     assert first_right(scores, right) == pytest.approx(np.mean(ranks))
+
+
+def test_the_positive_class_is_the_one_that_is_ranked_first() -> None:
+    """Labels and logits of a task whose class 0 is right give what the turned ones give."""
+    generator = np.random.default_rng(5)
+    labels, odds = generator.integers(0, 2, 60), generator.normal(size=60)
+    questions, passages = [f"q{n // 6}" for n in range(60)], [f"p{n}" for n in range(60)]
+    logits = np.stack([-odds, odds], axis=-1)
+    found, named = [], []
+    for positive in (1, 0):
+        own = logits if positive else logits[:, ::-1]
+        pairs = Pairs.build(questions, passages, labels=(labels if positive else 1 - labels).tolist())
+        output, options = ModelOutput("tmkd", "student", own[None]), ComparisonOptions(resamples=50, positive=positive)
+        found.append(compare(pairs, [output], classes=2, task="t", options=options).methods[0].to_json())
+        named.append([one.question for one in disagreements(pairs, own, -own, positive=positive)])
+    assert found[0] == found[1]
+    assert named[0] == named[1] != []
+    wrong = compare(pairs, [output], classes=2, task="t", options=ComparisonOptions(resamples=50)).methods[0].to_json()
+    assert wrong["mrr"] != found[0]["mrr"]
+    assert wrong["accuracy"] == found[0]["accuracy"]

@@ -291,6 +291,10 @@ def test_the_choice_of_pairs_does_not_depend_on_their_order() -> None:
 
 
 def test_of_three_classes_no_passage_counts_as_an_answer() -> None:
+    rows = Pairs.build(["q", "q"], ["the right one here", "another wrong passage"], labels=[0, 1])
+    turned = HeldOut([rows], classes=2, positive=0)
+    assert turned.passage("the right one here")
+    assert not turned.passage("another wrong passage")
     held = HeldOut([labelled(["mail"])], classes=3)
     assert held.question(TOPICS["mail"][0])
     assert not held.passage(TOPICS["mail"][1])

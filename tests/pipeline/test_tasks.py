@@ -198,12 +198,28 @@ def test_shares_held_out(tmp_path: Path) -> None:
         ({"train": "t", "labels": {"yes": 2, "no": 0}}, "data.labels: 'yes' is class 2; there are 2"),
         ({"train": "t", "labels": {"yes": 1}}, "data.labels: no name stands for class 0 of 2"),
         ({"train": "t", "labels": {"yes": "one"}}, "got 'one'"),
+        ({"train": "t", "positive": 2}, "data.positive: 2 is not a class; the two classes are 0 and 1"),
+        (
+            {"train": "t", "positive": "yes"},
+            "data.positive: 'yes' is not a class that data.labels names, which is empty",
+        ),
+        (
+            {"train": "t", "labels": {"a": 0, "b": 1, "-": None}, "positive": "-"},
+            "data.positive: '-' is not a class that data.labels names; it maps a, b",
+        ),
     ],
 )
 def test_keys_that_do_not_fit(data: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe({"data": data, "teachers": [{"name": "a"}, {"name": "b"}]}, "r")
     assert message in str(caught.value)
+
+
+def test_the_positive_class_of_a_task_is_a_key() -> None:
+    """In RTE class 0 is entailment: its hypotheses are the answers."""
+    assert load_recipe(RECIPES / "rte.yaml").positive_class == 0
+    assert load_recipe(RECIPES / "qnli.yaml").positive_class == 1
+    assert load_recipe(RECIPES / "rte.yaml", ["data.positive=1"]).positive_class == 1
 
 
 # --- label maps of data

@@ -103,6 +103,13 @@ class Recipe(Part):
         named = {re.sub(r"[^\w.-]", "-", column, flags=re.ASCII): column for column in columns}
         return (*self.teachers, *(Teacher(name=name, scores=column) for name, column in named.items()))
 
+    @property
+    def positive_class(self) -> int:
+        """The class of the right passages, where there are two classes (`data.positive`)."""
+        wanted = self.data.positive
+        number = self.data.labels.get(wanted) if isinstance(wanted, str) else wanted
+        return 1 if number is None else number  # `_positive_fits` has refused a name that stands for no class
+
     def encoder_of(self, teacher: Teacher) -> str:
         """The encoder or checkpoint that a teacher starts from, as `find_encoder` takes it; not for score columns."""
         return teacher.checkpoint or teacher.encoder or self.encoder
@@ -220,6 +227,22 @@ class Recipe(Part):
             absent = sorted(set(range(self.classes)) - set(found.values()))
             if found and absent:
                 raise ValueError(f"{where}: no name stands for class {absent[0]} of {self.classes}")
+        return self
+
+    @model_validator(mode="after")
+    def _positive_fits(self) -> Recipe:
+        """The positive class is one of two, by its number or by a name that the label map knows."""
+        wanted = self.data.positive
+        if self.classes != 2 and wanted != 1:
+            raise ValueError(
+                f"data.positive: {wanted!r} is for two classes, and there are {self.classes}; leave it out"
+            )
+        names = [name for name, value in self.data.labels.items() if value is not None]
+        if isinstance(wanted, str) and wanted not in names:
+            known = f"; it maps {', '.join(names)}" if names else ", which is empty"
+            raise ValueError(f"data.positive: {wanted!r} is not a class that data.labels names{known}")
+        if not isinstance(wanted, str) and wanted not in (0, 1):
+            raise ValueError(f"data.positive: {wanted} is not a class; the two classes are 0 and 1")
         return self
 
     @model_validator(mode="after")

@@ -180,6 +180,11 @@ class Data(Part):
         description="the class that each value of the label column stands for: {entailment: 0, neutral: 1}; rows "
         "whose value stands for null are left out",
     )
+    positive: int | str = Field(
+        1,
+        description="of two classes, the one that ranking metrics and decontamination take for the right passages: its "
+        "number, or a name of data.labels",
+    )
     reference: str | None = Field(
         None, description="the score column to use in place of labels, where there are none; it must be in data.scores"
     )

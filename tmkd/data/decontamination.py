@@ -50,15 +50,16 @@ class HeldOut:
     """The held-out sets (development and test): which questions, passages and pairs must not be in a pool.
 
     Questions and pairs are the same in every spelling of them (`tmkd.data.documents.text.question_key`). A passage must
-    not be in the pool if it answers a held-out question (class 1 of two), if it is nearly equal to such
+    not be in the pool if it answers a held-out question (the positive class of two), if it is nearly equal to such
     an answer, or if it quotes a held-out question.
 
     Args:
         parts: the development and the test set.
         classes: C. For more than two classes no passage is an answer.
+        positive: the class of the answers.
     """
 
-    def __init__(self, parts: Sequence[Pairs], classes: int) -> None:
+    def __init__(self, parts: Sequence[Pairs], classes: int, positive: int = 1) -> None:
         questions = {question for part in parts for question in part.questions}
         self.questions = NearTexts(questions)
         self._pair_keys = {key for part in parts for key in part.pair_keys}
@@ -66,7 +67,7 @@ class HeldOut:
         if classes == 2:
             for part in parts:
                 texts = part.passages
-                answers.update(texts[row] for row in np.flatnonzero(part.labels == 1))
+                answers.update(texts[row] for row in np.flatnonzero(part.labels == positive))
         self._answers = NearTexts(answers)
         self._question_keys, self._answer_keys = set(map(question_key, questions)), set(map(question_key, answers))
         self._quotable: dict[str, list[str]] = defaultdict(list)  # normalised questions by their rarest word

@@ -31,6 +31,7 @@ class ComparisonOptions:
         taken: the model that the run exports.
         resamples: bootstrap resamples.
         seed: of the bootstrap.
+        positive: of two classes, the one whose passages are right: ranking metrics rank it first.
     """
 
     ensemble: str = ENSEMBLE
@@ -38,6 +39,7 @@ class ComparisonOptions:
     taken: str = "tmkd"
     resamples: int = 1000
     seed: int = 0
+    positive: int = 1
 
 
 DEFAULT_OPTIONS = ComparisonOptions()
@@ -66,14 +68,17 @@ def compare(
     Raises:
         DataError: no pair is labelled, or a model's logits have another shape or are not finite.
     """
-    known, questions = labelled_questions(pairs)
+    known, questions = labelled_questions(pairs, options.positive)
     if len(known) == 0:
         raise DataError("no row has a label, so nothing can be measured; give pairs with a label column")
     names = {output.name for output in outputs}
     teachers = [output.name for output in outputs if output.kind == "teacher"]
     relative_to = teachers[0] if len(teachers) == 1 and options.ensemble not in names else options.ensemble
     draws = Resamples(questions, options.resamples, options.seed)
-    drawn = {o.name: distributions(draws, o.checked(len(pairs), classes)[:, known]) for o in outputs}
+    drawn = {
+        o.name: distributions(draws, turned(o.checked(len(pairs), classes)[:, known], options.positive))
+        for o in outputs
+    }
     chance = {"auc": 0.5, "accuracy": float(np.bincount(questions.labels, minlength=classes).max() / len(known))}
     rows = []
     for output in outputs:
@@ -94,12 +99,24 @@ def compare(
     )
 
 
-def labelled_questions(pairs: Pairs) -> tuple[NDArray[np.int64], Questions]:
-    """Return the indices of the labelled pairs, [M] int64, and these pairs grouped by question."""
+def labelled_questions(pairs: Pairs, positive: int = 1) -> tuple[NDArray[np.int64], Questions]:
+    """Return the indices of the labelled pairs, [M] int64, and these pairs grouped by question.
+
+    Args:
+        pairs: N pairs, M of them with a label.
+        positive: the class of the right passages; the questions call it 1. `turned` does the same for logits.
+    """
     known = np.flatnonzero(pairs.labels >= 0)
-    qids, probabilities = pairs.qids, pairs.reference_probabilities
+    labels, qids, probabilities = pairs.labels[known], pairs.qids, pairs.reference_probabilities
     reference = None if probabilities is None else probabilities[known]
-    return known, Questions.of(pairs.labels[known], [qids[row] for row in known], reference)
+    if positive == 0:
+        labels, reference = 1 - labels, None if reference is None else 1 - reference
+    return known, Questions.of(labels, [qids[row] for row in known], reference)
+
+
+def turned(logits: Floats, positive: int) -> Floats:
+    """Logits [..., C] whose class 1 is the positive one: the two classes change places where the positive one is 0."""
+    return logits[..., ::-1] if positive == 0 else logits
 
 
 def _model_result(output: ModelOutput, drawn: dict[str, Distribution]) -> ModelResult:
@@ -179,13 +196,16 @@ class Disagreement:
     teacher_first_right: bool
 
 
-def disagreements(pairs: Pairs, student: Floats, teacher: Floats, limit: int = 20) -> list[Disagreement]:
+def disagreements(
+    pairs: Pairs, student: Floats, teacher: Floats, *, positive: int = 1, limit: int = 20
+) -> list[Disagreement]:
     """Return the questions where the student's reciprocal rank falls most below the teachers'.
 
     Args:
         pairs: N pairs; those without a label are skipped.
         student: logits of the student, [N, C].
         teacher: logits of the teachers, [N, C].
+        positive: the class of the right passages.
         limit: at most so many questions.
 
     Returns:
@@ -193,9 +213,8 @@ def disagreements(pairs: Pairs, student: Floats, teacher: Floats, limit: int = 2
     """
     if student.shape[1] != 2:
         return []
-    known = np.flatnonzero(pairs.labels >= 0)
-    pairs, student, teacher = pairs.take(known), student[known], teacher[known]
-    questions = Questions.of(pairs.labels, pairs.qids)
+    known, questions = labelled_questions(pairs, positive)
+    pairs, student, teacher = pairs.take(known), turned(student[known], positive), turned(teacher[known], positive)
     texts, passages = pairs.questions, pairs.passages
     by_question = np.split(np.argsort(questions.group, kind="stable"), np.cumsum(np.bincount(questions.group))[:-1])
     found = []

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Resamples, accuracy, distributions, interval
-from tmkd.evaluation.comparison import DEFAULT_OPTIONS, ComparisonOptions, labelled_questions
+from tmkd.evaluation.comparison import DEFAULT_OPTIONS, ComparisonOptions, labelled_questions, turned
 from tmkd.evaluation.metrics import Questions
 from tmkd.evaluation.results import AGREEMENT, Component, ModelOutput
 from tmkd.evaluation.significance import Difference
@@ -31,7 +31,7 @@ def measure_components(
         whole: the output that the others are compared with, logits [S, N, C].
         others: the outputs by the name of the component, logits [S, N, C] each.
         classes: C.
-        options: of these, `resamples` and `seed`.
+        options: of these, `resamples`, `seed` and `positive`.
 
     Returns:
         One entry per component, in the order of `others`.
@@ -39,12 +39,12 @@ def measure_components(
     Raises:
         DataError: logits have another shape or are not finite.
     """
-    known, questions = labelled_questions(pairs)
+    known, questions = labelled_questions(pairs, options.positive)
     draws = Resamples(questions, options.resamples, options.seed)
-    of_whole = distributions(draws, whole.checked(len(pairs), classes)[:, known])
+    of_whole = distributions(draws, turned(whole.checked(len(pairs), classes)[:, known], options.positive))
     found = []
     for component, other in others.items():
-        drawn = distributions(draws, other.checked(len(pairs), classes)[:, known])
+        drawn = distributions(draws, turned(other.checked(len(pairs), classes)[:, known], options.positive))
         differences = {
             name: Difference(
                 whole.name, other.name, name, interval(of_whole[name][0] - value, of_whole[name][1] - spread)

@@ -44,7 +44,9 @@ def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[s
     results = compare_outputs(run, data.test, found, task=recipe.name)
     results.data = {part: counts.to_json() for part, counts in data.task.counts.items()}
     results.provenance = provenance(recipe, data.task.info)
-    results.exports = evaluate_export(data.workspace, export, data.test, classes=recipe.classes)
+    results.exports = evaluate_export(
+        data.workspace, export, data.test, classes=recipe.classes, positive=recipe.positive_class
+    )
     by_name = {output.name: output for output in found}
     student = by_name[run.take].logits.mean(axis=0)
     teacher = by_name[ENSEMBLE if ENSEMBLE in by_name else found[0].name].logits[0]
@@ -54,7 +56,9 @@ def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[s
             results,
             curves=curves,
             parity=parity,
-            disagreements=disagreements(data.test, np.asarray(student), np.asarray(teacher)),
+            disagreements=disagreements(
+                data.test, np.asarray(student), np.asarray(teacher), positive=recipe.positive_class
+            ),
             recipe_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
             environment=as_lines(results.provenance),
         )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import prepare
 from tmkd.data.pairs import Pairs
-from tmkd.evaluation.comparison import ComparisonOptions, compare
+from tmkd.evaluation.comparison import ComparisonOptions, compare, turned
 from tmkd.evaluation.components import measure_agreement, measure_components
 from tmkd.evaluation.results import ENSEMBLE, ModelOutput, Results
 from tmkd.models.bi_encoder import cosine_logits
@@ -71,7 +71,8 @@ def outputs(run: FinishedRun, pairs: Pairs, *, timed: bool) -> list[ModelOutput]
         found.insert(len(teachers), _ensemble(teachers))
     if "cosine" in run.recipe.methods and run.recipe.classes == 2:
         first = next((n for n, output in enumerate(found) if output.kind in ("baseline", "student")), len(found))
-        found.insert(first, ModelOutput("cosine", "baseline", _cosine(run, pairs)[None].astype(np.float64)))
+        logits = turned(_cosine(run, pairs).astype(np.float64), run.recipe.positive_class)  # near texts are right
+        found.insert(first, ModelOutput("cosine", "baseline", logits[None]))
     if timed:
         add_speed(run, found, pairs)
     return found
@@ -162,13 +163,16 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
         often each small model decides as the ensemble does.
     """
     classes = run.recipe.classes
-    results = compare(pairs, found, classes=classes, task=task, options=ComparisonOptions(taken=run.take))
+    options = ComparisonOptions(taken=run.take, positive=run.recipe.positive_class)
+    results = compare(pairs, found, classes=classes, task=task, options=options)
     by_name = {output.name: output for output in found}
     if ENSEMBLE in by_name:
-        results.leave_one_out = measure_components(pairs, by_name[ENSEMBLE], _without_each(found), classes=classes)
+        results.leave_one_out = measure_components(
+            pairs, by_name[ENSEMBLE], _without_each(found), classes=classes, options=options
+        )
     ways = _combinations(run, pairs)
     if ways:
-        results.combinations = measure_components(pairs, ways["logit"], ways, classes=classes)
+        results.combinations = measure_components(pairs, ways["logit"], ways, classes=classes, options=options)
     top, taken = by_name.get(results.relative_to), by_name[run.take]
     others = [output for output in found if output.kind in ("student", "baseline") and output is not taken]
     if top is not None:

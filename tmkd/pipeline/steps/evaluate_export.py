@@ -20,7 +20,9 @@ from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
 
 
-def evaluate_export(workspace: Workspace, export: Step, pairs: Pairs, *, classes: int) -> list[dict[str, Any]]:
+def evaluate_export(
+    workspace: Workspace, export: Step, pairs: Pairs, *, classes: int, positive: int = 1
+) -> list[dict[str, Any]]:
     """Measure every backend of an export through the runtime, once for these pairs on this machine.
 
     Args:
@@ -28,22 +30,26 @@ def evaluate_export(workspace: Workspace, export: Step, pairs: Pairs, *, classes
         export: the export's step.
         pairs: labelled pairs.
         classes: the number of classes, C.
+        positive: of two classes, the one of the right passages.
 
     Returns:
         One mapping for each backend: `backend`, the metrics of the task without intervals, and
         `pairs_per_second` (with tokenization; all backends are timed in turn on the same pairs).
     """
-    content = depends_on(settings={"machine": machine("auto")}, inputs={"export": export, "pairs": pairs})
+    content = depends_on(
+        settings={"machine": machine("auto"), "positive": None if positive == 1 else positive},
+        inputs={"export": export, "pairs": pairs},
+    )
 
     def build(folder: Path) -> None:
-        write_json(folder / "exports.json", _measured(export.folder / "export", pairs, classes))
+        write_json(folder / "exports.json", _measured(export.folder / "export", pairs, classes, positive))
 
     step = workspace.step("exports", content, build, label="measure the export")
     found: list[dict[str, Any]] = json.loads((step.folder / "exports.json").read_text())
     return found
 
 
-def _measured(folder: Path, pairs: Pairs, classes: int) -> list[dict[str, Any]]:
+def _measured(folder: Path, pairs: Pairs, classes: int, positive: int) -> list[dict[str, Any]]:
     scorers = {name: Scorer(folder, backend=name) for name in read_manifest(folder).backends if installed(name)}
     sample = speed_sample(pairs)
     timed = {name: scorer.logits for name, scorer in scorers.items()}
@@ -52,7 +58,7 @@ def _measured(folder: Path, pairs: Pairs, classes: int) -> list[dict[str, Any]]:
     for name, scorer in scorers.items():
         with progress(f"{name} on the test set", len(pairs)) as bar:
             logits = scorer.logits(pairs.questions, pairs.passages, bar.advance)
-        output, options = ModelOutput(name, "student", logits[None]), ComparisonOptions(resamples=1)
+        output, options = ModelOutput(name, "student", logits[None]), ComparisonOptions(resamples=1, positive=positive)
         compared = compare(pairs, [output], classes=classes, task="", options=options)
         metrics = {metric: value.mean for metric, value in compared.methods[0].metrics.items()}
         found.append({"backend": name, **metrics, "pairs_per_second": speeds[name].pairs_per_second})

@@ -50,6 +50,7 @@ def pool_of(
             "pool": non_defaults(wanted, without={"sources", "teachers"}),  # the sources' content is an input
             "sources": [non_defaults(one.source, without={"questions", "passages", "pairs"}) for one in materials],
             "classes": recipe.classes,
+            "positive": recipe.positive_class if recipe.positive_class != 1 else None,
         },
         inputs={
             "sources": [one.digest() for one in materials],
@@ -59,12 +60,16 @@ def pool_of(
     )
 
     def build(folder: Path) -> None:
-        pairs, counts = mine(wanted, materials, data.train, HeldOut([data.dev, data.test], recipe.classes))
+        pairs, counts = mine(wanted, materials, data.train, _held_out(recipe, data))
         pairs.save(folder / "pool.parquet")
         write_json(folder / "counts.json", counts)
 
     step = workspace.step("pool", content, build, label="mine the pool")
     return Pairs.load(step.folder / "pool.parquet"), json.loads((step.folder / "counts.json").read_text())
+
+
+def _held_out(recipe: Recipe, data: TaskData) -> HeldOut:
+    return HeldOut([data.dev, data.test], recipe.classes, recipe.positive_class)
 
 
 def _materials(recipe: Recipe, data: TaskData, read: dict[str, list[Material]]) -> list[Material]:
@@ -82,11 +87,16 @@ def _decontaminated(workspace: Workspace, recipe: Recipe, data: TaskData, pool: 
     """The user's own pool without what occurs in dev or test; the built-in pool is made without it already."""
     if recipe.data.builtin is not None:
         return pool
-    parts = [data.dev, data.test]
-    content = depends_on(settings={"classes": recipe.classes}, inputs={"pool": pool, "held_out": parts})
+    content = depends_on(
+        settings={
+            "classes": recipe.classes,
+            "positive": recipe.positive_class if recipe.positive_class != 1 else None,
+        },
+        inputs={"pool": pool, "held_out": [data.dev, data.test]},
+    )
 
     def build(folder: Path) -> None:
-        decontaminate(pool, HeldOut(parts, recipe.classes)).save(folder / "pool.parquet")
+        decontaminate(pool, _held_out(recipe, data)).save(folder / "pool.parquet")
 
     step = workspace.step("pool", content, build, label="remove development and test pairs from the pool")
     kept = Pairs.load(step.folder / "pool.parquet")

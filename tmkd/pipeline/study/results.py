@@ -12,7 +12,7 @@ from rich.table import Table
 
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Distribution, Interval, Resamples, distributions, interval
-from tmkd.evaluation.metrics import Questions
+from tmkd.evaluation.comparison import labelled_questions, turned
 from tmkd.evaluation.ranking import Floats
 from tmkd.evaluation.results import METRICS
 from tmkd.evaluation.significance import TITLES, Difference, verdict
@@ -214,14 +214,17 @@ def compare_variants(
     counts: dict[str, dict[str, int]] = {}  # by task and metric: on how many questions it is defined
     drawn: dict[str, dict[str, dict[str, Distribution]]] = {}  # by task, variant, metric
     for number, (task, pairs) in enumerate(rows.items()):
-        questions = Questions.of(pairs.labels, pairs.qids, pairs.reference_probabilities)
+        positive = next(cell.recipe.positive_class for cell, _ in cells if cell.task == task)
+        _, questions = labelled_questions(pairs, positive)
         sizes[task] = (len(pairs), len(questions.names))
         counts[task] = {name: questions.count(name) for name in METRICS}
         draws = Resamples(questions, RESAMPLES, seed=number)  # all variants share them: differences are paired
         drawn[task] = {}
         for variant in study.all_variants():
             own = [measured for cell, measured in cells if (cell.task, cell.variant) == (task, variant)]
-            drawn[task][variant] = distributions(draws, np.stack([measured.logits for measured in own]))
+            drawn[task][variant] = distributions(
+                draws, turned(np.stack([measured.logits for measured in own]), positive)
+            )
             times = [measured.seconds for measured in own if measured.seconds is not None]
             metrics = {name: interval(*one) for name, one in drawn[task][variant].items()}
             found.append(VariantResult(task, variant, metrics, float(np.mean(times)) if times else None))
