@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from tmkd.core.errors import FetchError as FetchError
     from tmkd.core.errors import LabelError as LabelError
     from tmkd.core.errors import MissingExtraError as MissingExtraError
+    from tmkd.core.errors import NoRoomError as NoRoomError
     from tmkd.core.errors import RecipeError as RecipeError
     from tmkd.core.errors import TmkdError as TmkdError
     from tmkd.data.documents.index import Changes as Changes
@@ -114,6 +115,7 @@ __all__ = [
     "Loss",
     "MissingExtraError",
     "MultiTaskResults",
+    "NoRoomError",
     "Pairs",
     "Pool",
     "PoolSource",
@@ -165,7 +167,7 @@ _HOMES = {
     ],
     "tmkd.core.errors": [
         "DataError", "Diverged", "EncoderError", "ExportError", "FetchError", "LabelError", "MissingExtraError",
-        "RecipeError", "TmkdError",
+        "NoRoomError", "RecipeError", "TmkdError",
     ],
     "tmkd.data.documents.index": ["Changes", "DocumentIndex"],
     "tmkd.data.documents.json_lines": ["Fields"],

@@ -11,6 +11,7 @@ TmkdError
 ├── Diverged             a training run whose loss is no longer finite
 ├── LabelError           the label store: labels that are missing, not finite, or of another teacher
 ├── ExportError          an export that does not match its student, or a backend that is not available
+├── NoRoomError          a full disk
 └── MissingExtraError    an optional dependency that is not installed
 """
 
@@ -149,6 +150,26 @@ class ExportError(TmkdError):
         super().__init__(message)
         self.folder = folder
         self.backend = backend
+
+
+class NoRoomError(TmkdError):
+    """There is no room for a file; what was there before stays.
+
+    Attributes:
+        path: what was written.
+        needed: its bytes, where they are known.
+        free: bytes free on its disk.
+    """
+
+    def __init__(self, path: Path, reason: str, *, needed: int | None = None, free: int) -> None:
+        room = "" if needed is None else f"{needed / 2**20:,.1f} MiB needed, "
+        super().__init__(
+            f"{reason} at {path} ({room}{free / 2**20:,.1f} MiB free). Finished work is kept: "
+            "free some space (`tmkd clean` lists steps no run needs) and run the same command again"
+        )
+        self.path = path
+        self.needed = needed
+        self.free = free
 
 
 class MissingExtraError(TmkdError):

@@ -6,13 +6,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from tmkd.core.errors import TmkdError
+from tmkd.core.errors import NoRoomError, TmkdError
 
 Quoting = Literal["auto", "none", "csv"]
 """What a quote in a CSV or TSV file means: text (`none`), a quoted cell (`csv`), or what the file shows (`auto`)."""
@@ -39,25 +40,35 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, needed: int | None = None) -> Iterator[Path]:
     """Replace a file as a whole: gives a temporary path to write to, which is renamed at the end of the block.
 
     Makes the folder. Readers see either the old file or the complete new one. If the block fails or the process is
     killed, the old file stays.
+
+    Args:
+        path: the file.
+        needed: bytes that the block writes, where they are known; for the message of a full disk.
+
+    Raises:
+        NoRoomError: the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # it exists only if the block failed
+    with disk_errors(path, needed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # the reason why the block failed is the one to tell
+                temporary.unlink(missing_ok=True)  # it exists only if the block failed
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file as a whole (`replacing`)."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    content = text.encode("utf-8")
+    with replacing(path, len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -84,23 +95,48 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn the errors of a full disk into one that says so and what to do.
+def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn the errors of a full disk, as every library words them, into one that says so and what to do.
 
     Args:
-        folder: where the block writes.
+        path: the file or folder that the block writes.
+        needed: bytes that the block writes, where they are known.
 
     Raises:
-        TmkdError: there is no room on the disk.
+        NoRoomError: there is no room on the disk, the user's quota is used up, or the file would be larger than the
+            process may make one.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except TmkdError:
+        raise
+    except Exception as error:  # safetensors, Arrow and the exporter of ONNX have classes of their own
+        reason = _full(error)
+        if reason is None:
             raise
-        there = next(parent for parent in (folder, *folder.resolve().parents) if parent.is_dir())
-        free = shutil.disk_usage(there).free / 2**20
-        raise TmkdError(
-            f"no room on disk at {folder} ({free:,.0f} MiB free). Finished work is kept: "
-            "free some space (`tmkd clean` lists steps no run needs) and run the same command again"
-        ) from error
+        parents = (path, *path.resolve().parents)
+        free = shutil.disk_usage(next(parent for parent in parents if parent.is_dir())).free
+        raise NoRoomError(path, reason, needed=needed, free=free) from error
+
+
+_FULL = {
+    errno.ENOSPC: "no room on disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file may not be so large here (`ulimit -f`)",
+}
+_CODES = re.compile(r"(?:os error |errno )(\d+)\b", re.IGNORECASE)
+
+
+def _full(error: BaseException) -> str | None:
+    """Why there is no room, from an error or its causes; None for an error of another kind."""
+    seen: BaseException | None = error
+    while seen is not None:
+        codes = [seen.errno] if isinstance(seen, OSError) else []
+        codes += [int(code) for code in _CODES.findall(str(seen))]
+        if os.strerror(errno.ENOSPC) in str(seen):
+            codes.append(errno.ENOSPC)
+        for code in codes:
+            if code in _FULL:
+                return _FULL[code]
+        seen = seen.__cause__ or seen.__context__
+    return None

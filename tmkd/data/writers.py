@@ -83,7 +83,7 @@ class Extended:
         if str(self.path).endswith(".gz"):
             content = gzip.compress(content, mtime=0)
         try:
-            with replacing(Path(self.path)) as temporary:
+            with replacing(Path(self.path), len(content)) as temporary:
                 temporary.write_bytes(content)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written: {error.strerror or error}") from error

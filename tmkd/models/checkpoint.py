@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tmkd.core.errors import EncoderError
-from tmkd.core.files import write_json
+from tmkd.core.files import disk_errors, write_json
 from tmkd.models.card import ModelCard, Origin, has_card, read_card
 from tmkd.models.encoders.families import family_of, last_linear
-from tmkd.models.encoders.find import HEADS_FILE
+from tmkd.models.encoders.find import HEADS_FILE, WEIGHTS_FILE
 from tmkd.models.encoders.forward import PairEncoder, encoder_of
 from tmkd.models.encoders.lstm import LstmEncoder, is_lstm, load_lstm, save_lstm
 from tmkd.models.layers import choose_layers, cut_config, keep_layers, replace_layers
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer, of_transformers
-from tmkd.models.weights import fill, read_tensors, read_weights, require_finite, shape_of
+from tmkd.models.weights import fill, read_tensors, read_weights, require_finite, shape_of, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -200,8 +199,16 @@ def save_student(student: Student, folder: Path, tokenizer_folder: Path, max_len
         folder: made where it does not exist.
         tokenizer_folder: a model folder whose tokenizer is copied.
         max_length: most tokens of a pair; written into the tokenizer's files.
-        origin: what made the model, for the model card file.
+        origin: what made the model, for the model card file, which is written last: a folder without it is not whole.
+
+    Raises:
+        NoRoomError: the disk is full.
     """
+    with disk_errors(folder):
+        _write_student(student, folder, tokenizer_folder, max_length, origin)
+
+
+def _write_student(student: Student, folder: Path, tokenizer_folder: Path, max_length: int, origin: Origin) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     encoder = student.encoder
     if isinstance(encoder, LstmEncoder):
@@ -216,7 +223,7 @@ def save_student(student: Student, folder: Path, tokenizer_folder: Path, max_len
             "soft.weight": student.soft_weight,
             "soft.bias": student.soft_bias,
         }
-        save_file({name: value.detach().cpu().contiguous() for name, value in heads.items()}, folder / HEADS_FILE)
+        write_tensors(heads, folder / HEADS_FILE)
     ModelCard(
         max_length=max_length,
         classes=student.classes,
@@ -234,8 +241,7 @@ def _save_checkpoint(encoder: PairEncoder, weight: Tensor, bias: Tensor, folder:
         head.bias.copy_(bias)
     encoder.model.config.architectures = [type(encoder.model).__name__]
     encoder.model.config.save_pretrained(folder)
-    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(encoder.model.state_dict(), folder / WEIGHTS_FILE, {"format": "pt"})
 
 
 def save_tokenizer(source: Path, folder: Path, max_length: int) -> None:

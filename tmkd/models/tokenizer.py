@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tmkd.core.errors import DataError, EncoderError
+from tmkd.core.files import write_text
 from tmkd.models.card import has_card
 
 _CHUNK = 1024  # pairs given to the tokenizer at once: enough for all its threads, and little memory
@@ -202,7 +203,7 @@ class PairTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, with truncation and without padding, into an existing folder."""
-        (Path(folder) / "tokenizer.json").write_text(self._tokenizer.to_str(pretty=False), encoding="utf-8")
+        write_text(Path(folder) / "tokenizer.json", self._tokenizer.to_str(pretty=False))
 
     def fingerprint(self) -> str:
         """Return 32 hex characters that depend on everything that decides the ids: vocabulary, rules, truncation."""

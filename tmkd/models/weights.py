@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tmkd.core.errors import EncoderError
+from tmkd.core.files import replacing
 from tmkd.models.encoders.families import Family
 from tmkd.models.encoders.find import weight_files
 
@@ -56,6 +58,22 @@ def read_tensors(path: Path, names: frozenset[str] | None = None) -> dict[str, T
     """
     with _damage_named(path), safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in (file.keys() if names is None else sorted(names))}
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Args:
+        tensors: by name; on any device.
+        path: the file.
+        metadata: of the file.
+
+    Raises:
+        NoRoomError: the disk is full.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path, sum(tensor.nbytes for tensor in plain.values())) as temporary:
+        save_file(plain, temporary, metadata=metadata)
 
 
 def shape_of(folder: Path, name: str) -> list[int]:

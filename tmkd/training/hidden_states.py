@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tmkd.core.files import disk_errors
 from tmkd.core.hardware import device, use_bf16
 from tmkd.models.checkpoint import depth, load_encoder
 from tmkd.models.encoders.forward import Batch
@@ -100,7 +101,7 @@ class StoredStates:
 
 def _reserved(path: Path, size: int) -> Path:
     """Make a file of `size` bytes, zeros at first, for which the disk has room: no write through memory can fail."""
-    with path.open("ab") as file:
+    with disk_errors(path, size), path.open("ab") as file:
         os.posix_fallocate(file.fileno(), 0, size)
     return path
 

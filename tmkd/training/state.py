@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from tmkd.core.files import replacing
+from tmkd.models.weights import write_tensors
 
 SAVE_SECONDS = 30.0
 POINTS = 100  # of a learning curve, about
@@ -70,6 +70,9 @@ class TrainingState:
         Args:
             done: How many steps are done.
             curve: The learning curve so far.
+
+        Raises:
+            NoRoomError: The disk is full; the state saved before stays.
         """
         position = json.dumps({"done": done, "curve": curve}).encode()
         tensors = {"position": torch.from_numpy(np.frombuffer(position, dtype=np.uint8).copy())}
@@ -80,8 +83,7 @@ class TrainingState:
                 tensors[f"step.{name}"] = moments["step"].reshape(1).cpu()
                 tensors[f"first.{name}"] = moments["exp_avg"].cpu()
                 tensors[f"second.{name}"] = moments["exp_avg_sq"].cpu()
-        with replacing(self.folder / "state.safetensors") as temporary:
-            save_file(tensors, temporary)
+        write_tensors(tensors, self.folder / "state.safetensors")
 
 
 class LearningCurve:

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import write_json
+from tmkd.models.encoders.find import WEIGHTS_FILE
 from tmkd.models.encoders.forward import Batch, require_readable
+from tmkd.models.weights import read_tensors, require_finite, write_tensors
 
 MODEL_TYPE = "bilstm"
 LAYERS = 1
@@ -164,7 +165,7 @@ def save_lstm(encoder: LstmEncoder, weight: Tensor, bias: Tensor, folder: Path) 
         folder: an existing folder.
     """
     tensors = {**encoder.state_dict(), "classifier.weight": weight, "classifier.bias": bias}
-    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
+    write_tensors(tensors, folder / WEIGHTS_FILE)
     shape = {"model_type": MODEL_TYPE, "num_hidden_layers": LAYERS, "num_labels": len(bias), **asdict(encoder.shape)}
     write_json(folder / "config.json", shape)
 
@@ -187,9 +188,12 @@ def load_lstm(folder: Path, *, dropout: float, freeze_embeddings: bool) -> tuple
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         shape = LstmShape(**{name: int(config[name]) for name in LstmShape.__dataclass_fields__})
         encoder = LstmEncoder(shape, dropout=dropout, freeze_embeddings=freeze_embeddings)
-        tensors = load_file(folder / "model.safetensors")
+        tensors = read_tensors(folder / WEIGHTS_FILE)
+        require_finite(tensors, folder)
         weight, bias = tensors.pop("classifier.weight"), tensors.pop("classifier.bias")
         encoder.load_state_dict(tensors)
+    except EncoderError:
+        raise
     except Exception as error:  # safetensors raises a class of its own for a damaged file
         raise EncoderError(f"{folder} does not hold a complete bilstm model ({error}); train it again") from error
     return encoder, weight, bias

@@ -99,7 +99,7 @@ class LabelStore:
         self._atomic(MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())
 
     def _atomic(self, name: str, content: bytes) -> None:
-        with replacing(self.folder / name) as temporary, temporary.open("wb") as file:
+        with replacing(self.folder / name, len(content)) as temporary, temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

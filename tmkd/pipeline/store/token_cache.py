@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from tmkd.core.console import progress
-from tmkd.core.files import digest_of, disk_errors, replacing
+from tmkd.core.files import digest_of, replacing
 from tmkd.data.pairs import Pairs
 from tmkd.models.tokenizer import Encoded, PairTokenizer
 from tmkd.pipeline.store.workspace import Workspace
@@ -29,15 +29,14 @@ def tokens_of(workspace: Workspace, tokenizer: PairTokenizer, pairs: Pairs) -> E
         pairs: their digest is the other part of the key.
 
     Raises:
-        TmkdError: the disk is full.
+        NoRoomError: the disk is full.
     """
     name = digest_of({"tokenizer": tokenizer.fingerprint(), "pairs": pairs.digest()})
     path = workspace.tokens / f"{name}.safetensors"
     found = _read(path) if path.is_file() else None
     if found is None:
         found = _encode(tokenizer, pairs)
-        with disk_errors(workspace.root):
-            _write(path, found)
+        _write(path, found)
     return found
 
 
@@ -58,7 +57,7 @@ def _write(path: Path, encoded: Encoded) -> None:
         "type_ids": np.concatenate(encoded.type_ids or empty).astype(np.uint8),
         "lengths": encoded.lengths,
     }
-    with replacing(path) as temporary:
+    with replacing(path, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
         save_file(tensors, temporary)
 
 

@@ -1,0 +1,187 @@
+"""A disk that is really full, and small ones that fill up: everything that writes says so and leaves nothing half done.
+
+The disks are file systems in memory, which only root can mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Tmkd
+from encoder_fixtures import tiny
+from export_fixtures import dev_pairs, mpnet_student
+from qa_fixtures import document
+
+from tmkd.core.errors import DataError, NoRoomError, TmkdError
+from tmkd.core.files import disk_errors, write_json, write_text
+from tmkd.data.documents.index import DocumentIndex, update_index
+from tmkd.data.pairs import Pairs
+from tmkd.export.export import export_student
+from tmkd.models.checkpoint import load_encoder, save_student
+from tmkd.models.student import Student
+from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.store.label_store import LabelStore
+from tmkd.pipeline.store.token_cache import tokens_of
+from tmkd.pipeline.store.workspace import Workspace
+from tmkd.training.hidden_states import StoredStates
+from tmkd.training.state import TrainingState
+
+SmallDisk = Callable[[int], Path]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """Mounts a disk of so many KiB."""
+    place = tmp_path / "disk"
+
+    def mount(kibibytes: int) -> Path:
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(place)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("no disk of a limited size can be mounted here")
+        return place
+
+    yield mount
+    subprocess.run(["umount", str(place)], capture_output=True, check=False)
+
+
+def fill_up(disk: Path, but: int = 0) -> None:
+    """Write until only so many bytes are free."""
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "filler").write_bytes(bytes(max(0, free - but)))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_file_stays_as_it_was_and_the_error_says_how_much_room_is_needed(small_disk: SmallDisk) -> None:
+    disk = small_disk(1024)
+    write_json(disk / "results.json", {"mrr": 0.5})
+    fill_up(disk, but=65536)
+    with pytest.raises(
+        NoRoomError, match=r"no room on disk at .*results\.json \(1\.9 MiB needed, 0\.1 MiB free"
+    ) as got:
+        write_text(disk / "results.json", "x" * 2_000_000)
+    assert (got.value.path, got.value.needed) == (disk / "results.json", 2_000_000)
+    assert 0 < got.value.free <= 65536
+    assert (disk / "results.json").read_text() == '{\n  "mrr": 0.5\n}\n'
+    assert files(disk) == ["filler", "results.json"]
+
+
+def test_pairs_and_labels_are_whole_or_not_there(small_disk: SmallDisk) -> None:
+    disk = small_disk(512)
+    words = [" ".join(map(str, row)) for row in np.random.default_rng(0).integers(0, 10**9, (4000, 20))]
+    pairs = Pairs.build(words, words)
+    header = {
+        "teacher": "a",
+        "tokenizer": "b",
+        "max_length": 8,
+        "dtype": "float32",
+        "classes": 2,
+        "class_order": [0, 1],
+    }
+    store = LabelStore.open(disk / "labels", header=header)
+    store.append(["one"], np.zeros((1, 2), dtype=np.float32))
+    there = files(disk)
+    with pytest.raises(NoRoomError, match=r"pool\.parquet"):
+        pairs.save(disk / "pool.parquet")
+    many = np.random.default_rng(1).normal(size=(90_000, 2)).astype(np.float32)
+    with pytest.raises(NoRoomError, match=r"part-00001\.parquet.*MiB needed"):
+        store.append([f"pair {number}" for number in range(len(many))], many)
+    assert files(disk) == there
+    assert LabelStore.open(disk / "labels", header=header).done_ids() == {"one"}
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_no_weights(small_disk: SmallDisk, tmp_path: Path) -> None:
+    source = tiny("bert", tmp_path / "tiny")
+    student = Student(load_encoder(source, 2), 2)
+    disk = small_disk(1024)
+    with pytest.raises(NoRoomError, match=r"model\.safetensors \(5\.9 MiB needed, 1\.0 MiB free"):
+        save_student(student, disk / "student", source, 32, {})
+    assert files(disk) == ["student/config.json"]
+    fill_up(disk)
+    with pytest.raises(NoRoomError, match=r"no room on disk at .*student"):
+        save_student(student, disk / "student", source, 32, {})
+
+
+def test_the_state_of_a_training_stays_the_one_before(small_disk: SmallDisk) -> None:
+    disk = small_disk(1024)
+    parameter = torch.nn.Parameter(torch.ones(50_000))
+    optimiser = torch.optim.AdamW([parameter])
+    TrainingState({"w": parameter}, optimiser, disk).save(7, [])
+    fill_up(disk, but=100_000)
+    with pytest.raises(NoRoomError, match=r"state\.safetensors \(0\.2 MiB needed"):
+        TrainingState({"w": parameter}, optimiser, disk).save(8, [])
+    assert TrainingState({"w": parameter}, optimiser, disk).load() == (7, [])
+    with pytest.raises(NoRoomError, match=r"states\.f16 \(7\.6 MiB needed"):
+        StoredStates(disk, np.full(1000, 100), 40)
+
+
+def test_token_ids_that_do_not_fit_are_not_kept(small_disk: SmallDisk, tmp_path: Path) -> None:
+    disk = small_disk(128)
+    pairs = Pairs.build(["word " * 40] * 3000, [f"{number} " * 40 for number in range(3000)])
+    with pytest.raises(NoRoomError, match=r"\.safetensors \(\d\.\d MiB needed"):
+        tokens_of(Workspace(disk), PairTokenizer(tiny("bert", tmp_path / "tiny"), 128), pairs)
+    assert not [name for name in files(disk) if "safetensors" in name]
+
+
+def test_an_export_that_does_not_fit_leaves_the_earlier_one(small_disk: SmallDisk, tmp_path: Path) -> None:
+    student = mpnet_student(tmp_path / "mpnet")
+    disk = small_disk(1024)
+    export_student(student, dev_pairs(20), disk / "export", backends=["onnx-fp32"])
+    before = files(disk)
+    for but in (0, 40_000, 150_000):
+        fill_up(disk, but)
+        with pytest.raises(NoRoomError, match="no room on disk at"):
+            export_student(student, dev_pairs(20), disk / "export", backends=["onnx-fp32"])
+        (disk / "filler").unlink()
+        assert files(disk) == before
+
+
+def test_an_index_that_does_not_fit_is_as_it_was(small_disk: SmallDisk) -> None:
+    disk = small_disk(512)
+    update_index(disk / "index", lambda: [document("a", "old words")])
+    words = np.random.default_rng(0).integers(0, 10**9, (3000, 40))
+    with pytest.raises((DataError, NoRoomError), match=r"MiB free"):
+        update_index(
+            disk / "index", lambda: [document(f"b{n}", " ".join(map(str, row))) for n, row in enumerate(words)]
+        )
+    assert [one.document for one in DocumentIndex.open(disk / "index").search("words", 3)] == ["a"]
+
+
+def test_a_run_on_a_full_disk_ends_in_one_sentence(small_disk: SmallDisk, tmkd: Tmkd, tiny_recipe: Path) -> None:
+    disk = small_disk(2048)
+    done = tmkd("teach", tiny_recipe, "--workspace", disk / "workspace", check=False)
+    assert done.returncode == 1
+    assert "no room on disk at" in done.stderr
+    assert "MiB needed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [name for name in files(disk) if name.endswith(".tmp") or name.endswith("model.safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk quota is used up"),
+        (OSError(errno.EFBIG, "File too large"), "a file may not be so large here"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "no room on disk"),
+    ],
+)
+def test_every_wording_of_a_full_disk_is_known(error: Exception, said: str, tmp_path: Path) -> None:
+    with pytest.raises(NoRoomError, match=said), disk_errors(tmp_path / "new" / "file"):
+        raise error
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    for error in (PermissionError(errno.EACCES, "no"), ValueError("os error 2"), TmkdError("refused")):
+        with pytest.raises(type(error)) as got, disk_errors(tmp_path):
+            raise error
+        assert got.value is error
