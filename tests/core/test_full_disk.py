@@ -49,7 +49,7 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
         return place
 
     yield mount
-    subprocess.run(["umount", str(place)], capture_output=True, check=False)
+    subprocess.run(["umount", "-l", str(place)], capture_output=True, check=False)
 
 
 def fill_up(disk: Path, but: int = 0) -> None:

@@ -23,10 +23,11 @@ from tmkd.models.encoders.families import family_of, last_linear
 from tmkd.models.encoders.find import HEADS_FILE, WEIGHTS_FILE
 from tmkd.models.encoders.forward import PairEncoder, encoder_of
 from tmkd.models.encoders.lstm import LstmEncoder, is_lstm, load_lstm, save_lstm
+from tmkd.models.encoders.tensors import read_tensors, require_finite, write_tensors
 from tmkd.models.layers import choose_layers, cut_config, keep_layers, replace_layers
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer, of_transformers
-from tmkd.models.weights import fill, read_tensors, read_weights, require_finite, shape_of, write_tensors
+from tmkd.models.weights import fill, read_weights, shape_of
 
 logger = logging.getLogger(__name__)
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tmkd.core.errors import EncoderError
-from tmkd.core.files import replacing
 from tmkd.models.encoders.families import Family
 from tmkd.models.encoders.find import weight_files
+from tmkd.models.encoders.tensors import damage_named, read_tensors, require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -43,39 +41,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def read_tensors(path: Path, names: frozenset[str] | None = None) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Args:
-        path: the file.
-        names: the tensors to read; all unless given.
-
-    Returns:
-        The tensors by name.
-
-    Raises:
-        EncoderError: the file is damaged or lacks a tensor.
-    """
-    with _damage_named(path), safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in (file.keys() if names is None else sorted(names))}
-
-
-def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all.
-
-    Args:
-        tensors: by name; on any device.
-        path: the file.
-        metadata: of the file.
-
-    Raises:
-        NoRoomError: the disk is full.
-    """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path, sum(tensor.nbytes for tensor in plain.values())) as temporary:
-        save_file(plain, temporary, metadata=metadata)
-
-
 def shape_of(folder: Path, name: str) -> list[int]:
     """Return the shape of one weight of a checkpoint, without reading it; an empty list where there is no such weight.
 
@@ -90,7 +55,7 @@ def shape_of(folder: Path, name: str) -> list[int]:
         EncoderError: a file is missing or damaged.
     """
     for path in weight_files(folder):
-        with _damage_named(path), safe_open(path, framework="pt") as file:
+        with damage_named(path), safe_open(path, framework="pt") as file:
             if name in file.keys():  # noqa: SIM118
                 return list(file.get_slice(name).get_shape())
     return []
@@ -98,37 +63,6 @@ def shape_of(folder: Path, name: str) -> list[int]:
 
 def _modern(name: str) -> str:
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda match: f"LayerNorm.{_OLD_NORM[match[1]]}", name)
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # safetensors raises its own class for a damaged file
-        raise EncoderError(
-            f"{path} cannot be read ({error}); the file is damaged, fetch it again", source=path.parent
-        ) from error
-
-
-def require_finite(weights: Mapping[str, Tensor], where: Path) -> None:
-    """Check that no weight is NaN or infinite.
-
-    Args:
-        weights: by name.
-        where: the model's folder or file, for messages.
-
-    Raises:
-        EncoderError: a weight is not finite.
-    """
-    bad = [name for name, value in weights.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if bad:
-        count = int((~weights[bad[0]].isfinite()).sum())
-        raise EncoderError(
-            f"{where}: {len(bad)} weights are not finite, first {bad[0]} ({count:,} of its "
-            f"{weights[bad[0]].numel():,} numbers are NaN or infinite). No text has a score with them: fetch the model "
-            "again, or train it anew with a lower learning rate",
-            source=where,
-        )
 
 
 def fill(model: Any, weights: dict[str, Tensor], folder: Path, family: Family, *, new_head: bool) -> None:

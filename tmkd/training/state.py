@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from tmkd.models.weights import write_tensors
+from tmkd.models.encoders.tensors import write_tensors
 
 SAVE_SECONDS = 30.0
 POINTS = 100  # of a learning curve, about

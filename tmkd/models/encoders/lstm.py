@@ -25,7 +25,7 @@ from tmkd.core.errors import EncoderError
 from tmkd.core.files import write_json
 from tmkd.models.encoders.find import WEIGHTS_FILE
 from tmkd.models.encoders.forward import Batch, require_readable
-from tmkd.models.weights import read_tensors, require_finite, write_tensors
+from tmkd.models.encoders.tensors import read_tensors, require_finite, write_tensors
 
 MODEL_TYPE = "bilstm"
 LAYERS = 1
