@@ -13,6 +13,7 @@ import pytest
 
 from tmkd.config.sections import DebianDocsSizes
 from tmkd.core.errors import DataError
+from tmkd.core.files import cache_folder
 from tmkd.data.builtin.candidates import Candidates
 from tmkd.data.builtin.corpus import Question, _answers, _worthwhile, is_question, read_corpus
 from tmkd.data.builtin.debian_docs import DebianDocs, build
@@ -32,11 +33,12 @@ SMALL = {"packages": PACKAGES, "headings": 60, "pool_per_question": 8, "pool_per
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of its own, with the user's packages in it so that they are fetched only once."""
-    fetched = fetch(PACKAGES)
+    """A cache of its own, with the user's packages and encoders in it so that they are fetched only once."""
+    fetched, encoders = fetch(PACKAGES), cache_folder("encoders")
     folder = tmp_path_factory.mktemp("cache")
     (folder / "debian-docs").mkdir()
     (folder / "debian-docs" / "packages").symlink_to(fetched[0].root.parent)
+    (folder / "encoders").symlink_to(encoders)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMKD_CACHE", str(folder))
         yield folder
@@ -192,7 +194,8 @@ def test_no_row_has_a_negative_that_both_put_above_the_answer(
     assert f"{unjudged} negatives that BM25 puts above the answer stay" in caplog.text
 
 
-def test_judgements_are_those_of_the_bi_encoder() -> None:
+@pytest.mark.slow
+def test_judgements_are_those_of_the_bi_encoder(cache: Path) -> None:
     from tmkd.core.errors import EncoderError
     from tmkd.models.encoders.find import find_encoder
 
