@@ -136,8 +136,8 @@ def test_what_is_mostly_a_mistake_is_said(tmkd: Tmkd, recipe_file: Path, tmp_pat
     write_jsonl(tmp_path / "dev.jsonl", [{**row, "question": f"Q {row['question']}"} for row in test])
     write_jsonl(tmp_path / "test.jsonl", [{**row, "passage": f"{row['passage']} Or so."} for row in test])
     logged = tmkd("distill", recipe_file, "data.dev=dev.jsonl", "methods=[finetune]", "take=finetune").stderr
-    assert "warning: 8 test questions are training questions too, first 'How do I copy a file?'" in logged
-    assert "warning: 1 training pairs have several labels" in logged
+    assert "test.jsonl): 8 questions are training questions too, first 'How do I copy a file?'" in logged
+    assert "train.jsonl): 1 training pairs have several labels" in logged
     assert "data: 1 training pairs have no label" in logged
     write_jsonl(tmp_path / "train.jsonl", [row for row in rows if row["label"] == 0])
     refused = tmkd("teach", recipe_file, "data.dev=dev.jsonl", check=False)

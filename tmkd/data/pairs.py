@@ -189,9 +189,14 @@ class Pairs:
         return bool((self.labels >= 0).any())
 
     @property
+    def has_qids(self) -> bool:
+        """Whether there is a column of qids."""
+        return "qid" in self.table.column_names
+
+    @property
     def qids(self) -> list[str]:
         """The names that group pairs by question: the column, or the questions if there is no such column."""
-        return self._strings("qid") if "qid" in self.table.column_names else self.questions
+        return self._strings("qid") if self.has_qids else self.questions
 
     @property
     def pids(self) -> list[str]:

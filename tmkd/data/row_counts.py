@@ -52,7 +52,9 @@ class RowCounts:
         logger.log(level, f"{self.where}: {count:,} of {self.read:,} rows are left out: {reason}{shown}")
 
     def warn(self, sentence: str) -> None:
-        """Keep a sentence for the report, and log it as a warning."""
+        """Keep a sentence for the report, and log it as a warning; once, however often it is said."""
+        if sentence in self.warnings:
+            return
         self.warnings.append(sentence)
         logger.warning(f"{self.where}: {sentence}")
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from tmkd.core.errors import DataError
 from tmkd.core.files import Quoting
+from tmkd.data.documents.text import same_text
 from tmkd.data.pairs import Pairs, pair_id
 from tmkd.data.readers import Rows, column_names, line_number, place_of, read_rows
 from tmkd.data.row_counts import RowCounts
@@ -103,10 +104,8 @@ def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Ex
                 column=columns.label,
             )
     qids = pids = None
-    # A row without an id stands for itself: one shared "None" would make one question of all such rows.
     if columns.qid in present:
-        found = checked_column(rows, columns.qid, identifier, source)
-        qids = [question if qid is None else qid for qid, question in zip(found, questions, strict=True)]
+        qids = _qids(checked_column(rows, columns.qid, identifier, source), questions, counts)
     if columns.pid in present:
         texts = zip(checked_column(rows, columns.pid, identifier, source), questions, passages, strict=True)
         pids = [pair_id(question, passage) if pid is None else pid for pid, question, passage in texts]
@@ -157,6 +156,30 @@ def _require_columns(needed: Sequence[str], present: Sequence[str], source: Path
                 path=source if isinstance(source, Path) else None,
                 column=name,
             )
+
+
+def _qids(found: Sequence[str | None], questions: Sequence[str], counts: RowCounts) -> list[str] | None:
+    """A qid for every row, or None where no row has one.
+
+    A row without one belongs to its question: it has the qid of the question's other rows, or else the question's text.
+    """
+    absent = [row for row, qid in enumerate(found) if qid is None]
+    if len(absent) == len(found):
+        return None
+    of_question: dict[str, set[str]] = {}
+    for qid, question in zip(found, questions, strict=True):
+        if qid is not None:
+            of_question.setdefault(same_text(question), set()).add(qid)
+    qids = [qid or "" for qid in found]
+    for row in absent:
+        known = of_question.get(same_text(questions[row]), set())
+        qids[row] = min(known) if len(known) == 1 else questions[row]
+    if absent:
+        counts.warn(
+            f"{len(absent):,} of {len(found):,} rows have no qid, the first with the question "
+            f"{questions[absent[0]][:60]!r}; each is put with the rows that ask the same question"
+        )
+    return qids
 
 
 def _labels(

@@ -16,6 +16,7 @@ from tmkd.core.files import Quoting
 from tmkd.data.documents.text import question_key
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.readers import read_rows
+from tmkd.data.row_checks import check_groups, check_labels, check_scores, counted_once
 from tmkd.data.row_counts import RowCounts
 from tmkd.data.rows import Columns, Expected, read_pairs, rows_to_pairs
 from tmkd.data.split import split
@@ -59,7 +60,7 @@ def load_task(data: Data, classes: int) -> TaskData:
             that are in two parts.
         FetchError: the built-in data set cannot be fetched.
     """
-    task = _builtin(data) if data.builtin else _own(data, classes)
+    task = _checked(_builtin(data) if data.builtin else _own(data, classes), data, classes)
     parts = {"training": task.train, "development": task.dev, "test": task.test}
     for name, part in parts.items():
         if not part.has_labels:
@@ -67,8 +68,8 @@ def load_task(data: Data, classes: int) -> TaskData:
             raise DataError(f"the data gives {len(part):,} {name} pairs: {problem}")
     if task.test is task.dev:  # a warning has said so
         del parts["test"]
-    _require_classes(task.train, classes)
-    _warn_of_likely_mistakes(**parts)
+    _require_classes(task.train, classes, task.counts["train"])
+    _warn_of_likely_mistakes(task, {"dev": task.dev} | ({} if task.test is task.dev else {"test": task.test}))
     _require_apart(parts)
     return task
 
@@ -87,26 +88,42 @@ def _require_apart(parts: Mapping[str, Pairs]) -> None:
             )
 
 
-def _require_classes(train: Pairs, classes: int) -> None:
+def _checked(task: TaskData, data: Data, classes: int) -> TaskData:
+    """The task with every pair of the development and test set once; what else is doubtful gets a word."""
+    dev = counted_once(task.dev, task.counts["dev"])
+    test = dev if task.test is task.dev else counted_once(task.test, task.counts["test"])
+    task = replace(task, dev=dev, test=test)
+    parts = {"train": task.train, "dev": dev} | ({} if test is dev else {"test": test})
+    for name, part in parts.items():
+        check_groups(part, task.counts[name])
+        check_labels(name, part, task.counts[name], classes)
+        check_scores(part, data.scores, task.counts[name])
+    return task
+
+
+def _require_classes(train: Pairs, classes: int, counts: RowCounts) -> None:
     there = sorted(set(train.labels[train.labels >= 0].tolist()))
     if len(there) < 2:
         raise DataError(f"every training pair is of class {there[0]}; a model needs two or more classes to learn")
     if len(there) < classes:
-        logger.warning(f"no training pair is of class {min(set(range(classes)) - set(there))}")
+        counts.warn(f"no training pair is of class {min(set(range(classes)) - set(there))}")
 
 
-def _warn_of_likely_mistakes(training: Pairs, **others: Pairs) -> None:
-    """Log what is allowed, and is a mistake in most cases."""
-    known = set(map(question_key, training.questions))
+def _warn_of_likely_mistakes(task: TaskData, others: Mapping[str, Pairs]) -> None:
+    """Say what is allowed, and is a mistake in most cases."""
+    known = set(map(question_key, task.train.questions))
     for name, part in others.items():
         if shared := {question for question in set(part.questions) if question_key(question) in known}:
-            logger.warning(f"{len(shared):,} {name} questions are training questions too, first {min(shared)!r}")
+            task.counts[name].warn(f"{len(shared):,} questions are training questions too, first {min(shared)!r}")
     labels: defaultdict[str, set[int]] = defaultdict(set)
-    for name, label in zip(training.pair_ids, training.labels.tolist(), strict=True):
+    for name, label in zip(task.train.pair_ids, task.train.labels.tolist(), strict=True):
         labels[name].add(label)
-    if conflicting := sum(len(found - {-1}) > 1 for found in labels.values()):
-        logger.warning(f"{conflicting:,} training pairs have several labels")
-    if without := int((training.labels < 0).sum()):
+    conflicting = {name for name, found in labels.items() if len(found - {-1}) > 1}
+    if conflicting:
+        row = next(row for row, name in enumerate(task.train.pair_ids) if name in conflicting)
+        example = f"{task.train.questions[row][:60]!r}, {task.train.passages[row][:60]!r}"
+        task.counts["train"].warn(f"{len(conflicting):,} training pairs have several labels, for example {example}")
+    if without := int((task.train.labels < 0).sum()):
         logger.info(f"data: {without:,} training pairs have no label; students learn only soft labels from them")
 
 

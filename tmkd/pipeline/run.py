@@ -18,6 +18,7 @@ from tmkd.core.errors import ExportError
 from tmkd.core.files import Quoting, copy_folder, disk_errors, write_json
 from tmkd.core.hardware import describe, prepare
 from tmkd.data.pairs import Pairs
+from tmkd.data.row_checks import check_groups, check_labels, counted_once
 from tmkd.data.row_counts import RowCounts
 from tmkd.data.tasks import read_measured
 from tmkd.evaluation.results import Results
@@ -27,6 +28,7 @@ from tmkd.pipeline.provenance import provenance
 from tmkd.pipeline.report import report
 from tmkd.pipeline.results import DistillResult, ExportResult, LabelResult, PretrainResult, RunResult, TeachResult
 from tmkd.pipeline.run_data import RunCache, RunData
+from tmkd.pipeline.seen import save_seen, warn_of_seen
 from tmkd.pipeline.steps.evaluate import evaluate
 from tmkd.pipeline.steps.export import copy_export, export_step
 from tmkd.pipeline.steps.finished_run import FinishedRun
@@ -216,6 +218,10 @@ class Run:
         counts = RowCounts("the pairs", len(pairs)) if isinstance(pairs, Pairs) else RowCounts(str(pairs))
         if not isinstance(pairs, Pairs):
             pairs = read_measured(self.recipe.data, self.recipe.classes, Path(pairs), columns or {}, counts, quoting)
+        pairs = counted_once(pairs, counts)
+        check_groups(pairs, counts)
+        check_labels("test", pairs, counts, self.recipe.classes)
+        warn_of_seen(self.folder, pairs, counts)
         with self.workspace.locked():
             results = evaluate(finished, pairs, timed=speed, task=task)
         results.data = {"test": counts.to_json()}
@@ -245,6 +251,7 @@ class Run:
     def _distill(self, jobs: int = 1) -> DistillResult:
         with workers([self.recipe], self.workspace, jobs):
             trained = self.students.train_all()
+        save_seen(self.folder, self.data.train, self.data.dev)
         self._write_manifest()
         self._take_away()
         folders = {one.method.name: tuple(step.folder for step in one.steps) for one in trained}

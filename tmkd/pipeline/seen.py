@@ -1,0 +1,65 @@
+"""What a run's models have seen: hashes of its training and development pairs, for figures on other files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.core.files import replacing
+from tmkd.data.documents.text import question_key
+from tmkd.data.pairs import Pairs, pair_id
+from tmkd.data.row_counts import RowCounts
+
+FILE = "seen.npz"  # in a run's folder
+
+
+def save_seen(folder: Path, train: Pairs, dev: Pairs) -> None:
+    """Write the hashes of a run's training pairs and questions and of its development pairs."""
+    with replacing(folder / FILE) as temporary, temporary.open("wb") as file:
+        np.savez(file, train=_pairs(train), questions=_questions(train), dev=_pairs(dev))
+
+
+def warn_of_seen(folder: Path, measured: Pairs, counts: RowCounts) -> None:
+    """Warn where pairs to measure on are pairs that the run's models were trained on, or chosen on.
+
+    Spelling does not count (`tmkd.data.documents.text.question_key`).
+
+    Args:
+        folder: the run's folder.
+        measured: the pairs.
+        counts: keeps the warnings.
+    """
+    if not (folder / FILE).is_file():
+        counts.warn("an earlier version made this run: whether its models have seen these pairs is not known")
+        return
+    with np.load(folder / FILE) as seen:
+        trained, asked, chosen = (
+            np.isin(keys, seen[name])
+            for keys, name in (
+                (_pairs(measured), "train"),
+                (_questions(measured), "questions"),
+                (_pairs(measured), "dev"),
+            )
+        )
+    for found, what in (
+        (trained, "are training pairs of this run: figures on them do not show how its models do on new pairs"),
+        (chosen & ~trained, "are development pairs of this run, on which its choices were made"),
+        (asked & ~trained, "ask questions that the run's training pairs ask, too"),
+    ):
+        if found.any():
+            example = measured.questions[int(found.argmax())]
+            counts.warn(f"{int(found.sum()):,} of {len(measured):,} rows {what}, for example {example[:60]!r}")
+
+
+def _pairs(pairs: Pairs) -> NDArray[np.uint64]:
+    return _hashes(pairs.pair_keys)
+
+
+def _questions(pairs: Pairs) -> NDArray[np.uint64]:
+    return _hashes([pair_id(question_key(question), "") for question in pairs.questions])
+
+
+def _hashes(names: list[str]) -> NDArray[np.uint64]:
+    return np.array([int(name[:16], 16) for name in names], dtype=np.uint64)
