@@ -219,6 +219,7 @@ CHANGES: dict[str, Change] = {
 }
 
 NOT_MATTERING: dict[str, tuple[Any, str]] = {
+    "data.shared_pairs": ("remove", "the parts share no pair here; where they do, the pairs that are left count"),
     "name": ("other", "names the folder under runs/"),
     "attention": ("sdpa", "the results are the same, to rounding"),
     "combination": ("probability", "steps keep the logits of every head; they are combined when they are read"),

@@ -282,6 +282,35 @@ def test_vowel_signs_make_another_word() -> None:
     assert jaccard(tokens("今天北京的天气怎么样"), tokens("上海有多少人口")) == 0
 
 
+@pytest.mark.parametrize(
+    ("question", "passage", "other"),
+    [
+        ("亚洲最长的河流是哪一条？", "长江是亚洲最长的河流。", "北京是中国的首都。"),
+        ("一番高い山はどれですか？", "富士山は日本で一番高い山です。", "東京は日本の首都だ。"),
+        ("ของหวานในฤดูร้อนคืออะไร", "ข้าวเหนียวมะม่วงเป็นของหวานในฤดูร้อน", "กรุงเทพเป็นเมืองหลวง"),
+        ("제주도에는 어떤 산이 있습니까?", "한라산은 제주도에 있는 산이다.", "서울은 수도이다."),
+        ("Какое озеро самое глубокое?", "Самое глубокое озеро - Байкал.", "Москва - столица."),
+    ],
+)
+def test_questions_of_every_script_find_their_passage(
+    mined: Callable[..., Pairs], tmp_path: Path, question: str, passage: str, other: str
+) -> None:
+    write_jsonl(tmp_path / "q.jsonl", [{"question": question}])
+    (tmp_path / "p.txt").write_text(f"{other}\n\n{passage}\n\nEnglish words.", encoding="utf-8")
+    pool = mined(sources=[{"questions": "q.jsonl", "passages": "p.txt"}], passages_per_question=1)
+    assert (pool.questions, pool.passages) == ([question], [passage])
+
+
+def test_texts_that_differ_in_a_sign_are_all_mined_and_equal_ones_once(
+    mined: Callable[..., Pairs], tmp_path: Path
+) -> None:
+    texts = ["It is -5 degrees in winter.", "It is +5 degrees in winter.", "It  is +5 degrees in\u00a0winter."]
+    write_jsonl(tmp_path / "q.jsonl", [{"question": "What about winter degrees?"}])
+    write_jsonl(tmp_path / "p.jsonl", [{"passage": text} for text in texts])
+    pool = mined(sources=[{"questions": "q.jsonl", "passages": "p.jsonl"}], passages_per_question=3)
+    assert sorted(pool.passages) == sorted(texts[:2])
+
+
 def test_the_choice_of_pairs_does_not_depend_on_their_order() -> None:
     pairs = Pairs.build([f"q{n}" for n in range(100)], ["p"] * 100)
     chosen = choose_pairs(pairs, 30, seed=0)

@@ -90,11 +90,11 @@ def test_test_rows_need_labels_and_are_no_development_rows(tmkd: Tmkd, recipe_fi
     rows = [{**row, "question": f"Q {row['question']}"} for row in pair_rows(1)]
     write_jsonl(tmp_path / "dev.jsonl", rows)
     both = tmkd("teach", recipe_file, "data.dev=dev.jsonl", "data.test=dev.jsonl", check=False)
-    assert "32 test pairs are also development pairs" in both.stderr
+    assert "32 dev pairs are test pairs too" in both.stderr
     spelled = [{**row, "question": f" {row['question']!s} ".upper(), "passage": f"{row['passage']}."} for row in rows]
     write_jsonl(tmp_path / "spelled.jsonl", spelled)
     both = tmkd("teach", recipe_file, "data.dev=dev.jsonl", "data.test=spelled.jsonl", check=False)
-    assert "32 test pairs are also development pairs" in both.stderr
+    assert "32 dev pairs are test pairs too" in both.stderr
     write_jsonl(tmp_path / "test.jsonl", [{**row, "label": None} for row in rows])
     assert "label" in tmkd("teach", recipe_file, check=False).stderr
     few = tmkd("teach", recipe_file, "data={train: train.jsonl, hold_out: {test: 0.0001}}", check=False)

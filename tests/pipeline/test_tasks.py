@@ -18,6 +18,7 @@ from tmkd.config.load import load_recipe, parse_recipe
 from tmkd.config.pool_sections import ReadyPairs, Texts
 from tmkd.config.sections import Data
 from tmkd.core.errors import RecipeError
+from tmkd.data.documents.text import question_key
 from tmkd.data.hub import read_hub
 from tmkd.data.pairs import Reference
 from tmkd.data.pool_sources import read_ready, read_texts
@@ -185,6 +186,32 @@ def test_shares_held_out(tmp_path: Path) -> None:
     before = held_out(tmp_path)
     assert before.test.digest() == before.dev.digest()
     assert held_out(tmp_path, hold_out={"dev": 0.2}).dev.digest() == before.dev.digest()
+
+
+def test_spellings_of_a_question_are_never_held_out_apart(tmp_path: Path) -> None:
+    rows = [{"question": f"How is {n} done", "passage": f"p {n}", "label": n % 2} for n in range(60)]
+    rows += [{**row, "question": f" how is\u00a0{n} done ?", "label": 1 - n % 2} for n, row in enumerate(rows)]
+    task = load_task(Data(train=str(write_jsonl(tmp_path / "t.jsonl", rows)), hold_out={"dev": 0.2, "test": 0.2}), 2)
+    parts = [set(map(question_key, part.questions)) for part in (task.train, task.dev, task.test)]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 60
+
+
+def test_pairs_of_two_parts_are_refused_or_removed_in_every_spelling(tmp_path: Path) -> None:
+    """Test pairs stay; dev and train lose them. What is removed is counted."""
+    test = [{"question": f"Is {n} odd?", "passage": f"{n} is.", "label": n % 2} for n in range(8)]
+    spelled = [{**row, "question": f" is\u00a0{n} ODD ?"} for n, row in enumerate(test)]
+    dev = [{"question": f"Is it {n}?", "passage": "It is.", "label": n % 2} for n in range(8)]
+    train = [{"question": f"Why {n}?", "passage": "So.", "label": n % 2} for n in range(8)]
+    signs = [{**test[5], "question": "Is -5 odd?"}, {**test[5], "question": "Is 5 odd", "passage": "5 is not."}]
+    files = {"train": [*train, *spelled[:3], dev[0], *signs], "dev": [*dev, spelled[7]], "test": test}
+    data = {name: str(write_jsonl(tmp_path / f"{name}.jsonl", rows)) for name, rows in files.items()}
+    refused(lambda: load_task(Data(**data), 2), "1 dev pairs are test pairs too", "ODD ?", "data.shared_pairs: remove")
+    task = load_task(Data(**data, shared_pairs="remove"), 2)
+    assert (len(task.train), len(task.dev), len(task.test)) == (10, 8, 8)
+    assert {"Is -5 odd?", "Is 5 odd"} <= set(task.train.questions)
+    assert task.counts["train"].left_out == {"they are dev or test pairs too": 4}
+    assert task.counts["dev"].left_out == {"they are test pairs too": 1}
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,11 @@ class Data(Part):
         "says so",
     )
     hold_out: HoldOut | None = Field(None, description="shares of the training questions to hold out")
+    shared_pairs: Literal["refuse", "remove"] = Field(
+        "refuse",
+        description="pairs of two parts that are the same, in whatever spelling: an error, or removed: test pairs from "
+        "dev and train, dev pairs from train; the report counts them",
+    )
     pool: str | None = Field(None, description="unlabelled pairs for stage 1; the training pairs unless given")
     train_share: float = Field(
         1.0,

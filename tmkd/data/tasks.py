@@ -6,7 +6,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,26 +65,41 @@ def load_task(data: Data, classes: int) -> TaskData:
         if not part.has_labels:
             problem = "none of them has a label" if len(part) else "some are needed; give more pairs, or hold out more"
             raise DataError(f"the data gives {len(part):,} {name} pairs: {problem}")
-    if task.test is task.dev:  # a warning has said so
-        del parts["test"]
+    task = _apart(task, data.shared_pairs)
     _require_classes(task.train, classes, task.counts["train"])
     _warn_of_likely_mistakes(task, {"dev": task.dev} | ({} if task.test is task.dev else {"test": task.test}))
-    _require_apart(parts)
     return task
 
 
-def _require_apart(parts: Mapping[str, Pairs]) -> None:
-    """Refuse pairs that are in two parts, in the same or another spelling."""
-    keys = {name: part.pair_keys for name, part in parts.items()}
-    for (name, known), (other, asked) in combinations(keys.items(), 2):
-        shared = set(known) & set(asked)
+def _apart(task: TaskData, shared_pairs: str) -> TaskData:
+    """Refuse pairs that are in two parts, in the same or another spelling, or remove them.
+
+    A test pair stays and is removed from the other parts; a development pair is removed from the training pairs.
+    """
+    parts = {"test": task.test, "dev": task.dev, "train": task.train}
+    if task.test is task.dev:
+        del parts["test"]
+    seen: dict[str, str] = {}
+    for name, part in list(parts.items()):
+        keys = part.pair_keys
+        shared = [row for row, key in enumerate(keys) if key in seen]
         if shared:
-            first = parts[other].take([next(row for row, key in enumerate(asked) if key in shared)])
-            raise DataError(
-                f"{len(shared):,} {other} pairs are also {name} pairs, the first with the question "
-                f"{first.questions[0]!r} and the passage {first.passages[0][:80]!r} (perhaps spelled another way); "
-                "figures on them mean nothing. Remove them from one of the two"
-            )
+            others = sorted({seen[keys[row]] for row in shared})
+            example = f"{part.questions[shared[0]]!r} with {part.passages[shared[0]][:80]!r}"
+            if shared_pairs == "refuse":
+                raise DataError(
+                    f"data: {len({keys[row] for row in shared}):,} {name} pairs are {' or '.join(others)} pairs too, "
+                    f"perhaps spelled another way, for example {example}; figures on them mean nothing. "
+                    f"`data.shared_pairs: remove` leaves them out of {name}"
+                )
+            parts[name] = part.take(sorted(set(range(len(part))) - set(shared)))
+            task.counts[name].leave_out(f"they are {' or '.join(others)} pairs too", len(shared), example)
+        seen |= {key: name for key in keys if key not in seen}
+    task = replace(task, train=parts["train"], dev=parts["dev"], test=parts.get("test", parts["dev"]))
+    for name, part in parts.items():
+        if not part.has_labels:
+            raise DataError(f"data: no {name} pair with a label is left after `shared_pairs: remove`; give others")
+    return task
 
 
 def _checked(task: TaskData, data: Data, classes: int) -> TaskData:
