@@ -84,7 +84,15 @@ class Command:
 
     def __init__(self, *flags: str, environment: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
-            [*PROGRAM, "--model", str(model()), "--port", "0", "--threads", "1", *flags],
+            [
+                *PROGRAM,
+                *(() if "--model" in flags else ("--model", str(model()))),
+                "--port",
+                "0",
+                "--threads",
+                "1",
+                *flags,
+            ],
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,

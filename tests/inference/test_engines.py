@@ -133,6 +133,37 @@ def test_the_first_calls_of_many_threads_do_not_lock_each_other_out() -> None:
         subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
 
 
+FORKED = """
+import os, signal
+from pathlib import Path
+from tmkd.inference.scorer import Scorer
+
+folder = Path({folder!r})
+scorer = Scorer(folder, backend="openvino-bf16", threads=2)
+scorer.scores(["a"], ["b"])
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    try:
+        scorer.scores(["a"], ["b"])
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+    other = Scorer(folder, threads=2)  # a new one finds a backend that works
+    print(other.backend, len(other.scores(["a"], ["b"])), flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0, "the forked process hung"
+"""
+
+
+def test_openvino_says_that_it_does_not_work_after_a_fork() -> None:
+    code = FORKED.format(folder=str(with_every_backend("ranking")))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    error, other = done.stdout.splitlines()
+    assert error.startswith("ExportError OpenVINO was opened before this process was forked")
+    assert other in ("onnx-fp32 1", "onnx-int8 1")
+
+
 def test_int8_gives_the_same_scores_on_a_cpu_without_vnni() -> None:
     folder = with_every_backend("ranking")
     questions, passages = texts(40, seed=7)

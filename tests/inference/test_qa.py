@@ -197,6 +197,17 @@ def test_what_is_not_there_yet_says_how_to_make_it(tmkd: Tmkd, tmp_path: Path) -
     assert "has 3 classes; answering needs a student of two" in three.stderr
 
 
+def test_a_question_that_is_not_read_to_its_end_is_told(tmp_path: Path) -> None:
+    answerer = QuestionAnswerer(OverlapScorer(40), index_of(tmp_path / "i"), model=exported("mpnet") / "out")
+    assert not answerer.ask("how do i mount a disk " * 3).truncated  # 18 of the 36 tokens of a pair's texts
+    answers = answerer.ask("how do i mount a disk " * 3 + "root")
+    assert answers.truncated
+    shown = Console(file=io.StringIO(), width=200)
+    for part in answers.shown():
+        shown.print(part)
+    assert "longer than the student reads; its end was not read" in shown.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_windows_of_an_export_are_counted_by_its_tokenizer() -> None:
     windows = Windows(48, exported("minilm") / "out")
     text = " ".join(f"word{number}" for number in range(100))

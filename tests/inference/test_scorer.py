@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tmkd.core.errors import DataError, EncoderError, ExportError
 from tmkd.core.logits import softmax
+from tmkd.inference.engines import Inputs
+from tmkd.inference.qa import QuestionAnswerer
 from tmkd.inference.scorer import Scorer
 
 
@@ -54,6 +59,68 @@ def test_order_of_the_caller_is_kept_and_batches_do_not_matter() -> None:
     mixed = np.random.default_rng(0).permutation(300)
     again = scorer.logits([questions[i] for i in mixed], [passages[i] for i in mixed])
     np.testing.assert_allclose(again, found[mixed], atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [16384, 7])
+def test_equal_pairs_have_equal_scores_whatever_batch_they_are_in(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    """Engines compute in the order of a batch, so the last digits depend on it; here the difference is made large."""
+    scorer = Scorer(exported("minilm") / "out", threads=1)
+    engine, calls = scorer._engine, list[int]()
+
+    def rough(inputs: Inputs) -> Any:
+        calls.append(len(inputs["input_ids"]))
+        return engine(inputs) + np.array([[0, 1e-3 * len(calls)]])
+
+    monkeypatch.setattr(scorer, "_engine", rough)
+    monkeypatch.setattr("tmkd.inference.scorer.WINDOW", window)
+    questions, passages = texts(40, seed=5)
+    several = [("mount", "a disk"), *zip(questions, passages, strict=True), ("mount", "a  DISK "), ("mount", "a disk")]
+    seen: list[int] = []
+    found = scorer.score_pairs([one for one, _ in several], [one for _, one in several], seen.append)
+    assert len(set(found.logits[[0, -2, -1], 1].tolist())) == 1
+    assert sum(calls) == len(set(several)) - 1  # the spelling with two spaces is the same tokens
+    assert sum(seen) == len(several)
+    assert (found.tokens[[0, -1]] == 6).all()
+
+
+def test_pairs_that_the_student_does_not_read_whole_are_marked() -> None:
+    scorer = Scorer(exported("minilm") / "out", threads=1)
+    found = scorer.score_pairs(["mount"] * 3, ["a disk", "disk " * 44, "disk " * 45])
+    assert scorer.max_length == 48
+    assert found.tokens.tolist() == [6, 48, 49]
+    assert found.cut.tolist() == [False, False, True]
+
+
+def in_a_fork(work: Callable[[], object]) -> str:
+    """What a function gives in a forked process, or its error; fails if it takes longer than 20 seconds."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        try:
+            said = f"{work()}"
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(write, said.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as answer:
+        said = answer.read().decode()
+    assert os.waitpid(child, 0)[1] == 0, "the forked process hung"
+    return said
+
+
+def test_a_scorer_works_in_a_process_that_was_forked_later(tmp_path: Path) -> None:
+    questions, passages = texts(30)
+    scorer = Scorer(exported("mpnet") / "out", threads=2)
+    index_of(tmp_path / "index")
+    answerer = QuestionAnswerer.open(exported("mpnet") / "out", tmp_path / "index", threads=2)
+    wanted = scorer.scores(questions, passages).tolist()
+    source = answerer.ask("how do i mount a disk").answers[0].source
+    assert in_a_fork(lambda: scorer.scores(questions, passages).tolist()) == str(wanted)
+    assert in_a_fork(lambda: answerer.ask("how do i mount a disk").answers[0].source) == source
+    assert in_a_fork(lambda: in_a_fork(lambda: scorer.scores(questions, passages).tolist())) == str(wanted)
+    assert scorer.scores(questions, passages).tolist() == wanted  # the parent's threads are still there
 
 
 def test_windows_join_seamlessly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,34 @@ def test_ids_are_those_of_transformers(minilm: Path) -> None:
     ours = PairTokenizer(minilm, 48).encode(questions, passages)
     assert [row.tolist() for row in ours.ids] == theirs["input_ids"]
     assert [row.tolist() for row in ours.type_ids] == theirs["token_type_ids"]
+
+
+@pytest.mark.parametrize("most", [7, 8, 21, 22])
+def test_every_two_lengths_are_cut_where_the_saved_file_says(tmp_path: Path, most: int) -> None:
+    """Whoever opens the folder reads the same tokens: the library cuts, by what `save` wrote."""
+    tokenizer = PairTokenizer(mpnet_student(tmp_path), most)
+    tokenizer.save(tmp_path)
+    library = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    lengths = [0, 1, 2, *range(most // 2 - 3, most // 2 + 3), most - 4, most - 3, most, 3 * most]
+    questions, passages = zip(*[("disk " * one, "mount " * other) for one in lengths for other in lengths], strict=True)
+    encoded, tokens = tokenizer.encode_counted(questions, passages)
+    wanted = library.encode_batch(list(zip(questions, passages, strict=True)))
+    assert [row.tolist() for row in encoded.ids] == [row.ids for row in wanted]
+    assert [row.tolist() for row in encoded.type_ids] == [row.type_ids for row in wanted]
+    special = library.num_special_tokens_to_add(True)
+    assert tokens.tolist() == [one + other + special for one in lengths for other in lengths]
+    places = tokenizer.passage_places(questions, passages)
+    for (start, stop), row in zip(places, wanted, strict=True):
+        inside = [place for place, side in enumerate(row.sequence_ids) if side == 1]
+        assert list(range(start, stop)) == inside
+
+
+def test_two_long_texts_take_no_time_of_their_product(minilm: Path) -> None:
+    """The library's truncation makes an object for each part of one with each part of the other: 25,000,000 here."""
+    start = time.process_time()
+    encoded, tokens = PairTokenizer(minilm, 8).encode_counted(["disk " * 10_000], ["mount " * 10_000])
+    assert (len(encoded.ids[0]), tokens.tolist()) == (8, [20_003])
+    assert time.process_time() - start < 5
 
 
 def test_saved_file_carries_the_length_and_no_padding(minilm: Path, tmp_path: Path) -> None:

@@ -64,6 +64,11 @@ def test_the_teacher_ranks_the_same_passages(app: InProcess) -> None:
     assert app.get("/info").json()["teacher"] is True
 
 
+def test_a_question_that_is_not_read_to_its_end_is_told(app: InProcess) -> None:
+    assert app.post("/ask", {"question": TWO}).json()["truncated"] is False
+    assert app.post("/ask", {"question": "how do i mount a disk " * 4}).json()["truncated"] is True
+
+
 def test_nothing_found_is_an_answer_too(app: InProcess) -> None:
     found = app.post("/ask", {"question": "xyzzy plugh"})
     assert found.is_success

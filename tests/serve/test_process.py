@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import threading
@@ -13,8 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from conftest import Done
+from qa_fixtures import index_of
 from serve_fixtures import PASSAGES, QUESTION, Command, command, in_process, model
 
 TEI = {"query": QUESTION, "texts": PASSAGES}
@@ -175,6 +178,53 @@ def test_a_killed_scorer_costs_what_was_in_flight_and_comes_back(tmp_path: Path)
         live.wait_ready()
         assert live.scorer() != killed
         assert 'tmkd_scorer_restarts{model="student"} 1.0' in httpx.get(f"{live.url}/metrics").text
+
+
+def test_nothing_of_the_model_or_the_index_is_read_after_the_start(tmp_path: Path) -> None:
+    """A deployment renames the folder under a running server."""
+    folder = Path(shutil.copytree(model(), tmp_path / "model"))
+    (folder / "calibration.json").write_text('{"format": 1, "temperature": 2.0, "threshold": 0.0}')
+    index_of(tmp_path / "index", {"long.md": "A disk is mounted. " * 40})
+    link = tmp_path / "current"
+    link.symlink_to(folder)
+    with command("--model", str(link), "--index", str(tmp_path / "index")) as live:
+        live.wait_ready()
+        folder.rename(tmp_path / "old")
+        (tmp_path / "index").rename(tmp_path / "old index")
+        long = {"query": QUESTION, "texts": ["a disk", "disk " * 100], "truncate": False}
+        found = httpx.post(f"{live.url}/rerank", json=long)
+        assert (found.status_code, found.json()["field"]) == (413, "texts[1]")
+        assert httpx.post(f"{live.url}/rerank", json=TEI).is_success
+        answer = httpx.post(f"{live.url}/ask", json={"question": QUESTION})
+        assert answer.status_code == 200
+        (best,) = answer.json()["answers"]
+        assert best["window"] is not None  # the tokenizer has cut it
+        assert best["probability"] == pytest.approx(1 / (1 + np.exp(-best["score"] / 2.0)))
+        assert httpx.get(f"{live.url}/info").json()["model_id"] == "model"
+        for path in ("/", "/docs", "/page/app.js", "/openapi.json", "/metrics", "/ready"):
+            assert httpx.get(f"{live.url}{path}").is_success, path
+
+
+def test_a_scorer_is_not_started_again_with_another_model(tmp_path: Path) -> None:
+    """The server would go on with the first one's calibration, windows and name."""
+    folder = Path(shutil.copytree(model(), tmp_path / "model"))
+    with command("--model", str(folder)) as live:
+        first = httpx.get(f"{live.url}/info").json()["model_sha"]
+        assert first
+        folder.rename(tmp_path / "old")
+        shutil.copytree(tmp_path / "old", folder)
+        (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + "\n")
+        (folder / "calibration.json").write_text("{}")
+        os.kill(live.scorer(), signal.SIGKILL)
+        until = time.monotonic() + 30
+        while "holds another model than the one" not in "".join(live.log):
+            assert time.monotonic() < until, live.log
+            time.sleep(0.1)
+        assert httpx.get(f"{live.url}/ready").status_code == 503
+        shutil.rmtree(folder)
+        (tmp_path / "old").rename(folder)
+        live.wait_ready()
+        assert httpx.get(f"{live.url}/info").json()["model_sha"] == first
 
 
 def test_a_scorer_that_hangs_is_ended_and_started_again() -> None:

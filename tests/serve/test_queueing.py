@@ -12,7 +12,7 @@ import pytest
 
 from tmkd.serve.messages import Scored
 from tmkd.serve.metrics import Metrics
-from tmkd.serve.queueing import BatchQueue
+from tmkd.serve.queueing import BatchQueue, Read
 from tmkd.serve.refusals import Refusal, unavailable
 
 
@@ -36,7 +36,8 @@ class Fake:
         lengths = [float(len(text)) for _, texts, _ in groups for text in texts]
         strict = [not truncate for _, texts, truncate in groups for _ in texts]
         too_long = [(row, int(n)) for row, n in enumerate(lengths) if strict[row] and n > 100]
-        return Scored(0, np.array(lengths).tobytes(), too_long, self.seconds)
+        tokens = np.array(lengths).astype(np.int64) // 2
+        return Scored(0, np.array(lengths).tobytes(), tokens.tobytes(), too_long, self.seconds)
 
 
 def run(test: Callable[[Fake, BatchQueue, Metrics], Awaitable[None]], **options: Any) -> None:
@@ -58,14 +59,15 @@ def soon(seconds: float = 10.0) -> float:
 
 
 def texts(count: int, size: int = 40) -> list[str]:
-    return ["x" * (size + row % 3) for row in range(count)]
+    """Texts of about one size, no two equal."""
+    return [str(row).rjust(size + row % 3, "x") for row in range(count)]
 
 
 def test_requests_that_come_together_leave_together_and_each_gets_its_own() -> None:
     async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
         found = await asyncio.gather(*(queue.score(f"q{n}", texts(2 + n), until=soon()) for n in range(3)))
         for n, scores in enumerate(found):
-            np.testing.assert_array_equal(scores, [len(text) for text in texts(2 + n)])
+            np.testing.assert_array_equal(scores.scores, [len(text) for text in texts(2 + n)])
         assert fake.batches == [[("q0", 2), ("q1", 3), ("q2", 4)]]
 
     run(test)
@@ -113,7 +115,7 @@ def test_a_small_request_passes_between_the_pieces_of_a_large_one() -> None:
         fake.open.set()
         await small
         assert not large.done()
-        np.testing.assert_array_equal(await large, [len(text) for text in texts(300)])
+        np.testing.assert_array_equal((await large).scores, [len(text) for text in texts(300)])
         assert any(name == "small" for batch in fake.batches[:4] for name, _ in batch)
 
     run(test)
@@ -121,7 +123,8 @@ def test_a_small_request_passes_between_the_pieces_of_a_large_one() -> None:
 
 def test_a_text_beyond_the_budget_is_a_batch_of_its_own() -> None:
     async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
-        np.testing.assert_array_equal(await queue.score("q", ["x" * 100_000, "y"], until=soon()), [100_000, 1])
+        found = await queue.score("q", ["x" * 100_000, "y"], until=soon())
+        np.testing.assert_array_equal(found.scores, [100_000, 1])
 
     run(test)
 
@@ -171,7 +174,7 @@ def test_time_that_is_up_is_told_and_takes_the_request_out_of_the_queue() -> Non
         assert "Retry-After" in refused.value.headers
         assert queue.pairs == 0
         fake.open.set()
-        assert len(await queue.score("q", texts(2), until=soon())) == 2
+        assert len((await queue.score("q", texts(2), until=soon())).scores) == 2
 
     run(test)
 
@@ -206,7 +209,7 @@ def test_what_was_in_flight_when_the_scorer_dies_is_refused_and_the_rest_waits_f
         assert not waiting.done()
         fake.dies, fake.hello = False, "there"
         queue.wake()
-        np.testing.assert_array_equal(await waiting, [40, 41, 42])
+        np.testing.assert_array_equal((await waiting).scores, [40, 41, 42])
 
     run(test)
 
@@ -219,9 +222,41 @@ def test_a_pair_beyond_the_length_is_refused_by_name_only_where_it_must_not_be_c
             queue.score("b", long, until=soon(), truncate=False),
             return_exceptions=True,
         )
-        np.testing.assert_array_equal(cut, [1, 200])
+        assert isinstance(cut, Read)
+        np.testing.assert_array_equal(cut.scores, [1, 200])
         assert isinstance(strict, Refusal)
         assert (strict.status, strict.field) == (413, "texts[1]")
         assert "200 tokens" in strict.message
+
+    run(test)
+
+
+def test_equal_texts_are_scored_once_whatever_batch_they_would_be_in() -> None:
+    async def test(fake: Fake, queue: BatchQueue, metrics: Metrics) -> None:
+        several = texts(60)
+        found = await queue.score("q", [*several, *reversed(several), several[7]], until=soon())
+        assert len(found.scores) == len(found.tokens) == len(found.cut) == 121
+        np.testing.assert_array_equal(found.scores[:60], found.scores[60:120][::-1])
+        assert sum(count for batch in fake.batches for _, count in batch) == 60
+        assert found.scores[120] == found.scores[7]
+
+    run(test)
+
+
+def test_a_refused_pair_has_the_place_that_the_caller_gave_it() -> None:
+    async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
+        with pytest.raises(Refusal) as refused:
+            await queue.score("q", ["a", "a", "a", "x" * 200, "x" * 200], until=soon(), truncate=False)
+        assert refused.value.field == "texts[3]"
+
+    run(test)
+
+
+def test_pairs_that_are_longer_than_the_model_reads_are_marked_and_counted() -> None:
+    async def test(fake: Fake, queue: BatchQueue, metrics: Metrics) -> None:
+        found = await queue.score("q", ["x" * 100, "x" * 102, "x" * 102], until=soon())  # 50 and 51 tokens
+        assert found.cut.tolist() == [False, True, True]
+        assert found.tokens.tolist() == [50, 51, 51]
+        assert metrics.registry.get_sample_value("tmkd_pairs_truncated_total", {"model": "student"}) == 2
 
     run(test)

@@ -106,6 +106,109 @@ def test_coheres_first_form_takes_objects(app: InProcess, wanted: np.ndarray) ->
     assert (absent.status_code, absent.json()["field"]) == (422, "documents[3].text")
 
 
+OBJECTS = [PASSAGES[0], *({"text": text, "place": row} for row, text in enumerate(PASSAGES[1:], 1))]
+LITELLM = {
+    "model": "x",
+    "query": QUESTION,
+    "documents": OBJECTS,
+    "return_documents": True,
+}  # as version 1.83.0 sends it
+
+
+def test_documents_may_be_objects_on_every_route(app: InProcess, wanted: np.ndarray) -> None:
+    order = np.argsort(-wanted).tolist()
+    for path in ("/v1/rerank", "/v2/rerank"):  # litellm's `cohere/` and `jina_ai/`
+        found = app.post(path, LITELLM).json()["results"]
+        assert [one["index"] for one in found] == order
+        for one in found:
+            entry = OBJECTS[one["index"]]
+            assert one["document"] == ({"text": entry} if isinstance(entry, str) else entry)
+    titles = [{"title": text} for text in PASSAGES]
+    fields = app.post("/v2/rerank", {**LITELLM, "documents": titles, "rank_fields": ["title"]}).json()["results"]
+    assert [one["index"] for one in fields] == order
+    assert fields[0]["document"] == {"title": PASSAGES[order[0]], "text": PASSAGES[order[0]]}  # clients require `text`
+    body = {"query": QUESTION, "texts": OBJECTS, "raw_scores": False, "truncate": False, "return_text": True}
+    ranks = app.post("/rerank", {**body, "truncation_direction": "Right"}).json()  # litellm's `huggingface/`
+    assert [(one["index"], one["text"]) for one in ranks] == [(row, PASSAGES[row]) for row in order]
+
+
+def test_documents_in_place_of_texts_are_answered_as_infinity_does(app: InProcess, wanted: np.ndarray) -> None:
+    order = np.argsort(-wanted).tolist()
+    found = app.post("/rerank", LITELLM, headers={"Authorization": "Bearer None"}).json()  # litellm's `infinity/`
+    assert [(one["index"], one["document"]) for one in found["results"]] == [(row, PASSAGES[row]) for row in order]
+    assert (found["object"], found["model"]) == ("rerank", "out")
+    assert found["usage"]["prompt_tokens"] == found["usage"]["total_tokens"] > 20
+    own = {"query": QUESTION, "documents": PASSAGES, "return_documents": False, "raw_scores": True, "top_n": 2}
+    (best, second) = app.post("/rerank", {**own, "model": "default/not-specified"}).json()["results"]  # infinity's own
+    assert (best["index"], second["index"]) == (order[0], order[1])
+    assert best["relevance_score"] == pytest.approx(wanted.max(), abs=1e-5)
+    assert "document" not in best
+
+
+def test_vllms_client_of_litellm_gets_its_documents_as_objects(app: InProcess, wanted: np.ndarray) -> None:
+    """It asks on infinity's path, with the same body; only the key that it sends where none is set tells them apart."""
+    order = np.argsort(-wanted).tolist()
+    found = app.post("/rerank", LITELLM, headers={"Authorization": "Bearer fake-api-key"}).json()["results"]
+    assert [(one["index"], one["document"]) for one in found] == [(row, {"text": PASSAGES[row]}) for row in order]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("hosted_vllm/x", ""), ("hosted_vllm/x", "/v1"), ("infinity/x", ""), ("cohere/x", ""), ("jina_ai/x", ""),
+        ("huggingface/x", ""),
+    ],
+)  # fmt: skip
+def test_litellms_own_clients_work_unchanged(name: str, path: str, wanted: np.ndarray) -> None:
+    litellm = pytest.importorskip("litellm", reason="litellm is not installed: pip install litellm")
+    keys: dict[str, str] = {"api_key": "any"} if path or name[0] in "cj" else {}
+    documents = PASSAGES if name.startswith("huggingface") else OBJECTS  # its own code takes texts only
+    with command() as live:
+        found = litellm.rerank(
+            model=name, query=QUESTION, documents=documents, top_n=2, api_base=f"{live.url}{path}", **keys
+        )
+    order = np.argsort(-wanted).tolist()[:2]
+    assert [one["index"] for one in found.results] == order
+    assert [one["document"]["text"] for one in found.results] == [PASSAGES[row] for row in order]
+
+
+def test_equal_texts_have_one_score_and_stay_in_the_callers_order(app: InProcess) -> None:
+    """In two micro-batches their scores differ in the last digits, so that chance would rank them and fill `top_n`."""
+    same, others = "mount the disk as root", [f"{'disk ' * (row % 30)}{row}" for row in range(30)]
+    documents = [same, *others[:10], same, *others[10:], *[same] * 4]
+    places = [row for row, text in enumerate(documents) if text == same]
+    ranks = app.post("/rerank", {"query": QUESTION, "texts": documents, "raw_scores": True}).json()
+    assert [one["index"] for one in ranks if one["index"] in places] == places
+    assert len({one["score"] for one in ranks if one["index"] in places}) == 1
+    alone = app.post("/v2/rerank", {**COHERE, "documents": [same] * 7, "top_n": 3}).json()["results"]
+    assert [one["index"] for one in alone] == [0, 1, 2]
+
+
+def test_a_text_that_was_cut_is_told_in_every_answer(app: InProcess) -> None:
+    def counted() -> float:
+        (line,) = re.findall(r'tmkd_pairs_truncated_total\{model="student"\} ([\d.]+)', app.get("/metrics").text)
+        return float(line)
+
+    documents = ["a disk", "disk " * 100, "mount"]
+    app.post("/rerank", {"query": QUESTION, "texts": documents})
+    before = counted()
+    for path, field, score in (
+        ("/rerank", "texts", None), ("/rerank", "documents", "results"),
+        ("/v1/rerank", "documents", "results"), ("/v2/rerank", "documents", "results"),
+    ):  # fmt: skip
+        found = app.post(path, {"query": QUESTION, field: documents}).json()
+        results = found if score is None else found[score]
+        assert {one["index"]: one.get("truncated") for one in results} == {0: None, 1: True, 2: None}, path
+        if path != "/rerank":
+            (warning,) = found["meta"]["warnings"]
+            assert warning.startswith("1 of 3 documents have, with the query, more than the 40 tokens")
+    assert counted() == before + 4
+    assert "warnings" not in app.post("/v2/rerank", COHERE).json()["meta"]
+    long = app.post("/v2/rerank", {**COHERE, "query": "disk " * 50}).json()  # the query is cut
+    assert all(one["truncated"] for one in long["results"])
+
+
 def test_teis_own_client_works_unchanged(live: Command, wanted: np.ndarray) -> None:
     client = HttpClient(live.url, headers={"Authorization": "Bearer a secret"})
     assert client.health()
@@ -152,11 +255,15 @@ def test_their_clients_raise_their_own_errors(live: Command) -> None:
         ("/rerank", {**TEI, "texts": ["a", "b" * 5001]}, 413, "texts[1]"),
         ("/rerank", {**TEI, "query": "b" * 5001}, 413, "query"),
         ("/rerank", {**TEI, "texts": ["b" * 4000] * 10}, 413, "body"),
-        ("/v1/rerank", {**COHERE, "documents": [[]]}, 422, "documents[0].str"),
+        ("/v1/rerank", {**COHERE, "documents": [[]]}, 422, "documents[0]"),
+        ("/rerank", {**TEI, "documents": PASSAGES}, 422, "documents"),
+        ("/rerank", {"query": "a", "documents": []}, 422, "documents"),
+        ("/rerank", {"query": "a", "documents": ["a", {"title": "b"}]}, 422, "documents[1].text"),
+        ("/rerank", {"query": "a", "texts": ["a", {"text": None}]}, 422, "texts[1].text"),
         ("/v2/rerank", {**COHERE, "top_n": 0}, 422, "top_n"),
         ("/v2/rerank", {**COHERE, "top_n": 1.5}, 422, "top_n"),
         ("/v2/rerank", {**COHERE, "query": ""}, 422, "query"),
-        ("/v2/rerank", {**COHERE, "documents": [{"text": "a"}]}, 422, "documents[0]"),
+        ("/v2/rerank", {**COHERE, "documents": [{"title": "a"}]}, 422, "documents[0].text"),
         ("/v2/rerank", [], 422, None),
     ],
 )  # fmt: skip
@@ -291,7 +398,7 @@ def test_settings_come_from_options_then_variables_then_defaults(
 
 
 def test_a_student_of_three_classes_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tmkd.inference.scorer.Scorer", lambda *_, **__: SimpleNamespace(classes=3))
+    monkeypatch.setattr("tmkd.serve.worker.Scorer", lambda *_, **__: SimpleNamespace(classes=3))
     with pytest.raises(TmkdError, match="3 classes"):
         open_model("student", model(), "auto", 1)
 

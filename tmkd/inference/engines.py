@@ -10,6 +10,7 @@ An engine is imported when it is opened, so importing this module is cheap.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,7 @@ from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.models.batching import WIDTH_STEP
 
 _ALONE = threading.Lock()
+_started: set[int] = set()  # the process that opened OpenVINO first; one that was forked from it holds only its parent
 
 Inputs = Mapping[str, NDArray[np.int64]]
 """`input_ids`, `attention_mask` and `token_type_ids`, each [n, T]; a student may leave some of them unread."""
@@ -57,6 +59,8 @@ def open_engine(backend: str, path: Path, threads: int) -> Engine:
         )
     try:
         return _OpenVino(path, threads) if _package(backend) == "openvino" else _OnnxRuntime(path)
+    except ExportError:
+        raise
     except Exception as error:  # each engine raises its own classes, which have no public base class in common
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(f"{path} cannot be opened by {_package(backend)} ({reason}); export again") from error
@@ -89,6 +93,21 @@ def without_telemetry() -> None:
     sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
 
 
+def require_no_fork() -> None:
+    """Refuse to go on with OpenVINO in a process that was forked from one that had opened it: it would hang.
+
+    Its threads are gone there, and a model that is opened anew waits for them too.
+
+    Raises:
+        ExportError: This is such a process.
+    """
+    if _started and os.getpid() not in _started:
+        raise ExportError(
+            "OpenVINO was opened before this process was forked, and does not work in it. Make the first Scorer after "
+            "the fork, start processes with the method `spawn` or `forkserver`, or score with backend='onnx-fp32'"
+        )
+
+
 def _package(backend: str) -> str:
     return "openvino" if backend.startswith("openvino-") else "onnxruntime"
 
@@ -118,9 +137,11 @@ class _OpenVino:
     """
 
     def __init__(self, path: Path, streams: int, *, counting: bool = False) -> None:
+        require_no_fork()
         without_telemetry()
         import openvino
 
+        _started.add(os.getpid())
         core = openvino.Core()
         settings = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams, "ENABLE_CPU_PINNING": False}
         settings |= {"PERF_COUNT": True} if counting else {}
@@ -142,6 +163,7 @@ class _OpenVino:
             self({name: np.ones((1, WIDTH_STEP), dtype=np.int64) for name in self._names})
 
     def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
+        require_no_fork()
         request = self._free.get()
         try:
             request.infer({name: inputs[name] for name in self._names})

@@ -98,13 +98,10 @@ def score_file(
     _require_unscored(rows, source)
     pairs = rows_to_pairs(rows, source, columns=Columns(**names, label=None))
     target = Extended(rows, output)
-    cut: list[int] = []
     with progress("score", len(pairs)) as bar:
-        logits = scorer.logits(
-            pairs.questions, pairs.passages, bar.advance, on_cut=lambda places: cut.extend(places.tolist())
-        )
-    target.write(score_columns(logits))
-    if cut:
+        found = scorer.score_pairs(pairs.questions, pairs.passages, bar.advance)
+    target.write(score_columns(found.logits))
+    if len(cut := np.flatnonzero(found.cut)):
         logger.warning(
             f"{source}: {len(cut):,} of {len(rows):,} pairs ({len(cut) / len(rows):.1%}) are longer than the "
             f"{scorer.max_length} tokens that the student reads, and were cut; the first is row {cut[0] + 1}"

@@ -1,7 +1,9 @@
 """Score pairs with an exported student. Needs numpy, tokenizers and onnxruntime or openvino, and never torch.
 
 Pairs are sorted by length and run in micro-batches that hold a fixed number of tokens, so that little of the work is
-padding. As many micro-batches run at once as there are threads. Results come back in the caller's order.
+padding. As many micro-batches run at once as there are threads. Results come back in the caller's order. Pairs that the
+student reads as the same tokens are scored once: in two micro-batches their scores would differ in the last digits, and
+equal texts would be ranked by chance.
 
 `auto` is the fastest backend that passed the parity gate and can run here. Another CPU may compute int8 or bf16
 differently, so an export carries a few pairs with their fp32 logits (probes.json). A backend that is further from them
@@ -10,10 +12,14 @@ here than it was when it was exported is not used: `auto` then warns and scores 
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -36,12 +42,28 @@ WINDOW = 16384  # pairs that are tokenized and sorted at once: bounds the memory
 
 OnBatch = Callable[[int], None]
 """Called after each micro-batch, with its number of pairs."""
-OnCut = Callable[[NDArray[np.int64]], None]
-"""Called with the places of pairs of which some tokens were not read."""
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """What a student gives for N pairs.
+
+    Attributes:
+        logits: [N, C] float32.
+        cut: Whether the pair has more tokens than the student reads, so that a part of it was not read, [N] bool.
+        tokens: The tokens of each pair before it was cut, [N] int64.
+    """
+
+    logits: NDArray[np.float32]
+    cut: NDArray[np.bool_]
+    tokens: NDArray[np.int64]
 
 
 class Scorer:
     """An exported student, ready to score. Threads may share it, and a repeated call gives the same bits.
+
+    It may be used in a process that was forked later, with ONNX Runtime: its threads, which a fork loses, are started
+    anew there. OpenVINO does not survive a fork; there it raises an error.
 
     Args:
         folder: An export, as `tmkd export` writes it.
@@ -77,7 +99,8 @@ class Scorer:
         self.backend = self.manifest.choose(backend)
         self._tokenizer = PairTokenizer(self.manifest.folder, self.max_length)
         path = self.manifest.checked_file(self.backend)
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="tmkd-score")
+        self._start_threads()
+        _OPEN.add(self)
         problem = self._open(path)
         if problem and backend == "auto" and self.manifest.has(SAFE_BACKEND) and self.backend != SAFE_BACKEND:
             logger.warning(f"{problem}; scoring with {SAFE_BACKEND}, which is slower")
@@ -85,6 +108,9 @@ class Scorer:
             problem = self._open(self.manifest.checked_file(SAFE_BACKEND))
         if problem:
             raise ExportError(problem)
+
+    def _start_threads(self) -> None:
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="tmkd-score")
 
     def _open(self, path: Path) -> str:
         """Open the chosen backend and compare it with the probes; gives the problem in words, or an empty text."""
@@ -116,7 +142,6 @@ class Scorer:
         on_batch: OnBatch | None = None,
         *,
         batch_size: int | None = None,
-        on_cut: OnCut | None = None,
     ) -> NDArray[np.float32]:
         """Logits of every pair, [N, C] float32, in the caller's order.
 
@@ -125,34 +150,65 @@ class Scorer:
             passages: The passage of each pair, N texts.
             on_batch: Called with the number of pairs of every finished micro-batch.
             batch_size: Pairs of a micro-batch; unless given it depends on their lengths.
-            on_cut: Called with the places of pairs that are longer than the student reads, [K] int64, where there are
-                any; what is beyond `max_length` tokens was not read.
 
         Raises:
             ValueError: The two lists differ in length, one of them is a single text, or `batch_size` is below 1.
             DataError: A text is not a string of valid characters.
+            ExportError: This process was forked from one that had opened OpenVINO (see `engines.require_no_fork`).
+        """
+        return self.score_pairs(questions, passages, on_batch, batch_size=batch_size).logits
+
+    def score_pairs(
+        self,
+        questions: Sequence[str],
+        passages: Sequence[str],
+        on_batch: OnBatch | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> ScoredPairs:
+        """Logits of every pair, and which pairs are longer than the student reads.
+
+        Args:
+            questions: The question of each pair, N texts.
+            passages: The passage of each pair, N texts.
+            on_batch: Called with the number of pairs of every finished micro-batch.
+            batch_size: Pairs of a micro-batch; unless given it depends on their lengths.
+
+        Returns:
+            In the caller's order. Pairs of the same tokens have the same logits, to the last bit.
+
+        Raises:
+            ValueError: As `logits`.
+            DataError: As `logits`.
         """
         _require_lists(questions, passages)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
         result = np.empty((len(questions), self.classes), dtype=np.float32)
+        tokens = np.empty(len(questions), dtype=np.int64)
+        first: dict[bytes, int] = {}  # the first pair of the same tokens
         for start in range(0, len(questions), WINDOW):
             stop = min(start + WINDOW, len(questions))
-            encoded = self._tokenizer.encode(questions[start:stop], passages[start:stop])
-            if on_cut is not None:
-                cut = self._tokenizer.cut_rows(questions[start:stop], passages[start:stop], encoded.lengths)
-                if len(cut):
-                    on_cut(start + cut)
-            batches = (
-                engine_batches(encoded.lengths, TOKEN_BUDGET, self.threads)
-                if batch_size is None
-                else length_sorted_batches(encoded.lengths, NO_BUDGET, batch_size)
+            encoded, tokens[start:stop] = self._tokenizer.encode_counted(
+                questions[start:stop], passages[start:stop], start
             )
-            for rows, found in zip(batches, self._pool.map(partial(self._run, encoded), batches), strict=True):
+            same = np.array([first.setdefault(key, row) for row, key in enumerate(_keys(encoded), start)])
+            new = np.flatnonzero(same == np.arange(start, stop))
+            count = np.bincount(same, minlength=stop)
+            batches = (
+                engine_batches(encoded.lengths[new], TOKEN_BUDGET, self.threads)
+                if batch_size is None
+                else length_sorted_batches(encoded.lengths[new], NO_BUDGET, batch_size)
+            )
+            rows_of = [new[batch] for batch in batches]
+            for rows, found in zip(rows_of, self._pool.map(partial(self._run, encoded), rows_of), strict=True):
                 result[start + rows] = found
                 if on_batch is not None:
-                    on_batch(len(rows))
-        return result
+                    on_batch(int(count[start + rows].sum()))
+            result[start:stop] = result[same]
+            if on_batch is not None and count[:start].any():
+                on_batch(int(count[:start].sum()))
+        return ScoredPairs(result, tokens > self.max_length, tokens)
 
     def scores(
         self, questions: Sequence[str], passages: Sequence[str], on_batch: OnBatch | None = None
@@ -212,6 +268,25 @@ class Scorer:
     def _run(self, encoded: Encoded, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         input_ids, mask, types = pad(encoded.ids, encoded.type_ids, rows, self._tokenizer.pad_id)
         return self._engine({"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types})
+
+
+_OPEN: weakref.WeakSet[Scorer] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Start the threads of all scorers in a forked process: it has none, and a call would wait for them for ever."""
+    for scorer in list(_OPEN):
+        scorer._start_threads()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _keys(encoded: Encoded) -> Iterator[bytes]:
+    """A key for the tokens of each pair."""
+    for ids, types in zip(encoded.ids, encoded.type_ids, strict=True):
+        yield hashlib.blake2b(ids.tobytes() + types.tobytes(), digest_size=16).digest()
 
 
 def _require_lists(questions: Sequence[str], passages: Sequence[str]) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +81,7 @@ class PairTokenizer:
                 f"max_length {max_length} leaves no room for text: {self.folder} adds {special} special tokens to a "
                 f"pair; use at least {special + 2}"
             )
-        self._tokenizer.enable_truncation(max_length, stride=0, strategy="longest_first", direction="right")
+        self._room = max_length - special
 
     def encode(self, questions: Sequence[str], passages: Sequence[str]) -> Encoded:
         """Tokenize pairs.
@@ -97,11 +96,31 @@ class PairTokenizer:
         Raises:
             DataError: the two sequences differ in length, or a text is not a string of valid characters.
         """
-        encoded = Encoded([], [])
-        for chunk in self.encode_chunks(questions, passages):
+        return self.encode_counted(questions, passages)[0]
+
+    def encode_counted(
+        self, questions: Sequence[str], passages: Sequence[str], first: int = 0
+    ) -> tuple[Encoded, NDArray[np.int64]]:
+        """Tokenize pairs, and count the tokens that each had before it was cut.
+
+        Args:
+            questions: N texts.
+            passages: N texts.
+            first: the number of the first pair, for errors.
+
+        Returns:
+            As `encode`, and the number of tokens of every pair, [N] int64; it is above `max_length` where a part of the
+            pair was cut off.
+
+        Raises:
+            DataError: as `encode`.
+        """
+        encoded, tokens = Encoded([], []), list[NDArray[np.int64]]()
+        for chunk, counted in self._chunks(questions, passages, first):
             encoded.ids.extend(chunk.ids)
             encoded.type_ids.extend(chunk.type_ids)
-        return encoded
+            tokens.append(counted)
+        return encoded, np.concatenate([np.empty(0, np.int64), *tokens])
 
     def encode_chunks(self, questions: Sequence[str], passages: Sequence[str]) -> Iterator[Encoded]:
         """Tokenize pairs in chunks of about a thousand, for callers that show progress; otherwise as `encode`.
@@ -110,18 +129,29 @@ class PairTokenizer:
             questions: N texts.
             passages: N texts.
         """
+        for chunk, _ in self._chunks(questions, passages, 0):
+            yield chunk
+
+    def _chunks(
+        self, questions: Sequence[str], passages: Sequence[str], first: int
+    ) -> Iterator[tuple[Encoded, NDArray[np.int64]]]:
         if len(questions) != len(passages):
             raise DataError(f"{len(questions)} questions but {len(passages)} passages; a pair has one of each")
         for start in range(0, len(questions), _CHUNK):
-            pairs = list(zip(questions[start : start + _CHUNK], passages[start : start + _CHUNK], strict=True))
-            rows = self._encode(pairs, start)
-            ids = [np.array(row.ids, dtype=np.int32) for row in rows]
-            if self._gives_types:
-                yield Encoded(ids, [np.array(row.type_ids, dtype=np.int32) for row in rows])
-            else:
-                yield Encoded(ids, [np.zeros_like(row) for row in ids])
+            encoded, tokens = Encoded([], []), list[int]()
+            for row in self._encode(questions[start : start + _CHUNK], passages[start : start + _CHUNK], first + start):
+                ids = np.array(row.ids, dtype=np.int32)
+                type_ids = np.array(row.type_ids, dtype=np.int32) if self._gives_types else np.zeros_like(ids)
+                tokens.append(len(ids))
+                if len(ids) > self.max_length:
+                    kept = self._kept(_sides(row))
+                    ids, type_ids = ids[kept], type_ids[kept]
+                encoded.ids.append(ids)
+                encoded.type_ids.append(type_ids)
+            yield encoded, np.array(tokens, dtype=np.int64)
 
-    def _encode(self, pairs: list[tuple[str, str]], start: int) -> list[Any]:
+    def _encode(self, questions: Sequence[str], passages: Sequence[str], start: int) -> list[Any]:
+        pairs = list(zip(questions, passages, strict=True))
         try:
             rows: list[Any] = self._tokenizer.encode_batch_fast(pairs, add_special_tokens=True)
         except (TypeError, ValueError) as error:  # UnicodeEncodeError (half a surrogate pair) is a ValueError
@@ -137,25 +167,25 @@ class PairTokenizer:
                 )
         return rows
 
-    def cut_rows(
-        self, questions: Sequence[str], passages: Sequence[str], lengths: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Return the places of the pairs that are longer than `max_length`, of which some tokens were cut, [K] int64.
+    def _kept(self, sides: NDArray[np.int8]) -> NDArray[np.bool_]:
+        """Which tokens of a pair that is too long are kept, [T] bool: first the longer text loses its last ones.
 
-        Only pairs of exactly `max_length` tokens are tokenized again.
+        As the library's own truncation has it (`longest_first`), which is not used because it also makes an object for
+        every combination of a part of one text with a part of the other: minutes and gigabytes for two long texts.
 
         Args:
-            questions: N texts.
-            passages: N texts.
-            lengths: the number of tokens of every pair as `encode` returned it, [N].
+            sides: where each token comes from, as `_sides` gives it.
         """
-        full = np.flatnonzero(lengths == self.max_length)
-        found: list[int] = []
-        for start in range(0, len(full), _CHUNK):
-            places = full[start : start + _CHUNK].tolist()
-            rows = self._encode([(questions[place], passages[place]) for place in places], start)
-            found += [place for place, row in zip(places, rows, strict=True) if row.overflowing]
-        return np.array(found, dtype=np.int64)
+        question, passage = int((sides == 0).sum()), int((sides == 1).sum())
+        shorter = min(question, passage)
+        longer = max(shorter, self._room - shorter)
+        if shorter + longer > self._room:
+            shorter, longer = self._room // 2, self._room // 2 + self._room % 2
+        most = (shorter, longer) if question <= passage else (longer, shorter)
+        kept = sides < 0
+        for side in (0, 1):
+            kept[np.flatnonzero(sides == side)[: most[side]]] = True
+        return kept
 
     def passage_places(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.int64]:
         """Return where the passage's tokens start and end in every pair as `encode` returns it, [N, 2] int64.
@@ -169,10 +199,13 @@ class PairTokenizer:
         """
         places = np.empty((len(questions), 2), dtype=np.int64)
         for start in range(0, len(questions), _CHUNK):
-            pairs = list(zip(questions[start : start + _CHUNK], passages[start : start + _CHUNK], strict=True))
-            for row, one in enumerate(self._encode(pairs, start), start):
-                inside = [place for place, side in enumerate(one.sequence_ids) if side == 1]
-                places[row] = (inside[0], inside[-1] + 1) if inside else (0, 0)
+            rows = self._encode(questions[start : start + _CHUNK], passages[start : start + _CHUNK], start)
+            for number, row in enumerate(rows, start):
+                sides = _sides(row)
+                if len(sides) > self.max_length:
+                    sides = sides[self._kept(sides)]
+                inside = np.flatnonzero(sides == 1)
+                places[number] = (inside[0], inside[-1] + 1) if len(inside) else (0, 0)
         return places
 
     def token_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
@@ -188,27 +221,29 @@ class PairTokenizer:
             DataError: a text is not a string of valid characters.
         """
         try:
-            rows = self._whole.encode_batch(list(texts), add_special_tokens=False)
+            rows = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         except (TypeError, ValueError) as error:
             raise DataError(f"a text cannot be tokenized: {error}") from error
         return [row.offsets for row in rows]
 
-    @cached_property
-    def _whole(self) -> Any:
-        """A tokenizer that does not truncate. Switching truncation off in the other one would affect other threads."""
-        tokenizer = load_tokenizer(self.folder)
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
-
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, with truncation and without padding, into an existing folder."""
-        write_text(Path(folder) / "tokenizer.json", self._tokenizer.to_str(pretty=False))
+        write_text(Path(folder) / "tokenizer.json", self._saved())
 
     def fingerprint(self) -> str:
         """Return 32 hex characters that depend on everything that decides the ids: vocabulary, rules, truncation."""
-        rules = _rules(self._tokenizer) + ("" if self._gives_types else "no segments")
+        rules = (
+            self._saved()
+            + ("split" if self._tokenizer.encode_special_tokens else "")
+            + ("" if self._gives_types else "no segments")
+        )
         return hashlib.blake2b(rules.encode(), digest_size=16).hexdigest()
+
+    def _saved(self) -> str:
+        """The content of tokenizer.json: here the library truncates, as other tools that open the folder should."""
+        copy = Tokenizer.from_str(self._tokenizer.to_str())
+        copy.enable_truncation(self.max_length, stride=0, strategy="longest_first", direction="right")
+        return str(copy.to_str(pretty=False))
 
     @property
     def inputs(self) -> list[str]:
@@ -223,6 +258,11 @@ class PairTokenizer:
             one.no_truncation()
             one.encode_special_tokens = original.encode_special_tokens
         return _rules(ours) == _rules(theirs)
+
+
+def _sides(row: Any) -> NDArray[np.int8]:
+    """Where each token of a pair comes from: 0 the question, 1 the passage, -1 a special token between them."""
+    return np.array([-1 if side is None else side for side in row.sequence_ids], dtype=np.int8)
 
 
 def _rules(tokenizer: Any) -> str:

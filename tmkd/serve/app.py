@@ -27,6 +27,7 @@ from tmkd.serve.schemas import (
     AskRequest,
     CohereAnswer,
     CohereError,
+    InfinityAnswer,
     Rank,
     RerankRequest,
     TeiError,
@@ -98,9 +99,11 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _add_rerank(app: FastAPI, server: Server) -> None:
-    @app.post("/rerank", tags=["rerank"], responses=_answers(list[Rank]), openapi_extra=_takes(RerankRequest))
+    either = _answers(list[Rank] | InfinityAnswer)
+
+    @app.post("/rerank", tags=["rerank"], responses=either, openapi_extra=_takes(RerankRequest))
     async def rerank_tei(request: Request) -> Response:
-        """Rank passages, best first, in the form of text-embeddings-inference."""
+        """Rank passages, best first: `texts` as text-embeddings-inference does, `documents` as infinity does."""
         return await rerank.tei(server, request)
 
     cohere = _answers(CohereAnswer, CohereError)

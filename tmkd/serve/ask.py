@@ -18,7 +18,7 @@ from tmkd.core.errors import TmkdError
 from tmkd.data.documents.index import DocumentIndex
 from tmkd.inference.qa.answer import Answers, QuestionAnswerer
 from tmkd.inference.qa.calibration import Calibration
-from tmkd.serve.queueing import BatchQueue
+from tmkd.serve.queueing import BatchQueue, Read
 from tmkd.serve.refusals import overloaded, unavailable, wrong
 from tmkd.serve.schemas import AskRequest
 
@@ -37,7 +37,7 @@ class Errand:
 
     def __init__(self, until: float) -> None:
         self.until = until
-        self.waiting: Future[NDArray[np.float64]] | None = None
+        self.waiting: Future[Read] | None = None
         self.off = False
 
     def call_off(self) -> None:
@@ -81,7 +81,7 @@ class QueueScorer:
             raise unavailable("the time for this request is up")
         scoring = self._queue.score(question, passages, until=errand.until)
         errand.waiting = asyncio.run_coroutine_threadsafe(scoring, self._loop)
-        return errand.waiting.result()
+        return errand.waiting.result().scores
 
 
 class Asker:

@@ -18,6 +18,7 @@ from tmkd.serve.settings import Settings
 Model = TypeVar("Model", bound=BaseModel)
 Result = TypeVar("Result")
 DRAIN_BYTES, DRAIN_SECONDS = 64 << 20, 5.0  # most of a refused body that is read: clients look for answers after it
+_KINDS = ("str", "dict[str,any]", "list[union[str,dict[str,any]]]")  # pydantic names them in the place of an error
 _CLOSE = {"Connection": "close"}
 
 
@@ -131,7 +132,8 @@ def parse(model: type[Model], body: bytes) -> Model:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         if first["type"] == "json_invalid":
             raise wrong(first["msg"], status=400) from None
-        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        parts = [part for part in first["loc"] if part not in _KINDS]
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
         others = error.error_count() - 1
         more = f" (and {others} more)" if others else ""
         raise wrong(f"{where or 'the body'}: {first['msg']}{more}", where[:200] or None) from None

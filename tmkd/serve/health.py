@@ -45,8 +45,8 @@ def about(server: Server) -> dict[str, Any]:
     settings, hello = server.settings, server.scorers["student"].hello
     labels = hello.labels if hello is not None else ("0", "1")
     return {
-        "model_id": settings.name,
-        "model_sha": None,
+        "model_id": server.name,
+        "model_sha": hello.digest if hello is not None else None,
         "model_dtype": hello.backend.rpartition("-")[2] if hello is not None else "",
         "model_type": {
             "reranker": {

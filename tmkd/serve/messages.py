@@ -29,13 +29,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Hello:
-    """What a scoring process says about its model once the model is open."""
+    """What a scoring process says about its model once the model is open; `digest` names the model's content."""
 
     backend: str
     max_length: int
     classes: int
     labels: tuple[str, ...]
     threads: int
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,15 @@ class Scored:
 
     Attributes:
         number: The job's number.
-        scores: float64 bytes in the job's order, NaN where a pair was refused.
-        too_long: (place in the job, number of tokens) of each refused pair.
+        scores: float64 bytes in the job's order.
+        tokens: int64 bytes in the job's order: the tokens of each pair, before it was cut.
+        too_long: (place in the job, number of tokens) of each pair that is refused because it must not be cut.
         seconds: Time that the job took in the process.
     """
 
     number: int
     scores: bytes
+    tokens: bytes
     too_long: list[tuple[int, int]]
     seconds: float
 

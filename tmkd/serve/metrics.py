@@ -36,6 +36,10 @@ class Metrics:
         self.batch_pairs = Histogram("tmkd_batch_pairs", "Pairs of a batch", ["model"], buckets=_PAIRS, registry=here)
         self.waiting = Gauge("tmkd_queue_pairs", "Pairs that wait", ["model"], registry=here)
         self.pairs = Counter("tmkd_pairs", "Pairs scored", ["model"], registry=here)
+        self.truncated = Counter(
+            "tmkd_pairs_truncated", "Pairs longer than the model reads, of which it read a part", ["model"],
+            registry=here,
+        )  # fmt: skip
         self.rejected = Counter("tmkd_rejected", "Requests refused: no room, or no time", ["reason"], registry=here)
         self.buffered = Gauge("tmkd_buffered_bytes", "Bytes of requests that are read or answered", registry=here)
         self.up = Gauge("tmkd_scorer_up", "Whether the scoring process is there", ["model"], registry=here)

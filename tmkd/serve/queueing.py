@@ -40,18 +40,47 @@ class JobScorer(Protocol):
         ...
 
 
+class TooLong(Exception):
+    """A pair that must not be cut has more tokens than the model reads.
+
+    Attributes:
+        row: Which of the request's texts.
+        tokens: The tokens of the pair.
+    """
+
+    def __init__(self, row: int, tokens: int) -> None:
+        super().__init__(row, tokens)
+        self.row, self.tokens = row, tokens
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the model gives for the texts of one request.
+
+    Attributes:
+        scores: Log-odds of each text, [N] float64.
+        tokens: Tokens of each pair before it was cut, [N] int64.
+        cut: Whether the pair is longer than the model reads, [N] bool.
+    """
+
+    scores: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    cut: NDArray[np.bool_]
+
+
 @dataclass(eq=False)
 class Waiting:
     """One request in the queue.
 
     Attributes:
         query: The query.
-        texts: The texts to rank for it.
+        texts: The texts to rank for it, each once.
         truncate: Whether pairs beyond the student's length are cut; if not, they are refused.
         costs: Estimated tokens of each pair.
         until: When the caller gives up (`time.monotonic()`).
-        answer: Gets the scores when all are there.
+        answer: Done when all scores are there.
         scores: The scores so far, [N] float64.
+        tokens: The tokens of each pair so far, [N] int64.
         since: When the request came.
         at: The first pair that has not left the queue.
         missing: How many scores are missing.
@@ -62,8 +91,9 @@ class Waiting:
     truncate: bool
     costs: list[int]
     until: float
-    answer: asyncio.Future[NDArray[np.float64]]
+    answer: asyncio.Future[None]
     scores: NDArray[np.float64]
+    tokens: NDArray[np.int64]
     since: float = field(default_factory=time.monotonic)
     at: int = 0
     missing: int = 0
@@ -121,10 +151,8 @@ class BatchQueue:
         """Look again: a request came, a batch is done, or the scorer is open."""
         self._wake.set()
 
-    async def score(
-        self, query: str, texts: Sequence[str], *, until: float, truncate: bool = True
-    ) -> NDArray[np.float64]:
-        """Log-odds of each text, [N] float64.
+    async def score(self, query: str, texts: Sequence[str], *, until: float, truncate: bool = True) -> Read:
+        """Score each text. Texts that are equal are scored once, so that chance does not rank them.
 
         Args:
             query: The query.
@@ -135,17 +163,35 @@ class BatchQueue:
         Raises:
             Refusal: 429, there is no room; 503, its time is up or the scorer died; 413, a pair is too long.
         """
+        places: dict[str, int] = {}
+        place = np.array([places.setdefault(text, len(places)) for text in texts], dtype=np.int64)
+        try:
+            one = await self._scored(query, list(places), until, truncate)
+        except TooLong as error:
+            row = int(np.flatnonzero(place == error.row)[0])
+            raise too_large(
+                f"pair {row} has {error.tokens} tokens, {self.max_length} are read; shorten it or set `truncate`",
+                f"texts[{row}]",
+            ) from None
+        tokens = one.tokens[place]
+        cut = tokens > self.max_length
+        self._metrics.truncated.labels(self._name).inc(int(cut.sum()))
+        return Read(one.scores[place], tokens, cut)
+
+    async def _scored(self, query: str, texts: list[str], until: float, truncate: bool) -> Waiting:
         self._admit(len(texts), until)
         loop = asyncio.get_running_loop()
         count = len(texts)
-        one = Waiting(query, texts, truncate, self._costs(query, texts), until, loop.create_future(), np.empty(count))
+        scores, tokens = np.empty(count), np.empty(count, dtype=np.int64)
+        one = Waiting(query, texts, truncate, self._costs(query, texts), until, loop.create_future(), scores, tokens)
         one.missing = count
         self._requests.append(one)
         self._count(count, sum(one.costs))
         self.wake()
         try:
             async with asyncio.timeout_at(loop.time() + until - time.monotonic()):
-                return await one.answer
+                await one.answer
+                return one
         except TimeoutError:
             self._metrics.rejected.labels("timeout").inc()
             raise unavailable("the time for this request is up", self._expected()) from None
@@ -251,28 +297,25 @@ class BatchQueue:
         self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
 
     def _give(self, batch: list[Piece], scored: Scored) -> None:
-        found = np.frombuffer(scored.scores, dtype=np.float64)
+        scores, tokens = np.frombuffer(scored.scores, np.float64), np.frombuffer(scored.tokens, np.int64)
         start = 0
         for piece in batch:
-            one, count = piece.of, piece.stop - piece.start
-            one.scores[piece.start : piece.stop] = found[start : start + count]
-            for place, tokens in scored.too_long:
-                if start <= place < start + count:
-                    row = piece.start + place - start
-                    _fail(one, too_large(
-                        f"pair {row} has {tokens} tokens, {self.max_length} are read; shorten it or set `truncate`",
-                        f"texts[{row}]",
-                    ))  # fmt: skip
-            start += count
-            one.missing -= count
+            one, stop = piece.of, start + piece.stop - piece.start
+            one.scores[piece.start : piece.stop] = scores[start:stop]
+            one.tokens[piece.start : piece.stop] = tokens[start:stop]
+            for place, length in scored.too_long:
+                if start <= place < stop:
+                    _fail(one, TooLong(piece.start + place - start, length))
+            one.missing -= stop - start
             if not one.missing and not one.answer.done():
-                one.answer.set_result(one.scores)
+                one.answer.set_result(None)
+            start = stop
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
-def _fail(one: Waiting, refusal: Refusal) -> None:
+def _fail(one: Waiting, refusal: Exception) -> None:
     if not one.answer.done():
         one.answer.set_exception(refusal)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,49 +15,130 @@ from starlette.responses import Response
 
 from tmkd.core.logits import sigmoid
 from tmkd.serve.body import parse
+from tmkd.serve.queueing import Read
 from tmkd.serve.refusals import Refusal, json_response, too_large, wrong
 from tmkd.serve.schemas import RerankRequest, V1Request, V2Request
 from tmkd.serve.server import Server
 
+Entry = str | dict[str, Any]
+VLLM_KEY = "Bearer fake-api-key"  # what litellm's client for vLLM sends where no key is set
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The entries of a request with what the student gives for them.
+
+    Attributes:
+        entries: The documents as the client sent them, N texts or objects.
+        texts: The text of each that was ranked.
+        read: What the student gives for them.
+        order: Their places, best first: `top_n` of them.
+    """
+
+    entries: Sequence[Entry]
+    texts: list[str]
+    read: Read
+    order: list[int]
+
+    def results(self, score: str, *, raw: bool) -> list[dict[str, Any]]:
+        """Index and score of each, best first; `truncated` where a part of the pair was not read.
+
+        Args:
+            score: The name of the field of the score.
+            raw: Log-odds instead of probabilities.
+        """
+        shown = (self.read.scores if raw else sigmoid(self.read.scores)).tolist()
+        results: list[dict[str, Any]] = [{"index": row, score: shown[row]} for row in self.order]
+        for one in results:
+            if self.read.cut[one["index"]]:
+                one["truncated"] = True
+        return results
+
+    def warnings(self, most: int) -> list[str]:
+        """Sentences about what the scores do not say.
+
+        Args:
+            most: Tokens of a pair that the student reads.
+        """
+        count = int(self.read.cut.sum())
+        return [
+            f"{count} of {len(self.texts)} documents have, with the query, more than the {most} tokens that the "
+            "student reads; the rest of them was not read"
+        ] if count else []  # fmt: skip
+
 
 async def tei(server: Server, request: Request) -> Response:
-    """Answer in the form of text-embeddings-inference: `[{index, score, text}]`, best first."""
+    """Answer in the form of text-embeddings-inference: `[{index, score, text}]`, best first.
+
+    Where the request has `documents` in place of `texts`, the answer is infinity's.
+    """
     async with server.reading(request) as read:
         given = parse(RerankRequest, await read())
         if given.truncation_direction.lower() == "left":
             raise wrong("`Left` is not supported: the student reads the first tokens", "truncation_direction")
-        check_texts(server, given.query, given.texts, "query", "texts")
+        if given.texts is not None and given.documents is not None:
+            raise wrong("give `texts` or `documents`, not both", "documents")
+        if given.texts is None and given.documents is None:
+            raise wrong("texts: Field required", "texts")
         truncate = server.settings.auto_truncate if given.truncate is None else given.truncate
-        scores = await server.rank(request, given.query, given.texts, truncate=truncate)
+        ranked = await _rank(server, request, given, truncate)
         with server.metrics.stage.labels("write").time():
-            shown = (scores if given.raw_scores else sigmoid(scores)).tolist()
-            ranks: list[dict[str, Any]] = [{"index": row, "score": shown[row]} for row in best_first(scores)]
+            if given.documents is not None:
+                return json_response(_infinity(server, request, given, ranked))
+            ranks = ranked.results("score", raw=given.raw_scores)
             if given.return_text:
                 for rank in ranks:
-                    rank["text"] = given.texts[rank["index"]]
+                    rank["text"] = ranked.texts[rank["index"]]
             return json_response(ranks)
+
+
+def _infinity(server: Server, request: Request, given: RerankRequest, ranked: Ranked) -> dict[str, Any]:
+    """The answer of infinity. Its clients read `document` as a text; those of vLLM, on the same path, as an object."""
+    results = ranked.results("relevance_score", raw=given.raw_scores)
+    if given.return_documents or given.return_text:
+        vllm = request.headers.get("authorization") == VLLM_KEY
+        for one in results:
+            text = ranked.texts[one["index"]]
+            one["document"] = {"text": text} if vllm else text
+    most = server.queues["student"].max_length
+    tokens = int(np.minimum(ranked.read.tokens, most).sum())
+    return {
+        "id": str(uuid.uuid4()), "object": "rerank", "model": server.name, "created": int(time.time()),
+        "results": results, "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }  # fmt: skip
 
 
 async def cohere(server: Server, request: Request, version: str) -> Response:
     """Answer in the form of Cohere: `{id, results: [{index, relevance_score, document}], meta}`, best first."""
     async with server.reading(request) as read:
         given: V2Request = parse(V1Request if version == "1" else V2Request, await read())
-        documents: list[Any] = list(given.documents)
-        fields = given.rank_fields if isinstance(given, V1Request) else None
-        texts = [one if isinstance(one, str) else object_text(one, fields, row) for row, one in enumerate(documents)]
-        check_texts(server, given.query, texts, "query", "documents")
-        scores = await server.rank(request, given.query, texts, truncate=True)
+        ranked = await _rank(server, request, given, truncate=True)
         with server.metrics.stage.labels("write").time():
-            shown = sigmoid(scores).tolist()
-            results: list[dict[str, Any]] = [
-                {"index": row, "relevance_score": shown[row]} for row in best_first(scores)[: given.top_n]
-            ]
+            results = ranked.results("relevance_score", raw=False)
             if given.return_documents:
                 for one in results:
-                    document = documents[one["index"]]
-                    one["document"] = {"text": document} if isinstance(document, str) else document
-            meta = {"api_version": {"version": version}, "billed_units": {"search_units": 1}}
+                    entry, text = ranked.entries[one["index"]], ranked.texts[one["index"]]
+                    one["document"] = {"text": text} if isinstance(entry, str) else {"text": text, **entry}
+            meta: dict[str, Any] = {"api_version": {"version": version}, "billed_units": {"search_units": 1}}
+            if warnings := ranked.warnings(server.queues["student"].max_length):
+                meta["warnings"] = warnings
             return json_response({"id": str(uuid.uuid4()), "results": results, "meta": meta})
+
+
+async def _rank(server: Server, request: Request, given: RerankRequest | V2Request, truncate: bool) -> Ranked:
+    """Check the documents of a request and rank them."""
+    field, entries = "documents", given.documents
+    if entries is None:
+        assert isinstance(given, RerankRequest)
+        assert given.texts is not None
+        field, entries = "texts", given.texts
+    texts = [
+        one if isinstance(one, str) else object_text(one, given.rank_fields, f"{field}[{row}]")
+        for row, one in enumerate(entries)
+    ]
+    check_texts(server, given.query, texts, "query", field)
+    read = await server.rank(request, given.query, texts, truncate=truncate)
+    return Ranked(entries, texts, read, best_first(read.scores)[: given.top_n])
 
 
 def best_first(scores: NDArray[np.float64]) -> list[int]:
@@ -83,10 +167,19 @@ def check_length(server: Server, text: str, field: str) -> None:
         raise too_large(f"`{field}` has {len(text):,} characters, the limit is {limit:,}", field)
 
 
-def object_text(document: dict[str, Any], fields: list[str] | None, row: int) -> str:
-    """The text of a document that is an object: its `text`, or `name: value` lines of the fields that were named."""
+def object_text(document: dict[str, Any], fields: list[str] | None, place: str) -> str:
+    """The text of a document that is an object: its `text`, or `name: value` lines of the fields that were named.
+
+    Args:
+        document: The object.
+        fields: The fields that were named, if any.
+        place: Where it stands in the request, such as `documents[0]`.
+
+    Raises:
+        Refusal: 422, it has no such field, or something else than a text or a number in it.
+    """
     names = list(dict.fromkeys(fields or ["text"]))  # a field that is named again adds nothing
     for name in names:
         if not isinstance(document.get(name), str | int | float):
-            raise wrong(f"`documents[{row}]` has no text in its field `{name[:50]}`", f"documents[{row}].{name[:50]}")
+            raise wrong(f"`{place}` has no text in its field `{name[:50]}`", f"{place}.{name[:50]}")
     return str(document[names[0]]) if len(names) == 1 else "\n".join(f"{name}: {document[name]}" for name in names)

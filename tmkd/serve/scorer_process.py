@@ -48,7 +48,8 @@ class ScorerProcess:
     ) -> None:
         worker = (sys.executable, "-P", "-m", "tmkd.serve.worker")  # -P: nothing is imported from the current folder
         self._command = [*worker, kind, str(folder), backend, str(threads or 0)]
-        self._kind, self._stall = kind, stall
+        self._kind, self._folder, self._stall = kind, folder, stall
+        self._digest = ""  # of the first process's model
         self._process: asyncio.subprocess.Process | None = None
         self._pending: dict[int, tuple[asyncio.Future[Scored], float]] = {}
         self._number = 0
@@ -121,7 +122,13 @@ class ScorerProcess:
                 message.message if isinstance(message, Failed)
                 else f"the {self._kind}'s process ended with {code} while it opened its model"
             )  # fmt: skip
-        self.hello = message
+        if self._digest not in ("", message.digest):  # its calibration, windows and name are those of the first one
+            await self._end()
+            raise TmkdError(
+                f"{self._folder} holds another model than the one that this server was started with; restart the "
+                "server to serve it, or put the old model back"
+            )
+        self.hello, self._digest = message, message.digest
         self.on_up()
 
     async def _keep(self) -> None:

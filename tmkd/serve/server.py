@@ -7,14 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request
 
 from tmkd.serve.ask import Asker
 from tmkd.serve.body import Bodies, unless_gone
 from tmkd.serve.metrics import Metrics
-from tmkd.serve.queueing import BatchQueue
+from tmkd.serve.queueing import BatchQueue, Read
 from tmkd.serve.scorer_process import ScorerProcess
 from tmkd.serve.settings import Settings
 
@@ -23,6 +21,7 @@ class Server:
     """One server. It is an async context manager, which opens the models and ends their processes.
 
     Attributes:
+        name: What /info calls the model.
         scorers: The scoring process of the `student`, and of the `teacher` where one is served.
         queues: The queue of each scorer, by the same names, once it is open.
         asker: What answers questions; None without an index.
@@ -31,7 +30,7 @@ class Server:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.settings, self.name = settings, settings.name
         self.metrics = Metrics()
         self.bodies = Bodies(settings, self.metrics)
         self.scorers = {
@@ -109,8 +108,8 @@ class Server:
 
             yield read
 
-    async def rank(self, request: Request, query: str, texts: Sequence[str], *, truncate: bool) -> NDArray[np.float64]:
-        """The student's log-odds of each text for a query, [N] float64.
+    async def rank(self, request: Request, query: str, texts: Sequence[str], *, truncate: bool) -> Read:
+        """What the student gives for each text and a query.
 
         Raises:
             Refusal: As `BatchQueue.score`.

@@ -9,6 +9,7 @@ engine does not end the server. Two jobs run at once: while one is scored, the n
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
@@ -19,13 +20,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tmkd.core.console import set_quiet
 from tmkd.core.cpu import usable_cores
 from tmkd.core.errors import ExportError, TmkdError, needs_extra
+from tmkd.core.files import sha256_of
 from tmkd.core.logits import log_odds
 from tmkd.core.malloc import keep_freed_memory
+from tmkd.inference.qa.calibration import FILE as CALIBRATION
+from tmkd.inference.scorer import ScoredPairs, Scorer
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.serve.messages import Failed, Hello, Job, Scored, pack, read
 
@@ -39,7 +42,7 @@ class _Model(Protocol):
     labels: tuple[str, ...]
     threads: int
 
-    def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]: ...
+    def score_pairs(self, questions: Sequence[str], passages: Sequence[str]) -> ScoredPairs: ...
 
 
 class Teacher:
@@ -59,13 +62,14 @@ class Teacher:
         self._tokenizer, self._model = PairTokenizer(folder, self.max_length), load_student(folder)
         self._lock = threading.Lock()
 
-    def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
-        """Log-odds of class 1 of every pair, [N] float64."""
+    def score_pairs(self, questions: Sequence[str], passages: Sequence[str]) -> ScoredPairs:
+        """As `Scorer.score_pairs`."""
         from tmkd.models.predict import score
 
-        encoded = self._tokenizer.encode(questions, passages)
+        encoded, tokens = self._tokenizer.encode_counted(questions, passages)
         with self._lock:
-            return log_odds(score(self._model, encoded, self._tokenizer.pad_id))
+            logits = score(self._model, encoded, self._tokenizer.pad_id)
+        return ScoredPairs(logits, tokens > self.max_length, tokens)
 
 
 def open_model(kind: str, folder: Path, backend: str, threads: int | None) -> _Model:
@@ -80,8 +84,6 @@ def open_model(kind: str, folder: Path, backend: str, threads: int | None) -> _M
     Raises:
         TmkdError: The model cannot be opened, or has other than two classes.
     """
-    from tmkd.inference.scorer import Scorer
-
     model: _Model = Teacher(folder, threads) if kind == "teacher" else Scorer(folder, backend=backend, threads=threads)
     if model.classes != 2:
         raise ExportError(f"{folder} has {model.classes} classes; a server needs a model with two")
@@ -95,14 +97,12 @@ class Desk:
 
     Args:
         model: What scores.
-        folder: Its folder, whose tokenizer counts the tokens of pairs that must not be cut.
         answers: Where the answers are written.
     """
 
-    def __init__(self, model: _Model, folder: Path, answers: BinaryIO) -> None:
-        self._model, self._folder, self._answers = model, folder, answers
+    def __init__(self, model: _Model, answers: BinaryIO) -> None:
+        self._model, self._answers = model, answers
         self._lock = threading.Lock()
-        self._whole: PairTokenizer | None = None
 
     def answer(self, job: Job) -> None:
         """Score a job and write the result, or the error that it ended with."""
@@ -124,23 +124,22 @@ class Desk:
         questions = [query for query, texts, _ in job.groups for _ in texts]
         passages = [text for _, texts, _ in job.groups for text in texts]
         strict = np.array([not truncate for _, texts, truncate in job.groups for _ in texts], dtype=bool)
-        too_long = self._too_long(questions, passages, strict) if strict.any() else []
-        if too_long:
-            refused = {row for row, _ in too_long}
-            rows = [row for row in range(len(passages)) if row not in refused]
-            scores = np.full(len(passages), np.nan)
-            scores[rows] = self._model.scores([questions[row] for row in rows], [passages[row] for row in rows])
-        else:
-            scores = self._model.scores(questions, passages)
-        return Scored(job.number, scores.tobytes(), too_long, time.perf_counter() - start)
+        found = self._model.score_pairs(questions, passages)
+        too_long = [(int(row), int(found.tokens[row])) for row in np.flatnonzero(found.cut & strict)]
+        scores, tokens = log_odds(found.logits).astype(np.float64), found.tokens.astype(np.int64)
+        return Scored(job.number, scores.tobytes(), tokens.tobytes(), too_long, time.perf_counter() - start)
 
-    def _too_long(self, questions: list[str], passages: list[str], strict: NDArray[np.bool_]) -> list[tuple[int, int]]:
-        with self._lock:
-            if self._whole is None:
-                self._whole = PairTokenizer(self._folder, 1 << 30)
-        rows = np.flatnonzero(strict)
-        lengths = self._whole.encode([questions[row] for row in rows], [passages[row] for row in rows]).lengths
-        return [(int(row), int(n)) for row, n in zip(rows, lengths, strict=True) if n > self._model.max_length]
+
+def folder_digest(folder: Path) -> str:
+    """A name for the model in a folder, which changes with its weights and its tokenizer.
+
+    Its calibration does not count: `tmkd calibrate` may write it while the model is served.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors") and path.name != CALIBRATION:  # tmkd.json has the ONNX files' own
+            digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def main(kind: str, folder: str, backend: str, threads: str) -> None:
@@ -156,8 +155,9 @@ def main(kind: str, folder: str, backend: str, threads: str) -> None:
         answers.write(pack(Failed(-1, str(error))))
         answers.flush()
         raise SystemExit(1) from None
-    desk = Desk(model, Path(folder), answers)
-    desk.write(Hello(model.backend, model.max_length, model.classes, model.labels, model.threads))
+    desk = Desk(model, answers)
+    about = (model.backend, model.max_length, model.classes, model.labels, model.threads)
+    desk.write(Hello(*about, digest=folder_digest(Path(folder))))
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tmkd-job") as pool:
         while (job := read(jobs)) is not None:
             pool.submit(desk.answer, job)

@@ -89,6 +89,8 @@ class Answers:
         answers: The best passages.
         candidates: How many passages were ranked.
         milliseconds: Time by stage: "retrieve", "rank", "mark", and "total".
+        truncated: Whether the question takes more than half of what the student reads, so that beside a long passage
+            its end is not read.
     """
 
     question: str
@@ -96,6 +98,7 @@ class Answers:
     answers: list[Answer]
     candidates: int
     milliseconds: dict[str, float]
+    truncated: bool = False
 
     def shown(self) -> list[RenderableType]:
         """The answers for a terminal: headings, text with the best sentence in bold, source and scores.
@@ -103,6 +106,8 @@ class Answers:
         The first line says so where no answer is good enough or no passage was found.
         """
         found: list[RenderableType] = []
+        if self.truncated:
+            found.append(Text("the question is longer than the student reads; its end was not read", style="yellow"))
         if not self.answers:
             found.append(Text("no passage of the index has a word of this question"))
         elif not self.answered:
@@ -277,7 +282,7 @@ class QuestionAnswerer:
         clock.lap("mark")
         least = self.calibration.threshold
         answered = bool(answers) and (least is None or answers[0].probability >= least)
-        return Answers(question, answered, answers, len(found), clock.total())
+        return Answers(question, answered, answers, len(found), clock.total(), self._windows.cuts(question))
 
     def retrieve(
         self, question: str, candidates: int, *, exclude: Collection[str] = (), headings: bool = True

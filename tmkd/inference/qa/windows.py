@@ -54,6 +54,20 @@ class Windows:
                 found[row] = _cut(tokens, room)
         return found
 
+    def cuts(self, question: str) -> bool:
+        """Whether a question takes more than half of the student's length: a long passage leaves it no more.
+
+        Args:
+            question: The question.
+        """
+        half = (self.max_length - _SPECIAL) // 2
+        if len(question) > LONGEST_TOKEN * self.max_length:
+            return True
+        tokens = len(_pieces(question)) + _torn(question)
+        if self._tokenizer is not None and tokens > _SURELY * half:
+            tokens = len(self._tokenizer.token_spans([question])[0])
+        return tokens > half
+
 
 def _pieces(text: str) -> list[Span]:
     return [match.span() for match in _PIECE.finditer(text)]

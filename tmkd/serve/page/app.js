@@ -109,6 +109,7 @@ function show(student, teacher) {
   const both = Boolean(teacher);
   document.body.classList.toggle("wide", both);
   const notices = [];
+  if (student.truncated) notices.push(element("div", { class: "notice", id: "truncated" }, element("p", {}, "This question is longer than the student reads; its end was not read.")));
   if (!student.answered) {
     const text = student.answers.length ? "Nothing in these documents seems to answer this. The nearest passages are below." : "Nothing in these documents has words of this question.";
     notices.push(element("div", { class: "notice", id: "no-answer" }, element("p", {}, element("strong", {}, "No answer found. "), text)));
