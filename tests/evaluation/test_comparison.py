@@ -166,7 +166,8 @@ def test_the_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
     pairs = rows()
     results: Results = compare(pairs, outputs(pairs), classes=2, task="<b>task</b>")
     parity = [{"backend": "onnx-fp32", "passed": True, "max_logit_difference": 3e-6, "decision_agreement": 1.0,
-               "top1_agreement": 1.0, "kendall_tau": 1.0, "metric_name": "auc", "metric_pytorch": 0.9,
+               "top1_agreement": 0.5, "top1_agreement_within_0_1": 0.875, "kendall_tau": 0.75,
+               "kendall_tau_within_0_1": 0.98765, "metric_name": "auc", "metric_pytorch": 0.9,
                "metric_export": 0.9, "pairs_per_second": 200.0, "reason": ""}]  # fmt: skip
     curve = [{"step": i, "epoch": i / 10, "loss": 1 / (i + 1)} for i in range(10)]
     found = disagreements(pairs, outputs(pairs)[3].logits[0], outputs(pairs)[2].logits[0])
@@ -179,6 +180,8 @@ def test_the_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
     assert assets.outside == []
     assert assets.tags.count("svg") == 2
     assert "<b>task</b>" not in page
+    assert "50.00%<small>87.50%</small>" in page  # the same first passage, and that within 0.1
+    assert "0.7500<small>0.9877</small>" in page
     assert "&lt;b&gt;task" in page
     assert not re.search(r"@import|url\(\s*['\"]?http", page)
     assert "nan" not in re.sub(r"<[^>]*>", " ", page).lower().split()

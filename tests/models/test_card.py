@@ -20,7 +20,7 @@ def test_the_files_format_stays(tmp_path: Path) -> None:
     card.write(tmp_path)
     assert has_card(tmp_path)
     assert json.loads((tmp_path / "tmkd.json").read_text()) == {
-        "format": 1,
+        "format": 2,
         "max_length": 64,
         "classes": 3,
         "layers": 2,
@@ -37,8 +37,8 @@ def test_the_files_format_stays(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", "is damaged"),
-        ("[]", "format None, this version reads 1"),
-        ('{"format": 2}', "format 2, this version reads 1"),
+        ("[]", "format None, this version reads 1 to 2"),
+        ('{"format": 3}', "format 3, this version reads 1 to 2"),
         ('{"format": 1, "classes": 2}', "is damaged: max_length: Field required"),
         ('{"format": 1, "max_length": 64, "classes": "two"}', "is damaged: classes"),
         ('{"format": 1, "max_length": 64, "classes": 2, "soft_headers": -1}', "is damaged: soft_headers"),
