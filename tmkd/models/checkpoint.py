@@ -299,8 +299,8 @@ def load_student(folder: Path, *, dropout: float = 0.0, freeze_embeddings: bool 
     """
     card = read_card(folder)
     if is_lstm(folder):
-        encoder, weight, bias = load_lstm(folder, dropout=dropout, freeze_embeddings=freeze_embeddings)
-        return _with_golden_head(Student(encoder, card.classes), weight, bias)
+        lstm, weight, bias = load_lstm(folder, dropout=dropout, freeze_embeddings=freeze_embeddings)
+        return _with_golden_head(Student(lstm, card.classes), weight, bias)
     whole = _load_whole(folder, card.classes, dropout, freeze_embeddings)
     student = Student(whole, card.classes, card.soft_heads, use_golden=card.use_golden)
     head = last_linear(whole.model)

@@ -119,7 +119,7 @@ def infinity(engine, raw):
 
         # `dtype` and `model_warmup` are what its command line calls `--dtype` and `--no-model-warmup`: its default
         # precision is half precision where there is a GPU
-        given = EngineArgs(folder, engine=engine, device="cpu", dtype="float32", model_warmup=False)
+        given = EngineArgs(model_name_or_path=folder, engine=engine, device="cpu", dtype="float32", model_warmup=False)
 
         async def every(questions):
             model = AsyncEmbeddingEngine.from_args(given)
