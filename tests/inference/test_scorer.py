@@ -257,7 +257,7 @@ def test_a_file_outside_the_export_is_refused(copy: Path) -> None:
 
 def test_a_graph_of_other_classes_is_refused(copy: Path) -> None:
     card = json.loads((copy / "tmkd.json").read_text())
-    (copy / "tmkd.json").write_text(json.dumps({**card, "classes": 3, "labels": ["a", "b", "c"]}))
+    (copy / "tmkd.json").write_text(json.dumps({**card, "classes": 3, "outputs": 3, "labels": ["a", "b", "c"]}))
     with pytest.raises(ExportError, match="does not run as a student of 3 classes"):
         Scorer(copy)
 

@@ -12,7 +12,8 @@ import pytest
 import tmkd.models.card
 import tmkd.models.layers
 from tmkd.core.errors import EncoderError
-from tmkd.models.card import ModelCard, has_card, read_card
+from tmkd.inference import manifest
+from tmkd.models.card import READABLE, ModelCard, has_card, read_card
 
 
 def test_the_files_format_stays(tmp_path: Path) -> None:
@@ -31,6 +32,7 @@ def test_the_files_format_stays(tmp_path: Path) -> None:
     }
     assert read_card(tmp_path) == card
     assert card.heads == 2
+    assert manifest.READABLE == READABLE
 
 
 @pytest.mark.parametrize(

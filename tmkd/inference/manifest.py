@@ -15,10 +15,10 @@ from tmkd.core.backends import KNOWN_BACKENDS
 from tmkd.core.errors import ExportError
 from tmkd.core.files import sha256_of
 from tmkd.inference.engines import installed
-from tmkd.models.card import FORMAT, READABLE
 
 logger = logging.getLogger(__name__)
 
+READABLE = (1, 2)  # formats of tmkd.json; the last is written (`tmkd.models.card`, whose import costs more)
 PROBES = "probes.json"
 
 
@@ -127,7 +127,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("format") not in READABLE:
             raise ExportError(
-                f"{path}: format {content.get('format')!r}, this version reads {READABLE[0]} to {FORMAT}; export again"
+                f"{path}: format {content.get('format')!r}, this version reads {READABLE[0]} to {READABLE[-1]}; export again"
             )
         if "backends" not in content:
             raise ExportError(f"{folder} is a model folder, not an export; make one of it with `tmkd export`")
