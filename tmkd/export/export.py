@@ -80,8 +80,7 @@ def export_student(
         backends = [name for name in writable() if calibration is not None or not name.endswith("-int8")]
     _check_request(dev, out, backends)
     card = read_card(student_folder)
-    expected = (len(dev), card.classes)
-    if reference_logits is not None and reference_logits.shape != expected:
+    if reference_logits is not None and reference_logits.shape != (expected := (len(dev), card.classes)):
         raise ExportError(f"reference logits have the shape {reference_logits.shape}, expected {expected}")
     fresh = out.with_name(f".{out.name}.partial")
     with disk_errors(out), _removed_afterwards(fresh):

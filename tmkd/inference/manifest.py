@@ -127,7 +127,8 @@ def read_manifest(folder: str | Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("format") not in READABLE:
             raise ExportError(
-                f"{path}: format {content.get('format')!r}, this version reads {READABLE[0]} to {READABLE[-1]}; export again"
+                f"{path}: format {content.get('format')!r}, this version reads {READABLE[0]} to {READABLE[-1]}; "
+                "export again"
             )
         if "backends" not in content:
             raise ExportError(f"{folder} is a model folder, not an export; make one of it with `tmkd export`")
