@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tmkd.data.decontamination import HeldOut, NearTexts
 from tmkd.data.documents.text import jaccard, tokens
 from tmkd.data.mining import choose_pairs, decontaminate
 from tmkd.data.pairs import Pairs
+from tmkd.data.row_counts import RowCounts
 from tmkd.data.tasks import TaskData
 from tmkd.pipeline.steps.pool import pool_of
 from tmkd.pipeline.store.workspace import Workspace
@@ -239,6 +241,18 @@ def test_a_pool_loses_pairs_that_are_held_out_in_another_spelling(
     assert "pool: 2 of 3 pairs; removed as contamination" in caplog.text
 
 
+def test_what_a_pool_loses_is_counted_for_the_report(task: TaskData, tmp_path: Path) -> None:
+    spelled = [f" {QUESTIONS[6].upper()} ", f"{QUESTIONS[7].rstrip('?')} ?", "Who sings?"]
+    given = replace(
+        task, pool=Pairs.build(spelled, ["A bird, no more."] * 3), counts={"pool": RowCounts("pool (p.jsonl)", read=3)}
+    )
+    for _ in range(2):  # the second time, the step is there
+        pool, _ = pool_of(Workspace(tmp_path / "workspace"), _recipe({}), given, {})
+        assert pool.questions == ["Who sings?"]
+        assert given.counts["pool"].to_json()["used"] == 1
+        assert list(given.counts["pool"].left_out.values()) == [2]
+
+
 def test_signs_keep_texts_apart_in_decontamination() -> None:
     held = HeldOut(
         [Pairs.build(["What does C++ do?", "Is x <= y?"], ["At -5 degrees.", "!"], labels=[1, 1])], classes=2
@@ -278,6 +292,7 @@ def test_vowel_signs_make_another_word() -> None:
     assert tokens("มา") != tokens("หมา")
     assert tokens("ไม้") != tokens("ไม่")
     assert tokens("كَتَبَ") != tokens("كُتُب")
+    assert tokens("气温-5度") != tokens("气温5度")
     assert jaccard(tokens("今天北京的天气怎么样"), tokens("天气怎么样，今天，北京")) > 0.5
     assert jaccard(tokens("今天北京的天气怎么样"), tokens("上海有多少人口")) == 0
 

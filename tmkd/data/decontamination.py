@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from tmkd.data.documents.text import jaccard, normalise, question_key, tokens
-from tmkd.data.documents.words import word_count
+from tmkd.data.documents.words import bigrams, word_count, words
 from tmkd.data.pairs import Pairs, pair_key
 
 NEAR = 0.8  # two texts whose sets of words have this Jaccard similarity or more count as nearly equal
@@ -72,10 +72,10 @@ class HeldOut:
         self._question_keys, self._answer_keys = set(map(question_key, questions)), set(map(question_key, answers))
         self._quotable: dict[str, list[str]] = defaultdict(list)  # normalised questions by their rarest word
         phrases = {phrase: phrase.split() for phrase in map(normalise, questions)}
-        counts = Counter(word for words in phrases.values() for word in words)
-        for phrase, words in sorted(phrases.items()):
+        counts = Counter(word for parts in phrases.values() for word in parts)
+        for phrase, parts in sorted(phrases.items()):
             if word_count(phrase) >= _LEAST_QUOTED:
-                self._quotable[min(words, key=lambda word: (counts[word], word))].append(f" {phrase} ")
+                self._quotable[min(parts, key=lambda word: (counts[word], word))].append(f" {phrase} ")
         self._seen: dict[tuple[str, str], bool] = {}
 
     def question(self, text: str) -> bool:
@@ -97,8 +97,8 @@ class HeldOut:
         return self._seen[key]
 
     def _is_answer(self, text: str) -> bool:
-        if self._answers.near(tokens(text)):
+        found = words(text)
+        if self._answers.near(frozenset(bigrams(found))):
             return True
-        plain = normalise(text)
-        padded = f" {plain} "
-        return any(phrase in padded for word in set(plain.split()) for phrase in self._quotable.get(word, ()))
+        padded = f" {' '.join(found)} "
+        return any(phrase in padded for word in set(found) for phrase in self._quotable.get(word, ()))

@@ -40,12 +40,15 @@ _PLAIN = str.maketrans({
 
 _NOT_PLAIN = re.compile(f"[{''.join(map(chr, _PLAIN))}]")
 
-_SIGNED = r"""(?:(?<![^\s(\[{<>=,;:"'/*])[-+](?=\d))?"""  # "-5" is a word, the hyphen of "10-5" is none
+_BEFORE_SIGN = r"""\s(\[{<>=,;:"'/*"""  # "-5" is a word, the hyphen of "10-5" is none
+_SIGNED = rf"(?:(?<![^{_BEFORE_SIGN}])[-+](?=[0-9]))?"
+_SIGNED_ANYWHERE = rf"(?:(?<![^{_BEFORE_SIGN}{_IDEOGRAPHS}])[-+](?=\d))?"
 _SUFFIX = r"(?:\+\+|#(?![^\W_]))?"  # C++ and C#
 _OPERATORS = r"[$+<=>]{2,}|(?<!\S)[$+<=>](?!\S)"  # "<=" is a word; the brackets of "<name>" are none
 _ASCII = re.compile(rf"{_SIGNED}[A-Za-z0-9]+{_SUFFIX}|{_OPERATORS}")
 _ASCII_SIGNED = re.compile(rf"{_SIGNED}[A-Za-z0-9]+{_SUFFIX}")
 _ASCII_PLAIN = re.compile(r"[A-Za-z0-9]+")  # faster by half
+_OPERATOR = re.compile(r"[$+<=>]")
 _ANY_SIGN = re.compile(r"[-+][0-9]|[A-Za-z0-9](?:\+\+|#)")
 
 
@@ -78,7 +81,7 @@ def _pattern(unspaced: str, symbols: bool) -> re.Pattern[str]:
     signs = f"|{_OPERATORS}|[{spaced['Sm']}{spaced['Sc']}{spaced['So']}{_EMOJI}]" if symbols else ""
     marks = spaced["M"]
     single = f"({'?:' if symbols else ''}[{unspaced}][{marks}]*)|" if unspaced else ""
-    return re.compile(rf"{single}{_SIGNED}[{letters}][{letters}{marks}]*{_SUFFIX}{signs}")
+    return re.compile(rf"{single}{_SIGNED_ANYWHERE}[{letters}][{letters}{marks}]*{_SUFFIX}{signs}")
 
 
 def sentence_starts() -> str:
@@ -106,7 +109,7 @@ def words(text: str) -> list[str]:
     """
     text = folded(text)
     if text.isascii():
-        return _ASCII.findall(text)
+        return (_ASCII if _ANY_SIGN.search(text) or _OPERATOR.search(text) else _ASCII_PLAIN).findall(text)
     return _pattern(_UNSPACED, True).findall(text)
 
 
@@ -116,9 +119,9 @@ def bigrams(found: Sequence[str]) -> list[str]:
     Args:
         found: words as `words` gives them.
     """
-    unspaced = [_is_unspaced(word) for word in found]
-    if not any(unspaced):
+    if max(found, default="") < _FIRST_UNSPACED:
         return list(found)
+    unspaced = [word >= _FIRST_UNSPACED and _LETTER.match(word) is not None for word in found]
     kept = []
     for place, word in enumerate(found):
         after = place + 1 < len(found) and unspaced[place + 1]
@@ -129,10 +132,7 @@ def bigrams(found: Sequence[str]) -> list[str]:
     return kept
 
 
-def _is_unspaced(word: str) -> bool:
-    return word[0] > "\u0e00" and _LETTER.match(word) is not None
-
-
+_FIRST_UNSPACED = "\u0e01"
 _LETTER = re.compile(f"[{_UNSPACED}]")
 _RUN = re.compile(f"[{_UNSPACED}{_HANGUL}]")
 
