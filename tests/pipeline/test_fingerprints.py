@@ -32,7 +32,6 @@ from tmkd.config.sections import DebianDocsSizes
 from tmkd.core import hardware
 from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
-from tmkd.data.writers import write_rows
 from tmkd.pipeline.run import Run
 from tmkd.pipeline.steps.export import export_step
 from tmkd.pipeline.store import fingerprint as fingerprints
@@ -76,6 +75,7 @@ def under(prefix: str, changes: dict[str, Change]) -> dict[str, Change]:
 HUB = {"data": {"hub": "{train}", "train": "train", "dev": "dev", "test": "test", "pool": "pool"}}
 BUILTIN = {"data": {"builtin": "debian-docs"}}
 NO_DEV = {"data.dev": None, "data.test": None, "data.hold_out": {"dev": 0.3, "test": 0.3}}
+GRADED = {"data.columns.label": "stars", "data.grades": {"relevant_from": 2}}
 TWO_SCORES = {"data.scores": {"judge": "probability", "web": "probability"}}
 REFERENCE = {**TWO_SCORES, "data.columns.label": "none", "data.reference": "judge"}
 CHECKPOINT = {"teachers.0": {"name": "a", "checkpoint": "{encoder}"}}
@@ -157,6 +157,7 @@ CHANGES: dict[str, Change] = {
     "data.columns.pid": Change("pool", "ref"),
     "data.scores": Change("pool", {"judge": "probability"}),
     "data.quoting": Change("pool", "none", {"data.pool": "{quoted}"}),
+    "data.grades.relevant_from": Change("pool", 3, GRADED),
     "data.labels": Change("pool", {"0": 1, "1": 0}),
     "data.positive": Change("pool", 0),
     "data.reference": Change("pool", "web", REFERENCE),
@@ -246,7 +247,7 @@ def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 
 FIELDS = dict(fields_of(Recipe))
-DEFAULTS = "bf45fad64ad5"  # a digest of every default that enters fingerprints by its absence
+DEFAULTS = "9296dba52f9f"  # a digest of every default that enters fingerprints by its absence
 
 
 def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
@@ -265,7 +266,7 @@ def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
             found.append({
                 "question": f"How is {asked} at the harbour?", "passage": f"The harbour is {heard}.", "label": label,
                 "query": f"What of {asked} in that harbour?", "text": f"That harbour was {heard}.", "label2": 1 - label,
-                "topic": f"topic {number // 2}", "ref": f"{number}-{label}",
+                "stars": label * (2 + number % 2), "topic": f"topic {number // 2}", "ref": f"{number}-{label}",
                 "judge": 0.3 + 0.4 * label, "web": 0.2 + 0.7 * label,
             })  # fmt: skip
     return found
@@ -290,8 +291,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     long = [{key: f"{row[key]} " * 20 for key in ("question", "passage")} for row in rows("long")]
     found["long"] = write_jsonl(root / "long.jsonl", long)
     found["quoted"] = root / "quoted.tsv"
-    texts = [{key: f'the "{row[key]}"' for key in ("question", "passage")} for row in rows("quoted")]
-    write_rows(found["quoted"], texts)
+    texts = ['"the ""{question}"""\t"the ""{passage}"""\n'.format(**row) for row in rows("quoted")]
+    found["quoted"].write_text("question\tpassage\n" + "".join(texts))
     found["encoder"] = tiny("bert", root / "encoder")
     found["encoder2"] = tiny("bert", root / "encoder2", hidden_size=32)
     found["teacher"] = model_folder(root / "teacher", found["encoder"], step="teacher")

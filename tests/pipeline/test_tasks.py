@@ -20,10 +20,11 @@ from tmkd.config.sections import Data
 from tmkd.core.errors import RecipeError
 from tmkd.data.documents.text import question_key
 from tmkd.data.hub import read_hub
+from tmkd.data.measured import read_measured
 from tmkd.data.pairs import Reference
 from tmkd.data.pool_sources import read_ready, read_texts
 from tmkd.data.rows import Columns, rows_to_pairs
-from tmkd.data.tasks import TaskData, load_task, read_measured
+from tmkd.data.tasks import TaskData, load_task
 from tmkd.training.losses import golden_loss
 
 RECIPES = Path(__file__).parents[2] / "recipes"

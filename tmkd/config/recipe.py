@@ -110,17 +110,6 @@ class Recipe(Part):
         number = self.data.labels.get(wanted) if isinstance(wanted, str) else wanted
         return 1 if number is None else number  # `_positive_fits` has refused a name that stands for no class
 
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """The names of the classes, in their order; None where `data.labels` has none, or has numbers for names."""
-        names: dict[int, str] = {}
-        for name, value in self.data.labels.items():
-            if value is not None:
-                names.setdefault(value, name)  # of several spellings the first
-        if not names or all(name.lstrip("+-").isdecimal() for name in names.values()):
-            return None
-        return tuple(names[value] for value in sorted(names))
-
     def encoder_of(self, teacher: Teacher) -> str:
         """The encoder or checkpoint that a teacher starts from, as `find_encoder` takes it; not for score columns."""
         return teacher.checkpoint or teacher.encoder or self.encoder
@@ -229,6 +218,8 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _label_maps_fit(self) -> Recipe:
         """Each label map names every class of the task, and no other class."""
+        if self.data.grades is not None and self.classes != 2:
+            raise ValueError(f"data.grades makes two classes of the grades, and there are {self.classes} (`classes`)")
         maps = {"data.labels": {name: value for name, value in self.data.labels.items() if value is not None}}
         maps |= {f"teachers: {teacher.name}: label_map": teacher.label_map or {} for teacher in self.teachers}
         for where, found in maps.items():

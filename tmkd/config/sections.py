@@ -129,6 +129,14 @@ class HoldOut(Part):
     test: Share | None = Field(None, description="the test set, where data.test is not given")
 
 
+class Grades(Part):
+    """What graded labels mean, such as 0 to 3 in TREC and BEIR."""
+
+    relevant_from: Positive = Field(
+        description="the lowest grade that counts as relevant (class 1), such as 2 of 0 to 3; lower ones are class 0"
+    )
+
+
 def _text_keys(labels: Any) -> Any:
     """A label map with text for keys: YAML reads a bare 0 as a number."""
     if isinstance(labels, dict) and any(isinstance(key, bool) for key in labels):
@@ -190,6 +198,11 @@ class Data(Part):
         description="of two classes, the one that ranking metrics and decontamination take for the right passages: its "
         "number, or a name of data.labels",
     )
+    grades: Grades | None = Field(
+        None,
+        description="the label column holds grades, integers where more is more relevant: classes are made of them "
+        "for training, and nDCG@10 takes the grades themselves as gains (negative ones as 0), as trec_eval does",
+    )
     reference: str | None = Field(
         None, description="the score column to use in place of labels, where there are none; it must be in data.scores"
     )
@@ -219,6 +232,10 @@ class Data(Part):
             dev = 0.0 if self.dev is not None else self.hold_out.dev or DEV_SHARE
             if dev + (test := self.hold_out.test or 0.0) >= 1:
                 raise ValueError(f"data: hold_out: dev {dev:g} and test {test:g} leave nothing to train on")
+        if self.grades is not None and (self.labels or self.reference):
+            raise ValueError(f"data: give grades or {'labels' if self.labels else 'reference'}, not both")
+        if self.grades is not None and self.positive != 1:
+            raise ValueError("data: positive: of grades, class 1 holds the relevant passages; leave it out")
         if self.reference is not None and self.reference not in self.scores:
             raise ValueError(f"data: reference: {self.reference!r} is not in scores; declare it there")
         return self

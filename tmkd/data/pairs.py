@@ -17,7 +17,8 @@ from tmkd.core.files import replacing
 from tmkd.core.logits import sigmoid
 from tmkd.data.documents.text import question_key
 
-_FIXED = ("pair_id", "question", "passage", "label", "qid", "pid")
+_GRADE = "relevance_grade"
+_FIXED = ("pair_id", "question", "passage", "label", "qid", "pid", _GRADE)
 
 
 def pair_id(question: str, passage: str) -> str:
@@ -90,6 +91,7 @@ class Pairs:
         passages: Sequence[str],
         *,
         labels: Sequence[int | None] | None = None,
+        grades: Sequence[int | None] | None = None,
         qids: Sequence[str] | None = None,
         pids: Sequence[str] | None = None,
         scores: Mapping[str, Sequence[float | None]] | None = None,
@@ -100,6 +102,7 @@ class Pairs:
             questions: N questions.
             passages: N passages.
             labels: N classes from 0; None for a pair without a label.
+            grades: the N grades that the labels were made of, where there are any; None for a pair without one.
             qids: N names that group pairs by question; the question's text unless given.
             pids: N names of the passages; the pair's id unless given.
             scores: score columns of N numbers; None for a pair without a score.
@@ -115,6 +118,8 @@ class Pairs:
         }
         if labels is not None:
             columns["label"] = pa.array(labels, pa.int64())
+        if grades is not None:
+            columns[_GRADE] = pa.array(grades, pa.int64())
         if qids is not None:
             columns["qid"] = pa.array(qids, pa.string())
         if pids is not None:
@@ -160,6 +165,20 @@ class Pairs:
         filled = self.table.column("label").fill_null(-1)
         labels: NDArray[np.int64] = filled.to_numpy().astype(np.int64)
         return labels
+
+    @property
+    def grades(self) -> list[int | None] | None:
+        """The grades that the labels were made of, N integers, None for a pair without one; None: there are none."""
+        if _GRADE not in self.table.column_names:
+            return None
+        found: list[int | None] = self.table.column(_GRADE).to_pylist()
+        return found
+
+    @property
+    def gains(self) -> NDArray[np.float64] | None:
+        """What each pair adds to nDCG, [N] float64: its grade, 0 for a negative one or none; None: no grades."""
+        grades = self.grades
+        return None if grades is None else np.array([max(grade or 0, 0) for grade in grades], dtype=np.float64)
 
     @property
     def golden(self) -> NDArray[np.int64] | NDArray[np.float32]:
@@ -218,6 +237,10 @@ class Pairs:
             raise DataError(f"there is no score column {name!r}; there are: {', '.join(self.score_names) or 'none'}")
         values: NDArray[np.float64] = self.table.column(name).fill_null(float("nan")).to_numpy()
         return values
+
+    def select_given(self) -> pa.Table:
+        """The columns that rows gave: all but the pair ids and the grades, of which the labels were made."""
+        return self.table.drop_columns([name for name in ("pair_id", _GRADE) if name in self.table.column_names])
 
     def take(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Pairs:
         """The pairs at these places, in the order of `indices`."""

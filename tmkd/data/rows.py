@@ -42,6 +42,7 @@ class Expected(TypedDict, total=False):
         need_scores: refuse rows without one of the score columns.
         labels: the class that each value of the label column stands for, used where labels are needed; rows whose
             value stands for None are left out.
+        relevant_from: the label column holds grades, and those from this one on are class 1, lower ones class 0.
         counts: counts the rows that are read and left out.
     """
 
@@ -51,6 +52,7 @@ class Expected(TypedDict, total=False):
     need_labels: bool
     need_scores: bool
     labels: Mapping[str, int | None]
+    relevant_from: int
     counts: RowCounts
 
 
@@ -94,9 +96,13 @@ def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Ex
 
     questions = checked_column(rows, columns.question, text, source)
     passages = checked_column(rows, columns.passage, text, source)
-    labels = None
+    labels = grades = None
     if columns.label is not None and columns.label in present:
-        labels = _labels(rows, columns.label, source, expected.get("classes"), names)
+        if (relevant_from := expected.get("relevant_from")) is not None:
+            grades = checked_column(rows, columns.label, grade, source)
+            labels = [None if found is None else int(found >= relevant_from) for found in grades]
+        else:
+            labels = _labels(rows, columns.label, source, expected.get("classes"), names)
         if need_labels and all(label is None for label in labels):
             raise DataError(
                 f"{source}: the column {columns.label!r} is empty in every row (or -1, a hidden label); labels are "
@@ -110,8 +116,8 @@ def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Ex
         texts = zip(checked_column(rows, columns.pid, identifier, source), questions, passages, strict=True)
         pids = [pair_id(question, passage) if pid is None else pid for pid, question, passage in texts]
     values = {name: _scores(rows, name, kind, source) for name, kind in scores.items() if name in present}
-    pairs = Pairs.build(questions, passages, labels=labels, qids=qids, pids=pids, scores=values)
-    unlabelled = [names.get(str(row.get(columns.label or "")), 0) is None for row in rows]
+    pairs = Pairs.build(questions, passages, labels=labels, grades=grades, qids=qids, pids=pids, scores=values)
+    unlabelled = [names.get(spelling(row.get(columns.label or "")), 0) is None for row in rows]
     counts.leave_out("their label stands for no class", sum(unlabelled))
     return pairs.take([row for row, absent in enumerate(unlabelled) if not absent]) if any(unlabelled) else pairs
 
@@ -214,6 +220,25 @@ def identifier(value: Any) -> str | None:
     return None if value is None or value == "" else text(str(value))
 
 
+def spelling(value: Any) -> str:
+    """A label as `data.labels` spells it: as text, a number without decimals as an integer (pandas writes 1 as 1.0)."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def grade(value: Any) -> int | None:
+    """A graded label, an integer; None where the cell is empty. TREC has grades below 0, for junk."""
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+        whole = int(number)
+    except (TypeError, ValueError, OverflowError):
+        raise BadValue(f"is {value!r}, a grade must be an integer") from None
+    if isinstance(value, bool) or number != whole or "_" in str(value) or abs(whole) >= _MOST_CLASSES:
+        raise BadValue(f"is {value!r}, a grade must be an integer")
+    return whole
+
+
 def label(value: Any, classes: int | None, names: Mapping[str, int | None]) -> int | None:
     """A class; None where the cell is empty or stands for no class.
 
@@ -225,9 +250,9 @@ def label(value: Any, classes: int | None, names: Mapping[str, int | None]) -> i
     if value is None or value == "":
         return None
     if names:
-        if str(value) not in names:
+        if (name := spelling(value)) not in names:
             raise BadValue(f"is {value!r}, which data.labels does not map; it maps {', '.join(names)}")
-        return names[str(value)]
+        return names[name]
     try:
         number = float(value)
         whole = int(number)

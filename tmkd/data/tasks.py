@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from tmkd.config.sections import DEV_SHARE, Data
 from tmkd.core.errors import DataError
-from tmkd.core.files import Quoting
 from tmkd.data.documents.text import question_key
 from tmkd.data.pairs import Pairs, Reference
-from tmkd.data.readers import read_rows
+from tmkd.data.readers import column_names, read_rows
 from tmkd.data.row_checks import check_groups, check_labels, check_scores, counted_once
 from tmkd.data.row_counts import RowCounts
-from tmkd.data.rows import Columns, Expected, read_pairs, rows_to_pairs
+from tmkd.data.rows import Columns, Expected, rows_to_pairs
 from tmkd.data.split import split
 
 logger = logging.getLogger(__name__)
@@ -167,6 +166,8 @@ def _own(data: Data, classes: int) -> TaskData:
     info: dict[str, Any] = {"train": data.train, "hub": data.hub}
     if data.reference is not None:
         info["reference"] = data.reference
+    if data.grades is not None:
+        info["grades"] = f"classes: 1 from grade {data.grades.relevant_from} on; nDCG@10: the grades are the gains"
     train, dev, test = _held_out(data, train, counts)
     if data.dev is not None:
         dev = _read(data, classes, "dev", counts)
@@ -212,8 +213,8 @@ def _read(data: Data, classes: int, part: str, counts: Mapping[str, RowCounts]) 
     labels = part != "pool"
     reference = data.reference if labels else None
     columns = Columns(**data.columns.model_dump())
-    if not labels and data.labels:
-        columns = replace(columns, label=None)  # the label map is for labelled rows
+    if not labels:
+        columns = replace(columns, label=None)  # a pool may have labels of another task, which are not looked at
     expected: Expected = {
         "columns": columns,
         "scores": data.scores,
@@ -223,58 +224,23 @@ def _read(data: Data, classes: int, part: str, counts: Mapping[str, RowCounts]) 
         "labels": data.labels,
         "counts": counts[part],
     }
+    if data.grades is not None:
+        expected["relevant_from"] = data.grades.relevant_from
     if data.hub is not None:
         from tmkd.data.hub import read_hub
 
         pairs = read_hub(data.hub, source, config=data.config, **expected)
     else:
-        pairs = read_pairs(Path(source), quoting=data.quoting, **expected)
-    return pairs if reference is None else _with_reference(pairs, Reference(reference, data.scores[reference]), source)
+        rows = read_rows(Path(source), data.quoting)
+        if not labels and data.columns.label in column_names(rows):
+            logger.info(f"{source}: the labels of pool pairs (column {data.columns.label!r}) are not read")
+        pairs = rows_to_pairs(rows, Path(source), **expected)
+    return pairs if reference is None else with_reference(pairs, Reference(reference, data.scores[reference]), source)
 
 
-def _with_reference(pairs: Pairs, reference: Reference, source: str) -> Pairs:
+def with_reference(pairs: Pairs, reference: Reference, source: str) -> Pairs:
+    """Pairs with a score column in place of labels; `source` heads the error where that cannot be."""
     try:
         return pairs.with_reference(reference)
     except DataError as error:
         raise error.within(source) from None
-
-
-def read_measured(
-    data: Data,
-    classes: int,
-    path: Path,
-    given: Mapping[str, str | None],
-    counts: RowCounts | None = None,
-    quoting: Quoting | None = None,
-) -> Pairs:
-    """Read labelled pairs to evaluate the models of a recipe on.
-
-    Labels are the task's classes, or names that the recipe maps. Without labels, the recipe's reference is used.
-
-    Args:
-        data: the recipe's `data`.
-        classes: C.
-        path: the file.
-        given: names of columns, by what they hold (`question`, `label`, ...). A column that is not given has the name
-            that the recipe gives it, or the usual one if the file has no column of that name.
-        counts: counts the rows that are read and left out, for the report.
-        quoting: what a quote in a CSV or TSV file means; the recipe's `data.quoting` unless given.
-
-    Raises:
-        DataError: the file or a row cannot be used, or there are neither labels nor the reference.
-    """
-    names = {name: value for name, value in data.labels.items() if not name.lstrip("-").isdigit()}
-    known = {**{str(number): number for number in range(classes)}, **names} if names else {}
-    rows, names_in = read_rows(path, quoting or data.quoting), data.columns.model_dump()
-    present = {name for row in rows for name in row}
-    named = {key: name for key, name in names_in.items() if name in present}
-    columns = Columns(**{**named, **{key: name for key, name in given.items() if name is not None}})
-    expected: Expected = {"columns": columns, "classes": classes, "scores": data.scores, "labels": known}
-    expected["need_labels"] = data.reference is None
-    expected["counts"] = RowCounts(str(path)) if counts is None else counts
-    pairs = rows_to_pairs(rows, path, **expected)
-    if data.reference is None or pairs.has_labels:
-        return pairs
-    if data.reference not in pairs.score_names:
-        raise DataError(f"{path}: there are no labels (column {columns.label!r}) and no reference {data.reference!r}")
-    return _with_reference(pairs, Reference(data.reference, data.scores[data.reference]), str(path))

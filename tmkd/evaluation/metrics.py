@@ -28,6 +28,8 @@ class Questions:
         names: the questions' ids, [G].
         ranked: whether a question has at least one positive and one negative pair, [G] bool.
         reference: the reference's probability of every pair, [N] float64, where a reference stands for golden labels.
+        gains: what each pair adds to nDCG, [N] float64, where labels are graded: the grade itself, as in trec_eval and
+            pytrec_eval (not 2^grade - 1). None: 1 for a positive pair.
     """
 
     labels: NDArray[np.int64]
@@ -35,15 +37,23 @@ class Questions:
     names: list[str]
     ranked: NDArray[np.bool_]
     reference: Floats | None = None
+    gains: Floats | None = None
 
     @classmethod
-    def of(cls, labels: NDArray[np.int64], qids: Sequence[str], reference: Floats | None = None) -> Questions:
+    def of(
+        cls,
+        labels: NDArray[np.int64],
+        qids: Sequence[str],
+        reference: Floats | None = None,
+        gains: Floats | None = None,
+    ) -> Questions:
         """Group pairs by question id.
 
         Args:
             labels: [N] int64.
             qids: N question ids.
             reference: the reference's probabilities, [N] float64, if there is a reference.
+            gains: gains for nDCG, [N] float64, if labels are graded.
 
         Returns:
             The pairs with their questions.
@@ -51,7 +61,7 @@ class Questions:
         names, group = grouped(qids)
         positive = np.bincount(group, labels == 1, minlength=len(names)) > 0
         negative = np.bincount(group, labels == 0, minlength=len(names)) > 0
-        return cls(labels, group, names, positive & negative, reference)
+        return cls(labels, group, names, positive & negative, reference, gains)
 
     @property
     def ranks(self) -> bool:
@@ -212,7 +222,8 @@ def ranking_metrics(questions: Questions, scores: Floats) -> dict[str, Floats]:
     rows = np.flatnonzero(questions.ranked[questions.group])
     if len(rows):
         right = questions.labels[rows] == 1
-        values = ranking_values(questions.group[rows], scores[rows], right, right.astype(np.float64))
+        gains = right.astype(np.float64) if questions.gains is None else questions.gains[rows]
+        values = ranking_values(questions.group[rows], scores[rows], right, gains)
         for name in RANKING:
             found[name][questions.ranked] = values[name]
     return found

@@ -11,9 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import write_text
 
-FORMAT = 2
-"""Version of the format of tmkd.json. Since 2 the checkpoint of two classes has one logit."""
-READABLE = (1, FORMAT)
+FORMAT = 1
 CARD_FILE = "tmkd.json"
 
 
@@ -24,13 +22,11 @@ class Origin(TypedDict, total=False):
         step: kind of step, such as "teacher" or "stage1", or the student's method.
         teachers: what each soft head learned: fingerprints of teachers, or one name for the mean of several.
         class_order: for each class of the task the class of the original checkpoint that it was.
-        labels: names of the C classes, where the task names them.
     """
 
     step: str
     teachers: list[str]
     class_order: list[int]
-    labels: list[str]
 
 
 class ModelCard(BaseModel):
@@ -46,7 +42,6 @@ class ModelCard(BaseModel):
         step: see `Origin`.
         teachers: see `Origin`.
         class_order: see `Origin`.
-        labels: see `Origin`.
 
     Example:
         >>> card = ModelCard(max_length=256, classes=2, soft_heads=3)
@@ -65,7 +60,6 @@ class ModelCard(BaseModel):
     step: str | None = None
     teachers: tuple[str, ...] | None = None
     class_order: tuple[int, ...] | None = None
-    labels: tuple[str, ...] | None = None
 
     @property
     def heads(self) -> int:
@@ -95,8 +89,8 @@ def read_card(folder: Path) -> ModelCard:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = content.get("format") if isinstance(content, dict) else None
-        if found not in READABLE:
-            raise EncoderError(f"{path}: format {found!r}, this version reads {READABLE[0]} to {FORMAT}")
+        if found != FORMAT:
+            raise EncoderError(f"{path}: format {found!r}, this version reads {FORMAT}")
         return ModelCard.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]

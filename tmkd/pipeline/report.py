@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from tmkd.core.files import disk_errors
+from tmkd.data.measured import spelled_rows
 from tmkd.data.writers import write_rows
 from tmkd.evaluation.comparison import disagreements
 from tmkd.evaluation.report import write_report
@@ -62,5 +63,5 @@ def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[s
             recipe_text=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
             environment=as_lines(results.provenance),
         )
-        write_rows(folder / "test.jsonl", data.test.table.drop_columns(["pair_id"]).to_pylist())
+        write_rows(folder / "test.jsonl", spelled_rows(data.test, recipe.data))
     return results

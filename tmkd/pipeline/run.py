@@ -17,10 +17,10 @@ from tmkd.config.recipe import Recipe
 from tmkd.core.errors import ExportError
 from tmkd.core.files import Quoting, copy_folder, disk_errors, write_json
 from tmkd.core.hardware import describe, prepare
+from tmkd.data.measured import read_measured
 from tmkd.data.pairs import Pairs
 from tmkd.data.row_checks import check_groups, check_labels, counted_once
 from tmkd.data.row_counts import RowCounts
-from tmkd.data.tasks import read_measured
 from tmkd.evaluation.results import Results
 from tmkd.pipeline.parallel import workers
 from tmkd.pipeline.preflight import require_runnable
@@ -272,8 +272,7 @@ class Run:
 
     def _export_step(self) -> Step:
         student = self.students.taken().steps[0]
-        recipe = self.recipe
-        return export_step(self.workspace, student, self.data.task, recipe.export.backends, recipe.class_names)
+        return export_step(self.workspace, student, self.data.task, self.recipe.export.backends)
 
     def _export(self) -> ExportResult:
         target = self.folder / "export"
