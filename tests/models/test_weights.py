@@ -219,3 +219,12 @@ def test_a_bi_encoder_never_runs_on_random_weights(tmp_path: Path) -> None:
     assert AutoModel.from_pretrained(folder) is not None
     with pytest.raises(EncoderError, match="weights are missing or of another shape, first embeddings"):
         embed(folder, ["mount a disk"], 16)
+
+
+def test_a_model_that_diverged_is_not_saved(tmp_path: Path) -> None:
+    source = tiny("bert", tmp_path / "one")
+    student = Student(load_encoder(source, 2), 2)
+    torch.nn.init.constant_(student.golden.bias, float("nan"))
+    with pytest.raises(EncoderError, match=r"saved: 1 weights are not finite, first golden\.bias"):
+        save_student(student, tmp_path / "saved", source, 64, {})
+    assert not (tmp_path / "saved").exists()

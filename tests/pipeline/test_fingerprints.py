@@ -273,10 +273,15 @@ def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
 
 
 def model_folder(folder: Path, encoder: Path, **card: Any) -> Path:
-    """What a step leaves that is read without loading the model: the card, the tokenizer, the configuration."""
+    """What a step leaves that is read without loading the model: the card, the tokenizer, the configuration.
+
+    Its weights are the encoder's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "config.json"):
         shutil.copy(encoder / name, folder)
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    (folder / "model.safetensors").symlink_to(encoder / "model.safetensors")
     whole = {"format": 1, "max_length": 64, "classes": 2, "layers": 1, "soft_headers": 0, "use_golden": True, **card}
     (folder / "tmkd.json").write_text(json.dumps(whole))
     return folder

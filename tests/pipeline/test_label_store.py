@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tmkd.core.errors import LabelError
+from tmkd.core.errors import LabelError, NoRoomError
 from tmkd.pipeline.store.label_store import LabelStore
 
 HEADER: dict[str, Any] = {
@@ -106,7 +106,10 @@ def test_missing_rows_are_counted_and_refused(tmp_path: Path) -> None:
 def test_rows_that_are_not_finite_are_counted_refused_and_labelled_again(tmp_path: Path, bad: float) -> None:
     store = filled(tmp_path)
     store.append(["4", "5"], np.array([[bad, 0], [5, -5]], dtype=np.float32))
-    with pytest.raises(LabelError, match="of 3 pairs 0 have no labels and 1 have labels that are not finite, first 4"):
+    message = (
+        "of 3 pairs 0 have no labels and 1 have labels that are not finite, first 4; the teacher abc gave no number"
+    )
+    with pytest.raises(LabelError, match=message):
         store.logits_for(["1", "4", "5"])
     assert np.isnan(store.logits_for(["4"], allow_missing=True)).all()
     store = LabelStore.open(tmp_path, header=HEADER)
@@ -195,7 +198,7 @@ def test_failed_write_loses_nothing(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, hard))  # the kernel refuses to write more, as on a full disk
     try:
-        with pytest.raises(OSError, match="large"):
+        with pytest.raises(NoRoomError, match=r"part-00002\.parquet \(0\.3 MiB needed"):
             store.append([f"x{number}" for number in range(len(rows))], rows)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

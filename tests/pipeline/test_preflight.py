@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Tmkd, pair_rows, write_jsonl
+from safetensors.torch import load_file, save_file
 
 from tmkd.config.load import load_recipe
 from tmkd.core.errors import RecipeError
+from tmkd.models.checkpoint import load_encoder, save_student
+from tmkd.models.student import Student
 
 
 def judged(recipe: Path, extra: str = "") -> Path:
@@ -205,3 +209,23 @@ def test_a_pool_that_no_teacher_can_label_is_refused_at_once(tmkd: Tmkd, recipe_
     refused = tmkd("run", recipe_file, "teachers=[]", "methods=[tkd]", "take=tkd", "data.pool=pool.jsonl", check=False)
     assert "no teacher can label the pool pairs: they have none of the recipe's score columns" in refused.stderr
     assert not [name for name in steps(tmp_path) if not name.startswith("pool-")]
+
+
+def test_a_teacher_with_broken_weights_is_named_before_any_training(
+    tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    source = tmp_path / "tiny"
+    save_student(Student(load_encoder(source, 2), 2), tmp_path / "broken", source, 64, {})
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["bert.embeddings.LayerNorm.weight"][7] = float("nan")
+    save_file(weights, tmp_path / "broken" / "model.safetensors")
+    teachers = "teachers:\n  - {name: large, checkpoint: broken}"
+    tiny_recipe.write_text(tiny_recipe.read_text().replace("teachers:", teachers))
+    done = tmkd("teach", tiny_recipe, check=False)
+    assert done.returncode == 1
+    assert "teacher large: " in done.stderr
+    assert (
+        "broken: 1 weights are not finite, first bert.embeddings.LayerNorm.weight (1 of its 48 numbers" in done.stderr
+    )
+    assert not list((tmp_path / "workspace" / "steps").glob("teacher-*"))

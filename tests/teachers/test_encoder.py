@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import pair_rows
 from encoder_fixtures import tiny
+from safetensors.torch import load_file, save_file
 
-from tmkd.core.errors import EncoderError
+from tmkd.core.errors import EncoderError, LabelError
 from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.models.student import Student
@@ -72,3 +73,27 @@ def test_a_checkpoint_of_another_tool(tmp_path: Path) -> None:
 def test_an_encoder_without_a_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match="has no classification head"):
         EncoderTeacher(tiny("bert", tmp_path / "tiny"))
+
+
+def scaled(folder: Path, factor: float) -> Path:
+    """The checkpoint with its last layer's weights multiplied."""
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "classifier.weight": weights["classifier.weight"] * factor}, folder / "model.safetensors")
+    return folder
+
+
+def test_weights_that_are_not_finite_name_the_teacher_and_its_folder(tmp_path: Path) -> None:
+    folder = scaled(checkpoint(tmp_path), float("nan"))
+    with pytest.raises(EncoderError, match=r"^teacher large: .*not finite, first classifier\.weight.*fetch") as got:
+        EncoderTeacher(folder, name="large").logits(PAIRS)
+    assert str(folder) in str(got.value)
+
+
+def test_logits_that_are_not_finite_name_the_teacher_the_pair_and_the_precision(tmp_path: Path) -> None:
+    folder = scaled(checkpoint(tmp_path, ours=False), 1e38)
+    first = f"first {PAIRS.questions[0]!r}"
+    with pytest.raises(LabelError, match=r"teacher large .*no number for \d+ of \d+ pairs.*use precision: fp32") as got:
+        EncoderTeacher(folder, name="large", max_length=48, precision="fp32").logits(PAIRS.take([0, 0, 0]))
+    assert str(folder) in str(got.value)
+    assert first in str(got.value)
+    assert got.value.not_finite == 3

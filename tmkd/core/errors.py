@@ -187,6 +187,22 @@ class MissingExtraError(TmkdError):
 
 
 @contextmanager
+def named(whose: str) -> Iterator[None]:
+    """Put around what reads a model: an error of its files also says whose model it is.
+
+    Args:
+        whose: such as "teacher large".
+
+    Raises:
+        EncoderError: that of the block, headed by `whose`.
+    """
+    try:
+        yield
+    except EncoderError as error:
+        raise error.within(whose) from error
+
+
+@contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
     """Put around imports: a package that is not installed becomes an error that names the extra to install.
 

@@ -203,8 +203,10 @@ def save_student(student: Student, folder: Path, tokenizer_folder: Path, max_len
         origin: what made the model, for the model card file, which is written last: a folder without it is not whole.
 
     Raises:
+        EncoderError: a weight is not finite.
         NoRoomError: the disk is full.
     """
+    require_finite(student.state_dict(), folder)
     with disk_errors(folder):
         _write_student(student, folder, tokenizer_folder, max_length, origin)
 

@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tmkd.core.errors import LabelError
 from tmkd.core.hardware import attention, batch_tokens, device, use_bf16
+from tmkd.data.pairs import Pairs
 from tmkd.models.batching import length_sorted_batches, pack, pad
 from tmkd.models.encoders.forward import Batch, Packing
 from tmkd.models.student import Student, StudentOutput
@@ -72,6 +74,29 @@ def score_heads(
         [n, H, C] float32, in the order of `rows`.
     """
     return _scored(model, encoded, pad_id, rows, precision, model.trained_heads, (model.heads, model.classes))
+
+
+def require_finite_logits(logits: NDArray[np.floating], pairs: Pairs, whose: str, precision: str) -> None:
+    """Check that a model gave a number for every pair.
+
+    Args:
+        logits: [N, ...], in the order of the pairs.
+        pairs: N pairs.
+        whose: the model, such as "teacher large (FOLDER)".
+        precision: of its arithmetic, as in a recipe.
+
+    Raises:
+        LabelError: some logits are not finite; the message has the first such pair and what to do.
+    """
+    bad = np.flatnonzero(~np.isfinite(logits.reshape(len(logits), -1)).all(axis=1))
+    if len(bad):
+        first = int(bad[0])
+        raise LabelError(
+            f"{whose} gives no number for {len(bad):,} of {len(logits):,} pairs, first {pairs.questions[first][:80]!r} "
+            f"with {pairs.passages[first][:80]!r}. Its weights are finite, so numbers overflow on the way "
+            f"(precision: {precision}): use precision: fp32, or another teacher",
+            not_finite=len(bad),
+        )
 
 
 def _scored(

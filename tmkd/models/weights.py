@@ -6,6 +6,7 @@ Whatever would leave a weight as it was by chance (missing, of another shape, no
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Mapping
@@ -39,6 +40,20 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
                 raise EncoderError(f"{path} holds {_modern(name)} twice, once as {name}; fetch the file again")
             weights[_modern(name)] = value
     return weights
+
+
+def require_finite_weights(folder: Path) -> None:
+    """Check that a checkpoint's weights can be read and are finite; once while its files stay the same.
+
+    Raises:
+        EncoderError: a file is missing or damaged, or a weight is not finite.
+    """
+    _look_once(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(folder)), folder)
+
+
+@functools.cache
+def _look_once(files: tuple[tuple[Path, int, int], ...], folder: Path) -> None:
+    require_finite(read_weights(folder), folder)
 
 
 def shape_of(folder: Path, name: str) -> list[int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tmkd.config.methods import METHODS, Method
 from tmkd.config.recipe import Recipe
-from tmkd.core.errors import DataError, RecipeError, TmkdError
+from tmkd.core.errors import DataError, RecipeError, TmkdError, named
 from tmkd.data.pairs import Pairs, grouped
 from tmkd.data.split import folds
 from tmkd.models.card import has_card, read_card
@@ -21,6 +21,7 @@ from tmkd.models.checkpoint import require_fit, require_head
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.label_map import find_label_map
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.pool import teachers_of_run
 from tmkd.pipeline.teacher_labels import share_of_pairs
@@ -54,10 +55,13 @@ def _require_encoders(recipe: Recipe) -> None:
     for teacher in recipe.used_teachers:
         if teacher.scores is not None:
             continue
-        source = find_encoder(recipe.encoder_of(teacher))
-        require_fit(source, length=recipe.length_of(teacher))
+        with named(f"teacher {teacher.name}"):
+            source = find_encoder(recipe.encoder_of(teacher))
+            require_fit(source, length=recipe.length_of(teacher))
+            require_finite_weights(source)
+            if teacher.checkpoint:
+                require_head(source, recipe.classes)
         if teacher.checkpoint:
-            require_head(source, recipe.classes)
             find_label_map(source, teacher, recipe)
     if any(METHODS[name].trains and METHODS[name].encoder == "bottom" for name in recipe.methods):
         require_fit(find_encoder(recipe.encoder), layers=recipe.student.layers, length=recipe.max_length)

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.core.errors import EncoderError
+from tmkd.core.errors import EncoderError, named
 from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import has_card, read_card
 from tmkd.models.checkpoint import head_classes, load_finished, require_fit
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.label_map import reorder
-from tmkd.models.predict import score
+from tmkd.models.predict import require_finite_logits, score
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 
@@ -110,6 +110,14 @@ class EncoderTeacher:
 
         Returns:
             [N, C] float32 in the order of the pairs, in the task's order of classes.
+
+        Raises:
+            EncoderError: a weight is not finite.
+            LabelError: a logit is not finite.
         """
         encoded = self.tokenizer.encode(pairs.questions, pairs.passages)
-        return score(self.model, encoded, self.tokenizer.pad_id, precision=self.precision)
+        with named(f"teacher {self.name}"):
+            model = self.model
+        logits = score(model, encoded, self.tokenizer.pad_id, precision=self.precision)
+        require_finite_logits(logits, pairs, f"teacher {self.name} ({self.folder})", self.precision)
+        return logits

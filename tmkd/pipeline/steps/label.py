@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.console import progress
-from tmkd.core.errors import TmkdError
+from tmkd.core.errors import TmkdError, named
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
-from tmkd.models.predict import score, score_heads
+from tmkd.models.predict import require_finite_logits, score, score_heads
 from tmkd.models.student import Combination, combine
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.store.fingerprint import depends_on
@@ -198,7 +198,8 @@ def _fill(store: LabelStore, model: Step, pairs: Pairs, how: _Labelling, workspa
     missing = np.flatnonzero([pair_id not in done for pair_id in pairs.pair_ids])
     if len(missing) == 0:
         return
-    student = load_student(model.folder)
+    with named(how.name):
+        student = load_student(model.folder)
     logger.info(f"{how.name}: {student.encoder.path}")
     tokenizer = PairTokenizer(model.folder, read_card(model.folder).max_length)
     encoded = tokens_of(workspace, tokenizer, pairs)
@@ -209,5 +210,7 @@ def _fill(store: LabelStore, model: Step, pairs: Pairs, how: _Labelling, workspa
         for start in range(0, len(order), CHUNK):
             rows = order[start : start + CHUNK]
             logits = how.score(student, encoded, tokenizer.pad_id, rows, how.precision)
-            store.append(list(ids[rows]), logits.reshape(len(rows), -1))
+            logits = logits.reshape(len(rows), -1)
+            require_finite_logits(logits, pairs.take(rows), f"{how.name} ({model.folder})", how.precision)
+            store.append(list(ids[rows]), logits)
             bar.advance(len(rows))

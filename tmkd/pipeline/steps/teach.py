@@ -8,6 +8,7 @@ import torch
 
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Teacher
+from tmkd.core.errors import named
 from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.models.encoders.find import find_encoder
@@ -58,7 +59,8 @@ def teach(
 
     def build(target: Path) -> None:
         torch.manual_seed(teacher.seed)  # the new head
-        encoder = load_encoder(folder, recipe.classes, dropout=teacher.dropout, pooler=teacher.pooler)
+        with named(f"teacher {teacher.name}"):
+            encoder = load_encoder(folder, recipe.classes, dropout=teacher.dropout, pooler=teacher.pooler)
         model = Student(encoder, recipe.classes)
         tokenizer = PairTokenizer(folder, length)
         numbers = {name: getattr(teacher, name) for name in ("learning_rate", "epochs", "batch_size", "seed")}
@@ -85,7 +87,8 @@ def _copy_checkpoint(workspace: Workspace, recipe: Recipe, teacher: Teacher) -> 
     )
 
     def build(target: Path) -> None:
-        model = EncoderTeacher(source, max_length=length, class_order=order).model
+        with named(f"teacher {teacher.name}"):
+            model = EncoderTeacher(source, max_length=length, class_order=order).model
         save_student(model, target, source, length, {"step": "teacher", "class_order": order})
 
     return workspace.step("teacher", content, build, label=f"teacher {teacher.name}")

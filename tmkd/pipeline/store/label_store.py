@@ -191,13 +191,20 @@ class LabelStore:
             not_finite = int(bad.sum()) - missing
             raise LabelError(
                 f"{self.folder}: of {len(rows):,} pairs {missing:,} have no labels and {not_finite:,} have "
-                f"labels that are not finite, first {pair_ids[int(np.flatnonzero(bad)[0])]}; label them again",
+                f"labels that are not finite, first {pair_ids[int(np.flatnonzero(bad)[0])]}; "
+                + ("label them again" if not not_finite else self._why_not_finite()),
                 path=self.folder,
                 missing=missing,
                 not_finite=not_finite,
             )
         found[bad] = np.nan
         return found
+
+    def _why_not_finite(self) -> str:
+        return (
+            f"the teacher {self.manifest['header'].get('teacher')} gave no number for them. Labelling again gives the "
+            "same: look at its weights and inputs, and label with precision: fp32"
+        )
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
