@@ -156,3 +156,10 @@ def test_grades_declared_as_log_odds_get_a_word(tmp_path: Path) -> None:
     assert "(grade - 1) / 4" in found
     logits = [{**row, "judge": row["judge"] - 2.5} for row in graded]
     assert warnings_of(tmp_path, "train", logits, scores={"judge": "logit"}) == ""
+
+
+def test_a_set_whose_wrong_passages_all_stand_in_training_gets_a_word(tmp_path: Path) -> None:
+    train, test = asked("train", 30), asked("test", 30)
+    telling = [{**row, "passage": train[n]["passage"]} if row["label"] == 0 else row for n, row in enumerate(test)]
+    said = warnings_of(tmp_path, "test", telling, train=str(write_jsonl(tmp_path / "thirty.jsonl", train)))
+    assert '"no training pair has this passage" alone has a ROC-AUC of 1.000: it holds for 100.0% of the pairs' in said

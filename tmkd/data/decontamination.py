@@ -13,6 +13,7 @@ from tmkd.data.documents.words import bigrams, word_count, words
 from tmkd.data.pairs import Pairs, pair_key
 
 NEAR = 0.8  # two texts whose sets of words have this Jaccard similarity or more count as nearly equal
+MOST_TELLING = 0.65  # ROC-AUC that a feature which says nothing of the question may have in a held-out set
 _LEAST_QUOTED = 3  # words; shorter questions occur in many texts by chance
 
 

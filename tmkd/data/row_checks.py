@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError
+from tmkd.data.decontamination import MOST_TELLING
 from tmkd.data.documents.text import question_key, same_text
 from tmkd.data.pairs import Pairs
 from tmkd.data.row_counts import RowCounts
@@ -151,6 +152,24 @@ def check_scores(part: Pairs, kinds: Mapping[str, str], counts: RowCounts) -> No
 def _are_grades(values: NDArray[np.float64]) -> bool:
     whole = bool((values == np.round(values)).all())
     return whole and values.min() in _GRADES and values.max() in _GRADES and len(np.unique(values)) > 1
+
+
+def check_shortcut(train: Pairs, part: Pairs, counts: RowCounts) -> None:
+    """Warn if "no training pair has this passage" alone tells right from wrong passages of a set of two classes."""
+    if int(part.labels.max()) > 1:
+        return
+    seen = set(map(same_text, train.passages))
+    unseen = np.array([same_text(passage) not in seen for passage in part.passages])
+    right, wrong = unseen[part.labels == 1], unseen[part.labels == 0]
+    if min(len(right), len(wrong)) < FEW["test"]:
+        return
+    auc = 0.5 + float(right.mean() - wrong.mean()) / 2
+    if max(auc, 1 - auc) > MOST_TELLING:
+        counts.warn(
+            f'"no training pair has this passage" alone has a ROC-AUC of {auc:.3f}: it holds for {right.mean():.1%} of '
+            f"the pairs of class 1 and {wrong.mean():.1%} of class 0, so models may do without the question. Draw both "
+            "kinds of passages alike, from those that training does not have"
+        )
 
 
 def _shown(part: Pairs, rows: list[int]) -> str:

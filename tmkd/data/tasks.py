@@ -14,7 +14,7 @@ from tmkd.core.errors import DataError
 from tmkd.data.documents.text import question_key
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.readers import column_names, read_rows
-from tmkd.data.row_checks import check_groups, check_labels, check_scores, counted_once
+from tmkd.data.row_checks import check_groups, check_labels, check_scores, check_shortcut, counted_once
 from tmkd.data.row_counts import RowCounts
 from tmkd.data.rows import Columns, Expected, rows_to_pairs
 from tmkd.data.split import split
@@ -128,6 +128,7 @@ def _warn_of_likely_mistakes(task: TaskData, others: Mapping[str, Pairs]) -> Non
     for name, part in others.items():
         if shared := {question for question in set(part.questions) if question_key(question) in known}:
             task.counts[name].warn(f"{len(shared):,} questions are training questions too, first {min(shared)!r}")
+        check_shortcut(task.train, part, task.counts[name])
     labels: defaultdict[str, set[int]] = defaultdict(set)
     for name, label in zip(task.train.pair_ids, task.train.labels.tolist(), strict=True):
         labels[name].add(label)

@@ -17,7 +17,7 @@ from tmkd.core.errors import DataError
 from tmkd.data.builtin.candidates import Candidates, Part
 from tmkd.data.builtin.corpus import Corpus, Question, pick_headings, repeats
 from tmkd.data.builtin.judgements import Judgements
-from tmkd.data.decontamination import NEAR
+from tmkd.data.decontamination import MOST_TELLING, NEAR
 from tmkd.data.documents.passages import Passage
 from tmkd.data.documents.text import jaccard, question_key, tokens, unit_hash
 from tmkd.data.pairs import Pairs
@@ -28,7 +28,6 @@ TRAIN_NEGATIVES = 4  # of a question in the training set
 EVAL_NEGATIVES = 9  # of a question in the development and test sets
 SEED = 0  # chooses the headings, and the questions where there is a limit on them
 ANYTHING = 4  # one negative in this many may be any passage, the others are passages of other answers
-MOST_TELLING = 0.65  # ROC-AUC that a feature which says nothing of the question may have in the held-out sets
 
 
 def make_pairs(
