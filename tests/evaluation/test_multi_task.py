@@ -43,13 +43,49 @@ def test_the_mean_over_tasks_and_its_interval(tmp_path: Path) -> None:
     found = MultiTaskResults.of(
         [TaskResult.read(str(first)), TaskResult.read(f"{second / 'report' / 'results.json'}=map")], "tmkd"
     )
-    assert found.kept == {"finetune": [0.45, 0.5, pytest.approx(0.475)], "tmkd": [0.9, 1.0, pytest.approx(0.95)]}
+    kept = {method: [share.mean for share in shares] for method, shares in found.kept.items()}
+    assert kept == {"finetune": [0.45, 0.5, pytest.approx(0.475)], "tmkd": [0.9, 1.0, pytest.approx(0.95)]}
     (ahead,) = found.differences  # of mkd there is one task only
     assert (ahead.first, ahead.second, ahead.significant) == ("tmkd", "finetune", True)
     assert ahead.value.mean == pytest.approx(0.15)
     assert ahead.value.low == pytest.approx(0.15 - math.hypot(0.03, 0.04) / 2)
     assert ahead.value.high == pytest.approx(0.15 + math.hypot(0.04, 0.03) / 2)
     assert "tmkd is significantly better than finetune by 0.150" in found.sentence()
+
+
+def results_of(task: str, share: float, low: float, high: float, metric: str = "auc") -> TaskResult:
+    row = {"kept_above_chance": {metric: share}, "kept_above_chance_intervals": {metric: {"low": low, "high": high}}}
+    return TaskResult(task, metric, {"tmkd": {"kind": "student", **row}}, {})
+
+
+def test_a_share_above_100_percent_counts_as_100_in_the_mean() -> None:
+    found = MultiTaskResults.of([results_of("a", 1.05, 0.85, 1.26), results_of("b", 0.9, 0.86, 0.96)], "tmkd")
+    first, _, mean = found.kept["tmkd"]
+    assert (first.mean, first.high) == (1.05, 1.26)
+    assert mean.mean == pytest.approx(0.95)
+    assert mean.low == pytest.approx(0.95 - math.hypot(0.15, 0.04) / 2)
+    assert mean.high == pytest.approx(0.95 + math.hypot(0.0, 0.06) / 2)
+    assert found.to_json()["kept_intervals"]["tmkd"]["a"] == {"low": 0.85, "high": 1.26}
+
+
+def test_results_of_earlier_versions_have_the_interval_of_the_difference() -> None:
+    methods = {
+        "teacher-ensemble": {"kind": "ensemble", "auc": {"mean": 0.8}},
+        "tmkd": {"kind": "student", "auc": {"mean": 0.77}, "kept_above_chance": {"auc": 0.9}},
+    }
+    difference = Interval(-0.03, -0.06, 0.015)
+    found = TaskResult("a", "auc", methods, {("tmkd", "teacher-ensemble"): difference}).kept("tmkd")
+    assert found is not None
+    assert (found.mean, found.low, found.high) == pytest.approx((0.9, 0.8, 1.05))
+
+
+def test_what_chance_does_to_a_task_is_said() -> None:
+    plain = {"tmkd": {"kind": "student", "kept": {"map": 0.97}}}
+    old = MultiTaskResults.of([TaskResult("a", "map", plain, {})], "tmkd")
+    assert old.to_json()["chance_removed"] == {"a": False}
+    assert "chance not removed" in str(old.table().columns[1].header)
+    with pytest.raises(DataError, match="MAP is not significantly above chance"):
+        MultiTaskResults.of([TaskResult("a", "map", plain, {}, {"map": 0.3})], "tmkd")
 
 
 def test_an_interval_of_one_task_is_its_own() -> None:
@@ -85,7 +121,8 @@ def test_a_run_of_one_teacher_counts_and_one_without_teachers_is_refused(tmp_pat
     content = json.loads((run / "report" / "results.json").read_text())
     content["methods"][0] |= {"name": "teacher:t1", "kind": "teacher"}
     (tmp_path / "one.json").write_text(json.dumps(content))
-    assert MultiTaskResults.of([TaskResult.read(str(tmp_path / "one.json"))], "tmkd").kept["tmkd"] == [0.9, 0.9]
+    kept = MultiTaskResults.of([TaskResult.read(str(tmp_path / "one.json"))], "tmkd").kept["tmkd"]
+    assert [share.mean for share in kept] == [0.9, 0.9]
     assert (
         "tmkd" in MultiTaskResults.of([TaskResult.read(str(tmp_path / "one.json"))], "teacher:t1").kept
     )  # the teacher itself may be compared

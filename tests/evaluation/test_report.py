@@ -125,7 +125,8 @@ def test_missing_parts_are_absent(tmp_path: Path) -> None:
     ):
         assert absent not in page
     assert headline(results) == (
-        "1 teacher of 6 layers became one student of 1 layer that keeps 100.0% of the teacher's accuracy."
+        "1 teacher of 6 layers became one student of 1 layer that keeps 100.0% (100.0 to 100.0) of the teacher's "
+        "accuracy."
     )
     stored = json.loads((tmp_path / "results.json").read_text())
     assert stored == results.to_json()

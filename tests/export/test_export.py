@@ -36,8 +36,9 @@ def test_an_export_has_the_documented_files(family: str) -> None:
     assert row["passed"]
     assert row["reason"] == ""
     assert row["max_logit_difference"] <= 1e-4
-    assert row["decision_agreement"] == row["top1_agreement"] == 1.0
-    assert row["kendall_tau"] in (None, 1.0)  # None: these scores are too close to each other
+    assert row["decision_agreement"] == row["top1_agreement_within_0_1"] == 1.0
+    assert row["kendall_tau_within_0_1"] in (None, 1.0)  # None: these scores are too close to each other
+    assert row["kendall_tau"] > 0.99
     assert row["metric_name"] == "auc"
     assert row["metric_export"] == pytest.approx(row["metric_pytorch"], abs=1e-6)
     assert row["bytes"] == (folder / "out" / "onnx" / "model.onnx").stat().st_size
@@ -68,8 +69,9 @@ def test_folded_checkpoint_gives_the_mean_of_the_heads(family: str) -> None:
         for weight, bias in zip(headers["soft.weight"], headers["soft.bias"], strict=True):
             every.append(h @ weight.T + bias)
         own = model(**given).logits
-    np.testing.assert_allclose(own, torch.stack(every).mean(0), atol=1e-5)
-    np.testing.assert_allclose(Scorer(folder / "out").logits(questions, passages), own, atol=1e-4)
+    mean = torch.stack(every).mean(0)
+    np.testing.assert_allclose(own[:, 0], mean[:, 1] - mean[:, 0], atol=1e-5)
+    np.testing.assert_allclose(Scorer(folder / "out").scores(questions, passages), own[:, 0], atol=1e-4)
 
 
 def test_length_is_written_into_every_tokenizer_file() -> None:
@@ -148,7 +150,7 @@ def test_a_wrong_backend_is_removed_and_the_table_says_why(
     assert not row["passed"]
     assert reason in row["reason"]
     assert not (tmp_path / "out" / "onnx").exists()
-    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").num_labels == 2
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").num_labels == 1
     with pytest.raises(ExportError, match="none passed the parity gate"):
         Scorer(tmp_path / "out")
 
@@ -171,8 +173,8 @@ def test_full_disk_leaves_the_earlier_export(tmp_path: Path, monkeypatch: pytest
 def test_three_classes_and_a_golden_head_only(tmp_path: Path) -> None:
     (row,) = json.loads((exported("mpnet", 3) / "out" / "parity.json").read_text())
     assert row["metric_name"] == "accuracy"
-    assert row["top1_agreement"] is None
-    assert row["kendall_tau"] is None
+    assert row["top1_agreement"] is row["top1_agreement_within_0_1"] is None
+    assert row["kendall_tau"] is row["kendall_tau_within_0_1"] is None
     student = mpnet_student(tmp_path)
     (student / "headers.safetensors").unlink()
     with pytest.raises(ExportError, match=r"headers\.safetensors is missing"):
@@ -212,7 +214,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     student = mpnet_student(tmp_path)
     content = (student / "model.safetensors").read_bytes()
     (student / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(EncoderError, match="cannot be opened as a checkpoint"):
+    with pytest.raises(EncoderError, match=r"model\.safetensors cannot be read .*the file is damaged"):
         export_student(student, dev_pairs(), tmp_path / "out", backends=FP32)
     assert not (tmp_path / "out").exists()
 
@@ -229,7 +231,7 @@ def test_parity_by_hand() -> None:
     assert result.max_logit_difference == 1.5
     assert result.decision_agreement == 0.75
     assert result.top1_agreement == 0.0  # one question has two passages or more, and its first differs
-    assert result.kendall_tau == pytest.approx(1 / 3)
+    assert result.kendall_tau == result.kendall_tau_within_0_1 == pytest.approx(1 / 3)
     assert (result.metric_name, result.metric_pytorch) == ("auc", 1.0)
 
 

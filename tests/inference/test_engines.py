@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from export_fixtures import clear_pairs, exported, texts, with_every_backend
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from transformers import AutoTokenizer
 
 from tmkd.core.backends import KNOWN_BACKENDS
 from tmkd.core.errors import ExportError, MissingExtraError
@@ -364,6 +366,20 @@ def test_an_engine_sees_few_shapes() -> None:
     assert engine_batches(np.array([], dtype=np.int64), 2048, parts=2) == []
 
 
+@pytest.mark.parametrize(("file", "backend"), [("model.onnx", "onnx-fp32"), ("model-int8.onnx", "onnx-int8")])
+def test_the_graphs_of_two_classes_give_one_logit_which_is_the_score(file: str, backend: str) -> None:
+    folder = with_every_backend("ranking")
+    session = onnxruntime.InferenceSession(folder / "onnx" / file)
+    (output,) = session.get_outputs()
+    assert (output.name, output.shape[1]) == ("logits", 1)
+    questions, passages = texts(8, seed=4)
+    given = AutoTokenizer.from_pretrained(folder)(questions, passages, padding=True, truncation=True)
+    inputs = {value.name: np.array(given[value.name]) for value in session.get_inputs()}
+    np.testing.assert_allclose(
+        session.run(None, inputs)[0][:, 0], Scorer(folder, backend=backend).scores(questions, passages), atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("backend", KNOWN_BACKENDS)
 def test_a_warm_engine_meets_no_new_shape(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer(with_every_backend("ranking"), backend=backend, threads=2)
@@ -383,11 +399,13 @@ def test_a_warm_engine_meets_no_new_shape(backend: str, monkeypatch: pytest.Monk
     assert seen == warm
 
 
-def test_near_passages_may_change_places() -> None:
+def test_near_passages_may_change_places_in_the_agreement_within_a_tenth_and_the_plain_one_shows_it() -> None:
     reference = np.array([[0, 1.0], [0, 1.05], [0, -2.0]], dtype=np.float32)
     found = np.array([[0, 1.2], [0, 1.1], [0, -2.0]], dtype=np.float32)
     result = measure_parity(reference, found, ["a"] * 3, np.array([1, 0, 0]))
-    assert (result.top1_agreement, result.kendall_tau) == (1.0, 1.0)
+    assert (result.top1_agreement_within_0_1, result.kendall_tau_within_0_1) == (1.0, 1.0)
+    assert result.top1_agreement == 0.0
+    assert result.kendall_tau == pytest.approx(1 / 3)
     assert result.ndcg_pytorch == pytest.approx(1 / np.log2(3))
     assert result.ndcg_export == 1.0
 
@@ -399,16 +417,17 @@ def test_near_passages_may_change_places() -> None:
         ({"metric_export": 0.894}, {}, "auc falls from 0.9000 to 0.8940"),
         ({"ndcg_export": 0.794}, {}, "nDCG@10 falls from 0.8000 to 0.7940"),
         ({"metric_export": 0.896, "ndcg_export": 0.796}, {}, ""),
-        ({"top1_agreement": 0.97}, {}, "the first passage is the same: 0.9700"),
-        ({"kendall_tau": 0.94}, {}, "Kendall's tau: 0.9400"),
-        ({"top1_agreement": None, "decision_agreement": 0.9}, {}, "the decision is the same: 0.9000"),
+        ({"top1_agreement_within_0_1": 0.97}, {}, "the first passage is the same within 0.1: 0.9700"),
+        ({"kendall_tau_within_0_1": 0.94}, {}, "Kendall's tau within 0.1: 0.9400"),
+        ({"top1_agreement": 0.5, "kendall_tau": 0.5}, {}, ""),  # within 0.1 the order is the same
+        ({"top1_agreement_within_0_1": None, "decision_agreement": 0.9}, {}, "the decision is the same: 0.9000"),
         ({}, {"batch_difference": 0.03}, "changes by 3.00e-02 with the other pairs of its batch"),
         ({}, {"repeats": False}, "does not give the same logits again"),
         ({}, {"batch_difference": None}, "not finite"),
     ],
 )
 def test_what_the_gate_asks_of_int8(found: dict[str, Any], steady: dict[str, Any], expected: str) -> None:
-    good = Parity(0.3, 0.99, 0.99, 0.96, "auc", 0.9, 0.9, 0.8, 0.8)
+    good = Parity(0.3, 0.99, 0.99, 0.99, 0.96, 0.96, "auc", 0.9, 0.9, 0.8, 0.8)
     reason = why_refused(replace(good, **found), replace(Invariance(0.01, True), **steady), CLOSE)
     assert (expected in reason) if expected else reason == ""
     assert "a logit differs by 3.00e-01" in why_refused(good, Invariance(0.0, True), EXACT)

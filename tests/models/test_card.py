@@ -12,7 +12,8 @@ import pytest
 import tmkd.models.card
 import tmkd.models.layers
 from tmkd.core.errors import EncoderError
-from tmkd.models.card import ModelCard, has_card, read_card
+from tmkd.inference import manifest
+from tmkd.models.card import READABLE, ModelCard, has_card, read_card
 
 
 def test_the_files_format_stays(tmp_path: Path) -> None:
@@ -20,7 +21,7 @@ def test_the_files_format_stays(tmp_path: Path) -> None:
     card.write(tmp_path)
     assert has_card(tmp_path)
     assert json.loads((tmp_path / "tmkd.json").read_text()) == {
-        "format": 1,
+        "format": 2,
         "max_length": 64,
         "classes": 3,
         "layers": 2,
@@ -31,14 +32,15 @@ def test_the_files_format_stays(tmp_path: Path) -> None:
     }
     assert read_card(tmp_path) == card
     assert card.heads == 2
+    assert manifest.READABLE == READABLE
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "is damaged"),
-        ("[]", "format None, this version reads 1"),
-        ('{"format": 2}', "format 2, this version reads 1"),
+        ("[]", "format None, this version reads 1 to 2"),
+        ('{"format": 3}', "format 3, this version reads 1 to 2"),
         ('{"format": 1, "classes": 2}', "is damaged: max_length: Field required"),
         ('{"format": 1, "max_length": 64, "classes": "two"}', "is damaged: classes"),
         ('{"format": 1, "max_length": 64, "classes": 2, "soft_headers": -1}', "is damaged: soft_headers"),

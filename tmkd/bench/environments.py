@@ -31,10 +31,22 @@ def interpreter(name: str) -> Path:
         return Path(sys.executable)
     wanted = REQUIREMENTS / f"{name}.txt"
     mark = hashlib.sha256(wanted.read_bytes()).hexdigest()[:12]
-    folder = cache_folder("bench") / f"{name}-{mark}"
-    python = folder / "bin" / "python"
-    if not (folder / ".ready").is_file():
-        logger.info(f"bench: building the environment of {name} in {folder} (once)")
+    return environment(wanted, cache_folder("bench") / f"{name}-{mark}")
+
+
+def environment(wanted: Path, folder: Path) -> Path:
+    """The Python of an environment with the packages of a list; it is built unless it was built from the same list.
+
+    Args:
+        wanted: The list, one pinned package a line. Its name is the environment's name in messages.
+        folder: Where the environment is.
+
+    Raises:
+        TmkdError: It cannot be built. The message holds the installer's last line.
+    """
+    python, ready, name = folder / "bin" / "python", folder / ".ready", wanted.stem
+    if not (ready.is_file() and ready.read_bytes() == wanted.read_bytes()):
+        logger.info(f"building the environment of {name} in {folder} (once)")
         shutil.rmtree(folder, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(folder)], name)
         # torch alone and first: together with others an installer may prefer a build with gigabytes of GPU libraries.
@@ -42,7 +54,7 @@ def interpreter(name: str) -> Path:
         for part in ([pin for pin in pins if pin.startswith("torch==")], pins):
             if part:
                 _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *part], name)
-        (folder / ".ready").touch()
+        ready.write_bytes(wanted.read_bytes())
     return python
 
 

@@ -31,14 +31,14 @@ from tmkd.data.writers import write_rows
 from tmkd.export.onnx import quiet_exporter
 from tmkd.inference.manifest import read_manifest
 from tmkd.models.checkpoint import load_encoder, load_finished, save_student
-from tmkd.models.encoders.families import family_of, last_linear, takes_token_types
+from tmkd.models.encoders.families import takes_token_types
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -232,9 +232,7 @@ def _write_calibration(found: Weights, pairs: BenchPairs) -> None:
 def _write(found: Weights, source: Path, layers: int | None) -> None:
     torch.manual_seed(0)
     if layers is None:  # an export
-        plain = found.folder / "checkpoint"
-        shutil.copytree(source, plain, ignore=shutil.ignore_patterns("tmkd.json", "onnx"))
-        student = load_finished(plain, 2)
+        student = load_finished(source, 2)
     else:
         student = Student(load_encoder(source, 2, layers=layers), 2)
         nn.init.normal_(student.golden.weight, std=0.2)
@@ -243,19 +241,11 @@ def _write(found: Weights, source: Path, layers: int | None) -> None:
 
 
 def _write_single(found: Weights) -> None:
-    """Write the checkpoint with one output, and the same as an ONNX graph, which other tools open."""
+    """Write the checkpoint, whose two classes are one logit, and the same as an ONNX graph, which other tools open."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from transformers import AutoModelForSequenceClassification
 
     model: Any = AutoModelForSequenceClassification.from_pretrained(found.student, attn_implementation="eager")
-    head = last_linear(model)
-    single = nn.Linear(head.in_features, 1)
-    with torch.no_grad():
-        single.weight.copy_(head.weight[1:] - head.weight[:1])
-        single.bias.copy_(head.bias[1:] - head.bias[:1])
-    parent, _, name = family_of(model.config.model_type, "bench").last.rpartition(".")
-    setattr(model.get_submodule(parent), name, single)
-    model.config.num_labels = 1
     model.eval().save_pretrained(found.single)
     for file in found.student.glob("*token*"):
         shutil.copyfile(file, found.single / file.name)

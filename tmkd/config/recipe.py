@@ -110,6 +110,17 @@ class Recipe(Part):
         number = self.data.labels.get(wanted) if isinstance(wanted, str) else wanted
         return 1 if number is None else number  # `_positive_fits` has refused a name that stands for no class
 
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the classes, in their order; None where `data.labels` has none, or has numbers for names."""
+        names: dict[int, str] = {}
+        for name, value in self.data.labels.items():
+            if value is not None:
+                names.setdefault(value, name)  # of several spellings the first
+        if not names or all(name.lstrip("+-").isdecimal() for name in names.values()):
+            return None
+        return tuple(names[value] for value in sorted(names))
+
     def encoder_of(self, teacher: Teacher) -> str:
         """The encoder or checkpoint that a teacher starts from, as `find_encoder` takes it; not for score columns."""
         return teacher.checkpoint or teacher.encoder or self.encoder

@@ -76,6 +76,19 @@ def log_odds(logits: NDArray[np.floating[Any]]) -> Floats:
     return result
 
 
+def two_logits(odds: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Logits of two classes that have these log-odds: 0 and the log-odds.
+
+    Args:
+        odds: [N], any float type.
+
+    Returns:
+        [N, 2] float32.
+    """
+    result: NDArray[np.float32] = np.stack([np.zeros_like(odds), odds], axis=1).astype(np.float32)
+    return result
+
+
 def sigmoid(odds: NDArray[np.floating[Any]]) -> Floats:
     """Probabilities of class 1 from log-odds, without overflow and exact for very small probabilities.
 

@@ -138,6 +138,49 @@ def accuracy(resamples: Resamples, logits: Floats) -> Distribution:
     return _weighted_mean(resamples, right, np.bincount(questions.group, minlength=count).astype(np.float64))
 
 
+def chance_levels(resamples: Resamples, classes: int) -> dict[str, Distribution]:
+    """Compute what each metric is by chance, on the same resamples.
+
+    Accuracy: the share of the most frequent class. ROC-AUC: 0.5. Ranking metrics: those of a random order, which are
+    exact: the expected values of a model that gives every passage the same score.
+
+    Args:
+        resamples: of the questions that the pairs belong to.
+        classes: C.
+    """
+    questions = resamples.questions
+    count, group = len(questions.names), questions.group
+    frequent = questions.labels == np.bincount(questions.labels, minlength=classes).argmax()
+    sizes = np.bincount(group, minlength=count).astype(np.float64)
+    sums: Floats = np.bincount(group, frequent, count)[None].astype(np.float64)
+    found = {"accuracy": _weighted_mean(resamples, sums, sizes)}
+    found["auc"] = (0.5, np.full(len(resamples.weights), 0.5))
+    if classes == 2 and questions.ranks:
+        for name, values in ranking_metrics(questions, np.zeros(len(questions.labels))).items():
+            counted = questions.ranked.astype(np.float64)
+            found[name] = _weighted_mean(resamples, np.nan_to_num(values)[None], counted)
+    return found
+
+
+def share(part: Distribution, whole: Distribution, base: Distribution | None = None) -> Interval | None:
+    """Compute which share of the way from `base` (0 unless given) to `whole` a model has, with its interval.
+
+    Args:
+        part: the model's metric.
+        whole: the metric of what it is compared with.
+        base: where the way begins: the chance level, or another model.
+
+    Returns:
+        None where `whole` is not significantly above `base`: a share of nothing means nothing.
+    """
+    start, drawn = base if base is not None else (0.0, np.zeros_like(whole[1]))
+    way, ways = whole[0] - start, whole[1] - drawn
+    if interval(way, ways).low <= 0:
+        return None
+    shares = np.divide(part[1] - drawn, ways, out=np.full(len(ways), np.nan), where=ways > 0)
+    return interval((part[0] - start) / way, shares)
+
+
 def _weighted_mean(resamples: Resamples, sums: Floats, sizes: Floats) -> Distribution:
     """Compute a metric that is a sum over questions divided by a sum over questions.
 

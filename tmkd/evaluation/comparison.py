@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tmkd.core.errors import DataError
 from tmkd.core.logits import log_odds
 from tmkd.data.pairs import Pairs
-from tmkd.evaluation.bootstrap import Distribution, Resamples, distributions, interval
+from tmkd.evaluation.bootstrap import Distribution, Resamples, chance_levels, distributions, interval, share
 from tmkd.evaluation.metrics import Questions
 from tmkd.evaluation.ranking import Floats, first_right
 from tmkd.evaluation.results import ENSEMBLE, ModelOutput, ModelResult, Results
@@ -79,7 +79,7 @@ def compare(
         o.name: distributions(draws, turned(o.checked(len(pairs), classes)[:, known], options.positive))
         for o in outputs
     }
-    chance = {"auc": 0.5, "accuracy": float(np.bincount(questions.labels, minlength=classes).max() / len(known))}
+    chance = chance_levels(draws, classes)
     rows = []
     for output in outputs:
         row = _model_result(output, drawn[output.name])
@@ -96,6 +96,7 @@ def compare(
         taken=options.taken,
         relative_to=relative_to,
         reference_column=pairs.reference.column if pairs.reference else None,
+        chance={name: level for name, (level, _) in chance.items() if any(name in one for one in drawn.values())},
     )
 
 
@@ -136,20 +137,20 @@ def _model_result(output: ModelOutput, drawn: dict[str, Distribution]) -> ModelR
     )
 
 
-def _add_shares(row: ModelResult, drawn: Distributions, chance: dict[str, float], ensemble: str, baseline: str) -> None:
+def _add_shares(
+    row: ModelResult, drawn: Distributions, chance: dict[str, Distribution], ensemble: str, baseline: str
+) -> None:
     """Fill in `kept`, `kept_above_chance` and `recovered` of one model; nothing where the ensemble was not measured."""
     if ensemble not in drawn:
         return
-    for name, metric in row.metrics.items():
-        top = drawn[ensemble][name][0]
-        if top > 0:
-            row.kept[name] = metric.mean / top
-        if name in chance and top > chance[name]:
-            row.kept_above_chance[name] = (metric.mean - chance[name]) / (top - chance[name])
+    for name in row.metrics:
+        own, top = drawn[row.name][name], drawn[ensemble][name]
+        bases = [(row.kept, None), (row.kept_above_chance, chance.get(name))]
         if baseline in drawn and row.name != baseline:
-            base = drawn[baseline][name][0]
-            if interval(top - base, drawn[ensemble][name][1] - drawn[baseline][name][1]).low > 0:
-                row.recovered[name] = (metric.mean - base) / (top - base)
+            bases.append((row.recovered, drawn[baseline][name]))
+        for shares, base in bases:
+            if (base is not None or shares is row.kept) and (found := share(own, top, base)) is not None:
+                shares[name] = found
 
 
 def _differences(

@@ -1,9 +1,12 @@
 """What a method keeps over several tasks, and whether it is significantly better than the others on their mean.
 
-Reads the results.json of finished runs. Each task counts by one metric: what is kept above chance where the chance
-level is known (ROC-AUC, accuracy), else the share of the ensemble's figure. Tasks have different pairs, so their
-differences are independent: each half-width of the interval of their mean is the root of the sum of the squared
-half-widths, divided by the number of tasks.
+Reads the results.json of finished runs. Each task counts by one metric: what is kept of the ensemble's figure, above
+chance where the results give the chance level; a share of more than 100% counts as 100% in the mean. Results of earlier
+versions give no intervals of shares: theirs are those of the difference to the ensemble, divided by the ensemble's
+figure, which takes that figure as known. They give no chance level for ranking metrics: tables say so.
+
+Tasks have different pairs, so their figures are independent: each half-width of the interval of their mean is the root
+of the sum of the squared half-widths, divided by the number of tasks.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from tmkd.evaluation.results import METRICS
 from tmkd.evaluation.significance import TITLES, Difference, verdict
 
 MEAN = "mean"
+_ABOVE = "kept_above_chance"
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,14 @@ class TaskResult:
         metric: the metric that it counts by.
         methods: the entries of results.json, by method.
         differences: first minus second in that metric, by the two methods' names.
+        chance: the chance level of each metric; empty in results of earlier versions.
     """
 
     name: str
     metric: str
     methods: dict[str, dict[str, Any]]
     differences: dict[tuple[str, str], Interval]
+    chance: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, given: str) -> TaskResult:
@@ -77,15 +83,37 @@ class TaskResult:
         own = [(first, second, value) for of, first, second, value in found if of == metric]
         differences = {(first, second): value for first, second, value in own}
         differences |= {(second, first): value.negated() for first, second, value in own}
-        return cls(name, metric, methods, differences)
+        return cls(name, metric, methods, differences, content.get("chance", {}))
 
-    def kept(self, method: str) -> float | None:
-        """Return the share of the ensemble's (or only teacher's) figure, above chance where the level is known."""
+    @property
+    def above_chance(self) -> bool:
+        """Whether shares have the chance level subtracted."""
+        return any(self.metric in row.get(_ABOVE, {}) for row in self.methods.values())
+
+    def kept(self, method: str) -> Interval | None:
+        """The share of the ensemble's (or only teacher's) figure, above chance where the level is known.
+
+        An interval that is not known has no width.
+        """
+        name = _ABOVE if self.above_chance else "kept"
         row = self.methods[method]
-        for shares in ("kept_above_chance", "kept"):
-            if self.metric in row.get(shares, {}):
-                return float(row[shares][self.metric])
-        return None
+        if self.metric not in row.get(name, {}):
+            return None
+        share = float(row[name][self.metric])
+        ends = row.get(f"{name}_intervals", {}).get(self.metric)
+        if ends is not None:
+            return Interval(share, float(ends["low"]), float(ends["high"]))
+        return self._of_difference(method, share)
+
+    def _of_difference(self, method: str, share: float) -> Interval:
+        """The interval of a share from that of the difference to the ensemble."""
+        tops = [name for name, row in self.methods.items() if row.get("kind") in ("ensemble", "teacher")]
+        for top in tops:
+            difference = self.differences.get((method, top))
+            if difference is not None and share != 1:
+                way = difference.mean / (share - 1)  # the ensemble's figure, above chance
+                return Interval(share, 1 + difference.low / way, 1 + difference.high / way)
+        return Interval(share, share, share)
 
 
 @dataclass(frozen=True)
@@ -95,13 +123,14 @@ class MultiTaskResults:
     Attributes:
         tasks: one entry per task.
         method: the method that is compared with the others.
-        kept: by method that all tasks have, its share on each task, then the mean of these shares.
+        kept: by method that all tasks have, its share on each task, then the mean of these shares, none of them counted
+            as more than 1.
         differences: `method` minus every other method, on the mean of the tasks' metrics.
     """
 
     tasks: list[TaskResult]
     method: str
-    kept: dict[str, list[float]]
+    kept: dict[str, list[Interval]]
     differences: list[Difference]
 
     @classmethod
@@ -120,11 +149,11 @@ class MultiTaskResults:
         """
         _require_comparable(tasks, method)
         shared = [name for name in tasks[0].methods if all(name in task.methods for task in tasks)]
-        kept: dict[str, list[float]] = {}
+        kept: dict[str, list[Interval]] = {}
         for name in shared:
             shares = [share for task in tasks if (share := task.kept(name)) is not None]
             if len(shares) == len(tasks):
-                kept[name] = [*shares, sum(shares) / len(shares)]
+                kept[name] = [*shares, mean_of([_at_most_one(share) for share in shares])]
         differences = []
         for other in shared:
             found = [task.differences[method, other] for task in tasks if (method, other) in task.differences]
@@ -135,12 +164,16 @@ class MultiTaskResults:
     def table(self) -> Table:
         """The table for a terminal: what each method keeps on each task and on their mean, and the differences."""
         table = Table(title="share of the ensemble's figure that is kept, above chance where the chance level is known")
-        for column in ("method", *(f"{task.name}\n{TITLES[task.metric]}" for task in self.tasks), "mean"):
+        heads = [
+            f"{task.name}\n{TITLES[task.metric]}{'' if task.above_chance else chr(10) + '(chance not removed)'}"
+            for task in self.tasks
+        ]
+        for column in ("method", *heads, "mean\n(none above 100%)"):
             table.add_column(column, justify="left" if column == "method" else "right")
         table.add_column(f"{self.method} minus it\n(mean of the metrics)", justify="right")
         minus = {one.second: f"{one.value:+.3f}" for one in self.differences}
         for name, shares in self.kept.items():
-            table.add_row(name, *(f"{share:.1%}" for share in shares), minus.get(name, ""))
+            table.add_row(name, *map(_percent, shares), minus.get(name, ""))
         return table
 
     def sentence(self) -> str:
@@ -148,12 +181,20 @@ class MultiTaskResults:
         return verdict(self.method, self.differences) if self.differences else "there is nothing to compare it with"
 
     def to_json(self) -> dict[str, Any]:
-        """Return {"method", "tasks", "kept", "differences", "verdict"}."""
+        """Return {"method", "tasks", "chance_removed", "kept", "kept_intervals", "differences", "verdict"}."""
         names = [*(task.name for task in self.tasks), MEAN]
         return {
             "method": self.method,
             "tasks": {task.name: task.metric for task in self.tasks},
-            "kept": {method: dict(zip(names, shares, strict=True)) for method, shares in self.kept.items()},
+            "chance_removed": {task.name: task.above_chance for task in self.tasks},
+            "kept": {
+                method: {name: share.mean for name, share in zip(names, shares, strict=True)}
+                for method, shares in self.kept.items()
+            },
+            "kept_intervals": {
+                method: {name: {"low": one.low, "high": one.high} for name, one in zip(names, shares, strict=True)}
+                for method, shares in self.kept.items()
+            },
             "differences": [one.to_json() for one in self.differences],
             "verdict": self.sentence(),
         }
@@ -167,6 +208,11 @@ def _require_comparable(tasks: Sequence[TaskResult], method: str) -> None:
             raise DataError(f"two of the results are of the task {task.name!r}; a task counts once")
         if method not in task.methods:
             raise DataError(f"the results of {task.name} have no {method!r}: {', '.join(task.methods)}")
+        if task.metric in task.chance and not task.above_chance:
+            raise DataError(
+                f"the results of {task.name}: no teacher was measured, or its {TITLES[task.metric]} is not "
+                "significantly above chance, so that a share of it means nothing; name another metric (RUN=METRIC)"
+            )
         if all(task.kept(name) is None for name in task.methods):
             raise DataError(
                 f"the results of {task.name} do not say what is kept of {task.metric}: no teacher was measured; "
@@ -181,3 +227,13 @@ def mean_of(found: Sequence[Interval]) -> Interval:
     below = math.sqrt(sum((one.mean - one.low) ** 2 for one in found)) / count
     above = math.sqrt(sum((one.high - one.mean) ** 2 for one in found)) / count
     return Interval(mean, mean - below, mean + above)
+
+
+def _at_most_one(share: Interval) -> Interval:
+    """A share as it counts in a mean: what one task has above 100% makes up for no other task."""
+    return Interval(min(share.mean, 1.0), min(share.low, 1.0), min(share.high, 1.0))
+
+
+def _percent(share: Interval) -> str:
+    known = share.low < share.high
+    return f"{share.mean:.1%}" + (f"\n{100 * share.low:.0f} to {100 * share.high:.0f}" if known else "")

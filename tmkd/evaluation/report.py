@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tmkd.core.files import write_text
+from tmkd.evaluation.bootstrap import Interval
 from tmkd.evaluation.charts import learning_curves, quality_against_latency
 from tmkd.evaluation.comparison import Disagreement
 from tmkd.evaluation.results import ENSEMBLE, ModelResult, Results
@@ -80,7 +81,13 @@ def page_templates() -> Environment:
     )  # fmt: skip
     page.filters["count"] = lambda value: f"{value:,.0f}"
     page.filters["quality"] = _quality
+    page.filters["percent"] = percent
     return page
+
+
+def percent(value: Interval) -> str:
+    """A share with its interval, such as "96.4% (90.7 to 102.1)"."""
+    return f"{value.mean:.1%} ({100 * value.low:.1f} to {100 * value.high:.1f})"
 
 
 def _quality(row: Mapping[str, Any], whose: str) -> str:
@@ -141,7 +148,7 @@ def headline(results: Results) -> str:
         text += f" of {student.size['layers']} layer{'s' if student.size['layers'] > 1 else ''}"
     whose = "the ensemble's" if results.relative_to == ENSEMBLE else "the teacher's"
     kept = [
-        f"{student.kept[name]:.1%} of {whose} {TITLES[name]}"
+        f"{percent(student.kept[name])} of {whose} {TITLES[name]}"
         for name in results.headline_metrics
         if name in student.kept
     ]

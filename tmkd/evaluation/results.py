@@ -87,10 +87,10 @@ class ModelResult:
         seeds: how many seeds the metrics are averaged over.
         metrics: mean over seeds with its 95% interval, by metric.
         kept: the metric divided by the ensemble's (or the only teacher's), by metric. Students and baselines only.
-        kept_above_chance: the same with the chance level subtracted from both (ROC-AUC 0.5; accuracy: the share of the
-            largest class).
+        kept_above_chance: the same with the chance level subtracted from both (`chance_levels`), where the ensemble is
+            significantly above it.
         recovered: (metric - finetune's) / (ensemble's - finetune's), where the ensemble is significantly better than
-            finetune.
+            finetune. All three with 95% intervals, on the same resamples.
         size: "layers", "parameters", "bytes", "pairs_per_second" and "milliseconds" as in `ModelOutput`.
     """
 
@@ -98,20 +98,25 @@ class ModelResult:
     kind: Kind
     seeds: int
     metrics: dict[str, Interval]
-    kept: dict[str, float] = field(default_factory=dict)
-    kept_above_chance: dict[str, float] = field(default_factory=dict)
-    recovered: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, Interval] = field(default_factory=dict)
+    kept_above_chance: dict[str, Interval] = field(default_factory=dict)
+    recovered: dict[str, Interval] = field(default_factory=dict)
     size: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Metrics, shares, size and speed by name; what is unknown is absent."""
+        """Metrics, shares (`kept`) with their intervals (`kept_intervals`), size, speed; without what is unknown."""
         shares = {"kept": self.kept, "kept_above_chance": self.kept_above_chance, "recovered": self.recovered}
         return {
             "name": self.name,
             "kind": self.kind,
             "seeds": self.seeds,
             **{name: value.to_json() for name, value in self.metrics.items()},
-            **{name: value for name, value in shares.items() if value},
+            **{name: {of: one.mean for of, one in found.items()} for name, found in shares.items() if found},
+            **{
+                f"{name}_intervals": {of: {"low": one.low, "high": one.high} for of, one in found.items()}
+                for name, found in shares.items()
+                if found
+            },
             **{name: _with_text_keys(value) for name, value in self.size.items() if value is not None},
         }
 
@@ -161,6 +166,7 @@ class Results:
         relative_to: the model that shares are relative to: the ensemble, or the only teacher.
         reference_column: the score column that stood for golden labels, if one did. The teacher that made it, and every
             ensemble with that teacher, is not measured.
+        chance: what each metric is by chance.
         exports: the run's backends on the same pairs.
         leave_one_out: the ensemble without each teacher.
         combinations: the heads of the taken student, combined in each way.
@@ -179,6 +185,7 @@ class Results:
     taken: str = "tmkd"
     relative_to: str = ENSEMBLE
     reference_column: str | None = None
+    chance: dict[str, float] = field(default_factory=dict)
     exports: list[dict[str, Any]] = field(default_factory=list)
     leave_one_out: list[Component] = field(default_factory=list)
     combinations: list[Component] = field(default_factory=list)
@@ -225,6 +232,7 @@ class Results:
             "rows": self.rows,
             "questions": self.questions,
             "ranked_questions": self.ranked,
+            "chance": self.chance,
             "methods": [row.to_json() for row in self.methods],
             "differences": [difference.to_json() for difference in self.differences],
             **({"reference": self.reference_column} if self.reference_column else {}),
@@ -244,7 +252,8 @@ class Results:
             table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
         for row in self.methods:
             cells = [f"{m.mean:.3f}\n{m.low:.2f}-{m.high:.2f}" if (m := row.metrics.get(n)) else "" for n in names]
-            kept = ", ".join(f"{row.kept[name]:.1%}" for name in self.headline_metrics if name in row.kept)
+            shares = [row.kept[name] for name in self.headline_metrics if name in row.kept]
+            kept = "\n".join(f"{one.mean:.1%} ({100 * one.low:.0f}-{100 * one.high:.0f})" for one in shares)
             speed, parameters = row.size.get("pairs_per_second"), row.size.get("parameters")
             table.add_row(
                 row.name,

@@ -2,7 +2,8 @@
 
 The way of an export:
 
-1. fold: the checkpoint's head is the mean of the student's heads; that is checked (`tmkd.export.fold`).
+1. fold: the checkpoint's head is the mean of the student's heads, one logit for two classes (`tmkd.models.one_logit`);
+   that is checked (`tmkd.export.fold`).
 2. ONNX: the folded student as a graph (`tmkd.export.onnx`), and the same in 8 bits (`tmkd.export.int8`).
 3. parity: each backend is run as users run it and compared with the student in PyTorch (`tmkd.export.parity`).
 4. gate: a backend that does not agree is removed, and parity.json says why (`tmkd.export.gate`).
@@ -12,6 +13,7 @@ The folder is built beside its target and renamed, so an export that exists is w
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -21,16 +23,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from tmkd.core.errors import EncoderError, ExportError
 from tmkd.core.files import disk_errors, swap_in, write_json
+from tmkd.core.logits import log_odds, two_logits
 from tmkd.data.pairs import Pairs
 from tmkd.export.fold import checked_logits, load_checkpoint
 from tmkd.export.gate import BACKENDS, ExportSource, gate, writable
-from tmkd.inference.manifest import FORMAT
-from tmkd.models.card import CARD_FILE, ModelCard, has_card, read_card
+from tmkd.models.card import CARD_FILE, FORMAT, ModelCard, has_card, read_card
 from tmkd.models.checkpoint import save_tokenizer
+from tmkd.models.encoders.families import family_of
+from tmkd.models.encoders.tensors import write_tensors
+from tmkd.models.one_logit import RELEVANT, described, folded_rows, logits_of
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.models.weights import read_weights, shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +50,7 @@ def export_student(
     calibration: Pairs | None = None,
     backends: Sequence[str] | None = None,
     reference_logits: NDArray[np.float32] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Export a student, and check that every backend gives its logits.
 
@@ -55,6 +63,7 @@ def export_student(
             them). Without them int8 is not written.
         backends: names out of BACKENDS; all whose tools are installed unless given.
         reference_logits: the student's logits on `dev`, [N, C] float32; computed from its heads unless given.
+        labels: names of the C classes, for config.json; the student's own, or those of `RELEVANT`, unless given.
 
     Returns:
         The parity table, one row per backend: backend, passed, the numbers of `Parity` and `Invariance`,
@@ -71,20 +80,21 @@ def export_student(
         backends = [name for name in writable() if calibration is not None or not name.endswith("-int8")]
     _check_request(dev, out, backends)
     card = read_card(student_folder)
-    expected = (len(dev), card.classes)
-    if reference_logits is not None and reference_logits.shape != expected:
+    if reference_logits is not None and reference_logits.shape != (expected := (len(dev), card.classes)):
         raise ExportError(f"reference logits have the shape {reference_logits.shape}, expected {expected}")
     fresh = out.with_name(f".{out.name}.partial")
     with disk_errors(out), _removed_afterwards(fresh):
         fresh.mkdir(parents=True)
-        _copy_checkpoint(student_folder, fresh, card.max_length)
+        names = _class_names(student_folder, card, labels)
+        _copy_checkpoint(student_folder, fresh, card, names)
+        tokenizer = _copy_tokenizer(student_folder, fresh, card.max_length)
         model = load_checkpoint(fresh)
-        tokenizer = PairTokenizer(student_folder, card.max_length)
         logits = checked_logits(model, student_folder, card, tokenizer, dev)
-        reference = logits if reference_logits is None else reference_logits
-        about = _about(card, model)
+        if reference_logits is not None:
+            logits = two_logits(log_odds(reference_logits)) if card.classes == 2 else reference_logits
+        about = _about(card, names)
         source = ExportSource(model, fresh, tokenizer, dev.take([]) if calibration is None else calibration)
-        rows, passed = gate(backends, source, about, dev, reference)
+        rows, passed = gate(backends, source, about, dev, logits)
         write_json(fresh / CARD_FILE, {**about, "backends": passed})
         write_json(fresh / "parity.json", rows)
         swap_in(fresh, out)
@@ -94,14 +104,27 @@ def export_student(
     return rows
 
 
-def _about(card: ModelCard, model: Any) -> dict[str, Any]:
+def _about(card: ModelCard, names: Sequence[str]) -> dict[str, Any]:
     """Return the content of the export's tmkd.json without its backends."""
     return {
         "format": FORMAT,
         "max_length": card.max_length,
         "classes": card.classes,
-        "labels": [str(name) for _, name in sorted(model.config.id2label.items())],
+        "outputs": logits_of(card.classes),
+        "labels": list(names),
     }
+
+
+def _class_names(student: Path, card: ModelCard, labels: Sequence[str] | None) -> list[str]:
+    """Return the names of the classes: those given, those of the student's card, or what its config.json has."""
+    named = labels or card.labels
+    if named is None:
+        found = json.loads((student / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
+        # with two classes these may be the names of the checkpoint that the encoder came from
+        named = RELEVANT if card.classes == 2 else [str(found[key]) for key in sorted(found, key=int)]
+    if len(named) != card.classes:
+        raise ExportError(f"{len(named)} names of classes ({', '.join(named)}), {student} has {card.classes} classes")
+    return list(named)
 
 
 def _check_request(dev: Pairs, out: Path, backends: Sequence[str]) -> None:
@@ -118,13 +141,43 @@ def _check_request(dev: Pairs, out: Path, backends: Sequence[str]) -> None:
         raise ExportError(f"{out} is a file; name a folder")
 
 
-def _copy_checkpoint(student: Path, fresh: Path, max_length: int) -> None:
-    """Copy config, weights and tokenizer; write the maximum length into every file that tools read it from."""
+def _copy_checkpoint(student: Path, fresh: Path, card: ModelCard, names: Sequence[str]) -> None:
+    """Copy config and weights, with one logit for two classes."""
     for name in ("config.json", "model.safetensors"):
         if not (student / name).is_file():
             raise EncoderError(f"{student} has no {name}; give a student that tmkd saved")
-        shutil.copyfile(student / name, fresh / name)
+    config = json.loads((student / "config.json").read_text(encoding="utf-8"))
+    last = family_of(config["model_type"], str(student)).last
+    rows = next(iter(shape_of(student, f"{last}.weight")), 0)
+    if rows not in (card.classes, logits_of(card.classes)):
+        raise ExportError(
+            f"{student}: the head in model.safetensors has {rows} logits, tmkd.json {card.classes} classes"
+        )
+    write_json(fresh / "config.json", described(config, names))
+    if rows == logits_of(card.classes):
+        shutil.copyfile(student / "model.safetensors", fresh / "model.safetensors")
+        return
+    weights = read_weights(student)
+    head = folded_rows(weights[f"{last}.weight"], weights[f"{last}.bias"])
+    weights |= {f"{last}.{part}": value for part, value in zip(("weight", "bias"), head, strict=True)}
+    write_tensors(weights, fresh / "model.safetensors", {"format": "pt"})
+
+
+def _copy_tokenizer(student: Path, fresh: Path, max_length: int) -> PairTokenizer:
+    """Copy the tokenizer; write the padding token into every file that tools read it from."""
     save_tokenizer(student, fresh, max_length)
+    tokenizer = PairTokenizer(student, max_length)
+    pad = {"pad_token": Tokenizer.from_file(str(fresh / "tokenizer.json")).id_to_token(tokenizer.pad_id)}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        _add(fresh / name, pad)
+    _add(fresh / "config.json", {"pad_token_id": tokenizer.pad_id})
+    return tokenizer
+
+
+def _add(path: Path, absent: dict[str, Any]) -> None:
+    """Add those keys to a JSON file that it does not have; the file is made where it does not exist."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, {**absent, **content})
 
 
 @contextmanager

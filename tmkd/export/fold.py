@@ -1,8 +1,9 @@
 """The fold: a student's heads averaged into one linear layer, checked against the heads one by one.
 
 All heads are linear in one vector h, so the mean of their logits is one linear layer (`Student.fold`), which
-`save_student` writes as the checkpoint's own head. An export starts from that checkpoint; here its logits are compared
-with the mean of the heads' logits, which are stored in headers.safetensors.
+`save_student` writes as the checkpoint's own head, for two classes as one logit (`tmkd.models.one_logit`). An export
+starts from that checkpoint; here its logits are compared with the mean of the heads' logits, which are stored in
+headers.safetensors.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from torch import Tensor
 
 from tmkd.core.console import progress
 from tmkd.core.errors import EncoderError, ExportError
+from tmkd.core.logits import two_logits
 from tmkd.data.pairs import Pairs
 from tmkd.models.batching import length_sorted_batches, pad
 from tmkd.models.card import ModelCard
 from tmkd.models.encoders.families import family_of, last_linear, takes_token_types
 from tmkd.models.encoders.find import HEADS_FILE
+from tmkd.models.one_logit import folded_rows
 from tmkd.models.tokenizer import PairTokenizer
 
 FOLD_LIMIT = 1e-5  # largest difference allowed between the folded head's logits and the mean of the heads' logits
 TOKEN_BUDGET = 4096  # tokens of a batch
 Heads = tuple[Tensor, Tensor]
-"""Weights [H, C, d] and biases [H, C] of the trained heads."""
+"""Weights [H, L, d] and biases [H, L] of the trained heads; L is 1 for two classes, else C."""
 
 
 def load_checkpoint(folder: Path) -> Any:
@@ -81,7 +84,7 @@ def read_heads(folder: Path, card: ModelCard) -> Heads | None:
             bias = torch.cat([found["golden.bias"][None], bias])
     except Exception as error:  # safetensors raises a class of its own for a damaged file
         raise ExportError(f"{path} is damaged ({type(error).__name__}: {error}); train the student again") from error
-    return weight.float(), bias.float()
+    return folded_rows(weight.float(), bias.float())
 
 
 def pytorch_logits(
@@ -96,7 +99,7 @@ def pytorch_logits(
         heads: the heads one by one; None for a student of one head.
 
     Returns:
-        Logits by the folded head and mean over the heads, [N, C] float32 each.
+        Logits by the folded head and mean over the heads, [N, L] float32 each.
     """
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
     folded = np.empty((len(pairs), model.config.num_labels), dtype=np.float32)
@@ -118,8 +121,8 @@ def pytorch_logits(
 
 
 def _mean_over_heads(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Compute the mean of the heads' logits, [n, C], from h [n, d], weight [H, C, d] and bias [H, C]."""
-    return (torch.einsum("nd,hcd->nhc", h, weight) + bias).mean(dim=1)
+    """Compute the mean of the heads' logits, [n, L], from h [n, d], weight [H, L, d] and bias [H, L]."""
+    return (torch.einsum("nd,hld->nhl", h, weight) + bias).mean(dim=1)
 
 
 def checked_logits(model: Any, student: Path, card: ModelCard, tokenizer: PairTokenizer, pairs: Pairs) -> NDArray[Any]:
@@ -133,13 +136,11 @@ def checked_logits(model: Any, student: Path, card: ModelCard, tokenizer: PairTo
         pairs: N pairs.
 
     Returns:
-        The mean of the heads' logits, [N, C] float32.
+        The mean of the heads' logits, [N, C] float32; for two classes 0 and the log-odds.
 
     Raises:
-        ExportError: the folded head gives other logits, or the checkpoint has another number of classes.
+        ExportError: the folded head gives other logits.
     """
-    if model.config.num_labels != card.classes:
-        raise ExportError(f"{student}: config.json says {model.config.num_labels} classes, tmkd.json {card.classes}")
     folded, combined = pytorch_logits(model, tokenizer, pairs, read_heads(student, card))
     difference = float(np.abs(folded - combined).max())
     if not difference <= FOLD_LIMIT:
@@ -147,4 +148,4 @@ def checked_logits(model: Any, student: Path, card: ModelCard, tokenizer: PairTo
             f"{student}: model.safetensors does not hold the mean of its heads (logits differ by {difference:.2e}, "
             f"at most {FOLD_LIMIT:.0e} is allowed); one of the two files was changed or damaged, save the student again"
         )
-    return combined
+    return two_logits(combined[:, 0]) if card.classes == 2 else combined

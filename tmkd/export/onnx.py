@@ -20,7 +20,7 @@ OPSET = 20
 
 
 class _Graph(nn.Module):
-    """Padded token ids in, logits [n, C] out."""
+    """Padded token ids in, logits [n, L] out; L is 1 for two classes, else C."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class _Graph(nn.Module):
         self.last = last_linear(model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Compute logits [n, C]; every argument is [n, T] int64, padded on the right."""
+        """Compute logits [n, L]; every argument is [n, T] int64, padded on the right."""
         return self.last(self.encoder(Batch(input_ids, attention_mask, token_type_ids)))  # type: ignore[no-any-return]
 
 
@@ -36,7 +36,8 @@ def write_onnx(model: Any, path: Path) -> None:
     """Write the graph of a sequence-classification module to one file, weights included.
 
     The graph's inputs are `input_ids`, `attention_mask` and, where the architecture has them, `token_type_ids`, each
-    [n, T] int64 with free n and T. Its output is `logits`, [n, C] float32.
+    [n, T] int64 with free n and T. Its output is `logits`, [n, L] float32; L is 1 for
+    two classes, else the number of classes.
 
     Args:
         model: the module.

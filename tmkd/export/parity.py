@@ -14,7 +14,7 @@ from tmkd.core.logits import log_odds
 from tmkd.evaluation.metrics import Questions, ranking_metrics
 
 Logits = NDArray[np.float32]
-INDIFFERENT = 0.1  # passages whose log-odds are nearer than this may swap places: no reader would notice
+INDIFFERENT = 0.1  # log-odds: passages that are nearer than this may swap places in the measures "within 0.1"
 BATCH_SIZES = (1, 8, 64)
 
 
@@ -23,11 +23,13 @@ class Parity:
     """Numbers of the parity table; None where one is not defined for the task, or the logits are not finite.
 
     Attributes:
-        max_logit_difference: the largest difference of a logit.
+        max_logit_difference: the largest difference of a logit; for two classes of the log-odds.
         decision_agreement: share of pairs with the same decision.
-        top1_agreement: share of questions whose first passage is the same, or within INDIFFERENT of the first.
-        kendall_tau: over all pairs of passages of one question that are at least INDIFFERENT apart in the student: the
-            share in the same order minus the share in the opposite order.
+        top1_agreement: share of questions whose first passage is the same.
+        top1_agreement_within_0_1: the same, where a passage within INDIFFERENT of the student's first counts as it.
+        kendall_tau: over all pairs of passages of one question whose scores differ in the student: the share in the
+            same order minus the share in the opposite order.
+        kendall_tau_within_0_1: the same over those pairs that are at least INDIFFERENT apart in the student.
         metric_name: `auc` for two classes, `accuracy` for more.
         metric_pytorch: that metric of the student in PyTorch.
         metric_export: that metric of the export.
@@ -38,7 +40,9 @@ class Parity:
     max_logit_difference: float | None = None
     decision_agreement: float | None = None
     top1_agreement: float | None = None
+    top1_agreement_within_0_1: float | None = None
     kendall_tau: float | None = None
+    kendall_tau_within_0_1: float | None = None
     metric_name: str | None = None
     metric_pytorch: float | None = None
     metric_export: float | None = None
@@ -74,30 +78,30 @@ class Limits:
 
     Attributes:
         batch_difference: the largest difference of a logit between batches.
-        logit_difference: the largest difference of a logit from the student.
+        logit_difference: the largest difference of a logit (two classes: of the log-odds) from the student.
         quality_loss: the largest loss of ROC-AUC (accuracy, for more than two classes) and of nDCG@10.
-        top1_agreement: the smallest share of questions with the same first passage (of pairs with the same decision,
-            for more than two classes).
-        kendall_tau: the smallest Kendall's tau.
+        top1_agreement_within_0_1: the smallest share of questions with the same first passage within 0.1 (of pairs
+            with the same decision, for more than two classes).
+        kendall_tau_within_0_1: the smallest Kendall's tau within 0.1.
     """
 
     batch_difference: float
     logit_difference: float | None = None
     quality_loss: float | None = None
-    top1_agreement: float | None = None
-    kendall_tau: float | None = None
+    top1_agreement_within_0_1: float | None = None
+    kendall_tau_within_0_1: float | None = None
 
 
 EXACT = Limits(batch_difference=1e-4, logit_difference=1e-4)
-CLOSE = Limits(batch_difference=0.02, quality_loss=0.005, top1_agreement=0.98, kendall_tau=0.95)
+CLOSE = Limits(batch_difference=0.02, quality_loss=0.005, top1_agreement_within_0_1=0.98, kendall_tau_within_0_1=0.95)
 
 
 def measure_parity(reference: Logits, found: Logits, qids: Sequence[str], labels: NDArray[np.int64]) -> Parity:
     """Compare the logits of an export with the student's.
 
     Args:
-        reference: logits of the student in PyTorch, [N, C] float32.
-        found: logits of the export, [N, C] float32.
+        reference: logits of the student in PyTorch, [N, C] float32; of two classes 0 and the log-odds.
+        found: logits of the export, as `Scorer.logits` gives them.
         qids: N question ids; the order of passages is compared within each question.
         labels: [N] int64, -1 for a pair without a label.
 
@@ -106,13 +110,18 @@ def measure_parity(reference: Logits, found: Logits, qids: Sequence[str], labels
     """
     if not (np.isfinite(found).all() and np.isfinite(reference).all()):
         return Parity()
-    top1, tau = (None, None) if reference.shape[1] != 2 else _ranking(log_odds(reference), log_odds(found), qids)
+    ranks: dict[str, float | None] = {}
+    if reference.shape[1] == 2:
+        before_after = log_odds(reference), log_odds(found)
+        ranks["top1_agreement"], ranks["kendall_tau"] = _ranking(*before_after, qids, within=0.0)
+        ranks["top1_agreement_within_0_1"], ranks["kendall_tau_within_0_1"] = _ranking(
+            *before_after, qids, within=INDIFFERENT
+        )
     name, before = _metric(reference, labels)
     return Parity(
         max_logit_difference=float(np.abs(reference.astype(np.float64) - found).max()),
         decision_agreement=float((reference.argmax(1) == found.argmax(1)).mean()),
-        top1_agreement=top1,
-        kendall_tau=tau,
+        **ranks,
         metric_name=name,
         metric_pytorch=before,
         metric_export=_metric(found, labels)[1],
@@ -159,11 +168,15 @@ def why_refused(found: Parity, steady: Invariance, limits: Limits) -> str:
     reasons = [
         _lost(f"{found.metric_name}", found.metric_pytorch, found.metric_export, limits.quality_loss),
         _lost("nDCG@10", found.ndcg_pytorch, found.ndcg_export, limits.quality_loss),
-        _below("the first passage is the same", found.top1_agreement, limits.top1_agreement),
-        _below("Kendall's tau", found.kendall_tau, limits.kendall_tau),
+        _below(
+            "the first passage is the same within 0.1",
+            found.top1_agreement_within_0_1,
+            limits.top1_agreement_within_0_1,
+        ),
+        _below("Kendall's tau within 0.1", found.kendall_tau_within_0_1, limits.kendall_tau_within_0_1),
     ]
-    if found.top1_agreement is None:
-        reasons.append(_below("the decision is the same", found.decision_agreement, limits.top1_agreement))
+    if found.top1_agreement_within_0_1 is None:
+        reasons.append(_below("the decision is the same", found.decision_agreement, limits.top1_agreement_within_0_1))
     if steady.batch_difference > limits.batch_difference:
         reasons.append(
             f"a pair's logit changes by {steady.batch_difference:.2e} with the other pairs of its batch, at most "
@@ -187,7 +200,7 @@ def _below(what: str, value: float | None, limit: float | None) -> str:
 
 
 def _ranking(
-    reference: NDArray[np.float64], found: NDArray[np.float64], qids: Sequence[str]
+    reference: NDArray[np.float64], found: NDArray[np.float64], qids: Sequence[str], within: float
 ) -> tuple[float | None, float | None]:
     """Compute `top1_agreement` and `kendall_tau` of `Parity`, over questions with at least two passages.
 
@@ -197,6 +210,7 @@ def _ranking(
         reference: raw scores of the student, [N].
         found: raw scores of the export, [N].
         qids: N question ids.
+        within: passages of which the student's scores are nearer than this may change places.
     """
     groups: dict[str, list[int]] = {}
     for row, qid in enumerate(qids):
@@ -207,9 +221,9 @@ def _ranking(
         if len(rows) < 2:
             continue
         before, after = reference[rows], found[rows]
-        same.append(bool(before[after.argmax()] >= before.max() - INDIFFERENT))
+        same.append(bool(before[after.argmax()] >= before.max() - within))
         apart = before[:, None] - before[None]
-        differ = apart >= INDIFFERENT  # each pair of passages once: the better one first
+        differ = apart >= within if within else apart > 0  # each pair of passages once: the better one first
         ordered += int(np.sign(after[:, None] - after[None])[differ].sum())
         compared += int(differ.sum())
     return (float(np.mean(same)) if same else None, ordered / compared if compared else None)

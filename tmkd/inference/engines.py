@@ -31,7 +31,8 @@ _started: set[int] = set()  # the process that opened OpenVINO first; one that w
 Inputs = Mapping[str, NDArray[np.int64]]
 """`input_ids`, `attention_mask` and `token_type_ids`, each [n, T]; a student may leave some of them unread."""
 Engine = Callable[[Inputs], NDArray[np.float32]]
-"""From inputs to logits, [n, C]. Several threads may call it at once."""
+"""From inputs to the graph's logits, [n, L]: L is 1 for a student of two classes, in exports of format 1 always C.
+Several threads may call it at once."""
 
 
 def installed(backend: str) -> bool:

@@ -18,7 +18,7 @@ from tmkd.inference.engines import installed
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of tmkd.json in an export
+READABLE = (1, 2)  # formats of tmkd.json; the last is written (`tmkd.models.card`, whose import costs more)
 PROBES = "probes.json"
 
 
@@ -30,6 +30,8 @@ class Manifest:
         folder: The export.
         max_length: Tokens of a pair that the student reads.
         classes: Number of classes, C.
+        outputs: Logits that the graph gives for a pair: 1 for two classes, their log-odds; else C. In exports of
+            format 1 always C.
         labels: Their names.
         backends: For each backend its `file`, its `sha256`, whether it `passed` the parity gate, its `pairs_per_second`
             where it was exported, and how far it may be from the probes (`probe_limit`).
@@ -38,6 +40,7 @@ class Manifest:
     folder: Path
     max_length: int
     classes: int
+    outputs: int
     labels: tuple[str, ...]
     backends: dict[str, dict[str, Any]]
 
@@ -122,17 +125,24 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise ExportError(f"{folder} {found}; give an export, such as workspace/runs/demo/export")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("format") != FORMAT:
-            raise ExportError(f"{path}: format {content.get('format')!r}, this version reads {FORMAT}; export again")
+        if content.get("format") not in READABLE:
+            raise ExportError(
+                f"{path}: format {content.get('format')!r}, this version reads {READABLE[0]} to {READABLE[-1]}; "
+                "export again"
+            )
         if "backends" not in content:
             raise ExportError(f"{folder} is a model folder, not an export; make one of it with `tmkd export`")
+        classes = int(content["classes"])
         manifest = Manifest(
             folder=folder,
             max_length=int(content["max_length"]),
-            classes=int(content["classes"]),
+            classes=classes,
+            outputs=classes if content["format"] == 1 else int(content["outputs"]),
             labels=tuple(str(label) for label in content["labels"]),
             backends={str(name): dict(entry) for name, entry in content["backends"].items()},
         )
+        if manifest.outputs != classes and (manifest.outputs, classes) != (1, 2):
+            raise ValueError(f"{manifest.outputs} outputs for {classes} classes")
         for name, entry in manifest.backends.items():
             _ = manifest.speed(name), float(entry.get("probe_limit") or 0)
             if "\0" in str(entry.get("file")):
@@ -143,7 +153,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def read_probes(folder: Path, classes: int) -> tuple[list[str], list[str], NDArray[np.float32]]:
-    """An export's probes: a few questions, their passages, and their fp32 logits, [P, C] float32.
+    """An export's probes: a few questions, their passages, and their fp32 logits as `Scorer.logits` has them, [P, C].
 
     Raises:
         ExportError: probes.json is missing or damaged.

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from tmkd.core.backends import SAFE_BACKEND
 from tmkd.core.cpu import usable_cores
 from tmkd.core.errors import ExportError
-from tmkd.core.logits import log_odds, softmax
+from tmkd.core.logits import log_odds, softmax, two_logits
 from tmkd.inference.engines import open_engine
 from tmkd.inference.manifest import read_manifest, read_probes
 from tmkd.models.batching import NO_BUDGET, engine_batches, engine_shapes, length_sorted_batches, pad
@@ -144,6 +144,9 @@ class Scorer:
         batch_size: int | None = None,
     ) -> NDArray[np.float32]:
         """Logits of every pair, [N, C] float32, in the caller's order.
+
+        A student of two classes gives one number, the log-odds; its logits are 0 and that number. Exports of an older
+        version give two numbers, whose difference is the log-odds.
 
         Args:
             questions: The question of each pair, N texts.
@@ -267,7 +270,10 @@ class Scorer:
 
     def _run(self, encoded: Encoded, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         input_ids, mask, types = pad(encoded.ids, encoded.type_ids, rows, self._tokenizer.pad_id)
-        return self._engine({"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types})
+        found = self._engine({"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types})
+        if found.shape != (len(rows), self.manifest.outputs):  # numpy would repeat a single column without a word
+            raise ExportError(f"the graph gives {list(found.shape)} logits for {len(rows)} pairs; export again")
+        return two_logits(found[:, 0]) if self.manifest.outputs == 1 else found
 
 
 _OPEN: weakref.WeakSet[Scorer] = weakref.WeakSet()

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import write_text
 
-FORMAT = 1
+FORMAT = 2
+"""Version of the format of tmkd.json. Since 2 the checkpoint of two classes has one logit."""
+READABLE = (1, FORMAT)
 CARD_FILE = "tmkd.json"
 
 
@@ -22,11 +24,13 @@ class Origin(TypedDict, total=False):
         step: kind of step, such as "teacher" or "stage1", or the student's method.
         teachers: what each soft head learned: fingerprints of teachers, or one name for the mean of several.
         class_order: for each class of the task the class of the original checkpoint that it was.
+        labels: names of the C classes, where the task names them.
     """
 
     step: str
     teachers: list[str]
     class_order: list[int]
+    labels: list[str]
 
 
 class ModelCard(BaseModel):
@@ -42,6 +46,7 @@ class ModelCard(BaseModel):
         step: see `Origin`.
         teachers: see `Origin`.
         class_order: see `Origin`.
+        labels: see `Origin`.
 
     Example:
         >>> card = ModelCard(max_length=256, classes=2, soft_heads=3)
@@ -60,6 +65,7 @@ class ModelCard(BaseModel):
     step: str | None = None
     teachers: tuple[str, ...] | None = None
     class_order: tuple[int, ...] | None = None
+    labels: tuple[str, ...] | None = None
 
     @property
     def heads(self) -> int:
@@ -89,8 +95,8 @@ def read_card(folder: Path) -> ModelCard:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = content.get("format") if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise EncoderError(f"{path}: format {found!r}, this version reads {FORMAT}")
+        if found not in READABLE:
+            raise EncoderError(f"{path}: format {found!r}, this version reads {READABLE[0]} to {FORMAT}")
         return ModelCard.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]

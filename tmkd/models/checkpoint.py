@@ -1,8 +1,8 @@
 """Load and save models: an encoder cut to n layers, and checkpoints that every tool of the ecosystem opens.
 
 A model folder is an ordinary sequence-classification checkpoint (config.json, model.safetensors, tokenizer.json) with a
-model card file (tmkd.json) beside it. A student of several heads adds headers.safetensors; its model.safetensors holds
-the folded head.
+model card file (tmkd.json) beside it. Its model.safetensors holds the folded head, with one logit for two classes
+(`tmkd.models.one_logit`). headers.safetensors holds the heads as they were trained, wherever that is something else.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tmkd.models.encoders.forward import PairEncoder, encoder_of
 from tmkd.models.encoders.lstm import LstmEncoder, is_lstm, load_lstm, save_lstm
 from tmkd.models.encoders.tensors import read_tensors, require_finite, write_tensors
 from tmkd.models.layers import choose_layers, cut_config, keep_layers, replace_layers
+from tmkd.models.one_logit import RELEVANT, class_rows, described, folded_rows
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer, of_transformers
 from tmkd.models.weights import fill, read_weights, shape_of
@@ -90,10 +92,14 @@ def load_encoder(
 
 
 def _load_whole(folder: Path, classes: int, dropout: float, freeze_embeddings: bool) -> PairEncoder:
-    """Load the encoder of a fine-tuned checkpoint: every layer is required."""
+    """Load the encoder of a fine-tuned checkpoint: every layer is required. One logit is two classes' log-odds."""
     config = _read_config(folder)
-    model = _new_module(config, classes)
-    fill(model, read_weights(folder), folder, family_of(config.model_type, str(folder)), new_head=False)
+    family = family_of(config.model_type, str(folder))
+    model, weights = _new_module(config, classes), read_weights(folder)
+    head = [f"{family.last}.{part}" for part in ("weight", "bias")]
+    if classes == 2 and all(name in weights for name in head):
+        weights |= zip(head, class_rows(*(weights[name] for name in head)), strict=True)
+    fill(model, weights, folder, family, new_head=False)
     return encoder_of(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
 
 
@@ -193,7 +199,8 @@ def word_embeddings(folder: Path) -> Tensor:
 def save_student(student: Student, folder: Path, tokenizer_folder: Path, max_length: int, origin: Origin) -> None:
     """Write a teacher or student.
 
-    The checkpoint's own head is the folded one, so any tool that opens the folder computes the `logit` combination.
+    The checkpoint's own head is the folded one, so any tool that opens the folder computes the `logit` combination; for
+    two classes it has one logit, the log-odds.
 
     Args:
         student: the model.
@@ -217,9 +224,10 @@ def _write_student(student: Student, folder: Path, tokenizer_folder: Path, max_l
     if isinstance(encoder, LstmEncoder):
         save_lstm(encoder, *student.fold(), folder)
     else:
-        _save_checkpoint(encoder, *student.fold(), folder)
+        _save_checkpoint(encoder, *student.fold(), folder, origin.get("labels"))
     save_tokenizer(tokenizer_folder, folder, max_length)
-    if student.soft_heads:
+    one_logit = student.classes == 2 and not isinstance(encoder, LstmEncoder)
+    if student.soft_heads or one_logit:  # training continues with the rows that it had
         heads = {
             "golden.weight": student.golden.weight,
             "golden.bias": student.golden.bias,
@@ -237,14 +245,18 @@ def _write_student(student: Student, folder: Path, tokenizer_folder: Path, max_l
     ).write(folder)
 
 
-def _save_checkpoint(encoder: PairEncoder, weight: Tensor, bias: Tensor, folder: Path) -> None:
-    head = last_linear(encoder.model)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
+def _save_checkpoint(
+    encoder: PairEncoder, weight: Tensor, bias: Tensor, folder: Path, labels: Sequence[str] | None
+) -> None:
+    """Write config.json and model.safetensors with a head of weight [C, d] and bias [C]."""
     encoder.model.config.architectures = [type(encoder.model).__name__]
     encoder.model.config.save_pretrained(folder)
-    write_tensors(encoder.model.state_dict(), folder / WEIGHTS_FILE, {"format": "pt"})
+    if labels is not None or len(weight) == 2:
+        path = folder / "config.json"
+        write_json(path, described(json.loads(path.read_text(encoding="utf-8")), labels or RELEVANT))
+    head = dict(zip(("weight", "bias"), folded_rows(weight, bias), strict=True))
+    weights = {**encoder.model.state_dict(), **{f"{encoder.family.last}.{name}": part for name, part in head.items()}}
+    write_tensors(weights, folder / WEIGHTS_FILE, {"format": "pt"})
 
 
 def save_tokenizer(source: Path, folder: Path, max_length: int) -> None:
@@ -289,19 +301,19 @@ def load_student(folder: Path, *, dropout: float = 0.0, freeze_embeddings: bool 
     """
     card = read_card(folder)
     if is_lstm(folder):
-        encoder, weight, bias = load_lstm(folder, dropout=dropout, freeze_embeddings=freeze_embeddings)
-        return _with_golden_head(Student(encoder, card.classes), weight, bias)
+        lstm, weight, bias = load_lstm(folder, dropout=dropout, freeze_embeddings=freeze_embeddings)
+        return _with_golden_head(Student(lstm, card.classes), weight, bias)
     whole = _load_whole(folder, card.classes, dropout, freeze_embeddings)
     student = Student(whole, card.classes, card.soft_heads, use_golden=card.use_golden)
     head = last_linear(whole.model)
-    if not student.soft_heads:
+    if not student.soft_heads and not (folder / HEADS_FILE).is_file():
         return _with_golden_head(student, head.weight, head.bias)
     heads = _read_heads(folder, student)
     with torch.no_grad():
         student.soft_weight.copy_(heads["soft.weight"])
         student.soft_bias.copy_(heads["soft.bias"])
     _with_golden_head(student, heads["golden.weight"], heads["golden.bias"])
-    for mean, own in zip(student.fold(), (head.weight, head.bias), strict=True):
+    for mean, own in zip(folded_rows(*student.fold()), folded_rows(head.weight, head.bias), strict=True):
         if not torch.allclose(mean, own, atol=1e-4):
             raise EncoderError(
                 f"{folder}: the mean of the heads in {HEADS_FILE} is not the head in model.safetensors; the two files "

@@ -12,6 +12,7 @@ import torch
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Teacher
 from tmkd.core.errors import RecipeError
+from tmkd.models.card import has_card, read_card
 from tmkd.models.encoders.lstm import LstmEncoder
 from tmkd.models.student import Student
 
@@ -89,9 +90,13 @@ def _mapped(label_map: dict[str, int], names: list[str], teacher: str, classes: 
 
 
 def _names(folder: Path) -> list[str]:
-    """Return the checkpoint's class names in its order; an empty list where its config.json has none."""
+    """Return the checkpoint's class names in its order; an empty list where it does not name every class."""
+    if has_card(folder) and (labels := read_card(folder).labels):
+        return list(labels)
     found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
-    return [str(found[key]) for key in sorted(found, key=int)]
+    return (
+        [str(found[key]) for key in sorted(found, key=int)] if len(found) > 1 else []
+    )  # one logit names class 1 alone
 
 
 def _named(names: list[str]) -> bool:

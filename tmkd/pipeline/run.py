@@ -272,7 +272,8 @@ class Run:
 
     def _export_step(self) -> Step:
         student = self.students.taken().steps[0]
-        return export_step(self.workspace, student, self.data.task, self.recipe.export.backends)
+        recipe = self.recipe
+        return export_step(self.workspace, student, self.data.task, recipe.export.backends, recipe.class_names)
 
     def _export(self) -> ExportResult:
         target = self.folder / "export"

@@ -16,7 +16,13 @@ from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
 
 
-def export_step(workspace: Workspace, student: Step, task: TaskData, backends: Sequence[str] | None) -> Step:
+def export_step(
+    workspace: Workspace,
+    student: Step,
+    task: TaskData,
+    backends: Sequence[str] | None,
+    labels: Sequence[str] | None = None,
+) -> Step:
     """Export a student into folder `export/` of a step.
 
     Args:
@@ -24,16 +30,19 @@ def export_step(workspace: Workspace, student: Step, task: TaskData, backends: S
         student: a finished student.
         task: its training pairs calibrate int8, its development set is what the parity gate scores.
         backends: what to write; every backend whose tools are installed unless given.
+        labels: names of the classes, where the recipe has some.
     """
     names = list(backends or writable())
     calibration = choose_calibration(task.train)
     content = depends_on(
-        settings={"backends": names},
+        settings={"backends": names, "labels": labels},
         inputs={"student": student, "dev": task.dev, "calibration": calibration},
     )
 
     def build(folder: Path) -> None:
-        export_student(student.folder, task.dev, folder / "export", calibration=calibration, backends=names)
+        export_student(
+            student.folder, task.dev, folder / "export", calibration=calibration, backends=names, labels=labels
+        )
 
     return workspace.step("export", content, build, label="export")
 
