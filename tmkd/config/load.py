@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from tmkd.config.places import find_beside
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Part
 from tmkd.core.errors import RecipeError
@@ -26,13 +27,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     Args:
         path: the YAML file.
         overrides: `key=value`; the key has dots into sections, the value is YAML. A `stage1_from` among them replaces
-            the file's `stage1`.
+            the file's `stage1`. Relative paths are looked for from where tmkd was called, then beside the file.
 
     Raises:
         RecipeError: the file is missing or no YAML, a key is unknown (the error names the nearest right one), or a
             value does not fit.
     """
-    return parse_recipe(read_content(Path(path), overrides), str(path))
+    content = read_content(Path(path), overrides)
+    find_beside(content, Path(path))
+    return parse_recipe(content, str(path))
 
 
 def read_content(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:

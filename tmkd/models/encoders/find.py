@@ -72,7 +72,7 @@ def find_encoder(spec: str) -> Path:
     if Path(spec).is_dir():
         return _checked(Path(spec), spec)
     if Path(spec).exists() or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-        raise EncoderError(f"encoder {spec!r}: no such folder")
+        raise EncoderError(f"encoder {spec!r}: no such folder ({Path(spec).absolute()})")
     return _hub(spec)
 
 
@@ -232,7 +232,7 @@ def _hub(spec: str) -> Path:
         folder = Path(snapshot_download(spec, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise EncoderError(
-            f"encoder {spec!r} is neither a local folder nor available from the model hub "
+            f"encoder {spec!r} is neither a folder ({Path(spec).absolute()}) nor available from the model hub "
             f"({type(error).__name__}: {str(error).splitlines()[0]}). Give a folder, or one of: {', '.join(BUILTINS)}"
         ) from error
     return _checked(folder, spec)

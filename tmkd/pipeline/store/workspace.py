@@ -117,11 +117,23 @@ class Workspace:
         ledger: the steps that were used; shared with the views of this workspace.
         mode: what `step` does about a step that is not there. `wait`: build it, or wait for the process that builds
             it; `skip`: build it, or raise `Busy` where another process builds it; `read`: raise `StepMissing`.
+
+    Raises:
+        TmkdError: the folder is a file, or a symbolic link to nothing.
     """
 
     root: Path
     ledger: Ledger = field(default_factory=Ledger)
     mode: Literal["wait", "skip", "read"] = "wait"
+
+    def __post_init__(self) -> None:
+        if self.root.is_symlink() and not self.root.exists():
+            raise TmkdError(
+                f"workspace {self.root} is a symbolic link to {self.root.readlink()}, which is not there (a disk "
+                "that is not mounted); make that folder, or name another with --workspace"
+            )
+        if self.root.exists() and not self.root.is_dir():
+            raise TmkdError(f"workspace {self.root} is a file, not a folder; name another with --workspace")
 
     @property
     def tokens(self) -> Path:
