@@ -12,8 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from tmkd.config.load import load_recipe
 from tmkd.core.errors import RecipeError
+from tmkd.data.pairs import Pairs
+from tmkd.data.row_counts import RowCounts
 from tmkd.models.checkpoint import load_encoder, save_student
+from tmkd.models.encoders.find import find_encoder
 from tmkd.models.student import Student
+from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.preflight import warn_of_unread_text
 
 
 def judged(recipe: Path, extra: str = "") -> Path:
@@ -229,3 +234,27 @@ def test_a_teacher_with_broken_weights_is_named_before_any_training(
         "broken: 1 weights are not finite, first bert.embeddings.LayerNorm.weight (1 of its 48 numbers" in done.stderr
     )
     assert not list((tmp_path / "workspace" / "steps").glob("teacher-*"))
+
+
+def unread(questions: list[str], passages: list[str], max_length: int = 64) -> list[str]:
+    counts = RowCounts("train")
+    tokenizer = PairTokenizer(find_encoder("builtin:minilm-l6"), max_length)
+    warn_of_unread_text(Pairs.build(questions, passages), tokenizer, counts)
+    return counts.warnings
+
+
+def test_text_that_the_encoder_cannot_read_gets_a_word() -> None:
+    """An English vocabulary has no token for most Chinese characters."""
+    english = ["How do I copy a file?"] * 3, [f"Use cp, as in example {n}." for n in range(3)]
+    assert unread(*english) == []
+    [warning] = unread(["如何复制文件夹里的档案？"] * 3, [f"请使用复制命令，详见第{n}章的说明。" for n in range(3)])
+    assert "of the tokens are unknown to the encoder's vocabulary: it cannot read this text" in warning
+    assert int(warning.partition("%")[0]) > 20
+    assert unread([], []) == []
+
+
+def test_pairs_that_are_cut_get_a_word() -> None:
+    long = ["word " * 100 + str(n) for n in range(10)]
+    [warning] = unread(["Which word?"] * 10, [*long[:6], *"abcd"])
+    assert warning.startswith("60% of the pairs are longer than max_length (64 tokens) and are cut")
+    assert unread(["Which word?"] * 10, [*long[:1], *"abcdefghi"]) == []

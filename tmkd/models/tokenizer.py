@@ -122,6 +122,13 @@ class PairTokenizer:
             tokens.append(counted)
         return encoded, np.concatenate([np.empty(0, np.int64), *tokens])
 
+    @property
+    def unknown_id(self) -> int | None:
+        """The token id of what the vocabulary has no token for; None where every text has tokens (bytes)."""
+        name = getattr(self._tokenizer.model, "unk_token", None) or "<unk>"
+        found: int | None = self._tokenizer.token_to_id(name)
+        return found
+
     def encode_chunks(self, questions: Sequence[str], passages: Sequence[str]) -> Iterator[Encoded]:
         """Tokenize pairs in chunks of about a thousand, for callers that show progress; otherwise as `encode`.
 

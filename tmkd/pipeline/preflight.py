@@ -15,6 +15,7 @@ from tmkd.config.methods import METHODS, Method
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import DataError, RecipeError, TmkdError, named
 from tmkd.data.pairs import Pairs, grouped
+from tmkd.data.row_counts import RowCounts
 from tmkd.data.split import folds
 from tmkd.models.card import has_card, read_card
 from tmkd.models.checkpoint import require_fit, require_head
@@ -27,6 +28,9 @@ from tmkd.pipeline.steps.pool import teachers_of_run
 from tmkd.pipeline.teacher_labels import share_of_pairs
 from tmkd.teachers.scores import ScoresTeacher
 from tmkd.training.losses import GROUPED
+
+_SAMPLE = 1000  # pairs of a part whose tokens are looked at
+_UNKNOWN, _CUT = 0.05, 0.2  # shares of tokens and of pairs from which it is said
 
 
 def require_runnable(data: RunData) -> None:
@@ -49,6 +53,7 @@ def require_runnable(data: RunData) -> None:
     _require_training_rows(data, methods)
     _require_columns(data)
     _require_pool(data, methods)
+    _warn_of_unread_text(data)
 
 
 def _require_encoders(recipe: Recipe) -> None:
@@ -122,6 +127,48 @@ def _require_training_rows(data: RunData, methods: list[Method]) -> None:
     if any(method.targets != "none" for method in methods):
         _require_labeller(data, data.student_pairs, "train")
         require_comparable(data.student_pairs, recipe.loss.kind, "train")
+
+
+def _warn_of_unread_text(data: RunData) -> None:
+    """Say where the encoder cannot read much of the text: tokens unknown to its vocabulary, pairs that are cut."""
+    recipe, task = data.recipe, data.task
+    reads = any(METHODS[name].trains and METHODS[name].encoder == "bottom" for name in recipe.methods)
+    looked = f"looked at {id(task)} with {recipe.encoder}, {recipe.max_length}"  # a study asks for every student
+    if looked in data.cache.said or not (reads or any(map(recipe.fine_tunes_own, recipe.used_teachers))):
+        return
+    data.cache.said.add(looked)
+    parts = {"train": task.train, "dev": task.dev} | ({} if task.test is task.dev else {"test": task.test})
+    parts |= {} if task.pool is None else {"pool": task.pool}
+    tokenizer = PairTokenizer(find_encoder(recipe.encoder), recipe.max_length)
+    for name, part in parts.items():
+        warn_of_unread_text(part, tokenizer, task.counts[name])
+
+
+def warn_of_unread_text(part: Pairs, tokenizer: PairTokenizer, counts: RowCounts) -> None:
+    """Warn where many tokens of pairs are unknown to a tokenizer, or many pairs are cut; measured on a sample.
+
+    Args:
+        part: the pairs.
+        tokenizer: of the model that reads them.
+        counts: keeps the warnings.
+    """
+    sample = part.take(np.unique(np.linspace(0, len(part) - 1, _SAMPLE).astype(np.int64))) if len(part) else part
+    if not len(sample):
+        return
+    encoded, tokens = tokenizer.encode_counted(sample.questions, sample.passages)
+    ids = np.concatenate([np.asarray(one) for one in encoded.ids])
+    unknown = float((ids == tokenizer.unknown_id).mean()) if tokenizer.unknown_id is not None else 0.0
+    cut = float((tokens > tokenizer.max_length).mean())
+    if unknown >= _UNKNOWN:
+        counts.warn(
+            f"{unknown:.0%} of the tokens are unknown to the encoder's vocabulary: it cannot read this text. Take an "
+            "encoder that was trained on its language"
+        )
+    if cut >= _CUT:
+        counts.warn(
+            f"{cut:.0%} of the pairs are longer than max_length ({tokenizer.max_length} tokens) and are cut; raise it, "
+            "or cut the passages"
+        )
 
 
 def _require_columns(data: RunData) -> None:
