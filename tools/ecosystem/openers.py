@@ -1,4 +1,5 @@
-"""Open an export in one tool and rank with it, with no option set. Standalone: the tool's own Python runs it.
+"""Open an export in one tool and rank with it, with no option set that changes an order. Standalone: the tool's own
+Python runs it.
 
     python openers.py NAME EXPORT < questions.json > answers.json
 
@@ -24,7 +25,10 @@ def by_score(scores):
 
 
 def transformers_pipeline(folder):
-    """transformers: `pipeline("text-classification")`, which puts a sigmoid on one logit."""
+    """transformers: `pipeline("text-classification")`, which puts a sigmoid on one logit.
+
+    It reads a pair whose passage is empty as the question alone, so none is asked for.
+    """
     from transformers import pipeline
 
     classify = pipeline("text-classification", model=folder, device="cpu")
@@ -55,7 +59,10 @@ def cross_encoder(backend, what):
     def load(folder):
         from sentence_transformers import CrossEncoder
 
-        model = CrossEncoder(folder, **({} if backend == "torch" else {"backend": backend}), device="cpu")
+        more = {} if backend == "torch" else {"backend": backend}
+        if backend == "openvino":  # unless told otherwise it computes in bf16 where the CPU does, to about 0.02
+            more["model_kwargs"] = {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}
+        model = CrossEncoder(folder, **more, device="cpu")
 
         def predict(question, passages):
             return by_score(model.predict([(question, passage) for passage in passages]))
@@ -111,15 +118,19 @@ def flashrank(folder):
     return "FlashRank", PROBABILITY, rank
 
 
-def infinity(engine, raw):
-    """infinity: its engine in Python, the one that its server runs; it puts a sigmoid on scores unless asked."""
+def infinity(raw):
+    """infinity: its engine in Python, the one that its server runs; it puts a sigmoid on scores unless asked.
+
+    Its other engine, optimum, opens no ONNX file of a local folder (0.0.78 with optimum 2.1), and gives BERT no segment
+    ids.
+    """
 
     def load(folder):
         from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 
         # `dtype` and `model_warmup` are what its command line calls `--dtype` and `--no-model-warmup`: its default
         # precision is half precision where there is a GPU
-        given = EngineArgs(model_name_or_path=folder, engine=engine, device="cpu", dtype="float32", model_warmup=False)
+        given = EngineArgs(model_name_or_path=folder, engine="torch", device="cpu", dtype="float32", model_warmup=False)
 
         async def every(questions):
             model = AsyncEmbeddingEngine.from_args(given)
@@ -144,9 +155,8 @@ OPENERS = {
     "fastembed": fastembed,
     "rerankers": rerankers,
     "flashrank": flashrank,
-    "infinity-torch": infinity("torch", False),
-    "infinity-torch-raw": infinity("torch", True),
-    "infinity-optimum": infinity("optimum", True),
+    "infinity": infinity(False),
+    "infinity-raw": infinity(True),
 }  # fmt: skip
 
 

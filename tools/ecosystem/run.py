@@ -66,18 +66,17 @@ def _tools() -> list[Tool]:
         Tool("fastembed TextCrossEncoder", "fastembed", REQUIREMENTS / "fastembed.txt"),
         Tool("rerankers", "rerankers", HERE / "rerankers.txt"),
         Tool("FlashRank", "flashrank", REQUIREMENTS / "flashrank.txt"),
-        Tool("infinity, torch", "infinity-torch", infinity),
-        Tool("infinity, torch, raw scores", "infinity-torch-raw", infinity),
-        Tool("infinity, optimum, raw scores", "infinity-optimum", infinity),
+        Tool("infinity, torch", "infinity", infinity),
+        Tool("infinity, torch, raw scores", "infinity-raw", infinity),
         Tool("CrossEncoder.predict, torch", "predict-torch", infinity),  # the oldest sentence-transformers of all
     ]
 
 
 def questions_of(export: Path) -> list[dict[str, Any]]:
-    """Questions with passages to rank: the export's own probes, a text that is cut, an empty one, other scripts."""
+    """Questions with passages to rank: the export's own probes, a text that is cut, a short one, other scripts."""
     probes = json.loads((export / "probes.json").read_text(encoding="utf-8"))
     asked, passages = list(dict.fromkeys(probes["questions"])), list(dict.fromkeys(probes["passages"]))
-    odd = [" ".join(passages[:40]) * 4, "", "Wie öffne ich eine Datei? naïve café ☕ Как открыть файл 如何打开文件"]
+    odd = [" ".join(passages[:40]) * 4, "?", "Wie öffne ich eine Datei? naïve café ☕ Как открыть файл 如何打开文件"]
     few = PASSAGES - len(odd)
     return [
         {"question": question, "passages": [*(passages * few)[row * few : (row + 1) * few], *odd]}
@@ -132,7 +131,7 @@ def difference(answer: dict[str, Any], wanted: list[NDArray[np.float64]]) -> tup
         falls = np.diff(odds[rows]).max(initial=-np.inf)
         if falls > 2 * TOLERANCE:  # a passage stands behind one that is worse by more than the tolerance explains
             first, best = ranked[0][0], int(odds.argmax())
-            wrong = f"question {number}: another order (passage {first} first, it should be {best})"
+            wrong = f"question {number}: another order (first is passage {first}, and {best} should be)"
     if not wrong and not largest <= TOLERANCE:
         wrong = f"scores differ by {largest:.1e}"
     return largest, wrong
