@@ -1,5 +1,4 @@
-"""Open an export in one tool and rank with it, with no option set that changes an order. Standalone: the tool's own
-Python runs it.
+"""Open an export in one tool and rank with it, with no option that changes the order. The tool's own Python runs it.
 
     python openers.py NAME EXPORT < questions.json > answers.json
 
