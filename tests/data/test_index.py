@@ -157,6 +157,21 @@ def test_a_beir_folder_is_its_corpus(tmp_path: Path) -> None:
     assert [one.document for one in index.search("divide", 5)] == ["scifact/corpus.jsonl#d1"]
 
 
+def test_a_beir_corpus_with_a_null_title_and_rows_without_text_says_what_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"_id": "1", "title": None, "text": "Cells\u2028divide."}, {"_id": "2", "title": "T", "text": " "},
+            {"_id": "3", "title": "", "text": None}]  # fmt: skip
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "corpus.jsonl").write_text("\n\n".join(lines) + "\n  \n")
+    index_documents(["corpus.jsonl"], tmp_path / "index")
+    assert [one.passage.text for one in DocumentIndex.open(tmp_path / "index").search("divide", 5)] == ["Cells divide."]
+    assert "corpus.jsonl: 2 of 3 documents have no text, and so no passage; the first is on line 3" in caplog.text
+    (tmp_path / "corpus.jsonl").write_text(lines[0] + "\n{}\n")
+    with pytest.raises(DataError, match=r"corpus\.jsonl:2: there is no field 'text'"):
+        index_documents(["corpus.jsonl"], tmp_path / "index")
+
+
 def test_only_what_changed_is_written(docs: Path, tmp_path: Path) -> None:
     out = tmp_path / "index"
     index_documents(["docs"], out)

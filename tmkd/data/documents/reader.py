@@ -263,6 +263,7 @@ class DocumentReader:
     def _rows(self, file: SourceFile, bar: Bar) -> Iterator[Document]:
         """The documents of a JSON lines file."""
         places: dict[str, int] = {}
+        empty: list[int] = []  # lines
         shown = 0
         try:
             with file.path.open("rb") as raw, unpacked(file.path, raw) as lines:
@@ -279,6 +280,8 @@ class DocumentReader:
                                 line=number,
                             )
                         places[row.id] = number
+                        if not row.text.strip():
+                            empty.append(number)
                         key = f"{file.name}#{row.id}"
                         yield Document(key, row.digest(), partial(row.passages, row.url or key))
                     bar.advance(max(0, (now := raw.tell() >> 10) - shown))
@@ -289,6 +292,11 @@ class DocumentReader:
             raise DataError(f"{file.name}: cannot be read: {error.strerror or error}") from error
         if not places:
             raise DataError(f"{file.name} has no documents")
+        if empty:
+            logger.warning(
+                f"{file.name}: {len(empty):,} of {len(places):,} documents have no text, and so no passage; "
+                f"the first is on line {empty[0]}"
+            )
         bar.advance(max(0, _kib(file.size) - shown))
 
 
