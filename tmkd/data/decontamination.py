@@ -73,10 +73,10 @@ class HeldOut:
         self._question_keys, self._answer_keys = set(map(question_key, questions)), set(map(question_key, answers))
         self._quotable: dict[str, list[str]] = defaultdict(list)  # normalised questions by their rarest word
         phrases = {phrase: phrase.split() for phrase in map(normalise, questions)}
-        counts = Counter(word for parts in phrases.values() for word in parts)
-        for phrase, parts in sorted(phrases.items()):
+        counts = Counter(word for found in phrases.values() for word in found)
+        for phrase, found in sorted(phrases.items()):
             if word_count(phrase) >= _LEAST_QUOTED:
-                self._quotable[min(parts, key=lambda word: (counts[word], word))].append(f" {phrase} ")
+                self._quotable[min(found, key=lambda word: (counts[word], word))].append(f" {phrase} ")
         self._seen: dict[tuple[str, str], bool] = {}
 
     def question(self, text: str) -> bool:
