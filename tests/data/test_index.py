@@ -126,6 +126,25 @@ def test_a_folder_of_documents_with_title_headings_and_place(docs: Path, tmp_pat
     assert first(index, "mount a device").passage.source == "https://a.example/deep/b.md"
 
 
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("https://a.example", "https://a.example/deep%20er/100%25%20%C3%A9%23%3F.md"),
+        ("https://a.example/", "https://a.example/deep%20er/100%25%20%C3%A9%23%3F.md"),
+        ("https://a.example/v1//", "https://a.example/v1/deep%20er/100%25%20%C3%A9%23%3F.md"),
+        ("https://a.example/show?file=", "https://a.example/show?file=deep%20er/100%25%20%C3%A9%23%3F.md"),
+    ],
+)
+def test_an_address_and_a_path_are_joined_with_one_slash_and_percent_encoded(
+    tmp_path: Path, url: str, address: str
+) -> None:
+    file = tmp_path / "docs" / "deep er" / "100% é#?.md"
+    file.parent.mkdir(parents=True)
+    file.write_text("The mount command mounts a device.")
+    index_documents([str(tmp_path / "docs")], tmp_path / "index", Reading(url=url))
+    assert first(DocumentIndex.open(tmp_path / "index"), "mount a device").passage.source == address
+
+
 def test_json_lines_plain_and_packed_with_fields_of_any_name(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {"key": 7, "head": "Disks", "body": "Mount a disk.\n\nOr not.", "link": "https://a.example/7"},

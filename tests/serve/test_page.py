@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
+import httpx
 import pytest
 from browser_fixtures import CHROMIUM, DRIVER, HINT, browser
 from export_fixtures import exported
@@ -230,6 +233,71 @@ def test_a_phone_shows_it_whole_and_readable(live: Command, tmp_path: Path, dark
             "!(e.textContent.trim() || e.ariaLabel || e.labels?.length)).map(e => e.outerHTML)"
         )
         assert unnamed == []
+
+
+class Proxy(ThreadingHTTPServer):
+    """A reverse proxy that serves a server below /tmkd, strips that path and may name it, as Traefik does."""
+
+    def __init__(self, url: str, named: bool) -> None:
+        self.target, self.named = url, named
+        super().__init__(("127.0.0.1", 0), Forward)
+
+
+class Forward(BaseHTTPRequestHandler):
+    """One request that is passed on; what is not below the path is not there."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        proxy = self.server
+        assert isinstance(proxy, Proxy)
+        path, status, content, kind = self.path, 404, b"", "text/plain"
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if path.partition("?")[0] == "/tmkd" or path.startswith("/tmkd/"):
+            given = {"Content-Type": "application/json"} | ({"X-Forwarded-Prefix": "/tmkd"} if proxy.named else {})
+            rest = path.removeprefix("/tmkd")
+            url = f"{proxy.target}{rest if rest.startswith('/') else f'/{rest}'}"
+            answer = httpx.request(self.command, url, content=body, headers=given)
+            status, content, kind = answer.status_code, answer.content, answer.headers["content-type"]
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.mark.parametrize(("named", "place"), [(False, "/tmkd/"), (True, "/tmkd/"), (True, "/tmkd")])
+def test_the_page_works_below_a_path_of_a_proxy(live: Command, tmp_path: Path, named: bool, place: str) -> None:
+    with Proxy(live.url, named) as proxy, browser(tmp_path / "p") as driver:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{proxy.server_port}/tmkd"
+        driver.get(f"http://127.0.0.1:{proxy.server_port}{place}")
+        ask(driver)
+        wait(driver, ".answer")
+        assert driver.current_url.startswith(f"{here}{place.removeprefix('/tmkd')}?q=")
+        one(driver, "nav a").click()
+        wait(driver, ".route")
+        assert driver.current_url == f"{here}/docs"
+        assert f"curl {here}/rerank" in one(driver, "#routes").text
+        one(driver, ".brand a").click()
+        wait(driver, "#question")
+        assert driver.current_url == f"{here}/"
+        messages = [line["message"] for line in driver.get_log("browser") if line["level"] == "SEVERE"]
+        assert not messages
+        proxy.shutdown()
+
+
+def test_a_prefix_that_leads_elsewhere_is_not_written_into_the_page(live: Command) -> None:
+    for given in ("//evil.example", "https://evil.example", '/a"><script>', "/a/../..//b", "/a, /b"):
+        found = httpx.get(live.url, headers={"X-Forwarded-Prefix": given}).text
+        assert 'href="page/style.css"' in found, given
+        assert "evil" not in found
+    assert 'href="/a/b/page/style.css"' in httpx.get(live.url, headers={"X-Forwarded-Prefix": "/a/b/"}).text
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ from conftest import Done
 from qa_fixtures import index_of
 from serve_fixtures import PASSAGES, QUESTION, Command, command, in_process, model
 
+from tmkd.core.errors import TmkdError
+from tmkd.serve.run import address, bound
+from tmkd.serve.settings import Settings, settings_of
+
 TEI = {"query": QUESTION, "texts": PASSAGES}
 JSON = {"Content-Type": "application/json"}
 
@@ -353,6 +357,99 @@ def test_a_key_in_a_variable_is_stripped_and_not_empty(
     monkeypatch.setenv("TMKD_API_KEY", given)
     refused = tmkd("serve", "--model", model(), check=False)
     assert (refused.returncode, "TMKD_API_KEY is set and empty" in refused.stderr) == (answer, True)
+
+
+def test_get_routes_answer_head_and_needless_slashes_are_no_other_route(live: Command) -> None:
+    for path in ("/", "/docs", "/page/app.js", "/health", "/ready", "/info", "/openapi.json"):
+        head, get = httpx.head(f"{live.url}{path}"), httpx.get(f"{live.url}{path}")
+        assert (head.status_code, head.content) == (200, b""), path
+        assert head.headers["content-type"] == get.headers["content-type"]
+        assert head.headers["content-length"] == get.headers["content-length"]
+    with httpx.Client(base_url=live.url) as client:  # one connection: nothing of a body is left in it
+        for _ in range(3):
+            assert client.head("/docs").status_code == 200
+            assert client.head("/nowhere").status_code == 404
+    wanted = httpx.post(f"{live.url}/rerank", json=TEI).json()
+    for path in ("/rerank/", "//rerank", "//rerank//"):
+        assert httpx.post(f"{live.url}{path}", json=TEI).json() == wanted, path
+    cohere = {"query": QUESTION, "documents": PASSAGES}
+    assert httpx.post(f"{live.url}//v2/rerank/", json=cohere).json()["meta"]["api_version"] == {"version": "2"}
+    assert httpx.post(f"{live.url}/v2/rerank/", json={}).json()["message"]  # the refusal is Cohere's too
+    wrong = httpx.head(f"{live.url}/rerank")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert httpx.post(f"{live.url}/info", json={}).headers["allow"] == "GET, HEAD"
+    docs = httpx.get(f"{live.url}/docs/")
+    assert (docs.status_code, docs.headers["location"]) == (308, "../docs")  # its links are relative
+
+
+def test_needless_slashes_do_not_go_round_the_key() -> None:
+    with in_process(api_key="right", root_path="/tmkd") as app:
+        for path in ("//info", "/info/", "/page/../info", "/docs/../info", "/tmkd/info", "/tmkd//metrics/"):
+            assert app.get(f"http://127.0.0.1{path}").status_code == 401, path
+        for path in ("//health/", "/tmkd", "/tmkd/docs", "/tmkd/page/app.js"):
+            assert app.get(f"http://127.0.0.1{path}").status_code == 200, path
+
+
+def test_web_pages_that_are_let_in_may_send_what_clients_send_and_read_when_to_come_back() -> None:
+    site = {"Origin": "https://a.example"}
+    asks = {**site, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-fern-language"}
+    with in_process(cors_origins=("https://a.example",)) as app:
+        assert app.request("OPTIONS", "/v2/rerank", headers=asks).is_success  # Cohere's JavaScript sends that header
+        assert app.get("/info", headers=site).headers["access-control-expose-headers"] == "Retry-After"
+
+
+@pytest.mark.parametrize("link", ["tcp://10.96.12.34:8080", "udp://[fd00::1]:53"])
+def test_what_kubernetes_sets_for_a_service_called_tmkd_is_ignored_with_a_warning(
+    link: str, tmkd: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = {
+        "TMKD_SERVICE_HOST": "10.96.12.34", "TMKD_SERVICE_PORT": "8080", "TMKD_SERVICE_PORT_HTTP": "8080",
+        "TMKD_PORT": link, "TMKD_PORT_8080_TCP": link, "TMKD_PORT_8080_TCP_PROTO": "tcp",
+        "TMKD_PORT_8080_TCP_PORT": "8080", "TMKD_PORT_8080_TCP_ADDR": "10.96.12.34",
+    }  # fmt: skip
+    with command(environment=links) as live:
+        assert httpx.get(f"{live.url}/health").is_success
+    for name, value in links.items():
+        monkeypatch.setenv(name, value)
+    failed = tmkd("serve", "--model", tmp_path, "--host", "127.0.0.1", check=False)  # stops: there is no model
+    assert f"warning: TMKD_PORT is {link}: Kubernetes sets it" in failed.stderr
+    assert "has no tmkd.json" in failed.stderr or "port 8080 of 127.0.0.1" in failed.stderr
+
+
+def test_a_service_link_leaves_the_default_port_and_a_wrong_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMKD_PORT", "tcp://10.96.12.34:80")
+    assert settings_of({"model": model()}).port == 8080
+    monkeypatch.setenv("TMKD_PORT", "http")
+    with pytest.raises(TmkdError, match="--port is http"):
+        settings_of({"model": model()})
+
+
+@pytest.mark.parametrize(
+    ("host", "answered", "said"),
+    [
+        ("::", ["127.0.0.1", "[::1]"], "localhost"), ("0.0.0.0", ["127.0.0.1"], "localhost"),
+        ("localhost", ["127.0.0.1"], "localhost"), ("[::1]", ["[::1]"], "[::1]"), ("::1", ["[::1]"], "[::1]"),
+    ],
+)  # fmt: skip
+def test_the_server_answers_on_the_addresses_that_its_host_stands_for(
+    host: str, answered: list[str], said: str
+) -> None:
+    if ":" in host and not socket.has_dualstack_ipv6():
+        pytest.skip("there is no IPv6 here")
+    sockets = bound(Settings(model=model(), host=host).host, 0)
+    port = sockets[0].getsockname()[1]
+    assert {one.getsockname()[1] for one in sockets} == {port}
+    for one in sockets:
+        one.listen()
+    try:
+        for name in answered:
+            socket.create_connection((name.strip("[]"), port), timeout=5).close()
+        assert address(Settings(model=model(), host=host).host, port).startswith(f"http://{said}:{port}/")
+        with pytest.raises(OSError, match="in use"):
+            bound(Settings(model=model(), host=host).host, port)
+    finally:
+        for one in sockets:
+            one.close()
 
 
 def test_memory_of_requests_is_bounded() -> None:

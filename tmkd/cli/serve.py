@@ -51,6 +51,7 @@ def _command() -> Any:
         from tmkd.serve.settings import Settings, settings_of
 
     def start(context: typer.Context, **options: Any) -> None:
+        set_quiet(False)  # so that a note about a setting is shown
         sources = {name: getattr(context.get_parameter_source(name), "name", "") for name in options}
         settings = settings_of({name: options[name] for name in options if sources[name] == "COMMANDLINE"})
         set_quiet(settings.quiet)
@@ -63,7 +64,11 @@ def _command() -> Any:
     start.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # Typer makes options of it
     app = typer.Typer(add_completion=False)
     app.command()(start)
-    return get_command(app)
+    command = get_command(app)
+    for one in command.params:  # the settings read the variables; here they would be refused in other words
+        if not one.required:
+            setattr(one, "resolve_envvar_value", lambda _: None)  # noqa: B010 (mypy refuses an assignment)
+    return command
 
 
 def _option(name: str, field: Any) -> inspect.Parameter:

@@ -35,7 +35,7 @@ from tmkd.serve.schemas import (
     V2Request,
 )
 from tmkd.serve.server import Server
-from tmkd.serve.settings import Settings
+from tmkd.serve.settings import PREFIX_PATH, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -86,13 +86,13 @@ def create_app(settings: Settings) -> FastAPI:
     _add_rerank(app, server)
     _add_ask(app, server)
     health.add_routes(app, server)
-    _add_pages(app)
+    _add_pages(app, settings.root_path)
     routes = frozenset(getattr(route, "path", "") for route in app.routes)
     app.add_middleware(Guard, settings=settings, metrics=server.metrics, routes=routes)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"], expose_headers=["Retry-After"],  # clients of both APIs send headers of their own
         )  # fmt: skip
     app.openapi = _describer(app, settings)  # type: ignore[method-assign]
     return app
@@ -133,16 +133,20 @@ def _add_ask(app: FastAPI, server: Server) -> None:
             return json_response({"ranker": given.ranker, **answers.to_json()})
 
 
-def _add_pages(app: FastAPI) -> None:
+def _add_pages(app: FastAPI, root: str) -> None:
     """Add the pages and their files, which are read once. They load nothing from anywhere else."""
     folder = files("tmkd.serve") / "page"
     for path, (name, kind) in _PAGES.items():
-        app.add_api_route(path, _page((folder / name).read_bytes(), kind), include_in_schema=False)
+        app.add_api_route(path, _page((folder / name).read_bytes(), kind, root), include_in_schema=False)
 
 
-def _page(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
-    async def answer() -> Response:
-        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+def _page(content: bytes, kind: str, root: str) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        """Answer a file; links of a page begin with the proxy's path where that is known, and are relative if not."""
+        given = request.headers.get("x-forwarded-prefix", "").rstrip("/")
+        prefix = given if PREFIX_PATH.match(given) else root
+        shown = content.replace(b"{root}", f"{prefix}/".encode() if prefix else b"") if kind == "text/html" else content
+        return Response(shown, media_type=kind, headers={"Cache-Control": "no-cache", "Vary": "X-Forwarded-Prefix"})
 
     return answer
 
@@ -177,6 +181,8 @@ def _describer(app: FastAPI, settings: Settings) -> Callable[[], dict[str, Any]]
                         field |= {"minItems": 1, "maxItems": settings.max_texts}
                     elif name == "query":
                         field["maxLength"] = settings.max_chars
+            if settings.root_path:
+                found["servers"] = [{"url": settings.root_path}]
             if settings.api_key is not None:
                 found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
                 found["security"] = [{"key": []}]
@@ -198,8 +204,11 @@ async def _gone(request: Request, _: Exception) -> Response:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = {404: "there is nothing here; see /docs", 405: "this route takes another method; see /docs"}
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # see `Guard`
     return Refusal(
-        error.status_code, "NotFound", message.get(error.status_code, error.detail), headers=dict(error.headers or {})
+        error.status_code, "NotFound", message.get(error.status_code, error.detail), headers=headers
     ).response(request.url.path)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hmac
 import logging
+import re
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tmkd.serve.metrics import Metrics
@@ -17,7 +19,8 @@ from tmkd.serve.settings import Settings
 logger = logging.getLogger(__name__)
 
 PROBED = ("/health", "/ready")  # what watches over a server knows its address and no name, so any Host will do
-OPEN = ("/", "/docs", *PROBED)  # routes that need no key, like those below /page/
+DOCS = "/docs"
+OPEN = ("/", DOCS, *PROBED)  # routes that need no key, like those below /page/
 _PAGE = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -51,7 +54,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.monotonic(), 0
+        start, status, head = time.monotonic(), 0, scope["method"] == "HEAD"
+        asked, scope = scope["path"], self._routed(scope)
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -61,12 +65,27 @@ class Guard:
                 headers["X-Content-Type-Options"] = "nosniff"
                 if headers.get("content-type", "").startswith("text/html"):
                     headers.update(_PAGE)
+            elif head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
+            if scope["path"] == DOCS and asked.endswith("/"):  # the page's links are relative
+                await RedirectResponse(f"..{DOCS}", 308)(scope, receive, answer)
+                return
             await self._checked(scope, receive, answer)
         finally:
             self._count(scope, status, time.monotonic() - start)
+
+    def _routed(self, scope: Scope) -> Scope:
+        """A request as the routes know it: HEAD as GET, without the proxy's prefix and without needless slashes."""
+        path = re.sub("/{2,}", "/", scope["path"])
+        root = self._settings.root_path
+        if root and (path == root or path.startswith(f"{root}/")):  # this proxy does not strip it
+            path = path[len(root) :]
+        path = path.rstrip("/") or "/"
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        return {**scope, "path": path, "raw_path": path.encode(), "method": method}
 
     async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request with a wrong Host or key with a refusal; pass on any other."""

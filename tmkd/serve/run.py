@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import signal
 import socket
 from typing import Any
@@ -111,13 +113,69 @@ def _plain(status: int, kind: str, message: str, more: bytes = b"") -> bytes:
 class _Server(uvicorn.Server):
     """The server of uvicorn, which logs its address once it has started."""
 
+    def __init__(self, config: uvicorn.Config, address: str) -> None:
+        super().__init__(config)
+        self._address = address
+
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         if self.started:
-            for server in self.servers:
-                for sock in server.sockets:
-                    host, port = sock.getsockname()[:2]
-                    logger.info(f"tmkd serve: http://{f'[{host}]' if ':' in host else host}:{port}/  (Ctrl-C stops it)")
+            logger.info(f"tmkd serve: {self._address}  (Ctrl-C stops it)")
+
+
+def bound(host: str, port: int) -> list[socket.socket]:
+    """Sockets that are bound to every address of a host, all to one port. `::` takes IPv4 addresses too.
+
+    Args:
+        host: An address, or a name such as `localhost`, which may have an IPv4 and an IPv6 address.
+        port: The port; 0 for any free one.
+
+    Raises:
+        OSError: There is no such address here, or the port is taken.
+    """
+    if host == "::":
+        if socket.has_dualstack_ipv6():
+            one = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            return [_bind(one, (host, port))]
+        logger.warning("this system does not answer IPv4 on ::, so only IPv6 is answered; --host 0.0.0.0 takes IPv4")
+    found: list[socket.socket] = []
+    failed: OSError | None = None
+    for family, kind, protocol, _, place in dict.fromkeys(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)):
+        try:
+            one = socket.socket(family, kind, protocol)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            found.append(_bind(one, (place[0], found[0].getsockname()[1] if found else port, *place[2:])))
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # a name's address that is not there
+                for one in found:
+                    one.close()
+                raise
+            failed = error
+    if failed is not None and not found:
+        raise failed
+    return found
+
+
+def _bind(one: socket.socket, place: tuple[Any, ...]) -> socket.socket:
+    try:
+        if os.name == "posix":
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(place)
+        return one
+    except OSError:
+        one.close()
+        raise
+
+
+def address(host: str, port: int) -> str:
+    """An address at which a browser on this machine reaches the server, and what else answers."""
+    others = {"0.0.0.0": "all IPv4 addresses of this machine", "::": "all addresses of this machine"}
+    if host == "::" and not socket.has_dualstack_ipv6():
+        others["::"] = "all IPv6 addresses of this machine"
+    shown = "localhost" if host in others else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}/" + (f", on {others[host]}" if host in others else "")
 
 
 def run(settings: Settings) -> None:
@@ -128,6 +186,10 @@ def run(settings: Settings) -> None:
     """
     if settings.api_key is None and not settings.loopback:
         logger.warning(f"everyone who can reach {settings.host} can use this server; set TMKD_API_KEY to ask for a key")
+    try:
+        sockets = bound(settings.host, settings.port)
+    except OSError as error:
+        raise TmkdError(_cannot_open(settings, error)) from None
     app = create_app(settings)
     protocol = type("Connection", (Connection,), {"settings": settings})
     config = uvicorn.Config(
@@ -136,27 +198,23 @@ def run(settings: Settings) -> None:
         timeout_keep_alive=int(settings.idle_timeout) + 1, timeout_graceful_shutdown=int(settings.timeout) + 5,
         h11_max_incomplete_event_size=HEADERS,
     )  # fmt: skip
-    server = _Server(config)
+    server = _Server(config, address(settings.host, sockets[0].getsockname()[1]))
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises what stopped it once more at its end
         signal.signal(number, lambda *_: None)
     try:
-        server.run()
+        server.run(sockets=sockets)
     except SystemExit:
-        raise TmkdError(_reason(app, settings)) from None
+        raise TmkdError(app.state.server.problem or "the server did not start") from None
+    except OSError as error:  # another server took the port while the models were opened
+        raise TmkdError(_cannot_open(settings, error)) from None
+    finally:
+        for one in sockets:
+            one.close()
     if not server.started:
-        raise TmkdError(_reason(app, settings))
+        raise TmkdError(app.state.server.problem or "the server did not start")
     logger.info("tmkd serve: stopped; all accepted requests are answered")
 
 
-def _reason(app: Any, settings: Settings) -> str:
-    problem: str = app.state.server.problem
-    if problem:
-        return problem
-    try:
-        family, *_, place = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family) as one:
-            one.bind(place)
-        reason = "taken a moment ago"
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+def _cannot_open(settings: Settings, error: OSError) -> str:
+    reason = (error.strerror or str(error)).lower()
     return f"port {settings.port} of {settings.host} cannot be opened: {reason}; --host and --port name another place"

@@ -7,7 +7,9 @@ pydantic-settings reads the variables. An option takes precedence over its varia
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +26,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tmkd.core.errors import TmkdError
 
+logger = logging.getLogger(__name__)
+
 PREFIX = "TMKD_"
+PREFIX_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+\Z")  # no address of another site can be made of it
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 Names = Annotated[tuple[str, ...], NoDecode]
 """Texts with commas between them, as options and variables hold them; in Python any sequence of texts."""
 
@@ -49,13 +55,17 @@ class Settings(BaseSettings):
     teacher: Path | None = Field(
         None, description="a model folder whose answers the page can show beside the student's; needs PyTorch"
     )
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 stands for all addresses of this machine")
+    host: str = Field(
+        "127.0.0.1",
+        description="address to listen on; 0.0.0.0 stands for all IPv4 addresses of this machine, :: for all addresses",
+    )
     port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes any free one")
     api_key: str | None = Field(
         None,
         repr=False,
         description="key that requests must send as Authorization: Bearer KEY; better set as a variable",
     )
+    root_path: str = Field("", description="path below which a proxy serves this server, such as /tmkd")
     api_key_file: Path | None = Field(None, description="a file that holds the key")
     cors_origins: Names = Field((), description="web origins whose pages may call the server, with commas between them")
     allowed_hosts: Names = Field(
@@ -87,6 +97,22 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
+    def _drop_service_link(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Ignore what Kubernetes (and Docker, with links) sets for a service that is called tmkd.
+
+        Of those variables (TMKD_SERVICE_HOST, TMKD_PORT_8080_TCP and so on) only TMKD_PORT is a setting's.
+        """
+        port = given.get("port")
+        if not isinstance(port, str) or not _SERVICE_LINK.match(port):
+            return given
+        logger.warning(
+            f"{PREFIX}PORT is {port}: Kubernetes sets it for a service called tmkd, so it is ignored and the default "
+            f"port is taken; --port names another, and `enableServiceLinks: false` keeps the variable away"
+        )
+        return {name: value for name, value in given.items() if name != "port"}
+
+    @model_validator(mode="before")
+    @classmethod
     def _read_key(cls, given: dict[str, Any]) -> dict[str, Any]:
         """Take the key from its file, without the line end that files and secrets have."""
         key, file = given.get("api_key"), given.get("api_key_file")
@@ -98,6 +124,19 @@ class Settings(BaseSettings):
         elif key is None and f"{PREFIX}API_KEY" in os.environ:  # an unset secret would open the server to everyone
             raise ValueError(f"{PREFIX}API_KEY is set and empty; give it a key, or unset it to serve without one")
         return {**given, "api_key": None if key is None else key.strip()}
+
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, host: str) -> str:
+        return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+    @field_validator("root_path")
+    @classmethod
+    def _usable_root(cls, path: str) -> str:
+        path = path.strip("/")
+        if path and not PREFIX_PATH.match(f"/{path}"):
+            raise ValueError("it must be a path such as /tmkd: letters, digits and .-_~ between single slashes")
+        return f"/{path}" if path else ""
 
     @field_validator("api_key")
     @classmethod

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from stat import S_ISREG
+from urllib.parse import quote
 
 from tmkd.core.console import Bar, progress
 from tmkd.core.errors import DataError, needs_extra
@@ -45,7 +46,8 @@ class Reading:
 
     Attributes:
         fields: the names of the fields of JSON lines.
-        url: put before a file's path within its folder, it makes the file's address; None: the path itself is shown.
+        url: the address of the folder, to which a file's path within it is appended, percent-encoded; None: the path
+            itself is shown.
         most_bytes: larger files, and longer lines of JSON lines files, are not read.
         strict: whether to refuse what cannot be read instead of skipping it.
     """
@@ -218,8 +220,7 @@ class DocumentReader:
         if kind in TEXT_KINDS and status.st_size > self.reading.most_bytes:
             self._skip(f"{name}: {status.st_size >> 20:,} MiB; larger than {self.reading.most_bytes >> 20:,} MiB")
             return None
-        below = _named(path.relative_to(root).as_posix())
-        source = name if self.reading.url is None else self.reading.url + below
+        source = name if self.reading.url is None else _address(self.reading.url, path.relative_to(root))
         passages = None if kind in ROW_KINDS else partial(_file_passages, kind, path.stem, source)
         return SourceFile(path, name, source, status.st_size, passages)
 
@@ -298,6 +299,15 @@ class DocumentReader:
                 f"the first is on line {empty[0]}"
             )
         bar.advance(max(0, _kib(file.size) - shown))
+
+
+def _address(folder: str, below: Path) -> str:
+    """The address of a file in a folder: one slash between the two, what no address may hold percent-encoded.
+
+    To an address with a query (`https://docs.example/show?file=`) the path is appended as it is.
+    """
+    path = quote(os.fsencode(below.as_posix()))
+    return folder + path if "?" in folder or "#" in folder else f"{folder.rstrip('/')}/{path}"
 
 
 def _named(path: str) -> str:

@@ -2,6 +2,7 @@
 // The page: asks /ask, shows what comes back. Text from documents only ever becomes text nodes.
 
 const $ = (id) => document.getElementById(id);
+const root = new URL("../", document.currentScript.src); // also behind a proxy that serves this below a path
 const LONG = 900; // characters beyond which a passage is folded
 let asked = 0; // answers to an earlier question are dropped
 
@@ -30,7 +31,7 @@ async function call(path, body) {
   if (body) headers["Content-Type"] = "application/json";
   let answer;
   try {
-    answer = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body) });
+    answer = await fetch(new URL(path, root), { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body) });
   } catch {
     throw new Problem(0, "The server cannot be reached.");
   }
@@ -160,12 +161,12 @@ async function ask(text, remember = true) {
   $("status").textContent = "Searching…";
   $("go").disabled = true;
   try {
-    const student = await call("/ask", { question });
+    const student = await call("ask", { question });
     if (mine !== asked) return;
     show(student, null);
     if ($("compare").checked) {
       $("status").textContent = "The teacher is reading the same passages…";
-      const teacher = await call("/ask", { question, ranker: "teacher" });
+      const teacher = await call("ask", { question, ranker: "teacher" });
       if (mine === asked) show(student, teacher);
     }
   } catch (problem) {
@@ -202,7 +203,7 @@ document.addEventListener("keydown", (event) => {
     $("question").value = "";
     $("question").focus();
     document.title = "tmkd: ask a question";
-    history.replaceState(null, "", "/");
+    history.replaceState(null, "", root);
   } else if ((down || up) && event.target.id !== "key" && move(down ? 1 : -1)) {
     event.preventDefault();
   }
@@ -215,7 +216,7 @@ function theme(name) {
 
 async function begin() {
   try {
-    const info = await call("/info");
+    const info = await call("info");
     $("key-form").hidden = true;
     const index = info.index;
     $("about").textContent = index ? `${info.model_id}, ${index.passages.toLocaleString("en")} passages` : `${info.model_id}, no documents`;

@@ -1,6 +1,8 @@
 "use strict";
 // The API's description as a page, from /openapi.json.
 
+const root = new URL("../", document.currentScript.src); // also behind a proxy that serves this below a path
+
 const element = (name, text = "", kind = "") => {
   const made = document.createElement(name);
   made.textContent = text;
@@ -43,7 +45,7 @@ function route(path, method, what, schemas) {
     const schema = schemas[reference.split("/").pop()];
     made.append(fields(schema));
     const example = JSON.stringify(schema.examples[0], null, 1).replaceAll("'", "'\\''");
-    made.append(element("pre", `curl ${location.origin}${path} -H 'Content-Type: application/json' -d '${example}'`));
+    made.append(element("pre", `curl ${new URL(path.slice(1), root)} -H 'Content-Type: application/json' -d '${example}'`));
   }
   const answers = Object.entries(what.responses || {}).filter(([status]) => status !== "200");
   if (answers.length > 1) made.append(element("p", answers.map(([status, one]) => `${status}: ${one.description}`).join(" · "), "quiet"));
@@ -52,7 +54,7 @@ function route(path, method, what, schemas) {
 
 async function begin() {
   const key = sessionStorage.getItem("key");
-  const answer = await fetch("/openapi.json", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
+  const answer = await fetch(new URL("openapi.json", root), { headers: key ? { Authorization: `Bearer ${key}` } : {} });
   if (!answer.ok) {
     document.getElementById("about").textContent = answer.status === 401 ? "This server asks for an API key; give it on the first page." : "The description cannot be read.";
     return;
