@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from conftest import pair_rows
 
+from tmkd.data.pairs import Pairs
 from tmkd.models.batching import pad
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.tokenizer import PairTokenizer
@@ -56,6 +58,33 @@ def tiny(model_type: str, folder: Path, **changes: object) -> Path:
     tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}  # read tokenizer.json as it is
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     return folder
+
+
+def reranker(folder: Path, logits: int = 1, source: Path | None = None, **config: Any) -> Path:
+    """A reranker as transformers saves it, with a head whose weights are large enough to matter."""
+    from transformers import AutoModelForSequenceClassification
+
+    base = source or tiny("bert", folder.parent / f"{folder.name}-tiny", max_position_embeddings=128)
+    torch.manual_seed(2)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=logits, **config)
+    torch.nn.init.normal_(model.classifier.weight, std=0.5)
+    torch.nn.init.normal_(model.classifier.bias)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes((base / "tokenizer.json").read_bytes())
+    return folder
+
+
+def transformers_logits(folder: Path, pairs: Pairs) -> Any:
+    """What transformers' own model gives, pair by pair, for the same tokens."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    encoded = PairTokenizer(folder, 128).encode(pairs.questions, pairs.passages)
+    rows = []
+    for ids, types in zip(encoded.ids, encoded.type_ids, strict=True):
+        tokens = {"input_ids": torch.tensor([list(ids)]), "token_type_ids": torch.tensor([list(types)])}
+        rows.append(model(**tokens).logits[0].detach().numpy())
+    return np.stack(rows)
 
 
 def byte_tokenizer(folder: Path) -> Path:

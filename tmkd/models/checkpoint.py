@@ -27,9 +27,10 @@ from tmkd.models.encoders.lstm import LstmEncoder, is_lstm, load_lstm, save_lstm
 from tmkd.models.encoders.tensors import read_tensors, require_finite, write_tensors
 from tmkd.models.layers import choose_layers, cut_config, keep_layers, replace_layers
 from tmkd.models.one_logit import RELEVANT, class_rows, described, folded_rows
+from tmkd.models.ready import ACTIVATIONS, require_head
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer, of_transformers
-from tmkd.models.weights import fill, read_weights, shape_of
+from tmkd.models.weights import fill, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def load_encoder(
     if layers is not None:
         chosen = _chosen_layers(config.num_hidden_layers, layers, start, folder)
         cut_config(config, chosen)
+    _forget_task(config)
     model = _new_module(config, classes)
     weights = read_weights(folder)
     if chosen is not None:
@@ -109,6 +111,15 @@ def _new_module(config: Any, classes: int) -> Any:
 
     config.num_labels = classes
     return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+
+
+def _forget_task(config: Any) -> None:
+    """Remove what a configuration says about the head that a new one replaces: the names of its classes, its scale."""
+    config.num_labels = 1  # another number of classes makes transformers give them new names
+    config.problem_type = None
+    for name in ACTIVATIONS:
+        if hasattr(config, name):
+            delattr(config, name)
 
 
 def _starts_as_identity(encoder: PairEncoder, pooler: str) -> bool:
@@ -156,33 +167,12 @@ def require_fit(folder: Path, *, length: int, layers: int = 1) -> None:
         )
 
 
-def require_head(folder: Path, classes: int) -> None:
-    """Check that a checkpoint has a classification head of so many classes.
-
-    Args:
-        folder: the checkpoint.
-        classes: C that it must have.
-
-    Raises:
-        EncoderError: it has no head, or one of another number of classes.
-    """
-    found = head_classes(folder)
-    if found != classes:
-        raise EncoderError(
-            f"{folder}: a finished teacher needs a head of {classes} classes, this one has {found or 'no head'}"
-        )
-
-
-def head_classes(folder: Path) -> int:
-    """Return how many classes the classification head of a checkpoint has; 0 if it has no head.
-
-    Raises:
-        EncoderError: the architecture is not supported, or a file cannot be read.
-    """
-    if has_card(folder):
-        return read_card(folder).classes
-    name = f"{family_of(_read_config(folder).model_type, str(folder)).last}.weight"
-    return next(iter(shape_of(folder, name)), 0)
+def most_tokens(folder: Path) -> int | None:
+    """Return how many tokens a pair may have by the positions of a checkpoint; None where they are not limited."""
+    config = _read_config(folder)
+    family = family_of(config.model_type, str(folder))
+    before = int(config.pad_token_id) + 1 if family.position_offset else 0
+    return None if family.unbounded else int(config.max_position_embeddings) - before
 
 
 def depth(folder: Path) -> int:

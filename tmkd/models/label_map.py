@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +17,24 @@ from tmkd.models.card import has_card, read_card
 from tmkd.models.encoders.lstm import LstmEncoder
 from tmkd.models.student import Student
 
+logger = logging.getLogger(__name__)
+
 _NAMELESS = re.compile(r"(?:label_)?\d+")
+_NEGATIONS = ("not_", "non_", "no_", "non", "un", "ir", "in")
+_OPPOSITES = frozenset(
+    {("no", "yes"), ("false", "true"), ("negative", "positive"), ("neg", "pos"), ("bad", "good"), ("wrong", "right")}
+)
+_POSITIVE = ("relevant", "entailment", "entailed", "answer", "correct", "duplicate", "match")
 
 
 def find_label_map(folder: Path, teacher: Teacher, recipe: Recipe) -> list[int]:
     """Return, for each class of the task, the class of the checkpoint that it is, [C].
 
-    The recipe's `label_map` decides. Without one the checkpoint's order is kept; where both the checkpoint (`id2label`)
-    and the task (`data.labels`) name their classes, the names must then agree in that order.
+    The recipe's `label_map` decides. Without one, the names of the checkpoint's classes (`id2label`) and those of the
+    task (`data.labels`) must agree in their order. If the task names none, two classes are told apart by their meaning
+    (`not_relevant` is the negation of `relevant`); other names are refused, since their order cannot be known. Classes
+    without names are taken in the checkpoint's order, and a note says so. A head of one logit has two classes: its
+    logit is the log-odds of class 1.
 
     Args:
         folder: the checkpoint.
@@ -34,22 +45,111 @@ def find_label_map(folder: Path, teacher: Teacher, recipe: Recipe) -> list[int]:
         The checkpoint's class of each class of the task.
 
     Raises:
-        RecipeError: the names differ or are in another order; the message shows both.
+        RecipeError: the names differ, are in another order, or have no counterpart; the message says what to write.
     """
-    names = _names(folder)
+    names = class_names(folder)
     if teacher.label_map is not None:
         return _mapped(teacher.label_map, names, teacher.name, recipe.classes)
+    as_it_is, of_task = list(range(recipe.classes)), _names_of_task(recipe)
+    if (only := _only_logit(folder)) is not None:
+        _require_class_1(only, of_task, teacher)
+        return as_it_is
+    if not _named(names):
+        if not has_card(folder):
+            logger.info(f"teacher {teacher.name}: {folder} does not name its classes; they are taken in their order")
+        return as_it_is
+    if of_task:
+        if [of_task.get(_plain(name)) for name in names] != as_it_is:
+            raise _refusal(teacher, names, of_task)
+        return as_it_is
+    if has_card(folder):  # written by tmkd for a task without names
+        return as_it_is
+    if (order := order_of_two(folder, teacher.name)) is None:
+        raise _refusal(teacher, names, {})
+    return order
+
+
+def order_of_two(folder: Path, teacher: str) -> list[int] | None:
+    """Return the order of a checkpoint's two classes by the meaning of their names, the negative class first.
+
+    Args:
+        folder: the checkpoint.
+        teacher: what the log calls it.
+
+    Returns:
+        The places of the negative and the positive class; None where tmkd wrote the checkpoint, which has the order of
+        its task, or where the names do not tell.
+    """
+    names = [] if has_card(folder) else class_names(folder)
+    if (negative := _negative(names)) is None:
+        return None
+    order = [negative, 1 - negative]
+    logger.info(f"teacher {teacher}: its classes are {', '.join(names)}; class 1 is taken to be {names[order[1]]}")
+    return order
+
+
+def class_names(folder: Path) -> list[str]:
+    """Return a checkpoint's class names in its order; an empty list where it does not name every class."""
+    names = _names(folder)
+    return names if len(names) > 1 else []  # one logit names class 1 alone
+
+
+def _names_of_task(recipe: Recipe) -> dict[str, int]:
+    """Return the class of each of the task's class names; empty where it has none, or numbers in their place."""
     labels = {name: value for name, value in recipe.data.labels.items() if value is not None}
-    if not names or any(_NAMELESS.fullmatch(_plain(name)) for name in [*names, *labels]) or not labels:
-        return list(range(recipe.classes))
-    of_task = sorted(labels, key=lambda name: labels[name])
-    if [_plain(name) for name in names] != [_plain(name) for name in of_task]:
-        example = ", ".join(f"{name}: {labels.get(name, '?')}" for name in names)
+    in_order = sorted(labels, key=lambda name: labels[name])
+    return {_plain(name): labels[name] for name in in_order} if _named(in_order) else {}
+
+
+def _only_logit(folder: Path) -> str | None:
+    """Return the name of a one-logit checkpoint's only class; empty if it has none; None for several logits."""
+    if has_card(folder) or not (names := _names(folder)) or len(names) > 1:
+        return None
+    return names[0] if _named(names) else ""
+
+
+def _require_class_1(only: str, of_task: dict[str, int], teacher: Teacher) -> None:
+    """The only logit of a checkpoint is not named as class 0 of the task is, nor, in a task without names, a negation.
+
+    Raises:
+        RecipeError: it is; the message says what to write.
+    """
+    of_class_0 = of_task.get(_plain(only)) == 0 if of_task else _is_negation(_plain(only))
+    if of_class_0:
         raise RecipeError(
-            f"teachers: {teacher.name}: its classes are {', '.join(names)} in that order, the task's (data.labels) are "
-            f"{', '.join(of_task)}. Say which is which: label_map: {{{example}}}"
+            f"teachers: {teacher.name}: its only logit is named {only}, which is class 0 of the task. If it is the "
+            "log-odds of that class, write label_map: {0: 1, 1: 0}; if it is that of class 1, label_map: {0: 0, 1: 1}"
         )
-    return list(range(recipe.classes))
+    logger.info(f"teacher {teacher.name}: one logit, taken as the log-odds of class 1")
+
+
+def _refusal(teacher: Teacher, names: list[str], of_task: dict[str, int]) -> RecipeError:
+    example = ", ".join(f"{name}: {of_task.get(_plain(name), '?')}" for name in names)
+    theirs = f"are {', '.join(of_task)}" if of_task else "have no names"
+    return RecipeError(
+        f"teachers: {teacher.name}: its classes are {', '.join(names)} in that order, the task's (data.labels) "
+        f"{theirs}. Say which is which: label_map: {{{example}}}"
+    )
+
+
+def _negative(names: list[str]) -> int | None:
+    """Return which of two class names means the negative class; None where that cannot be told."""
+    if len(names) != 2:
+        return None
+    first, second = (_plain(name) for name in names)
+    if (first, second) in _OPPOSITES or first in _negations(second):
+        return 0
+    if (second, first) in _OPPOSITES or second in _negations(first):
+        return 1
+    return None
+
+
+def _negations(name: str) -> set[str]:
+    return {f"{prefix}{name}" for prefix in _NEGATIONS}
+
+
+def _is_negation(name: str) -> bool:
+    return name in {no for no, _ in _OPPOSITES} or any(name in _negations(yes) for yes in _POSITIVE)
 
 
 def reorder(student: Student, order: Sequence[int]) -> None:
@@ -90,13 +190,11 @@ def _mapped(label_map: dict[str, int], names: list[str], teacher: str, classes: 
 
 
 def _names(folder: Path) -> list[str]:
-    """Return the checkpoint's class names in its order; an empty list where it does not name every class."""
+    """Return the names in a checkpoint's config.json in their order; an empty list where it has none."""
     if has_card(folder) and (labels := read_card(folder).labels):
         return list(labels)
     found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
-    return (
-        [str(found[key]) for key in sorted(found, key=int)] if len(found) > 1 else []
-    )  # one logit names class 1 alone
+    return [str(found[key]) for key in sorted(found, key=int)]
 
 
 def _named(names: list[str]) -> bool:

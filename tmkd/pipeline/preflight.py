@@ -6,21 +6,21 @@ Checks that read no rows come first, those that need the pool (which may have to
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from tmkd.config.methods import METHODS, Method
 from tmkd.config.recipe import Recipe
-from tmkd.core.errors import DataError, RecipeError, TmkdError, named
+from tmkd.core.errors import DataError, EncoderError, RecipeError, TmkdError, named
 from tmkd.data.pairs import Pairs, grouped
 from tmkd.data.row_counts import RowCounts
 from tmkd.data.split import folds
 from tmkd.models.card import has_card, read_card
-from tmkd.models.checkpoint import require_fit, require_head
+from tmkd.models.checkpoint import require_fit
 from tmkd.models.encoders.find import find_encoder
-from tmkd.models.label_map import find_label_map
+from tmkd.models.label_map import class_names, find_label_map
+from tmkd.models.ready import head_classes, require_head, require_log_odds
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
@@ -93,6 +93,15 @@ def _require_pool_teachers(recipe: Recipe) -> None:
     if len(folders) > 1:
         found = ", ".join(f"{folder} has {count}" for count, folder in folders.items())
         raise RecipeError(f"pool.teachers: their numbers of classes differ: {found}", key="pool.teachers")
+    _require_one_order([place for place in places if not (place / "manifest.json").is_file()])
+
+
+def _require_one_order(folders: list[Path]) -> None:
+    """The checkpoints that name their classes have them in one order: the mean of their logits is over classes."""
+    named = {tuple(name.lower() for name in names): folder for folder in folders if (names := class_names(folder))}
+    if len({tuple(sorted(names)) for names in named}) < len(named):
+        found = ", ".join(f"{folder} has {', '.join(names)}" for names, folder in named.items())
+        raise RecipeError(f"pool.teachers: their classes are in different orders: {found}", key="pool.teachers")
 
 
 def _classes_of(folder: Path) -> list[int]:
@@ -110,8 +119,10 @@ def _classes_of(folder: Path) -> list[int]:
             key="pool.teachers",
             value=str(folder),
         )
-    classes = len(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label") or "??")
-    require_head(folder, classes)
+    classes = head_classes(folder)
+    if classes == 0:
+        raise EncoderError(f"pool.teachers: {folder} has no classification head", source=folder)
+    require_log_odds(folder)
     return [classes]
 
 

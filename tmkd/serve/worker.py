@@ -29,7 +29,6 @@ from tmkd.core.logits import log_odds
 from tmkd.core.malloc import keep_freed_memory
 from tmkd.inference.qa.calibration import FILE as CALIBRATION
 from tmkd.inference.scorer import ScoredPairs, Scorer
-from tmkd.models.tokenizer import PairTokenizer
 from tmkd.serve.messages import Failed, Hello, Job, Scored, pack, read
 
 AT_ONCE = 2
@@ -51,15 +50,14 @@ class Teacher:
     def __init__(self, folder: Path, threads: int | None) -> None:
         with needs_extra("train"):
             from tmkd.core.hardware import prepare
-            from tmkd.models.card import read_card
-            from tmkd.models.checkpoint import load_student
+            from tmkd.teachers.encoder import EncoderTeacher
 
         prepare(threads)
-        card = read_card(folder)
-        self.backend, self.max_length, self.classes = "pytorch", card.max_length, card.classes
+        teacher = EncoderTeacher(folder)
+        self.backend, self.max_length, self.classes = "pytorch", teacher.max_length, teacher.classes
         self.labels = tuple(map(str, range(self.classes)))
         self.threads = threads or usable_cores()
-        self._tokenizer, self._model = PairTokenizer(folder, self.max_length), load_student(folder)
+        self._tokenizer, self._model = teacher.tokenizer, teacher.model
         self._lock = threading.Lock()
 
     def score_pairs(self, questions: Sequence[str], passages: Sequence[str]) -> ScoredPairs:

@@ -13,10 +13,11 @@ from tmkd.core.errors import EncoderError, named
 from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import has_card, read_card
-from tmkd.models.checkpoint import head_classes, load_finished, require_fit
+from tmkd.models.checkpoint import load_finished, most_tokens, require_fit
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
-from tmkd.models.label_map import reorder
+from tmkd.models.label_map import order_of_two, reorder
 from tmkd.models.predict import require_finite_logits, score
+from tmkd.models.ready import head_classes, require_log_odds
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 
@@ -26,7 +27,8 @@ MAX_LENGTH = 512  # tokens of a pair for a checkpoint that does not say how many
 class EncoderTeacher:
     """A checkpoint folder with its own tokenizer, maximum length and order of classes.
 
-    The weights are read when they are needed first.
+    A checkpoint of one logit, as nearly every published reranker is, has two classes: its logit z is the log-odds of
+    class 1, and the logits are (0, z). The weights are read when they are needed first.
 
     Example:
         >>> from tmkd.data.pairs import Pairs
@@ -58,13 +60,15 @@ class EncoderTeacher:
         Args:
             folder: a local folder, `builtin:NAME`, or a hub id.
             name: the folder's name unless given.
-            max_length: what the checkpoint's tmkd.json says unless given; 512 if there is no such file.
-            class_order: the checkpoint's own order unless given.
+            max_length: what the checkpoint's tmkd.json says unless given; 512, or its positions if they are fewer, if
+                there is no such file.
+            class_order: unless given, of two classes the one first whose name is the negation of the other's
+                (`not_relevant`), else the checkpoint's own order.
             precision: `auto`, `bf16` or `fp32`.
 
         Raises:
             EncoderError: there is no such checkpoint, it has no classification head, its architecture is not
-                supported, or it has fewer positions than max_length.
+                supported, it has fewer positions than max_length, or its scores are no log-odds.
             ValueError: class_order does not name every class of the checkpoint once.
         """
         self.folder = find_encoder(str(folder))
@@ -73,8 +77,10 @@ class EncoderTeacher:
         if self.classes == 0:
             message = f"{self.folder} has no classification head; a teacher needs a fine-tuned checkpoint"
             raise EncoderError(message, source=self.folder)
+        require_log_odds(self.folder)
         self.max_length = max_length or self._own_length()
-        self.class_order = list(range(self.classes)) if class_order is None else list(class_order)
+        order = order_of_two(self.folder, self.name) if class_order is None else class_order
+        self.class_order = list(range(self.classes)) if order is None else list(order)
         self.precision = precision
         require_fit(self.folder, length=self.max_length)
         if sorted(self.class_order) != list(range(self.classes)):
@@ -83,7 +89,9 @@ class EncoderTeacher:
             )
 
     def _own_length(self) -> int:
-        return read_card(self.folder).max_length if has_card(self.folder) else MAX_LENGTH
+        if has_card(self.folder):
+            return read_card(self.folder).max_length
+        return min(MAX_LENGTH, most_tokens(self.folder) or MAX_LENGTH)
 
     @functools.cached_property
     def model(self) -> Student:

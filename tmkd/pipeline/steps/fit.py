@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ def training_set(
     return TrainingSet(encoded, tokenizer.pad_id, questions)
 
 
-def fit_and_save(trainer: Trainer, folder: Path, tokenizer: PairTokenizer, about: Origin) -> None:
+def fit_and_save(
+    trainer: Trainer, folder: Path, tokenizer: PairTokenizer, about: Origin, labels: Sequence[str] | None = None
+) -> None:
     """Train, or continue an interrupted training, and write the checkpoint and its learning curve.
 
     Args:
@@ -56,7 +59,10 @@ def fit_and_save(trainer: Trainer, folder: Path, tokenizer: PairTokenizer, about
         folder: Of the step.
         tokenizer: It is saved with the checkpoint.
         about: What made the model, for its model card file.
+        labels: The names of its classes, where the task names them.
     """
     curve = trainer.fit()
+    if labels:
+        about = {**about, "labels": list(labels)}
     save_student(trainer.model, folder, tokenizer.folder, tokenizer.max_length, about)
     write_json(folder / "curve.json", curve)

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from tmkd.config.recipe import Recipe
-from tmkd.config.sections import Teacher
 from tmkd.core.files import digest_of, write_json
 from tmkd.data.decontamination import HeldOut
 from tmkd.data.mining import Material, choose_pairs, decontaminate, mine, read_sources
 from tmkd.data.pairs import Pairs
 from tmkd.data.tasks import TaskData, built_in
 from tmkd.models.card import has_card
-from tmkd.models.encoders.find import encoder_fingerprint
-from tmkd.pipeline.steps.teach import teach
+from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
+from tmkd.models.label_map import order_of_two
+from tmkd.models.ready import head_classes
+from tmkd.pipeline.steps.teach import copy_checkpoint
 from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
 from tmkd.pipeline.store.workspace import Step, Workspace
 
@@ -129,7 +130,6 @@ def _finished(workspace: Workspace, recipe: Recipe, folder: Path) -> list[Step]:
         return teachers_of_run(folder)
     if has_card(folder):
         return [Step("teacher", encoder_fingerprint(folder), folder)]
-    classes = len(json.loads((folder / "config.json").read_text()).get("id2label") or "??")
-    other = {"classes": classes, "data": recipe.data.model_copy(update={"labels": {}})}
-    teacher = Teacher(name="pool", checkpoint=str(folder))
-    return [teach(workspace, recipe.model_copy(update=other), teacher, Pairs.build([], []))]
+    source = find_encoder(str(folder))
+    order = order_of_two(source, "of the pool") or list(range(head_classes(source)))
+    return [copy_checkpoint(workspace, source, order, recipe.max_length, name="of the pool")]

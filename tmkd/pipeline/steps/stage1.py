@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from tmkd.data.pairs import Pairs
+from tmkd.models.card import Origin
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
@@ -73,7 +74,9 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
             name=f"stage 1 ({spec.name})",
             state_folder=state_folder(folder),
         )
-        fit_and_save(trainer, folder, tokenizer, {"step": "stage1", "teachers": list(targets.names)})
+        foreign = recipe.pool is not None and recipe.pool.teachers  # their classes are those of another task
+        about: Origin = {"step": "stage1", "teachers": list(targets.names)}
+        fit_and_save(trainer, folder, tokenizer, about, None if foreign else recipe.class_names)
 
     return workspace.step("stage1", content, build, label=f"stage 1 of {spec.name}")
 

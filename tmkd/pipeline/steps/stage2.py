@@ -67,7 +67,7 @@ def stage2(
             state_folder=state_folder(folder),
         )
         about: Origin = {"step": spec.method.name, "teachers": list(targets.names) if targets else []}
-        fit_and_save(trainer, folder, tokenizer, about)
+        fit_and_save(trainer, folder, tokenizer, about, recipe.class_names)
 
     content = _content(spec, pairs, targets, stage1, replay)
     return workspace.step("student", content, build, label=spec.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,9 +11,10 @@ from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Teacher
 from tmkd.core.errors import named
 from tmkd.data.pairs import Pairs
+from tmkd.models.card import Origin
 from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.models.encoders.find import find_encoder
-from tmkd.models.label_map import find_label_map
+from tmkd.models.label_map import class_names, find_label_map
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.fit import fit_and_save, state_folder, training_set
@@ -44,7 +46,10 @@ def teach(
         RecipeError: a checkpoint's classes have other names than the task's, or another order that no label map states.
     """
     if teacher.checkpoint is not None:
-        return _copy_checkpoint(workspace, recipe, teacher)
+        source = find_encoder(teacher.checkpoint)
+        order = find_label_map(source, teacher, recipe)
+        length, labels = recipe.length_of(teacher), recipe.class_names
+        return copy_checkpoint(workspace, source, order, length, name=teacher.name, labels=labels)
     source, length = find_encoder(recipe.encoder_of(teacher)), recipe.length_of(teacher)
     folder = warmed_up.folder if warmed_up else source
     content = depends_on(
@@ -72,23 +77,35 @@ def teach(
             name=f"teacher {teacher.name}",
             state_folder=state_folder(target),
         )
-        fit_and_save(trainer, target, tokenizer, {"step": "teacher"})
+        fit_and_save(trainer, target, tokenizer, {"step": "teacher"}, recipe.class_names)
 
     return workspace.step("teacher", content, build, label=f"teacher {teacher.name}")
 
 
-def _copy_checkpoint(workspace: Workspace, recipe: Recipe, teacher: Teacher) -> Step:
-    """Save a finished checkpoint as a step, with its classes in the order of the task."""
-    source, length = find_encoder(recipe.encoder_of(teacher)), recipe.length_of(teacher)
-    order = find_label_map(source, teacher, recipe)
+def copy_checkpoint(
+    workspace: Workspace, source: Path, order: list[int], length: int, *, name: str, labels: Sequence[str] | None = None
+) -> Step:
+    """Save a finished checkpoint as a step, with its classes in the order of the task.
+
+    Args:
+        workspace: keeps it.
+        source: the checkpoint.
+        order: for each class of the task, the checkpoint's class that it is, [C].
+        length: most tokens of a pair.
+        name: what the log calls the teacher.
+        labels: the names of the task's classes; the checkpoint's own, where it names its classes, come first.
+    """
     content = depends_on(
-        settings={"classes": recipe.classes, "class_order": order, "max_length": length},
+        settings={"classes": len(order), "class_order": order, "max_length": length},
         inputs={"checkpoint": source},
     )
 
     def build(target: Path) -> None:
-        with named(f"teacher {teacher.name}"):
+        with named(f"teacher {name}"):
             model = EncoderTeacher(source, max_length=length, class_order=order).model
-        save_student(model, target, source, length, {"step": "teacher", "class_order": order})
+        own = class_names(source)
+        names = [own[was] for was in order] if own else labels
+        about: Origin = {"step": "teacher", "class_order": order}
+        save_student(model, target, source, length, {**about, "labels": list(names)} if names else about)
 
-    return workspace.step("teacher", content, build, label=f"teacher {teacher.name}")
+    return workspace.step("teacher", content, build, label=f"teacher {name}")
