@@ -49,7 +49,8 @@ def outcome(
                 noise = np.random.default_rng([seed, len(task)]).normal(size=len(pairs))
                 own = np.random.default_rng([seed, len(task), int(100 * strength)]).normal(size=len(pairs)) / 10
                 odds = strength * pairs.labels + noise + own
-                cell = cast(Cell, SimpleNamespace(task=task, variant=variant, seed=seed))
+                recipe = SimpleNamespace(positive_class=1)
+                cell = cast(Cell, SimpleNamespace(task=task, variant=variant, seed=seed, recipe=recipe))
                 cells.append((cell, MeasuredCell(np.stack([-odds / 2, odds / 2], axis=-1), 12.0)))
     return compare_variants(asked, cells, dict.fromkeys(tasks, pairs))
 
