@@ -48,7 +48,7 @@ def saved_student(family: str, folder: Path) -> Path:
 
 
 def of_transformers(folder: Path) -> np.ndarray:
-    """The logits of the pairs as transformers alone computes them, [N, 2]."""
+    """The log-odds of the pairs as transformers alone computes them, [N, 1]: two classes are saved as one logit."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     given = tokenizer(QUESTIONS, PASSAGES, truncation=True, padding=True, return_tensors="pt")
@@ -58,6 +58,11 @@ def of_transformers(folder: Path) -> np.ndarray:
         given.pop("token_type_ids", None)
     with torch.no_grad():
         found: np.ndarray = model(**given).logits.numpy()
+    return log_odds(found)
+
+
+def log_odds(logits: np.ndarray) -> np.ndarray:
+    found: np.ndarray = logits if logits.shape[1] == 1 else logits[:, 1:] - logits[:, :1]
     return found
 
 
@@ -68,27 +73,27 @@ def test_logits_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     student, tokenizer = load_finished(folder, 2).eval(), PairTokenizer(folder, 96)
     encoded = tokenizer.encode(QUESTIONS, PASSAGES)
     assert sum(tokenizer.pad_id in ids for ids in encoded.ids) >= 2  # the texts hold the padding token itself
-    np.testing.assert_allclose(score(student, encoded, tokenizer.pad_id, precision="fp32"), wanted, atol=1e-5)
+    np.testing.assert_allclose(log_odds(score(student, encoded, tokenizer.pad_id, precision="fp32")), wanted, atol=1e-5)
     every = np.arange(len(QUESTIONS))
     ids, mask, types = pad(encoded.ids, encoded.type_ids, every, tokenizer.pad_id)
     given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     write_onnx(load_checkpoint(folder), tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (found,) = session.run(None, {value.name: given[value.name] for value in session.get_inputs()})
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(log_odds(found), wanted, atol=1e-5)
     if student.encoder.packs:
         ids, types, starts = pack(encoded.ids, encoded.type_ids, every)
         packing = Packing(torch.from_numpy(starts), int(encoded.lengths.max()))
         with torch.no_grad():
             packed = student(Batch(torch.from_numpy(ids), None, torch.from_numpy(types), packing))
-        np.testing.assert_allclose(student.combine(packed).numpy(), wanted, atol=1e-5)
+        np.testing.assert_allclose(log_odds(student.combine(packed).numpy()), wanted, atol=1e-5)
 
 
 def test_the_runtime_scores_an_export_as_transformers_does(tmp_path: Path) -> None:
     student = mpnet_student(tmp_path / "mpnet")
     export_student(student, dev_pairs(20), tmp_path / "export", backends=["onnx-fp32"])
     found = Scorer(tmp_path / "export").logits(QUESTIONS, PASSAGES)
-    np.testing.assert_allclose(found, of_transformers(tmp_path / "export"), atol=1e-5)
+    np.testing.assert_allclose(log_odds(found), of_transformers(tmp_path / "export"), atol=1e-5)
 
 
 def test_a_separator_in_the_question_does_not_move_the_passage_of_a_bilstm() -> None:
