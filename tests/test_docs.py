@@ -94,8 +94,9 @@ def test_every_study_of_the_docs_loads_with_the_keys_that_are_shown(tmp_path: Pa
 
 
 def test_the_recipes_of_the_tasks_page_are_valid_and_its_table_names_every_one() -> None:
-    whole, pool, teachers = (yaml.safe_load(block) for block in blocks("yaml", TASKS))
+    whole, graded, pool, teachers = (yaml.safe_load(block) for block in blocks("yaml", TASKS))
     parse_recipe(whole, "docs/tasks.md")
+    parse_recipe({**whole, **graded, "classes": 2}, "docs/tasks.md")
     parse_recipe({**whole, **pool, "classes": 3, "data": whole["data"]}, "docs/tasks.md")
     scored = {"train": "nli.csv", "scores": {"judge": "probability"}}
     with pytest.raises(RecipeError, match="two classes only"):
