@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -163,7 +164,7 @@ def test_the_page_is_one_file_and_the_table_is_markdown(tmp_path: Path) -> None:
     found = outcome(study(variants={"<i>a</i>": {}, "b|c": {"x": 1}}), [1.0, 1.5])
     given = parse_recipe({"data": {"train": "t"}, "teachers": [{"name": "a"}, {"name": "b"}]}, "r")
     where_from = provenance(given, {"train": "t"})
-    write_study(tmp_path, found, where_from)
+    write_study(tmp_path, replace(found, provenance=where_from))
     page = (tmp_path / "report.html").read_text()
     assert not re.search(r"""(src|href)=["']?\s*(https?:)?//|@import|url\(\s*["']?(https?:)?//""", page)
     assert "<i>a</i>" not in page

@@ -189,11 +189,9 @@ def load_lstm(folder: Path, *, dropout: float, freeze_embeddings: bool) -> tuple
         shape = LstmShape(**{name: int(config[name]) for name in LstmShape.__dataclass_fields__})
         encoder = LstmEncoder(shape, dropout=dropout, freeze_embeddings=freeze_embeddings)
         tensors = read_tensors(folder / WEIGHTS_FILE)
-        require_finite(tensors, folder)
         weight, bias = tensors.pop("classifier.weight"), tensors.pop("classifier.bias")
         encoder.load_state_dict(tensors)
-    except EncoderError:
-        raise
     except Exception as error:  # safetensors raises a class of its own for a damaged file
         raise EncoderError(f"{folder} does not hold a complete bilstm model ({error}); train it again") from error
+    require_finite({**tensors, "classifier.weight": weight, "classifier.bias": bias}, folder)
     return encoder, weight, bias

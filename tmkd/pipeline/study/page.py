@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ from tmkd.pipeline.study.charts import Points, differences_chart, metric_over_va
 from tmkd.pipeline.study.results import StudyResults
 
 
-def write_study(folder: Path, results: StudyResults, provenance: Mapping[str, Any] | None = None) -> None:
+def write_study(folder: Path, results: StudyResults) -> None:
     """Write the study's files.
 
     Args:
         folder: `studies/<name>/`; earlier files there are replaced.
         results: the finished study.
-        provenance: what a reader needs to repeat it, as `tmkd.pipeline.provenance` gives it; a key of results.json.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     sections = [_section(results, task) for task in results.tasks]
@@ -37,7 +35,7 @@ def write_study(folder: Path, results: StudyResults, provenance: Mapping[str, An
         variants=len(study.all_variants()),
         sizes=results.sizes,
         seeds=study.seeds,
-        environment=as_lines(provenance) if provenance else {},
+        environment=as_lines(results.provenance) if results.provenance else {},
         study_text=yaml.safe_dump(study.model_dump(mode="json", exclude_none=True), sort_keys=False),
     )  # fmt: skip
     for section in sections:
@@ -45,8 +43,7 @@ def write_study(folder: Path, results: StudyResults, provenance: Mapping[str, An
             kind = "differences" if number == len(section["figures"]) - 1 else "values"
             write_text(folder / "figures" / f"{_file_name(section['task'])}-{kind}.svg", standalone(figure))
     write_text(folder / "table.md", results.markdown())
-    content = results.to_json() | ({"provenance": dict(provenance)} if provenance else {})
-    write_text(folder / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(folder / "results.json", json.dumps(results.to_json(), indent=2, allow_nan=False) + "\n")
     write_text(folder / "report.html", text)
 
 

@@ -62,12 +62,14 @@ class StudyResults:
         differences: by task, for every two variants and every metric: the later variant minus the earlier one, where
             the study's reference counts as the earliest. Both are measured on the same resamples.
         sizes: by task, the number of labelled pairs in the development set and of their questions.
+        provenance: what a reader needs to repeat it, as `tmkd.pipeline.provenance` gives it.
     """
 
     study: Study
     rows: list[VariantResult]
     differences: dict[str, list[Difference]]
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
@@ -122,6 +124,7 @@ class StudyResults:
             ],
             "verdicts": self.sentences(),
             **({} if study.margin is None else {"margin": study.margin, "no_worse": self.no_worse}),
+            **({"provenance": self.provenance} if self.provenance else {}),
         }
 
     def columns(self) -> list[str]:

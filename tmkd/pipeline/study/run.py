@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -281,8 +281,9 @@ def run_study(
     busy = f"study {plan.study.name} is in use by another tmkd process; wait for it"
     with place.locked(), held(folder.with_name(f".{folder.name}.lock"), busy):
         outcome = carry_out(plan, place, cache, jobs)
+        outcome = replace(outcome, provenance=_provenance(plan, place, cache))
         with disk_errors(place.root):
-            write_study(folder, outcome, _provenance(plan, place, cache))
+            write_study(folder, outcome)
     return outcome
 
 
