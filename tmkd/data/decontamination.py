@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tmkd.data.documents.text import jaccard, normalise, question_key, tokens
 from tmkd.data.documents.words import bigrams, word_count, words
@@ -15,6 +16,16 @@ from tmkd.data.pairs import Pairs, pair_key
 NEAR = 0.8  # two texts whose sets of words have this Jaccard similarity or more count as nearly equal
 MOST_TELLING = 0.65  # ROC-AUC that a feature which says nothing of the question may have in a held-out set
 _LEAST_QUOTED = 3  # words; shorter questions occur in many texts by chance
+
+
+def feature_auc(has: NDArray[np.bool_], labels: NDArray[np.int64]) -> float:
+    """ROC-AUC of a feature that a passage has or has not; near 0.5: it says nothing of the label.
+
+    Args:
+        has: whether the passage of each pair has it, [N].
+        labels: the classes 0 and 1, [N]; both occur.
+    """
+    return 0.5 + float(has[labels == 1].mean() - has[labels == 0].mean()) / 2
 
 
 class NearTexts:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError
-from tmkd.data.decontamination import MOST_TELLING
+from tmkd.data.decontamination import MOST_TELLING, feature_auc
 from tmkd.data.documents.text import question_key, same_text
 from tmkd.data.pairs import Pairs
 from tmkd.data.row_counts import RowCounts
@@ -163,7 +163,7 @@ def check_shortcut(train: Pairs, part: Pairs, counts: RowCounts) -> None:
     right, wrong = unseen[part.labels == 1], unseen[part.labels == 0]
     if min(len(right), len(wrong)) < FEW["test"]:
         return
-    auc = 0.5 + float(right.mean() - wrong.mean()) / 2
+    auc = feature_auc(unseen, part.labels)
     if max(auc, 1 - auc) > MOST_TELLING:
         counts.warn(
             f'"no training pair has this passage" alone has a ROC-AUC of {auc:.3f}: it holds for {right.mean():.1%} of '

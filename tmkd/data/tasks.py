@@ -45,6 +45,11 @@ class TaskData:
     info: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, RowCounts] = field(default_factory=dict)
 
+    @property
+    def labelled(self) -> dict[str, Pairs]:
+        """`train`, `dev` and `test` by these names; no `test` where that is `dev` itself."""
+        return {"train": self.train, "dev": self.dev} | ({} if self.test is self.dev else {"test": self.test})
+
 
 def load_task(data: Data, classes: int) -> TaskData:
     """Read, split and check the pairs that a recipe names.
@@ -66,7 +71,7 @@ def load_task(data: Data, classes: int) -> TaskData:
             raise DataError(f"the data gives {len(part):,} {name} pairs: {problem}")
     task = _apart(task, data.shared_pairs)
     _require_classes(task.train, classes, task.counts["train"])
-    _warn_of_likely_mistakes(task, {"dev": task.dev} | ({} if task.test is task.dev else {"test": task.test}))
+    _warn_of_likely_mistakes(task)
     return task
 
 
@@ -75,9 +80,7 @@ def _apart(task: TaskData, shared_pairs: str) -> TaskData:
 
     A test pair stays and is removed from the other parts; a development pair is removed from the training pairs.
     """
-    parts = {"test": task.test, "dev": task.dev, "train": task.train}
-    if task.test is task.dev:
-        del parts["test"]
+    parts = dict(reversed(task.labelled.items()))
     seen: dict[str, str] = {}
     for name, part in list(parts.items()):
         keys = part.pair_keys
@@ -106,8 +109,7 @@ def _checked(task: TaskData, data: Data, classes: int) -> TaskData:
     dev = counted_once(task.dev, task.counts["dev"])
     test = dev if task.test is task.dev else counted_once(task.test, task.counts["test"])
     task = replace(task, dev=dev, test=test)
-    parts = {"train": task.train, "dev": dev} | ({} if test is dev else {"test": test})
-    for name, part in parts.items():
+    for name, part in task.labelled.items():
         check_groups(part, task.counts[name])
         check_labels(name, part, task.counts[name], classes)
         check_scores(part, data.scores, task.counts[name])
@@ -122,10 +124,12 @@ def _require_classes(train: Pairs, classes: int, counts: RowCounts) -> None:
         counts.warn(f"no training pair is of class {min(set(range(classes)) - set(there))}")
 
 
-def _warn_of_likely_mistakes(task: TaskData, others: Mapping[str, Pairs]) -> None:
+def _warn_of_likely_mistakes(task: TaskData) -> None:
     """Say what is allowed, and is a mistake in most cases."""
     known = set(map(question_key, task.train.questions))
-    for name, part in others.items():
+    for name, part in task.labelled.items():
+        if name == "train":
+            continue
         if shared := {question for question in set(part.questions) if question_key(question) in known}:
             task.counts[name].warn(f"{len(shared):,} questions are training questions too, first {min(shared)!r}")
         check_shortcut(task.train, part, task.counts[name])

@@ -35,6 +35,7 @@ from tmkd.models.card import CARD_FILE, FORMAT, ModelCard, has_card, read_card
 from tmkd.models.checkpoint import save_tokenizer
 from tmkd.models.encoders.families import family_of
 from tmkd.models.encoders.tensors import write_tensors
+from tmkd.models.label_map import class_names
 from tmkd.models.one_logit import RELEVANT, described, folded_rows, logits_of
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.models.weights import read_weights, shape_of
@@ -119,9 +120,8 @@ def _class_names(student: Path, card: ModelCard, labels: Sequence[str] | None) -
     """Return the names of the classes: those given, those of the student's card, or what its config.json has."""
     named = labels or card.labels
     if named is None:
-        found = json.loads((student / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
-        # with two classes these may be the names of the checkpoint that the encoder came from
-        named = RELEVANT if card.classes == 2 else [str(found[key]) for key in sorted(found, key=int)]
+        # with two classes config.json may have the names of the checkpoint that the encoder came from
+        named = RELEVANT if card.classes == 2 else class_names(student)
     if len(named) != card.classes:
         raise ExportError(f"{len(named)} names of classes ({', '.join(named)}), {student} has {card.classes} classes")
     return list(named)

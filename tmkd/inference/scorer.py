@@ -197,7 +197,8 @@ class Scorer:
             )
             same = np.array([first.setdefault(key, row) for row, key in enumerate(_keys(encoded), start)])
             new = np.flatnonzero(same == np.arange(start, stop))
-            count = np.bincount(same, minlength=stop)
+            here = same[same >= start] - start  # the others were scored in an earlier window
+            count = np.bincount(here, minlength=stop - start)
             batches = (
                 engine_batches(encoded.lengths[new], TOKEN_BUDGET, self.threads)
                 if batch_size is None
@@ -207,10 +208,10 @@ class Scorer:
             for rows, found in zip(rows_of, self._pool.map(partial(self._run, encoded), rows_of), strict=True):
                 result[start + rows] = found
                 if on_batch is not None:
-                    on_batch(int(count[start + rows].sum()))
+                    on_batch(int(count[rows].sum()))
             result[start:stop] = result[same]
-            if on_batch is not None and count[:start].any():
-                on_batch(int(count[:start].sum()))
+            if on_batch is not None and len(here) < len(same):
+                on_batch(len(same) - len(here))
         return ScoredPairs(result, tokens > self.max_length, tokens)
 
     def scores(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from tmkd.config.sections import Teacher
 from tmkd.core.errors import RecipeError
 from tmkd.models.card import has_card, read_card
 from tmkd.models.encoders.lstm import LstmEncoder
+from tmkd.models.ready import read_json
 from tmkd.models.student import Student
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def find_label_map(folder: Path, teacher: Teacher, recipe: Recipe) -> list[int]:
     """Return, for each class of the task, the class of the checkpoint that it is, [C].
 
     The recipe's `label_map` decides. Without one, the names of the checkpoint's classes (`id2label`) and those of the
-    task (`data.labels`) must agree in their order. If the task names none, two classes are told apart by their meaning
+    task (`data.labels`) must agree in their order. If the task names none, the meaning of two names decides
     (`not_relevant` is the negation of `relevant`); other names are refused, since their order cannot be known. Classes
     without names are taken in the checkpoint's order, and a note says so. A head of one logit has two classes: its
     logit is the log-odds of class 1.
@@ -133,7 +133,7 @@ def _refusal(teacher: Teacher, names: list[str], of_task: dict[str, int]) -> Rec
 
 
 def _negative(names: list[str]) -> int | None:
-    """Return which of two class names means the negative class; None where that cannot be told."""
+    """Return which of two class names means the negative class; None where the names do not say."""
     if len(names) != 2:
         return None
     first, second = (_plain(name) for name in names)
@@ -193,7 +193,7 @@ def _names(folder: Path) -> list[str]:
     """Return the names in a checkpoint's config.json in their order; an empty list where it has none."""
     if has_card(folder) and (labels := read_card(folder).labels):
         return list(labels)
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
+    found = read_json(folder / "config.json").get("id2label") or {}
     return [str(found[key]) for key in sorted(found, key=int)]
 
 

@@ -148,8 +148,7 @@ def _warn_of_unread_text(data: RunData) -> None:
     if looked in data.cache.said or not (reads or any(map(recipe.fine_tunes_own, recipe.used_teachers))):
         return
     data.cache.said.add(looked)
-    parts = {"train": task.train, "dev": task.dev} | ({} if task.test is task.dev else {"test": task.test})
-    parts |= {} if task.pool is None else {"pool": task.pool}
+    parts = task.labelled | ({} if task.pool is None else {"pool": task.pool})
     tokenizer = PairTokenizer(find_encoder(recipe.encoder), recipe.max_length)
     for name, part in parts.items():
         warn_of_unread_text(part, tokenizer, task.counts[name])

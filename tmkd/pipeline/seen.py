@@ -34,15 +34,10 @@ def warn_of_seen(folder: Path, measured: Pairs, counts: RowCounts) -> None:
     if not (folder / FILE).is_file():
         counts.warn("an earlier version made this run: whether its models have seen these pairs is not known")
         return
+    pairs = _pairs(measured)
     with np.load(folder / FILE) as seen:
-        trained, asked, chosen = (
-            np.isin(keys, seen[name])
-            for keys, name in (
-                (_pairs(measured), "train"),
-                (_questions(measured), "questions"),
-                (_pairs(measured), "dev"),
-            )
-        )
+        trained, chosen = np.isin(pairs, seen["train"]), np.isin(pairs, seen["dev"])
+        asked = np.isin(_questions(measured), seen["questions"])
     for found, what in (
         (trained, "are training pairs of this run: figures on them do not show how its models do on new pairs"),
         (chosen & ~trained, "are development pairs of this run, on which its choices were made"),

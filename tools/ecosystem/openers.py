@@ -59,7 +59,7 @@ def cross_encoder(backend, what):
         from sentence_transformers import CrossEncoder
 
         more = {} if backend == "torch" else {"backend": backend}
-        if backend == "openvino":  # unless told otherwise it computes in bf16 where the CPU does, to about 0.02
+        if backend == "openvino":  # by default it computes in bf16 on CPUs that have it: errors of about 0.02
             more["model_kwargs"] = {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}
         model = CrossEncoder(folder, **more, device="cpu")
 

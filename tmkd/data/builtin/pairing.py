@@ -17,7 +17,7 @@ from tmkd.core.errors import DataError
 from tmkd.data.builtin.candidates import Candidates, Part
 from tmkd.data.builtin.corpus import Corpus, Question, pick_headings, repeats
 from tmkd.data.builtin.judgements import Judgements
-from tmkd.data.decontamination import MOST_TELLING, NEAR
+from tmkd.data.decontamination import MOST_TELLING, NEAR, feature_auc
 from tmkd.data.documents.passages import Passage
 from tmkd.data.documents.text import jaccard, question_key, tokens, unit_hash
 from tmkd.data.pairs import Pairs
@@ -48,7 +48,8 @@ def make_pairs(
 def to_judge(corpus: Corpus, judgements: Judgements, spare: int) -> list[tuple[str, list[str], list[str]]]:
     """What the bi-encoder is to be asked yet: questions, their positives, and negatives that BM25 puts above these.
 
-    Once these are judged, others may take the place of those that answer: so ask again until nothing is left.
+    The rows replace a negative that answers by the next candidate, which may not be judged either. So call this again
+    after judging, until it returns nothing.
 
     Args:
         corpus: the documentation.
@@ -321,8 +322,7 @@ class _Builder:
 
 def auc_of(rows: Pairs, feature: Callable[[str], bool]) -> float:
     """The ROC-AUC of a feature of the passage's id alone; near 0.5: it says nothing of the label."""
-    has = np.array([feature(pid) for pid in rows.pids])
-    return round(0.5 + float(has[rows.labels == 1].mean() - has[rows.labels == 0].mean()) / 2, 3)
+    return round(feature_auc(np.array([feature(pid) for pid in rows.pids]), rows.labels), 3)
 
 
 def _heading_id(heading: str) -> str:

@@ -34,7 +34,7 @@ def same_text(text: str) -> str:
 
 
 def distinct(texts: Iterable[str]) -> list[str]:
-    """The texts in their order, each once (`same_text`): the first of those that are the same."""
+    """Return the texts without repetitions, in their order; of texts that are the same (`same_text`), the first."""
     found: dict[str, str] = {}
     for text in texts:
         found.setdefault(same_text(text), text)
