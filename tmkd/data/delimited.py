@@ -96,7 +96,7 @@ def delimited_lines(path: Path, text: str, dialect: Dialect) -> Iterator[Line]:
             problem = f"{len(cells)} fields, the header has {wanted}{span}"
             if not dialect.quoted and any(cell.startswith('"') for cell in cells):
                 problem += "; quotes are read as text here, `quoting: csv` lets them quote"
-            raise _bad_line(path, number, problem)
+            raise bad_line(path, number, problem)
         begin = number
         if cells:
             yield number, cells
@@ -199,10 +199,11 @@ def _quoted_lines(path: Path, text: str, delimiter: str) -> Iterator[Line]:
             if "unexpected end of data" in str(error):
                 problem = "a quote in the row that begins here is never closed"
             fix = "; where quotes are text and quote nothing, say `quoting: none` (on the command line: --quoting none)"
-            raise _bad_line(path, begin + 1, problem + fix) from error
+            raise bad_line(path, begin + 1, problem + fix) from error
 
 
-def _bad_line(path: Path, line: int, problem: str) -> DataError:
+def bad_line(path: Path, line: int, problem: str) -> DataError:
+    """The error of a line (from 1) that cannot be read."""
     return DataError(f"{path}:{line}: {problem}", path=path, line=line)
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from tmkd.core.errors import DataError
 from tmkd.core.files import Quoting
-from tmkd.data.delimited import Dialect, delimited_lines, find_dialect
+from tmkd.data.delimited import Dialect, bad_line, delimited_lines, find_dialect
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _decode(path: Path, content: bytes) -> str:
     if encoding != "utf-8-sig":
         logger.info(f"{path}: read as {encoding.upper()}, as its byte order mark says")
     elif 4 * content[:64].count(0) >= len(content[:64]):
-        raise _bad_line(
+        raise bad_line(
             path, 1, "holds zero bytes, as UTF-16 without a byte order mark does; convert it, for example with "
             "iconv -f utf-16le -t utf-8",
         )  # fmt: skip
@@ -157,7 +157,7 @@ def _decode(path: Path, content: bytes) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         name = encoding.removesuffix("-sig").upper()
-        raise _bad_line(
+        raise bad_line(
             path, line, f"byte 0x{content[error.start]:02x} is not valid {name}; "
             "convert the file, for example with iconv -f latin1 -t utf-8",
         ) from error  # fmt: skip
@@ -196,10 +196,6 @@ def _require_once(names: Sequence[str], where: str) -> None:
         raise DataError(f"{where}: a column is named twice: {', '.join(map(repr, twice))}; rename one of the two")
 
 
-def _bad_line(path: Path, line: int, problem: str) -> DataError:
-    return DataError(f"{path}:{line}: {problem}", path=path, line=line)
-
-
 def _json_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(members)
     if len(found) < len(members):
@@ -214,7 +210,7 @@ def _json_rows(path: Path, text: str, keep: bool) -> Rows:
     rows, lines, texts = Rows(), [], []
     for line, piece, row in _json_array(path, text) if array else _json_lines(path, text):
         if not isinstance(row, dict):
-            raise _bad_line(path, line, f"a row is a JSON object, this is {type(row).__name__}")
+            raise bad_line(path, line, f"a row is a JSON object, this is {type(row).__name__}")
         rows.append(row)
         lines.append(line)
         if keep:
@@ -248,13 +244,13 @@ def _json_array(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:
             begin = after
             break
         if not text.startswith(",", after):
-            raise _bad_line(path, line, "not a valid JSON array: an element is followed by neither a comma nor ]")
+            raise bad_line(path, line, "not a valid JSON array: an element is followed by neither a comma nor ]")
         begin = _skip_space(text, after + 1)
         line += text.count("\n", end, begin)
         if text.startswith("]", begin):
-            raise _bad_line(path, line, "not a valid JSON array: no element follows the last comma")
+            raise bad_line(path, line, "not a valid JSON array: no element follows the last comma")
     if text[begin + 1 :].strip():
-        raise _bad_line(path, line, "not valid JSON: text follows the array")
+        raise bad_line(path, line, "not valid JSON: text follows the array")
 
 
 def _skip_space(text: str, place: int) -> int:
@@ -272,11 +268,11 @@ def _json_errors(path: Path, line: int) -> Iterator[None]:
         problem = f"not valid JSON: {error.msg} at column {error.colno}"
         if not below and path.name.removesuffix(".gz").endswith(".json"):
             problem += "; the file is one array of objects, or one object a line"
-        raise _bad_line(path, max(line, below + 1), problem) from error
+        raise bad_line(path, max(line, below + 1), problem) from error
     except RecursionError as error:
-        raise _bad_line(path, line, "JSON nested too deeply") from error
+        raise bad_line(path, line, "JSON nested too deeply") from error
     except (ValueError, DataError) as error:  # an integer of thousands of digits; a key twice
-        raise _bad_line(path, line, str(error)) from error
+        raise bad_line(path, line, str(error)) from error
 
 
 def _delimited_rows(path: Path, text: str, quoting: Quoting) -> Rows:
@@ -284,7 +280,7 @@ def _delimited_rows(path: Path, text: str, quoting: Quoting) -> Rows:
     lines = delimited_lines(path, text, dialect)
     first, header = next(lines, (1, []))
     if not any(header) or text[:1] in ("\n", "\r"):
-        raise _bad_line(path, 1, "the first line is blank; it must name the columns")
+        raise bad_line(path, 1, "the first line is blank; it must name the columns")
     _require_once(header, f"{path}:{first}")
     numbers: list[int] = []
     found = Rows(lines=numbers)
