@@ -11,8 +11,9 @@ from conftest import TOPICS, Tmkd
 from encoder_fixtures import tiny
 from tokenizers import Tokenizer
 
-from tmkd.models.bi_encoder import SHARPNESS, cosine_logits, embed
+from tmkd.models.bi_encoder import cosine_logits, embed
 from tmkd.models.encoders.find import find_encoder
+from tmkd.models.student import SHARPNESS
 
 
 @pytest.mark.parametrize("family", ["minilm", "mpnet"])

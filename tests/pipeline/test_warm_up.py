@@ -18,11 +18,11 @@ from tmkd.config.load import load_recipe
 from tmkd.config.sections import Training
 from tmkd.data.pairs import Pairs
 from tmkd.models.batching import pack, pad
-from tmkd.models.bi_encoder import SHARPNESS, cosine_by_token, cosine_logits
+from tmkd.models.bi_encoder import cosine_by_token, cosine_logits
 from tmkd.models.checkpoint import load_encoder, load_student
 from tmkd.models.encoders.forward import Batch, Packing
 from tmkd.models.predict import score
-from tmkd.models.student import Student
+from tmkd.models.student import SHARPNESS, Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
 from tmkd.pipeline.steps.warm_up import warm_up

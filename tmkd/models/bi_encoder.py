@@ -21,10 +21,10 @@ from tmkd.core.hardware import device, use_bf16
 from tmkd.models.batching import length_sorted_batches, pad
 from tmkd.models.encoders.find import weight_files
 from tmkd.models.encoders.tensors import require_finite
+from tmkd.models.student import SHARPNESS
 from tmkd.models.tokenizer import PairTokenizer, load_tokenizer
 
 TOKENS = 4096  # most tokens of a batch
-SHARPNESS = 10.0  # log-odds are SHARPNESS (cosine - 1/2), so the decision changes at a cosine of 1/2
 
 
 def cosine_logits(

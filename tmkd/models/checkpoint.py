@@ -23,12 +23,13 @@ from tmkd.models.card import ModelCard, Origin, has_card, read_card
 from tmkd.models.encoders.families import family_of, last_linear
 from tmkd.models.encoders.find import HEADS_FILE, WEIGHTS_FILE
 from tmkd.models.encoders.forward import PairEncoder, encoder_of
+from tmkd.models.encoders.interaction import InteractionEncoder, is_cached, load_interaction, save_interaction
 from tmkd.models.encoders.lstm import LstmEncoder, is_lstm, load_lstm, save_lstm
 from tmkd.models.encoders.tensors import read_tensors, require_finite, write_tensors
 from tmkd.models.layers import choose_layers, cut_config, keep_layers, replace_layers
 from tmkd.models.one_logit import RELEVANT, class_rows, described, folded_rows
 from tmkd.models.ready import ACTIVATIONS, require_head
-from tmkd.models.student import Student
+from tmkd.models.student import Encoder, Student
 from tmkd.models.tokenizer import PairTokenizer, of_transformers
 from tmkd.models.weights import fill, read_weights
 
@@ -213,10 +214,12 @@ def _write_student(student: Student, folder: Path, tokenizer_folder: Path, max_l
     encoder = student.encoder
     if isinstance(encoder, LstmEncoder):
         save_lstm(encoder, *student.fold(), folder)
+    elif isinstance(encoder, InteractionEncoder):
+        save_interaction(encoder, *student.fold(), folder)
     else:
         _save_checkpoint(encoder, *student.fold(), folder, origin.get("labels"))
     save_tokenizer(tokenizer_folder, folder, max_length)
-    one_logit = student.classes == 2 and not isinstance(encoder, LstmEncoder)
+    one_logit = student.classes == 2 and isinstance(encoder, PairEncoder)
     if student.soft_heads or one_logit:  # training continues with the rows that it had
         heads = {
             "golden.weight": student.golden.weight,
@@ -268,7 +271,7 @@ def save_tokenizer(source: Path, folder: Path, max_length: int) -> None:
         settings.pop(stale, None)
     settings |= {"model_max_length": max_length, "padding_side": "right", "model_input_names": tokenizer.inputs}
     write_json(path, settings)
-    theirs = None if is_lstm(folder) else of_transformers(folder)
+    theirs = None if is_lstm(folder) or is_cached(folder) else of_transformers(folder)
     if theirs is None or tokenizer.equals(theirs.backend_tokenizer):
         return
     # Older versions saved what tokenizer.json said although transformers did otherwise; this class reads it as it is.
@@ -293,17 +296,22 @@ def load_student(folder: Path, *, dropout: float = 0.0, freeze_embeddings: bool 
     if is_lstm(folder):
         lstm, weight, bias = load_lstm(folder, dropout=dropout, freeze_embeddings=freeze_embeddings)
         return _with_golden_head(Student(lstm, card.classes), weight, bias)
-    whole = _load_whole(folder, card.classes, dropout, freeze_embeddings)
-    student = Student(whole, card.classes, card.soft_heads, use_golden=card.use_golden)
-    head = last_linear(whole.model)
+    encoder: Encoder
+    if is_cached(folder):
+        encoder, weight, bias = load_interaction(folder, dropout=dropout)
+    else:
+        encoder = _load_whole(folder, card.classes, dropout, freeze_embeddings)
+        head = last_linear(encoder.model)
+        weight, bias = head.weight, head.bias
+    student = Student(encoder, card.classes, card.soft_heads, use_golden=card.use_golden)
     if not student.soft_heads and not (folder / HEADS_FILE).is_file():
-        return _with_golden_head(student, head.weight, head.bias)
+        return _with_golden_head(student, weight, bias)
     heads = _read_heads(folder, student)
     with torch.no_grad():
         student.soft_weight.copy_(heads["soft.weight"])
         student.soft_bias.copy_(heads["soft.bias"])
     _with_golden_head(student, heads["golden.weight"], heads["golden.bias"])
-    for mean, own in zip(folded_rows(*student.fold()), folded_rows(head.weight, head.bias), strict=True):
+    for mean, own in zip(folded_rows(*student.fold()), folded_rows(weight, bias), strict=True):
         if not torch.allclose(mean, own, atol=1e-4):
             raise EncoderError(
                 f"{folder}: the mean of the heads in {HEADS_FILE} is not the head in model.safetensors; the two files "

@@ -13,7 +13,7 @@ from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Teacher
 from tmkd.core.errors import RecipeError
 from tmkd.models.card import has_card, read_card
-from tmkd.models.encoders.lstm import LstmEncoder
+from tmkd.models.encoders.forward import PairEncoder
 from tmkd.models.ready import read_json
 from tmkd.models.student import Student
 
@@ -166,7 +166,7 @@ def reorder(student: Student, order: Sequence[int]) -> None:
         student.golden.bias.copy_(student.golden.bias[list(order)].clone())
         student.soft_weight.copy_(student.soft_weight[:, list(order)].clone())
         student.soft_bias.copy_(student.soft_bias[:, list(order)].clone())
-    if isinstance(student.encoder, LstmEncoder):
+    if not isinstance(student.encoder, PairEncoder):
         return  # its files hold no class names
     config = student.encoder.model.config
     before = dict(config.id2label)

@@ -17,10 +17,14 @@ from torch import Tensor, nn
 
 from tmkd.core.logits import log_mean_softmax
 from tmkd.models.encoders.forward import Batch, PairEncoder
+from tmkd.models.encoders.interaction import InteractionEncoder, StateBatch
 from tmkd.models.encoders.lstm import LstmEncoder
 
-Encoder = PairEncoder | LstmEncoder
+Encoder = PairEncoder | LstmEncoder | InteractionEncoder
 """What computes h."""
+AnyBatch = Batch | StateBatch
+"""What it reads: token ids of pairs, or hidden states of both texts for an `InteractionEncoder`."""
+SHARPNESS = 10.0  # log-odds are SHARPNESS (cosine - 1/2) at the start, as of `tmkd.models.bi_encoder.cosine_logits`
 
 Combination = Literal["logit", "probability", "golden"]
 """How the heads' logits become one output (METHOD.md, "Inference"); see `combine`."""
@@ -83,7 +87,7 @@ class Student(nn.Module):
         """H, the number of trained heads: the soft heads, and the golden head where it is trained."""
         return self.soft_heads + int(self.use_golden)
 
-    def forward(self, batch: Batch, hidden_states: Collection[int] = ()) -> StudentOutput:
+    def forward(self, batch: AnyBatch, hidden_states: Collection[int] = ()) -> StudentOutput:
         """Compute the logits of every head and, where they are asked for, hidden states of the encoder.
 
         Args:
@@ -96,7 +100,7 @@ class Student(nn.Module):
         Raises:
             ValueError: A layer does not give its hidden states.
         """
-        h, states = self.encoder.with_hidden_states(batch, hidden_states)
+        h, states = self.encoder.with_hidden_states(batch, hidden_states)  # type: ignore[arg-type]  # its own kind
         h = h.float()
         with torch.autocast(h.device.type, enabled=False):  # the heads cost nothing; keep them exact
             golden = self.golden(h)
@@ -125,6 +129,22 @@ class Student(nn.Module):
         weight = torch.cat([self.golden.weight[None], self.soft_weight]).mean(0)
         bias = torch.cat([self.golden.bias[None], self.soft_bias]).mean(0)
         return weight, bias
+
+    @torch.no_grad()
+    def start_at_cosine(self, positive: int = 1) -> None:
+        """Set every head to the bi-encoder cosine, the last number of h of an `InteractionEncoder`.
+
+        The log-odds of two classes are then `SHARPNESS` (cosine - 1/2). More classes start at zero.
+
+        Args:
+            positive: The class of the right passages.
+        """
+        for weight, bias in ((self.golden.weight[None], self.golden.bias[None]), (self.soft_weight, self.soft_bias)):
+            weight.zero_()
+            bias.zero_()
+            if self.classes == 2:
+                weight[:, positive, -1] = SHARPNESS
+                bias[:, positive] = -SHARPNESS / 2
 
     @torch.no_grad()
     def start_golden_from_soft(self) -> None:

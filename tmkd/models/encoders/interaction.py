@@ -1,0 +1,340 @@
+"""The encoder of a student that reads passages once (METHOD.md, "A student that reads passages once").
+
+A pre-trained encoder E reads question and passage, each without the other. A few small layers then let the tokens of
+the question attend to the states of the passage, to each other, and to nothing else. So a passage costs E once, when it
+is indexed, and a question costs E once, however many passages there are.
+
+h is the mean of the question's tokens after the last layer, and beside it the cosine of the two embeddings. The heads
+of `tmkd.models.student.Student` are linear in it like those of every student. They start at zero but for the cosine
+(`start_at_cosine`), so training starts exactly at the bi-encoder cosine.
+
+Kin: MORES (Gao et al. 2020, "Modularized Transfomer-based Ranking Framework"), PreTTR (MacAvaney et al. 2020,
+"Efficient Document Re-Ranking for Transformers by Precomputing Term Representations"), DeFormer (Cao et al. 2020).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tmkd.core.errors import EncoderError
+from tmkd.core.files import write_json
+from tmkd.models.encoders.find import WEIGHTS_FILE, encoder_fingerprint, weight_files
+from tmkd.models.encoders.forward import MASKED, require_readable
+from tmkd.models.encoders.tensors import read_tensors, require_finite, write_tensors
+
+MODEL_TYPE = "tmkd-cached"
+ENCODER_FOLDER = "encoder"  # in a student's folder: the checkpoint of E, config.json and weights
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class InteractionShape:
+    """The numbers of an interaction.
+
+    Attributes:
+        encoder_width: d, the width of E's hidden states.
+        state_size: k, how many numbers of a passage's token are stored.
+        width: w, the width of the interaction layers.
+        layers: How many there are.
+        heads: Attention heads of each; `width` is a multiple of it.
+        ffn: The inner width of the feed-forward part.
+        asks: Which tokens of the question attend to the passage: `all`, or the `first` alone.
+        self_attention: Whether they attend to each other, too.
+    """
+
+    encoder_width: int
+    state_size: int
+    width: int
+    layers: int = 2
+    heads: int = 6
+    ffn: int = 768
+    asks: Literal["all", "first"] = "all"
+    self_attention: bool = False
+
+
+class StateBatch(NamedTuple):
+    """Some pairs as E's hidden states.
+
+    Attributes:
+        question: States of the questions' tokens, [n, Tq, d] float; [1, Tq, d] where all pairs have one question.
+        question_mask: 1 for a token and 0 for padding, [n, Tq] or [1, Tq].
+        passage: States of the passages' tokens, [n, Tp, d] float.
+        passage_mask: [n, Tp].
+        cosine: Cosine of the two embeddings, [n] float32.
+    """
+
+    question: Tensor
+    question_mask: Tensor
+    passage: Tensor
+    passage_mask: Tensor
+    cosine: Tensor
+
+
+def unit(states: Tensor) -> Tensor:
+    """Scale each state so that its mean square is 1, [..., k]."""
+    return states * torch.rsqrt(states.square().mean(dim=-1, keepdim=True) + EPSILON)
+
+
+def added_mask(mask: Tensor) -> Tensor:
+    """What is added to attention scores: 0 for a token and `MASKED` for padding, [n, 1, 1, T] float32 from [n, T]."""
+    return (1.0 - mask.float())[:, None, None, :] * MASKED
+
+
+class Attention(nn.Module):
+    """Multi-head attention of some tokens to others.
+
+    Args:
+        width: Of what asks.
+        memory: Width of what is asked.
+        heads: How many.
+    """
+
+    def __init__(self, width: int, memory: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is no multiple of {heads} heads")
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(memory, width, bias=False)  # a bias would add the same to every score
+        self.value = nn.Linear(memory, width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            x: [n, Tq, w].
+            memory: [n, T, m].
+            mask: As `added_mask` makes it, [n, 1, 1, T].
+
+        Returns:
+            [n, Tq, w].
+        """
+        query, key, value = (self._split(part) for part in (self.query(x), self.key(memory), self.value(memory)))
+        scores = query @ key.transpose(-1, -2) / float(query.shape[-1]) ** 0.5
+        weights = (scores.float() + mask).softmax(dim=-1).to(value.dtype)
+        found: Tensor = self.output((weights @ value).transpose(1, 2).flatten(2))
+        return found
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[n, T, w] -> [n, heads, T, w / heads]."""
+        n, tokens, _ = x.shape
+        return x.view(n, tokens, self.heads, -1).transpose(1, 2)
+
+
+class InteractionLayer(nn.Module):
+    """One layer, pre-norm: x += attention to the passage; x += attention to the question; x += feed-forward.
+
+    Args:
+        shape: Its sizes.
+        dropout: Probability used in training mode on what each part adds.
+    """
+
+    def __init__(self, shape: InteractionShape, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.to_passage = Attention(shape.width, shape.state_size, shape.heads)
+        self.norm = nn.LayerNorm(shape.width)
+        self.to_question = Attention(shape.width, shape.width, shape.heads) if shape.self_attention else None
+        self.question_norm = nn.LayerNorm(shape.width) if shape.self_attention else None
+        self.inner, self.outer = nn.Linear(shape.width, shape.ffn), nn.Linear(shape.ffn, shape.width)
+        self.ffn_norm = nn.LayerNorm(shape.width)
+
+    def forward(self, x: Tensor, question_mask: Tensor, states: Tensor, passage_mask: Tensor) -> Tensor:
+        """Compute the next x, [n, Tq, w].
+
+        Args:
+            x: [n, Tq, w]; [1, Tq, w] before the first layer where all pairs have one question.
+            question_mask: As `added_mask` makes it.
+            states: The passages' states, scaled by `unit`, [n, Tp, k].
+            passage_mask: As `added_mask` makes it.
+        """
+        x = x + self._drop(self.to_passage(self.norm(x), states, passage_mask))
+        if self.to_question is not None and self.question_norm is not None:
+            own = self.question_norm(x)
+            x = x + self._drop(self.to_question(own, own, question_mask))
+        x = x + self._drop(self.outer(F.gelu(self.inner(self.ffn_norm(x)))))
+        return x
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class InteractionEncoder(nn.Module):
+    """Computes h of pairs from E's hidden states; it has the interface of `PairEncoder`, but for its batches.
+
+    Args:
+        shape: Its sizes.
+        source: The checkpoint of E.
+        dropout: See `InteractionLayer`.
+
+    Attributes:
+        hidden_size: w + 1; the last number of h is the cosine.
+        layers: The number of interaction layers.
+        readable_layers: As many: each gives the vectors of the question's tokens after it.
+        packs: False; batches are padded.
+        path: One line for the log.
+    """
+
+    packs = False
+
+    def __init__(self, shape: InteractionShape, source: Path, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.shape, self.source = shape, source
+        self.hidden_size = shape.width + 1
+        self.layers = self.readable_layers = shape.layers
+        self.path = f"cached: {shape.layers} layers in which the question attends to the passage's stored states"
+        self.projection = nn.Linear(shape.encoder_width, shape.state_size)
+        self.question_input = (
+            nn.Identity() if shape.width == shape.encoder_width else nn.Linear(shape.encoder_width, shape.width)
+        )
+        self.interaction = nn.ModuleList(InteractionLayer(shape, dropout) for _ in range(shape.layers))
+        self.last_norm = nn.LayerNorm(shape.width)
+
+    def forward(self, batch: StateBatch) -> Tensor:
+        """Compute h of every pair, [n, w + 1] float32."""
+        return self.with_hidden_states(batch, ())[0]
+
+    def with_hidden_states(self, batch: StateBatch, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Compute h, and the vectors of the question's tokens after some of the layers.
+
+        Args:
+            batch: n pairs.
+            layers: Indices below `readable_layers`.
+
+        Returns:
+            h, [n, w + 1] float32, and for each of the layers [n, Tq, w].
+
+        Raises:
+            ValueError: There is no such layer.
+        """
+        require_readable(layers, self.readable_layers)
+        states = self.states(batch.passage)
+        return self.read(batch.question, batch.question_mask, states, batch.passage_mask, batch.cosine, layers)
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """What is stored of a passage's tokens: [..., k] float32 from E's hidden states [..., d]."""
+        return unit(self.projection(hidden).float())
+
+    def read(
+        self,
+        question: Tensor,
+        question_mask: Tensor,
+        states: Tensor,
+        passage_mask: Tensor,
+        cosine: Tensor,
+        layers: Collection[int] = (),
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Let questions read passages, from what is stored of the passages.
+
+        Args:
+            question: As in `StateBatch`.
+            question_mask: As in `StateBatch`.
+            states: As `states` makes them, [n, Tp, k].
+            passage_mask: [n, Tp].
+            cosine: [n].
+            layers: As in `with_hidden_states`.
+
+        Returns:
+            As `with_hidden_states`.
+        """
+        if self.shape.asks == "first":
+            question, question_mask = question[:, :1], question_mask[:, :1]
+        x, found = self.question_input(question), {}
+        to_question, to_passage = added_mask(question_mask), added_mask(passage_mask)
+        for number, layer in enumerate(self.interaction):
+            x = layer(x, to_question, states, to_passage)
+            if number in layers:
+                found[number] = x
+        tokens = question_mask.float()[..., None]
+        mean = (self.last_norm(x).float() * tokens).sum(dim=1) / tokens.sum(dim=1)
+        return torch.cat([mean, cosine[:, None].float()], dim=1), found
+
+    @torch.no_grad()
+    def start_projection(self, sample: Tensor) -> None:
+        """Start the projection as the principal components of some states, [m, d] float32, m at least k."""
+        mean = sample.mean(dim=0)
+        components = torch.linalg.svd(sample - mean, full_matrices=False).Vh[: self.shape.state_size]
+        self.projection.weight.copy_(components)
+        self.projection.bias.copy_(-components @ mean)
+
+
+def is_cached(folder: Path) -> bool:
+    """Return whether a model folder holds a student that reads passages once."""
+    path = folder / "config.json"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
+
+
+def save_interaction(encoder: InteractionEncoder, weight: Tensor, bias: Tensor, folder: Path) -> None:
+    """Write config.json and model.safetensors, and the checkpoint of E into `ENCODER_FOLDER`.
+
+    Args:
+        encoder: The encoder.
+        weight: Of the head, [C, w + 1].
+        bias: Of the head, [C].
+        folder: An existing folder.
+    """
+    tensors = {**encoder.state_dict(), "classifier.weight": weight, "classifier.bias": bias}
+    write_tensors(tensors, folder / WEIGHTS_FILE)
+    inner = folder / ENCODER_FOLDER
+    inner.mkdir(exist_ok=True)
+    for path in (encoder.source / "config.json", *weight_files(encoder.source)):
+        _link(path, inner / path.name)
+    write_json(
+        folder / "config.json",
+        {
+            "model_type": MODEL_TYPE, "num_labels": len(bias), "num_hidden_layers": encoder.layers,
+            "encoder_fingerprint": encoder_fingerprint(inner), **asdict(encoder.shape),
+        },
+    )  # fmt: skip
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`; a copy where the file system has no links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def load_interaction(folder: Path, *, dropout: float) -> tuple[InteractionEncoder, Tensor, Tensor]:
+    """Load the encoder and its head.
+
+    Args:
+        folder: A folder that `save_interaction` wrote.
+        dropout: See `InteractionLayer`.
+
+    Returns:
+        The encoder, the head's weight [C, w + 1] and its bias [C].
+
+    Raises:
+        EncoderError: A file is damaged or does not hold this architecture, or `ENCODER_FOLDER` holds another encoder.
+    """
+    inner = folder / ENCODER_FOLDER
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        shape = InteractionShape(**{name: config[name] for name in InteractionShape.__dataclass_fields__})
+        encoder = InteractionEncoder(shape, inner, dropout=dropout)
+        tensors = read_tensors(folder / WEIGHTS_FILE)
+        weight, bias = tensors.pop("classifier.weight"), tensors.pop("classifier.bias")
+        encoder.load_state_dict(tensors)
+    except Exception as error:  # safetensors raises a class of its own for a damaged file
+        raise EncoderError(f"{folder} does not hold a complete cached student ({error}); train it again") from error
+    require_finite({**tensors, "classifier.weight": weight, "classifier.bias": bias}, folder)
+    if encoder_fingerprint(inner) != config["encoder_fingerprint"]:
+        raise EncoderError(
+            f"{inner} is not the encoder that this student was trained with; copy it again, or train the student again",
+            source=folder,
+        )
+    return encoder, weight, bias

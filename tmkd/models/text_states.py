@@ -1,0 +1,91 @@
+"""The token states of a text as they are stored: 8 bits a number, one scale a token, and the text's embedding.
+
+A student of the kind `cached` reads a passage once, when it is indexed (METHOD.md, "A student that reads passages
+once"). What it needs of the passage later is, for each token, k numbers whose mean square is 1 (`unit` in
+`tmkd.models.encoders.interaction`), and the mean of the encoder's hidden states, scaled to length 1. Both depend on the
+text alone, so they are found by a key of the text.
+
+This module needs no PyTorch: the scorer, the server and the index use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST = 127  # the largest of the 8-bit numbers; -128 is not used, so that a sign can be turned round
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """What is stored of a text of T tokens.
+
+    Attributes:
+        values: [T, k] int8. Times its token's scale, each is a number of the state.
+        scales: [T] float16.
+        embedding: The mean of the encoder's hidden states over the tokens, scaled to length 1, [d] float16.
+    """
+
+    values: NDArray[np.int8]
+    scales: NDArray[np.float16]
+    embedding: NDArray[np.float16]
+
+    @classmethod
+    def of(cls, states: NDArray[np.float32], embedding: NDArray[np.float32]) -> TextStates:
+        """Store the states [T, k] and the embedding [d] of a text."""
+        return cls(*quantised(states), embedding.astype(np.float16))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the numbers take."""
+        return self.values.nbytes + self.scales.nbytes + self.embedding.nbytes
+
+
+def text_key(text: str) -> bytes:
+    """The key of a text, 16 bytes: a hash of its exact characters, so that no other text can have its states."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def quantised(states: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Round states to 8 bits, with one scale for each token.
+
+    Args:
+        states: [..., k] float32.
+
+    Returns:
+        Values [..., k] int8 and scales [...] float16. Value times scale differs from the state by half a scale at most,
+        and by what float16 rounds of the scale.
+    """
+    largest = np.abs(states).max(axis=-1, initial=0.0)
+    scales = np.maximum(largest / MOST, 1e-6).astype(np.float16)  # a state of zeros has a scale, too
+    values = np.rint(states / scales[..., None].astype(np.float32))
+    return np.clip(values, -MOST, MOST).astype(np.int8), scales
+
+
+def dequantised(values: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:
+    """The states that values and scales stand for, [..., k] float32."""
+    found: NDArray[np.float32] = values.astype(np.float32) * scales[..., None].astype(np.float32)
+    return found
+
+
+def padded(states: Sequence[TextStates]) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
+    """Put the states of n texts into one rectangle.
+
+    Args:
+        states: of n texts, at least one.
+
+    Returns:
+        Values [n, T, k] int8; scales [n, T] float32, 0 for padding, which is how padding is known; embeddings [n, d]
+        float32.
+    """
+    longest = max(len(one.scales) for one in states)
+    values = np.zeros((len(states), longest, states[0].values.shape[1]), dtype=np.int8)
+    scales = np.zeros((len(states), longest), dtype=np.float32)
+    for row, one in enumerate(states):
+        values[row, : len(one.values)] = one.values
+        scales[row, : len(one.scales)] = one.scales
+    return values, scales, np.stack([one.embedding for one in states]).astype(np.float32)
