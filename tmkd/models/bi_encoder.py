@@ -22,7 +22,8 @@ from tmkd.models.batching import length_sorted_batches, pad
 from tmkd.models.encoders.find import weight_files
 from tmkd.models.encoders.tensors import require_finite
 from tmkd.models.student import SHARPNESS
-from tmkd.models.tokenizer import PairTokenizer, load_tokenizer
+from tmkd.models.tokenizer import PairTokenizer
+from tmkd.models.tokenizer_files import load_tokenizer
 
 TOKENS = 4096  # most tokens of a batch
 

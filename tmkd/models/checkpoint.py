@@ -30,7 +30,8 @@ from tmkd.models.layers import choose_layers, cut_config, keep_layers, replace_l
 from tmkd.models.one_logit import RELEVANT, class_rows, described, folded_rows
 from tmkd.models.ready import ACTIVATIONS, require_head
 from tmkd.models.student import Encoder, Student
-from tmkd.models.tokenizer import PairTokenizer, of_transformers
+from tmkd.models.tokenizer import PairTokenizer
+from tmkd.models.tokenizer_files import of_transformers
 from tmkd.models.weights import fill, read_weights
 
 logger = logging.getLogger(__name__)

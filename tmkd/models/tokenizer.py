@@ -14,7 +14,6 @@ every model folder, so every tool that opens the folder cuts a pair at the same 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +24,9 @@ from tokenizers import Tokenizer
 
 from tmkd.core.errors import DataError, EncoderError
 from tmkd.core.files import write_text
-from tmkd.models.card import has_card
+from tmkd.models.tokenizer_files import SEGMENTS, load_with_segments, padding_id, without_embedding
 
-_CHUNK = 1024  # pairs given to the tokenizer at once: enough for all its threads, and little memory
-_SEGMENTS = "token_type_ids"
-_PAD_TOKENS = ("[PAD]", "<pad>")
+CHUNK = 1024  # texts or pairs given to the tokenizer at once: enough for all its threads, and little memory
 
 
 class Encoded(NamedTuple):
@@ -70,9 +67,9 @@ class PairTokenizer:
     def __init__(self, folder: Path, max_length: int) -> None:
         self.folder = Path(folder)
         self.max_length = max_length
-        self._tokenizer, self._gives_types = _load(self.folder)
-        self.pad_id = _pad_id(self._tokenizer, self.folder)
-        self._beyond = _without_embedding(self._tokenizer, self.folder)
+        self._tokenizer, self._gives_types = load_with_segments(self.folder)
+        self.pad_id = padding_id(self._tokenizer, self.folder)
+        self._beyond = without_embedding(self._tokenizer, self.folder)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         special = self._tokenizer.num_special_tokens_to_add(True)
@@ -144,14 +141,14 @@ class PairTokenizer:
     ) -> Iterator[tuple[Encoded, NDArray[np.int64]]]:
         if len(questions) != len(passages):
             raise DataError(f"{len(questions)} questions but {len(passages)} passages; a pair has one of each")
-        for start in range(0, len(questions), _CHUNK):
+        for start in range(0, len(questions), CHUNK):
             encoded, tokens = Encoded([], []), list[int]()
-            for row in self._encode(questions[start : start + _CHUNK], passages[start : start + _CHUNK], first + start):
+            for row in self._encode(questions[start : start + CHUNK], passages[start : start + CHUNK], first + start):
                 ids = np.array(row.ids, dtype=np.int32)
                 type_ids = np.array(row.type_ids, dtype=np.int32) if self._gives_types else np.zeros_like(ids)
                 tokens.append(len(ids))
                 if len(ids) > self.max_length:
-                    kept = self._kept(_sides(row))
+                    kept = self._kept(sides_of(row))
                     ids, type_ids = ids[kept], type_ids[kept]
                 encoded.ids.append(ids)
                 encoded.type_ids.append(type_ids)
@@ -164,7 +161,7 @@ class PairTokenizer:
         except (TypeError, ValueError) as error:  # UnicodeEncodeError (half a surrogate pair) is a ValueError
             for number, pair in enumerate(pairs, start):
                 for side, text in zip(("question", "passage"), pair, strict=True):
-                    _require_text(number, side, text)
+                    require_text(f"pair {number}: the {side}", text)
             raise DataError(f"pairs {start} to {start + len(pairs) - 1} cannot be tokenized: {error}") from error
         for number, row in enumerate(rows if self._beyond else [], start):
             for token in self._beyond.keys() & set(row.ids):
@@ -181,7 +178,7 @@ class PairTokenizer:
         every combination of a part of one text with a part of the other: minutes and gigabytes for two long texts.
 
         Args:
-            sides: where each token comes from, as `_sides` gives it.
+            sides: where each token comes from, as `sides_of` gives it.
         """
         question, passage = int((sides == 0).sum()), int((sides == 1).sum())
         shorter = min(question, passage)
@@ -205,10 +202,10 @@ class PairTokenizer:
             The index of the passage's first token and that after its last; 0 and 0 where nothing of it was kept.
         """
         places = np.empty((len(questions), 2), dtype=np.int64)
-        for start in range(0, len(questions), _CHUNK):
-            rows = self._encode(questions[start : start + _CHUNK], passages[start : start + _CHUNK], start)
+        for start in range(0, len(questions), CHUNK):
+            rows = self._encode(questions[start : start + CHUNK], passages[start : start + CHUNK], start)
             for number, row in enumerate(rows, start):
-                sides = _sides(row)
+                sides = sides_of(row)
                 if len(sides) > self.max_length:
                     sides = sides[self._kept(sides)]
                 inside = np.flatnonzero(sides == 1)
@@ -255,7 +252,7 @@ class PairTokenizer:
     @property
     def inputs(self) -> list[str]:
         """The names of what the model is given, as transformers calls them."""
-        return ["input_ids", *([_SEGMENTS] if self._gives_types else []), "attention_mask"]
+        return ["input_ids", *([SEGMENTS] if self._gives_types else []), "attention_mask"]
 
     def equals(self, tokenizer: Any) -> bool:
         """Return whether a `tokenizers.Tokenizer` makes the same tokens of every text, padding and truncation aside."""
@@ -267,7 +264,7 @@ class PairTokenizer:
         return _rules(ours) == _rules(theirs)
 
 
-def _sides(row: Any) -> NDArray[np.int8]:
+def sides_of(row: Any) -> NDArray[np.int8]:
     """Where each token of a pair comes from: 0 the question, 1 the passage, -1 a special token between them."""
     return np.array([-1 if side is None else side for side in row.sequence_ids], dtype=np.int8)
 
@@ -277,119 +274,21 @@ def _rules(tokenizer: Any) -> str:
     return rules + ("split" if tokenizer.encode_special_tokens else "")  # which is not in the file
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a model folder, with the padding and truncation of its file.
+def require_text(what: str, text: object) -> None:
+    """Refuse what is not a string of valid characters.
 
     Args:
-        folder: a folder that tmkd saved, whose tokenizer.json decides, or a checkpoint made elsewhere, whose tokenizer
-            is the one that transformers reads from all its files. A folder that holds nothing but tokenizer.json is
-            read as it is.
-
-    Returns:
-        A `tokenizers.Tokenizer`.
+        what: names it in the error, such as "pair 3: the question".
+        text: the object.
 
     Raises:
-        EncoderError: no tokenizer.json, a damaged one, or a tokenizer that transformers does not run as a fast one.
+        DataError: it is no string, or holds half of a surrogate pair.
     """
-    return _load(folder)[0]
-
-
-def _load(folder: Path) -> tuple[Any, bool]:
-    """As `load_tokenizer`, and whether the model is given segment ids."""
-    path, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if not path.is_file():
-        raise EncoderError(
-            f"{folder} has no tokenizer.json; write one with "
-            "`AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)`, "
-            "or copy it from where the model came from"
-        )
-    ours = has_card(folder)
-    if not ours and (settings.is_file() or (folder / "config.json").is_file()):
-        whole = of_transformers(folder)
-        return whole.backend_tokenizer, _SEGMENTS in whole.model_input_names
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception for a file it cannot parse
-        raise EncoderError(f"{path} cannot be read ({error}); the file is damaged, fetch it again") from error
-    said = _json_of(settings) if ours else {}
-    tokenizer.encode_special_tokens = bool(said.get("split_special_tokens"))
-    return tokenizer, _SEGMENTS in said.get("model_input_names", [_SEGMENTS])
-
-
-def of_transformers(folder: Path) -> Any:
-    """Load the tokenizer of a model folder with transformers.
-
-    Args:
-        folder: the model folder.
-
-    Returns:
-        A fast tokenizer of transformers.
-
-    Raises:
-        EncoderError: transformers cannot read it, or has no fast tokenizer for it.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        whole = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        assert isinstance(whole.backend_tokenizer, Tokenizer)
-    except Exception as error:  # what is wrong in its files shows as errors of many classes
-        raise EncoderError(
-            f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {(str(error).splitlines() or [''])[0]}). "
-            "One of tokenizer.json, tokenizer_config.json and config.json is damaged or of another model; "
-            "fetch them again",
-            source=folder,
-        ) from error
-    return whole
-
-
-def _json_of(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; nothing where it is not there."""
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise EncoderError(f"{path} cannot be read ({error}); the file is damaged, fetch it again") from error
-
-
-def _pad_id(tokenizer: Any, folder: Path) -> int:
-    """Return the padding id: from config.json (MPNet derives positions from it), else by the token's usual name."""
-    config = _json_of(folder / "config.json")
-    value = config.get("pad_token_id")
-    if isinstance(value, int) and 0 <= value < int(config.get("vocab_size", value + 1)):
-        return value
-    if tokenizer.padding is not None:
-        return int(tokenizer.padding["pad_id"])
-    for token in _PAD_TOKENS:
-        found = tokenizer.token_to_id(token)
-        if found is not None:
-            return int(found)
-    raise EncoderError(f"{folder}/tokenizer.json has no padding token ({' or '.join(_PAD_TOKENS)}); add one")
-
-
-def _without_embedding(tokenizer: Any, folder: Path) -> dict[int, str]:
-    """The added tokens (a mask that is never used, say) for which the weights have no embedding, by id."""
-    rows = _json_of(folder / "config.json").get("vocab_size")
-    if not isinstance(rows, int):
-        return {}
-    beyond = {number: token for token, number in tokenizer.get_vocab(with_added_tokens=False).items() if number >= rows}
-    if beyond:
-        raise EncoderError(
-            f"{folder}: the tokenizer knows {len(beyond)} tokens, first {beyond[min(beyond)]!r} ({min(beyond)}), for "
-            f"which the weights have no embedding (vocab_size {rows} in config.json); the two are of different models",
-            source=folder,
-        )
-    return {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items() if number >= rows}
-
-
-def _require_text(number: int, side: str, text: object) -> None:
     if not isinstance(text, str):
-        raise DataError(f"pair {number}: the {side} is {type(text).__name__} {text!r}, expected a string")
+        raise DataError(f"{what} is {type(text).__name__} {text!r}, expected a string")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"pair {number}: the {side} holds half of a surrogate pair at character {error.start}; "
-            "the file was cut or decoded wrongly"
+            f"{what} holds half of a surrogate pair at character {error.start}; the file was cut or decoded wrongly"
         ) from error

@@ -1,0 +1,128 @@
+"""Turn single texts into token ids, for an encoder that reads question and passage each without the other.
+
+`tmkd.models.tokenizer` does the same for pairs, and the same holds here: the tokenizer is the one that transformers
+reads, and what tmkd saved needs neither transformers nor torch. Every text, question or passage, is cut to one maximum
+length; the special tokens after it are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.core.errors import DataError, EncoderError
+from tmkd.models.tokenizer import CHUNK, Encoded, require_text, sides_of
+from tmkd.models.tokenizer_files import load_with_segments, padding_id, without_embedding
+
+
+class TextTokenizer:
+    """The tokenizer of a model folder, for single texts. Safe to share between threads.
+
+    Args:
+        folder: a model folder with tokenizer.json.
+        max_length: most tokens of a text, special tokens included.
+
+    Attributes:
+        folder: as given.
+        max_length: as given.
+        pad_id: token id of padding.
+
+    Raises:
+        EncoderError: no tokenizer.json, a damaged one, no padding token, tokens for which the weights have no
+            embedding, or a `max_length` without room for text.
+    """
+
+    def __init__(self, folder: Path, max_length: int) -> None:
+        self.folder = Path(folder)
+        self.max_length = max_length
+        self._tokenizer, self._gives_types = load_with_segments(self.folder)
+        self.pad_id = padding_id(self._tokenizer, self.folder)
+        self._beyond = without_embedding(self._tokenizer, self.folder)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        special = self._tokenizer.num_special_tokens_to_add(False)
+        if max_length < special + 1:
+            raise EncoderError(
+                f"max_length {max_length} leaves no room for text: {self.folder} adds {special} special tokens to a "
+                f"text; use at least {special + 1}"
+            )
+        self._room = max_length - special
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Tokenize texts.
+
+        Args:
+            texts: N texts; an empty one has its special tokens.
+
+        Returns:
+            The texts in the given order, without padding. Segment ids are those that the tokenizer gives a single text:
+            0 in every supported family.
+
+        Raises:
+            DataError: a text is not a string of valid characters, or holds a token that the model has no embedding for.
+        """
+        return self.encode_counted(texts)[0]
+
+    def encode_counted(
+        self, texts: Sequence[str], what: str = "text", first: int = 0
+    ) -> tuple[Encoded, NDArray[np.int64]]:
+        """Tokenize texts, and count the tokens that each had before it was cut.
+
+        Args:
+            texts: N texts.
+            what: names a text in errors, before its number: `text`, `passage` or `question`.
+            first: the number of the first text, for errors.
+
+        Returns:
+            As `encode`, and the number of tokens of every text, special tokens included, [N] int64; it is above
+            `max_length` where a part of the text was cut off.
+
+        Raises:
+            DataError: as `encode`.
+        """
+        encoded, tokens = Encoded([], []), np.empty(len(texts), dtype=np.int64)
+        for start in range(0, len(texts), CHUNK):
+            for number, row in enumerate(self._encode(texts[start : start + CHUNK], what, first + start), start):
+                ids = np.array(row.ids, dtype=np.int32)
+                types = np.array(row.type_ids, dtype=np.int32) if self._gives_types else np.zeros_like(ids)
+                tokens[number] = len(ids)
+                if len(ids) > self.max_length:
+                    kept = self._kept(row)
+                    ids, types = ids[kept], types[kept]
+                encoded.ids.append(ids)
+                encoded.type_ids.append(types)
+        return encoded, tokens
+
+    def fingerprint(self) -> str:
+        """Return 32 hex characters that depend on everything that decides the ids: vocabulary, rules, length."""
+        rules = [self._tokenizer.to_str(pretty=False), str(self.max_length)]
+        rules += ["split"] * self._tokenizer.encode_special_tokens + ["no segments"] * (not self._gives_types)
+        return hashlib.blake2b("\0".join(rules).encode(), digest_size=16).hexdigest()
+
+    def _kept(self, row: Any) -> NDArray[np.bool_]:
+        """Which tokens of a text that is too long are kept, [T] bool: the special ones, and the first of the text."""
+        kept = sides_of(row) < 0
+        kept[np.flatnonzero(~kept)[: self._room]] = True
+        return kept
+
+    def _encode(self, texts: Sequence[str], what: str, start: int) -> list[Any]:
+        try:
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("not every text is a string")  # the library would take two texts in a tuple for a pair
+            rows: list[Any] = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
+        except (TypeError, ValueError) as error:  # UnicodeEncodeError (half a surrogate pair) is a ValueError
+            for number, text in enumerate(texts, start):
+                require_text(f"{what} {number}", text)
+            raise DataError(f"{what}s {start} to {start + len(texts) - 1} cannot be tokenized: {error}") from error
+        for number, row in enumerate(rows if self._beyond else [], start):
+            for token in self._beyond.keys() & set(row.ids):
+                raise DataError(
+                    f"{what} {number} holds {self._beyond[token]!r}, a token for which this model has no embedding; "
+                    f"remove it from the text, or from {self.folder}/tokenizer.json"
+                )
+        return rows
