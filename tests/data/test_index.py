@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -236,6 +237,24 @@ def test_documents_can_be_searched_as_if_they_were_not_there(tmp_path: Path) -> 
     assert index.holding([pid, "nowhere"]) == {pid: {"a", "c"}}
     assert [one.document for one in index.search("mount", 5, exclude={"a"})] == ["b", "c"]
     assert index.search("disk", 5, exclude={"a", "c", "unknown"}) == []
+
+
+def test_passages_are_looked_up_by_id_with_the_scores_that_a_search_gives_them(tmp_path: Path) -> None:
+    texts = {"a": "mount a disk", "b": "mount a folder", "c": "mount a disk", "d": "copy the keys"}
+    index = index_of(tmp_path / "index", texts)
+    found = {one.passage.text: one for one in index.search("mount the disk", 9)}
+    assert len(found) == 2
+    (keys,) = index.search("keys", 1)
+    wanted = [*(one.passage.pid for one in found.values()), keys.passage.pid, "nowhere"]
+    looked_up = index.look_up(wanted, "mount the disk")
+    assert looked_up == [found["mount a disk"], found["mount a folder"], replace(keys, score=0.0)]
+    (other,) = index.look_up(wanted[:1], "mount the disk", exclude={"a"})
+    assert (other.document, other.passage.text, other.score) == ("c", "mount a disk", found["mount a disk"].score)
+    assert index.look_up(wanted[:1], "mount", exclude={"a", "c"}) == []
+    assert [one.score for one in index.look_up(wanted[2:], "!?")] == [0.0]  # a question without a word
+    assert index.look_up([], "mount") == index.look_up(["nowhere"], "mount") == []
+    assert all(one.score > 0 for one in index.look_up(wanted, "use"))  # a heading
+    assert [one.score for one in index.look_up(wanted, "use", headings=False)] == [0.0] * 3
 
 
 def test_a_text_of_many_documents_counts_once(tmp_path: Path) -> None:

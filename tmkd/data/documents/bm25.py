@@ -57,7 +57,12 @@ def searchable(text: str) -> str:
 
 
 def build_query(
-    index: Any, text: str, fields: Mapping[str, float], *, exclude: tuple[str, Collection[str]] | None = None
+    index: Any,
+    text: str,
+    fields: Mapping[str, float],
+    *,
+    exclude: tuple[str, Collection[str]] | None = None,
+    only: Any | None = None,
 ) -> Any | None:
     """Make a query of any text; the text has no syntax.
 
@@ -68,21 +73,27 @@ def build_query(
         text: the text to search for.
         fields: the fields to search, with their weights.
         exclude: a field of exact values, and the values whose passages are left out.
+        only: a query of Tantivy; what it finds is found, with or without a word of the text, and nothing else is.
 
     Returns:
-        Tantivy's query; None if the text has no word.
+        Tantivy's query; None if the text has no word and `only` is None.
     """
+    tantivy = import_tantivy()
     words = list(dict.fromkeys(terms(text, asked=True)))
     words = ([word for word in words if word not in _STOP] or words)[:_MOST_WORDS]
-    if not words:
+    parts = []
+    if only is not None:  # it decides what is found, and adds nothing to the scores
+        parts.append((tantivy.Occur.Must, tantivy.Query.boost_query(only, 0.0)))
+    if words:
+        # quotes keep a word from being read as an operator
+        query = index.parse_query(" ".join(f'"{word}"' for word in words), list(fields), field_boosts=dict(fields))
+        parts.append((tantivy.Occur.Must if only is None else tantivy.Occur.Should, query))
+    if not parts:
         return None
-    # quotes keep a word from being read as an operator
-    query = index.parse_query(" ".join(f'"{word}"' for word in words), list(fields), field_boosts=dict(fields))
-    if exclude is None or not exclude[1]:
-        return query
-    tantivy = import_tantivy()
-    left_out = tantivy.Query.term_set_query(index.schema, exclude[0], sorted(exclude[1]))
-    return tantivy.Query.boolean_query([(tantivy.Occur.Must, query), (tantivy.Occur.MustNot, left_out)])
+    if exclude is not None and exclude[1]:
+        left_out = tantivy.Query.term_set_query(index.schema, exclude[0], sorted(exclude[1]))
+        parts.append((tantivy.Occur.MustNot, left_out))
+    return parts[0][1] if len(parts) == 1 else tantivy.Query.boolean_query(parts)
 
 
 def best(

@@ -144,23 +144,38 @@ class DocumentIndex:
             headings: whether to search the title and the headings as well as the text.
         """
         index, searcher = self._state
-        fields = _FIELDS if headings else {"text": 1.0}
-        query = build_query(index, question, fields, exclude=("document", exclude))
-
-        def read(address: Any) -> tuple[tuple[str, int], tuple[str, Passage]]:
-            key, place, passage = _stored(searcher.doc(address))
-            return (key, place), (key, passage)
-
+        query = build_query(index, question, _fields(headings), exclude=("document", exclude))
         found: dict[str, Found] = {}
         reach = k
         while True:  # the same text may be in several documents
-            hits = best(searcher, query, reach, searcher.num_docs, read)
+            hits = best(searcher, query, reach, searcher.num_docs, _reader(searcher))
             for (key, passage), score in hits:
                 found.setdefault(passage.pid, Found(passage, key, score))
             if len(found) >= k or len(hits) < reach:
                 return list(found.values())[:k]
             found.clear()
             reach *= 2
+
+    def look_up(
+        self, pids: Collection[str], question: str, *, exclude: Collection[str] = (), headings: bool = True
+    ) -> list[Found]:
+        """The passages with these ids, with their BM25 scores, best first; each once, and unknown ids are left out.
+
+        Args:
+            pids: ids of passages.
+            question: any text; a passage without a word of it has a score of 0.
+            exclude: as `search` takes it.
+            headings: as `search` takes it.
+        """
+        index, searcher = self._state
+        only = import_tantivy().Query.term_set_query(index.schema, "pid", sorted(pids))
+        query = build_query(index, question, _fields(headings), exclude=("document", exclude), only=only)
+        copies = sum(searcher.doc_freq("pid", pid) for pid in pids)
+        hits = best(searcher, query, copies, searcher.num_docs, _reader(searcher))
+        found: dict[str, Found] = {}
+        for (key, passage), score in hits:
+            found.setdefault(passage.pid, Found(passage, key, score))
+        return list(found.values())
 
     def holding(self, pids: Iterable[str]) -> dict[str, set[str]]:
         """For each passage id the keys of the documents that contain the passage; unknown ids are left out."""
@@ -271,6 +286,20 @@ def _stored(document: Any) -> tuple[str, int, Passage]:
     whole = json.loads(document["stored"][0])
     pid, text, title, headings, source, section, code = whole["passage"]
     return whole["document"], whole["place"], Passage(pid, text, title, tuple(headings), source, section, code=code)
+
+
+def _fields(headings: bool) -> dict[str, float]:
+    return _FIELDS if headings else {"text": 1.0}
+
+
+def _reader(searcher: Any) -> Callable[[Any], tuple[tuple[str, int], tuple[str, Passage]]]:
+    """What `best` reads of a hit: document and place, by which equal scores are ordered; document and passage."""
+
+    def read(address: Any) -> tuple[tuple[str, int], tuple[str, Passage]]:
+        key, place, passage = _stored(searcher.doc(address))
+        return (key, place), (key, passage)
+
+    return read
 
 
 def _digests(index: Any) -> dict[str, str]:
