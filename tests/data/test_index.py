@@ -19,7 +19,8 @@ from qa_fixtures import document, index_of
 
 from tmkd.core.errors import DataError, MissingExtraError
 from tmkd.data.documents.html import parse_html
-from tmkd.data.documents.index import CARD, Document, DocumentIndex, Found, update_index
+from tmkd.data.documents.index import Document, DocumentIndex, Found, update_index
+from tmkd.data.documents.index_files import CARD
 from tmkd.data.documents.json_lines import Fields
 from tmkd.data.documents.markdown import parse_markdown, parse_plain
 from tmkd.data.documents.reader import DocumentReader, Reading, index_documents

@@ -9,7 +9,8 @@ from qa_fixtures import document, index_of
 
 from tmkd.core.errors import DataError
 from tmkd.data.documents.bm25 import PassageIndex
-from tmkd.data.documents.index import CARD, DocumentIndex, update_index
+from tmkd.data.documents.index import DocumentIndex, update_index
+from tmkd.data.documents.index_files import CARD
 from tmkd.data.documents.passages import Passage
 from tmkd.data.documents.words import terms
 

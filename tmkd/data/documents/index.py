@@ -13,23 +13,19 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tmkd.core.errors import DataError
-from tmkd.core.files import disk_errors, write_json
-from tmkd.data.documents.bm25 import TOKENIZER, best, build_query, import_tantivy, searchable, use_tokenizer
+from tmkd.core.files import disk_errors
+from tmkd.data.documents.bm25 import best, build_query, import_tantivy, searchable
+from tmkd.data.documents.index_files import create_files, let_others_read, links_to, open_files, open_writer, unwritable
 from tmkd.data.documents.passages import Passage
 
-FORMAT = 2  # of the index: raise it when older indexes can no longer be read
-CARD = "tmkd-index.json"
 HEADING_WEIGHT = 0.5  # of a word in a heading, relative to a word in the text
-_HEAP = 128 << 20
 _FIELDS = {"text": 1.0, "headings": HEADING_WEIGHT}
 _LATER, _FIRST, _EMPTY = 0, 1, 2  # roles: a passage, a document's first passage, a document without any
 
@@ -114,8 +110,8 @@ class DocumentIndex:
         Raises:
             DataError: as `open`; it then still shows what it showed before.
         """
-        links = None if os.access(self.folder, os.W_OK) else _links_to(self.folder)
-        index = _open(self.folder, None if links is None else Path(links.name))
+        links = None if os.access(self.folder, os.W_OK) else links_to(self.folder)
+        index = open_files(self.folder, None if links is None else Path(links.name))
         self._state = (index, index.searcher())
         self._links = links  # this removes the links of before; what was opened through them stays open
 
@@ -208,8 +204,8 @@ def update_index(folder: Path, documents: Callable[[], Iterable[Document]]) -> C
     """
     folder = Path(folder)
     with disk_errors(folder):
-        index = _create(folder)
-        writer = _writer(index, folder)
+        index = create_files(folder)
+        writer = open_writer(index, folder)
         try:
             changes = _Update(index, writer).run(documents())
             writer.commit()
@@ -217,10 +213,10 @@ def update_index(folder: Path, documents: Callable[[], Iterable[Document]]) -> C
             with suppress(Exception):
                 writer.rollback()
             if isinstance(error, ValueError):  # as which the library raises errors of the disk
-                raise _unwritable(folder, error) from error
+                raise unwritable(folder, error) from error
             raise
         writer.wait_merging_threads()
-        _let_others_read(folder)
+        let_others_read(folder)
     changes.passages = len(DocumentIndex.open(folder))
     return changes
 
@@ -309,91 +305,3 @@ def _digests(index: Any) -> dict[str, str]:
     hits = searcher.search(query, max(1, searcher.search(query, 1, count=True).count), count=False).hits
     wholes = (json.loads(searcher.doc(address)["stored"][0]) for _, address in hits)
     return {whole["document"]: whole["digest"] for whole in wholes}
-
-
-def _schema(tantivy: Any) -> Any:
-    builder = tantivy.SchemaBuilder()
-    builder.add_text_field("text", tokenizer_name=TOKENIZER)
-    builder.add_text_field("headings", tokenizer_name=TOKENIZER)
-    builder.add_text_field("document", tokenizer_name="raw", index_option="basic")
-    builder.add_text_field("pid", tokenizer_name="raw", index_option="basic")
-    builder.add_unsigned_field("role", indexed=True)
-    builder.add_bytes_field("stored", stored=True)
-    return builder.build()
-
-
-def _links_to(folder: Path) -> TemporaryDirectory[str]:
-    """A folder of links to an index in a read-only folder; the library writes a lock file beside what it opens."""
-    links = TemporaryDirectory(prefix="tmkd-index-")
-    for path in folder.glob("*") if folder.is_dir() else ():
-        if path.suffix != ".lock":
-            Path(links.name, path.name).symlink_to(path.resolve())
-    return links
-
-
-def _let_others_read(folder: Path) -> None:
-    """Give two files of the index the mode that its other files have; the library lets only their owner read them."""
-    mode = (folder / CARD).stat().st_mode & 0o777
-    for name in ("meta.json", ".managed.json"):
-        with suppress(OSError):
-            (folder / name).chmod(mode)
-
-
-def _open(folder: Path, links: Path | None = None) -> Any:
-    tantivy = import_tantivy()
-    card = folder / CARD
-    how = f"make one with: tmkd index DOCS --out {folder}"
-    if not card.is_file():
-        if folder.exists():
-            raise DataError(f"{folder} {'holds no index' if folder.is_dir() else 'is a file, no index'}; name another")
-        raise DataError(f"{folder} is not there; {how}")
-    try:
-        written = json.loads(card.read_text(encoding="utf-8"))["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{card} is damaged ({type(error).__name__}: {error}); remove {folder} and {how}") from error
-    if written != FORMAT:
-        raise DataError(f"{folder} is an index of format {written!r}, this version reads {FORMAT}; remove it and {how}")
-    try:
-        index = use_tokenizer(tantivy.Index.open(str(links or folder)))
-        index.config_reader(reload_policy="manual")
-        index.reload()
-    except Exception as error:  # the library raises bare exceptions of many kinds
-        reason = str(error).strip().splitlines()[0]
-        if "ermission" in reason:
-            raise DataError(f"the index {folder} cannot be opened ({reason}); check who owns its files") from error
-        raise DataError(f"the index {folder} cannot be opened ({reason}); remove the folder and {how}") from error
-    return index
-
-
-def _create(folder: Path) -> Any:
-    """Open the index for writing; make it if there is none."""
-    tantivy = import_tantivy()
-    if (folder / CARD).is_file() and (folder / "meta.json").is_file():
-        return _open(folder)
-    if not (folder / CARD).is_file() and folder.exists():  # a card without an index: the first call was killed early
-        others = [] if not folder.is_dir() else [one for one in folder.iterdir() if not one.name.startswith(CARD)]
-        if others or not folder.is_dir():
-            raise DataError(f"{folder} is there already and holds no index; name another place with --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CARD, {"format": FORMAT})
-    tantivy.Index(_schema(tantivy), str(folder))
-    return _open(folder)
-
-
-def _unwritable(folder: Path, error: ValueError) -> DataError:
-    free = shutil.disk_usage(folder).free >> 20
-    return DataError(
-        f"the index {folder} cannot be written ({str(error).splitlines()[0]}; {free:,} MiB free on its disk); it is as "
-        "it was. Free some space, or use another --out"
-    )
-
-
-def _writer(index: Any, folder: Path) -> Any:
-    try:
-        return index.writer(_HEAP, num_threads=1)
-    except ValueError as error:
-        if "lock" not in str(error).lower():
-            raise
-        raise DataError(
-            f"another process is writing to the index {folder}; wait for it, or use another --out"
-        ) from error
