@@ -26,6 +26,7 @@ from tmkd.export.export import export_student
 from tmkd.inference.manifest import read_manifest
 from tmkd.inference.scorer import Scorer
 from tmkd.models.checkpoint import load_finished, load_student, save_student
+from tmkd.models.inputs import TokenInputs
 from tmkd.models.predict import score
 from tmkd.models.tokenizer import PairTokenizer
 
@@ -59,7 +60,7 @@ def raw_scores(passages: list[str] = PASSAGES) -> NDArray[np.float64]:
 
 def _scored(model: Any, tokenizer: PairTokenizer, passages: list[str] = PASSAGES) -> NDArray[np.float32]:
     encoded = tokenizer.encode([QUESTION] * len(passages), passages)
-    return score(model, encoded, tokenizer.pad_id, precision="fp32")
+    return score(model, TokenInputs(encoded, tokenizer.pad_id), precision="fp32")
 
 
 def test_transformers_pipeline_names_the_relevant_class_and_ranks_rightly(folder: Path) -> None:

@@ -14,6 +14,7 @@ from tmkd.models.checkpoint import load_student, save_student
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.encoders.interaction import InteractionEncoder, InteractionShape, StateBatch
 from tmkd.models.student import Student
+from tmkd.models.text_reader import TextReader
 from tmkd.models.text_states import TextStates, dequantised, padded, quantised, text_key
 
 QUESTIONS = ["how do I sort a list?", "what is a hash?"]
@@ -26,9 +27,7 @@ def encoder() -> Path:
 
 
 def a_batch(encoder: Path) -> StateBatch:
-    from tmkd.models.bi_encoder import _hidden_states
-
-    states = {row: hidden for row, hidden, _ in _hidden_states(encoder, [*QUESTIONS, *PASSAGES], 64, "fp32")}
+    states = {row: hidden for row, hidden, _ in TextReader(encoder, 64, "fp32").read([*QUESTIONS, *PASSAGES])}
     cosine = torch.from_numpy(cosine_logits(encoder, QUESTIONS, PASSAGES, 64, "fp32")[:, 1] / 10 + 0.5)
 
     def side(rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,6 +21,7 @@ from tmkd.models.checkpoint import load_encoder, load_finished, save_student
 from tmkd.models.encoders.families import takes_token_types
 from tmkd.models.encoders.forward import Batch, Packing
 from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
+from tmkd.models.inputs import TokenInputs
 from tmkd.models.predict import score
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
@@ -73,7 +74,9 @@ def test_logits_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     student, tokenizer = load_finished(folder, 2).eval(), PairTokenizer(folder, 96)
     encoded = tokenizer.encode(QUESTIONS, PASSAGES)
     assert sum(tokenizer.pad_id in ids for ids in encoded.ids) >= 2  # the texts hold the padding token itself
-    np.testing.assert_allclose(log_odds(score(student, encoded, tokenizer.pad_id, precision="fp32")), wanted, atol=1e-5)
+    np.testing.assert_allclose(
+        log_odds(score(student, TokenInputs(encoded, tokenizer.pad_id), precision="fp32")), wanted, atol=1e-5
+    )
     every = np.arange(len(QUESTIONS))
     ids, mask, types = pad(encoded.ids, encoded.type_ids, every, tokenizer.pad_id)
     given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}

@@ -17,6 +17,7 @@ from tmkd.core.errors import EncoderError
 from tmkd.models.checkpoint import load_encoder, load_student, save_student, word_embeddings
 from tmkd.models.encoders.forward import Batch
 from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
+from tmkd.models.inputs import TokenInputs
 from tmkd.models.student import Student
 from tmkd.pipeline.run import Run
 from tmkd.teachers.ensemble import ensemble_logits
@@ -226,9 +227,9 @@ def test_bilstm_learns(tmp_path: Path) -> None:
     student, tokenizer = lstm_student(tmp_path), PairTokenizer(tmp_path / "tiny", 64)
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
     loss = GoldenLoss(torch.from_numpy(pairs.labels))
-    data, config = TrainingSet(encoded, tokenizer.pad_id), TrainerConfig(5e-3, 20, 16, 0)
+    data, config = TrainingSet(TokenInputs(encoded, tokenizer.pad_id)), TrainerConfig(5e-3, 20, 16, 0)
     Trainer(student, data, loss, config, name="t", state_folder=tmp_path / "s").fit()
-    right = score(student, encoded, tokenizer.pad_id).argmax(1) == pairs.labels
+    right = score(student, TokenInputs(encoded, tokenizer.pad_id)).argmax(1) == pairs.labels
     assert right.mean() > 0.95
 
 

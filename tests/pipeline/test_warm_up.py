@@ -21,6 +21,7 @@ from tmkd.models.batching import pack, pad
 from tmkd.models.bi_encoder import cosine_by_token, cosine_logits
 from tmkd.models.checkpoint import load_encoder, load_student
 from tmkd.models.encoders.forward import Batch, Packing
+from tmkd.models.inputs import TokenInputs
 from tmkd.models.predict import score
 from tmkd.models.student import SHARPNESS, Student
 from tmkd.models.tokenizer import PairTokenizer
@@ -46,7 +47,9 @@ def test_it_learns_the_encoders_bi_encoder_cosine(tiny_recipe: Path, tmp_path: P
     step = warm_up(Workspace(tmp_path / "w"), recipe, numbers, pairs)
     model, tokenizer = load_student(step.folder), PairTokenizer(step.folder, 64)
     assert model.encoder.layers == 3  # whole, not cut as the student is
-    logits = score(model, tokenizer.encode(pairs.questions, pairs.passages), tokenizer.pad_id, precision="fp32")
+    logits = score(
+        model, TokenInputs(tokenizer.encode(pairs.questions, pairs.passages), tokenizer.pad_id), precision="fp32"
+    )
     cosine = cosine_logits(Path(recipe.encoder), pairs.questions, pairs.passages, 64)[:, 1]
     learned, expected = (_minus_its_question(values, pairs) for values in (logits[:, 1] - logits[:, 0], cosine))
     assert np.corrcoef(learned, expected)[0, 1] > 0.8

@@ -13,6 +13,7 @@ from encoder_fixtures import tiny
 
 from tmkd.core.hardware import device
 from tmkd.models.checkpoint import load_encoder, save_student
+from tmkd.models.inputs import TokenInputs
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training import trainer, training_set
@@ -48,7 +49,7 @@ recorders = pytest.mark.parametrize(
 def set_of(folder: Path) -> TrainingSet:
     tokenizer, rows = PairTokenizer(folder, 64), pair_rows()
     encoded = tokenizer.encode([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows])
-    return TrainingSet(encoded, tokenizer.pad_id)
+    return TrainingSet(TokenInputs(encoded, tokenizer.pad_id))
 
 
 def setting(folder: Path) -> MicroBatchGradients:
@@ -60,7 +61,7 @@ def setting(folder: Path) -> MicroBatchGradients:
     objectives = hidden_states_objective(student.encoder, folder / "teacher", HiddenStatesConfig(10.0, "fp32"))
     assert len(objectives) == 1
     data = set_of(source)
-    soft = torch.randn(len(data.encoded.ids), 2, 2, generator=torch.Generator().manual_seed(1)).to(device())
+    soft = torch.randn(len(data.inputs.encoded.ids), 2, 2, generator=torch.Generator().manual_seed(1)).to(device())
     for module in (student, *objectives):
         module.to(device())
     loss = TotalLoss(lambda output, rows: soft_kl(output.soft, soft[rows]).sum(dim=1), objectives)

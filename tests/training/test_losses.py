@@ -17,6 +17,7 @@ from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs
 from tmkd.models.batching import grouped_epoch_steps
 from tmkd.models.checkpoint import load_encoder
+from tmkd.models.inputs import TokenInputs
 from tmkd.models.student import Student, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.preflight import require_comparable
@@ -242,7 +243,7 @@ def grouped_run(folder: Path, budget: int, monkeypatch: pytest.MonkeyPatch, die_
     model = Student(load_encoder(source, 2, layers=1, dropout=0.0), 2, 2)
     tokenizer = PairTokenizer(source, 64)
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
-    data = TrainingSet(encoded, tokenizer.pad_id, questions)
+    data = TrainingSet(TokenInputs(encoded, tokenizer.pad_id), questions)
     config = TrainerConfig(1e-3, 2, 12, seed=1, precision="fp32")
     Trainer(model, data, counted, config, name="t", state_folder=folder / "s").fit()
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
@@ -265,7 +266,7 @@ def gradient(
     encoded = tokenizer.encode([str(r["question"]) for r in rows], [str(r["passage"]) for r in rows])
     torch.manual_seed(0)
     model = Student(load_encoder(source, 2, layers=1, dropout=dropout), 2, 2).train()
-    micro = MicroBatchGradients(model, TrainingSet(encoded, tokenizer.pad_id), TotalLoss(loss), bf16=False)
+    micro = MicroBatchGradients(model, TrainingSet(TokenInputs(encoded, tokenizer.pad_id)), TotalLoss(loss), bf16=False)
     found = (WholeStepGradients(micro) if whole_step else micro)(np.arange(24), 5)
     return found, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 

@@ -13,6 +13,7 @@ from encoder_fixtures import tiny
 
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.forward import Batch
+from tmkd.models.inputs import TokenInputs
 from tmkd.models.student import Student, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training import training_set
@@ -58,7 +59,7 @@ def test_an_objective_has_the_gradient_of_a_loss_that_it_is_part_of(
         torch.manual_seed(0)
         model = Student(load_encoder(source, 2, layers=1, dropout=0.0), 2).train()
         torch.nn.init.normal_(model.golden.weight)
-        micro = MicroBatchGradients(model, TrainingSet(encoded, tokenizer.pad_id), loss, bf16=False)
+        micro = MicroBatchGradients(model, TrainingSet(TokenInputs(encoded, tokenizer.pad_id)), loss, bf16=False)
         value = (WholeStepGradients(micro) if whole else micro)(np.arange(24), 5)
         return value, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 

@@ -17,7 +17,8 @@ from tmkd.models.batching import epoch_steps, length_sorted_batches, micro_batch
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.encoders.forward import PairEncoder
-from tmkd.models.predict import make_batch, score
+from tmkd.models.inputs import TokenInputs
+from tmkd.models.predict import score
 from tmkd.models.student import Student, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training import state, training_set
@@ -62,7 +63,7 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch:
             return plain(output, rows)
 
         encoded = tokenizer.encode(pairs.questions, pairs.passages)
-        data = TrainingSet(encoded, tokenizer.pad_id)
+        data = TrainingSet(TokenInputs(encoded, tokenizer.pad_id))
         Trainer(model, data, loss, config, name="t", state_folder=folder).fit()
         return model
 
@@ -81,16 +82,16 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(tmp_path: Path, monke
         encoded = tokenizer.encode(pairs.questions, pairs.passages)
         config = TrainerConfig(1e-4, 1, 16, seed=0, precision="fp32")
         loss = GoldenLoss(torch.from_numpy(pairs.labels))
-        data = TrainingSet(encoded, tokenizer.pad_id)
+        data = TrainingSet(TokenInputs(encoded, tokenizer.pad_id))
         Trainer(model, data, loss, config, name="t", state_folder=tmp_path / str(budget)).fit()
-        results.append(score(model, encoded, tokenizer.pad_id, precision="fp32"))
+        results.append(score(model, TokenInputs(encoded, tokenizer.pad_id), precision="fp32"))
     np.testing.assert_allclose(results[0], results[1], atol=2e-4)
 
 
 def trained(model: Student, tokenizer: PairTokenizer, pairs: Pairs, loss: PairLoss, config: TrainerConfig,
             folder: Path) -> tuple[Trainer, list[CurvePoint]]:  # fmt: skip
     """A trainer that has trained, and its curve."""
-    data = TrainingSet(tokenizer.encode(pairs.questions, pairs.passages), tokenizer.pad_id)
+    data = TrainingSet(TokenInputs(tokenizer.encode(pairs.questions, pairs.passages), tokenizer.pad_id))
     trainer = Trainer(model, data, loss, config, name="t", state_folder=folder)
     return trainer, trainer.fit()
 
@@ -163,7 +164,7 @@ def test_every_attention_gives_the_same_outputs_and_gradients(
     for how in ("matmul", attention):
         monkeypatch.setattr(hardware, "_forced_attention", how)
         model.zero_grad()
-        output = model(make_batch(model, encoded, tokenizer.pad_id, np.arange(len(pairs)), bf16=False))
+        output = model(TokenInputs(encoded, tokenizer.pad_id).batch(model, np.arange(len(pairs)), bf16=False))
         golden_loss(output.golden, torch.from_numpy(pairs.labels)).mean().backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((output.golden.detach(), gradient))
@@ -180,7 +181,7 @@ def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
     assert isinstance(model.encoder, PairEncoder)
     before = model.encoder.base.embeddings.word_embeddings.weight.clone()
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
-    data, config = TrainingSet(encoded, tokenizer.pad_id), TrainerConfig(3e-4, 12, 8, seed=0)
+    data, config = TrainingSet(TokenInputs(encoded, tokenizer.pad_id)), TrainerConfig(3e-4, 12, 8, seed=0)
     curve = Trainer(model, data, GoldenLoss(labels), config, name="t", state_folder=tmp_path).fit()
     losses = [point["loss"] for point in curve]  # one point per step, 8 steps an epoch
     assert np.mean(losses[-8:]) < 0.2 * np.mean(losses[:8])
@@ -190,7 +191,7 @@ def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
     model, tokenizer, pairs = setting()
     encoded = tokenizer.encode(pairs.questions, pairs.passages)
-    data, config = TrainingSet(encoded, tokenizer.pad_id), TrainerConfig(1e-4, 1, 8, 0)
+    data, config = TrainingSet(TokenInputs(encoded, tokenizer.pad_id)), TrainerConfig(1e-4, 1, 8, 0)
     trainer = Trainer(
         model, data, lambda output, rows: output.golden.sum(1) * torch.nan, config, name="t", state_folder=tmp_path
     )

@@ -31,6 +31,7 @@ from tmkd.inference.manifest import read_manifest
 from tmkd.inference.scorer import TOKEN_BUDGET
 from tmkd.models.batching import engine_batches, pad
 from tmkd.models.checkpoint import load_encoder
+from tmkd.models.inputs import TokenInputs
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training.losses import GoldenLoss
@@ -151,7 +152,7 @@ def _training(model: Weights, pairs: BenchPairs, count: int) -> Seconds:
     encoded = tokenizer.encode(questions, passages)
     seconds: Seconds = defaultdict(float, tokenizing=time.perf_counter() - start)
     loss, config = GoldenLoss(torch.tensor(labels)), TrainerConfig(1e-5, 1, 32, 0)
-    data = TrainingSet(encoded, tokenizer.pad_id)
+    data = TrainingSet(TokenInputs(encoded, tokenizer.pad_id))
     with tempfile.TemporaryDirectory() as state, profile(use_kineto=False) as profiler:
         Trainer(student, data, loss, config, name="profile", state_folder=Path(state)).fit()
     for event in profiler.key_averages():

@@ -7,25 +7,15 @@ task.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tmkd.core.console import progress
-from tmkd.core.errors import EncoderError
-from tmkd.core.hardware import device, use_bf16
-from tmkd.models.batching import length_sorted_batches, pad
-from tmkd.models.encoders.find import weight_files
-from tmkd.models.encoders.tensors import require_finite
 from tmkd.models.student import SHARPNESS
-from tmkd.models.tokenizer import PairTokenizer
-from tmkd.models.tokenizer_files import load_tokenizer
-
-TOKENS = 4096  # most tokens of a batch
+from tmkd.models.text_reader import TextReader, unit_mean
 
 
 def cosine_logits(
@@ -65,9 +55,11 @@ def embed(folder: Path, texts: Sequence[str], max_length: int, precision: str = 
         [N, d] float32; [0, 0] for no texts.
     """
     found: NDArray[np.float32] | None = None
-    for row, hidden, _ in _hidden_states(folder, texts, max_length, precision):
-        found = np.empty((len(texts), hidden.shape[1]), dtype=np.float32) if found is None else found
-        found[row] = _unit_mean(hidden)
+    with progress("embed", len(texts), "texts") as bar:
+        for row, hidden, _ in TextReader(folder, max_length, precision).read(texts):
+            found = np.empty((len(texts), hidden.shape[1]), dtype=np.float32) if found is None else found
+            found[row] = unit_mean(hidden)
+            bar.advance(1)
     return np.empty((0, 0), dtype=np.float32) if found is None else found
 
 
@@ -98,69 +90,12 @@ def cosine_by_token(
     pairs_by_text, texts = list(pairs_of.values()), list(pairs_of)
     cosine = np.empty(len(passages), dtype=np.float32)
     by_token = [np.empty(0, dtype=np.float16)] * len(passages)
-    for row, hidden, own in _hidden_states(folder, texts, max_length, precision):
-        mean = _unit_mean(hidden)
-        for pair in pairs_by_text[row]:
-            question = embeddings[numbers[questions[pair]]]
-            cosine[pair] = mean @ question
-            by_token[pair] = (hidden[own] @ question).astype(np.float16)
+    with progress("embed", len(texts), "texts") as bar:
+        for row, hidden, own in TextReader(folder, max_length, precision).read(texts):
+            mean = unit_mean(hidden)
+            for pair in pairs_by_text[row]:
+                question = embeddings[numbers[questions[pair]]]
+                cosine[pair] = mean @ question
+                by_token[pair] = (hidden[own] @ question).astype(np.float16)
+            bar.advance(1)
     return cosine, by_token
-
-
-def _require_whole(about: Mapping[str, Any], folder: Path) -> None:
-    """Refuse an encoder of which transformers left weights at random; the pooler is not used."""
-    left = [*about["missing_keys"], *(one[0] for one in about["mismatched_keys"])]
-    missing = sorted(name for name in left if not name.startswith("pooler."))
-    if missing:
-        raise EncoderError(
-            f"{folder}: {len(missing)} weights are missing or of another shape, first {missing[0]}; "
-            "this checkpoint does not hold the model that its config.json names",
-            source=folder,
-        )
-
-
-def _unit_mean(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-    mean = hidden.mean(axis=0)
-    unit: NDArray[np.float32] = mean / max(float(np.linalg.norm(mean)), 1e-12)
-    return unit
-
-
-def _hidden_states(
-    folder: Path, texts: Sequence[str], max_length: int, precision: str
-) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.bool_]]]:
-    """Run the encoder on texts, in the order of their length.
-
-    Yields:
-        Index of the text, last hidden states of its tokens [T, d], and which tokens are not special ones [T] bool.
-    """
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    where = device()
-    logging.disable_progress_bar()  # transformers shows one while it reads weights
-    weight_files(folder)  # refuses what transformers would read otherwise
-    model, about = AutoModel.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-    )
-    _require_whole(about, folder)
-    require_finite(model.state_dict(), folder)
-    model.to(where).eval()
-    tokenizer = load_tokenizer(folder)
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
-    encoded = tokenizer.encode_batch(list(texts))
-    ids = [np.array(one.ids, dtype=np.int64) for one in encoded]
-    own = [np.array(one.special_tokens_mask) == 0 for one in encoded]
-    types = [np.zeros_like(row) for row in ids]
-    pad_id = PairTokenizer(folder, max_length).pad_id
-    with (
-        progress("embed", len(ids), "texts") as bar,
-        torch.inference_mode(),
-        torch.autocast(where.type, torch.bfloat16, enabled=use_bf16(precision)),
-    ):
-        for rows in length_sorted_batches(np.array([len(row) for row in ids]), TOKENS):
-            input_ids, mask, _ = (torch.from_numpy(a).to(where) for a in pad(ids, types, rows, pad_id))
-            hidden = model(input_ids=input_ids, attention_mask=mask).last_hidden_state.float().cpu().numpy()
-            for row, of_text in zip(rows, hidden, strict=True):
-                yield int(row), of_text[: len(ids[row])], own[row]
-            bar.advance(len(rows))

@@ -53,6 +53,13 @@ class TextTokenizer:
             )
         self._room = max_length - special
 
+    @property
+    def around(self) -> tuple[int, int]:
+        """How many special tokens stand before and after every text."""
+        sides = sides_of(self._tokenizer.encode("a"))
+        before = int(np.argmax(sides >= 0))
+        return before, int((sides < 0).sum()) - before
+
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Tokenize texts.
 

@@ -62,11 +62,12 @@ class Teacher:
 
     def score_pairs(self, questions: Sequence[str], passages: Sequence[str]) -> ScoredPairs:
         """As `Scorer.score_pairs`."""
+        from tmkd.models.inputs import TokenInputs
         from tmkd.models.predict import score
 
         encoded, tokens = self._tokenizer.encode_counted(questions, passages)
         with self._lock:
-            logits = score(self._model, encoded, self._tokenizer.pad_id)
+            logits = score(self._model, TokenInputs(encoded, self._tokenizer.pad_id))
         return ScoredPairs(logits, tokens > self.max_length, tokens)
 
 

@@ -15,6 +15,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.models.card import has_card, read_card
 from tmkd.models.checkpoint import load_finished, most_tokens, require_fit
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
+from tmkd.models.inputs import TokenInputs
 from tmkd.models.label_map import order_of_two, reorder
 from tmkd.models.predict import require_finite_logits, score
 from tmkd.models.ready import head_classes, require_log_odds
@@ -123,9 +124,9 @@ class EncoderTeacher:
             EncoderError: a weight is not finite.
             LabelError: a logit is not finite.
         """
-        encoded = self.tokenizer.encode(pairs.questions, pairs.passages)
+        inputs = TokenInputs(self.tokenizer.encode(pairs.questions, pairs.passages), self.tokenizer.pad_id)
         with named(f"teacher {self.name}"):
             model = self.model
-        logits = score(model, encoded, self.tokenizer.pad_id, precision=self.precision)
+        logits = score(model, inputs, precision=self.precision)
         require_finite_logits(logits, pairs, f"teacher {self.name} ({self.folder})", self.precision)
         return logits

@@ -18,9 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tmkd.models.batching import pad
 from tmkd.models.encoders.forward import Batch
+from tmkd.models.inputs import Rows, TokenInputs
 from tmkd.models.student import Student
 from tmkd.training.objectives import TotalLoss
-from tmkd.training.training_set import Rows, TrainingSet
+from tmkd.training.training_set import TrainingSet
 
 WIDTH = 32  # steps are padded to a multiple of this many tokens: fewer shapes mean fewer graphs
 WARM = 3  # how often a step runs before it is recorded: libraries initialise themselves on first use
@@ -48,7 +49,7 @@ class GraphedGradients:
 
     Args:
         model: The student, in training mode, on the device.
-        data: What it is trained on.
+        data: What it is trained on, as token ids.
         loss: All its tensors lie on the device, and it never copies a number from the device to the CPU.
         bf16: Whether to compute in bfloat16 (autocast).
         record: Turns work into work that replays it; CUDA graphs unless given.
@@ -63,6 +64,9 @@ class GraphedGradients:
         bf16: bool,
         record: Callable[[Work], Work] | None = None,
     ) -> None:
+        if not isinstance(data.inputs, TokenInputs):
+            raise ValueError("only steps over token ids are recorded")
+        self.inputs = data.inputs
         self.model, self.data, self.loss, self.bf16 = model, data, loss, bf16
         self.record = record or _Recorder()
         self.shapes: dict[tuple[int, int], _Shape] = {}
@@ -82,8 +86,8 @@ class GraphedGradients:
         Returns:
             The loss, the mean over the pairs.
         """
-        encoded = self.data.encoded
-        ids, mask, types = pad(encoded.ids, encoded.type_ids, rows, self.data.pad_id, WIDTH)
+        encoded = self.inputs.encoded
+        ids, mask, types = pad(encoded.ids, encoded.type_ids, rows, self.inputs.pad_id, WIDTH)
         given = torch.from_numpy(np.stack([ids, mask, types]))
         for parameter, gradient in self.learning:
             parameter.grad = gradient

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tmkd.core.hardware import device
-from tmkd.models.predict import make_batch
+from tmkd.models.inputs import Rows
 from tmkd.models.student import Student, StudentOutput
 from tmkd.training.cuda_graphs import GraphedGradients
 from tmkd.training.objectives import TotalLoss
-from tmkd.training.training_set import Rows, TrainingSet
+from tmkd.training.training_set import TrainingSet
 
 Gradients = Callable[[Rows, int], float]
 """(rows of a step, seed of its dropout) -> the step's loss, the mean over its pairs. Adds to the gradients in place.
@@ -65,7 +65,7 @@ class MicroBatchGradients:
         Returns:
             As `TotalLoss.run`.
         """
-        batch = make_batch(self.model, self.data.encoded, self.data.pad_id, part, bf16=self.bf16)
+        batch = self.data.inputs.batch(self.model, part, bf16=self.bf16)
         with torch.autocast(device().type, torch.bfloat16, enabled=self.bf16):
             return loss.run(self.model, batch, places)
 

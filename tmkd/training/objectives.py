@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from tmkd.models.encoders.forward import Batch
-from tmkd.models.student import Student, StudentOutput
+from tmkd.models.student import AnyBatch, Student, StudentOutput
 
 PairLoss = Callable[[StudentOutput, Tensor], Tensor]
 """A main loss: (output for n pairs, their rows in the training set [n] int64) -> the loss of each pair, [n]."""
@@ -56,7 +56,7 @@ class TotalLoss:
         self.objectives = tuple(objectives)
         self.layers = tuple(sorted({layer for objective in objectives for layer in objective.layers}))
 
-    def run(self, model: Student, batch: Batch, rows: Tensor) -> tuple[StudentOutput, list[Tensor]]:
+    def run(self, model: Student, batch: AnyBatch, rows: Tensor) -> tuple[StudentOutput, list[Tensor]]:
         """Run the model, and compute the weighted auxiliary losses (in the caller's autocast mode).
 
         Args:
@@ -68,6 +68,9 @@ class TotalLoss:
             The output, and for each objective its weighted loss of each pair, [n].
         """
         output: StudentOutput = model(batch, self.layers)
+        if not self.objectives:
+            return output, []
+        assert isinstance(batch, Batch), "auxiliary objectives are of students that read token ids"
         return output, [objective.weight * objective.loss(output, batch, rows) for objective in self.objectives]
 
     def total(self, output: StudentOutput, auxiliary: Sequence[Tensor], rows: Tensor) -> Tensor:

@@ -20,11 +20,12 @@ from tmkd.config.sections import Training
 from tmkd.core.console import progress
 from tmkd.core.errors import Diverged
 from tmkd.core.hardware import device, use_bf16
+from tmkd.models.inputs import Rows
 from tmkd.models.student import Student
 from tmkd.training.gradients import dropout_seed, gradients_of
 from tmkd.training.objectives import AuxiliaryObjective, PairLoss, TotalLoss
 from tmkd.training.state import CurvePoint, LearningCurve, TrainingState
-from tmkd.training.training_set import Rows, TrainingSet
+from tmkd.training.training_set import TrainingSet
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +101,8 @@ class Trainer:
 
     Example:
         >>> trainer = Trainer(  # doctest: +SKIP
-        ...     model, TrainingSet(encoded, tokenizer.pad_id), GoldenLoss(labels), TrainerConfig(1e-4, 3, 32, seed=0),
-        ...     name="finetune", state_folder=folder / "state",
+        ...     model, TrainingSet(TokenInputs(encoded, tokenizer.pad_id)), GoldenLoss(labels),
+        ...     TrainerConfig(1e-4, 3, 32, seed=0), name="finetune", state_folder=folder / "state",
         ... )
         >>> curve = trainer.fit()  # doctest: +SKIP
     """

@@ -16,6 +16,7 @@ def train(options):
 
     from tmkd.core.hardware import prepare
     from tmkd.models.checkpoint import load_encoder
+    from tmkd.models.inputs import TokenInputs
     from tmkd.models.student import Student
     from tmkd.models.tokenizer import PairTokenizer
     from tmkd.training.losses import GoldenLoss
@@ -29,7 +30,7 @@ def train(options):
 
     def run(questions, passages, labels):
         config = TrainerConfig(1e-5, 1, 32, 0, precision=options.get("precision", "auto"))
-        data = TrainingSet(tokenizer.encode(questions, passages), tokenizer.pad_id)
+        data = TrainingSet(TokenInputs(tokenizer.encode(questions, passages), tokenizer.pad_id))
         loss = GoldenLoss(torch.tensor(labels))
         with tempfile.TemporaryDirectory() as state:
             Trainer(model, data, loss, config, name="tmkd", state_folder=Path(state)).fit()
@@ -41,6 +42,7 @@ def score(options):
     from tmkd.core.hardware import prepare
     from tmkd.models.checkpoint import load_student
     from tmkd.models.encoders.forward import ModuleEncoder
+    from tmkd.models.inputs import TokenInputs
     from tmkd.models.predict import score
     from tmkd.models.tokenizer import PairTokenizer
 
@@ -51,8 +53,8 @@ def score(options):
         model.encoder = ModuleEncoder(model.encoder.model, dropout=0.0, freeze_embeddings=True)
 
     def run(questions, passages, labels):
-        encoded = tokenizer.encode(questions, passages)
-        logits = score(model, encoded, tokenizer.pad_id, precision=options.get("precision", "auto"))
+        inputs = TokenInputs(tokenizer.encode(questions, passages), tokenizer.pad_id)
+        logits = score(model, inputs, precision=options.get("precision", "auto"))
         return logits[:, 1] - logits[:, 0]
 
     return run

@@ -12,6 +12,7 @@ from tmkd.core.files import write_json
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import Origin
 from tmkd.models.checkpoint import save_student
+from tmkd.models.inputs import TokenInputs
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.store.token_cache import tokens_of
 from tmkd.pipeline.store.workspace import Workspace
@@ -43,10 +44,11 @@ def training_set(
         replay: Pairs that are replayed; none unless given.
         replayed: How many pairs of a full step are replayed ones.
     """
-    encoded = tokens_of(workspace, tokenizer, pairs)
+    inputs = TokenInputs(tokens_of(workspace, tokenizer, pairs), tokenizer.pad_id)
     if replay is not None:
-        return TrainingSet.with_replay(encoded, tokens_of(workspace, tokenizer, replay), tokenizer.pad_id, replayed)
-    return TrainingSet(encoded, tokenizer.pad_id, questions)
+        pool = TokenInputs(tokens_of(workspace, tokenizer, replay), tokenizer.pad_id)
+        return TrainingSet.with_replay(inputs, pool, replayed)
+    return TrainingSet(inputs, questions)
 
 
 def fit_and_save(

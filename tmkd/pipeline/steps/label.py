@@ -16,6 +16,7 @@ from tmkd.core.errors import TmkdError, named
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
+from tmkd.models.inputs import TokenInputs
 from tmkd.models.predict import require_finite_logits, score, score_heads
 from tmkd.models.student import Combination, combine
 from tmkd.models.tokenizer import PairTokenizer
@@ -202,14 +203,14 @@ def _fill(store: LabelStore, model: Step, pairs: Pairs, how: _Labelling, workspa
         student = load_student(model.folder)
     logger.info(f"{how.name}: {student.encoder.path}")
     tokenizer = PairTokenizer(model.folder, read_card(model.folder).max_length)
-    encoded = tokens_of(workspace, tokenizer, pairs)
+    inputs = TokenInputs(tokens_of(workspace, tokenizer, pairs), tokenizer.pad_id)
     # Chunks hold pairs of similar length, so their batches hold almost no padding.
-    order = missing[np.argsort(-encoded.lengths[missing], kind="stable")]
+    order = missing[np.argsort(-inputs.lengths[missing], kind="stable")]
     ids = np.array(pairs.pair_ids)
     with progress(f"label with {how.name}", len(pairs), done=len(pairs) - len(missing)) as bar:
         for start in range(0, len(order), CHUNK):
             rows = order[start : start + CHUNK]
-            logits = how.score(student, encoded, tokenizer.pad_id, rows, how.precision)
+            logits = how.score(student, inputs, rows, how.precision)
             logits = logits.reshape(len(rows), -1)
             require_finite_logits(logits, pairs.take(rows), f"{how.name} ({model.folder})", how.precision)
             store.append(list(ids[rows]), logits)

@@ -19,6 +19,7 @@ from tmkd.evaluation.results import ENSEMBLE, ModelOutput
 from tmkd.evaluation.speed import measure_speed
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
+from tmkd.models.inputs import TokenInputs
 from tmkd.models.predict import score
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.finished_run import FinishedRun
@@ -97,6 +98,7 @@ def _scorer(folder: Path, precision: str) -> Any:
     tokenizer = PairTokenizer(folder, read_card(folder).max_length)
 
     def run(questions: Any, passages: Any) -> NDArray[np.float32]:
-        return score(model, tokenizer.encode(questions, passages), tokenizer.pad_id, precision=precision)
+        inputs = TokenInputs(tokenizer.encode(questions, passages), tokenizer.pad_id)
+        return score(model, inputs, precision=precision)
 
     return run

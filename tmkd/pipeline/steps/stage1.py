@@ -94,5 +94,5 @@ def _hidden_states(model: Student, spec: StudentSpec, data: TrainingSet, folder:
     found = hidden_states_objective(model.encoder, spec.begin.folder, config)
     if spec.recipe.stage1.epochs > 1:  # a single pass reads no pair twice
         for objective in found:
-            objective.store(state_folder(folder), data.encoded.lengths)
+            objective.store(state_folder(folder), data.lengths)
     return [*found]
