@@ -1,12 +1,12 @@
 """The encoder of a student that reads passages once (METHOD.md, "A student that reads passages once").
 
 A pre-trained encoder E reads question and passage, each without the other. A few small layers then let the tokens of
-the question attend to the states of the passage, to each other, and to nothing else. So a passage costs E once, when it
-is indexed, and a question costs E once, however many passages there are.
+the question attend to each other and to the states of the passage, and to nothing else. So a passage costs E once, when
+it is indexed, and a question costs E once, however many passages there are.
 
-h is the mean of the question's tokens after the last layer, and beside it the cosine of the two embeddings. The heads
-of `tmkd.models.student.Student` are linear in it like those of every student. They start at zero but for the cosine
-(`start_at_cosine`), so training starts exactly at the bi-encoder cosine.
+h is the first token's vector after the last layer (or the mean of all), and beside it the cosine of the two embeddings.
+The heads of `tmkd.models.student.Student` are linear in it like those of every student. They start at zero but for the
+cosine (`start_at_cosine`), so training starts exactly at the bi-encoder cosine.
 
 Kin: MORES (Gao et al. 2020, "Modularized Transfomer-based Ranking Framework"), PreTTR (MacAvaney et al. 2020,
 "Efficient Document Re-Ranking for Transformers by Precomputing Term Representations"), DeFormer (Cao et al. 2020).
@@ -48,8 +48,10 @@ class InteractionShape:
         layers: How many there are.
         heads: Attention heads of each; `width` is a multiple of it.
         ffn: The inner width of the feed-forward part.
-        asks: Which tokens of the question attend to the passage: `all`, or the `first` alone.
-        self_attention: Whether they attend to each other, too.
+        asks: Which tokens of the question attend to the passage in the last layer: the `first` alone, whose vector is
+            then h, or `all`, and h is their mean. In the layers before it all do.
+        self_attention: Whether the question's tokens attend to each other, too, before they attend to the passage. In
+            the first layer this is the same for all passages of a question.
     """
 
     encoder_width: int
@@ -58,8 +60,8 @@ class InteractionShape:
     layers: int = 2
     heads: int = 6
     ffn: int = 768
-    asks: Literal["all", "first"] = "all"
-    self_attention: bool = False
+    asks: Literal["all", "first"] = "first"
+    self_attention: bool = True
 
 
 class StateBatch(NamedTuple):
@@ -133,7 +135,7 @@ class Attention(nn.Module):
 
 
 class InteractionLayer(nn.Module):
-    """One layer, pre-norm: x += attention to the passage; x += attention to the question; x += feed-forward.
+    """One layer, pre-norm: x += attention to the question; x += attention to the passage; x += feed-forward.
 
     Args:
         shape: Its sizes.
@@ -143,28 +145,35 @@ class InteractionLayer(nn.Module):
     def __init__(self, shape: InteractionShape, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
-        self.to_passage = Attention(shape.width, shape.state_size, shape.heads)
-        self.norm = nn.LayerNorm(shape.width)
         self.to_question = Attention(shape.width, shape.width, shape.heads) if shape.self_attention else None
         self.question_norm = nn.LayerNorm(shape.width) if shape.self_attention else None
+        self.to_passage = Attention(shape.width, shape.state_size, shape.heads)
+        self.passage_norm = nn.LayerNorm(shape.width)
         self.inner, self.outer = nn.Linear(shape.width, shape.ffn), nn.Linear(shape.ffn, shape.width)
         self.ffn_norm = nn.LayerNorm(shape.width)
 
-    def forward(self, x: Tensor, question_mask: Tensor, states: Tensor, passage_mask: Tensor) -> Tensor:
-        """Compute the next x, [n, Tq, w].
+    def forward(
+        self, x: Tensor, question_mask: Tensor, states: Tensor, passage_mask: Tensor, asking: int | None = None
+    ) -> Tensor:
+        """Compute the next vectors of the tokens that ask.
 
         Args:
-            x: [n, Tq, w]; [1, Tq, w] before the first layer where all pairs have one question.
+            x: Vectors of the question's tokens, [n, Tq, w]; [1, Tq, w] before the first layer where all pairs have one
+                question.
             question_mask: As `added_mask` makes it.
             states: The passages' states, scaled by `unit`, [n, Tp, k].
             passage_mask: As `added_mask` makes it.
+            asking: How many of the tokens, from the first, are computed; all unless given.
+
+        Returns:
+            [n, asking, w].
         """
-        x = x + self._drop(self.to_passage(self.norm(x), states, passage_mask))
+        asks = x[:, :asking]
         if self.to_question is not None and self.question_norm is not None:
             own = self.question_norm(x)
-            x = x + self._drop(self.to_question(own, own, question_mask))
-        x = x + self._drop(self.outer(F.gelu(self.inner(self.ffn_norm(x)))))
-        return x
+            asks = asks + self._drop(self.to_question(own[:, :asking], own, question_mask))
+        asks = asks + self._drop(self.to_passage(self.passage_norm(asks), states, passage_mask))
+        return asks + self._drop(self.outer(F.gelu(self.inner(self.ffn_norm(asks)))))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
@@ -213,7 +222,8 @@ class InteractionEncoder(nn.Module):
             layers: Indices below `readable_layers`.
 
         Returns:
-            h, [n, w + 1] float32, and for each of the layers [n, Tq, w].
+            h, [n, w + 1] float32, and for each of the layers [n, Tq, w]; [n, 1, w] for the last one where the first
+            token alone asks.
 
         Raises:
             ValueError: There is no such layer.
@@ -248,15 +258,14 @@ class InteractionEncoder(nn.Module):
         Returns:
             As `with_hidden_states`.
         """
-        if self.shape.asks == "first":
-            question, question_mask = question[:, :1], question_mask[:, :1]
         x, found = self.question_input(question), {}
         to_question, to_passage = added_mask(question_mask), added_mask(passage_mask)
         for number, layer in enumerate(self.interaction):
-            x = layer(x, to_question, states, to_passage)
+            asking = 1 if self.shape.asks == "first" and number == self.layers - 1 else None
+            x = layer(x, to_question, states, to_passage, asking)
             if number in layers:
                 found[number] = x
-        tokens = question_mask.float()[..., None]
+        tokens = question_mask[:, : x.shape[1], None].float()
         mean = (self.last_norm(x).float() * tokens).sum(dim=1) / tokens.sum(dim=1)
         return torch.cat([mean, cosine[:, None].float()], dim=1), found
 
