@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,18 +49,43 @@ def write_onnx(model: Any, path: Path) -> None:
     """
     names = ["input_ids", "attention_mask"] + (["token_type_ids"] if takes_token_types(model.config) else [])
     sample = tuple(torch.ones(2, 7, dtype=torch.int64) for _ in names)
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    graph = _Graph(model).eval()
+    axes = {0: "batch", 1: "length"}
+    write_graph(_Graph(model).eval(), sample, names, ["logits"], [axes for _ in names], path)
+
+
+def write_graph(
+    module: nn.Module,
+    sample: tuple[Tensor, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    axes: Sequence[Mapping[int, str]],
+    path: Path,
+) -> None:
+    """Write a module as one ONNX file, weights included.
+
+    Args:
+        module: in evaluation mode.
+        sample: arguments of its forward.
+        inputs: their names.
+        outputs: names of what it returns.
+        axes: for each argument its free axes and their names.
+        path: the file to write; its folder is made.
+
+    Raises:
+        MissingExtraError: the packages that write ONNX are not installed.
+        ExportError: the graph cannot be written.
+    """
+    dims = {name: torch.export.Dim(name) for one in axes for name in one.values()}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with quiet_exporter(), torch.no_grad():
             torch.onnx.export(
-                graph,
+                module,
                 sample,
                 str(path),
-                input_names=names,
-                output_names=["logits"],
-                dynamic_shapes=tuple(axes for _ in names),
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=tuple({axis: dims[name] for axis, name in one.items()} for one in axes),
                 opset_version=OPSET,
                 dynamo=True,
                 external_data=False,

@@ -1,4 +1,4 @@
-"""The engines that run an exported student. Each is one function from padded token ids to logits.
+"""The engines that run an exported student. Each is one function from a graph's inputs to its outputs.
 
 An engine runs one micro-batch on one thread, and `tmkd.inference.scorer.Scorer` runs as many micro-batches at once as
 it has threads. This is faster than one micro-batch on all cores, whose threads wait for one another after every matrix
@@ -13,7 +13,7 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from types import ModuleType
@@ -30,9 +30,16 @@ _started: set[int] = set()  # the process that opened OpenVINO first; one that w
 
 Inputs = Mapping[str, NDArray[np.int64]]
 """`input_ids`, `attention_mask` and `token_type_ids`, each [n, T]; a student may leave some of them unread."""
+TOKENS: Inputs = dict.fromkeys(
+    ("input_ids", "attention_mask", "token_type_ids"), np.ones((1, WIDTH_STEP), dtype=np.int64)
+)
+"""A smallest batch of tokens."""
 Engine = Callable[[Inputs], NDArray[np.float32]]
 """From inputs to the graph's logits, [n, L]: L is 1 for a student of two classes, in exports of format 1 always C.
 Several threads may call it at once."""
+Arrays = Mapping[str, NDArray[Any]]
+Graph = Callable[[Arrays], list[NDArray[np.float32]]]
+"""From a graph's inputs by name to the outputs that were asked for. Several threads may call it at once."""
 
 
 def installed(backend: str) -> bool:
@@ -41,12 +48,20 @@ def installed(backend: str) -> bool:
 
 
 def open_engine(backend: str, path: Path, threads: int) -> Engine:
+    """Open the graph of a student that reads question and passage together; see `open_graph`."""
+    graph = open_graph(backend, path, threads, ["logits"], TOKENS)
+    return lambda inputs: graph(inputs)[0]
+
+
+def open_graph(backend: str, path: Path, threads: int, outputs: Sequence[str], sample: Arrays) -> Graph:
     """Open a file with the engine of a backend.
 
     Args:
         backend: One of KNOWN_BACKENDS.
         path: The ONNX file, already checked.
         threads: How many micro-batches may run at once.
+        outputs: Names of the outputs that a call gives.
+        sample: Inputs of a first call, the smaller the better.
 
     Raises:
         MissingExtraError: The engine is not installed.
@@ -59,7 +74,9 @@ def open_engine(backend: str, path: Path, threads: int) -> Engine:
             package=_package(backend),
         )
     try:
-        return _OpenVino(path, threads) if _package(backend) == "openvino" else _OnnxRuntime(path)
+        if _package(backend) == "openvino":
+            return _OpenVino(path, threads, outputs, sample)
+        return _OnnxRuntime(path, outputs)
     except ExportError:
         raise
     except Exception as error:  # each engine raises its own classes, which have no public base class in common
@@ -78,7 +95,7 @@ def operation_seconds(path: Path, batches: Iterable[Inputs]) -> dict[str, float]
         Seconds by node type, such as `FullyConnected`. `Reorder` is an operation that OpenVINO adds to change a layout
         or a precision.
     """
-    engine, seconds = _OpenVino(path, 1, counting=True), dict[str, float]()
+    engine, seconds = _OpenVino(path, 1, ["logits"], TOKENS, counting=True), dict[str, float]()
     for inputs in batches:
         engine(inputs)
         for kind, spent in engine.counted():
@@ -116,7 +133,7 @@ def _package(backend: str) -> str:
 class _OnnxRuntime:
     """A session of ONNX Runtime. Each call runs on one thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, outputs: Sequence[str]) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -124,10 +141,13 @@ class _OnnxRuntime:
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._names = tuple(value.name for value in self._session.get_inputs())
+        self._outputs = list(outputs)
 
-    def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
-        output: NDArray[np.float32] = self._session.run(["logits"], {name: inputs[name] for name in self._names})[0]
-        return output
+    def __call__(self, inputs: Arrays) -> list[NDArray[np.float32]]:
+        found: list[NDArray[np.float32]] = self._session.run(
+            self._outputs, {name: inputs[name] for name in self._names}
+        )
+        return found
 
 
 class _OpenVino:
@@ -137,7 +157,9 @@ class _OpenVino:
     cores, because other processes on the machine would be pinned to the same ones.
     """
 
-    def __init__(self, path: Path, streams: int, *, counting: bool = False) -> None:
+    def __init__(
+        self, path: Path, streams: int, outputs: Sequence[str], sample: Arrays, *, counting: bool = False
+    ) -> None:
         require_no_fork()
         without_telemetry()
         import openvino
@@ -155,20 +177,21 @@ class _OpenVino:
             if not native:
                 raise
             compiled = core.compile_model(str(path), "CPU", {**settings, "INFERENCE_PRECISION_HINT": "f32"})
-        self._names = tuple(value.get_any_name() for value in compiled.inputs)
+        self._names, self._outputs = tuple(value.get_any_name() for value in compiled.inputs), tuple(outputs)
         self._free: SimpleQueue[Any] = SimpleQueue()  # each request serves one call at a time
         for _ in range(streams):
             self._free.put(compiled.create_infer_request())
         # The first call initialises OpenVINO's Python bindings; two threads in it at once can deadlock.
         with _ALONE:
-            self({name: np.ones((1, WIDTH_STEP), dtype=np.int64) for name in self._names})
+            self(sample)
 
-    def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
+    def __call__(self, inputs: Arrays) -> list[NDArray[np.float32]]:
         require_no_fork()
         request = self._free.get()
         try:
             request.infer({name: inputs[name] for name in self._names})
-            return np.array(request.get_output_tensor(0).data, dtype=np.float32)  # a copy: the request is used again
+            found = [request.get_tensor(name).data for name in self._outputs]
+            return [np.array(data, dtype=np.float32) for data in found]  # copies: the request is used again
         finally:
             self._free.put(request)
 

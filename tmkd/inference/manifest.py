@@ -18,8 +18,25 @@ from tmkd.inference.engines import installed
 
 logger = logging.getLogger(__name__)
 
-READABLE = (1, 2)  # formats of tmkd.json; the last is written (`tmkd.models.card`, whose import costs more)
+CACHED = "cached"  # `kind` in tmkd.json of a student that reads passages once; others have no `kind`
+CACHED_FORMAT = 3  # of tmkd.json of such an export, which older versions cannot read
+READABLE = (1, CACHED_FORMAT)  # formats of tmkd.json; 2 is written (`tmkd.models.card`, whose import costs more)
 PROBES = "probes.json"
+
+
+@dataclass(frozen=True)
+class StatesFormat:
+    """What an export of a cached student stores of a text.
+
+    Attributes:
+        identity: A fingerprint of everything that decides the states: encoder, projection, tokenizer, length.
+        size: k, numbers of a token's state.
+        width: d, numbers of an embedding.
+    """
+
+    identity: str
+    size: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -28,13 +45,15 @@ class Manifest:
 
     Attributes:
         folder: The export.
-        max_length: Tokens of a pair that the student reads.
+        max_length: Tokens of a pair that the student reads; of each of its two texts, where it reads passages once.
         classes: Number of classes, C.
         outputs: Logits that the graph gives for a pair: 1 for two classes, their log-odds; else C. In exports of
             format 1 always C.
         labels: Their names.
         backends: For each backend its `file`, its `sha256`, whether it `passed` the parity gate, its `pairs_per_second`
-            where it was exported, and how far it may be from the probes (`probe_limit`).
+            where it was exported, and how far it may be from the probes (`probe_limit`). That of a cached student has
+            `files` in place of `file` and `sha256`: both of its `encoder` and of its `interaction`.
+        states: What a cached student stores of a text; None for a student that reads question and passage together.
     """
 
     folder: Path
@@ -43,6 +62,7 @@ class Manifest:
     outputs: int
     labels: tuple[str, ...]
     backends: dict[str, dict[str, Any]]
+    states: StatesFormat | None = None
 
     def has(self, backend: str) -> bool:
         """Whether the export holds this backend and it passed the parity gate."""
@@ -90,13 +110,18 @@ class Manifest:
             logger.info(f"scoring with {usable[0]}; {ordered[0]} is faster and needs: pip install 'tmkd[fast]'")
         return usable[0]
 
-    def checked_file(self, backend: str) -> Path:
-        """The file of a backend, after its SHA-256 was compared with tmkd.json.
+    def checked_file(self, backend: str, part: str | None = None) -> Path:
+        """A file of a backend, after its SHA-256 was compared with tmkd.json.
+
+        Args:
+            backend: Its name.
+            part: `encoder` or `interaction` of a cached student.
 
         Raises:
             ExportError: The file is missing or damaged, or lies outside the export.
         """
         entry = self.backends[backend]
+        entry = entry if part is None else entry["files"][part]
         path = self.folder / str(entry.get("file", ""))
         if self.folder.resolve() not in path.resolve().parents:
             raise ExportError(f"{self.folder}/tmkd.json: the file of {backend}, {entry.get('file')!r}, lies outside it")
@@ -125,7 +150,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise ExportError(f"{folder} {found}; give an export, such as workspace/runs/demo/export")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("format") not in READABLE:
+        if content.get("format") not in range(READABLE[0], READABLE[-1] + 1):
             raise ExportError(
                 f"{path}: format {content.get('format')!r}, this version reads {READABLE[0]} to {READABLE[-1]}; "
                 "export again"
@@ -140,16 +165,29 @@ def read_manifest(folder: str | Path) -> Manifest:
             outputs=classes if content["format"] == 1 else int(content["outputs"]),
             labels=tuple(str(label) for label in content["labels"]),
             backends={str(name): dict(entry) for name, entry in content["backends"].items()},
+            states=_states_format(content),
         )
         if manifest.outputs != classes and (manifest.outputs, classes) != (1, 2):
             raise ValueError(f"{manifest.outputs} outputs for {classes} classes")
         for name, entry in manifest.backends.items():
             _ = manifest.speed(name), float(entry.get("probe_limit") or 0)
-            if "\0" in str(entry.get("file")):
+            parts = [entry] if manifest.states is None else [entry["files"]["encoder"], entry["files"]["interaction"]]
+            if any("\0" in str(part.get("file")) for part in parts):
                 raise ValueError(f"{name}: no file has such a name")
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ExportError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from error
+
+
+def _states_format(content: dict[str, Any]) -> StatesFormat | None:
+    """What tmkd.json says about stored states; None where the student reads question and passage together."""
+    kind = content.get("kind")
+    if kind is None:
+        return None
+    if kind != CACHED:
+        raise ValueError(f"a student of the kind {kind!r}")
+    said = content["states"]
+    return StatesFormat(str(said["identity"]), int(said["size"]), int(said["width"]))
 
 
 def read_probes(folder: Path, classes: int) -> tuple[list[str], list[str], NDArray[np.float32]]:
@@ -158,15 +196,30 @@ def read_probes(folder: Path, classes: int) -> tuple[list[str], list[str], NDArr
     Raises:
         ExportError: probes.json is missing or damaged.
     """
+    return _probes(folder, "logits", (classes,))
+
+
+def read_cosines(folder: Path, most: int = 16) -> tuple[list[str], list[str], NDArray[np.float32]]:
+    """The first few probes of a cached student's export, and the fp32 cosines of their texts' embeddings, [P].
+
+    Raises:
+        ExportError: probes.json is missing or damaged.
+    """
+    questions, passages, cosines = _probes(folder, "cosines", ())
+    return questions[:most], passages[:most], cosines[:most]
+
+
+def _probes(folder: Path, what: str, shape: tuple[int, ...]) -> tuple[list[str], list[str], NDArray[np.float32]]:
+    """Questions, passages and one of the numbers that probes.json has of each pair, [P, *shape]."""
     path = folder / PROBES
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        logits = np.array(content["logits"], dtype=np.float32)
+        numbers = np.array(content[what], dtype=np.float32)
         questions, passages = list(content["questions"]), list(content["passages"])
-        if logits.shape != (len(questions), classes) or len(questions) != len(passages):
-            raise ValueError(f"{len(questions)} questions, {len(passages)} passages, logits {logits.shape}")
+        if numbers.shape != (len(questions), *shape) or len(questions) != len(passages):
+            raise ValueError(f"{len(questions)} questions, {len(passages)} passages, {what} {numbers.shape}")
     except FileNotFoundError as error:
         raise ExportError(f"{path} is missing; export again, or copy it again") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from error
-    return questions, passages, logits
+    return questions, passages, numbers

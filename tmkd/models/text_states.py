@@ -72,17 +72,20 @@ def dequantised(values: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArra
     return found
 
 
-def padded(states: Sequence[TextStates]) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
+def padded(
+    states: Sequence[TextStates], step: int = 1
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
     """Put the states of n texts into one rectangle.
 
     Args:
         states: of n texts, at least one.
+        step: T is a multiple of this.
 
     Returns:
         Values [n, T, k] int8; scales [n, T] float32, 0 for padding, which is how padding is known; embeddings [n, d]
         float32.
     """
-    longest = max(len(one.scales) for one in states)
+    longest = -(-max(len(one.scales) for one in states) // step) * step
     values = np.zeros((len(states), longest, states[0].values.shape[1]), dtype=np.int8)
     scales = np.zeros((len(states), longest), dtype=np.float32)
     for row, one in enumerate(states):

@@ -8,7 +8,7 @@ length; the special tokens after it are kept.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +76,13 @@ class TextTokenizer:
         return self.encode_counted(texts)[0]
 
     def encode_counted(
-        self, texts: Sequence[str], what: str = "text", first: int = 0
+        self, texts: Sequence[str], name: Callable[[int], str] = "text {}".format
     ) -> tuple[Encoded, NDArray[np.int64]]:
         """Tokenize texts, and count the tokens that each had before it was cut.
 
         Args:
             texts: N texts.
-            what: names a text in errors, before its number: `text`, `passage` or `question`.
-            first: the number of the first text, for errors.
+            name: gives the name of a text in errors, from its index.
 
         Returns:
             As `encode`, and the number of tokens of every text, special tokens included, [N] int64; it is above
@@ -94,7 +93,7 @@ class TextTokenizer:
         """
         encoded, tokens = Encoded([], []), np.empty(len(texts), dtype=np.int64)
         for start in range(0, len(texts), CHUNK):
-            for number, row in enumerate(self._encode(texts[start : start + CHUNK], what, first + start), start):
+            for number, row in enumerate(self._encode(texts[start : start + CHUNK], name, start), start):
                 ids = np.array(row.ids, dtype=np.int32)
                 types = np.array(row.type_ids, dtype=np.int32) if self._gives_types else np.zeros_like(ids)
                 tokens[number] = len(ids)
@@ -117,19 +116,19 @@ class TextTokenizer:
         kept[np.flatnonzero(~kept)[: self._room]] = True
         return kept
 
-    def _encode(self, texts: Sequence[str], what: str, start: int) -> list[Any]:
+    def _encode(self, texts: Sequence[str], name: Callable[[int], str], start: int) -> list[Any]:
         try:
             if not all(isinstance(text, str) for text in texts):
                 raise TypeError("not every text is a string")  # the library would take two texts in a tuple for a pair
             rows: list[Any] = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
         except (TypeError, ValueError) as error:  # UnicodeEncodeError (half a surrogate pair) is a ValueError
             for number, text in enumerate(texts, start):
-                require_text(f"{what} {number}", text)
-            raise DataError(f"{what}s {start} to {start + len(texts) - 1} cannot be tokenized: {error}") from error
+                require_text(name(number), text)
+            raise DataError(f"{name(start)}, or one of the texts after it, cannot be tokenized: {error}") from error
         for number, row in enumerate(rows if self._beyond else [], start):
             for token in self._beyond.keys() & set(row.ids):
                 raise DataError(
-                    f"{what} {number} holds {self._beyond[token]!r}, a token for which this model has no embedding; "
+                    f"{name(number)} holds {self._beyond[token]!r}, a token for which this model has no embedding; "
                     f"remove it from the text, or from {self.folder}/tokenizer.json"
                 )
         return rows

@@ -155,6 +155,10 @@ class PairEncoder(nn.Module):
         require_readable(layers, self.readable_layers)
         return self(batch), {}
 
+    def last_hidden_states(self, batch: Batch) -> Tensor:
+        """Compute the vectors of all tokens after the last layer, [n, T, d]; the batch must be padded."""
+        raise NotImplementedError
+
 
 class ModuleEncoder(PairEncoder):
     """Runs the transformers module as it is: every token of every layer."""
@@ -171,16 +175,24 @@ class ModuleEncoder(PairEncoder):
 
     def forward(self, batch: Batch) -> Tensor:
         """See `PairEncoder.forward`; the batch must be padded."""
-        assert batch.packing is None
-        types = batch.token_type_ids
-        given = {"token_type_ids": types} if self._types and types is not None else {}
         seen: list[Tensor] = []
         hook = last_linear(self.model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
-            self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **given)
+            self.model(**self._inputs(batch))
         finally:
             hook.remove()
         return seen[0]
+
+    def last_hidden_states(self, batch: Batch) -> Tensor:
+        """See `PairEncoder.last_hidden_states`."""
+        states: Tensor = self.base(**self._inputs(batch))[0]
+        return states
+
+    def _inputs(self, batch: Batch) -> dict[str, Tensor | None]:
+        assert batch.packing is None
+        types = batch.token_type_ids
+        given = {"token_type_ids": types} if self._types and types is not None else {}
+        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **given}
 
 
 def _of_first_tokens(values: Tensor, packing: Packing) -> Tensor:
@@ -234,6 +246,16 @@ class FirstTokenEncoder(PairEncoder):
         first = self._layer(self.base.encoder.layer[-1], first, x, of_first).flatten(0, -2)
         first = self._drop(first) if self.family.dropout_before_dense else first
         return self._drop(torch.tanh(self.dense(first))), states
+
+    def last_hidden_states(self, batch: Batch) -> Tensor:
+        """See `PairEncoder.last_hidden_states`."""
+        x = self._embed(batch)
+        attention = Padded(
+            self._attention_bias(x, batch.attention_mask), fused=hardware.attention(bf16=False) != "matmul"
+        )
+        for layer in self.base.encoder.layer:
+            x = self._layer(layer, x, x, attention)
+        return x
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout > 0 else x

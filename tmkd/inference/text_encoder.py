@@ -1,0 +1,225 @@
+"""The encoder of an exported cached student: the states that are stored of passages, and a question's hidden states.
+
+Every text runs alone, padded to the next multiple of 8 tokens, as many texts at once as there are threads. So the
+states of a text are the same, to the last bit, whatever other texts are read with it: states from an index, from a
+cache and computed afresh give the same scores. Batches of several texts would take a fifth less time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.core.backends import SAFE_BACKEND
+from tmkd.core.cpu import usable_cores
+from tmkd.core.errors import ExportError
+from tmkd.inference.engines import TOKENS, open_graph
+from tmkd.inference.manifest import Manifest, StatesFormat, read_cosines, read_manifest
+from tmkd.inference.threads import Threads
+from tmkd.models.batching import WIDTH_STEP, pad, padded_width
+from tmkd.models.text_states import TextStates
+from tmkd.models.text_tokenizer import TextTokenizer
+from tmkd.models.tokenizer import Encoded
+
+logger = logging.getLogger(__name__)
+
+OUTPUTS = ("hidden", "states", "text_embedding")
+"""Of the encoder's graph, as `tmkd.export.cached_graphs` writes it."""
+
+
+class ReadQuestion(NamedTuple):
+    """A question as the interaction needs it.
+
+    Attributes:
+        hidden: Last hidden states of its tokens, [Tq, d] float32.
+        embedding: Their mean, scaled to length 1, [d] float32.
+    """
+
+    hidden: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+
+
+class TextEncoder:
+    """Reads single texts with an exported cached student. Threads may share it.
+
+    Args:
+        manifest: Of the export.
+        backend: One of its backends.
+        threads: What runs the texts.
+
+    Attributes:
+        folder: The export.
+        max_length: Tokens of a text that are read; longer ones are cut.
+        tokenizer: Of the export.
+        format: What is stored of a text.
+        backend: As given.
+
+    Raises:
+        ExportError: The export is of a student that reads question and passage together, or the graph is missing,
+            damaged, or cannot be opened.
+        MissingExtraError: The backend needs a package that is not installed.
+        EncoderError: The tokenizer is missing or damaged.
+
+    Example:
+        >>> encoder = TextEncoder.open("workspace/runs/demo/export")  # doctest: +SKIP
+        >>> encoder.states(["Use the mount command."])[0].values.shape  # doctest: +SKIP
+        (7, 96)
+    """
+
+    def __init__(self, manifest: Manifest, backend: str, threads: Threads) -> None:
+        self.folder, self.max_length, self.backend = manifest.folder, manifest.max_length, backend
+        self.format = _format_of(manifest)
+        self.tokenizer = TextTokenizer(self.folder, self.max_length)
+        self._path, self._threads = manifest.checked_file(backend, "encoder"), threads
+        self._graph = open_graph(backend, self._path, threads.count, OUTPUTS, TOKENS)
+        self._require_shapes()
+
+    @classmethod
+    def open(cls, export: str | Path, *, backend: str = "auto", threads: int | None = None) -> TextEncoder:
+        """Open the encoder of an export by itself, for indexing.
+
+        Args:
+            export: The export's folder.
+            backend: `auto` for the fastest one that can run here and gives the student's embeddings, or a name.
+            threads: Texts that are read at once; all usable cores unless given.
+
+        Raises:
+            ValueError: `threads` is below 1.
+            ExportError: As for the class; or the backend that `backend` names gives other numbers on this machine.
+            MissingExtraError: As for the class.
+            EncoderError: As for the class.
+        """
+        manifest, pool = read_manifest(export), Threads(usable_cores() if threads is None else threads)
+        _format_of(manifest)
+        chosen = manifest.choose(backend)
+        try:
+            encoder = cls(manifest, chosen, pool)
+            encoder._require_cosines(manifest)
+        except ExportError as error:
+            if backend != "auto" or chosen == SAFE_BACKEND or not manifest.has(SAFE_BACKEND):
+                raise
+            logger.warning(f"{error}; reading texts with {SAFE_BACKEND}, which is slower")
+            encoder = cls(manifest, SAFE_BACKEND, pool)
+        return encoder
+
+    @property
+    def identity(self) -> str:
+        """A fingerprint of everything that decides the states: encoder, projection, tokenizer, length."""
+        return self.format.identity
+
+    def states(self, texts: Sequence[str]) -> list[TextStates]:
+        """What is stored of each text, N of them.
+
+        Args:
+            texts: N texts; an empty one has the states of the special tokens.
+
+        Raises:
+            DataError: A text is not a string of valid characters.
+            ExportError: This process was forked from one that had opened OpenVINO, or a state is not finite.
+        """
+        return self.counted_states(texts)[0]
+
+    def counted_states(
+        self, texts: Sequence[str], name: Callable[[int], str] = "text {}".format
+    ) -> tuple[list[TextStates], NDArray[np.int64]]:
+        """As `states`, and how many tokens each text had before it was cut, [N] int64.
+
+        Args:
+            texts: N texts.
+            name: Gives the name of a text in errors, from its index.
+        """
+        encoded, tokens = self.tokenizer.encode_counted(texts, name)
+        first: dict[bytes, int] = {}  # the first text of the same tokens
+        same = [first.setdefault(ids.tobytes(), row) for row, ids in enumerate(encoded.ids)]
+        rows = sorted(first.values(), key=lambda row: -len(encoded.ids[row]))
+        found = dict(zip(rows, self._threads.map(lambda row: self._stored(encoded, row), rows), strict=True))
+        return [found[row] for row in same], tokens
+
+    def question(self, text: str) -> ReadQuestion:
+        """The hidden states of a question's tokens, and its embedding.
+
+        Args:
+            text: The question.
+
+        Raises:
+            DataError: It is not a string of valid characters.
+        """
+        return self.read(self.tokenizer.encode([text]), 0)
+
+    def read(self, encoded: Encoded, row: int) -> ReadQuestion:
+        """As `question`, of a text that was tokenized."""
+        hidden, _, embedding = self._run(encoded, row)
+        return ReadQuestion(hidden, embedding)
+
+    def warm_up(self, still: Callable[[], bool]) -> None:
+        """Read one text of every width, so that no later call waits while the engine prepares one.
+
+        Args:
+            still: Whether there is time left.
+        """
+        widths = range(WIDTH_STEP, padded_width(self.max_length) + 1, WIDTH_STEP)
+        list(self._threads.map(lambda width: self._run_width(width) if still() else None, widths))
+
+    def _run_width(self, width: int) -> None:
+        ones = np.ones((1, width), dtype=np.int64)
+        self._graph({"input_ids": ones, "attention_mask": ones, "token_type_ids": np.zeros_like(ones)})
+
+    def _stored(self, encoded: Encoded, row: int) -> TextStates:
+        _, states, embedding = self._run(encoded, row)
+        if not (np.isfinite(states).all() and np.isfinite(embedding).all()):
+            raise ExportError(f"{self._path} gives states that are not finite; export again")
+        return TextStates.of(states, embedding)
+
+    def _run(self, encoded: Encoded, row: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Hidden states [T, d], states [T, k] and embedding [d] of one text."""
+        input_ids, mask, types = pad(encoded.ids, encoded.type_ids, [row], self.tokenizer.pad_id)
+        hidden, states, embedding = self._graph(
+            {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types}
+        )
+        count = len(encoded.ids[row])
+        return hidden[0, :count], states[0, :count], embedding[0]
+
+    def _require_shapes(self) -> None:
+        """Check that the graph gives what tmkd.json says."""
+        try:
+            hidden, states, embedding = (part.shape for part in self._graph(TOKENS))
+        except Exception as error:  # the engines raise classes of their own
+            raise ExportError(
+                f"{self._path} does not run ({str(error).strip().splitlines()[0]}); export again"
+            ) from error
+        size, width = self.format.size, self.format.width
+        if (hidden, states, embedding) != ((1, WIDTH_STEP, width), (1, WIDTH_STEP, size), (1, width)):
+            raise ExportError(
+                f"{self._path} gives states of {states[-1]} and embeddings of {embedding[-1]} numbers, tmkd.json says "
+                f"{size} and {width}; export again"
+            )
+
+    def _require_cosines(self, manifest: Manifest) -> None:
+        """Check, on a few of the export's probes, that this machine computes the student's embeddings."""
+        limit = manifest.backends[self.backend].get("cosine_limit")
+        if limit is None or self.backend == SAFE_BACKEND:
+            return
+        questions, passages, wanted = read_cosines(self.folder)
+        texts = list(dict.fromkeys([*questions, *passages]))
+        embeddings = dict(zip(texts, (one.embedding.astype(np.float32) for one in self.states(texts)), strict=True))
+        found = [embeddings[q] @ embeddings[p] for q, p in zip(questions, passages, strict=True)]
+        difference = float(np.abs(np.subtract(found, wanted)).max())
+        if not difference <= float(limit):
+            raise ExportError(
+                f"{self.backend} does not give this student's embeddings on this machine (cosines are off by "
+                f"{difference:.4f} on the export's probes, at most {float(limit):.4f} is allowed)"
+            )
+
+
+def _format_of(manifest: Manifest) -> StatesFormat:
+    if manifest.states is None:
+        raise ExportError(
+            f"{manifest.folder} is a student that reads question and passage together: it has no states that could be "
+            "stored; give the export of a student of the kind `cached`"
+        )
+    return manifest.states
