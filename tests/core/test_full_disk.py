@@ -17,13 +17,16 @@ import torch
 from conftest import Tmkd
 from encoder_fixtures import tiny
 from export_fixtures import dev_pairs, mpnet_student
-from qa_fixtures import document
+from qa_fixtures import document, index_of
+from state_fixtures import MiniLM
 
 from tmkd.core.errors import DataError, NoRoomError, TmkdError
 from tmkd.core.files import disk_errors, write_json, write_text
 from tmkd.data.documents.index import DocumentIndex, update_index
 from tmkd.data.pairs import Pairs
 from tmkd.export.export import export_student
+from tmkd.inference.state_store import StateStore
+from tmkd.inference.state_update import update_states
 from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
@@ -155,6 +158,32 @@ def test_an_index_that_does_not_fit_is_as_it_was(small_disk: SmallDisk) -> None:
             disk / "index", lambda: [document(f"b{n}", " ".join(map(str, row))) for n, row in enumerate(words)]
         )
     assert [one.document for one in DocumentIndex.open(disk / "index").search("words", 3)] == ["a"]
+
+
+def test_states_that_do_not_fit_leave_those_before_whole(small_disk: SmallDisk) -> None:
+    torch.set_num_threads(1)
+    disk, encoder = small_disk(1024), MiniLM()
+    few, more = ({f"d{n}": f"words number{n}" for n in range(count)} for count in (8, 48))
+    index_of(disk / "index", few)
+    update_states(disk / "index", encoder, segment=4)
+    index_of(disk / "index", more)
+    before = files(disk)
+    fill_up(disk, but=40_000)
+    with pytest.raises(NoRoomError, match=r"no room on disk at .*index/states"):
+        update_states(disk / "index", encoder, segment=4)
+    store = StateStore.open(disk / "index", encoder.identity)
+    store.check()
+    finished = len(store)
+    assert 8 < finished < 48
+    assert finished % 4 == 0
+    assert {name.split("-")[0] for name in files(disk)} == {name.split("-")[0] for name in [*before, "filler"]}
+    (disk / "filler").unlink()
+    assert update_states(disk / "index", encoder).kept == finished
+    fill_up(disk)
+    with pytest.raises(NoRoomError, match="no room on disk"):
+        update_states(disk / "index", MiniLM(64))
+    store.refresh()
+    assert len(store) == 48
 
 
 def test_a_run_on_a_full_disk_ends_in_one_sentence(small_disk: SmallDisk, tmkd: Tmkd, tiny_recipe: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,15 @@ from typing import Any
 from tmkd.core.errors import DataError
 from tmkd.core.files import disk_errors
 from tmkd.data.documents.bm25 import best, build_query, import_tantivy, searchable
-from tmkd.data.documents.index_files import create_files, let_others_read, links_to, open_files, open_writer, unwritable
+from tmkd.data.documents.index_files import (
+    create_files,
+    let_others_read,
+    links_to,
+    open_files,
+    open_writer,
+    unwritable,
+    version_of,
+)
 from tmkd.data.documents.passages import Passage
 
 HEADING_WEIGHT = 0.5  # of a word in a heading, relative to a word in the text
@@ -88,6 +96,9 @@ class DocumentIndex:
     """An index on disk, open for reading: it shows what the index held when it was opened or refreshed.
 
     Threads may share it.
+
+    Attributes:
+        version: a digest of what it holds; changes when passages are added or removed.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -110,9 +121,13 @@ class DocumentIndex:
         Raises:
             DataError: as `open`; it then still shows what it showed before.
         """
-        links = None if os.access(self.folder, os.W_OK) else links_to(self.folder)
-        index = open_files(self.folder, None if links is None else Path(links.name))
-        self._state = (index, index.searcher())
+        version, after = None, version_of(self.folder)
+        while version != after:  # a commit came between
+            version = after
+            links = None if os.access(self.folder, os.W_OK) else links_to(self.folder)
+            index = open_files(self.folder, None if links is None else Path(links.name))
+            after = version_of(self.folder)
+        self._state, self.version = (index, index.searcher()), after
         self._links = links  # this removes the links of before; what was opened through them stays open
 
     def __len__(self) -> int:
@@ -172,6 +187,13 @@ class DocumentIndex:
         for (key, passage), score in hits:
             found.setdefault(passage.pid, Found(passage, key, score))
         return list(found.values())
+
+    def passages(self) -> Iterator[Passage]:
+        """Every passage of every document; the same text comes as often as there are documents with it."""
+        index, searcher = self._state
+        query = import_tantivy().Query.term_set_query(index.schema, "role", [_LATER, _FIRST])
+        for _, address in searcher.search(query, max(1, searcher.num_docs), count=False).hits:
+            yield _stored(searcher.doc(address))[2]
 
     def holding(self, pids: Iterable[str]) -> dict[str, set[str]]:
         """For each passage id the keys of the documents that contain the passage; unknown ids are left out."""

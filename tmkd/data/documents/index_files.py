@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tmkd.core.errors import DataError
-from tmkd.core.files import write_json
+from tmkd.core.files import digest_of, write_json
 from tmkd.data.documents.bm25 import TOKENIZER, import_tantivy, use_tokenizer
 
 FORMAT = 2  # of the index: raise it when older indexes can no longer be read
@@ -30,6 +30,14 @@ def _schema(tantivy: Any) -> Any:
     builder.add_unsigned_field("role", indexed=True)
     builder.add_bytes_field("stored", stored=True)
     return builder.build()
+
+
+def version_of(folder: Path) -> str:
+    """A digest of the files that hold the passages, which change with the passages alone; empty if it is no index."""
+    try:
+        return digest_of(json.loads((folder / "meta.json").read_text(encoding="utf-8"))["segments"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def links_to(folder: Path) -> TemporaryDirectory[str]:

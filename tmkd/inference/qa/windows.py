@@ -1,4 +1,9 @@
-"""Cut passages that are longer than the student reads into windows of its length, which overlap by a quarter."""
+"""Cut passages that are longer than the student reads into windows of its length, which overlap by a quarter.
+
+A cross-encoder reads question and passage together, so a long question leaves a passage less room. A student that reads
+passages once cuts the two apart from each other: there the windows of a passage are the same for every question, and
+their states are stored (`tmkd.inference.state_update`).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from tmkd.models.tokenizer import PairTokenizer
 Span = tuple[int, int]
 LONGEST_TOKEN = 32  # characters; no question of more than this times the student's length is read to its end
 _SPECIAL = 4  # most tokens of a pair that are not of its texts
+_SPECIAL_APART = 2  # of a text alone
 _PIECE = re.compile(r"[A-Za-z0-9]{1,4}|[^\sA-Za-z0-9]")  # roughly a token, and mostly shorter than one
 _WORD = 24  # characters; longer words do not occur in prose
 _SURELY = 0.7  # a passage whose pieces are fewer than this share of the room fits, so nobody counts its tokens
@@ -20,23 +26,24 @@ class Windows:
     """Cuts passages into windows for a student.
 
     Args:
-        max_length: Tokens of a pair that the student reads.
+        max_length: Tokens of a pair that the student reads; of each of its two texts where it reads them apart.
         model: The folder of its tokenizer. Without one the lengths are estimated, on the safe side.
+        apart: Whether the student reads question and passage each without the other.
     """
 
-    def __init__(self, max_length: int, model: Path | None = None) -> None:
-        self.max_length = max_length
+    def __init__(self, max_length: int, model: Path | None = None, *, apart: bool = False) -> None:
+        self.max_length, self.apart = max_length, apart
         self._tokenizer = None if model is None else PairTokenizer(model, max_length)
 
     def of(self, question: str, passages: Sequence[str]) -> list[list[Span]]:
         """The windows of each passage as character spans; a passage that the student can read whole has one window.
 
         Args:
-            question: The question, which takes a part of the student's length.
+            question: The question, which takes a part of the student's length, unless it is read apart.
             passages: The passages.
         """
-        usable = self.max_length - _SPECIAL
-        question = question[: LONGEST_TOKEN * self.max_length]
+        usable = self.max_length - (_SPECIAL_APART if self.apart else _SPECIAL)
+        question = "" if self.apart else question[: LONGEST_TOKEN * self.max_length]
         asked = len(_pieces(question))
         pieces = [_pieces(text) for text in passages]
         found = [[(0, len(text))] for text in passages]
@@ -57,10 +64,12 @@ class Windows:
     def cuts(self, question: str) -> bool:
         """Whether a question takes more than half of the student's length: a long passage leaves it no more.
 
+        A question that is read apart has the whole length.
+
         Args:
             question: The question.
         """
-        half = (self.max_length - _SPECIAL) // 2
+        half = self.max_length - _SPECIAL_APART if self.apart else (self.max_length - _SPECIAL) // 2
         if len(question) > LONGEST_TOKEN * self.max_length:
             return True
         tokens = len(_pieces(question)) + _torn(question)
