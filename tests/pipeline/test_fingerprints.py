@@ -38,10 +38,11 @@ from tmkd.pipeline.store import fingerprint as fingerprints
 from tmkd.pipeline.store.fingerprint import STEP_VERSIONS, depends_on, fingerprint, non_defaults
 from tmkd.pipeline.store.workspace import Step, Workspace
 
-ORDER = ("pool", "token-cosine", "warmup", "teacher", "labels", "stage1", "student", "export")
+ORDER = ("pool", "token-cosine", "warmup", "teacher", "labels", "states", "stage1", "student", "export")
 """The kinds of steps of a run, each after those that it depends on."""
 
-ALL_METHODS = ["finetune", "self-taught", "bilstm", "m-o-m", "tkd", "tmkd"]  # every way that a student is trained
+# every way that a student is trained
+ALL_METHODS = ["finetune", "self-taught", "bilstm", "m-o-m", "tkd", "tmkd", "finetune@cached", "tmkd@cached"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def source_texts(side: str, column: str) -> dict[str, Change]:
         "cut": Change("pool", True, LONG_TEXTS),
     }
 
+
+ONLY_CACHED = {"methods": ["finetune", "tmkd"], "student.start": "bottom", "stage1.states": 0, "stage1.cosine": 0}
 
 CHANGES: dict[str, Change] = {
     "encoder": Change("token-cosine", "{encoder2}"),
@@ -198,6 +201,7 @@ CHANGES: dict[str, Change] = {
             "pooler": Change("teacher", "keep"),
         },
     ),
+    "student.kind": Change("states", "cached", ONLY_CACHED),
     "student.layers": Change("stage1", 2),
     "student.start": Change("stage1", "spaced", {"stage1.states": 0}),
     "student.pooler": Change("stage1", "identity"),
@@ -212,6 +216,18 @@ CHANGES: dict[str, Change] = {
     **under("without_stage1", training("student")),
     **under("bilstm", training("student")),
     "bilstm.width": Change("student", 64),
+    "cached.encoder": Change("states", "{encoder2}"),
+    "cached.layers": Change("stage1", 3),
+    "cached.heads": Change("stage1", 2),
+    "cached.ffn": Change("stage1", 64),
+    "cached.width": Change("stage1", 24),
+    "cached.state_size": Change("stage1", 8),
+    "cached.asks": Change("stage1", "all"),
+    "cached.self_attention": Change("stage1", False),
+    **under("cached.stage1", training("stage1")),
+    **under("cached.stage2", training("student")),
+    "cached.stage2.replay": Change("student", 0.25),
+    **under("cached.without_stage1", training("student")),
     "loss.kind": Change("stage1", "mse"),
     "loss.temperature": Change("stage1", 2.0),
     "loss.alpha": Change("student", 0.5),
@@ -247,7 +263,7 @@ def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 
 FIELDS = dict(fields_of(Recipe))
-DEFAULTS = "9296dba52f9f"  # a digest of every default that enters fingerprints by its absence
+DEFAULTS = "fa2b8d5eeaf8"  # a digest of every default that enters fingerprints by its absence
 
 
 def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
@@ -328,6 +344,7 @@ class Dry:
             "data": {part: f"{{{part}}}" for part in ("train", "dev", "test", "pool")},
             "teachers": [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}],
             "student": {"layers": 1, "start": "teacher"},
+            "cached": {"state_size": 16},
             "warm_up": {**numbers},
             "stage1": {**numbers, "cosine": 0.5, "states": 1.0},
             "stage2": {**numbers},

@@ -130,7 +130,8 @@ def _parse_override(override: str) -> tuple[str, Any, str]:
 def set_keys(content: dict[str, Any], changes: Sequence[tuple[str, Any, str]]) -> None:
     """Change keys of a recipe's content in place.
 
-    A `stage1_from` among the changes replaces the `stage1` that the content had, unless the changes set `stage1`, too.
+    A `stage1_from` among the changes replaces the `stage1` that the content had, and that of `cached`, unless the
+    changes set `stage1`, too.
 
     Args:
         content: a recipe as read from YAML.
@@ -142,6 +143,8 @@ def set_keys(content: dict[str, Any], changes: Sequence[tuple[str, Any, str]]) -
     starts_from = any(key == "stage1_from" and value is not None for key, value, _ in changes)
     if starts_from and not any(key.partition(".")[0] == "stage1" for key, _, _ in changes):
         content.pop("stage1", None)
+        if isinstance(cached := content.get("cached"), dict):
+            cached.pop("stage1", None)
     for key, value, where in changes:
         _set_key(content, key, value, where)
 

@@ -6,8 +6,12 @@ recipe (`pool.size`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import difflib
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+StudentKind = Literal["layers", "cached"]
+"""What a student is: the lowest layers of an encoder, or one that reads passages once."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class Method:
     """One row of the table.
 
     Attributes:
-        name: the method's name in recipes and reports.
+        name: the method's name in recipes and reports, with the kind of its student where the recipe writes it so.
         stage1: whether stage 1 comes before stage 2. If `targets` is `none` (`self-taught`, which is ours), stage 1
             learns the bi-encoder cosine instead of soft labels.
         targets: whose soft labels the student learns: nobody's, those of the teacher that is best on the development
@@ -24,7 +28,8 @@ class Method:
             each teacher.
         students: how many students are trained for each seed: 0 (only teachers are evaluated), 1, or one for each of
             the K teachers.
-        encoder: `whole` (all layers, as a teacher has), `bottom` (the student's layers), or a bidirectional `lstm`.
+        encoder: `whole` (all layers, as a teacher has), `bottom` (the student's layers), a bidirectional `lstm`, or
+            `cached`: the row `bottom` with a student that reads passages once (`chosen_method`).
         text: how `tmkd recipe` describes it.
         alone: for a method that needs two or more teachers: the method to use with a single teacher.
     """
@@ -34,7 +39,7 @@ class Method:
     targets: Literal["none", "one", "mean", "each"]
     heads: Literal["golden", "golden+soft"]
     students: Literal[0, 1, "K"]
-    encoder: Literal["whole", "bottom", "lstm"]
+    encoder: Literal["whole", "bottom", "lstm", "cached"]
     text: str
     alone: str | None = None
 
@@ -50,8 +55,13 @@ class Method:
 
     @property
     def exportable(self) -> bool:
-        """Whether its student can be folded into one transformers checkpoint and exported."""
-        return self.students == 1 and self.encoder == "bottom"
+        """Whether it gives one student for each seed, which can be folded and exported."""
+        return self.students == 1 and self.encoder in ("bottom", "cached")
+
+    @property
+    def cached(self) -> bool:
+        """Whether its student reads passages once."""
+        return self.encoder == "cached"
 
 
 _BOTH: Literal["golden+soft"] = "golden+soft"
@@ -74,3 +84,42 @@ METHODS: dict[str, Method] = {
         Method("tmkd", True, "each", _BOTH, 1, "bottom", "both stages, a head for each teacher", alone="tkd"),
     )
 }
+
+
+def chosen_method(name: str, kind: StudentKind) -> Method:
+    """The method that a recipe names.
+
+    Args:
+        name: a name of the table, or NAME@KIND with a kind of student.
+        kind: of the student, where the name does not say it (`student.kind`).
+
+    Raises:
+        ValueError: there is no such method or kind, or the method has no student of that kind.
+    """
+    base, at, suffix = name.partition("@")
+    if base not in METHODS:
+        raise ValueError(f"{name!r} is not a method; there are: {', '.join(METHODS)}")
+    method = METHODS[base]
+    if not at:
+        return _cached(method) if kind == "cached" and method.encoder == "bottom" else method
+    kinds: tuple[StudentKind, ...] = get_args(StudentKind)
+    if suffix not in kinds:
+        near = difflib.get_close_matches(suffix, kinds, n=1, cutoff=0.4)
+        hint = (
+            f"did you mean {base}@{near[0]}?" if near else f"there are: {', '.join(f'{base}@{one}' for one in kinds)}"
+        )
+        raise ValueError(f"{name!r}: {suffix!r} is not a kind of student; {hint}")
+    if method.encoder != "bottom":
+        what = "its student is an LSTM" if method.trains else "it trains no student"
+        raise ValueError(f"{name!r}: {base} has no kinds of students, {what}; write {base}")
+    return replace(_cached(method) if suffix == "cached" else method, name=name)
+
+
+def _cached(method: Method) -> Method:
+    """The method with a student that reads passages once."""
+    if method.self_taught:
+        raise ValueError(
+            f"{method.name} has no student of the kind cached: its stage 1 learns the bi-encoder cosine, which is what "
+            f"a cached student starts as; take {method.name}@layers, or finetune@cached"
+        )
+    return replace(method, encoder="cached")

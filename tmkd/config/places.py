@@ -11,7 +11,8 @@ from tmkd.core.errors import RecipeError
 
 logger = logging.getLogger(__name__)
 
-_MODELS = ("encoder", "teachers.*.encoder", "teachers.*.checkpoint")  # a name on the model hub will do, too
+# a name on the model hub will do, too
+_MODELS = ("encoder", "cached.encoder", "teachers.*.encoder", "teachers.*.checkpoint")
 _FOLDERS = ("stage1_from", "pool.teachers.*")
 _FILES = ("data.train", "data.dev", "data.test", "data.pool", "pool.sources.*.questions", "pool.sources.*.passages",
           "pool.sources.*.pairs", "pool.sources.*.questions.file", "pool.sources.*.passages.file",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tmkd.config.methods import METHODS
+from tmkd.config.methods import METHODS, Method, chosen_method
 from tmkd.config.pool_sections import Pool
 from tmkd.config.sections import (
     Bilstm,
@@ -22,10 +22,13 @@ from tmkd.config.sections import (
     Seeds,
     Stage1,
     Stage2,
-    StudentShape,
     Teacher,
     Training,
 )
+from tmkd.config.student_sections import Cached, StudentShape
+
+BEST = "best"
+"""As `take`: the method that is best on the development set."""
 
 
 class Recipe(Part):
@@ -56,7 +59,10 @@ class Recipe(Part):
         "and test sets are labelled by the full teachers)",
     )
     folds: int = Field(5, ge=2, description="number of folds for out-of-fold labels")
-    student: StudentShape = Field(default_factory=StudentShape, description="the student's shape")
+    student: StudentShape = Field(
+        default_factory=StudentShape, description="the kind of the students, and the shape of layered ones"
+    )
+    cached: Cached = Field(default_factory=Cached, description="students of the kind cached, and how they are trained")
     warm_up: Training | None = Field(
         None,
         description="warm start, for bi-encoders, which have never read two texts in one sequence: before anything "
@@ -83,7 +89,8 @@ class Recipe(Part):
     loss: Loss = Field(default_factory=Loss, description="the loss on soft labels")
     methods: tuple[str, ...] = Field(
         ("teacher", "teacher-ensemble", "finetune", "tmkd"),
-        description="any of: " + "; ".join(f"{method.name} ({method.text})" for method in METHODS.values()),
+        description="any of: " + "; ".join(f"{method.name} ({method.text})" for method in METHODS.values()) + ". "
+        "NAME@cached and NAME@layers say which kind of student a method trains; without that, student.kind does",
     )
     seeds: Seeds = Field((0,), description="for each seed, one student of every method")
     combination: Literal["logit", "probability", "golden"] = Field(
@@ -92,8 +99,22 @@ class Recipe(Part):
         "their probabilities (the paper's), or the golden head alone. An export always folds the heads, which is "
         "`logit`",
     )
-    take: str = Field("tmkd", description="the method whose first student is exported")
+    take: str = Field(
+        "tmkd",
+        description="the method whose first student is exported; best: the one whose students are best on the "
+        "development set, by ROC-AUC plus MRR, or by accuracy where these are not defined",
+    )
     export: Export = Field(default_factory=Export, description="what is exported for serving")
+
+    @property
+    def chosen_methods(self) -> tuple[Method, ...]:
+        """The methods, each with the kind of its student."""
+        return tuple(chosen_method(name, self.student.kind) for name in self.methods)
+
+    @property
+    def cached_encoder(self) -> str:
+        """The encoder of cached students, as `find_encoder` takes it."""
+        return self.cached.encoder or self.encoder
 
     @property
     def all_teachers(self) -> tuple[Teacher, ...]:
@@ -138,13 +159,28 @@ class Recipe(Part):
         """The teachers that take part: all, or the first `use_teachers` of them."""
         return self.all_teachers[: self.use_teachers]
 
+    @property
+    def _replays(self) -> bool:
+        """Whether stage 2 of some kind of student replays pairs of the pool."""
+        return bool(self.stage2.replay or self.cached.stage2.replay)
+
     @field_validator("methods")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            if name not in METHODS:
-                raise ValueError(f"{name!r} is not a method; there are: {', '.join(METHODS)}")
+            chosen_method(name, "layers")
         return names
+
+    @model_validator(mode="after")
+    def _kinds_fit(self) -> Recipe:
+        """No method is there under two names, and every method has a student of the kind that is asked for."""
+        seen: dict[tuple[str, str], str] = {}
+        for method in self.chosen_methods:
+            base = method.name.partition("@")[0]
+            other = seen.setdefault((base, method.encoder), method.name)
+            if other != method.name:
+                raise ValueError(f"methods: {other} and {method.name} are the same students; leave one of them out")
+        return self
 
     @field_validator("stage1", mode="before")
     @classmethod
@@ -159,12 +195,13 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _one_stage1(self) -> Recipe:
         # compared by value, since a recipe that was written with its default values must be readable again
-        usual = type(self).model_fields["stage1"].get_default(call_default_factory=True)
-        if self.stage1_from is not None and self.stage1 != usual:
-            raise ValueError(
-                f"give stage1 or stage1_from, not both: stage1_from={self.stage1_from} starts stage 2 from a finished "
-                "stage-1 student, so the numbers in stage1 would have no effect"
-            )
+        for key, part in (("stage1", self), ("cached.stage1", self.cached)):
+            usual = type(part).model_fields["stage1"].get_default(call_default_factory=True)
+            if self.stage1_from is not None and part.stage1 != usual:
+                raise ValueError(
+                    f"give {key} or stage1_from, not both: stage1_from={self.stage1_from} starts stage 2 from a "
+                    f"finished stage-1 student, so the numbers in {key} would have no effect"
+                )
         return self
 
     @model_validator(mode="after")
@@ -176,7 +213,7 @@ class Recipe(Part):
             raise ValueError(f"teachers: names must differ, got {', '.join(names)}")
         if (self.use_teachers or 1) > len(names):
             raise ValueError(f"use_teachers: {self.use_teachers}, but there are {len(names)} teachers")
-        if self.stage2.replay and self.pool is not None and self.pool.teachers:
+        if self._replays and self.pool is not None and self.pool.teachers:
             raise ValueError("stage2.replay: the pool is of another task (pool.teachers), stage 2 has no labels for it")
         if self.labels == "out-of-fold" and not any(teacher.trained for teacher in self.used_teachers):
             raise ValueError("labels: out-of-fold needs a teacher that is trained here, and none is")
@@ -194,9 +231,14 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _take_fits(self) -> Recipe:
-        if self.take not in self.methods:
+        if self.take == BEST:
+            if not any(method.exportable for method in self.chosen_methods):
+                raise ValueError(f"take: best, but no student of {', '.join(self.methods)} can be exported")
+            return self
+        taken = {method.name: method for method in self.chosen_methods}.get(self.take)
+        if taken is None:
             raise ValueError(f"take: {self.take!r} is not among the methods ({', '.join(self.methods)}); set take, too")
-        if not METHODS[self.take].trains:
+        if not taken.trains:
             raise ValueError(f"take: {self.take!r} trains no student; take a method that does")
         return self
 
@@ -213,6 +255,16 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _start_fits(self) -> Recipe:
+        encoders = {method.encoder for method in self.chosen_methods}
+        if "cached" in encoders and "bottom" not in encoders:
+            layered = {"student.start": self.student.start != "bottom", "stage1.states": self.stage1.states,
+                       "stage1.cosine": self.stage1.cosine}  # fmt: skip
+            for key in (key for key, given in layered.items() if given):
+                raise ValueError(
+                    f"{key} is for layered students, and all students here are cached; leave it out ({key}="
+                    f"{'bottom' if key == 'student.start' else 0})"
+                )
+            return self
         if self.student.start == "teacher" and not any(map(self.fine_tunes_own, self.used_teachers)):
             raise ValueError(
                 f"student.start: teacher needs a teacher that is fine-tuned from {self.encoder!r}, and there is none; "
@@ -261,14 +313,14 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _methods_fit(self) -> Recipe:
         """Each method has the teachers and the stage 1 that it needs."""
-        for name in self.methods:
-            like = METHODS[name].alone
+        for name, method in zip(self.methods, self.chosen_methods, strict=True):
+            like = method.alone
             if like and len(self.all_teachers) < 2:  # `use_teachers: 1` of several is allowed: an ablation wants it
                 raise ValueError(
                     f"methods: {name} needs two or more teachers, and {self.all_teachers[0].name} is the only one; add "
                     f"another, or take {like} instead (methods=[...] and take={like})"
                 )
-            if self.stage1_from is not None and METHODS[name].self_taught:
+            if self.stage1_from is not None and method.self_taught:
                 raise ValueError(
                     f"methods: {name} makes a stage 1 of its own, and stage1_from names a finished one, "
                     f"{self.stage1_from}; leave one of them out"
@@ -282,10 +334,12 @@ class Recipe(Part):
             return self
         if self.classes != 2:
             raise ValueError(f"loss.kind: margin_mse is defined for two classes, and there are {self.classes}")
-        if self.stage2.replay:
+        if self._replays:
             raise ValueError("stage2.replay mixes in single pairs, and loss.kind margin_mse compares passages")
-        for key in ("stage1", "stage2", "without_stage1", "bilstm"):
-            numbers: Training = getattr(self, key)
+        stages = ("stage1", "stage2", "without_stage1")
+        trainings: dict[str, Training] = {key: getattr(self, key) for key in (*stages, "bilstm")}
+        trainings |= {f"cached.{key}": getattr(self.cached, key) for key in stages}
+        for key, numbers in trainings.items():
             if numbers.batch_size < 4:
                 raise ValueError(
                     f"{key}.batch_size: {numbers.batch_size} is too small for loss.kind margin_mse, which compares "

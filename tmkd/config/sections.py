@@ -1,4 +1,4 @@
-"""The sections of a recipe: data, teachers, training runs, loss, pool, the student's shape, export.
+"""The sections of a recipe: data, teachers, training runs, loss, export.
 
 Each section refuses what it can see to be wrong by itself; `tmkd.config.recipe` refuses what does not fit together.
 """
@@ -321,23 +321,6 @@ class Bilstm(Training):
     learning_rate: Rate = Field(2e-3, description="peak learning rate of AdamW")
     epochs: Positive = Field(6, description="passes over the training pairs")
     width: Positive = Field(256, description="size of its state in each direction")
-
-
-class StudentShape(Part):
-    """The shape of the student."""
-
-    layers: Positive = Field(3, description="number of layers")
-    start: Literal["bottom", "spaced", "random", "teacher"] = Field(
-        "bottom",
-        description="what its layers start as. bottom: the encoder's lowest layers; spaced: evenly spaced layers, "
-        "from the first (of six: the first, third and fifth; Sanh et al. 2019, DistilBERT, section 3); random: random "
-        "weights over the encoder's embeddings; teacher: as spaced, of the best teacher with the same encoder "
-        "(bottom, for methods that learn from no teacher)",
-    )
-    pooler: Literal["auto", "keep", "identity"] = Field(
-        "auto", description="what its pooler starts as; see teachers.0.pooler"
-    )
-    freeze_embeddings: bool = Field(True, description="do not train the embedding tables")
 
 
 class Export(Part):

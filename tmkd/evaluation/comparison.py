@@ -130,6 +130,7 @@ def _model_result(output: ModelOutput, drawn: dict[str, Distribution]) -> ModelR
         size={
             "layers": output.layers,
             "parameters": output.parameters,
+            "encoder_parameters": output.encoder_parameters,
             "bytes": output.bytes,
             "pairs_per_second": output.pairs_per_second,
             "milliseconds": output.milliseconds,

@@ -33,6 +33,8 @@ class ModelOutput:
         kind: teacher, ensemble, baseline or student.
         logits: [S, N, C] floats: S seeds (a teacher has one), N pairs, C classes.
         parameters: number of parameters, None where unknown.
+        encoder_parameters: how many of them are of an encoder that reads each text by itself, passages beforehand; None
+            for models that read question and passage together.
         bytes: size of the weights file in bytes, None where unknown.
         layers: transformer layers, None where unknown.
         pairs_per_second: throughput on many pairs, tokenizing included.
@@ -43,6 +45,7 @@ class ModelOutput:
     kind: Kind
     logits: NDArray[np.floating[Any]]
     parameters: int | None = None
+    encoder_parameters: int | None = None
     bytes: int | None = None
     layers: int | None = None
     pairs_per_second: float | None = None
@@ -91,7 +94,8 @@ class ModelResult:
             significantly above it.
         recovered: (metric - finetune's) / (ensemble's - finetune's), where the ensemble is significantly better than
             finetune. All three with 95% intervals, on the same resamples.
-        size: "layers", "parameters", "bytes", "pairs_per_second" and "milliseconds" as in `ModelOutput`.
+        size: "layers", "parameters", "encoder_parameters", "bytes", "pairs_per_second" and "milliseconds" as in
+            `ModelOutput`.
     """
 
     name: str
@@ -163,6 +167,7 @@ class Results:
         differences: of every two students or baselines, and of each of them to the ensemble.
         ranked: the questions that MRR, MAP and nDCG@10 are averaged over: those with a positive and a negative pair.
         taken: the model that the run exports.
+        choice: how it was chosen, where the development set decided: {"method", "metrics", "development"}.
         relative_to: the model that shares are relative to: the ensemble, or the only teacher.
         reference_column: the score column that stood for golden labels, if one did. The teacher that made it, and every
             ensemble with that teacher, is not measured.
@@ -183,6 +188,7 @@ class Results:
     differences: list[Difference]
     ranked: int = 0
     taken: str = "tmkd"
+    choice: dict[str, Any] = field(default_factory=dict)
     relative_to: str = ENSEMBLE
     reference_column: str | None = None
     chance: dict[str, float] = field(default_factory=dict)
@@ -220,6 +226,7 @@ class Results:
     def to_json(self) -> dict[str, Any]:
         """The content of results.json; what is empty is absent."""
         optional = {
+            "choice": self.choice,
             "exports": self.exports,
             "leave_one_out": [component.to_json("teacher") for component in self.leave_one_out],
             "combinations": [component.to_json("combination") for component in self.combinations],
@@ -229,6 +236,7 @@ class Results:
         }
         return {
             "task": self.task,
+            "taken": self.taken,
             "rows": self.rows,
             "questions": self.questions,
             "ranked_questions": self.ranked,

@@ -34,6 +34,7 @@ from tmkd.export.gate import BACKENDS, ExportSource, gate, writable
 from tmkd.models.card import CARD_FILE, FORMAT, ModelCard, has_card, read_card
 from tmkd.models.checkpoint import save_tokenizer
 from tmkd.models.encoders.families import family_of
+from tmkd.models.encoders.interaction import is_cached
 from tmkd.models.encoders.tensors import write_tensors
 from tmkd.models.label_map import class_names
 from tmkd.models.one_logit import RELEVANT, described, folded_rows, logits_of
@@ -79,7 +80,7 @@ def export_student(
     student_folder, out = Path(student_folder), Path(out)
     if backends is None:
         backends = [name for name in writable() if calibration is not None or not name.endswith("-int8")]
-    _check_request(dev, out, backends)
+    _check_request(student_folder, dev, out, backends)
     card = read_card(student_folder)
     if reference_logits is not None and reference_logits.shape != (expected := (len(dev), card.classes)):
         raise ExportError(f"reference logits have the shape {reference_logits.shape}, expected {expected}")
@@ -127,7 +128,12 @@ def _class_names(student: Path, card: ModelCard, labels: Sequence[str] | None) -
     return list(named)
 
 
-def _check_request(dev: Pairs, out: Path, backends: Sequence[str]) -> None:
+def _check_request(student: Path, dev: Pairs, out: Path, backends: Sequence[str]) -> None:
+    if is_cached(student):
+        raise ExportError(
+            f"{student} holds a student that reads passages once (cached), which cannot be exported yet; take a method "
+            "with a layered student, such as take=tmkd@layers"
+        )
     unknown = [name for name in backends if name not in BACKENDS]
     if unknown:
         raise ExportError(f"backend {unknown[0]!r} is not known; there are: {', '.join(BACKENDS)}")

@@ -182,6 +182,11 @@ def depth(folder: Path) -> int:
     return int(_read_config(folder).num_hidden_layers)
 
 
+def hidden_width(folder: Path) -> int:
+    """Return the width of an encoder's hidden states, from its configuration."""
+    return int(_read_config(folder).hidden_size)
+
+
 def word_embeddings(folder: Path) -> Tensor:
     """Return the embedding table of a checkpoint, [V, d] float32."""
     table: Tensor = load_encoder(folder, 2, layers=1).base.get_input_embeddings().weight.detach().clone()

@@ -65,16 +65,15 @@ class TextReader:
                 own[:before] = own[lengths[row] - after :] = False
                 yield int(row), of_text[: lengths[row]], own
 
-    def read_all(self, texts: Sequence[str]) -> ReadTexts:
-        """Read texts into memory, M of them."""
-        found: list[tuple[NDArray[np.float16], NDArray[np.float32]]] = [_NOTHING] * len(texts)
+    def states(self, texts: Sequence[str]) -> Iterator[tuple[int, tuple[NDArray[np.float16], NDArray[np.float32]]]]:
+        """Run the encoder on texts, longest first.
+
+        Yields:
+            Index of the text, hidden states of its tokens [T, d] and its embedding [d].
+        """
         for row, hidden, _ in self.read(texts):
-            found[row] = hidden.astype(np.float16), unit_mean(hidden)
-        return ReadTexts.of_part(
-            np.concatenate([hidden for hidden, _ in found]),
-            np.array([len(hidden) for hidden, _ in found], dtype=np.int64),
-            np.stack([embedding for _, embedding in found]),
-        )
+            with np.errstate(over="ignore"):  # the caller looks whether all are finite
+                yield row, (hidden.astype(np.float16), unit_mean(hidden))
 
     def _run(self, input_ids: torch.Tensor, mask: torch.Tensor) -> NDArray[np.float32]:
         where = device()
@@ -82,9 +81,6 @@ class TextReader:
             hidden = self._model(input_ids=input_ids.to(where), attention_mask=mask.to(where)).last_hidden_state
         found: NDArray[np.float32] = hidden.float().cpu().numpy()
         return found
-
-
-_NOTHING = np.empty((0, 0), np.float16), np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,6 +75,17 @@ def shape_of(folder: Path, name: str) -> list[int]:
             if name in file.keys():  # noqa: SIM118
                 return list(file.get_slice(name).get_shape())
     return []
+
+
+def count_parameters(folder: Path) -> int:
+    """Return how many floating-point numbers the weights of a checkpoint are, without reading them."""
+    total = 0
+    for path, wanted in weight_files(folder).items():
+        with damage_named(path), safe_open(path, framework="pt") as file:
+            for name in file.keys() if wanted is None else wanted:
+                part = file.get_slice(name)
+                total += math.prod(part.get_shape()) if part.get_dtype().startswith(("F", "BF")) else 0
+    return total
 
 
 def _modern(name: str) -> str:

@@ -6,25 +6,28 @@ Checks that read no rows come first, those that need the pool (which may have to
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from tmkd.config.methods import METHODS, Method
+from tmkd.config.methods import Method
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import DataError, EncoderError, RecipeError, TmkdError, named
 from tmkd.data.pairs import Pairs, grouped
 from tmkd.data.row_counts import RowCounts
 from tmkd.data.split import folds
 from tmkd.models.card import has_card, read_card
-from tmkd.models.checkpoint import require_fit
-from tmkd.models.encoders.find import find_encoder
+from tmkd.models.checkpoint import hidden_width, require_fit
+from tmkd.models.encoders.find import find_encoder, weights_fingerprint
+from tmkd.models.encoders.interaction import ENCODER_FOLDER, interaction_shape, is_cached
 from tmkd.models.label_map import class_names, find_label_map
 from tmkd.models.ready import head_classes, require_head, require_log_odds
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.pool import teachers_of_run
+from tmkd.pipeline.steps.student import shape_of
 from tmkd.pipeline.teacher_labels import share_of_pairs
 from tmkd.teachers.scores import ScoresTeacher
 from tmkd.training.losses import GROUPED
@@ -45,10 +48,10 @@ def require_runnable(data: RunData) -> None:
         TmkdError: `stage1_from` is no stage-1 student, or one of another shape.
     """
     recipe = data.recipe
-    methods = [METHODS[name] for name in recipe.methods]
+    methods = list(recipe.chosen_methods)
     _require_encoders(recipe)
-    if recipe.stage1_from is not None and any(method.stage1 for method in methods):
-        _require_stage1(recipe, Path(recipe.stage1_from))
+    if recipe.stage1_from is not None:
+        _require_stage1(recipe, Path(recipe.stage1_from), [method for method in methods if method.stage1])
     _require_pool_teachers(recipe)
     _require_training_rows(data, methods)
     _require_columns(data)
@@ -68,20 +71,69 @@ def _require_encoders(recipe: Recipe) -> None:
                 require_head(source, recipe.classes)
         if teacher.checkpoint:
             find_label_map(source, teacher, recipe)
-    if any(METHODS[name].trains and METHODS[name].encoder == "bottom" for name in recipe.methods):
+    if any(method.encoder == "bottom" for method in recipe.chosen_methods):
         require_fit(find_encoder(recipe.encoder), layers=recipe.student.layers, length=recipe.max_length)
+    if any(method.cached for method in recipe.chosen_methods):
+        _require_cached(recipe)
 
 
-def _require_stage1(recipe: Recipe, folder: Path) -> None:
-    """The recipe's students can start from this stage-1 student."""
+def _require_cached(recipe: Recipe) -> None:
+    """The encoder of cached students can read the texts, and their shape fits it."""
+    shape, spec = recipe.cached, recipe.cached_encoder
+    source = find_encoder(spec)
+    require_fit(source, length=recipe.max_length)
+    require_finite_weights(source)
+    width = hidden_width(source)
+    if shape.state_size > width:
+        raise RecipeError(
+            f"cached.state_size: {shape.state_size}, but the hidden states of {spec} are {width} numbers; use at most "
+            "that",
+            key="cached.state_size",
+            value=shape.state_size,
+        )
+    if (own := shape.width or width) % shape.heads:
+        raise RecipeError(
+            f"cached.heads: {shape.heads}, but the width {own} is no multiple of it"
+            + (f" (that of {spec}; cached.width sets another)" if shape.width is None else ""),
+            key="cached.heads",
+            value=shape.heads,
+        )
+
+
+def _require_stage1(recipe: Recipe, folder: Path, methods: list[Method]) -> None:
+    """The students of these methods can start from this stage-1 student."""
+    if not methods:
+        return
     card = read_card(folder) if has_card(folder) else None
     if card is None or card.step != "stage1":
         raise TmkdError(f"stage1_from: {folder} is not a stage-1 student; an earlier run's is at runs/NAME/stage1")
-    length, encoder = recipe.max_length, find_encoder(recipe.encoder)
-    if PairTokenizer(folder, length).fingerprint() != PairTokenizer(encoder, length).fingerprint():
-        raise TmkdError(f"stage1_from: {folder} reads text with another tokenizer than the encoder, {recipe.encoder}")
+    cached = is_cached(folder)
+    for method in methods:
+        if method.cached != cached:
+            is_a = "one that reads passages once (cached)" if cached else "a layered one"
+            raise TmkdError(
+                f"stage1_from: {folder} is {is_a}, and the student of {method.name} is of the other kind; leave "
+                f"{method.name} out of the methods, or name a stage-1 student of its kind"
+            )
+    length, spec = recipe.max_length, recipe.cached_encoder if cached else recipe.encoder
+    if PairTokenizer(folder, length).fingerprint() != PairTokenizer(find_encoder(spec), length).fingerprint():
+        raise TmkdError(f"stage1_from: {folder} reads text with another tokenizer than the encoder, {spec}")
+    if cached:
+        _require_same_shape(recipe, folder)
+        return
     if (layers := card.layers) != recipe.student.layers:
         raise TmkdError(f"stage1_from: {folder} has {layers} layers, student.layers is {recipe.student.layers}")
+
+
+def _require_same_shape(recipe: Recipe, folder: Path) -> None:
+    """A cached stage-1 student has the encoder and the shape that the recipe's students have."""
+    source = find_encoder(recipe.cached_encoder)
+    if weights_fingerprint(folder / ENCODER_FOLDER) != weights_fingerprint(source):
+        raise TmkdError(f"stage1_from: {folder} reads texts with another encoder than {recipe.cached_encoder}")
+    wanted, there = asdict(shape_of(recipe.cached, hidden_width(source))), interaction_shape(folder)
+    for key, value in asdict(there).items():
+        if value != wanted[key]:
+            raise TmkdError(f"stage1_from: {folder} has {key} {value}, cached.{key} is {wanted[key]}")
 
 
 def _require_pool_teachers(recipe: Recipe) -> None:
@@ -143,7 +195,7 @@ def _require_training_rows(data: RunData, methods: list[Method]) -> None:
 def _warn_of_unread_text(data: RunData) -> None:
     """Say where the encoder cannot read much of the text: tokens unknown to its vocabulary, pairs that are cut."""
     recipe, task = data.recipe, data.task
-    reads = any(METHODS[name].trains and METHODS[name].encoder == "bottom" for name in recipe.methods)
+    reads = any(method.encoder == "bottom" for method in recipe.chosen_methods)
     looked = f"looked at {id(task)} with {recipe.encoder}, {recipe.max_length}"  # a study asks for every student
     if looked in data.cache.said or not (reads or any(map(recipe.fine_tunes_own, recipe.used_teachers))):
         return
@@ -195,7 +247,11 @@ def _require_columns(data: RunData) -> None:
     mined = recipe.pool is not None and bool(recipe.pool.sources)
     known = [] if mined else (task.train if task.pool is None else task.pool).score_names
     absent = [teacher.name for teacher in columns if teacher.scores not in known]
-    if absent and recipe.stage2.replay and any(METHODS[name].stage1 for name in recipe.methods):
+    replays = any(
+        method.stage1 and (recipe.cached.stage2 if method.cached else recipe.stage2).replay
+        for method in recipe.chosen_methods
+    )
+    if absent and replays:
         raise DataError(
             f"stage2.replay: teacher {absent[0]} is a column of scores that the training set has and the pool does "
             "not; give it to the pool too, or leave replay out"

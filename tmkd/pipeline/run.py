@@ -297,7 +297,8 @@ class Run:
             "recipe": self.recipe.model_dump(mode="json"),
             "steps": [step.folder.name for step in self.workspace.used],
             "models": models,
-            "take": self.recipe.take,
+            "take": self.students.choice.method,
+            "choice": self.students.choice.to_json(),
             "stage1": [step.folder.name for step in self.students.taken().stage1[:1]],
             "data": self.data.task.info,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.config.methods import METHODS, Method
-from tmkd.config.recipe import Recipe
+from tmkd.config.methods import Method, chosen_method
+from tmkd.config.recipe import BEST, Recipe
 from tmkd.core.errors import ExportError
 from tmkd.data.pairs import Pairs
+from tmkd.pipeline.choice import Choice, choose_best
 from tmkd.pipeline.run_data import RunCache, RunData
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
 from tmkd.pipeline.steps.bilstm import bilstm
@@ -82,7 +84,7 @@ class Students:
     @property
     def methods(self) -> list[Method]:
         """The recipe's methods that train a student."""
-        return [METHODS[name] for name in self.recipe.methods if METHODS[name].trains]
+        return [method for method in self.recipe.chosen_methods if method.trains]
 
     def train_all(self) -> list[TrainedStudents]:
         """Train the students that are not there, and give all of them, method by method."""
@@ -95,7 +97,25 @@ class Students:
 
     def taken(self) -> TrainedStudents:
         """The students of the method that is exported (`take`); trained, with all others, if they are not there."""
-        return next(students for students in self.train_all() if students.method.name == self.recipe.take)
+        return next(students for students in self.train_all() if students.method.name == self.choice.method)
+
+    @functools.cached_property
+    def choice(self) -> Choice:
+        """The method that is exported, and why; students are trained first where the development set decides."""
+        if self.recipe.take != BEST:
+            return Choice(self.recipe.take)
+        recipe, dev = self.recipe, self.data.dev
+        fit = [students for students in self.train_all() if students.method.exportable]
+        # An export folds the heads, whatever `combination` is.
+        logits = {
+            one.method.name: method_logits(
+                self.workspace, one.steps, dev, name=one.method.name, precision=recipe.precision
+            )
+            for one in fit
+        }
+        found = choose_best(logits, dev, classes=recipe.classes, positive=recipe.positive_class)
+        self.data.cache.say_once(found.sentence())
+        return found
 
     def trainings(self) -> list[Callable[[Workspace], TrainedSeed]]:
         """For every method and seed a function that trains the student in the workspace it is given."""
@@ -109,7 +129,8 @@ class Students:
         first = self.pretrain(method, seed) if method.stage1 else None
         if method.students == "K":
             each = self.labels.labellers(self.data.student_pairs)
-            return first, [self.distill(METHODS["1-o-1"], None, seed, only=teacher) for teacher in each]
+            single = chosen_method("1-o-1", "cached" if method.cached else "layers")
+            return first, [self.distill(single, None, seed, only=teacher) for teacher in each]
         return first, [self.distill(method, first, seed)]
 
     def pretrain(self, method: Method, seed: int) -> Step | Path:
@@ -133,7 +154,7 @@ class Students:
 
     def begins_with(self, method: Method) -> Step | None:
         """The teacher whose layers a method's student begins with; None for the layers of the encoder."""
-        taught = self.recipe.student.start == "teacher" and method.targets != "none"
+        taught = self.recipe.student.start == "teacher" and method.targets != "none" and not method.cached
         return self.labels.best_of_own_encoder if taught else None
 
     def distill(self, method: Method, first: Step | Path | None, seed: int, only: int | None = None) -> Step:
@@ -156,7 +177,8 @@ class Students:
 
     def _replay(self, method: Method) -> Replay | None:
         """The pairs of the pool that stage 2 of a method mixes in."""
-        if not (method.stage1 and self.recipe.stage2.replay):
+        numbers = self.recipe.cached.stage2 if method.cached else self.recipe.stage2
+        if not (method.stage1 and numbers.replay):
             return None
         targets = self.labels.targets(method, self.data.pool, "pool")
         return Replay(self.data.pool, targets) if targets else None
@@ -174,9 +196,11 @@ class Students:
         Raises:
             ExportError: `take` is m-o-m or bilstm.
         """
-        method = METHODS[self.recipe.take]
+        if self.recipe.take == BEST:
+            return
+        method = next(one for one in self.recipe.chosen_methods if one.name == self.recipe.take)
         if not method.exportable:
-            fit = [name for name in self.recipe.methods if METHODS[name].exportable]
+            fit = [one.name for one in self.recipe.chosen_methods if one.exportable]
             why = "is an LSTM, no transformers checkpoint" if method.encoder == "lstm" else "is several students"
             raise ExportError(
                 f"take: {method.name} {why}, and cannot be exported; it is measured all the same. Take "

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tmkd.config.methods import METHODS, Method
+from tmkd.config.methods import Method
 from tmkd.config.sections import Teacher
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import BAGS, subsample
@@ -51,7 +51,7 @@ class TeacherLabels:
     @property
     def learning(self) -> list[Method]:
         """The recipe's methods whose students learn soft labels; without any, no teacher is needed."""
-        return [METHODS[name] for name in self.recipe.methods if METHODS[name].targets != "none"]
+        return [method for method in self.recipe.chosen_methods if method.targets != "none"]
 
     @functools.cached_property
     def teachers(self) -> list[tuple[Teacher, Step | None]]:

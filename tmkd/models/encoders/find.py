@@ -82,6 +82,12 @@ def encoder_fingerprint(folder: Path) -> str:
     return _fingerprint(tuple((p, (stat := p.stat()).st_size, stat.st_mtime_ns) for p in sorted(files)))
 
 
+def weights_fingerprint(folder: Path) -> str:
+    """Return a hash of configuration and weights alone, which is the same wherever the two are copied."""
+    files = sorted({*weight_files(folder), folder / "config.json"})
+    return _fingerprint(tuple((p, (stat := p.stat()).st_size, stat.st_mtime_ns) for p in files))
+
+
 @functools.cache
 def _fingerprint(files: tuple[tuple[Path, int, int], ...]) -> str:
     """Hash files, (path, size, mtime in ns) each; a process reads them again only when size or time has changed."""

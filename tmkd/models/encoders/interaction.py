@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import write_json
-from tmkd.models.encoders.find import WEIGHTS_FILE, encoder_fingerprint, weight_files
+from tmkd.models.encoders.find import INDEX_FILE, WEIGHTS_FILE, encoder_fingerprint, weight_files
 from tmkd.models.encoders.forward import MASKED, require_readable
 from tmkd.models.encoders.tensors import read_tensors, require_finite, write_tensors
 
@@ -284,6 +284,12 @@ def is_cached(folder: Path) -> bool:
     return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
 
 
+def interaction_shape(folder: Path) -> InteractionShape:
+    """Read the shape of a student's interaction from its folder's config.json."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return InteractionShape(**{name: config[name] for name in InteractionShape.__dataclass_fields__})
+
+
 def save_interaction(encoder: InteractionEncoder, weight: Tensor, bias: Tensor, folder: Path) -> None:
     """Write config.json and model.safetensors, and the checkpoint of E into `ENCODER_FOLDER`.
 
@@ -297,7 +303,8 @@ def save_interaction(encoder: InteractionEncoder, weight: Tensor, bias: Tensor, 
     write_tensors(tensors, folder / WEIGHTS_FILE)
     inner = folder / ENCODER_FOLDER
     inner.mkdir(exist_ok=True)
-    for path in (encoder.source / "config.json", *weight_files(encoder.source)):
+    shards = [path for path in (encoder.source / INDEX_FILE,) if path.is_file()]
+    for path in (encoder.source / "config.json", *shards, *weight_files(encoder.source)):
         _link(path, inner / path.name)
     write_json(
         folder / "config.json",
@@ -333,8 +340,7 @@ def load_interaction(folder: Path, *, dropout: float) -> tuple[InteractionEncode
     inner = folder / ENCODER_FOLDER
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        shape = InteractionShape(**{name: config[name] for name in InteractionShape.__dataclass_fields__})
-        encoder = InteractionEncoder(shape, inner, dropout=dropout)
+        encoder = InteractionEncoder(interaction_shape(folder), inner, dropout=dropout)
         tensors = read_tensors(folder / WEIGHTS_FILE)
         weight, bias = tensors.pop("classifier.weight"), tensors.pop("classifier.bias")
         encoder.load_state_dict(tensors)

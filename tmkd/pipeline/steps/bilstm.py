@@ -11,12 +11,14 @@ from tmkd.models.checkpoint import word_embeddings
 from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.pipeline.steps.fit import fit_and_save, state_folder, training_set
+from tmkd.pipeline.steps.fit import fit_and_save, state_folder
 from tmkd.pipeline.steps.student import StudentSpec, soft_settings
 from tmkd.pipeline.store.fingerprint import depends_on
+from tmkd.pipeline.store.token_cache import token_inputs
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.targets import Targets, questions_of, stage2_loss
 from tmkd.training.trainer import Trainer, TrainerConfig
+from tmkd.training.training_set import TrainingSet
 
 
 def bilstm(workspace: Workspace, spec: StudentSpec, pairs: Pairs, targets: Targets) -> Step:
@@ -63,7 +65,7 @@ def bilstm(workspace: Workspace, spec: StudentSpec, pairs: Pairs, targets: Targe
         model = new_student(tokenizer)
         trainer = Trainer(
             model,
-            training_set(workspace, tokenizer, pairs, questions),
+            TrainingSet(token_inputs(workspace, tokenizer, pairs), questions),
             stage2_loss(pairs, targets, recipe.loss, questions),
             TrainerConfig.of(numbers, spec.seed, recipe.precision),
             name=spec.name,

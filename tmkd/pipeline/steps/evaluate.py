@@ -22,9 +22,11 @@ from tmkd.models.bi_encoder import cosine_logits
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
 from tmkd.models.encoders.families import last_linear
-from tmkd.models.encoders.find import find_encoder
+from tmkd.models.encoders.find import WEIGHTS_FILE, find_encoder, weight_files
+from tmkd.models.encoders.interaction import ENCODER_FOLDER, is_cached
 from tmkd.models.encoders.lstm import is_lstm
 from tmkd.models.student import COMBINATIONS
+from tmkd.models.weights import count_parameters
 from tmkd.pipeline.steps.finished_run import FinishedRun, RunModel
 from tmkd.pipeline.steps.label import method_logits
 from tmkd.pipeline.steps.speed import add_speed
@@ -122,18 +124,28 @@ def _cosine(run: FinishedRun, pairs: Pairs) -> NDArray[np.float32]:
 
 
 def _sizes(folders: list[Path]) -> dict[str, Any]:
-    """The size of all models that run for one output: `parameters`, `bytes`, `layers`."""
-    parameters = 0
+    """The size of all models that run for one output: `parameters`, `encoder_parameters`, `bytes`, `layers`."""
+    parameters = encoders = size = 0
     for folder in folders:
         student = load_student(folder)
         # Our heads replace the module's own last layer.
-        unused = set() if is_lstm(folder) else {id(p) for p in last_linear(student.encoder.model).parameters()}
+        unused = {id(p) for p in last_linear(student.encoder.model).parameters()} if _has_module(folder) else set()
         parameters += sum(p.numel() for p in student.parameters() if id(p) not in unused)
+        size += (folder / WEIGHTS_FILE).stat().st_size
+        if is_cached(folder):
+            encoders += count_parameters(folder / ENCODER_FOLDER)
+            size += sum(path.stat().st_size for path in weight_files(folder / ENCODER_FOLDER))
     return {
-        "parameters": parameters,
-        "bytes": sum((folder / "model.safetensors").stat().st_size for folder in folders),
+        "parameters": parameters + encoders,
+        "encoder_parameters": encoders or None,
+        "bytes": size,
         "layers": read_card(folders[0]).layers,
     }
+
+
+def _has_module(folder: Path) -> bool:
+    """Whether a model is a checkpoint of transformers, whose module has a last layer of its own."""
+    return not is_lstm(folder) and not is_cached(folder)
 
 
 def _ensemble(teachers: list[ModelOutput]) -> ModelOutput:
@@ -173,6 +185,8 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
     ways = _combinations(run, pairs)
     if ways:
         results.combinations = measure_components(pairs, ways["logit"], ways, classes=classes, options=options)
+    if run.choice.get("development"):
+        results.choice = run.choice
     top, taken = by_name.get(results.relative_to), by_name[run.take]
     others = [output for output in found if output.kind in ("student", "baseline") and output is not taken]
     if top is not None:

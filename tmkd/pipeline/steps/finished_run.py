@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tmkd.config.load import parse_recorded_recipe
 from tmkd.config.recipe import Recipe
@@ -40,6 +41,7 @@ class FinishedRun:
         recipe: the resolved recipe, with the precision of this machine where it says `auto`.
         models: the run's models, teachers first.
         take: the method whose student is exported.
+        choice: how it was chosen (`tmkd.pipeline.choice.Choice.to_json`); empty in runs of earlier versions.
         stage1: the folder's name of that student's stage-1 step; empty if it has none.
         workspace: the workspace that holds the steps.
     """
@@ -48,6 +50,7 @@ class FinishedRun:
     recipe: Recipe
     models: tuple[RunModel, ...]
     take: str
+    choice: dict[str, Any]
     stage1: tuple[str, ...]
     workspace: Workspace
 
@@ -77,7 +80,8 @@ class FinishedRun:
         )
         recipe = with_precision_of_machine(parse_recorded_recipe(content["recipe"], str(path)))
         stage1 = tuple(content.get("stage1", ()))
-        return cls(folder, recipe, models, content["take"], stage1, workspace or Workspace(root))
+        choice = content.get("choice", {})
+        return cls(folder, recipe, models, content["take"], choice, stage1, workspace or Workspace(root))
 
     def steps(self, names: tuple[str, ...]) -> list[Step]:
         """The finished steps with these folder names.

@@ -16,13 +16,12 @@ from tmkd.core.errors import TmkdError, named
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
-from tmkd.models.inputs import TokenInputs
 from tmkd.models.predict import require_finite_logits, score, score_heads
 from tmkd.models.student import Combination, combine
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.steps.states import model_inputs
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.label_store import LabelStore
-from tmkd.pipeline.store.token_cache import tokens_of
 from tmkd.pipeline.store.workspace import Step, Workspace
 
 logger = logging.getLogger(__name__)
@@ -202,8 +201,7 @@ def _fill(store: LabelStore, model: Step, pairs: Pairs, how: _Labelling, workspa
     with named(how.name):
         student = load_student(model.folder)
     logger.info(f"{how.name}: {student.encoder.path}")
-    tokenizer = PairTokenizer(model.folder, read_card(model.folder).max_length)
-    inputs = TokenInputs(tokens_of(workspace, tokenizer, pairs), tokenizer.pad_id)
+    inputs = model_inputs(workspace, model.folder, pairs, how.precision)
     # Chunks hold pairs of similar length, so their batches hold almost no padding.
     order = missing[np.argsort(-inputs.lengths[missing], kind="stable")]
     ids = np.array(pairs.pair_ids)

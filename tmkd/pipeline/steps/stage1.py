@@ -11,7 +11,7 @@ from tmkd.models.card import Origin
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
-from tmkd.pipeline.steps.fit import fit_and_save, state_folder, training_set
+from tmkd.pipeline.steps.fit import fit_and_save, state_folder
 from tmkd.pipeline.steps.student import StudentSpec, soft_settings
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
@@ -26,8 +26,8 @@ from tmkd.training.training_set import TrainingSet
 def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Targets) -> Step:
     """Train encoder and soft heads on the soft labels of the pool (METHOD.md, "Stage 1").
 
-    Where the recipe gives them a weight, the student also learns the token cosine of the pool's pairs and the hidden
-    states of the teacher that it begins with.
+    Where the recipe gives them a weight, a layered student also learns the token cosine of the pool's pairs and the
+    hidden states of the teacher that it begins with.
 
     Args:
         workspace: Keeps the step.
@@ -38,10 +38,9 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
     Returns:
         The finished step; its folder is a checkpoint with soft heads only.
     """
-    recipe, numbers = spec.recipe, spec.recipe.stage1
-    weight = numbers.cosine or float(spec.method.self_taught)  # without teachers there is nothing else to learn
+    recipe, numbers, weight = spec.recipe, spec.stage1, _cosine_weight(spec)
     cosine = bi_encoder_cosine(workspace, recipe, pool) if weight else None
-    with_states = spec.begin is not None and bool(numbers.states)
+    with_states = spec.begin is not None and bool(recipe.stage1.states)
     classes = targets.logits.shape[2]  # the pool's task may have other classes
     content = depends_on(
         settings={
@@ -49,17 +48,20 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
             **soft_settings(recipe.loss, targets, without={"alpha"}),
             "classes": classes,
             "token_cosine": weight or None,
-            "hidden_states": numbers.states if with_states else None,
+            "hidden_states": recipe.stage1.states if with_states else None,
         },
-        inputs={"encoder": spec.begins_with, "pool": pool, "targets": targets.names, "token_cosine": cosine},
-    )
+        inputs={
+            "encoder": spec.begins_with, "pool": pool, "targets": targets.names, "token_cosine": cosine,
+            "states": spec.states(workspace, pool),
+        },
+    )  # fmt: skip
     questions = questions_of(pool, recipe.loss)
 
     def build(folder: Path) -> None:
         tokenizer = spec.tokenizer()
-        data = training_set(workspace, tokenizer, pool, questions)
+        data = TrainingSet(spec.inputs(workspace, pool), questions)
         torch.manual_seed(spec.seed)
-        model = spec.new_student(numbers, classes, len(targets.names), use_golden=False)
+        model = spec.new_student(numbers, data.inputs, classes, len(targets.names), use_golden=False)
         objectives: list[AuxiliaryObjective] = []
         if cosine is not None:
             objectives += _token_cosine(model, cosine, pool, tokenizer, weight)
@@ -79,6 +81,13 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
         fit_and_save(trainer, folder, tokenizer, about, None if foreign else recipe.class_names)
 
     return workspace.step("stage1", content, build, label=f"stage 1 of {spec.name}")
+
+
+def _cosine_weight(spec: StudentSpec) -> float:
+    """The weight of the token cosine: of a student without teachers, which has nothing else to learn, 1."""
+    if spec.method.cached:
+        return 0.0
+    return spec.recipe.stage1.cosine or float(spec.method.self_taught)
 
 
 def _token_cosine(

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 
-from tmkd.config.sections import Training
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import Origin
+from tmkd.models.inputs import Inputs
 from tmkd.models.student import Student
-from tmkd.pipeline.steps.fit import fit_and_save, state_folder, training_set
+from tmkd.pipeline.steps.fit import fit_and_save, state_folder
 from tmkd.pipeline.steps.student import StudentSpec, carried_heads, soft_settings
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.targets import Replay, Targets, questions_of, stage2_loss
 from tmkd.training.trainer import Trainer, TrainerConfig
+from tmkd.training.training_set import TrainingSet
 
 
 def stage2(
@@ -41,44 +42,44 @@ def stage2(
         The finished step; its folder is a checkpoint.
     """
     recipe = spec.recipe
-    numbers = recipe.stage2 if stage1 is not None else recipe.without_stage1
     start = stage1.folder if isinstance(stage1, Step) else stage1
     questions = questions_of(pairs, recipe.loss) if targets else None
 
     def build(folder: Path) -> None:
         tokenizer = spec.tokenizer()
         torch.manual_seed(spec.seed)
-        model = _first_student(spec, numbers, targets, start)
-        data = training_set(
-            workspace,
-            tokenizer,
-            pairs,
-            questions,
-            replay=replay.pool if replay is not None else None,
-            replayed=recipe.stage2.replayed,
-        )
+        data = TrainingSet(spec.inputs(workspace, pairs), questions)
+        model = _first_student(spec, data.inputs, targets, start)
+        if replay is not None:
+            data = TrainingSet.with_replay(data.inputs, spec.inputs(workspace, replay.pool), spec.stage2.replayed)
         all_pairs, soft = replay.behind(pairs, targets) if replay is not None else (pairs, targets)
         trainer = Trainer(
             model,
             data,
             stage2_loss(all_pairs, soft, recipe.loss, questions),
-            TrainerConfig.of(numbers, spec.seed, recipe.precision),
+            TrainerConfig.of(spec.last_stage(start is not None), spec.seed, recipe.precision),
             name=spec.name,
             state_folder=state_folder(folder),
         )
         about: Origin = {"step": spec.method.name, "teachers": list(targets.names) if targets else []}
         fit_and_save(trainer, folder, tokenizer, about, recipe.class_names)
 
-    content = _content(spec, pairs, targets, stage1, replay)
+    read = [spec.states(workspace, some) for some in (pairs, *([replay.pool] if replay else []))]
+    content = _content(spec, pairs, targets, stage1, replay, [step for step in read if step is not None])
     return workspace.step("student", content, build, label=spec.name)
 
 
 def _content(
-    spec: StudentSpec, pairs: Pairs, targets: Targets | None, stage1: Step | Path | None, replay: Replay | None
+    spec: StudentSpec,
+    pairs: Pairs,
+    targets: Targets | None,
+    stage1: Step | Path | None,
+    replay: Replay | None,
+    states: list[Step],
 ) -> dict[str, Any]:
-    """What the student depends on; arguments as of `stage2`."""
+    """What the student depends on; arguments as of `stage2`, and the steps with the states of its texts."""
     recipe = spec.recipe
-    numbers = recipe.stage2 if stage1 is not None else recipe.without_stage1
+    numbers = spec.last_stage(stage1 is not None)
     start = stage1.folder if isinstance(stage1, Step) else stage1
     return depends_on(
         settings={
@@ -94,13 +95,15 @@ def _content(
             "targets": targets and targets.names,
             "folds": targets and targets.folds,
             "replay": replay and replay.pool,
+            "states": states,
         },
     )
 
 
-def _first_student(spec: StudentSpec, numbers: Training, targets: Targets | None, start: Path | None) -> Student:
+def _first_student(spec: StudentSpec, inputs: Inputs, targets: Targets | None, start: Path | None) -> Student:
     """The student as stage 2 begins: the continued stage-1 student in `start`, or a new one."""
+    numbers = spec.last_stage(start is not None)
     if start is not None:
         return spec.continued_student(start, numbers, targets)
     soft_heads = len(targets.names) if targets and spec.method.heads == "golden+soft" else 0
-    return spec.new_student(numbers, spec.recipe.classes, soft_heads, use_golden=True)
+    return spec.new_student(numbers, inputs, spec.recipe.classes, soft_heads, use_golden=True)

@@ -6,18 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from tmkd.config.methods import Method
 from tmkd.config.recipe import Recipe
-from tmkd.config.sections import Loss, Training
+from tmkd.config.sections import Loss, Stage2, Training
+from tmkd.config.student_sections import Cached
+from tmkd.data.pairs import Pairs
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_encoder, load_student
 from tmkd.models.encoders.find import find_encoder
+from tmkd.models.encoders.interaction import InteractionEncoder, InteractionShape
+from tmkd.models.inputs import Inputs, StateInputs
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.steps.states import TextReading
 from tmkd.pipeline.store.fingerprint import non_defaults
-from tmkd.pipeline.store.workspace import Step
+from tmkd.pipeline.store.token_cache import token_inputs
+from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.scores import COLUMN
 from tmkd.training.targets import MEAN, Targets
+
+SAMPLE = 8192  # tokens whose states a cached student's projection begins as the principal components of
+_NOT_SHAPE = {"encoder", "stage1", "stage2", "without_stage1"}  # an input, and the numbers of each stage
 
 
 @dataclass(frozen=True)
@@ -43,9 +55,30 @@ class StudentSpec:
         return f"{self.method.name}, seed {self.seed}"
 
     @property
+    def encoder(self) -> Path:
+        """The encoder that its tokenizer is of; of a cached student, the one that reads its texts."""
+        return find_encoder(self.recipe.cached_encoder if self.method.cached else self.recipe.encoder)
+
+    @property
     def source(self) -> Path:
         """The checkpoint whose layers it begins with."""
-        return find_encoder(self.recipe.encoder) if self.begin is None else self.begin.folder
+        return self.encoder if self.begin is None else self.begin.folder
+
+    @property
+    def stage1(self) -> Training:
+        """How stage 1 trains it."""
+        return self.recipe.cached.stage1 if self.method.cached else self.recipe.stage1
+
+    @property
+    def stage2(self) -> Stage2:
+        """How stage 2 trains it after a stage 1."""
+        return self.recipe.cached.stage2 if self.method.cached else self.recipe.stage2
+
+    def last_stage(self, continues: bool) -> Training:
+        """How the last stage trains it: stage 2 where it continues a stage-1 student, else its only stage."""
+        if continues:
+            return self.stage2
+        return self.recipe.cached.without_stage1 if self.method.cached else self.recipe.without_stage1
 
     @property
     def layers_from(self) -> str:
@@ -56,17 +89,37 @@ class StudentSpec:
 
     def tokenizer(self) -> PairTokenizer:
         """The tokenizer that reads its pairs."""
-        return PairTokenizer(find_encoder(self.recipe.encoder), self.recipe.max_length)
+        return PairTokenizer(self.encoder, self.recipe.max_length)
 
-    def new_student(self, numbers: Training, classes: int, soft_heads: int, *, use_golden: bool) -> Student:
+    @property
+    def _reading(self) -> TextReading:
+        return TextReading(self.encoder, self.encoder, self.recipe.max_length, self.recipe.precision)
+
+    def states(self, workspace: Workspace, pairs: Pairs) -> Step | None:
+        """The step that holds the hidden states of the pairs' texts; None for a student that reads token ids."""
+        return self._reading.step(workspace, pairs) if self.method.cached else None
+
+    def inputs(self, workspace: Workspace, pairs: Pairs) -> Inputs:
+        """Pairs in the form that the student reads."""
+        if self.method.cached:
+            return self._reading.inputs(workspace, pairs)
+        return token_inputs(workspace, self.tokenizer(), pairs)
+
+    def new_student(
+        self, numbers: Training, inputs: Inputs, classes: int, soft_heads: int, *, use_golden: bool
+    ) -> Student:
         """Make the student with new heads.
 
         Args:
             numbers: Their dropout is read.
+            inputs: The pairs that it is trained on. A cached student's projection begins as the principal components
+                of their passages' states.
             classes: C.
             soft_heads: K.
             use_golden: As in `Student`.
         """
+        if isinstance(inputs, StateInputs):
+            return self._new_cached(numbers, inputs, classes, soft_heads, use_golden)
         shape = self.recipe.student
         encoder = load_encoder(
             self.source,
@@ -78,6 +131,19 @@ class StudentSpec:
             pooler=shape.pooler if self.begin is None else "keep",  # a teacher's pooler was trained
         )
         return Student(encoder, classes, soft_heads, use_golden=use_golden)
+
+    def _new_cached(
+        self, numbers: Training, inputs: StateInputs, classes: int, soft_heads: int, use_golden: bool
+    ) -> Student:
+        """A new cached student, which gives the bi-encoder cosine; arguments as of `new_student`."""
+        sample = inputs.texts.sample(np.unique(inputs.passage), SAMPLE, self.seed)
+        encoder = InteractionEncoder(
+            shape_of(self.recipe.cached, sample.shape[1]), self.encoder, dropout=numbers.dropout
+        )
+        encoder.start_projection(torch.from_numpy(sample))
+        student = Student(encoder, classes, soft_heads, use_golden=use_golden)
+        student.start_at_cosine(self.recipe.positive_class)
+        return student
 
     def continued_student(self, stage1: Path, numbers: Training, targets: Targets | None) -> Student:
         """Make the student that continues a stage-1 student.
@@ -97,8 +163,13 @@ class StudentSpec:
             before.start_golden_from_soft()
             before.take_soft_heads(carried)
             return before
+        soft_heads = len(targets.names) if targets else 0
+        if self.method.cached:
+            student = Student(before.encoder, classes, soft_heads)
+            student.start_at_cosine(self.recipe.positive_class)
+            return student
         encoder = load_encoder(stage1, classes, dropout=numbers.dropout, freeze_embeddings=frozen)
-        return Student(encoder, classes, len(targets.names) if targets else 0)
+        return Student(encoder, classes, soft_heads)
 
     def settings(
         self, numbers: Training, *, without: set[str] | None = None, continues: bool = False
@@ -110,10 +181,8 @@ class StudentSpec:
             without: Fields of them that the step does not read, or that it adds itself where it uses them.
             continues: Whether the student continues a stage-1 student, whose shape is that student's.
         """
-        shape = self.recipe.student.model_copy(update={"start": self.layers_from})
-        unread = {"pooler"} if self.begin is not None else set()  # a teacher's pooler is kept
         return {
-            "student": non_defaults(shape, without={"layers", "start", "pooler"} if continues else unread),
+            **(self._cached_shape(continues) if self.method.cached else self._layered_shape(continues)),
             "training": non_defaults(numbers, without=without),
             "classes": self.recipe.classes,
             "max_length": self.recipe.max_length,
@@ -121,10 +190,35 @@ class StudentSpec:
             "seed": self.seed,
         }
 
+    def _layered_shape(self, continues: bool) -> dict[str, Any]:
+        shape = self.recipe.student.model_copy(update={"start": self.layers_from})
+        unread = {"pooler"} if self.begin is not None else set()  # a teacher's pooler is kept
+        unread = {"layers", "start", "pooler"} if continues else unread
+        return {"student": non_defaults(shape, without={"kind", *unread})}
+
+    def _cached_shape(self, continues: bool) -> dict[str, Any]:
+        positive = self.recipe.positive_class
+        shape = {} if continues else non_defaults(self.recipe.cached, without=_NOT_SHAPE)
+        return {"kind": "cached", "cached": shape, "positive": positive if positive != 1 else None}
+
     @property
     def begins_with(self) -> Step | Path:
         """The step or folder of `source`, as an input of the step's fingerprint."""
         return self.begin or self.source
+
+
+def shape_of(cached: Cached, encoder_width: int) -> InteractionShape:
+    """The shape of a cached student over an encoder of some width."""
+    return InteractionShape(
+        encoder_width=encoder_width,
+        state_size=cached.state_size,
+        width=cached.width or encoder_width,
+        layers=cached.layers,
+        heads=cached.heads,
+        ffn=cached.ffn,
+        asks=cached.asks,
+        self_attention=cached.self_attention,
+    )
 
 
 def soft_settings(loss: Loss, targets: Targets | None, *, without: set[str] | None = None) -> dict[str, Any]:

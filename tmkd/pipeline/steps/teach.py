@@ -17,12 +17,14 @@ from tmkd.models.encoders.find import find_encoder
 from tmkd.models.label_map import class_names, find_label_map
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.pipeline.steps.fit import fit_and_save, state_folder, training_set
+from tmkd.pipeline.steps.fit import fit_and_save, state_folder
 from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
+from tmkd.pipeline.store.token_cache import token_inputs
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.encoder import EncoderTeacher
 from tmkd.training.losses import GoldenLoss
 from tmkd.training.trainer import Trainer, TrainerConfig
+from tmkd.training.training_set import TrainingSet
 
 # Fields of a teacher that enter as inputs (encoder, and with `share` the training pairs), are resolved (max_length),
 # say what kind of teacher it is, or change no result (name).
@@ -71,7 +73,7 @@ def teach(
         numbers = {name: getattr(teacher, name) for name in ("learning_rate", "epochs", "batch_size", "seed")}
         trainer = Trainer(
             model,
-            training_set(workspace, tokenizer, train_rows),
+            TrainingSet(token_inputs(workspace, tokenizer, train_rows)),
             GoldenLoss(torch.from_numpy(train_rows.golden)),
             TrainerConfig(**numbers, precision=recipe.precision),
             name=f"teacher {teacher.name}",

@@ -20,12 +20,14 @@ from tmkd.models.encoders.find import find_encoder
 from tmkd.models.student import Student, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
-from tmkd.pipeline.steps.fit import fit_and_save, state_folder, training_set
+from tmkd.pipeline.steps.fit import fit_and_save, state_folder
 from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
+from tmkd.pipeline.store.token_cache import token_inputs
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.losses import soft_kl
 from tmkd.training.token_cosine import TokenCosineConfig, TokenTargets, soft_labels, token_cosine_objective
 from tmkd.training.trainer import Trainer, TrainerConfig
+from tmkd.training.training_set import TrainingSet
 
 SEED = 0
 
@@ -63,7 +65,7 @@ def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pair
         model = Student(load_encoder(source, 2, dropout=numbers.dropout, pooler="auto"), 2)
         trainer = Trainer(
             model,
-            training_set(workspace, tokenizer, pairs),
+            TrainingSet(token_inputs(workspace, tokenizer, pairs)),
             loss,
             TrainerConfig.of(numbers, SEED, recipe.precision),
             objectives=token_cosine_objective(model.encoder, targets, TokenCosineConfig(1.0, recipe.max_length)),

@@ -32,6 +32,7 @@ STEP_VERSIONS: dict[str, int] = {
     "warmup": 2,
     "teacher": 2,
     "labels": 2,
+    "states": 1,
     "headers": 2,
     "stage1": 2,
     "student": 2,

@@ -14,10 +14,16 @@ from safetensors.numpy import load_file, save_file
 from tmkd.core.console import progress
 from tmkd.core.files import digest_of, replacing
 from tmkd.data.pairs import Pairs
+from tmkd.models.inputs import TokenInputs
 from tmkd.models.tokenizer import Encoded, PairTokenizer
 from tmkd.pipeline.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
+
+
+def token_inputs(workspace: Workspace, tokenizer: PairTokenizer, pairs: Pairs) -> TokenInputs:
+    """The pairs as a model of token ids reads them; arguments and errors as of `tokens_of`."""
+    return TokenInputs(tokens_of(workspace, tokenizer, pairs), tokenizer.pad_id)
 
 
 def tokens_of(workspace: Workspace, tokenizer: PairTokenizer, pairs: Pairs) -> Encoded:

@@ -1,0 +1,74 @@
+"""The sections of a recipe about its students: which kind they are, their shape, and how a `cached` one is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tmkd.config.methods import StudentKind
+from tmkd.config.sections import Part, Positive, Stage2, Training
+
+
+class StudentShape(Part):
+    """The kind of the students, and the shape of a layered one."""
+
+    kind: StudentKind = Field(
+        "layers",
+        description="what students are, of methods that do not say it (tmkd@cached, tmkd@layers). layers: the lowest "
+        "layers of an encoder, which read question and passage together. cached: a whole encoder, which reads every "
+        "passage once, when it is indexed, and small layers in which the question reads the passage's stored states "
+        "(section `cached`)",
+    )
+    layers: Positive = Field(3, description="number of layers")
+    start: Literal["bottom", "spaced", "random", "teacher"] = Field(
+        "bottom",
+        description="what its layers start as. bottom: the encoder's lowest layers; spaced: evenly spaced layers, "
+        "from the first (of six: the first, third and fifth; Sanh et al. 2019, DistilBERT, section 3); random: random "
+        "weights over the encoder's embeddings; teacher: as spaced, of the best teacher with the same encoder "
+        "(bottom, for methods that learn from no teacher)",
+    )
+    pooler: Literal["auto", "keep", "identity"] = Field(
+        "auto", description="what its pooler starts as; see teachers.0.pooler"
+    )
+    freeze_embeddings: bool = Field(True, description="do not train the embedding tables")
+
+
+class Cached(Part):
+    """A student of the kind `cached`: its encoder, its interaction layers, and how these are trained."""
+
+    encoder: str | None = Field(
+        None, description="the encoder that reads question and passage, not trained; the recipe's encoder unless given"
+    )
+    layers: Positive = Field(2, description="number of interaction layers")
+    heads: Positive = Field(6, description="attention heads of each; the width is a multiple of it")
+    ffn: Positive = Field(768, description="inner width of their feed-forward part")
+    width: Positive | None = Field(None, description="their width; that of the encoder unless given")
+    state_size: Positive = Field(
+        96, description="how many numbers of each token of a passage are stored; at most the encoder's width"
+    )
+    asks: Literal["all", "first"] = Field(
+        "first",
+        description="which tokens of the question read the passage in the last layer: the first alone, which is "
+        "faster, or all. In the layers before it all do",
+    )
+    self_attention: bool = Field(
+        True, description="the question's tokens read each other, too, in every layer, before they read the passage"
+    )
+    stage1: Training = Field(
+        default_factory=lambda: Training(learning_rate=5e-4, epochs=4), description="how stage 1 trains"
+    )
+    stage2: Stage2 = Field(
+        default_factory=lambda: Stage2(learning_rate=1e-4, epochs=2),
+        description="how stage 2 trains students that had stage 1",
+    )
+    without_stage1: Training = Field(
+        default_factory=lambda: Training(learning_rate=5e-4, epochs=4),
+        description="how students train that skip stage 1 (finetune, 1-o-1, mkd, ...)",
+    )
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Cached:
+        if self.width is not None and self.width % self.heads:
+            raise ValueError(f"cached: width {self.width} is no multiple of {self.heads} heads")
+        return self

@@ -1,0 +1,70 @@
+"""Which of a run's students is exported: the one that the recipe names, or the best on the development set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.data.pairs import Pairs
+from tmkd.evaluation.comparison import ComparisonOptions, compare
+from tmkd.evaluation.results import ModelOutput
+from tmkd.evaluation.significance import TITLES
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The method whose first student is exported, and why.
+
+    Attributes:
+        method: its name in the recipe.
+        metrics: what decided on the development set: the sum of these; empty where the recipe names the method.
+        values: that sum for every method that could be exported, a mean over seeds.
+    """
+
+    method: str
+    metrics: tuple[str, ...] = ()
+    values: Mapping[str, float] | None = None
+
+    def sentence(self) -> str:
+        """Why this method is exported; nothing where the recipe names it."""
+        if not self.values:
+            return ""
+        what = " plus ".join(TITLES[name] for name in self.metrics)
+        found = ", ".join(f"{name} {value:.3f}" for name, value in self.values.items())
+        return f"{self.method} is exported: it is the best on the development set by {what} ({found})"
+
+    def to_json(self) -> dict[str, Any]:
+        """{"method", "metrics", "development"}; the last two where the development set decided."""
+        decided = {"metrics": list(self.metrics), "development": dict(self.values)} if self.values else {}
+        return {"method": self.method, **decided}
+
+
+def choose_best(logits: Mapping[str, NDArray[np.floating[Any]]], dev: Pairs, *, classes: int, positive: int) -> Choice:
+    """Choose the method that is best on the development set.
+
+    ROC-AUC plus MRR decide where they are defined: of two classes, where questions have right and wrong passages.
+    Otherwise accuracy does.
+
+    Args:
+        logits: of each method's students on the development set, [S, N, C] for S seeds.
+        dev: its N pairs, labelled.
+        classes: C.
+        positive: of two classes, the one of the right passages.
+
+    Returns:
+        The choice; of equally good methods the first.
+
+    Raises:
+        DataError: no pair of the development set has a label.
+    """
+    outputs: Sequence[ModelOutput] = [ModelOutput(name, "student", found) for name, found in logits.items()]
+    options = ComparisonOptions(resamples=1, positive=positive)
+    rows = compare(dev, outputs, classes=classes, task="", options=options).methods
+    both = all({"auc", "mrr"} <= row.metrics.keys() for row in rows)
+    metrics = ("auc", "mrr") if both else ("accuracy",)
+    values = {row.name: sum(row.metrics[metric].mean for metric in metrics) for row in rows}
+    return Choice(max(values, key=lambda name: values[name]), metrics, values)
