@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.data.documents.index import Document, DocumentIndex, update_index
+from tmkd.data.documents.index import Document, DocumentIndex, Found, update_index
 from tmkd.data.documents.passages import Passage
 from tmkd.data.documents.text import text_hash, tokens
+from tmkd.inference.qa.cases import Asked, Case
+from tmkd.inference.qa.ranking import Scored
+from tmkd.inference.qa.retrieval import Retrieved
 
 TEXTS = {
     "copy.md": "The cp command copies a file. Use -r for folders, which are copied whole.",
@@ -43,3 +46,18 @@ def index_of(folder: Path, texts: dict[str, str] | None = None) -> DocumentIndex
     """An index of one passage a document."""
     update_index(folder, lambda: [document(key, *filter(None, [text])) for key, text in (texts or TEXTS).items()])
     return DocumentIndex.open(folder)
+
+
+def asked(qid: str, by_bm25: str, ranked: str, right: str, by_dense: str = "") -> Asked:
+    """A question whose passages are letters, in the order of BM25, as the student ranks them, and by dense search.
+
+    Neighbours in an order differ by one point of BM25, one of log-odds, or a tenth of the cosine.
+    """
+    retrieved = []
+    for pid in dict.fromkeys(by_bm25 + by_dense):
+        points = float(len(by_bm25) - by_bm25.index(pid)) if pid in by_bm25 else 0.0
+        cosine = (0.9 - 0.1 * by_dense.index(pid) if pid in by_dense else 0.0) if by_dense else None
+        ranks = [order.index(pid) + 1 if pid in order else None for order in (by_bm25, by_dense)]
+        retrieved.append(Retrieved(Found(Passage(pid, pid, "", (), "", ""), "", points), cosine, *ranks))
+    scored = {pid: Scored(-float(place), None) for place, pid in enumerate(ranked)}
+    return Asked(Case(qid, qid, frozenset(right), frozenset()), retrieved, [], scored, 4)

@@ -10,39 +10,30 @@ import numpy as np
 import pytest
 from conftest import Tmkd, write_jsonl
 from export_fixtures import exported
-from qa_fixtures import TEXTS, index_of
+from qa_fixtures import TEXTS, asked, index_of
 
 from tmkd.bench.qa import compare, wrong_first
-from tmkd.data.documents.index import Found
-from tmkd.data.documents.passages import Passage
-from tmkd.inference.qa.answer import Scored
-from tmkd.inference.qa.calibrate import best_weight
-from tmkd.inference.qa.cases import Asked, Case
-
-
-def asked(qid: str, retrieved: str, ranked: str, right: str) -> Asked:
-    """A question whose passages are letters, in the order of retrieval and as the student ranks them."""
-    found = [Found(Passage(pid, pid, "", (), "", ""), "", -float(place)) for place, pid in enumerate(retrieved)]
-    scored = {pid: Scored(-float(place), None) for place, pid in enumerate(ranked)}
-    return Asked(Case(qid, qid, frozenset(right), frozenset()), found, [], scored)
-
+from tmkd.inference.qa.calibration import Calibration
+from tmkd.inference.qa.retrieval_weights import with_retrieval
 
 QUESTIONS = [asked("q1", "abcd", "dcba", "dx"), asked("q2", "abcd", "abcd", "b"), asked("q3", "", "", "z")]
 
 
 def test_retrieval_counts_as_much_as_its_weight() -> None:
-    found = {weight: compare(QUESTIONS, weight)["MRR"] for weight in (0.0, 0.9, 10.0)}
+    found = {weight: compare(QUESTIONS, Calibration(retrieval_weight=weight))["MRR"] for weight in (0.0, 0.9, 10.0)}
     assert found[0.0].ranked.mean == found[0.9].ranked.mean == pytest.approx(0.5)
     assert found[10.0].ranked.mean == found[10.0].bm25.mean == found[0.0].bm25.mean
-    assert best_weight(QUESTIONS) == 0
+    assert with_retrieval(QUESTIONS) == Calibration()
     student_knows_nothing = [asked("q1", "abcd", "dcba", "b"), asked("q2", "abcd", "dcba", "a")]
-    assert best_weight(student_knows_nothing) == 1.0  # both say the opposite with one voice; ties stay as retrieved
-    (first, *_, last) = student_knows_nothing[0].ranked(3.0)
+    assert (
+        with_retrieval(student_knows_nothing).retrieval_weight == 1.0
+    )  # both say the opposite with one voice; ties stay as retrieved
+    (first, *_, last) = student_knows_nothing[0].ranked(Calibration(retrieval_weight=3.0))
     assert (first.score, first.retrieval_rank, last.score, last.retrieval_rank) == (-3.0, 1, -9.0, 4)
 
 
 def test_both_orders_are_measured_on_the_same_questions() -> None:
-    found = compare(QUESTIONS, 0.0)
+    found = compare(QUESTIONS, Calibration())
     mrr = found["MRR"]
     assert mrr.bm25.mean == pytest.approx((1 / 4 + 1 / 2 + 0) / 3)
     assert mrr.ranked.mean == pytest.approx((1 + 1 / 2 + 0) / 3)
@@ -55,10 +46,24 @@ def test_both_orders_are_measured_on_the_same_questions() -> None:
     assert found["success@1"].difference.mean == pytest.approx(1 / 3)
 
 
+def test_what_each_way_of_retrieval_finds_is_measured() -> None:
+    questions = [asked("q1", "abcd", "abcdwxyz", "aw", by_dense="wxyz"), asked("q2", "abcd", "abcd", "w")]
+    found = compare(questions, Calibration(dense_share=0.5))
+    recall, success = found["recall@100"], found["success@100"]
+    assert recall.dense is not None
+    assert recall.candidates is not None
+    assert (recall.bm25.mean, recall.dense.mean, recall.candidates.mean) == pytest.approx((1 / 4, 1 / 4, 1 / 2))
+    assert recall.ranked.mean == recall.candidates.mean
+    assert success.candidates is not None
+    assert (success.bm25.mean, success.candidates.mean) == (1 / 2, 1 / 2)
+    assert list(recall.to_json()) == ["bm25", "dense", "bm25 and dense", "retrieve and rank", "difference"]
+    assert list(compare(QUESTIONS, Calibration())["MRR"].to_json()) == ["bm25", "retrieve and rank", "difference"]
+
+
 def test_first_passages_that_are_labelled_wrong_are_listed() -> None:
-    found = wrong_first(QUESTIONS, 0.0)  # q1 has d first, which is right, q2 has a, and q3 found nothing
+    found = wrong_first(QUESTIONS, Calibration())  # q1 has d first, which is right, q2 has a, and q3 found nothing
     assert [(row["question"], row["passage"]) for row in found] == [("q2", "a")]
-    assert [row["question"] for row in wrong_first(QUESTIONS, 10.0)] == ["q1", "q2"]
+    assert [row["question"] for row in wrong_first(QUESTIONS, Calibration(retrieval_weight=10.0))] == ["q1", "q2"]
 
 
 def test_the_command_measures_files(tmp_path: Path, tmkd: Tmkd) -> None:

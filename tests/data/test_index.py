@@ -258,6 +258,24 @@ def test_passages_are_looked_up_by_id_with_the_scores_that_a_search_gives_them(t
     assert [one.score for one in index.look_up(wanted, "use", headings=False)] == [0.0] * 3
 
 
+def test_the_passages_beside_one_are_those_of_its_document(tmp_path: Path) -> None:
+    parts = {key: [f"{key} disk part{number}" for number in range(4)] for key in ("a", "b", "c")}
+    out = tmp_path / "index"
+    update_index(out, lambda: [document(key, *texts) for key, texts in parts.items()])
+    parts["b"] = ["b disk part0", "b disk new", *parts["b"][1:]]  # its passages are written anew
+    update_index(out, lambda: [document(key, *texts) for key, texts in parts.items()])
+    index = DocumentIndex.open(out)
+    found = index.search("disk", 20)
+    assert len(found) == 13
+    names = {one.passage.pid: one.passage.text for one in found}
+    beside = {names[pid]: [names[one] for one in ids] for pid, ids in index.beside(found).items()}
+    for texts in parts.values():
+        for place, text in enumerate(texts):
+            assert beside[text] == [*texts[max(0, place - 1) : place], *texts[place + 1 : place + 2]]
+    gone = replace(found[0], document="nowhere")
+    assert index.beside([gone]) == index.beside([]) == {}
+
+
 def test_a_text_of_many_documents_counts_once(tmp_path: Path) -> None:
     texts = {f"copy{number:02}": "mount the same disk" for number in range(60)} | {"other": "mount another thing"}
     found = index_of(tmp_path / "index", texts).search("mount disk", 2)

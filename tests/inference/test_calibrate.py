@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Tmkd, write_jsonl
 from export_fixtures import exported
-from qa_fixtures import OverlapScorer, index_of
+from qa_fixtures import OverlapScorer, asked, index_of
 
 from tmkd.core.errors import DataError, ExportError
 from tmkd.inference.qa import Calibration, QuestionAnswerer
@@ -21,17 +19,16 @@ from tmkd.inference.qa.calibrate import (
     Outcomes,
     area,
     best_f1,
-    best_weight,
     calibrate,
     calibration_error,
     fit_temperature,
-    reciprocal_rank,
     risk_coverage,
     within_risk,
 )
 from tmkd.inference.qa.calibration import FILE, of_the_same_student
 from tmkd.inference.qa.cases import ask_all, from_file
 from tmkd.inference.qa.report import write_report
+from tmkd.inference.qa.retrieval_weights import candidates_recall, reciprocal_rank, with_retrieval
 
 TEXTS = {f"{name}.md": f"The {name} command changes a {name} at once." for name in ("disk", "file", "port", "key")}
 
@@ -103,25 +100,31 @@ def test_risk_over_coverage() -> None:
     assert area(one) == pytest.approx((0 + 1 / 2 + 1 / 3) / 3)
 
 
-class Ranking:
-    """A question whose passages come in one order, and in another from a retrieval weight of 0.5 on."""
-
-    def __init__(self, below: str, above: str, right: str) -> None:
-        self.case = SimpleNamespace(right=frozenset(right))
-        self.below, self.above = below, above
-
-    def ranked(self, weight: float, *, sources: bool = True) -> list[SimpleNamespace]:
-        """Passages named by one letter each."""
-        order = self.above if weight >= 0.5 else self.below
-        return [SimpleNamespace(found=SimpleNamespace(passage=SimpleNamespace(pid=pid))) for pid in order]
-
-
 def test_the_retrieval_weight_is_the_least_of_the_best_reciprocal_rank() -> None:
-    asked: Any = [Ranking("xay", "axy", "a"), Ranking("bxy", "bxy", "by"), Ranking("xy", "xy", "c")]
-    assert reciprocal_rank(asked, 0.0) == pytest.approx((1 / 2 + 1 + 0) / 3)
-    assert reciprocal_rank(asked, 0.5) == pytest.approx((1 + 1 + 0) / 3)
-    assert best_weight(asked) == 0.5
-    assert best_weight(asked[1:]) == 0.0
+    questions = [asked("q1", "axy", "xay", "a"), asked("q2", "bxy", "bxy", "by"), asked("q3", "xy", "xy", "c")]
+    assert reciprocal_rank(questions, Calibration()) == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert reciprocal_rank(questions, Calibration(retrieval_weight=1.0)) == pytest.approx((1 + 1 + 0) / 3)
+    assert with_retrieval(questions) == Calibration(retrieval_weight=1.0)
+    assert with_retrieval(questions[1:]) == Calibration()
+
+
+def test_the_share_of_dense_search_is_the_one_that_finds_most_right_passages() -> None:
+    by_words = asked("q1", "abcd", "abcdwxyz", "abcd", by_dense="wxyz")
+    by_meaning = asked("q2", "abcd", "abcdwxyz", "wxyz", by_dense="wxyz")
+    for questions, share in (([by_words], 0.2), ([by_meaning], 0.8)):
+        found = with_retrieval(questions)
+        assert candidates_recall(questions, found.dense_share) == 1
+        assert (found.dense_share < 0.5) == (share < 0.5)
+        assert candidates_recall(questions, 1 - found.dense_share) < 1
+    assert candidates_recall([by_words], 0.0) == candidates_recall([by_meaning], 1.0) == 1
+
+
+def test_the_weight_of_the_cosine_is_chosen_like_that_of_bm25() -> None:
+    questions = [asked("q1", "abcd", "abcd", "d", by_dense="dcba")]  # the student and BM25 are both wrong
+    found = with_retrieval(questions)
+    assert (found.retrieval_weight, found.dense_weight) == (0.0, 20.0)  # d is 3 behind, and 0.3 nearer
+    first = questions[0].ranked(found)[0]
+    assert (first.retrieved.pid, first.score) == ("d", -3.0)  # the nearest loses nothing
 
 
 def test_an_answer_at_the_threshold_is_given() -> None:
@@ -151,11 +154,11 @@ def answerer(tmp_path: Path) -> QuestionAnswerer:
 
 
 def test_questions_are_asked_with_and_without_their_sources(answerer: QuestionAnswerer, pairs: Path) -> None:
-    asked = ask_all(answerer, from_file(pairs, answerer.index), 10)
-    assert len(asked) == 4  # the fifth has no answer in the index
-    for one in asked:
-        assert one.ranked(0.0)[0].found.passage.pid in one.case.right
-        without = one.ranked(0.0, sources=False)
+    questions = ask_all(answerer, from_file(pairs, answerer.index), 10)
+    assert len(questions) == 4  # the fifth has no answer in the index
+    for one in questions:
+        assert one.ranked(Calibration())[0].retrieved.pid in one.case.right
+        without = one.ranked(Calibration(), sources=False)
         assert without
         assert not {ranked.found.document for ranked in without} & one.case.documents
     assert isinstance(answerer.scorer, OverlapScorer)
@@ -193,7 +196,7 @@ def test_the_command_writes_into_the_export(pairs: Path, tmp_path: Path, tmkd: T
     content = json.loads(done.stdout)
     assert {**content, "student": ""} == {**json.loads((export / FILE).read_text()), "student": ""}
     assert content["development"] == content["test"]
-    assert "4 questions: MRR" in done.stderr
+    assert "4 questions: 1.000 of the right passages are candidates; MRR" in done.stderr
     assert "<svg" in (tmp_path / "report.html").read_text()
     chosen = Calibration.read(export)
     answers = json.loads(tmkd("ask", "disk", "--model", export, "--index", "index", "--json").stdout)

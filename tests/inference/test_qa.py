@@ -170,7 +170,7 @@ def in_ascii(arguments: list[str]) -> str:
 
 def test_the_terminal_shows_the_best_sentence_and_what_was_read() -> None:
     text = "First things first. This is it. The rest."
-    answer = Answer(1, "p", text, (20, 31), (20, 41), 1.5, 0.8, 4, "Guide", ("Guide", "Use"), "guide.md")
+    answer = Answer(1, "p", text, (20, 31), (20, 41), 1.5, 0.8, 4, "Guide", ("Guide", "Use"), "guide.md", 4, 9)
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=100, color_system="standard")
     times = dict.fromkeys(("retrieve", "rank", "mark", "total"), 1.0)
@@ -180,6 +180,7 @@ def test_the_terminal_shows_the_best_sentence_and_what_was_read() -> None:
     assert "no passage answers this well" in page
     assert "\x1b[1mThis is it.\x1b[0m" in page
     assert "Guide > Use" in page
+    assert "4. by BM25 and 9. by dense search" in page
     assert "read in part: characters 20 to 41" in page
 
 

@@ -1,4 +1,4 @@
-"""`tmkd bench qa`: how well and how fast an export answers from an index, against BM25 alone on the same candidates."""
+"""`tmkd bench qa`: how well and how fast an export answers from an index, against what retrieval alone finds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tmkd.data.writers import write_rows
 from tmkd.evaluation.bootstrap import Interval, Resamples, interval
 from tmkd.evaluation.metrics import Questions
 from tmkd.evaluation.ranking import Floats
-from tmkd.inference.qa import QuestionAnswerer
+from tmkd.inference.qa import Calibration, QuestionAnswerer
 from tmkd.inference.qa.cases import Asked, ask_all, built_in, from_file
 
 logger = logging.getLogger(__name__)
@@ -34,11 +34,14 @@ METRICS = {
     "MRR": "recip_rank",
     "nDCG@10": "ndcg_cut_10",
     "recall@10": "recall_10",
+    "success@100": "success_100",
     "recall@100": "recall_100",
 }
+_COLUMNS = {"bm25": "BM25 alone", "dense": "dense alone", "bm25 and dense": "BM25 and dense"}
 BUILT_IN = "debian-docs"
 STAGES = ("retrieve", "rank", "mark", "total")
-_ASKED = {"success.1,5", "recip_rank", "ndcg_cut.10", "recall.10,100"}
+_ASKED = {"success.1,5,100", "recip_rank", "ndcg_cut.10", "recall.10,100"}
+_WEIGHTS = ("retrieval_weight", "dense_weight", "dense_share")  # of the calibration
 _RESAMPLES = 2000
 _WARM_UP = 5  # questions that are asked before the clock starts
 
@@ -49,18 +52,27 @@ class Quality:
 
     Attributes:
         bm25: Of BM25 alone.
+        dense: Of dense search alone; None where it was not used.
+        candidates: Of both together, before ranking; None where dense search was not used.
         ranked: Of retrieval and ranking.
         difference: Ranked minus BM25, on the same resamples of questions.
     """
 
     bm25: Interval
+    dense: Interval | None
+    candidates: Interval | None
     ranked: Interval
     difference: Interval
 
+    def named(self) -> dict[str, Interval]:
+        """Those that there are, by the names that reports give them."""
+        both = {"dense": self.dense, "bm25 and dense": self.candidates}
+        used = {name: value for name, value in both.items() if value is not None}
+        return {"bm25": self.bm25, **used, "retrieve and rank": self.ranked, "difference": self.difference}
+
     def to_json(self) -> dict[str, Any]:
         """Each as {"mean", "low", "high"}."""
-        named = (("bm25", self.bm25), ("retrieve and rank", self.ranked), ("difference", self.difference))
-        return {name: value.to_json() for name, value in named}
+        return {name: value.to_json() for name, value in self.named().items()}
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ class QaFigures:
         questions: Number of questions.
         passages: Passages of the index.
         candidates: Passages that were retrieved and ranked for each question.
-        retrieval_weight: How much BM25's rank counted, from the export's calibration.
+        calibration: Of the export; its weights were used.
         quality: By metric.
         milliseconds: By stage, one number a question, after a warm-up.
         wrong: What `wrong_first` gives.
@@ -84,7 +96,7 @@ class QaFigures:
     questions: int
     passages: int
     candidates: int
-    retrieval_weight: float
+    calibration: Calibration
     quality: dict[str, Quality]
     milliseconds: dict[str, Floats]
     wrong: list[dict[str, Any]]
@@ -95,8 +107,9 @@ class QaFigures:
             stage: dict(zip(("p50", "p95", "max"), np.percentile(values, [50, 95, 100]).tolist(), strict=True))
             for stage, values in self.milliseconds.items()
         }
-        names = ("data", "backend", "questions", "passages", "candidates", "retrieval_weight")
+        names = ("data", "backend", "questions", "passages", "candidates")
         counts = {name: getattr(self, name) for name in names}
+        counts |= {name: getattr(self.calibration, name) for name in _WEIGHTS}
         quality = {name: value.to_json() for name, value in self.quality.items()}
         return {"bench": "qa", "machine": machine(), **counts, "quality": quality, "milliseconds": times}
 
@@ -108,10 +121,13 @@ class QaFigures:
         """Two tables for a terminal."""
         title = f"{self.data}: {self.questions:,} questions, {self.candidates} candidates of {self.passages:,} passages"
         found = Table(title=title, title_justify="left")
-        for column in ("", "BM25 alone", "retrieve and rank", "difference"):
-            found.add_column(column, justify="left" if not column else "right")
+        found.add_column("")
+        for column in next(iter(self.quality.values())).named():
+            found.add_column(_COLUMNS.get(column, column), justify="right")
         for name, value in self.quality.items():
-            found.add_row(name, f"{value.bm25:.3f}", f"{value.ranked:.3f}", f"{value.difference:+.3f}")
+            cells = value.named()
+            shown = [f"{one:+.3f}" if column == "difference" else f"{one:.3f}" for column, one in cells.items()]
+            found.add_row(name, *shown)
         clock = Table(title=f"milliseconds of one question, warm ({self.backend}; {machine()})", title_justify="left")
         for column in ("", "median", "95th percentile"):
             clock.add_column(column, justify="left" if not column else "right")
@@ -140,14 +156,14 @@ def run(
         raise DataError("--pairs needs --index: the documents that answer their questions")
     answerer = QuestionAnswerer.open(model, index or _built_in_index(), threads=threads)
     material = built_in(answerer.index)[1] if pairs is None else from_file(pairs, answerer.index)
-    weight = answerer.calibration.retrieval_weight
+    calibration = answerer.calibration
     asked = ask_all(answerer, material, candidates)
     backend = str(getattr(answerer.scorer, "backend", ""))
     times = _latency(answerer, [case.question for case in material.cases], candidates)
     passages = len(answerer.index)
     return QaFigures(
-        material.name, backend, len(material.cases), passages, candidates, weight, compare(asked, weight), times,
-        wrong_first(asked, weight),
+        material.name, backend, len(material.cases), passages, candidates, calibration, compare(asked, calibration),
+        times, wrong_first(asked, calibration),
     )  # fmt: skip
 
 
@@ -158,21 +174,21 @@ def _built_in_index() -> Path:
     return folder
 
 
-def wrong_first(asked: Sequence[Asked], retrieval_weight: float) -> list[dict[str, Any]]:
+def wrong_first(asked: Sequence[Asked], calibration: Calibration) -> list[dict[str, Any]]:
     """The first passage of each question, where no label says that it answers.
 
     Somebody should read them: labels name one passage that answers a question, and documents hold others.
 
     Args:
         asked: Questions with their ranked candidates.
-        retrieval_weight: How much BM25's rank counts.
+        calibration: What retrieval counts.
 
     Returns:
         One row for each such question.
     """
     found = []
     for one in asked:
-        first = next(iter(one.ranked(retrieval_weight)), None)
+        first = next(iter(one.ranked(calibration)), None)
         if first is not None and first.found.passage.pid not in one.case.right:
             passage = first.found.passage
             row = {"question": one.case.question, "passage": passage.text, "title": passage.title}
@@ -180,30 +196,32 @@ def wrong_first(asked: Sequence[Asked], retrieval_weight: float) -> list[dict[st
     return found
 
 
-def compare(asked: Sequence[Asked], retrieval_weight: float) -> dict[str, Quality]:
-    """Compare the two orders of the same candidates.
+def compare(asked: Sequence[Asked], calibration: Calibration) -> dict[str, Quality]:
+    """Compare what retrieval finds, each way alone and both together, with the order after ranking.
 
     Args:
         asked: Questions with their candidates and scores.
-        retrieval_weight: How much BM25's rank counts in the second order.
+        calibration: What retrieval counts in the choice of candidates and in the final order.
 
     Returns:
         By metric. Passages that answer and were not retrieved count too.
     """
     names = [one.case.qid for one in asked]
     resamples = Resamples(Questions.of(np.ones(len(names), dtype=np.int64), names), _RESAMPLES, seed=0)
-    order = resamples.questions.names
-    alone = _evaluate(asked, {one.case.qid: [found.passage.pid for found in one.present] for one in asked}, order)
-    ranked = {one.case.qid: [scored.found.passage.pid for scored in one.ranked(retrieval_weight)] for one in asked}
-    both = _evaluate(asked, ranked, order)
-    return {
-        name: Quality(
-            _interval(resamples, alone[name]),
-            _interval(resamples, both[name]),
-            _interval(resamples, both[name] - alone[name]),
-        )
-        for name in METRICS
-    }
+    ways = {"bm25": {one.case.qid: one.found_by("bm25") for one in asked}}
+    if any(one.found_by("dense") for one in asked):
+        ways["dense"] = {one.case.qid: one.found_by("dense") for one in asked}
+        shared = calibration.dense_share
+        ways["candidates"] = {one.case.qid: [found.pid for found in one.candidates(shared)] for one in asked}
+    ways["ranked"] = {one.case.qid: [found.retrieved.pid for found in one.ranked(calibration)] for one in asked}
+    values = {way: _evaluate(asked, found, resamples.questions.names) for way, found in ways.items()}
+
+    def measured(metric: str) -> Quality:
+        of = {way: _interval(resamples, found[metric]) for way, found in values.items()}
+        difference = _interval(resamples, values["ranked"][metric] - values["bm25"][metric])
+        return Quality(of["bm25"], of.get("dense"), of.get("candidates"), of["ranked"], difference)
+
+    return {name: measured(name) for name in METRICS}
 
 
 def _evaluate(asked: Sequence[Asked], runs: Mapping[str, Sequence[str]], order: Sequence[str]) -> dict[str, Floats]:

@@ -195,6 +195,26 @@ class DocumentIndex:
         for _, address in searcher.search(query, max(1, searcher.num_docs), count=False).hits:
             yield _stored(searcher.doc(address))[2]
 
+    def beside(self, found: Sequence[Found]) -> dict[str, list[str]]:
+        """The ids of the passages right before and right after each of these in its document, by the passage's id.
+
+        Args:
+            found: passages as `search` or `look_up` gives them; those that are no longer there have no entry.
+        """
+        index, searcher = self._state
+        query, must = import_tantivy().Query, import_tantivy().Occur.Must
+        pids, keys = ({one.passage.pid for one in found}, {one.document for one in found})
+        parts = [(must, query.term_set_query(index.schema, name, sorted(values)))
+                 for name, values in (("pid", pids), ("document", keys))]  # fmt: skip
+        wanted = {(one.document, one.passage.pid) for one in found}
+        most = max(1, sum(searcher.doc_freq("pid", pid) for pid in pids))
+        beside: dict[str, list[str]] = {}
+        for _, address in searcher.search(query.boolean_query(parts), most, count=False).hits:
+            key, place, passage = _stored(searcher.doc(address))
+            if (key, passage.pid) in wanted:
+                beside[passage.pid] = _neighbours(searcher, address, key, place)
+        return beside
+
     def holding(self, pids: Iterable[str]) -> dict[str, set[str]]:
         """For each passage id the keys of the documents that contain the passage; unknown ids are left out."""
         index, searcher = self._state
@@ -304,6 +324,18 @@ def _stored(document: Any) -> tuple[str, int, Passage]:
     whole = json.loads(document["stored"][0])
     pid, text, title, headings, source, section, code = whole["passage"]
     return whole["document"], whole["place"], Passage(pid, text, title, tuple(headings), source, section, code=code)
+
+
+def _neighbours(searcher: Any, address: Any, key: str, place: int) -> list[str]:
+    """Ids of the passages beside one. A document's passages are written one after the other, so their addresses are."""
+    found = []
+    for step in (-1, 1):
+        with suppress(ValueError, OverflowError):  # there is no such address
+            there = type(address)(address.segment_ord, address.doc + step)
+            other = json.loads(searcher.doc(there)["stored"][0])
+            if (other["document"], other["place"]) == (key, place + step):
+                found.append(str(other["passage"][0]))
+    return found
 
 
 def _fields(headings: bool) -> dict[str, float]:

@@ -16,11 +16,13 @@ from rich.padding import Padding
 from rich.text import Text
 
 from tmkd.core.errors import DataError, ExportError
-from tmkd.data.documents.index import DocumentIndex, Found
+from tmkd.data.documents.index import DocumentIndex
 from tmkd.data.documents.sentences import sentence_spans
 from tmkd.data.documents.text import storable
 from tmkd.data.documents.words import word_count
 from tmkd.inference.qa.calibration import Calibration
+from tmkd.inference.qa.ranking import Ranked, Scored, order
+from tmkd.inference.qa.retrieval import Retrieved, Retriever, fuse
 from tmkd.inference.qa.windows import LONGEST_TOKEN, Span, Windows
 
 _LEAST_WORDS = 3  # shorter sentences ("Yes.") are not marked: they say nothing without the ones around them
@@ -57,12 +59,16 @@ class Answer:
         window: Character span of the part that was scored best, where the passage is longer than the student reads;
             None where the student read it whole.
         score: The raw score that answers are ranked by: the student's log-odds minus what retrieval takes off
-            (`Calibration.retrieval_weight`).
+            (`Calibration.weights`).
         probability: The calibrated probability of the score, to show.
-        retrieval_rank: Its rank by BM25, from 1.
+        retrieval_rank: Its place among the candidates before ranking, from 1: by BM25, or by BM25 and dense search
+            together.
         title: The title of its document.
         heading_path: The headings above it in its document, outermost first.
         source: The path or URL of its document.
+        bm25_rank: Its place among the best by BM25, from 1; None if it is not among them.
+        dense_rank: Its place among the best by dense search, from 1; None if it is not among them, or if BM25 alone
+            retrieved. Without both it is beside a passage that was found.
     """
 
     rank: int
@@ -76,6 +82,14 @@ class Answer:
     title: str
     heading_path: tuple[str, ...]
     source: str
+    bm25_rank: int | None = None
+    dense_rank: int | None = None
+
+    def retrieved_by(self) -> str:
+        """How it was retrieved, in words, such as "3. by BM25 and 1. by dense search"."""
+        ranks = (("BM25", self.bm25_rank), ("dense search", self.dense_rank))
+        told = " and ".join(f"{rank}. by {name}" for name, rank in ranks if rank is not None)
+        return told or "beside a passage that was found"
 
 
 @dataclass(frozen=True)
@@ -123,7 +137,7 @@ class Answers:
                 text.stylize("dim", stop, len(answer.text))
                 read = f", read in part: characters {start:,} to {stop:,}"
             place = f"{answer.source}  probability {answer.probability:.2f}, score {answer.score:+.2f}"
-            foot = Text(f"{place}, {answer.retrieval_rank}. by BM25{read}", style="dim")
+            foot = Text(f"{place}, {answer.retrieved_by()}{read}", style="dim")
             found += [head, Padding(text, (0, 0, 0, 3)), Padding(foot, (0, 0, 1, 3))]
         return found
 
@@ -140,66 +154,16 @@ class Answers:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """The student's score of a passage.
-
-    Attributes:
-        log_odds: The score of its best window.
-        window: Character span of that window; None where the student read the passage whole.
-    """
-
-    log_odds: float
-    window: Span | None
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A retrieved passage with its scores.
-
-    Attributes:
-        found: The passage, with its BM25 score.
-        retrieval_rank: Its rank by BM25, from 1.
-        scored: The student's score.
-        score: The score that it is ranked by.
-    """
-
-    found: Found
-    retrieval_rank: int
-    scored: Scored
-    score: float
-
-
-def order(found: Sequence[Found], scored: Sequence[Scored], retrieval_weight: float) -> list[Ranked]:
-    """Rank retrieved passages by log-odds minus `retrieval_weight` times the BM25 points behind the best passage.
-
-    Differences of BM25 scores are used because the scores of different questions cannot be compared.
-
-    Args:
-        found: The passages, best first by BM25.
-        scored: The student's score of each.
-        retrieval_weight: Log-odds for each point of BM25; 0 ranks by the student alone.
-
-    Returns:
-        The passages, best first; equal ones stay in the order of retrieval.
-    """
-    top = max((one.score for one in found), default=0.0)
-    ranked = [
-        Ranked(one, place, seen, seen.log_odds - retrieval_weight * (top - one.score))
-        for place, (one, seen) in enumerate(zip(found, scored, strict=True), start=1)
-    ]
-    return sorted(ranked, key=lambda one: (-one.score, one.retrieval_rank))
-
-
 class QuestionAnswerer:
     """Answers questions from an index of documents with a student. Threads may share it if they may share its scorer.
 
     Args:
         scorer: The student.
         index: Where passages are found.
-        calibration: Temperature, no-answer threshold and retrieval weight.
+        calibration: Temperature, no-answer threshold and the weights of retrieval.
         model: The folder of the student's tokenizer. It counts the tokens of passages that may be longer than the
             student reads; without it they are estimated.
+        retriever: How passages are found; by BM25 alone unless given.
 
     Example:
         >>> answerer = QuestionAnswerer.open("workspace/runs/demo/export", "workspace/index")  # doctest: +SKIP
@@ -214,8 +178,10 @@ class QuestionAnswerer:
         *,
         calibration: Calibration = Calibration(),  # noqa: B008 (frozen)
         model: str | Path | None = None,
+        retriever: Retriever | None = None,
     ) -> None:
         self.scorer, self.index, self.calibration = scorer, index, calibration
+        self.retriever = Retriever(index) if retriever is None else retriever
         self._windows = Windows(scorer.max_length, None if model is None else Path(model))
 
     @classmethod
@@ -271,9 +237,9 @@ class QuestionAnswerer:
             raise ValueError(f"top is {top}; it must be 1 or more")
         clock = _Clock()
         question = storable(question)
-        found = self.retrieve(question, candidates)
+        retrieved = self.retrieve(question, candidates)
         clock.lap("retrieve")
-        ranked = self.rank(question, found)[:top]
+        ranked = self.rank(question, retrieved)[:top]
         clock.lap("rank")
         marks = self._mark(question, ranked)
         answers = [
@@ -282,12 +248,12 @@ class QuestionAnswerer:
         clock.lap("mark")
         least = self.calibration.threshold
         answered = bool(answers) and (least is None or answers[0].probability >= least)
-        return Answers(question, answered, answers, len(found), clock.total(), self._windows.cuts(question))
+        return Answers(question, answered, answers, len(retrieved), clock.total(), self._windows.cuts(question))
 
     def retrieve(
         self, question: str, candidates: int, *, exclude: Collection[str] = (), headings: bool = True
-    ) -> list[Found]:
-        """Retrieve the passages to rank, best first by BM25.
+    ) -> list[Retrieved]:
+        """Retrieve the passages to rank, best first: by BM25, or by BM25 and dense search together.
 
         Args:
             question: Any text.
@@ -299,24 +265,42 @@ class QuestionAnswerer:
             ValueError: `candidates` is below 1.
             DataError: The question is empty.
         """
+        gathered = self.gather(question, candidates, exclude=exclude, headings=headings)
+        return fuse(gathered, candidates, self.calibration.dense_share)
+
+    def gather(
+        self, question: str, candidates: int, *, exclude: Collection[str] = (), headings: bool = True
+    ) -> list[Retrieved]:
+        """What `retrieve` chooses from: as many passages by BM25, and as many by dense search.
+
+        Args:
+            question: As for `retrieve`.
+            candidates: As for `retrieve`.
+            exclude: As for `retrieve`.
+            headings: As for `retrieve`.
+
+        Raises:
+            ValueError: As for `retrieve`.
+            DataError: As for `retrieve`.
+        """
         if not question.strip():
             raise DataError("the question is empty")
         if candidates < 1:
             raise ValueError(f"candidates is {candidates}; it must be 1 or more")
-        return self.index.search(question, candidates, exclude=exclude, headings=headings)
+        return self.retriever.gather(question, candidates, exclude=exclude, headings=headings)
 
-    def rank(self, question: str, found: Sequence[Found]) -> list[Ranked]:
-        """Rank retrieved passages by the student's scores and the calibration's retrieval weight (see `order`).
+    def rank(self, question: str, retrieved: Sequence[Retrieved]) -> list[Ranked]:
+        """Rank retrieved passages by the student's scores and the calibration's weights (see `order`).
 
         Args:
             question: The question.
-            found: The passages, best first by BM25.
+            retrieved: The passages, best first.
         """
-        return order(found, self.score(question, found), self.calibration.retrieval_weight)
+        return order(retrieved, self.score(question, retrieved), self.calibration.weights)
 
-    def score(self, question: str, found: Sequence[Found]) -> list[Scored]:
+    def score(self, question: str, retrieved: Sequence[Retrieved]) -> list[Scored]:
         """The student's score of each passage: that of its best window."""
-        texts = [one.passage.text for one in found]
+        texts = [one.found.passage.text for one in retrieved]
         windows = self._windows.of(question, texts)
         pieces = [text[start:stop] for text, spans in zip(texts, windows, strict=True) for start, stop in spans]
         if not pieces:
@@ -359,6 +343,8 @@ class QuestionAnswerer:
             passage.title,
             passage.heading_path,
             passage.source,
+            one.retrieved.bm25_rank,
+            one.retrieved.dense_rank,
         )
 
 

@@ -1,8 +1,6 @@
-"""Choose an export's temperature, no-answer threshold and retrieval weight on development questions, and measure them.
+"""Choose an export's temperature, no-answer threshold and retrieval weights on development questions, and measure them.
 
-Retrieval weight: the student is trained on passages that BM25 found for a question, so it learns to make little of a
-BM25 score; among a hundred candidates, though, that score says much. The weight with the best mean reciprocal rank is
-chosen.
+Weights of retrieval: those with the best mean reciprocal rank (`tmkd.inference.qa.retrieval_weights`).
 
 Temperature: one number that divides the log-odds, chosen so that the negative log-likelihood of the labelled
 development pairs is least (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017). It changes no ranking.
@@ -17,7 +15,7 @@ as wrong, so the share of wrong answers is an upper bound.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,10 @@ from tmkd.core.logits import sigmoid
 from tmkd.inference.qa.answer import QuestionAnswerer, Ranked
 from tmkd.inference.qa.calibration import FILE, FORMAT, Calibration, student_of
 from tmkd.inference.qa.cases import Asked, Material, ask_all, scored_pairs
+from tmkd.inference.qa.retrieval_weights import reciprocal_rank, with_retrieval
 
 Floats = NDArray[np.float64]
 BINS = 15  # of equal width, for the expected calibration error
-WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)  # retrieval weights to try
 _RESAMPLES = 1000
 _MOST_POINTS = 200  # most points of a curve in calibration.json
 
@@ -53,10 +51,10 @@ class Outcomes:
     present: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, asked: Sequence[Asked], weight: float) -> Outcomes:
-        """The outcomes of questions at a retrieval weight."""
-        firsts = [(one.case.right, one.ranked(weight)) for one in asked]
-        firsts += [(frozenset[str](), one.ranked(weight, sources=False)) for one in asked]
+    def of(cls, asked: Sequence[Asked], calibration: Calibration) -> Outcomes:
+        """The outcomes of questions with the weights of a calibration."""
+        firsts = [(one.case.right, one.ranked(calibration)) for one in asked]
+        firsts += [(frozenset[str](), one.ranked(calibration, sources=False)) for one in asked]
         scores = np.array([ranked[0].score if ranked else -np.inf for _, ranked in firsts])
         right = np.array([_first(ranked) in pids for pids, ranked in firsts], dtype=bool)
         return cls(scores, right, np.arange(len(firsts)) < len(asked))
@@ -75,23 +73,6 @@ class Outcomes:
 
 def _first(ranked: Sequence[Ranked]) -> str:
     return ranked[0].found.passage.pid if ranked else ""
-
-
-def best_weight(asked: Sequence[Asked]) -> float:
-    """The retrieval weight with the best mean reciprocal rank of the first right passage; the least of equal ones.
-
-    It is chosen from a dozen on all questions, which is too little freedom to overfit them.
-    """
-    return max(WEIGHTS, key=lambda weight: (reciprocal_rank(asked, weight), -weight))
-
-
-def reciprocal_rank(asked: Sequence[Asked], weight: float) -> float:
-    """Mean over questions of 1 / rank of the first right passage; 0 for a question where none was retrieved."""
-    found = []
-    for one in asked:
-        pids = [ranked.found.passage.pid for ranked in one.ranked(weight)]
-        found.append(next((1 / place for place, pid in enumerate(pids, 1) if pid in one.case.right), 0.0))
-    return float(np.mean(found))
 
 
 def fit_temperature(scores: Floats, labels: NDArray[np.int64]) -> float:
@@ -230,9 +211,12 @@ class CalibrationResult:
     def sentences(self) -> list[str]:
         """What was chosen and measured, in sentences."""
         chosen = self.calibration
+        weights = f"retrieval weight {chosen.retrieval_weight:g}"
+        if self.report.get("dense"):
+            weights = f"share of dense search {chosen.dense_share:g}, {weights}, dense weight {chosen.dense_weight:g}"
         told = [
-            f"retrieval weight {chosen.retrieval_weight:g}, temperature {chosen.temperature:.3f}, threshold "
-            f"{chosen.threshold:.3f} ({self.report['criterion']})"
+            f"{weights}, temperature {chosen.temperature:.3f}, threshold {chosen.threshold:.3f} "
+            f"({self.report['criterion']})"
         ]
         for part in ("development", "test"):
             if part in self.report:
@@ -248,8 +232,10 @@ def _told(measured: dict[str, Any]) -> str:
         return "none" if value is None else f"{value['mean']:.3f} ({value['low']:.2f}-{value['high']:.2f})"
 
     alone, both = measured["reciprocal_rank"]["student alone"], measured["reciprocal_rank"]["with retrieval"]
+    found = measured["right_passages_found"]["candidates"]["mean"]
     return (
-        f"{measured['data']}, {measured['questions']:,} questions: MRR {alone:.3f} by the student alone, {both:.3f} "
+        f"{measured['data']}, {measured['questions']:,} questions: {found:.3f} of the right passages are candidates; "
+        f"MRR {alone:.3f} by the student alone, {both:.3f} "
         f"with retrieval; calibration error {error['before']:.3f} before, {error['after']:.3f} after; "
         f"F1 {share('f1')}, precision {share('precision')}, recall {share('recall')}; right first without a threshold "
         f"{share('right_first_without_threshold')}; without their sources {share('answered_without_sources')} are "
@@ -265,7 +251,7 @@ def calibrate(
     candidates: int = 100,
     risk: float | None = None,
 ) -> CalibrationResult:
-    """Choose retrieval weight, temperature and threshold on `dev`, and measure them on `dev` and on `test`.
+    """Choose the weights of retrieval, temperature and threshold on `dev`, and measure them on `dev` and on `test`.
 
     Args:
         answerer: What answers; its own calibration is not used.
@@ -281,15 +267,16 @@ def calibrate(
     pairs = _Pairs.of(answerer, dev)
     temperature = fit_temperature(pairs.scores, pairs.labels)
     asked = ask_all(answerer, dev, candidates)
-    weight = best_weight(asked)
-    outcomes = Outcomes.of(asked, weight)
+    retrieval = with_retrieval(asked)
+    outcomes = Outcomes.of(asked, retrieval)
     least = best_f1(outcomes) if risk is None else within_risk(outcomes, risk)
     probability = Calibration(temperature).probability(least)
     threshold = np.floor(probability * 1e6) / 1e6  # rounded down, so that the answer that set it is not below it
-    calibration = Calibration(temperature, float(threshold), weight)
+    calibration = replace(retrieval, temperature=temperature, threshold=float(threshold))
     report = {
         "criterion": "best F1 of answered-and-right" if risk is None else f"at most {risk:g} of the answers wrong",
         "candidates": candidates,
+        "dense": answerer.retriever.dense is not None,
         "development": _measured(dev, pairs, asked, calibration, least),
     }
     if test is not None:
@@ -313,7 +300,7 @@ def _measured(
     material: Material, pairs: _Pairs, asked: Sequence[Asked], calibration: Calibration, least: float
 ) -> dict[str, Any]:
     """What calibration.json says about a set of questions; intervals are 95% and by bootstrap over questions."""
-    outcomes = Outcomes.of(asked, calibration.retrieval_weight)
+    outcomes = Outcomes.of(asked, calibration)
     counts = outcomes.at(least)
     questions = len(material.cases)
     ones = np.ones(questions)
@@ -326,9 +313,10 @@ def _measured(
             "after": calibration_error(sigmoid(pairs.scores / calibration.temperature), pairs.labels),
         },
         "reciprocal_rank": {
-            "student alone": reciprocal_rank(asked, 0.0),
-            "with retrieval": reciprocal_rank(asked, calibration.retrieval_weight),
+            "student alone": reciprocal_rank(asked, replace(calibration, retrieval_weight=0.0, dense_weight=0.0)),
+            "with retrieval": reciprocal_rank(asked, calibration),
         },
+        "right_passages_found": _found(asked, calibration),
         "right_first_without_threshold": _share(outcomes.right[:questions].astype(float), ones),
         "precision": _share(counts["right"], counts["given"]),
         "recall": _share(counts["right"], ones),
@@ -340,6 +328,17 @@ def _measured(
         "risk_coverage_with_sources": risk_coverage(
             Outcomes(outcomes.scores[:questions], outcomes.right[:questions], outcomes.present[:questions])
         ),
+    }
+
+
+def _found(asked: Sequence[Asked], calibration: Calibration) -> dict[str, dict[str, float] | None]:
+    """Mean over questions of the share of right passages that each way of retrieval finds, with intervals."""
+    ways = {"bm25": [one.found_by("bm25") for one in asked], "dense": [one.found_by("dense") for one in asked]}
+    ways["candidates"] = [[found.pid for found in one.candidates(calibration.dense_share)] for one in asked]
+    ones = np.ones(len(asked))
+    return {
+        name: _share(np.array([one.recall(pids) for one, pids in zip(asked, lists, strict=True)]), ones)
+        for name, lists in ways.items()
     }
 
 

@@ -12,9 +12,12 @@ import numpy as np
 from tmkd.core.errors import ExportError
 from tmkd.core.files import sha256_of
 from tmkd.core.logits import sigmoid
+from tmkd.inference.qa.ranking import Weights
+from tmkd.inference.qa.retrieval import DENSE_SHARE
 
 FILE = "calibration.json"  # in the export's folder
 FORMAT = 1
+_SINCE = ("retrieval_weight", "dense_weight", "dense_share")
 
 
 def student_of(export: Path) -> str:
@@ -46,7 +49,10 @@ class Calibration:
         threshold: No-answer threshold: the least calibrated probability that the best passage needs to count as an
             answer. None accepts every passage.
         retrieval_weight: Log-odds that a passage loses for each point of BM25 that it is behind the question's best
-            passage. With 0 the student alone ranks.
+            passage.
+        dense_weight: Log-odds that a passage loses for a whole cosine that it is behind the question's nearest passage.
+            With both weights 0 the student alone ranks.
+        dense_share: What dense search counts in the choice of candidates, 0 to 1, as `retrieval.fuse` takes it.
 
     Raises:
         ValueError: A number is outside its range.
@@ -55,14 +61,24 @@ class Calibration:
     temperature: float = 1.0
     threshold: float | None = None
     retrieval_weight: float = 0.0
+    dense_weight: float = 0.0
+    dense_share: float = DENSE_SHARE
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"the temperature is {self.temperature}; it must be above 0")
-        if not (math.isfinite(self.retrieval_weight) and self.retrieval_weight >= 0):
-            raise ValueError(f"the retrieval weight is {self.retrieval_weight}; it must be 0 or more")
+        for name, weight in (("retrieval", self.retrieval_weight), ("dense", self.dense_weight)):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"the {name} weight is {weight}; it must be 0 or more")
+        if not 0 <= self.dense_share <= 1:
+            raise ValueError(f"the share of dense search is {self.dense_share}; it must be from 0 to 1")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"the threshold is {self.threshold}; it must be from 0 to 1")
+
+    @property
+    def weights(self) -> Weights:
+        """What retrieval counts beside the student's log-odds."""
+        return Weights(self.retrieval_weight, self.dense_weight)
 
     def probability(self, score: float) -> float:
         """The calibrated probability of a score (log-odds), 0 to 1."""
@@ -88,8 +104,8 @@ class Calibration:
             if content.get("student", "") not in ("", student_of(path.parent)):
                 raise ExportError(f"{path} was made for another student; run tmkd calibrate again or remove it")
             threshold = content["threshold"]
-            weight = float(content.get("retrieval_weight", 0.0))
-            return cls(float(content["temperature"]), None if threshold is None else float(threshold), weight)
+            given = {name: float(content[name]) for name in _SINCE if name in content}  # older files lack some
+            return cls(float(content["temperature"]), None if threshold is None else float(threshold), **given)
         except FileNotFoundError:
             return cls()
         except (ValueError, KeyError, TypeError, AttributeError) as error:

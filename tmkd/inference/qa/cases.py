@@ -9,10 +9,13 @@ from pathlib import Path
 
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError
-from tmkd.data.documents.index import DocumentIndex, Found
+from tmkd.data.documents.index import DocumentIndex
 from tmkd.data.documents.text import text_hash
 from tmkd.data.pairs import Pairs
-from tmkd.inference.qa.answer import QuestionAnswerer, Ranked, Scored, order
+from tmkd.inference.qa.answer import QuestionAnswerer
+from tmkd.inference.qa.calibration import Calibration
+from tmkd.inference.qa.ranking import Ranked, Scored, order
+from tmkd.inference.qa.retrieval import Retrieved, fuse
 
 logger = logging.getLogger(__name__)
 
@@ -58,20 +61,35 @@ class Asked:
 
     Attributes:
         case: The question.
-        present: Passages that were found with the question's source documents in the index, best first.
-        absent: Passages that were found when those documents were excluded, best first.
+        present: Passages that were gathered with the question's source documents in the index.
+        absent: Passages that were gathered when those documents were excluded.
         scored: The student's score of each passage, by its id.
+        count: How many of the gathered passages become candidates.
     """
 
     case: Case
-    present: list[Found]
-    absent: list[Found]
+    present: list[Retrieved]
+    absent: list[Retrieved]
     scored: dict[str, Scored]
+    count: int
 
-    def ranked(self, retrieval_weight: float, *, sources: bool = True) -> list[Ranked]:
-        """The passages, best first, found with or without the question's source documents."""
-        found = self.present if sources else self.absent
-        return order(found, [self.scored[one.passage.pid] for one in found], retrieval_weight)
+    def candidates(self, dense_share: float, *, sources: bool = True) -> list[Retrieved]:
+        """The candidates before ranking, best first, with or without the question's source documents."""
+        return fuse(self.present if sources else self.absent, self.count, dense_share)
+
+    def ranked(self, calibration: Calibration, *, sources: bool = True) -> list[Ranked]:
+        """The candidates, best first, as an answerer with this calibration ranks them."""
+        found = self.candidates(calibration.dense_share, sources=sources)
+        return order(found, [self.scored[one.pid] for one in found], calibration.weights)
+
+    def found_by(self, way: str) -> list[str]:
+        """Ids of the passages that one way of retrieval found, best first; `way` is "bm25" or "dense"."""
+        ranks = {one.pid: getattr(one, f"{way}_rank") for one in self.present}
+        return sorted((pid for pid, rank in ranks.items() if rank is not None), key=lambda pid: ranks[pid])
+
+    def recall(self, pids: Iterable[str]) -> float:
+        """The share of the question's right passages that is among these."""
+        return len(self.case.right & set(pids)) / len(self.case.right)
 
 
 def from_file(path: Path, index: DocumentIndex) -> Material:
@@ -152,11 +170,11 @@ def ask_all(answerer: QuestionAnswerer, material: Material, candidates: int) -> 
 
 
 def _ask(answerer: QuestionAnswerer, case: Case, candidates: int, headings: bool) -> Asked:
-    present = answerer.retrieve(case.question, candidates, headings=headings)
-    absent = answerer.retrieve(case.question, candidates, exclude=case.documents, headings=headings)
-    both = {one.passage.pid: one for one in (*present, *absent)}
+    present = answerer.gather(case.question, candidates, headings=headings)
+    absent = answerer.gather(case.question, candidates, exclude=case.documents, headings=headings)
+    both = {one.pid: one for one in (*present, *absent)}
     scored = answerer.score(case.question, list(both.values()))
-    return Asked(case, present, absent, dict(zip(both, scored, strict=True)))
+    return Asked(case, present, absent, dict(zip(both, scored, strict=True)), candidates)
 
 
 def scored_pairs(answerer: QuestionAnswerer, pairs: Pairs) -> tuple[list[float], list[int]]:

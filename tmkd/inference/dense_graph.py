@@ -1,0 +1,201 @@
+"""A graph over the stored embeddings of an index, which finds nearly all of the nearest rows without comparing all.
+
+It is an HNSW graph (Malkov and Yashunin 2018, "Efficient and robust approximate nearest neighbor search using
+hierarchical navigable small world graphs") of the library usearch (the extra `ann`). It lies beside the stored states:
+
+    index/states/graph/
+    ├── graph.json         which rows of which store it has, and size and CRC-32 of its file
+    └── rows-G-N.usearch   the graph over the first N rows of generation G, memory-mapped when it is read
+
+A store only grows, so a graph over its first rows stays right. Rows that came later are compared one by one, until they
+are a tenth as many as those of the graph: then `update_graph` adds them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import zlib
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.core.console import progress
+from tmkd.core.errors import MissingExtraError, needs_extra
+from tmkd.core.files import disk_errors, write_json
+from tmkd.inference.state_store import FOLDER, StateStore
+
+logger = logging.getLogger(__name__)
+
+MOST_EXACT = 200_000  # rows that are compared one by one where there is no graph
+FORMAT = 1
+CARD = "graph.json"
+_NEIGHBOURS, _ADD, _SEARCH = (
+    16,
+    128,
+    256,
+)  # edges of a node; nodes that are looked at to place one, to answer a question
+_LATER = 0.1  # of the graph's rows; when more came later, they are added
+_BLOCK = 8192  # rows that are added at once
+
+
+@dataclass(frozen=True)
+class GraphCard:
+    """The content of graph.json.
+
+    Attributes:
+        identity: The fingerprint of the encoder whose embeddings these are.
+        generation: Of the store.
+        rows: The first rows of the store, which the graph has.
+        file: The graph's file.
+        bytes: Its size.
+        crc32: Its CRC-32.
+    """
+
+    identity: str
+    generation: int
+    rows: int
+    file: str
+    bytes: int
+    crc32: int
+
+
+class Graph:
+    """A graph that is open for searching. Threads may share it.
+
+    Args:
+        library: usearch's index.
+        rows: The first rows of the store, which it has.
+    """
+
+    def __init__(self, library: Any, rows: int) -> None:
+        self._library, self.rows = library, rows
+        self._lock = Lock()  # the library refuses more searches at once than there are cores
+
+    def search(self, question: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """The rows that are nearest to a question, `count` at most.
+
+        Args:
+            question: The question's embedding, [d] float32.
+            count: How many.
+        """
+        with self._lock:
+            keys = self._library.search(question, min(count, len(self._library)), threads=1).keys
+        return np.asarray(keys, dtype=np.int64)
+
+    @classmethod
+    def open(cls, store: StateStore) -> Graph | None:
+        """The graph of a store; None where there is none that can be used, which is said where one is wanted.
+
+        Args:
+            store: The store.
+        """
+        card = _card(store)
+        if card is None:
+            if len(store.embeddings) > MOST_EXACT:
+                logger.warning(
+                    f"{store.index} has {len(store.embeddings):,} embeddings and no graph over them, so each question "
+                    f"is compared with all; write one with: tmkd index --out {store.index} --model {store.model}"
+                )
+            return None
+        try:
+            with needs_extra("ann"):
+                library = _library(store, path=_folder(store) / card.file, view=True)
+        except MissingExtraError as error:
+            logger.warning(f"{error}; each question is compared with all {len(store.embeddings):,} embeddings")
+            return None
+        return cls(library, card.rows)
+
+
+def update_graph(store: StateStore, *, most_exact: int = MOST_EXACT) -> str | None:
+    """Write the graph of a store where one is wanted, or remove it where none is; a graph that is good stays.
+
+    Args:
+        store: The store.
+        most_exact: Up to so many rows, no graph is wanted.
+
+    Returns:
+        What was done, in words; None for nothing.
+
+    Raises:
+        NoRoomError: The disk is full; the graph is as it was.
+    """
+    folder, rows = _folder(store), len(store.embeddings)
+    if rows <= most_exact:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    card = _card(store)
+    if card is not None and rows - card.rows <= _LATER * card.rows:
+        return None
+    try:
+        with needs_extra("ann"):
+            library = _library(store, path=None if card is None else folder / card.file, view=False)
+    except MissingExtraError as error:
+        return f"no graph over {rows:,} embeddings: {error}"
+    first = 0 if card is None else card.rows
+    with progress("graph", rows - first, "passages") as bar:
+        for start in range(first, rows, _BLOCK):
+            vectors = store.embeddings[start : min(start + _BLOCK, rows)]
+            lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
+            whole = np.flatnonzero(np.abs(lengths - 1) < 0.5)  # nothing is near to what is damaged
+            library.add(start + whole, vectors[whole])
+            bar.advance(len(vectors))
+    folder.mkdir(exist_ok=True)
+    written = GraphCard(
+        store.card.identity, store.card.generation, rows, f"rows-{store.card.generation}-{rows}.usearch", 0, 0
+    )
+    path = folder / written.file
+    with disk_errors(path):
+        library.save(str(path))
+        data = np.memmap(path, dtype=np.uint8, mode="r")
+        content = {**asdict(written), "bytes": len(data), "crc32": zlib.crc32(data.data)}
+        write_json(folder / CARD, {"format": FORMAT, **content})
+    for other in folder.glob("*.usearch"):
+        if other != path:
+            with suppress(OSError):
+                other.unlink()
+    return f"graph over {rows:,} embeddings, {content['bytes'] / 1e6:,.0f} MB"
+
+
+def _folder(store: StateStore) -> Path:
+    return store.index / FOLDER / "graph"
+
+
+def _library(store: StateStore, *, path: Path | None, view: bool) -> Any:
+    from usearch.index import Index
+
+    width = store.card.width
+    made = Index(
+        ndim=width, metric="ip", dtype="f16", connectivity=_NEIGHBOURS, expansion_add=_ADD, expansion_search=_SEARCH,
+        enable_key_lookups=False,
+    )  # fmt: skip
+    if path is not None:
+        made.view(str(path)) if view else made.load(str(path))
+    return made
+
+
+def _card(store: StateStore) -> GraphCard | None:
+    """The card of a graph that can be used; None where there is none, and what is wrong with one is said."""
+    path = _folder(store) / CARD
+    try:
+        content = json.loads(path.read_bytes())
+        if content.pop("format") != FORMAT:
+            return None
+        card = GraphCard(**content)
+        if (card.identity, card.generation) != (store.card.identity, store.card.generation):
+            return None  # of embeddings that are no longer there
+        data = np.memmap(path.parent / card.file, dtype=np.uint8, mode="r")
+        if len(data) != card.bytes or zlib.crc32(data.data) != card.crc32 or card.rows > len(store.embeddings):
+            raise ValueError("its file is not the one that it names")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning(f"{path} is damaged ({type(error).__name__}: {error}); the graph is not used")
+        return None
+    return card
