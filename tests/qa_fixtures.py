@@ -51,13 +51,13 @@ def index_of(folder: Path, texts: dict[str, str] | None = None) -> DocumentIndex
 def asked(qid: str, by_bm25: str, ranked: str, right: str, by_dense: str = "") -> Asked:
     """A question whose passages are letters, in the order of BM25, as the student ranks them, and by dense search.
 
-    Neighbours in an order differ by one point of BM25, one of log-odds, or a tenth of the cosine.
+    Neighbours in an order differ by one point of BM25, one of log-odds, or 0.08 of the cosine.
     """
     retrieved = []
     for pid in dict.fromkeys(by_bm25 + by_dense):
         points = float(len(by_bm25) - by_bm25.index(pid)) if pid in by_bm25 else 0.0
-        cosine = (0.9 - 0.1 * by_dense.index(pid) if pid in by_dense else 0.0) if by_dense else None
-        ranks = [order.index(pid) + 1 if pid in order else None for order in (by_bm25, by_dense)]
-        retrieved.append(Retrieved(Found(Passage(pid, pid, "", (), "", ""), "", points), cosine, *ranks))
+        cosine = (0.9 - 0.08 * by_dense.index(pid) if pid in by_dense else 0.0) if by_dense else None
+        words, dense = (order.index(pid) + 1 if pid in order else None for order in (by_bm25, by_dense))
+        retrieved.append(Retrieved(Found(Passage(pid, pid, "", (), "", ""), "", points), cosine, words, dense))
     scored = {pid: Scored(-float(place), None) for place, pid in enumerate(ranked)}
     return Asked(Case(qid, qid, frozenset(right), frozenset()), retrieved, [], scored, 4)

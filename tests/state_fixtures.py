@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tmkd.core.files import digest_of
 from tmkd.inference.state_update import update_states
@@ -61,6 +62,13 @@ class MiniLM:
                 states = unit(row[:tokens] @ projection)
                 found.append(TextStates.of(states.numpy(), torch.nn.functional.normalize(mean, dim=0).numpy()))
         return found
+
+    def question(self, text: str) -> tuple[None, NDArray[np.float32]]:
+        """The embedding of a question, as the second of two."""
+        asked = list(self.asked)
+        embedding = self.states([text])[0].embedding.astype(np.float32)
+        self.asked[:] = asked
+        return None, embedding
 
 
 def same(one: TextStates | None, other: TextStates) -> bool:

@@ -122,7 +122,7 @@ def test_the_share_of_dense_search_is_the_one_that_finds_most_right_passages() -
 def test_the_weight_of_the_cosine_is_chosen_like_that_of_bm25() -> None:
     questions = [asked("q1", "abcd", "abcd", "d", by_dense="dcba")]  # the student and BM25 are both wrong
     found = with_retrieval(questions)
-    assert (found.retrieval_weight, found.dense_weight) == (0.0, 20.0)  # d is 3 behind, and 0.3 nearer
+    assert (found.retrieval_weight, found.dense_weight) == (0.0, 20.0)  # d is 3 behind, and 0.24 nearer
     first = questions[0].ranked(found)[0]
     assert (first.retrieved.pid, first.score) == ("d", -3.0)  # the nearest loses nothing
 

@@ -172,7 +172,7 @@ def test_the_terminal_shows_the_best_sentence_and_what_was_read() -> None:
     text = "First things first. This is it. The rest."
     answer = Answer(1, "p", text, (20, 31), (20, 41), 1.5, 0.8, 4, "Guide", ("Guide", "Use"), "guide.md", 4, 9)
     file = io.StringIO()
-    console = Console(file=file, force_terminal=True, width=100, color_system="standard")
+    console = Console(file=file, force_terminal=True, width=140, color_system="standard")
     times = dict.fromkeys(("retrieve", "rank", "mark", "total"), 1.0)
     for part in Answers("q", False, [answer], 1, times).shown():
         console.print(part)

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from tmkd.core.errors import DataError, needs_extra
 from tmkd.core.files import write_json
 from tmkd.core.logits import sigmoid
-from tmkd.inference.qa.answer import QuestionAnswerer, Ranked
+from tmkd.inference.qa.answer import QuestionAnswerer
 from tmkd.inference.qa.calibration import FILE, FORMAT, Calibration, student_of
 from tmkd.inference.qa.cases import Asked, Material, ask_all, scored_pairs
+from tmkd.inference.qa.ranking import Ranked
 from tmkd.inference.qa.retrieval_weights import reciprocal_rank, with_retrieval
 
 Floats = NDArray[np.float64]
