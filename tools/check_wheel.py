@@ -47,6 +47,16 @@ done = subprocess.run(asked, check=True, capture_output=True, text=True)
 assert "mount" in done.stdout, done.stdout
 print("indexed and answered")
 """,
+    "ann": """
+import numpy as np
+from usearch.index import Index
+from tmkd.inference.dense_graph import Graph
+vectors = np.eye(8, dtype=np.float16)
+index = Index(ndim=8, metric="ip", dtype="f16")
+index.add(np.arange(8), vectors)
+assert Graph(index, 8).search(vectors[3].astype(np.float32), 1).tolist() == [3]
+print("searched a graph")
+""",
     "serve": """
 import json, socket, subprocess, sys, time, urllib.request
 with socket.socket() as free:
