@@ -31,6 +31,7 @@ from tmkd.export.gate import BACKENDS, ExportSource
 from tmkd.export.int8 import choose_calibration, left_in_float
 from tmkd.export.parity import CLOSE, EXACT, Invariance, Parity, measure_parity, why_refused
 from tmkd.inference.engines import Inputs
+from tmkd.inference.pair_reader import PairReader
 from tmkd.inference.scorer import Scorer
 from tmkd.models.batching import engine_batches, engine_shapes, padded_width
 
@@ -384,13 +385,14 @@ def test_the_graphs_of_two_classes_give_one_logit_which_is_the_score(file: str, 
 def test_a_warm_engine_meets_no_new_shape(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer(with_every_backend("ranking"), backend=backend, threads=2)
     questions, passages = texts(150, seed=2)
-    before, seen, engine = scorer.logits(questions, passages), set(), scorer._engine
+    assert isinstance(scorer._reader, PairReader)
+    before, seen, engine = scorer.logits(questions, passages), set(), scorer._reader._engine
 
     def watched(inputs: Inputs) -> NDArray[np.float32]:
         seen.add(inputs["input_ids"].shape)
         return engine(inputs)
 
-    monkeypatch.setattr(scorer, "_engine", watched)
+    monkeypatch.setattr(scorer._reader, "_engine", watched)
     scorer.warm_up(within=0)
     assert not seen  # no time, no shape
     scorer.warm_up()

@@ -23,6 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tmkd.core.errors import DataError, EncoderError, ExportError
 from tmkd.core.logits import softmax
 from tmkd.inference.engines import Inputs
+from tmkd.inference.pair_reader import PairReader
 from tmkd.inference.qa import QuestionAnswerer
 from tmkd.inference.scorer import Scorer
 
@@ -65,14 +66,15 @@ def test_order_of_the_caller_is_kept_and_batches_do_not_matter() -> None:
 def test_equal_pairs_have_equal_scores_whatever_batch_they_are_in(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     """Engines compute in the order of a batch, so the last digits depend on it; here the difference is made large."""
     scorer = Scorer(exported("minilm") / "out", threads=1)
-    engine, calls = scorer._engine, list[int]()
+    assert isinstance(scorer._reader, PairReader)
+    engine, calls = scorer._reader._engine, list[int]()
 
     def rough(inputs: Inputs) -> Any:
         calls.append(len(inputs["input_ids"]))
         return engine(inputs) + 1e-3 * len(calls)
 
-    monkeypatch.setattr(scorer, "_engine", rough)
-    monkeypatch.setattr("tmkd.inference.scorer.WINDOW", window)
+    monkeypatch.setattr(scorer._reader, "_engine", rough)
+    monkeypatch.setattr("tmkd.inference.pair_reader.WINDOW", window)
     questions, passages = texts(40, seed=5)
     several = [("mount", "a disk"), *zip(questions, passages, strict=True), ("mount", "a  DISK "), ("mount", "a disk")]
     seen: list[int] = []
@@ -127,7 +129,7 @@ def test_windows_join_seamlessly(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer(exported("mpnet") / "out", threads=1)
     questions, passages = texts(50)
     whole = scorer.logits(questions, passages)
-    monkeypatch.setattr("tmkd.inference.scorer.WINDOW", 7)
+    monkeypatch.setattr("tmkd.inference.pair_reader.WINDOW", 7)
     np.testing.assert_allclose(scorer.logits(questions, passages), whole, atol=1e-5)
 
 

@@ -28,7 +28,7 @@ from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import describe, prepare
 from tmkd.inference.engines import operation_seconds
 from tmkd.inference.manifest import read_manifest
-from tmkd.inference.scorer import TOKEN_BUDGET
+from tmkd.inference.pair_reader import TOKEN_BUDGET
 from tmkd.models.batching import engine_batches, pad
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.inputs import TokenInputs

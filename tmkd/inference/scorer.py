@@ -1,9 +1,7 @@
 """Score pairs with an exported student. Needs numpy, tokenizers and onnxruntime or openvino, and never torch.
 
-Pairs are sorted by length and run in micro-batches that hold a fixed number of tokens, so that little of the work is
-padding. As many micro-batches run at once as there are threads. Results come back in the caller's order. Pairs that the
-student reads as the same tokens are scored once: in two micro-batches their scores would differ in the last digits, and
-equal texts would be ranked by chance.
+There are two kinds of students, and a reader for each: `tmkd.inference.pair_reader` reads question and passage
+together, `tmkd.inference.cached_reader` reads every text by itself and keeps what it has read.
 
 `auto` is the fastest backend that passed the parity gate and can run here. Another CPU may compute int8 or bf16
 differently, so an export carries a few pairs with their fp32 logits (probes.json). A backend that is further from them
@@ -12,15 +10,9 @@ here than it was when it was exported is not used: `auto` then warns and scores 
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import time
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,34 +21,15 @@ from numpy.typing import NDArray
 from tmkd.core.backends import SAFE_BACKEND
 from tmkd.core.cpu import usable_cores
 from tmkd.core.errors import ExportError
-from tmkd.core.logits import log_odds, softmax, two_logits
-from tmkd.inference.engines import open_engine
+from tmkd.core.logits import log_odds, softmax
+from tmkd.inference.cached_reader import CACHE_BYTES, CachedReader, StateCounts, StateSource
 from tmkd.inference.manifest import read_manifest, read_probes
-from tmkd.models.batching import NO_BUDGET, engine_batches, engine_shapes, length_sorted_batches, pad
-from tmkd.models.tokenizer import Encoded, PairTokenizer
+from tmkd.inference.pair_reader import PairReader
+from tmkd.inference.scored_pairs import OnBatch, ScoredPairs, require_lists
+from tmkd.inference.text_encoder import TextEncoder
+from tmkd.inference.threads import Threads
 
 logger = logging.getLogger(__name__)
-
-TOKEN_BUDGET = 2048  # tokens of a micro-batch: its activations stay in the CPU's cache
-WINDOW = 16384  # pairs that are tokenized and sorted at once: bounds the memory that a long file takes
-
-OnBatch = Callable[[int], None]
-"""Called after each micro-batch, with its number of pairs."""
-
-
-@dataclass(frozen=True)
-class ScoredPairs:
-    """What a student gives for N pairs.
-
-    Attributes:
-        logits: [N, C] float32.
-        cut: Whether the pair has more tokens than the student reads, so that a part of it was not read, [N] bool.
-        tokens: The tokens of each pair before it was cut, [N] int64.
-    """
-
-    logits: NDArray[np.float32]
-    cut: NDArray[np.bool_]
-    tokens: NDArray[np.int64]
 
 
 class Scorer:
@@ -69,15 +42,18 @@ class Scorer:
         folder: An export, as `tmkd export` writes it.
         backend: `auto` for the fastest one that can run here, or the name of one of the export's backends.
         threads: Micro-batches that run at once, each on one thread; all usable cores unless given.
+        cache_bytes: Most bytes of the cache of passages that a cached student has read; of no effect for others.
 
     Attributes:
         classes: Number of classes, C.
         labels: Their names.
-        max_length: Tokens of a pair that the student reads; longer pairs are cut.
+        max_length: Tokens of a pair that the student reads, and of each of its two texts where it reads them apart;
+            longer ones are cut.
         backend: The backend that was chosen.
+        manifest: What the export says about itself.
 
     Raises:
-        ValueError: `threads` is below 1.
+        ValueError: `threads` is below 1, or `cache_bytes` below 0.
         ExportError: The folder is no export, it holds no such backend, a file of it is missing or damaged, or the
             backend that `backend` names gives other numbers on this machine.
         MissingExtraError: The backend needs a package that is not installed.
@@ -89,40 +65,42 @@ class Scorer:
         array([3.21])
     """
 
-    def __init__(self, folder: str | Path, *, backend: str = "auto", threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads is {threads}; it must be 1 or more")
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        if cache_bytes < 0:
+            raise ValueError(f"cache_bytes is {cache_bytes}; it must be 0 or more")
+        pool = Threads(usable_cores() if threads is None else threads)
         self.manifest = read_manifest(folder)
         self.classes, self.labels = self.manifest.classes, self.manifest.labels
-        self.max_length = self.manifest.max_length
-        self.threads = threads or usable_cores()
+        self.max_length, self.threads = self.manifest.max_length, pool.count
         self.backend = self.manifest.choose(backend)
-        self._tokenizer = PairTokenizer(self.manifest.folder, self.max_length)
-        path = self.manifest.checked_file(self.backend)
-        self._start_threads()
-        _OPEN.add(self)
-        problem = self._open(path)
+        self._threads, self._cache_bytes = pool, cache_bytes
+        problem = self._open()
         if problem and backend == "auto" and self.manifest.has(SAFE_BACKEND) and self.backend != SAFE_BACKEND:
             logger.warning(f"{problem}; scoring with {SAFE_BACKEND}, which is slower")
             self.backend = SAFE_BACKEND
-            problem = self._open(self.manifest.checked_file(SAFE_BACKEND))
+            problem = self._open()
         if problem:
             raise ExportError(problem)
 
-    def _start_threads(self) -> None:
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="tmkd-score")
-
-    def _open(self, path: Path) -> str:
+    def _open(self) -> str:
         """Open the chosen backend and compare it with the probes; gives the problem in words, or an empty text."""
+        self._reader = self._new_reader()
         try:
-            self._engine = open_engine(self.backend, path, self.threads)
+            self._reader.load()
         except ExportError as error:
             return str(error)
         try:
             self.logits(["question"], ["passage"])
         except Exception as error:  # the engines raise classes of their own
             reason = str(error).strip().splitlines()[0]
-            return f"{path} does not run as a student of {self.classes} classes ({reason}); export again"
+            return f"{self._reader.path} does not run as a student of {self.classes} classes ({reason}); export again"
         limit = self.manifest.backends[self.backend].get("probe_limit")
         if limit is None or self.backend == SAFE_BACKEND:
             return ""
@@ -134,6 +112,38 @@ class Scorer:
             f"{self.backend} does not give this student's logits on this machine (they are off by {difference:.3f} on "
             f"the export's probes, at most {float(limit):.3f} is allowed)"
         )
+
+    def _new_reader(self) -> PairReader | CachedReader:
+        if self.manifest.states is None:
+            return PairReader(self.manifest, self.backend, self._threads)
+        return CachedReader(self.manifest, self.backend, self._threads, self._cache_bytes)
+
+    @property
+    def text_encoder(self) -> TextEncoder | None:
+        """What reads single texts; None for a student that reads question and passage together."""
+        return self._reader.encoder if isinstance(self._reader, CachedReader) else None
+
+    @property
+    def state_counts(self) -> StateCounts | None:
+        """Where the states of passages came from so far; None for a student that reads both texts together."""
+        return self._reader.counts if isinstance(self._reader, CachedReader) else None
+
+    def attach(self, store: StateSource) -> None:
+        """Look the states of passages up in a store from now on; those that it lacks are cached or computed.
+
+        Args:
+            store: Has the states of some texts, such as `tmkd.inference.state_store.StateStore`. A store that was
+                attached earlier is asked first.
+
+        Raises:
+            ExportError: The store is of another model, tokenizer or length, or this student uses no stored states.
+        """
+        if not isinstance(self._reader, CachedReader):
+            raise ExportError(
+                f"{self.manifest.folder} is a student that reads question and passage together; it uses no stored "
+                "states. Give the export of a student of the kind `cached`"
+            )
+        self._reader.attach(store)
 
     def logits(
         self,
@@ -184,35 +194,8 @@ class Scorer:
             ValueError: As `logits`.
             DataError: As `logits`.
         """
-        _require_lists(questions, passages)
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
-        result = np.empty((len(questions), self.classes), dtype=np.float32)
-        tokens = np.empty(len(questions), dtype=np.int64)
-        first: dict[bytes, int] = {}  # the first pair of the same tokens
-        for start in range(0, len(questions), WINDOW):
-            stop = min(start + WINDOW, len(questions))
-            encoded, tokens[start:stop] = self._tokenizer.encode_counted(
-                questions[start:stop], passages[start:stop], start
-            )
-            same = np.array([first.setdefault(key, row) for row, key in enumerate(_keys(encoded), start)])
-            new = np.flatnonzero(same == np.arange(start, stop))
-            here = same[same >= start] - start  # the others were scored in an earlier window
-            count = np.bincount(here, minlength=stop - start)
-            batches = (
-                engine_batches(encoded.lengths[new], TOKEN_BUDGET, self.threads)
-                if batch_size is None
-                else length_sorted_batches(encoded.lengths[new], NO_BUDGET, batch_size)
-            )
-            rows_of = [new[batch] for batch in batches]
-            for rows, found in zip(rows_of, self._pool.map(partial(self._run, encoded), rows_of), strict=True):
-                result[start + rows] = found
-                if on_batch is not None:
-                    on_batch(int(count[rows].sum()))
-            result[start:stop] = result[same]
-            if on_batch is not None and len(here) < len(same):
-                on_batch(len(same) - len(here))
-        return ScoredPairs(result, tokens > self.max_length, tokens)
+        require_lists(questions, passages, batch_size)
+        return self._reader.score(questions, passages, on_batch, batch_size)
 
     def scores(
         self, questions: Sequence[str], passages: Sequence[str], on_batch: OnBatch | None = None
@@ -261,45 +244,5 @@ class Scorer:
         Args:
             within: Seconds after which the remaining shapes are skipped; those of a deep student take minutes.
         """
-        run = partial(self._run_shape, time.monotonic() + within)
-        list(self._pool.map(run, engine_shapes(self.max_length, TOKEN_BUDGET)))
-
-    def _run_shape(self, until: float, shape: tuple[int, int]) -> None:
-        if time.monotonic() < until:
-            ones = np.ones(shape, dtype=np.int64)
-            self._engine({"input_ids": ones, "attention_mask": ones, "token_type_ids": np.zeros_like(ones)})
-
-    def _run(self, encoded: Encoded, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        input_ids, mask, types = pad(encoded.ids, encoded.type_ids, rows, self._tokenizer.pad_id)
-        found = self._engine({"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types})
-        if found.shape != (len(rows), self.manifest.outputs):  # numpy would repeat a single column without a word
-            raise ExportError(f"the graph gives {list(found.shape)} logits for {len(rows)} pairs; export again")
-        return two_logits(found[:, 0]) if self.manifest.outputs == 1 else found
-
-
-_OPEN: weakref.WeakSet[Scorer] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    """Start the threads of all scorers in a forked process: it has none, and a call would wait for them for ever."""
-    for scorer in list(_OPEN):
-        scorer._start_threads()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _keys(encoded: Encoded) -> Iterator[bytes]:
-    """A key for the tokens of each pair."""
-    for ids, types in zip(encoded.ids, encoded.type_ids, strict=True):
-        yield hashlib.blake2b(ids.tobytes() + types.tobytes(), digest_size=16).digest()
-
-
-def _require_lists(questions: Sequence[str], passages: Sequence[str]) -> None:
-    """Refuse arguments that are no two lists of one length."""
-    for name, texts in (("questions", questions), ("passages", passages)):
-        if isinstance(texts, str | bytes):
-            raise ValueError(f"{name} is a single text; give a list with one text for each pair")
-    if len(questions) != len(passages):
-        raise ValueError(f"{len(questions)} questions but {len(passages)} passages; a pair has one of each")
+        until = time.monotonic() + within
+        self._reader.warm_up(lambda: time.monotonic() < until)

@@ -47,9 +47,11 @@ class ReadQuestion(NamedTuple):
 class TextEncoder:
     """Reads single texts with an exported cached student. Threads may share it.
 
+    `TextEncoder.open` opens one by itself.
+
     Args:
         manifest: Of the export.
-        backend: One of its backends.
+        backend: One of its backends; `load` opens it.
         threads: What runs the texts.
 
     Attributes:
@@ -60,9 +62,8 @@ class TextEncoder:
         backend: As given.
 
     Raises:
-        ExportError: The export is of a student that reads question and passage together, or the graph is missing,
-            damaged, or cannot be opened.
-        MissingExtraError: The backend needs a package that is not installed.
+        ExportError: The export is of a student that reads question and passage together, or the graph is missing or
+            damaged.
         EncoderError: The tokenizer is missing or damaged.
 
     Example:
@@ -76,7 +77,15 @@ class TextEncoder:
         self.format = _format_of(manifest)
         self.tokenizer = TextTokenizer(self.folder, self.max_length)
         self._path, self._threads = manifest.checked_file(backend, "encoder"), threads
-        self._graph = open_graph(backend, self._path, threads.count, OUTPUTS, TOKENS)
+
+    def load(self) -> None:
+        """Open the graph.
+
+        Raises:
+            ExportError: It cannot be opened, or gives something else than tmkd.json says.
+            MissingExtraError: The backend needs a package that is not installed.
+        """
+        self._graph = open_graph(self.backend, self._path, self._threads.count, OUTPUTS, TOKENS)
         self._require_shapes()
 
     @classmethod
@@ -90,21 +99,23 @@ class TextEncoder:
 
         Raises:
             ValueError: `threads` is below 1.
-            ExportError: As for the class; or the backend that `backend` names gives other numbers on this machine.
-            MissingExtraError: As for the class.
+            ExportError: As for the class and `load`; or the backend that `backend` names gives other numbers on this
+                machine.
+            MissingExtraError: As `load`.
             EncoderError: As for the class.
         """
         manifest, pool = read_manifest(export), Threads(usable_cores() if threads is None else threads)
         _format_of(manifest)
-        chosen = manifest.choose(backend)
+        encoder = cls(manifest, manifest.choose(backend), pool)
         try:
-            encoder = cls(manifest, chosen, pool)
+            encoder.load()
             encoder._require_cosines(manifest)
         except ExportError as error:
-            if backend != "auto" or chosen == SAFE_BACKEND or not manifest.has(SAFE_BACKEND):
+            if backend != "auto" or encoder.backend == SAFE_BACKEND or not manifest.has(SAFE_BACKEND):
                 raise
             logger.warning(f"{error}; reading texts with {SAFE_BACKEND}, which is slower")
             encoder = cls(manifest, SAFE_BACKEND, pool)
+            encoder.load()
         return encoder
 
     @property

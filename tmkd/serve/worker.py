@@ -28,7 +28,8 @@ from tmkd.core.files import sha256_of
 from tmkd.core.logits import log_odds
 from tmkd.core.malloc import keep_freed_memory
 from tmkd.inference.qa.calibration import FILE as CALIBRATION
-from tmkd.inference.scorer import ScoredPairs, Scorer
+from tmkd.inference.scored_pairs import ScoredPairs
+from tmkd.inference.scorer import Scorer
 from tmkd.serve.messages import Failed, Hello, Job, Scored, pack, read
 
 AT_ONCE = 2
