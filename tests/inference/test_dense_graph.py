@@ -43,6 +43,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, encoder: MiniLM) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tmkd.inference.dense_graph.MOST_EXACT", 100)
+
+
 @pytest.fixture
 def store(made: Path, tmp_path: Path, encoder: MiniLM) -> StateStore:
     return StateStore.open(shutil.copytree(made, tmp_path / "index"), encoder.identity, model="EXPORT")
@@ -71,41 +76,52 @@ def test_a_graph_finds_what_comparing_all_rows_finds(store: StateStore, encoder:
 
 def test_rows_that_came_later_are_compared_and_then_added(store: StateStore, encoder: MiniLM) -> None:
     before = files(store)
-    for things, rows in ((("piano",), 132), (("piano", "violin"), 144)):
+    for things, of_graph in ((("piano",), 120), (("piano", "violin"), 144)):  # a tenth more is not yet worth it
         index_of(store.index, texts((*THINGS, *things)))
-        update_states(store.index, encoder)
+        changes = update_states(store.index, encoder)
         store.refresh()
-        assert graph_of(store).rows == 120
-        dense = DenseSearch(store.embeddings, store.pids, graph_of(store))
-        (pid,) = dense.search(encoder.question(f"You can paint the {things[-1]} when nobody looks.")[1], 1)
-        assert store.pids.index(pid) >= rows - 12
-        if rows == 132:  # a tenth: not yet worth it
-            assert update_graph(store, most_exact=100) is None
-            assert files(store) == before
-    assert update_graph(store, most_exact=100) is not None
-    assert graph_of(store).rows == 144
-    assert len(files(store)) == 2
-    near, exact = DenseSearch(store.embeddings, store.pids, graph_of(store)), DenseSearch(store.embeddings, store.pids)
-    embedding = encoder.question("How do I paint a violin?")[1]
-    assert list(near.search(embedding, 10)) == list(exact.search(embedding, 10))
+        assert (files(store) == before) == (of_graph == 120) == (changes.graph == "")
+        assert len(files(store)) == 2
+        graph = graph_of(store)
+        assert graph.rows == of_graph
+        near, exact = DenseSearch(store.embeddings, store.pids, graph), DenseSearch(store.embeddings, store.pids)
+        for question in (f"You can paint the {things[-1]} when nobody looks.", *QUESTIONS):
+            embedding = encoder.question(question)[1]
+            assert list(near.search(embedding, 10)) == list(exact.search(embedding, 10))
+        assert store.pids.index(next(iter(near.search(encoder.question("I paint my piano")[1], 1)))) >= 120
 
 
 def test_a_graph_of_other_embeddings_is_not_used_and_made_anew(
-    store: StateStore, encoder: MiniLM, caplog: pytest.LogCaptureFixture
+    store: StateStore, encoder: MiniLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in store.folder.glob("*.json"):
         path.unlink()  # the store is made anew, in files of another generation
-    update_states(store.index, encoder)
+    with monkeypatch.context() as patch:
+        patch.setattr("tmkd.inference.state_update.update_graph", lambda store: None)
+        update_states(store.index, encoder)
     store.refresh()
     assert store.card.generation == 2
     assert Graph.open(store) is None
-    assert update_graph(store, most_exact=100) is not None
+    assert update_graph(store) is not None
     assert graph_of(store).rows == 120
     assert len(files(store)) == 2
 
 
+def test_computing_states_writes_the_graph(
+    made: Path, tmp_path: Path, encoder: MiniLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(made, tmp_path / "index")
+    monkeypatch.setattr("tmkd.inference.dense_graph.MOST_EXACT", 120)
+    assert update_states(folder, encoder).graph == ""  # few passages
+    assert not (folder / "states" / "graph").exists()
+    monkeypatch.setattr("tmkd.inference.dense_graph.MOST_EXACT", 100)
+    changes = update_states(folder, encoder)
+    assert "; graph over 120 embeddings, " in changes.sentence()
+    assert graph_of(StateStore.open(folder, encoder.identity)).rows == 120
+
+
 def test_no_graph_is_kept_where_all_rows_are_compared(store: StateStore) -> None:
-    assert update_graph(store, most_exact=100) is None
+    assert update_graph(store) is None
     assert files(store)
     assert update_graph(store, most_exact=120) is None
     assert not (store.folder / "graph").exists()
@@ -127,7 +143,7 @@ def test_a_damaged_graph_is_not_used(store: StateStore, damage: str, caplog: pyt
         path.write_bytes(data if damage == "flip" else data[:-1])
     assert Graph.open(store) is None
     assert ("is damaged" in caplog.text) == (damage in ("flip", "cut", "card"))
-    assert update_graph(store, most_exact=100) is not None
+    assert update_graph(store) is not None
     assert graph_of(store).rows == 120
 
 
@@ -139,10 +155,9 @@ def test_a_missing_graph_or_library_is_said_where_one_is_wanted(
         assert Graph.open(store) is None
     assert "pip install 'tmkd[ann]'" in caplog.text
     shutil.rmtree(store.folder / "graph")
-    said = update_graph(store, most_exact=100)
+    said = update_graph(store)
     assert said is not None
     assert said.startswith("no graph over 120 embeddings: ")
-    monkeypatch.setattr("tmkd.inference.dense_graph.MOST_EXACT", 100)
     caplog.clear()
     assert Graph.open(store) is None
     assert f"write one with: tmkd index --out {store.index} --model EXPORT" in caplog.text

@@ -177,7 +177,7 @@ def test_a_store_cut_short_is_not_used(folder: Path, encoder: MiniLM, caplog: py
 def test_damaged_embeddings_are_counted_and_left_out(
     folder: Path, encoder: MiniLM, caplog: pytest.LogCaptureFixture
 ) -> None:
-    row = opened(folder, encoder)._store.pids.index(next(iter(document("trip.md", MEANING).passages())).pid)  # type: ignore[union-attr]
+    row = opened(folder, encoder).store.pids.index(next(iter(document("trip.md", MEANING).passages())).pid)  # type: ignore[union-attr]
     (path,) = (folder / FOLDER).glob("embeddings-*.bin")
     numbers = np.fromfile(path, dtype=np.float16).reshape(-1, 384)
     numbers[row, 5] = np.nan

@@ -113,12 +113,12 @@ class Graph:
         return cls(library, card.rows)
 
 
-def update_graph(store: StateStore, *, most_exact: int = MOST_EXACT) -> str | None:
+def update_graph(store: StateStore, *, most_exact: int | None = None) -> str | None:
     """Write the graph of a store where one is wanted, or remove it where none is; a graph that is good stays.
 
     Args:
         store: The store.
-        most_exact: Up to so many rows, no graph is wanted.
+        most_exact: Up to so many rows, no graph is wanted; `MOST_EXACT` unless given.
 
     Returns:
         What was done, in words; None for nothing.
@@ -127,7 +127,7 @@ def update_graph(store: StateStore, *, most_exact: int = MOST_EXACT) -> str | No
         NoRoomError: The disk is full; the graph is as it was.
     """
     folder, rows = _folder(store), len(store.embeddings)
-    if rows <= most_exact:
+    if rows <= (MOST_EXACT if most_exact is None else most_exact):
         shutil.rmtree(folder, ignore_errors=True)
         return None
     card = _card(store)

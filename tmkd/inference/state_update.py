@@ -19,6 +19,7 @@ from tmkd.core.errors import NoRoomError
 from tmkd.core.files import disk_errors
 from tmkd.data.documents.index import Changes, DocumentIndex
 from tmkd.data.documents.passages import Passage
+from tmkd.inference.dense_graph import update_graph
 from tmkd.inference.qa.windows import Windows
 from tmkd.inference.state_store import FOLDER, ROW, Opened, StateStore, keys_of
 from tmkd.inference.state_writer import SEGMENT, PassageEncoder, Writer, writing
@@ -45,6 +46,7 @@ class StateChanges:
         tokens: Tokens of all texts that are stored.
         bytes: Size of the files, including what is gone and not yet removed.
         live_bytes: Size of what is stored of the index's passages.
+        graph: What was done about the graph over the embeddings, in words; empty for nothing.
         seconds: What computing and writing took.
     """
 
@@ -58,6 +60,7 @@ class StateChanges:
     tokens: int = 0
     bytes: int = 0
     live_bytes: int = 0
+    graph: str = ""
     seconds: float = 0.0
 
     @property
@@ -75,7 +78,8 @@ class StateChanges:
             text += f", {self.computed / max(self.seconds, 1e-9):,.0f} passages/s"
         if self.long:
             text += f"; {self.long:,} longer than {self.max_length} tokens are stored in {self.windows:,} windows"
-        return f"{text}; {self.damaged:,} were damaged" if self.damaged else text
+        text += f"; {self.damaged:,} were damaged" if self.damaged else ""
+        return f"{text}; {self.graph}" if self.graph else text
 
 
 @dataclass
@@ -112,6 +116,7 @@ def update_states(index_folder: str | Path, encoder: PassageEncoder, *, segment:
     folder = index.folder / FOLDER
     with disk_errors(folder), writing(index.folder):
         changes = _Update(index, encoder, Writer.open(folder, encoder), segment).run()
+        changes.graph = update_graph(StateStore.open(index.folder, encoder.identity)) or ""
     changes.seconds = time.monotonic() - began
     return changes
 

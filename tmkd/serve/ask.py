@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 
 from tmkd.core.errors import TmkdError
 from tmkd.data.documents.index import DocumentIndex
+from tmkd.inference.manifest import read_manifest
 from tmkd.inference.qa.answer import Answers, QuestionAnswerer
 from tmkd.inference.qa.calibration import Calibration
+from tmkd.inference.qa.retrieval import Retriever
+from tmkd.inference.state_store import CARD, FOLDER
+from tmkd.inference.text_encoder import TextEncoder
 from tmkd.serve.queueing import BatchQueue, Read
 from tmkd.serve.refusals import overloaded, unavailable, wrong
 from tmkd.serve.schemas import AskRequest
@@ -87,9 +91,13 @@ class QueueScorer:
 class Asker:
     """Answers questions from one index, ranked by the student or by the teacher. Made on the event loop.
 
+    Passages are retrieved by BM25, and by dense search too where the student is a cached one and the index has its
+    states; this process then encodes the questions for it.
+
     Args:
         index: The index's folder.
         rankers: The queue and the model folder of each ranker: `student`, and `teacher` where one is served.
+        backend: Of the student, as `tmkd.inference.text_encoder.TextEncoder` takes it.
 
     Attributes:
         rankers: What answers, by the ranker's name.
@@ -98,11 +106,16 @@ class Asker:
         TmkdError: The index cannot be used, or the student's calibration is damaged.
     """
 
-    def __init__(self, index: Path, rankers: Mapping[str, tuple[BatchQueue, Path]]) -> None:
+    def __init__(self, index: Path, rankers: Mapping[str, tuple[BatchQueue, Path]], backend: str = "auto") -> None:
         loop = asyncio.get_running_loop()
         self._index = DocumentIndex.open(index)
-        self._meta = index / "meta.json"
-        self._seen, self._failed = self._version(), -1
+        student = rankers["student"][1]
+        reader = None
+        if read_manifest(student).states is not None:
+            reader = TextEncoder.open(student, backend=backend, threads=1)
+        self._retriever = Retriever.open(self._index, reader, model=student)
+        self._watched = (index / "meta.json", index / FOLDER / CARD)
+        self._seen, self._failed = self._version(), tuple[int, ...]()
         self._looked = time.monotonic()
         self._lock = threading.Lock()
         self.rankers = {
@@ -111,6 +124,8 @@ class Asker:
                 self._index,
                 calibration=Calibration.read(model) if name == "student" else Calibration(),
                 model=model,
+                retriever=self._retriever,
+                apart=name == "student" and reader is not None,
             )
             for name, (queue, model) in rankers.items()
         }
@@ -158,9 +173,9 @@ class Asker:
                 if (version := self._version()) != self._seen:
                     self._refresh(version)
 
-    def _refresh(self, version: int) -> None:
+    def _refresh(self, version: tuple[int, ...]) -> None:
         try:
-            self._index.refresh()
+            self._retriever.refresh()
         except TmkdError as error:  # the index is being replaced, or is gone; the one that is open still answers
             if version != self._failed:
                 logger.warning(f"the updated index cannot be opened, so answers still come from the old one: {error}")
@@ -168,11 +183,8 @@ class Asker:
         else:
             self._seen = version
 
-    def _version(self) -> int:
-        try:
-            return self._meta.stat().st_mtime_ns
-        except OSError:
-            return 0
+    def _version(self) -> tuple[int, ...]:
+        return tuple(_changed(path) for path in self._watched)
 
     @property
     def size(self) -> dict[str, int]:
@@ -182,3 +194,11 @@ class Asker:
     def close(self) -> None:
         """End the threads; questions that wait for one are dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _changed(path: Path) -> int:
+    """When a file was written; 0 where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -130,7 +130,11 @@ class AskRequest(_Request):
 
 
 class AskAnswer(BaseModel):
-    """One passage. `marked` and `window` are spans of `text` in code points; `score` is in log-odds."""
+    """One passage. `marked` and `window` are spans of `text` in code points; `score` is in log-odds.
+
+    `retrieval_rank` is its place among the candidates; `bm25_rank` and `dense_rank` say which search found it, and both
+    are null for a passage that is beside one that was found.
+    """
 
     rank: int
     passage_id: str
@@ -143,6 +147,8 @@ class AskAnswer(BaseModel):
     title: str
     heading_path: list[str]
     source: str
+    bm25_rank: int | None
+    dense_rank: int | None
 
 
 class AskAnswers(BaseModel):

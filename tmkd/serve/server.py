@@ -70,7 +70,7 @@ class Server:
                 rankers = {
                     name: (queue, model) for name, queue in self.queues.items() if (model := models[name]) is not None
                 }
-                self.asker = Asker(self.settings.index, rankers)
+                self.asker = Asker(self.settings.index, rankers, self.settings.backend)
         except BaseException as error:
             self.problem = str(error)
             await self.__aexit__()

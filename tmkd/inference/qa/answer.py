@@ -164,6 +164,7 @@ class QuestionAnswerer:
         model: The folder of the student's tokenizer. It counts the tokens of passages that may be longer than the
             student reads; without it they are estimated.
         retriever: How passages are found; by BM25 alone unless given.
+        apart: Whether the student reads question and passage each without the other, as a cached student does.
 
     Example:
         >>> answerer = QuestionAnswerer.open("workspace/runs/demo/export", "workspace/index")  # doctest: +SKIP
@@ -179,10 +180,11 @@ class QuestionAnswerer:
         calibration: Calibration = Calibration(),  # noqa: B008 (frozen)
         model: str | Path | None = None,
         retriever: Retriever | None = None,
+        apart: bool = False,
     ) -> None:
         self.scorer, self.index, self.calibration = scorer, index, calibration
         self.retriever = Retriever(index) if retriever is None else retriever
-        self._windows = Windows(scorer.max_length, None if model is None else Path(model))
+        self._windows = Windows(scorer.max_length, None if model is None else Path(model), apart=apart)
 
     @classmethod
     def open(
@@ -219,7 +221,13 @@ class QuestionAnswerer:
             raise ExportError(f"{model} has {scorer.classes} classes; answering needs a student of two")
         if not len(opened):
             raise DataError(f"{index} holds no passage; fill it with: tmkd index DOCS --out {index}")
-        return cls(scorer, opened, calibration=calibration or Calibration.read(Path(model)), model=Path(model))
+        retriever = Retriever.open(opened, scorer.text_encoder, model=model)
+        if retriever.store is not None:
+            scorer.attach(retriever.store)
+        return cls(
+            scorer, opened, calibration=calibration or Calibration.read(Path(model)), model=Path(model),
+            retriever=retriever, apart=scorer.text_encoder is not None,
+        )  # fmt: skip
 
     def ask(self, question: str, *, top: int = 5, candidates: int = 100) -> Answers:
         """The best passages for a question.

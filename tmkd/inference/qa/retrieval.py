@@ -86,13 +86,14 @@ class Retriever:
 
     Attributes:
         index: As given.
+        store: As given.
         dense: Searches the embeddings; None where BM25 alone retrieves.
     """
 
     def __init__(
         self, index: DocumentIndex, reader: QuestionReader | None = None, store: StateStore | None = None
     ) -> None:
-        self.index, self._reader, self._store = index, reader, store
+        self.index, self.store, self._reader = index, store, reader
         self.dense = self._search()
 
     @classmethod
@@ -115,7 +116,7 @@ class Retriever:
         return cls(index, reader, store)
 
     def _search(self) -> DenseSearch | None:
-        store = self._store
+        store = self.store
         if store is None:
             return None
         self._say_if_older(store)
@@ -142,17 +143,17 @@ class Retriever:
         """
         version = self.index.version
         self.index.refresh()
-        if self._store is None:
+        if self.store is None:
             return
-        card = self._store.card
+        card = self.store.card
         try:
-            self._store.refresh()
+            self.store.refresh()
         except DataError as error:
             logger.warning(f"{error}. Embeddings that were read before are used until then")
-        if self._store.card != card:
+        if self.store.card != card:
             self.dense = self._search()
         elif self.index.version != version:
-            self._say_if_older(self._store)
+            self._say_if_older(self.store)
 
     def gather(
         self, question: str, count: int, *, exclude: Collection[str] = (), headings: bool = True

@@ -70,12 +70,17 @@ function sourceOf(answer) {
   return element("a", { class: "source", href: url.href, rel: "noreferrer noopener" }, answer.source);
 }
 
+function retrievedBy(answer) {
+  const ranks = [["BM25 rank", answer.bm25_rank], ["dense rank", answer.dense_rank]].filter(([, rank]) => rank !== null);
+  return ranks.map(([name, rank]) => `${name} ${rank}`).join(", ") || "beside a passage that was found";
+}
+
 function card(answer, others, otherName) {
   const percent = `${Math.round(answer.probability * 100)}%`;
   const score = element("span", { class: "score", title: `log-odds ${answer.score.toFixed(3)}` },
     element("meter", { min: "0", max: "1", value: String(answer.probability), "aria-label": `Score ${percent}` }),
     element("span", {}, percent, element("span", { class: "quiet" }, ` (${answer.score.toFixed(2)})`)));
-  const facts = element("p", { class: "facts" }, score, element("span", {}, `BM25 rank ${answer.retrieval_rank}`));
+  const facts = element("p", { class: "facts" }, score, element("span", {}, retrievedBy(answer)));
   if (others) {
     const place = others.find((one) => one.passage_id === answer.passage_id);
     facts.append(element("span", {}, place ? `${otherName}'s rank ${place.rank}` : `not among the ${otherName}'s`));
