@@ -38,7 +38,18 @@ from tmkd.pipeline.store import fingerprint as fingerprints
 from tmkd.pipeline.store.fingerprint import STEP_VERSIONS, depends_on, fingerprint, non_defaults
 from tmkd.pipeline.store.workspace import Step, Workspace
 
-ORDER = ("pool", "token-cosine", "warmup", "teacher", "labels", "states", "stage1", "student", "export")
+ORDER = (
+    "pool",
+    "token-cosine",
+    "warmup",
+    "teacher",
+    "labels",
+    "states",
+    "question-states",
+    "stage1",
+    "student",
+    "export",
+)
 """The kinds of steps of a run, each after those that it depends on."""
 
 # every way that a student is trained
@@ -225,6 +236,7 @@ CHANGES: dict[str, Change] = {
     "cached.asks": Change("stage1", "all"),
     "cached.self_attention": Change("stage1", False),
     **under("cached.stage1", training("stage1")),
+    "cached.stage1.states": Change("question-states", 3.0),
     **under("cached.stage2", training("student")),
     "cached.stage2.replay": Change("student", 0.25),
     **under("cached.without_stage1", training("student")),
@@ -263,7 +275,7 @@ def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 
 FIELDS = dict(fields_of(Recipe))
-DEFAULTS = "fa2b8d5eeaf8"  # a digest of every default that enters fingerprints by its absence
+DEFAULTS = "9f93d96533b3"  # a digest of every default that enters fingerprints by its absence
 
 
 def rows(part: str, count: int = 12) -> list[dict[str, Any]]:

@@ -279,6 +279,25 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
+    def _states_fit(self) -> Recipe:
+        """A cached student can learn the hidden states of a teacher that has its tokens and its width."""
+        weight, shape = self.cached.stage1.states, self.cached
+        if not weight or not any(method.cached for method in self.chosen_methods):
+            return self
+        if not any(map(self.fine_tunes_own, self.used_teachers)):
+            raise ValueError(
+                f"cached.stage1.states: {weight:g} needs a teacher that is fine-tuned from {self.encoder!r}, and there "
+                "is none; set cached.stage1.states=0"
+            )
+        if self.cached_encoder != self.encoder or shape.width is not None:
+            key = "width" if shape.width is not None else "encoder"
+            raise ValueError(
+                f"cached.stage1.states: {weight:g}, but cached.{key} is given, and the teacher's hidden states have "
+                f"the tokens and the width of {self.encoder!r}; leave out cached.{key}, or set cached.stage1.states=0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _label_maps_fit(self) -> Recipe:
         """Each label map names every class of the task, and no other class."""
         if self.data.grades is not None and self.classes != 2:

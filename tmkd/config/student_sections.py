@@ -34,6 +34,18 @@ class StudentShape(Part):
     freeze_embeddings: bool = Field(True, description="do not train the embedding tables")
 
 
+class CachedStage1(Training):
+    """How stage 1 trains a cached student."""
+
+    states: float = Field(
+        0.0,
+        ge=0,
+        description="weight of an auxiliary objective: after each interaction layer, the tokens of the question learn "
+        "the hidden states that they have in the best teacher with the same encoder, which reads question and passage "
+        "together. 0: soft labels only, as in the paper",
+    )
+
+
 class Cached(Part):
     """A student of the kind `cached`: its encoder, its interaction layers, and how these are trained."""
 
@@ -42,10 +54,10 @@ class Cached(Part):
     )
     layers: Positive = Field(2, description="number of interaction layers")
     heads: Positive = Field(6, description="attention heads of each; the width is a multiple of it")
-    ffn: Positive = Field(768, description="inner width of their feed-forward part")
+    ffn: Positive = Field(384, description="inner width of their feed-forward part")
     width: Positive | None = Field(None, description="their width; that of the encoder unless given")
     state_size: Positive = Field(
-        96, description="how many numbers of each token of a passage are stored; at most the encoder's width"
+        64, description="how many numbers of each token of a passage are stored; at most the encoder's width"
     )
     asks: Literal["all", "first"] = Field(
         "first",
@@ -55,8 +67,8 @@ class Cached(Part):
     self_attention: bool = Field(
         True, description="the question's tokens read each other, too, in every layer, before they read the passage"
     )
-    stage1: Training = Field(
-        default_factory=lambda: Training(learning_rate=5e-4, epochs=4), description="how stage 1 trains"
+    stage1: CachedStage1 = Field(
+        default_factory=lambda: CachedStage1(learning_rate=1e-3, epochs=4), description="how stage 1 trains"
     )
     stage2: Stage2 = Field(
         default_factory=lambda: Stage2(learning_rate=1e-4, epochs=2),

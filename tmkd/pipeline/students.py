@@ -140,7 +140,7 @@ class Students:
         pool, targets = self.data.pool, self.stage1_targets(method)
         if self.recipe.stage1.share < 1:
             pool, targets = pool.take(self.data.stage1_rows), targets.take(self.data.stage1_rows)
-        spec = StudentSpec(self.recipe, method, seed, self.begins_with(method))
+        spec = StudentSpec(self.recipe, method, seed, self.begins_with(method), self._taught_by(method))
         return stage1(self.workspace, spec, pool, targets)
 
     def stage1_targets(self, method: Method) -> Targets:
@@ -156,6 +156,10 @@ class Students:
         """The teacher whose layers a method's student begins with; None for the layers of the encoder."""
         taught = self.recipe.student.start == "teacher" and method.targets != "none" and not method.cached
         return self.labels.best_of_own_encoder if taught else None
+
+    def _taught_by(self, method: Method) -> Step | None:
+        """The teacher whose hidden states a cached student of the method learns in stage 1."""
+        return self.labels.best_of_own_encoder if method.cached and self.recipe.cached.stage1.states else None
 
     def distill(self, method: Method, first: Step | Path | None, seed: int, only: int | None = None) -> Step:
         """Train one student: stage 2, or the only stage.

@@ -227,7 +227,7 @@ class TeacherLabels:
             if step is not None and self.recipe.fine_tunes_own(teacher)
         ]
         _, step, name = min(own, key=lambda one: one[0])
-        self.cache.say_once(f"the student begins with layers of teacher {name}")
+        self.cache.say_once(f"students begin with layers, or learn hidden states, of teacher {name}")
         return step
 
     @functools.cached_property

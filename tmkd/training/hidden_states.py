@@ -29,7 +29,7 @@ from tmkd.core.hardware import device, use_bf16
 from tmkd.models.checkpoint import depth, load_encoder
 from tmkd.models.encoders.forward import Batch
 from tmkd.models.layers import spaced_layers
-from tmkd.models.student import Encoder, StudentOutput
+from tmkd.models.student import AnyBatch, Encoder, StudentOutput
 from tmkd.training.objectives import AuxiliaryObjective
 
 logger = logging.getLogger(__name__)
@@ -173,8 +173,9 @@ class HiddenStates(AuxiliaryObjective):
         )
         self.stored = StoredStates(folder, lengths, self.width)
 
-    def loss(self, output: StudentOutput, batch: Batch, rows: Tensor) -> Tensor:
+    def loss(self, output: StudentOutput, batch: AnyBatch, rows: Tensor) -> Tensor:
         """See `AuxiliaryObjective.loss`."""
+        assert isinstance(batch, Batch)
         errors = torch.stack(
             [
                 (output.hidden_states[layer].float() - taught.float()).square().mean(dim=-1) / scale

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from tmkd.models.encoders.forward import Batch
 from tmkd.models.student import AnyBatch, Student, StudentOutput
 
 PairLoss = Callable[[StudentOutput, Tensor], Tensor]
@@ -29,12 +28,12 @@ class AuxiliaryObjective(nn.Module):
         self.weight = weight
         self.layers = tuple(layers)
 
-    def loss(self, output: StudentOutput, batch: Batch, rows: Tensor) -> Tensor:
+    def loss(self, output: StudentOutput, batch: AnyBatch, rows: Tensor) -> Tensor:
         """Compute the loss of each pair, without the weight.
 
         Args:
             output: Of the student for the batch, with the hidden states after `layers`.
-            batch: n pairs.
+            batch: n pairs, in the form that the student reads.
             rows: Which pairs of the training set these are, [n] int64.
 
         Returns:
@@ -68,9 +67,6 @@ class TotalLoss:
             The output, and for each objective its weighted loss of each pair, [n].
         """
         output: StudentOutput = model(batch, self.layers)
-        if not self.objectives:
-            return output, []
-        assert isinstance(batch, Batch), "auxiliary objectives are of students that read token ids"
         return output, [objective.weight * objective.loss(output, batch, rows) for objective in self.objectives]
 
     def total(self, output: StudentOutput, auxiliary: Sequence[Tensor], rows: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tmkd.core.hardware import device
 from tmkd.data.pairs import Pairs, grouped
 from tmkd.models.encoders.forward import Batch
-from tmkd.models.student import Encoder, StudentOutput
+from tmkd.models.student import AnyBatch, Encoder, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training.objectives import AuxiliaryObjective
 
@@ -128,8 +128,9 @@ class TokenCosine(AuxiliaryObjective):
             read = nn.utils.rnn.pad_sequence(read.split(batch.packing.starts.diff().tolist()), batch_first=True)
         return nn.functional.pad(read, (0, self.max_length - read.shape[1]))
 
-    def loss(self, output: StudentOutput, batch: Batch, rows: Tensor) -> Tensor:
+    def loss(self, output: StudentOutput, batch: AnyBatch, rows: Tensor) -> Tensor:
         """See `AuxiliaryObjective.loss`."""
+        assert isinstance(batch, Batch)
         return self.targets.loss(self.read(output, batch), rows)
 
 

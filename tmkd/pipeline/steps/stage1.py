@@ -7,16 +7,17 @@ from pathlib import Path
 import torch
 
 from tmkd.data.pairs import Pairs
-from tmkd.models.card import Origin
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
 from tmkd.pipeline.steps.fit import fit_and_save, state_folder
+from tmkd.pipeline.steps.question_states import question_states_of, question_targets
 from tmkd.pipeline.steps.student import StudentSpec, soft_settings
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.hidden_states import HiddenStatesConfig, hidden_states_objective
 from tmkd.training.objectives import AuxiliaryObjective
+from tmkd.training.question_states import QuestionStates
 from tmkd.training.targets import SoftLabelLoss, Targets, questions_of
 from tmkd.training.token_cosine import TokenCosineConfig, TokenTargets, token_cosine_objective
 from tmkd.training.trainer import Trainer, TrainerConfig
@@ -26,8 +27,8 @@ from tmkd.training.training_set import TrainingSet
 def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Targets) -> Step:
     """Train encoder and soft heads on the soft labels of the pool (METHOD.md, "Stage 1").
 
-    Where the recipe gives them a weight, a layered student also learns the token cosine of the pool's pairs and the
-    hidden states of the teacher that it begins with.
+    Where the recipe gives them a weight, a layered student also learns the token cosine and the hidden states of the
+    teacher that it begins with, and a cached student a teacher's hidden states of the questions' tokens.
 
     Args:
         workspace: Keeps the step.
@@ -40,7 +41,7 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
     """
     recipe, numbers, weight = spec.recipe, spec.stage1, _cosine_weight(spec)
     cosine = bi_encoder_cosine(workspace, recipe, pool) if weight else None
-    with_states = spec.begin is not None and bool(recipe.stage1.states)
+    taught = question_states_of(workspace, spec, pool)
     classes = targets.logits.shape[2]  # the pool's task may have other classes
     content = depends_on(
         settings={
@@ -48,11 +49,11 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
             **soft_settings(recipe.loss, targets, without={"alpha"}),
             "classes": classes,
             "token_cosine": weight or None,
-            "hidden_states": recipe.stage1.states if with_states else None,
+            "hidden_states": _states_weight(spec),
         },
         inputs={
             "encoder": spec.begins_with, "pool": pool, "targets": targets.names, "token_cosine": cosine,
-            "states": spec.states(workspace, pool),
+            "states": spec.states(workspace, pool), "question_states": taught,
         },
     )  # fmt: skip
     questions = questions_of(pool, recipe.loss)
@@ -65,7 +66,9 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
         objectives: list[AuxiliaryObjective] = []
         if cosine is not None:
             objectives += _token_cosine(model, cosine, pool, tokenizer, weight)
-        if with_states:
+        if taught is not None:
+            objectives.append(QuestionStates(question_targets(taught.folder), recipe.cached.stage1.states))
+        elif _states_weight(spec):
             objectives += _hidden_states(model, spec, data, folder)
         trainer = Trainer(
             model,
@@ -76,9 +79,9 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
             name=f"stage 1 ({spec.name})",
             state_folder=state_folder(folder),
         )
-        foreign = recipe.pool is not None and recipe.pool.teachers  # their classes are those of another task
-        about: Origin = {"step": "stage1", "teachers": list(targets.names)}
-        fit_and_save(trainer, folder, tokenizer, about, None if foreign else recipe.class_names)
+        foreign = recipe.pool is not None and recipe.pool.teachers
+        labels = None if foreign else recipe.class_names  # foreign teachers have the classes of another task
+        fit_and_save(trainer, folder, tokenizer, {"step": "stage1", "teachers": list(targets.names)}, labels)
 
     return workspace.step("stage1", content, build, label=f"stage 1 of {spec.name}")
 
@@ -88,6 +91,13 @@ def _cosine_weight(spec: StudentSpec) -> float:
     if spec.method.cached:
         return 0.0
     return spec.recipe.stage1.cosine or float(spec.method.self_taught)
+
+
+def _states_weight(spec: StudentSpec) -> float | None:
+    """The weight of a teacher's hidden states; None where the student learns none."""
+    teacher = spec.taught_by if spec.method.cached else spec.begin
+    numbers = spec.recipe.cached.stage1 if spec.method.cached else spec.recipe.stage1
+    return numbers.states or None if teacher is not None else None
 
 
 def _token_cosine(

@@ -34,6 +34,7 @@ STEP_VERSIONS: dict[str, int] = {
     "labels": 2,
     "states": 1,
     "headers": 2,
+    "question-states": 1,
     "stage1": 2,
     "student": 2,
     "export": 2,
