@@ -356,7 +356,7 @@ class Dry:
             "data": {part: f"{{{part}}}" for part in ("train", "dev", "test", "pool")},
             "teachers": [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}],
             "student": {"layers": 1, "start": "teacher"},
-            "cached": {"state_size": 16},
+            "cached": {"state_size": 16, "stage1": {**numbers}, "stage2": {**numbers}, "without_stage1": {**numbers}},
             "warm_up": {**numbers},
             "stage1": {**numbers, "cosine": 0.5, "states": 1.0},
             "stage2": {**numbers},

@@ -91,7 +91,7 @@ def distill(
 ) -> None:
     """Stage 2: train the students of every method of the recipe.
 
-    Example: tmkd distill recipes/demo.yaml stage1_from=workspace/runs/demo/stage1
+    Example: tmkd distill recipes/demo.yaml stage1_from=workspace/runs/demo/stage1 'methods=[tmkd]' take=tmkd
     """
     for name, folders in _run(recipe, overrides, workspace).distill().students.items():
         say(f"{name}: {', '.join(map(str, folders))}")

@@ -257,6 +257,8 @@ class Recipe(Part):
     def _start_fits(self) -> Recipe:
         encoders = {method.encoder for method in self.chosen_methods}
         if "cached" in encoders and "bottom" not in encoders:
+            if self.student.kind == "layers":  # methods named NAME@cached, taken out of a recipe of both kinds
+                return self
             layered = {"student.start": self.student.start != "bottom", "stage1.states": self.stage1.states,
                        "stage1.cosine": self.stage1.cosine}  # fmt: skip
             for key in (key for key, given in layered.items() if given):

@@ -54,6 +54,7 @@ def write_report(
             headline=headline(results),
             verdicts=results.verdicts(student.name) if (student := _headline_model(results)) else [],
             speedup=speedups(results),
+            reads_once=[row.name for row in results.methods if row.size.get("encoder_parameters")],
             latency_chart=quality_against_latency(results),
             curve_charts=learning_curves(curves or {}),
             parity=list(parity),
@@ -144,8 +145,10 @@ def headline(results: Results) -> str:
     if any(depths):
         text += f" of {'up to ' if len(depths) > 1 else ''}{max(depths)} layers"
     text += " became one student"
+    once = student.size.get("encoder_parameters")
     if student.size.get("layers"):
-        text += f" of {student.size['layers']} layer{'s' if student.size['layers'] > 1 else ''}"
+        kind = "interaction layer" if once else "layer"
+        text += f" of {student.size['layers']} {kind}{'s' if student.size['layers'] > 1 else ''}"
     whose = "the ensemble's" if results.relative_to == ENSEMBLE else "the teacher's"
     kept = [
         f"{percent(student.kept[name])} of {whose} {TITLES[name]}"
@@ -157,6 +160,7 @@ def headline(results: Results) -> str:
     every = speedups(results)
     if student.name in every:
         text += f", {every[student.name]:.1f} times as fast as one teacher"
+        text += " once passages are read" if once else ""
         if ENSEMBLE in every:
             text += f" and {every[student.name] / every[ENSEMBLE]:.1f} times as fast as the ensemble"
         fastest = max(results.exports, key=lambda row: float(row["pairs_per_second"]), default=None)

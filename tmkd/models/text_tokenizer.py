@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError, EncoderError
 from tmkd.models.tokenizer import CHUNK, Encoded, require_text, sides_of
-from tmkd.models.tokenizer_files import load_with_segments, padding_id, without_embedding
+from tmkd.models.tokenizer_files import load_with_segments, padding_id, unknown_id, without_embedding
 
 
 class TextTokenizer:
@@ -52,6 +52,11 @@ class TextTokenizer:
                 f"text; use at least {special + 1}"
             )
         self._room = max_length - special
+
+    @property
+    def unknown_id(self) -> int | None:
+        """As `tmkd.models.tokenizer_files.unknown_id`."""
+        return unknown_id(self._tokenizer)
 
     @property
     def around(self) -> tuple[int, int]:

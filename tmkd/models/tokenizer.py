@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from tmkd.core.errors import DataError, EncoderError
 from tmkd.core.files import write_text
-from tmkd.models.tokenizer_files import SEGMENTS, load_with_segments, padding_id, without_embedding
+from tmkd.models.tokenizer_files import SEGMENTS, load_with_segments, padding_id, unknown_id, without_embedding
 
 CHUNK = 1024  # texts or pairs given to the tokenizer at once: enough for all its threads, and little memory
 
@@ -121,10 +121,8 @@ class PairTokenizer:
 
     @property
     def unknown_id(self) -> int | None:
-        """The token id of what the vocabulary has no token for; None where every text has tokens (bytes)."""
-        name = getattr(self._tokenizer.model, "unk_token", None) or "<unk>"
-        found: int | None = self._tokenizer.token_to_id(name)
-        return found
+        """As `tmkd.models.tokenizer_files.unknown_id`."""
+        return unknown_id(self._tokenizer)
 
     def encode_chunks(self, questions: Sequence[str], passages: Sequence[str]) -> Iterator[Encoded]:
         """Tokenize pairs in chunks of about a thousand, for callers that show progress; otherwise as `encode`.

@@ -94,6 +94,13 @@ def _json_of(path: Path) -> dict[str, Any]:
         raise EncoderError(f"{path} cannot be read ({error}); the file is damaged, fetch it again") from error
 
 
+def unknown_id(tokenizer: Any) -> int | None:
+    """The token id of what the vocabulary has no token for; None where every text has tokens (bytes)."""
+    name = getattr(tokenizer.model, "unk_token", None) or "<unk>"
+    found: int | None = tokenizer.token_to_id(name)
+    return found
+
+
 def padding_id(tokenizer: Any, folder: Path) -> int:
     """Return the padding id: from config.json (MPNet derives positions from it), else by the token's usual name."""
     config = _json_of(folder / "config.json")

@@ -23,6 +23,7 @@ from tmkd.models.encoders.find import find_encoder, weights_fingerprint
 from tmkd.models.encoders.interaction import ENCODER_FOLDER, interaction_shape, is_cached
 from tmkd.models.label_map import class_names, find_label_map
 from tmkd.models.ready import head_classes, require_head, require_log_odds
+from tmkd.models.text_tokenizer import TextTokenizer
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
@@ -195,29 +196,38 @@ def _require_training_rows(data: RunData, methods: list[Method]) -> None:
 def _warn_of_unread_text(data: RunData) -> None:
     """Say where the encoder cannot read much of the text: tokens unknown to its vocabulary, pairs that are cut."""
     recipe, task = data.recipe, data.task
-    reads = any(method.encoder == "bottom" for method in recipe.chosen_methods)
-    looked = f"looked at {id(task)} with {recipe.encoder}, {recipe.max_length}"  # a study asks for every student
-    if looked in data.cache.said or not (reads or any(map(recipe.fine_tunes_own, recipe.used_teachers))):
-        return
-    data.cache.said.add(looked)
+    kinds = {method.encoder for method in recipe.chosen_methods}
+    readers: list[tuple[type[PairTokenizer | TextTokenizer], str]] = []
+    if "bottom" in kinds or any(map(recipe.fine_tunes_own, recipe.used_teachers)):
+        readers.append((PairTokenizer, recipe.encoder))
+    if "cached" in kinds:
+        readers.append((TextTokenizer, recipe.cached_encoder))
     parts = task.labelled | ({} if task.pool is None else {"pool": task.pool})
-    tokenizer = PairTokenizer(find_encoder(recipe.encoder), recipe.max_length)
-    for name, part in parts.items():
-        warn_of_unread_text(part, tokenizer, task.counts[name])
+    for reader, encoder in readers:
+        looked = f"looked at {id(task)} with {reader.__name__} of {encoder}, {recipe.max_length}"
+        if looked in data.cache.said:  # a study asks for every student
+            continue
+        data.cache.said.add(looked)
+        tokenizer = reader(find_encoder(encoder), recipe.max_length)
+        for name, part in parts.items():
+            warn_of_unread_text(part, tokenizer, task.counts[name])
 
 
-def warn_of_unread_text(part: Pairs, tokenizer: PairTokenizer, counts: RowCounts) -> None:
-    """Warn where many tokens of pairs are unknown to a tokenizer, or many pairs are cut; measured on a sample.
+def warn_of_unread_text(part: Pairs, tokenizer: PairTokenizer | TextTokenizer, counts: RowCounts) -> None:
+    """Warn where many tokens of pairs are unknown to a tokenizer, or many texts are cut; measured on a sample.
 
     Args:
         part: the pairs.
-        tokenizer: of the model that reads them.
+        tokenizer: of the model that reads them, or of one that reads their passages alone.
         counts: keeps the warnings.
     """
     sample = part.take(np.unique(np.linspace(0, len(part) - 1, _SAMPLE).astype(np.int64))) if len(part) else part
     if not len(sample):
         return
-    encoded, tokens = tokenizer.encode_counted(sample.questions, sample.passages)
+    if isinstance(tokenizer, TextTokenizer):
+        what, (encoded, tokens) = "passages", tokenizer.encode_counted(sample.passages)
+    else:
+        what, (encoded, tokens) = "pairs", tokenizer.encode_counted(sample.questions, sample.passages)
     ids = np.concatenate([np.asarray(one) for one in encoded.ids])
     unknown = float((ids == tokenizer.unknown_id).mean()) if tokenizer.unknown_id is not None else 0.0
     cut = float((tokens > tokenizer.max_length).mean())
@@ -228,8 +238,8 @@ def warn_of_unread_text(part: Pairs, tokenizer: PairTokenizer, counts: RowCounts
         )
     if cut >= _CUT:
         counts.warn(
-            f"{cut:.0%} of the pairs are longer than max_length ({tokenizer.max_length} tokens) and are cut; raise it, "
-            "or cut the passages"
+            f"{cut:.0%} of the {what} are longer than max_length ({tokenizer.max_length} tokens) and are cut; raise "
+            "it, or cut the passages"
         )
 
 

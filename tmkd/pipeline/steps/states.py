@@ -7,6 +7,7 @@ written under another name and renamed, so a process that is killed loses at mos
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from tmkd.core.console import progress
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import replacing
 from tmkd.data.pairs import Pairs
-from tmkd.models.card import read_card
+from tmkd.models.card import CARD_FILE, read_card
 from tmkd.models.encoders.find import weights_fingerprint
 from tmkd.models.encoders.interaction import ENCODER_FOLDER, is_cached
 from tmkd.models.inputs import Inputs, StateInputs
@@ -81,7 +82,7 @@ class TextReading:
             settings={"max_length": self.max_length, "precision": self.precision},
             inputs={
                 "encoder": weights_fingerprint(self.encoder),  # the same in a student's folder
-                "tokenizer": TextTokenizer(self.tokenizer, self.max_length).fingerprint(),
+                "tokenizer": _tokenizer_fingerprint(self.tokenizer, self.max_length, _stamps(self.tokenizer)),
                 "texts": _digest(texts),
             },
         )
@@ -149,6 +150,18 @@ def model_inputs(workspace: Workspace, folder: Path, pairs: Pairs, precision: st
 def texts_of(pairs: Pairs) -> list[str]:
     """The distinct questions and passages of some pairs, in an order that depends on nothing else."""
     return sorted({*pairs.questions, *pairs.passages})
+
+
+def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Size and time in ns of the files that a tokenizer depends on."""
+    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "config.json", CARD_FILE)]
+    return tuple((path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files if path.is_file())
+
+
+@functools.cache
+def _tokenizer_fingerprint(folder: Path, max_length: int, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """Computed once a process while the files stay the same: every student asks for it."""
+    return TextTokenizer(folder, max_length).fingerprint()
 
 
 def _digest(texts: Sequence[str]) -> str:

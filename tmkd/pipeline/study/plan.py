@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tmkd.config.load import number, parse_recipe, read_content, set_keys, validate
 from tmkd.config.places import find_beside
-from tmkd.config.recipe import Recipe
+from tmkd.config.recipe import BEST, Recipe
 from tmkd.config.sections import Part, Seeds
 from tmkd.core.errors import RecipeError
 from tmkd.evaluation.results import METRICS
@@ -156,12 +156,18 @@ def _recipe(
     changed, recipe_keys = copy.deepcopy(content), {**task.keys, **keys}
     try:
         set_keys(changed, [(key, copy.deepcopy(value), f"key {key!r}") for key, value in recipe_keys.items()])
-        if "take" in recipe_keys:
+        if recipe_keys.get("take", BEST) != BEST:
             changed["methods"] = [changed["take"]]
         find_beside(changed, Path(file))
         recipe = parse_recipe(changed, file)
     except RecipeError as error:
         raise error.within(where) from error
+    if recipe.take == BEST:
+        raise RecipeError(
+            f"{where}: take: best chooses among several methods, and a study trains one; set the method, for example "
+            "`keys: {take: tmkd}`",
+            key="take",
+        )
     if recipe.classes != 2 and study.metric != "accuracy":
         raise RecipeError(f"{where}: metric {study.metric!r} is not defined for {recipe.classes} classes; use accuracy")
     return recipe.model_copy(update={"methods": (recipe.take,)})
