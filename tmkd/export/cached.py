@@ -8,9 +8,9 @@ is measured against the same student with exact states.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tmkd.core.backends import SAFE_BACKEND
 from tmkd.core.console import progress
 from tmkd.core.logits import two_logits
 from tmkd.data.pairs import Pairs
-from tmkd.models.batching import length_sorted_batches, pad
+from tmkd.export.cached_graphs import ENCODER_INPUTS, INTERACTION_INPUTS, write_encoder, write_interaction
+from tmkd.export.gate import Backend
+from tmkd.export.int8 import quantise
+from tmkd.export.parity import CLOSE, EXACT, measure_parity
+from tmkd.inference.scorer import Scorer
+from tmkd.inference.text_encoder import ReadQuestion
+from tmkd.models.batching import NO_BUDGET, length_sorted_batches, pad
 from tmkd.models.checkpoint import load_encoder, load_student
 from tmkd.models.encoders.find import encoder_fingerprint
 from tmkd.models.encoders.forward import Batch, PairEncoder
 from tmkd.models.encoders.interaction import ENCODER_FOLDER, InteractionEncoder
 from tmkd.models.one_logit import folded_rows
-from tmkd.models.text_states import TextStates, dequantised, padded
+from tmkd.models.text_states import TextStates, dequantised, padded, text_key
 from tmkd.models.text_tokenizer import TextTokenizer
 
 Logits = NDArray[np.float32]
@@ -151,6 +158,169 @@ def _padded(several: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32]
         states[row, : len(one)] = one
     lengths = np.array([len(one) for one in several])
     return states, np.arange(longest) < lengths[:, None]
+
+
+@dataclass(frozen=True)
+class CachedSource:
+    """What backends of a cached student are written from.
+
+    Attributes:
+        student: the student in PyTorch.
+        folder: the export that is being made.
+        read: texts of the development pairs.
+        calibration: the pairs that int8 is calibrated on; it may be empty.
+        rounding: what 8 bits of the states cost (`cost_of_rounding`), for every row of the parity table.
+    """
+
+    student: CachedStudent
+    folder: Path
+    read: Mapping[str, ReadText]
+    calibration: Pairs
+    rounding: Mapping[str, Any]
+
+    def probe_numbers(self, probes: Pairs) -> dict[str, Any]:
+        """See `Source`: the cosines of the two embeddings, with which an encoder is checked by itself."""
+        return {"cosines": self._cosines(probes)}
+
+    def examine(self, scorer: Scorer, pairs: Pairs, logits: Logits) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """See `Source`: states from a store against states computed afresh, and the graphs one by one."""
+        encoder = scorer.text_encoder
+        assert encoder is not None
+        stored = dict(zip(pairs.passages, encoder.states(pairs.passages), strict=True))
+        asked = {text: encoder.question(text) for text in dict.fromkeys(pairs.questions)}
+        fresh = Scorer(self.folder, backend=scorer.backend)  # whose cache is empty
+        fresh.attach(_Store(encoder.identity, {text_key(text): one for text, one in stored.items()}))
+        from_store = fresh.logits(pairs.questions, pairs.passages)
+        found = [asked[q].embedding @ stored[p].embedding.astype(np.float32)
+                 for q, p in zip(pairs.questions, pairs.passages, strict=True)]  # fmt: skip
+        same_states = float(np.abs(self._by_hand(pairs, stored, asked) - logits).max())
+        apart = float(np.abs(np.subtract(found, self._cosines(pairs))).max())
+        numbers = {
+            "stored_difference": float(np.abs(from_store - scorer.logits(pairs.questions, pairs.passages)).max()),
+            "interaction_difference": same_states,
+            "cosine_difference": apart,
+            **self.rounding,
+        }
+        reason = ""
+        if numbers["stored_difference"] > 0:
+            reason = f"states from a store change a logit by {numbers['stored_difference']:.2e}; they must be the same"
+        elif scorer.backend == SAFE_BACKEND and same_states > SAME_STATES:
+            reason = f"for the same states a logit differs by {same_states:.2e} from the PyTorch student, at most "
+            reason += f"{SAME_STATES:.0e} is allowed"
+        return numbers, {"cosine_limit": 2 * apart + 0.005}, reason
+
+    def _cosines(self, pairs: Pairs) -> list[float]:
+        sides = zip(pairs.questions, pairs.passages, strict=True)
+        return [float(self.read[question].embedding @ self.read[passage].embedding) for question, passage in sides]
+
+    def _by_hand(self, pairs: Pairs, stored: Mapping[str, TextStates], asked: Mapping[str, ReadQuestion]) -> Logits:
+        """The logits that the PyTorch student gives for a backend's own states, one pair at a time, [n, C]."""
+        found = []
+        for question, passage in zip(pairs.questions, pairs.passages, strict=True):
+            states = dequantised(stored[passage].values, stored[passage].scales)
+            text = ReadText(states, states, stored[passage].embedding.astype(np.float32))
+            read = ReadText(asked[question].hidden, states, asked[question].embedding)
+            found.append(self.student.of_question(read, [text], rounded=False)[0])
+        logits = np.stack(found)
+        return two_logits(logits[:, 0]) if logits.shape[1] == 1 else logits
+
+
+@dataclass(frozen=True)
+class _Store:
+    """States in memory, as a store gives them."""
+
+    identity: str
+    states: Mapping[bytes, TextStates]
+
+    def get(self, key: bytes) -> TextStates | None:
+        return self.states.get(key)
+
+
+def cost_of_rounding(exact: Logits, rounded: Logits, pairs: Pairs) -> dict[str, Any]:
+    """What 8 bits of the states cost the PyTorch student: the largest change of a logit, and of the metrics.
+
+    Args:
+        exact: its logits from exact states, [N, C].
+        rounded: those from states of 8 bits, [N, C].
+        pairs: the N pairs.
+    """
+    found = measure_parity(exact, rounded, pairs.qids, pairs.labels)
+    lost = {
+        "int8_states_metric_loss": (found.metric_pytorch, found.metric_export),
+        "int8_states_ndcg_loss": (found.ndcg_pytorch, found.ndcg_export),
+    }
+    return {
+        "int8_states_difference": found.max_logit_difference,
+        **{name: None if a is None or b is None else a - b for name, (a, b) in lost.items()},
+    }
+
+
+def _fp32(source: CachedSource, path: Path, attempt: int) -> None:
+    student = source.student
+    write_encoder(student.encoder, student.interaction, source.folder / ENCODER)
+    write_interaction(student.interaction, student.weight, student.bias, path)
+
+
+def _int8(source: CachedSource, path: Path, attempt: int) -> None:
+    """In 8 bits: 0 both graphs; 1 without the encoder's second feed-forward products; 2 the interaction alone."""
+    there = [file for file in (ENCODER, INTERACTION) if (source.folder / file).is_file()]
+    if len(there) < 2:
+        _fp32(source, source.folder / INTERACTION, 0)
+    questions, passages = source.calibration.questions, source.calibration.passages
+    texts = list(dict.fromkeys([*questions, *passages]))
+    tokenizer = source.student.tokenizer
+    if attempt < 2:
+        encoded = tokenizer.encode(texts)
+        inputs = (
+            dict(zip(ENCODER_INPUTS, pad(encoded.ids, encoded.type_ids, rows, tokenizer.pad_id), strict=True))
+            for rows in length_sorted_batches(encoded.lengths, NO_BUDGET, _BATCH)
+        )
+        quantise(source.folder / ENCODER, source.folder / ENCODER_INT8, inputs, partial(_kept, narrowing=attempt == 1))
+    asked = source.student.read(texts)
+    quantise(source.folder / INTERACTION, path, _asked(source, asked), partial(_kept, narrowing=False))
+
+
+def _asked(source: CachedSource, read: Mapping[str, ReadText]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Inputs of the interaction's graph for the calibration pairs, the passages of a question together."""
+    groups: dict[str, list[str]] = {}
+    for question, passage in zip(source.calibration.questions, source.calibration.passages, strict=True):
+        groups.setdefault(question, []).append(passage)
+    for question, passages in groups.items():
+        states = [TextStates.of(read[text].states, read[text].embedding) for text in passages]
+        values, scales, embeddings = padded(states)
+        given = (read[question].hidden[None], values, scales, embeddings @ read[question].embedding)
+        yield dict(zip(INTERACTION_INPUTS, given, strict=True))
+
+
+def _kept(model: Any, *, narrowing: bool) -> list[str]:
+    """The products that stay in float.
+
+    Those without a weight matrix, for which engines have no int8 product, and the last one: the projection, or the
+    heads. With `narrowing` those that make vectors narrower, too, which lose most.
+    """
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
+    kept = [products[-1].name]
+    for node in products[:-1]:
+        shape = next((weights[name] for name in node.input if len(weights.get(name, ())) == 2), None)
+        if shape is None or (narrowing and shape[0] > shape[1]):
+            kept.append(node.name)
+    return kept
+
+
+ENCODER, ENCODER_INT8 = "onnx/encoder.onnx", "onnx/encoder-int8.onnx"
+INTERACTION, INTERACTION_INT8 = "onnx/interaction.onnx", "onnx/interaction-int8.onnx"
+SAME_STATES = 1e-4  # of a logit, from the PyTorch student for the same states
+_BATCH = 8  # texts of a batch while ranges are measured
+_ROUNDS = replace(EXACT, logit_difference=1e-3)
+"""Of fp32. An encoder that differs in the seventh digit lets one number of some 10,000 round to the other side."""
+_INT8_ENCODERS = (ENCODER_INT8, ENCODER_INT8, ENCODER)
+CACHED_BACKENDS = {
+    "onnx-fp32": Backend(INTERACTION, _ROUNDS, _fp32, encoders=(ENCODER,)),
+    "openvino-bf16": Backend(INTERACTION, CLOSE, _fp32, encoders=(ENCODER,)),
+    "onnx-int8": Backend(INTERACTION_INT8, CLOSE, _int8, len(_INT8_ENCODERS), _INT8_ENCODERS),
+    "openvino-int8": Backend(INTERACTION_INT8, CLOSE, _int8, len(_INT8_ENCODERS), _INT8_ENCODERS),
+}
 
 
 def states_entry(student: CachedStudent) -> dict[str, Any]:

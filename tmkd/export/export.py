@@ -8,6 +8,8 @@ The way of an export:
 3. parity: each backend is run as users run it and compared with the student in PyTorch (`tmkd.export.parity`).
 4. gate: a backend that does not agree is removed, and parity.json says why (`tmkd.export.gate`).
 
+A student that reads passages once has two graphs and no checkpoint in its export (`tmkd.export.cached`).
+
 The folder is built beside its target and renamed, so an export that exists is whole.
 """
 
@@ -16,10 +18,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,15 +31,18 @@ from tmkd.core.errors import EncoderError, ExportError
 from tmkd.core.files import disk_errors, swap_in, write_json
 from tmkd.core.logits import log_odds, two_logits
 from tmkd.data.pairs import Pairs
+from tmkd.export.cached import CACHED_BACKENDS, CachedSource, CachedStudent, cost_of_rounding, states_entry
 from tmkd.export.fold import checked_logits, load_checkpoint
-from tmkd.export.gate import BACKENDS, ExportSource, gate, writable
+from tmkd.export.gate import BACKENDS, Backend, ExportSource, Source, gate, writable
+from tmkd.inference.manifest import CACHED, CACHED_FORMAT
 from tmkd.models.card import CARD_FILE, FORMAT, ModelCard, has_card, read_card
 from tmkd.models.checkpoint import save_tokenizer
 from tmkd.models.encoders.families import family_of
-from tmkd.models.encoders.interaction import is_cached
+from tmkd.models.encoders.interaction import ENCODER_FOLDER, is_cached
 from tmkd.models.encoders.tensors import write_tensors
 from tmkd.models.label_map import class_names
 from tmkd.models.one_logit import RELEVANT, described, folded_rows, logits_of
+from tmkd.models.text_tokenizer import TextTokenizer
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.models.weights import read_weights, shape_of
 
@@ -80,7 +85,7 @@ def export_student(
     student_folder, out = Path(student_folder), Path(out)
     if backends is None:
         backends = [name for name in writable() if calibration is not None or not name.endswith("-int8")]
-    _check_request(student_folder, dev, out, backends)
+    _check_request(dev, out, backends)
     card = read_card(student_folder)
     if reference_logits is not None and reference_logits.shape != (expected := (len(dev), card.classes)):
         raise ExportError(f"reference logits have the shape {reference_logits.shape}, expected {expected}")
@@ -88,15 +93,12 @@ def export_student(
     with disk_errors(out), _removed_afterwards(fresh):
         fresh.mkdir(parents=True)
         names = _class_names(student_folder, card, labels)
-        _copy_checkpoint(student_folder, fresh, card, names)
-        tokenizer = _copy_tokenizer(student_folder, fresh, card.max_length)
-        model = load_checkpoint(fresh)
-        logits = checked_logits(model, student_folder, card, tokenizer, dev)
+        make = _cached if is_cached(student_folder) else _layered
+        whole = make(student_folder, fresh, card, names, dev, dev.take([]) if calibration is None else calibration)
+        logits, about = whole.logits, whole.about
         if reference_logits is not None:
             logits = two_logits(log_odds(reference_logits)) if card.classes == 2 else reference_logits
-        about = _about(card, names)
-        source = ExportSource(model, fresh, tokenizer, dev.take([]) if calibration is None else calibration)
-        rows, passed = gate(backends, source, about, dev, logits)
+        rows, passed = gate(backends, whole.source, about, dev, logits, whole.backends)
         write_json(fresh / CARD_FILE, {**about, "backends": passed})
         write_json(fresh / "parity.json", rows)
         swap_in(fresh, out)
@@ -104,6 +106,53 @@ def export_student(
         if not row["passed"]:
             logger.warning(f"export: {row['backend']} is not written: {row['reason']}")
     return rows
+
+
+class _Whole(NamedTuple):
+    """An export without its backends.
+
+    Attributes:
+        source: what backends are written from.
+        backends: those that this kind of student has.
+        logits: of the student in PyTorch on the development pairs, [N, C].
+        about: the content of tmkd.json without its backends.
+    """
+
+    source: Source
+    backends: Mapping[str, Backend]
+    logits: NDArray[np.float32]
+    about: dict[str, Any]
+
+
+def _layered(
+    student: Path, fresh: Path, card: ModelCard, names: Sequence[str], dev: Pairs, calibration: Pairs
+) -> _Whole:
+    """Start the export of a student that reads question and passage together: an ordinary checkpoint."""
+    _copy_checkpoint(student, fresh, card, names)
+    tokenizer = _copy_tokenizer(student, fresh, card.max_length)
+    model = load_checkpoint(fresh)
+    logits = checked_logits(model, student, card, tokenizer, dev)
+    return _Whole(ExportSource(model, fresh, tokenizer, calibration), BACKENDS, logits, _about(card, names))
+
+
+def _cached(
+    student: Path, fresh: Path, card: ModelCard, names: Sequence[str], dev: Pairs, calibration: Pairs
+) -> _Whole:
+    """Start the export of a student that reads passages once: configuration and tokenizer, the weights are in ONNX."""
+    for name in ("config.json", "model.safetensors", f"{ENCODER_FOLDER}/config.json"):
+        if not (student / name).is_file():
+            raise EncoderError(f"{student} has no {name}; give a student that tmkd saved")
+    config, inner = (json.loads((student / at / "config.json").read_text(encoding="utf-8")) for at in ("", "encoder"))
+    kept = {name: inner[name] for name in ("vocab_size", "pad_token_id") if name in inner}
+    write_json(fresh / "config.json", {**kept, **config, "id2label": dict(enumerate(names))})
+    about = {**_about(card, names), "format": CACHED_FORMAT, "kind": CACHED}
+    write_json(fresh / CARD_FILE, about)  # a folder with it has the tokenizer that tmkd saved
+    save_tokenizer(student, fresh, card.max_length)
+    own = CachedStudent(student, TextTokenizer(fresh, card.max_length))
+    read = own.read([*dev.questions, *dev.passages])
+    rounded, exact = (own.logits(read, dev, rounded=yes) for yes in (True, False))
+    source = CachedSource(own, fresh, read, calibration, cost_of_rounding(exact, rounded, dev))
+    return _Whole(source, CACHED_BACKENDS, rounded, {**about, "states": states_entry(own)})
 
 
 def _about(card: ModelCard, names: Sequence[str]) -> dict[str, Any]:
@@ -128,12 +177,7 @@ def _class_names(student: Path, card: ModelCard, labels: Sequence[str] | None) -
     return list(named)
 
 
-def _check_request(student: Path, dev: Pairs, out: Path, backends: Sequence[str]) -> None:
-    if is_cached(student):
-        raise ExportError(
-            f"{student} holds a student that reads passages once (cached), which cannot be exported yet; take a method "
-            "with a layered student, such as take=tmkd@layers"
-        )
+def _check_request(dev: Pairs, out: Path, backends: Sequence[str]) -> None:
     unknown = [name for name in backends if name not in BACKENDS]
     if unknown:
         raise ExportError(f"backend {unknown[0]!r} is not known; there are: {', '.join(BACKENDS)}")

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +41,33 @@ SPEED_PAIRS = 256  # development pairs that backends are timed on
 Logits = NDArray[np.float32]
 
 
+class Source(Protocol):
+    """What backends are written from, and what one kind of student is checked for beyond its logits."""
+
+    @property
+    def folder(self) -> Path:
+        """The export that is being made."""
+
+    def probe_numbers(self, probes: Pairs) -> dict[str, Any]:
+        """Further numbers of the probes for probes.json, a list with one for each pair by name."""
+
+    def examine(self, scorer: Scorer, pairs: Pairs, logits: Logits) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """Check a backend further.
+
+        Args:
+            scorer: The backend.
+            pairs: Some of the development pairs.
+            logits: Its logits on them, [n, C].
+
+        Returns:
+            Numbers for its row of the parity table, further content of its entry in tmkd.json, and why it is refused;
+            an empty text where it is not.
+        """
+
+
 @dataclass(frozen=True)
 class ExportSource:
-    """What backends are written from.
+    """What backends of a student that reads question and passage together are written from.
 
     Attributes:
         model: a sequence-classification module with the folded head, float32, in evaluation mode.
@@ -57,6 +81,14 @@ class ExportSource:
     tokenizer: PairTokenizer
     calibration: Pairs
 
+    def probe_numbers(self, probes: Pairs) -> dict[str, Any]:
+        """See `Source`: none."""
+        return {}
+
+    def examine(self, scorer: Scorer, pairs: Pairs, logits: Logits) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """See `Source`: nothing."""
+        return {}, {}, ""
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -67,12 +99,23 @@ class Backend:
         limits: what the gate requires of it.
         write: writes the file; its last argument is the number of attempts that were refused before.
         attempts: how many ways to write the file there are, the fastest first.
+        encoders: of a cached student the file of its encoder in each way; then `file` is that of its interaction.
     """
 
     file: str
     limits: Limits
-    write: Callable[[ExportSource, Path, int], None]
+    write: Callable[[Any, Path, int], None]
     attempts: int = 1
+    encoders: tuple[str, ...] = ()
+
+    def files(self, attempt: int) -> tuple[str, ...]:
+        """Its files in one of the ways, relative to the export."""
+        return (self.encoders[attempt], self.file) if self.encoders else (self.file,)
+
+    def entry(self, folder: Path, attempt: int) -> dict[str, Any]:
+        """What tmkd.json says of its files."""
+        said = [{"file": file, "sha256": sha256_of(folder / file)} for file in self.files(attempt)]
+        return {"files": dict(zip(("encoder", "interaction"), said, strict=True))} if self.encoders else said[0]
 
 
 def _fp32(source: ExportSource, path: Path, attempt: int) -> None:
@@ -106,42 +149,52 @@ def writable() -> list[str]:
 
 
 def gate(
-    names: Iterable[str], source: ExportSource, about: dict[str, Any], dev: Pairs, reference: Logits
+    names: Iterable[str],
+    source: Source,
+    about: dict[str, Any],
+    dev: Pairs,
+    reference: Logits,
+    backends: Mapping[str, Backend] = BACKENDS,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """Write, run and check backends, and remove the files of those that do not pass.
 
     Args:
-        names: the backends, out of BACKENDS.
+        names: the backends, out of `backends`.
         source: what they are written from.
         about: the content of tmkd.json without its backends.
         dev: N pairs, labelled or not.
         reference: the PyTorch student's logits on `dev`, [N, C] float32.
+        backends: those that this kind of student has.
 
     Returns:
         The rows of the parity table, and the entries of tmkd.json for the backends that passed.
     """
     probes = _probe_rows(dev)
-    _write_probes(source.folder / PROBES, dev.take(probes), reference[probes])
-    wanted = [name for name in BACKENDS if name in set(names)]
+    few = dev.take(probes)
+    _write_probes(source.folder / PROBES, few, reference[probes], source.probe_numbers(few))
+    wanted = [name for name in backends if name in set(names)]
 
     def try_backend(name: str, attempt: int) -> _Trial:
-        return _Trial(name, source, about, attempt).run(dev, reference, probes)
+        return _Trial(name, backends[name], source, about, attempt).run(dev, reference, probes)
 
     found: list[_Trial] = []
-    for file in dict.fromkeys(BACKENDS[name].file for name in wanted):
-        sharing = [name for name in wanted if BACKENDS[name].file == file]
-        found += _first_that_agrees(source.folder / file, sharing, try_backend)
+    for file in dict.fromkeys(backends[name].file for name in wanted):
+        sharing = [name for name in wanted if backends[name].file == file]
+        found += _first_that_agrees(source.folder / file, sharing, backends[sharing[0]].attempts, try_backend)
     _time([trial for trial in found if trial.scorer is not None], dev)
     entries = {trial.name: trial.entry for trial in found if not trial.reason}
-    kept = {entry["file"] for entry in entries.values()}
-    for file in {BACKENDS[trial.name].file for trial in found} - kept:
+    kept = {file for trial in found if not trial.reason for file in trial.backend.files(trial.attempt)}
+    written = {file for name in wanted for way in range(backends[name].attempts) for file in backends[name].files(way)}
+    for file in written - kept:
         _delete(source.folder / file)
     return [trial.row() for trial in found], entries
 
 
-def _first_that_agrees(path: Path, names: Sequence[str], try_backend: Callable[[str, int], _Trial]) -> list[_Trial]:
+def _first_that_agrees(
+    path: Path, names: Sequence[str], attempts: int, try_backend: Callable[[str, int], _Trial]
+) -> list[_Trial]:
     """Try the ways to write a file until all backends that share it pass; else return the trials of the last way."""
-    last = BACKENDS[names[0]].attempts - 1
+    last = attempts - 1
     for attempt in range(last):
         trials = [try_backend(name, attempt) for name in names]
         refused = next((trial for trial in trials if trial.disagrees), None)
@@ -156,7 +209,8 @@ class _Trial:
     """One attempt to write a backend and to pass the gate.
 
     Args:
-        name: the backend.
+        name: the backend's name.
+        backend: the backend.
         source: what it is written from.
         about: the content of tmkd.json without its backends.
         attempt: which way to write it.
@@ -167,16 +221,17 @@ class _Trial:
         size: of the file in bytes; None where it was not written.
         found: the agreement with the student in PyTorch.
         steady: how far logits depend on the batch.
+        further: numbers of its row that its kind of student adds.
         reason: why the backend is refused; empty if it passed.
         disagrees: whether the reason is its logits, rather than that it could not be written or run.
     """
 
-    def __init__(self, name: str, source: ExportSource, about: dict[str, Any], attempt: int) -> None:
-        self.name, self.source, self.about, self.attempt = name, source, about, attempt
+    def __init__(self, name: str, backend: Backend, source: Source, about: dict[str, Any], attempt: int) -> None:
+        self.name, self.backend, self.source, self.about, self.attempt = name, backend, source, about, attempt
         self.entry: dict[str, Any] = {}
         self.scorer: Scorer | None = None
         self.size: int | None = None
-        self.found, self.steady = Parity(), Invariance()
+        self.found, self.steady, self.further = Parity(), Invariance(), dict[str, Any]()
         self.reason = ""
         self.disagrees = False
 
@@ -198,13 +253,15 @@ class _Trial:
             self.found = measure_parity(reference, logits, dev.qids, dev.labels)
             few = dev.take(probes)
             self.steady = measure_invariance(partial(_in_batches, scorer, few))
-            limits = BACKENDS[self.name].limits
-            self.reason = why_refused(self.found, self.steady, limits)
+            limits = self.backend.limits
+            self.further, entry, reason = self.source.examine(scorer, few, logits[probes])
+            self.reason = why_refused(self.found, self.steady, limits) or reason
             self.disagrees = bool(self.reason)
         except (ExportError, MissingExtraError) as error:
             self.reason = str(error)
         if not self.reason:
             self.scorer = scorer
+            self.entry |= entry
             # Another machine may round differently, by as much as the batch may change a logit. Twice the difference
             # measured here leaves room for that, and still catches arithmetic that clips.
             apart = float(np.abs(logits[probes] - reference[probes]).max())
@@ -212,13 +269,12 @@ class _Trial:
         return self
 
     def _write(self) -> None:
-        backend = BACKENDS[self.name]
-        path = self.source.folder / backend.file
+        path, files = self.source.folder / self.backend.file, self.backend.files(self.attempt)
         if not path.is_file():
-            logger.info(f"export: writing {backend.file}")
-            backend.write(self.source, path, self.attempt)
-        self.size = path.stat().st_size
-        self.entry = {"file": backend.file, "sha256": sha256_of(path), "passed": True}
+            logger.info(f"export: writing {', '.join(files)}")
+            self.backend.write(self.source, path, self.attempt)
+        self.size = sum((self.source.folder / file).stat().st_size for file in files)
+        self.entry = {**self.backend.entry(self.source.folder, self.attempt), "passed": True}
         write_json(self.source.folder / "tmkd.json", {**self.about, "backends": {self.name: self.entry}})
 
     def row(self) -> dict[str, Any]:
@@ -228,6 +284,7 @@ class _Trial:
             "passed": not self.reason,
             **self.found.row(),
             **self.steady.row(),
+            **self.further,
             "pairs_per_second": self.entry.get("pairs_per_second"),
             "bytes": self.size,
             "reason": self.reason,
@@ -259,8 +316,9 @@ def _probe_rows(dev: Pairs) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(0).permutation(shorter)[:PROBE_COUNT])
 
 
-def _write_probes(path: Path, pairs: Pairs, logits: Logits) -> None:
-    write_json(path, {"questions": pairs.questions, "passages": pairs.passages, "logits": logits.tolist()})
+def _write_probes(path: Path, pairs: Pairs, logits: Logits, numbers: dict[str, Any]) -> None:
+    texts = {"questions": pairs.questions, "passages": pairs.passages}
+    write_json(path, {**texts, "logits": logits.tolist(), **numbers})
 
 
 def _delete(path: Path) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def choose_calibration(train: Pairs, count: int = CALIBRATION_PAIRS, seed: int =
 
 
 def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: Pairs, float_step: int = 0) -> None:
-    """Write the int8 form of an fp32 ONNX file.
+    """Write the int8 form of the fp32 graph of a student that reads question and passage together.
 
     Args:
         graph: the file that `write_onnx` wrote.
@@ -66,10 +66,29 @@ def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: P
         float_step: how much stays in float, from 0 to FLOAT_STEPS - 1.
 
     Raises:
+        MissingExtraError: as `quantise`.
+        ExportError: as `quantise`.
+    """
+    quantise(graph, path, _batches(tokenizer, calibration), lambda model: left_in_float(model, float_step))
+
+
+def quantise(
+    graph: Path, path: Path, calibration: Iterable[Mapping[str, NDArray[Any]]], kept: Callable[[Any], list[str]]
+) -> None:
+    """Write the int8 form of an fp32 ONNX file.
+
+    Args:
+        graph: the fp32 file.
+        path: the file to write.
+        calibration: inputs of the graph by name, on which the ranges of activations are measured; others are ignored.
+        kept: gives the names of the nodes that stay in float, from the ONNX model.
+
+    Raises:
         MissingExtraError: NNCF is not installed.
         ExportError: there are no calibration pairs, or the graph cannot be quantised.
     """
-    if len(calibration) == 0:
+    calibration = list(calibration)
+    if not calibration:
         raise ExportError("int8 is calibrated on training pairs and there are none; give some, or do not ask for int8")
     try:
         without_telemetry()
@@ -81,9 +100,7 @@ def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: P
         raise MissingExtraError(message, extra="train", package=error.name) from error
     model = onnx.load(graph)
     names = {value.name for value in model.graph.input}
-    batches = [
-        {name: value for name, value in given.items() if name in names} for given in _batches(tokenizer, calibration)
-    ]
+    batches = [{name: value for name, value in given.items() if name in names} for given in calibration]
     options = nncf.AdvancedQuantizationParameters(
         overflow_fix=nncf.OverflowFix.ENABLE,
         # SmoothQuant would move part of the activations' range into the weights; for these encoders it gains nothing
@@ -96,7 +113,7 @@ def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: P
                 nncf.Dataset(batches),
                 model_type=nncf.ModelType.TRANSFORMER,
                 subset_size=len(batches),
-                ignored_scope=nncf.IgnoredScope(names=left_in_float(model, float_step)),
+                ignored_scope=nncf.IgnoredScope(names=kept(model)),
                 advanced_parameters=options,
             )
         path.parent.mkdir(parents=True, exist_ok=True)
