@@ -157,7 +157,7 @@ def test_equal_texts_have_equal_scores_and_are_scored_once(monkeypatch: pytest.M
 
     def counted(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         calls.append(len(inputs["values"]))
-        return graph(inputs)  # type: ignore[no-any-return]
+        return graph(inputs)
 
     monkeypatch.setattr(scorer._reader, "_graph", counted)
     passages = ["use the mount command", *texts(20)[1], "use the  MOUNT command", "use the mount command"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tmkd.bench.material import Weights
@@ -115,7 +116,7 @@ def factors(model: Weights) -> list[Contestant]:
     one = {"threads": 1}
     ours: dict[str, Any] = {"model": model.student, "max_length": model.max_length, **one}
     deep = _random(model, "24 x 1024, fp32, batches of 32, 1 core", DEEP, "fp32", threads=1, share=8)
-    fastest = max(_passed(model), key=read_manifest(model.export).speed)
+    fastest = max(_passed(model.export), key=read_manifest(model.export).speed)
     return [
         replace(deep, baseline=True),
         _plain(model, "+ fewer and narrower layers", "score", **one),
@@ -128,11 +129,25 @@ def factors(model: Weights) -> list[Contestant]:
 
 
 def _exports(model: Weights) -> list[Contestant]:
-    return [_ours(f"tmkd, {name}", "export", model=model.export, backend=name) for name in _passed(model)]
+    layered = [_ours(f"tmkd, {name}", "export", model=model.export, backend=name) for name in _passed(model.export)]
+    return [*layered, *_cached(model)]
 
 
-def _passed(model: Weights) -> list[str]:
-    return [name for name, entry in read_manifest(model.export).backends.items() if entry.get("passed")]
+def _cached(model: Weights) -> list[Contestant]:
+    """The export of a student that reads passages once: its states in memory, and computed in the call."""
+    if model.cached is None:
+        return []
+    fastest = read_manifest(model.cached).choose("auto")
+    states = [(name, "ready") for name in _passed(model.cached)] + [(fastest, "computed")]
+    found = [
+        _ours(f"tmkd cached, {name}, states {how}", "export", model=model.cached, backend=name, states=how)
+        for name, how in states
+    ]
+    return [replace(one, same_weights=False) for one in found]
+
+
+def _passed(export: Path) -> list[str]:
+    return [name for name, entry in read_manifest(export).backends.items() if entry.get("passed")]
 
 
 def _torch(model: Weights) -> list[Contestant]:

@@ -109,12 +109,14 @@ class Subject:
         layers: Layers to keep, from the bottom; an export keeps all.
         max_length: Longest pair in tokens; an export has its own.
         pairs: A file of pairs; None for the built-in ones.
+        cached: The export of a student that reads passages once, which is measured beside the model.
     """
 
     model: str = "builtin:minilm-l6"
     layers: int = 3
     max_length: int = 192
     pairs: Path | None = None
+    cached: Path | None = None
 
     def prepare(self, *, export: bool) -> tuple[BenchPairs, Weights]:
         """Read the pairs, and write the model in every form; `export` says whether an export is needed.
@@ -122,6 +124,7 @@ class Subject:
         Raises:
             TmkdError: The pairs or the model cannot be used.
         """
+        _require_kinds(self)
         pairs = BenchPairs.read(self.pairs)
         return pairs, _weights(self, pairs, export)
 
@@ -139,10 +142,12 @@ class Weights:
     Attributes:
         folder: In the cache.
         max_length: Longest pair in tokens.
+        cached: The export of a student that reads passages once, where one takes part.
     """
 
     folder: Path
     max_length: int
+    cached: Path | None = None
 
     @property
     def student(self) -> Path:
@@ -180,6 +185,17 @@ class Weights:
         return float(((layers - 1) * whole + last).sum())
 
 
+def _require_kinds(subject: Subject) -> None:
+    """Refuse a model and a cached student of each other's kind: other tools can run the one and not the other."""
+    if _is_export(subject.model) and read_manifest(subject.model).states is not None:
+        raise TmkdError(
+            f"{subject.model} is a student that reads passages once, which other tools cannot run. Give it as "
+            f"`--cached {subject.model}`, beside a `--model` that they can"
+        )
+    if subject.cached is not None and read_manifest(subject.cached).states is None:
+        raise TmkdError(f"--cached {subject.cached}: this student reads question and passage together")
+
+
 def _weights(subject: Subject, pairs: BenchPairs, export: bool) -> Weights:
     """Write a model in every form. All forms but the export are written once.
 
@@ -192,7 +208,7 @@ def _weights(subject: Subject, pairs: BenchPairs, export: bool) -> Weights:
     name = hashlib.sha256(repr((FORMAT, mark)).encode()).hexdigest()[:12]
     folder = cache_folder("bench") / f"weights-{name}"
     length = read_manifest(source).max_length if exported else subject.max_length
-    found = Weights(folder, length)
+    found = Weights(folder, length, subject.cached)
     if not folder.is_dir():
         logger.info(f"bench: writing the weights in the forms that are compared, {folder} (once)")
         partial = Weights(folder.with_name(f".{name}.partial"), length)

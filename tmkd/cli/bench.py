@@ -36,6 +36,10 @@ Model = Annotated[str, typer.Option("--model", "-m", help="an export, a model fo
 Layers = Annotated[int, typer.Option(min=1, help="layers to keep, where the model is not an export")]
 MaxLength = Annotated[int, typer.Option(min=8, help="longest pair in tokens, where the model is not an export")]
 PairsFile = Annotated[Path | None, typer.Option("--pairs", help=f"pairs: {PAIRS_HELP}; built-in ones unless given")]
+Cached = Annotated[
+    Path | None,
+    typer.Option(help="the export of a student that reads passages once (cached), measured beside the model"),
+]
 Count = Annotated[int, typer.Option(min=8, help="pairs of one turn")]
 Rounds = Annotated[int, typer.Option(min=1, help="turns of each contestant")]
 Peers = Annotated[
@@ -98,6 +102,7 @@ def score(
     layers: Layers = 3,
     max_length: MaxLength = 192,
     pairs: PairsFile = None,
+    cached: Cached = None,
     count: Count = 512,
     rounds: Rounds = 5,
     peers: Peers = None,
@@ -111,7 +116,7 @@ def score(
 
     Example: tmkd bench score --model workspace/runs/demo/export --peers FlashRank,sentence
     """
-    subject = _subject(model, layers, max_length, pairs)
+    subject = _subject(model, layers, max_length, pairs, cached)
     _speed("score", subject, json_file, count=count, rounds=rounds, peers=_names(peers), threads=threads)
 
 
@@ -121,6 +126,7 @@ def latency(
     layers: Layers = 3,
     max_length: MaxLength = 192,
     pairs: PairsFile = None,
+    cached: Cached = None,
     rounds: Rounds = 5,
     peers: Peers = None,
     threads: Cores = 0,
@@ -130,8 +136,11 @@ def latency(
     """Measure the milliseconds for one question with 10, 25, 50 and 100 passages.
 
     Example: tmkd bench latency --model workspace/runs/demo/export --peers none
+
+    With `--cached` two rows show the same for a student that reads passages once: with the states of the passages in
+    memory, and with states that are computed in the call.
     """
-    subject = _subject(model, layers, max_length, pairs)
+    subject = _subject(model, layers, max_length, pairs, cached)
     _speed("latency", subject, json_file, rounds=rounds, peers=_names(peers), threads=threads)
 
 
@@ -303,10 +312,10 @@ def _rates(text: str) -> tuple[float, ...]:
     return found
 
 
-def _subject(model: str, layers: int, max_length: int, pairs: Path | None) -> Subject:
+def _subject(model: str, layers: int, max_length: int, pairs: Path | None, cached: Path | None = None) -> Subject:
     with needs_extra("train"):
         from tmkd.bench.material import Subject
-    return Subject(model, layers, max_length, pairs)
+    return Subject(model, layers, max_length, pairs, cached)
 
 
 def _speed(bench_name: str, subject: Subject, json_file: Path | None, **options: Any) -> None:

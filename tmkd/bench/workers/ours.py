@@ -65,12 +65,20 @@ def export(options):
     from tmkd.inference.scorer import Scorer
 
     keep_freed_memory()  # as `tmkd score` does
-    scorer = Scorer(Path(options["model"]), backend=options["backend"], threads=options["threads"])
+    states = options.get("states")  # of a cached student: `ready` before a call, or `computed` in it
+    scorer = Scorer(
+        Path(options["model"]),
+        backend=options["backend"],
+        threads=options["threads"],
+        **({"cache_bytes": 0} if states == "computed" else {}),
+    )
     scorer.warm_up()  # as the server does
 
     def run(questions, passages, labels):
         return scorer.scores(questions, passages)
 
+    if states == "ready":
+        run.prepare = scorer.scores
     return run
 
 

