@@ -69,6 +69,9 @@ if TYPE_CHECKING:
     from tmkd.inference.score_file import ScoredFile as ScoredFile
     from tmkd.inference.score_file import score_file as score_file
     from tmkd.inference.scorer import Scorer as Scorer
+    from tmkd.inference.state_store import StateStore as StateStore
+    from tmkd.inference.state_update import IndexChanges as IndexChanges
+    from tmkd.inference.state_update import StateChanges as StateChanges
     from tmkd.pipeline.results import DistillResult as DistillResult
     from tmkd.pipeline.results import ExportResult as ExportResult
     from tmkd.pipeline.results import LabelResult as LabelResult
@@ -111,6 +114,7 @@ __all__ = [
     "FetchError",
     "Fields",
     "HoldOut",
+    "IndexChanges",
     "LabelError",
     "LabelResult",
     "LabelStore",
@@ -135,6 +139,8 @@ __all__ = [
     "ScoresTeacher",
     "Stage1",
     "Stage2",
+    "StateChanges",
+    "StateStore",
     "StudentShape",
     "StudyListing",
     "StudyResults",
@@ -147,7 +153,9 @@ __all__ = [
     "UnusedFolder",
     "__version__",
     "build_index",
+    "build_states",
     "calibrate_export",
+    "check_states",
     "clean_workspace",
     "compare_tasks",
     "describe_recipe",
@@ -184,6 +192,8 @@ _HOMES = {
     "tmkd.inference.qa.calibration": ["Calibration"],
     "tmkd.inference.score_file": ["ScoredFile", "score_file"],
     "tmkd.inference.scorer": ["Scorer"],
+    "tmkd.inference.state_store": ["StateStore"],
+    "tmkd.inference.state_update": ["IndexChanges", "StateChanges"],
     "tmkd.pipeline.results": [
         "DistillResult", "ExportResult", "LabelResult", "PretrainResult", "RunResult", "TeachResult",
     ],
@@ -254,23 +264,75 @@ def clean_workspace(
     return Workspace(Path(workspace)).clean(remove=remove, tokens=tokens)
 
 
-def build_index(documents: Sequence[str | Path], folder: str | Path, reading: Reading | None = None) -> Changes:
+def build_index(
+    documents: Sequence[str | Path],
+    folder: str | Path,
+    reading: Reading | None = None,
+    *,
+    model: str | Path | None = None,
+    **computing: Any,
+) -> IndexChanges:
     """Index documents, or bring an index up to date: afterwards it holds these documents and no others.
 
     Args:
         documents: files and folders (HTML, Markdown, text, POD, JSON lines, BEIR), or `debian-docs`.
         folder: the index; it is made where there is none.
         reading: fields of JSON lines, addresses and limits; the usual ones unless given.
+        model: an export of a student of the kind `cached`, to compute the states of the passages with.
+        computing: `backend` and `threads`, as for `build_states`.
 
     Raises:
+        ExportError: a model that cannot be used; the index is as it was.
         DataError: nothing to index, or (`Reading.strict`) a document that cannot be read; the index is as it was.
         FetchError: `debian-docs` cannot be fetched.
         MissingExtraError: the index needs a package that is not installed.
     """
     from tmkd.data.builtin.corpus import CORPORA
     from tmkd.data.documents.reader import Reading, index_documents
+    from tmkd.inference.state_update import with_states
+    from tmkd.inference.text_encoder import TextEncoder
 
-    return index_documents(list(documents), Path(folder), reading or Reading(), corpora=CORPORA)
+    encoder = None if model is None else TextEncoder.open(model, **computing)
+    changes = index_documents(list(documents), Path(folder), reading or Reading(), corpora=CORPORA)
+    return with_states(changes, folder, encoder)
+
+
+def build_states(folder: str | Path, model: str | Path, **computing: Any) -> StateChanges:
+    """Compute the states of an index's passages that have none, and drop those of passages that are gone.
+
+    Args:
+        folder: the index.
+        model: an export of a student of the kind `cached`.
+        computing: `backend`, one of the export's or `auto`, and `threads`.
+
+    Raises:
+        ExportError: a model that cannot be used, or of another kind.
+        DataError: no index, or one whose states another process is computing.
+        NoRoomError: the disk is full; what was finished is kept.
+    """
+    from tmkd.inference.state_update import update_states
+    from tmkd.inference.text_encoder import TextEncoder
+
+    return update_states(folder, TextEncoder.open(model, **computing))
+
+
+def check_states(folder: str | Path) -> StateStore:
+    """Compare everything that is stored of an index's passages with its checksums.
+
+    Args:
+        folder: the index.
+
+    Returns:
+        The states, open for reading.
+
+    Raises:
+        DataError: no states, or damaged ones; the message names the command that computes them.
+    """
+    from tmkd.inference.state_store import StateStore
+
+    store = StateStore.open(folder, None)
+    store.check()
+    return store
 
 
 def calibrate_export(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,13 +67,22 @@ def score(
 
 def index(
     docs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="DOCS",
             help="folders or files: HTML, Markdown, text, POD, JSON lines (plain or .gz), BEIR; or debian-docs",
         ),
-    ],
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="the index's folder")] = INDEX,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", "-m", help="an exported cached student: compute the states of the passages with it"),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="compare the stored states with their checksums, and change nothing")
+    ] = False,
+    backend: Backend = "auto",
+    threads: Threads = None,
     id_field: Annotated[str, typer.Option(help="JSON lines: the field that names a document")] = "id",
     title_field: Annotated[str, typer.Option(help="JSON lines: the field of its title")] = "title",
     text_field: Annotated[str, typer.Option(help="JSON lines: the field of its text")] = "text",
@@ -92,18 +101,47 @@ def index(
     were added, changed or removed. Programs that have the index open can go on reading it, and an interrupted call
     leaves the index as it was.
 
-    Example: tmkd index manual/ faq.jsonl --out workspace/index
+    With --model, a student of the kind `cached` reads every new passage once, and what it needs of them later is stored
+    in the index (--model without DOCS computes the states of the passages that the index has). An interrupted call
+    goes on where it stopped.
+
+    Example: tmkd index manual/ faq.jsonl --out workspace/index --model workspace/runs/demo/export
     """
     began = time.monotonic()
+    if check:
+        if docs or model:
+            raise typer.BadParameter("--check compares what is stored in --out; leave DOCS and --model out")
+        _check(out, json_file)
+        return
+    if not docs and model is None:
+        raise typer.BadParameter("name DOCS to index, or --model to compute the states of what the index has")
     fields = api.Fields(id_field, title_field, text_field, url_field)
+    done: dict[str, Any] = {"index": str(out)}
+    sentences: list[str] = []
     try:
-        changes = api.build_index(docs, out, api.Reading(fields, url, max_mb << 20, strict))
+        if docs:
+            reading = api.Reading(fields, url, max_mb << 20, strict)
+            changes = api.build_index(docs, out, reading, model=model, backend=backend, threads=threads)
+            done, states = {**done, **asdict(changes)}, changes.states
+            sentences = [changes.sentence(), *changes.missing(out)]
+        else:
+            states = api.build_states(out, model or "", backend=backend, threads=threads)
+            done["states"] = asdict(states)
     except BaseException as error:
         if not isinstance(error, Exception):  # interrupted
-            say(f"{out} is as it was before this call")
+            rest = "states that were finished are kept, and the same command goes on with the rest"
+            say(f"{out} is as it was before this call" if model is None else f"interrupted: {rest}")
         raise
-    give(json_file, {"index": str(out), **asdict(changes), "seconds": round(time.monotonic() - began, 3)})
-    say(f"{out}: {changes.sentence()}")
+    give(json_file, {**done, "seconds": round(time.monotonic() - began, 3)})
+    for sentence in (*sentences, *([] if states is None else [states.sentence()])):
+        say(f"{out}: {sentence}")
+
+
+def _check(out: Path, json_file: Path | None) -> None:
+    store = api.check_states(out)
+    found = {"model": store.card.model, "passages": store.passages, "texts": len(store), "bytes": store.nbytes}
+    give(json_file, {"index": str(out), **found})
+    say(f"{out}: the states of {store.passages:,} passages by {store.card.model} are as they were written")
 
 
 def ask(

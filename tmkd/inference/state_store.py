@@ -154,6 +154,10 @@ class Opened:
         stop = start + self.lengths[row]
         return TextStates(self.values[start:stop], self.scales[start:stop], self.embeddings[row])
 
+    def passage_keys(self) -> set[bytes]:
+        """The keys of the passages that have states."""
+        return set(keys_of(self.rows["passage"][~self.gone]))
+
     def is_whole(self, row: int) -> bool:
         """Whether a row is what was written."""
         return crc_of(self.at(row)) == int(self.rows["check"][row])
@@ -232,11 +236,13 @@ class StateStore:
         model: The export, for messages.
 
     Attributes:
+        index: As given.
+        folder: Where the store is.
         damaged: How many rows did not match their checksum when they were used; they count as missing.
     """
 
     def __init__(self, index: str | Path, identity: str | None, *, model: str | Path | None = None) -> None:
-        self.index, self.identity, self.model = Path(index), identity, model
+        self.index, self.model, self._wanted = Path(index), model, identity
         self.folder = self.index / FOLDER
         self.damaged = 0
         self.refresh()
@@ -293,8 +299,8 @@ class StateStore:
         return DataError(why + self._remedy, path=path or self.folder)
 
     def _require_own(self, card: Card) -> None:
-        if self.identity is not None and card.identity != self.identity:
-            asked = f"{self.model or 'the model'} ({self.identity[:12]})"
+        if self._wanted is not None and card.identity != self._wanted:
+            asked = f"{self.model or 'the model'} ({self._wanted[:12]})"
             raise self._refused(
                 f"{self.folder} holds the states of another model or tokenizer: of {card.model} "
                 f"({card.identity[:12]}), not of {asked}"
@@ -330,6 +336,14 @@ class StateStore:
                 )
         return False
 
+    def __repr__(self) -> str:
+        return f"StateStore({str(self.index)!r})"
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint of the text encoder that its states are of."""
+        return self.card.identity
+
     @property
     def card(self) -> Card:
         """Its manifest."""
@@ -354,6 +368,10 @@ class StateStore:
     def __len__(self) -> int:
         """How many texts have states: passages, and windows of long ones."""
         return len(self._opened.rows) - int(self._opened.gone.sum())
+
+    def passage_keys(self) -> set[bytes]:
+        """The keys (`text_key`) of the passages that have states; of a long one that of its whole text."""
+        return self._opened.passage_keys()
 
     @property
     def passages(self) -> int:

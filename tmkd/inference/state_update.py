@@ -9,19 +9,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tmkd.core.console import Bar, progress
-from tmkd.core.errors import NoRoomError
+from tmkd.core.errors import DataError, NoRoomError
 from tmkd.core.files import disk_errors
 from tmkd.data.documents.index import Changes, DocumentIndex
 from tmkd.data.documents.passages import Passage
 from tmkd.inference.dense_graph import update_graph
 from tmkd.inference.qa.windows import Windows
-from tmkd.inference.state_store import FOLDER, ROW, Opened, StateStore, keys_of
+from tmkd.inference.state_store import FOLDER, ROW, Opened, StateStore, has_states, how_to_compute, keys_of
 from tmkd.inference.state_writer import SEGMENT, PassageEncoder, Writer, writing
 from tmkd.models.text_states import TextStates, text_key
 
@@ -89,10 +89,19 @@ class IndexChanges(Changes):
     Attributes:
         states: What was done about the states of its passages; None where no model was given.
         without_states: How many passages have none; None where the index has no states, or a model was given.
+        states_of: The export that the other passages' states are of; None as there.
     """
 
     states: StateChanges | None = None
     without_states: int | None = None
+    states_of: str | None = None
+
+    def missing(self, index_folder: str | Path) -> list[str]:
+        """A sentence on the passages without states, and the command that computes them; none where all have them."""
+        if not self.without_states:
+            return []
+        how = how_to_compute(Path(index_folder), self.states_of)
+        return [f"the states of {self.without_states:,} passages are missing; compute them with: {how}"]
 
 
 def update_states(index_folder: str | Path, encoder: PassageEncoder, *, segment: int = SEGMENT) -> StateChanges:
@@ -121,15 +130,34 @@ def update_states(index_folder: str | Path, encoder: PassageEncoder, *, segment:
     return changes
 
 
-def without_states(index_folder: str | Path) -> int:
-    """How many passages of an index have no stored states, whatever model the others are of.
+def with_states(changes: Changes, index_folder: str | Path, encoder: PassageEncoder | None) -> IndexChanges:
+    """Bring the states of an index up to date after its documents, or say how many passages have none.
+
+    Args:
+        changes: What was done about the documents.
+        index_folder: The index.
+        encoder: Computes the states; None computes none, and removes none.
 
     Raises:
-        DataError: The index cannot be used, or its states are damaged.
+        TmkdError: As `update_states`.
     """
-    opened = StateStore.open(index_folder, None)._opened
-    have = set(keys_of(opened.rows["passage"][~opened.gone]))
-    return len({text_key(passage.text) for passage in DocumentIndex.open(index_folder).passages()} - have)
+    done = IndexChanges(**asdict(changes))
+    if encoder is not None:
+        done.states = update_states(index_folder, encoder)
+    elif has_states(Path(index_folder)):
+        try:
+            store = StateStore.open(index_folder, None)
+        except DataError as error:  # the documents are indexed; their states are another matter
+            logger.warning(str(error))
+        else:
+            done.without_states, done.states_of = _without_states(store), store.card.model
+    return done
+
+
+def _without_states(store: StateStore) -> int:
+    """How many passages of the index have no states."""
+    wanted = {text_key(passage.text) for passage in DocumentIndex.open(store.index).passages()}
+    return len(wanted - store.passage_keys())
 
 
 class _Update:
@@ -163,7 +191,7 @@ class _Update:
         opened = self.writer.opened()
         living = np.flatnonzero(~opened.gone).tolist()
         keys = keys_of(opened.rows["passage"])
-        have = {keys[row] for row in living}
+        have = opened.passage_keys()
         damaged = {keys[row] for row in living if not opened.is_whole(row)} & wanted
         if damaged:
             logger.warning(
