@@ -5,6 +5,7 @@ As a program it updates the states of an index, so that it can be killed: python
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tmkd.core.files import digest_of
+from tmkd.core.files import digest_of, sha256_of, write_json
 from tmkd.inference.state_update import update_states
 from tmkd.models.batching import pad
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
@@ -81,6 +82,35 @@ def same(one: TextStates | None, other: TextStates) -> bool:
         and np.allclose(one.scales, other.scales, atol=1e-3)
         and np.allclose(one.embedding, other.embedding, atol=1e-3)
     )
+
+
+def cached_export(folder: Path, *, state_size: int = 96, max_length: int = 128, seed: int = 0) -> Path:
+    """What indexing reads of an export of a cached student over the real MiniLM: its card, tokenizer and encoder."""
+    from tmkd.export.cached import CachedStudent
+    from tmkd.export.cached_graphs import write_encoder
+    from tmkd.models.checkpoint import save_student
+    from tmkd.models.encoders.interaction import InteractionEncoder, InteractionShape
+    from tmkd.models.student import Student
+
+    torch.manual_seed(seed)
+    source = find_encoder("builtin:minilm-l6")
+    student = Student(InteractionEncoder(InteractionShape(384, state_size, 384), source), 2, soft_heads=3)
+    student.start_at_cosine()
+    save_student(student, folder / "student", source, max_length, {"step": "tmkd", "teachers": ["a", "b", "c"]})
+    export = folder / "export"
+    (export / "onnx").mkdir(parents=True)
+    shutil.copy(folder / "student" / "tokenizer.json", export)
+    cached = CachedStudent(folder / "student", TextTokenizer(folder / "student", max_length))
+    graph = export / "onnx" / "encoder.onnx"
+    write_encoder(cached.encoder, cached.interaction, graph)
+    files = {"encoder": {"file": "onnx/encoder.onnx", "sha256": sha256_of(graph)}, "interaction": {}}
+    card = {
+        "format": 3, "kind": "cached", "max_length": max_length, "classes": 2, "outputs": 1, "labels": ["no", "yes"],
+        "states": {"identity": cached.identity, "size": state_size, "width": 384},
+        "backends": {"onnx-fp32": {"passed": True, "pairs_per_second": 1.0, "files": files}},
+    }  # fmt: skip
+    write_json(export / "tmkd.json", card)
+    return export
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from qa_fixtures import document, index_of
 from state_fixtures import MiniLM, same
 
 from tmkd.core.errors import DataError, ExportError
-from tmkd.data.documents.index import DocumentIndex, update_index
+from tmkd.data.documents.index import Changes, DocumentIndex, update_index
 from tmkd.inference.qa.windows import Windows
 from tmkd.inference.state_store import CARD, FOLDER, PARTS, ROW, StateStore, has_states
-from tmkd.inference.state_update import update_states, without_states
+from tmkd.inference.state_update import update_states, with_states
 from tmkd.inference.state_writer import PENDING, writing
 from tmkd.models.text_states import TextStates, text_key
 from tmkd.models.tokenizer import PairTokenizer
@@ -143,7 +143,7 @@ def test_long_passages_are_stored_as_the_windows_that_are_scored(tmp_path: Path,
     assert all(same(store.get(text_key(piece)), encoder.states([piece])[0]) for piece in pieces)
     assert store.get(text_key(LONG)) is None
     assert store.pids.count(next(one.pid for one in index.passages() if one.text == LONG)) == len(spans)
-    assert without_states(index.folder) == 0
+    assert with_states(Changes(), index.folder, None).without_states == 0
     index_of(index.folder, {"short": "A disk is a device."})
     changes = update_states(index.folder, encoder)
     assert (changes.dropped, changes.long, changes.windows) == (1, 0, 0)
@@ -289,10 +289,25 @@ def test_a_flipped_bit_of_the_values_is_never_scored_with(
         store.check()
     changes = update_states(index.folder, encoder)
     assert (changes.computed, changes.kept, changes.damaged) == (1, 2, 1)
+    StateStore.open(index.folder, encoder.identity).check()  # the damaged bytes are gone
     assert "; 1 were damaged" in changes.sentence()
     assert store.get(text_key(texts(3)["d1"])) is None  # it keeps what it opened
     store.refresh()
     assert same(store.get(text_key(texts(3)["d1"])), encoder.states([texts(3)["d1"]])[0])
+
+
+def test_damage_of_what_is_gone_is_mended_too(tmp_path: Path, encoder: MiniLM) -> None:
+    index = index_of(tmp_path / "index", texts(8))
+    update_states(index.folder, encoder)
+    index_of(index.folder, texts(7))
+    update_states(index.folder, encoder)
+    path = index.folder / FOLDER / "values-1.bin"
+    flip(path, path.stat().st_size - 1)
+    with pytest.raises(DataError, match=r"values-1\.bin is damaged"):
+        StateStore.open(index.folder, encoder.identity).check()
+    changes = update_states(index.folder, encoder)
+    assert (changes.computed, changes.kept, changes.damaged) == (0, 7, 0)
+    StateStore.open(index.folder, encoder.identity).check()
 
 
 def test_bytes_after_those_of_the_manifest_do_not_count(tmp_path: Path, encoder: MiniLM) -> None:
@@ -336,7 +351,7 @@ def test_what_the_index_was_when_its_states_were_computed_is_known(tmp_path: Pat
     assert StateStore.open(index.folder, None).card.index == DocumentIndex.open(index.folder).version
     index_of(index.folder, texts(5))
     assert StateStore.open(index.folder, None).card.index != DocumentIndex.open(index.folder).version
-    assert without_states(index.folder) == 2
+    assert with_states(Changes(), index.folder, None).without_states == 2
 
 
 def test_a_second_process_that_computes_states_is_refused(tmp_path: Path, encoder: MiniLM) -> None:

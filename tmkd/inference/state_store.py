@@ -233,7 +233,7 @@ class StateStore:
     Args:
         index: The index's folder.
         identity: The fingerprint of the text encoder that the states must be of; None takes any.
-        model: The export, for messages.
+        model: The export, for messages; the one that the states are of unless given.
 
     Attributes:
         index: As given.
@@ -275,6 +275,7 @@ class StateStore:
         for left in reversed(range(_TRIES)):
             try:
                 card = Card.read(self.folder / CARD)
+                self.model = self.model or card.model
                 self._require_own(card)
                 return open_card(self.folder, card, every=every)
             except FileNotFoundError as error:

@@ -167,6 +167,7 @@ class _Update:
         self.index, self.encoder, self.writer, self.segment = index, encoder, writer, segment
         self.windows = Windows(encoder.max_length, encoder.folder, apart=True)
         self.changes = StateChanges(max_length=encoder.max_length)
+        self.anew = False
 
     def run(self) -> StateChanges:
         self.writer.remove_unnamed()
@@ -179,7 +180,7 @@ class _Update:
         self.writer.finish(self.index.version, str(self.encoder.folder))
         opened = self.writer.opened()
         gone = opened.rows["length"][opened.gone].sum()
-        if gone > _MOST_GONE * self.writer.card.tokens:
+        if self.anew or gone > _MOST_GONE * self.writer.card.tokens:
             self.writer = self._smaller()
             opened = self.writer.opened()
         self.writer.remove_unnamed()
@@ -189,10 +190,11 @@ class _Update:
     def _drop(self, wanted: set[bytes]) -> set[bytes]:
         """Drop what the index no longer has and what is damaged; gives the keys of the passages that stay."""
         opened = self.writer.opened()
-        living = np.flatnonzero(~opened.gone).tolist()
         keys = keys_of(opened.rows["passage"])
         have = opened.passage_keys()
-        damaged = {keys[row] for row in living if not opened.is_whole(row)} & wanted
+        bad = [row for row in range(len(keys)) if not opened.is_whole(row)]
+        self.anew = bool(bad)  # a damaged row stays in its file otherwise, and `StateStore.check` would find it again
+        damaged = {keys[row] for row in bad if not opened.gone[row]} & wanted
         if damaged:
             logger.warning(
                 f"{self.writer.folder} is damaged: the states of {len(damaged):,} passages do not match their "
