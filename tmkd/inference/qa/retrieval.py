@@ -113,6 +113,8 @@ class Retriever:
                 store = StateStore.open(index.folder, reader.identity, model=model)
             except DataError as error:
                 logger.warning(f"BM25 alone retrieves: {error}")
+            else:
+                logger.info(f"{index.folder} has the states of {store.passages:,} passages")
         return cls(index, reader, store)
 
     def _search(self) -> DenseSearch | None:
@@ -131,8 +133,9 @@ class Retriever:
     def _say_if_older(self, store: StateStore) -> None:
         if store.card.index != self.index.version:
             logger.warning(
-                f"{store.index} has changed since the states of its passages were computed; BM25 alone finds passages "
-                f"without states. Compute them with: {how_to_compute(store.index, store.model)}"
+                f"{store.index} has changed since the states of its passages were computed: {store.passages:,} "
+                f"passages have states, and it holds {len(self.index):,}; BM25 alone finds passages without states. "
+                f"Compute them with: {how_to_compute(store.index, store.model)}"
             )
 
     def refresh(self) -> None:
