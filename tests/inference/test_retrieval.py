@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cached_fixtures import cached_export
+from conftest import Tmkd, write_jsonl
 from qa_fixtures import OverlapScorer, document, index_of
 from state_fixtures import MiniLM
 
@@ -16,6 +19,7 @@ from tmkd.inference.qa import Calibration, QuestionAnswerer
 from tmkd.inference.qa.retrieval import Retrieved, Retriever, fuse
 from tmkd.inference.state_store import FOLDER
 from tmkd.inference.state_update import update_states
+from tmkd.inference.text_encoder import TextEncoder
 
 MEANING = "An automobile needs petrol before a long journey."
 TEXTS = {
@@ -199,3 +203,56 @@ def test_answers_say_how_their_passage_was_retrieved(folder: Path, encoder: Mini
     found = answerer.ask(QUESTION, candidates=1)
     assert (found.candidates, found.answers[0].source, found.answers[0].bm25_rank) == (1, "trip.md", None)
     assert found.answers[0].retrieved_by() == "1. by dense search"
+
+
+@pytest.fixture(scope="module")
+def of_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index with the states of an exported cached student."""
+    folder = index_of(tmp_path_factory.mktemp("export") / "index", TEXTS).folder
+    update_states(folder, TextEncoder.open(cached_export() / "out"))
+    return folder
+
+
+def test_an_answerer_of_a_cached_export_uses_the_states_of_its_index(
+    of_export: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export = cached_export() / "out"
+    answerer = QuestionAnswerer.open(export, of_export, threads=1)
+    assert not caplog.records
+    counts = answerer.scorer.state_counts  # type: ignore[attr-defined]
+    before = counts.computed  # when it was opened
+    answers = answerer.ask(QUESTION, top=4)
+    assert answers.candidates == 4
+    assert sorted(one.dense_rank or 0 for one in answers.answers) == [1, 2, 3, 4]
+    assert (counts.stored, counts.computed) == (4, before)  # passages of one sentence are not scored again to be marked
+    fresh = QuestionAnswerer.open(export, index_of(of_export.parent / "other", TEXTS).folder, threads=1)
+    assert "BM25 alone retrieves" in caplog.text
+    asked = "Which command mounts a disk?"
+    with_states = {one.passage_id: one.score for one in answerer.ask(asked).answers}
+    assert {one.passage_id: one.score for one in fresh.ask(asked).answers}.items() <= with_states.items()
+
+
+def test_the_commands_say_what_dense_search_found(of_export: Path, tmp_path: Path, tmkd: Tmkd) -> None:
+    export = shutil.copytree(cached_export() / "out", tmp_path / "export")
+    options = ("--index", of_export)
+    shown = tmkd("ask", QUESTION, "--model", export, *options)
+    assert " by dense search" in shown.stdout
+    names = {"trip.md": QUESTION, "disk.md": "What mounts a disk?", "file.md": "What duplicates my document?"}
+    rows = [{"question": asked, "passage": TEXTS[name], "label": 1} for name, asked in names.items()]
+    rows += [{**row, "passage": TEXTS["sort.md"], "label": 0} for row in rows]
+    pairs = write_jsonl(tmp_path / "dev.jsonl", rows)
+    done = tmkd("calibrate", export, *options, "--pairs", pairs, "--candidates", "2", "--report", "r.html", "--json")
+    content = json.loads(done.stdout)
+    assert content["dense"] is True
+    assert {"dense_share", "dense_weight", "retrieval_weight"} <= content.keys()
+    assert "share of dense search" in done.stderr
+    assert f"dense search has a share of {content['dense_share']:g}" in (tmp_path / "r.html").read_text()
+    found = content["development"]["right_passages_found"]
+    assert found["candidates"]["mean"] >= max(found["bm25"]["mean"], found["dense"]["mean"])
+    chosen = Calibration.read(export)
+    assert (chosen.dense_share, chosen.dense_weight) == (content["dense_share"], content["dense_weight"])
+    measured = tmkd("bench", "qa", "--model", export, *options, "--pairs", pairs, "--json", "qa.json")
+    assert "dense alone" in measured.stdout
+    recall = json.loads((tmp_path / "qa.json").read_text())["quality"]["recall@100"]
+    assert list(recall) == ["bm25", "dense", "bm25 and dense", "retrieve and rank", "difference"]
+    assert recall["bm25 and dense"]["mean"] == 1 > recall["bm25"]["mean"]

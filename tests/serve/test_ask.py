@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cached_fixtures import cached_export
 from export_fixtures import exported
 from qa_fixtures import TEXTS, document, index_of
 from serve_fixtures import QUESTION, ROOT, InProcess, in_process, model
@@ -19,6 +20,8 @@ from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import native_bf16
 from tmkd.data.documents.index import update_index
 from tmkd.inference.qa import QuestionAnswerer
+from tmkd.inference.state_update import update_states
+from tmkd.inference.text_encoder import TextEncoder
 from tmkd.serve import ask
 from tmkd.serve.messages import Failed, read
 from tmkd.serve.queueing import BatchQueue
@@ -49,6 +52,31 @@ def test_answers_are_those_of_the_answerer(app: InProcess, index: Path) -> None:
     assert set(found["milliseconds"]) == {"retrieve", "rank", "mark", "total"}
     assert found["candidates"] == wanted.candidates
     assert 'tmkd_stage_seconds_count{stage="retrieve"}' in app.get("/metrics").text
+
+
+def test_a_cached_student_retrieves_by_dense_search_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ask, "LOOK", 0.0)
+    export = cached_export() / "out"
+    folder = index_of(tmp_path / "index").folder
+    question = {"question": "duplicating documents", "top": 3}  # shares no word with a passage
+    with in_process(index=folder, model=export) as served:
+        assert served.post("/ask", question).json()["answers"] == []
+        assert f"{folder} has no states of passages" in caplog.text
+    encoder = TextEncoder.open(export)
+    update_states(folder, encoder)
+    with in_process(index=folder, model=export) as served:
+        found = served.post("/ask", question).json()
+        wanted = QuestionAnswerer.open(export, folder, threads=1).ask("duplicating documents", top=3)
+        assert [one["passage_id"] for one in found["answers"]] == [one.passage_id for one in wanted.answers]
+        for one, same in zip(found["answers"], wanted.answers, strict=True):
+            assert one["score"] == pytest.approx(same.score, abs=1e-4)
+            assert (one["bm25_rank"], one["dense_rank"]) == (None, same.dense_rank)
+        index_of(folder, {**TEXTS, "new.md": "Making copies of letters and other papers."})
+        update_states(folder, encoder)
+        sources = [one["source"] for one in served.post("/ask", {**question, "top": 9}).json()["answers"]]
+        assert "new.md" in sources
 
 
 def test_the_teacher_ranks_the_same_passages(app: InProcess) -> None:
