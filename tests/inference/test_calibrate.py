@@ -233,6 +233,8 @@ def test_pairs_of_other_passages_are_refused(answerer: QuestionAnswerer, tmp_pat
     "content",
     [
         '{"format": 1, "temperature": 1, "threshold": null, "retrieval_weight": -1}',
+        '{"format": 1, "temperature": 1, "threshold": null, "dense_weight": "much"}',
+        '{"format": 1, "temperature": 1, "threshold": null, "dense_share": 1.5}',
         "{",
         "[]",
         '{"format": 1}',
@@ -245,6 +247,13 @@ def test_a_damaged_calibration_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
     with pytest.raises(ExportError, match=r"calibration\.json|the temperature is 0|the retrieval weight is -1"):
         Calibration.read(tmp_path)
+
+
+def test_an_older_calibration_has_the_usual_share_of_dense_search(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text('{"format": 1, "temperature": 2, "threshold": null, "retrieval_weight": 0.7}')
+    found = Calibration.read(tmp_path)
+    assert found == Calibration(2.0, None, 0.7)
+    assert (found.dense_weight, found.dense_share) == (0.0, 0.7)
 
 
 def test_probabilities_of_any_score() -> None:
