@@ -36,7 +36,8 @@ def run(
     for sentence in done.results.verdicts():
         say(sentence)
     say(f"report:    {done.report}")
-    say(f"student:   {done.export}  (opens with transformers; tmkd score {done.export} --pairs FILE)")
+    opens = "opens with transformers; " if (done.export / "model.safetensors").is_file() else ""  # not of a cached one
+    say(f"student:   {done.export}  ({opens}tmkd score {done.export} --pairs FILE)")
     say(f"test set:  {done.folder / 'test.jsonl'}")
 
 
