@@ -29,8 +29,10 @@ def many() -> Results:
     def model(name: str, kind: Kind, strength: float, milliseconds: float) -> ModelOutput:
         odds = strength * pairs.labels - 1 + generator.normal(size=(1, len(pairs)))
         logits = np.stack([-odds / 2, odds / 2], axis=-1)
-        return ModelOutput(name, kind, logits, 10_000_000, 40_000_000, 3 if milliseconds < 50 else 6,
-                           25_000 / milliseconds, {25: milliseconds})  # fmt: skip
+        return ModelOutput(
+            name, kind, logits, parameters=10_000_000, bytes=40_000_000, layers=3 if milliseconds < 50 else 6,
+            pairs_per_second=25_000 / milliseconds, milliseconds={25: milliseconds},
+        )  # fmt: skip
 
     outputs = [model(f"teacher:t{i}", "teacher", 2.0, 60.0) for i in (1, 2, 3)]
     outputs.append(model("teacher-ensemble", "ensemble", 2.3, 180.0))

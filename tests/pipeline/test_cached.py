@@ -24,6 +24,7 @@ from tmkd.models.checkpoint import load_student
 from tmkd.models.encoders.interaction import InteractionEncoder
 from tmkd.models.inputs import StateInputs
 from tmkd.models.predict import score
+from tmkd.models.text_reader import TextReader
 from tmkd.pipeline.run import Run
 from tmkd.pipeline.steps import states
 from tmkd.pipeline.steps.speed import CachedScorer
@@ -267,8 +268,13 @@ def test_texts_that_were_read_are_not_read_again_and_damaged_ones_are(
     assert reading.step(workspace, shuffled) == step  # the same texts
 
     read: list[str] = []
-    original = states.TextReader.read
-    monkeypatch.setattr(states.TextReader, "read", lambda self, texts: (read.extend(texts), original(self, texts))[1])
+    original = TextReader.read
+
+    def noting(self: TextReader, texts: list[str]) -> Any:
+        read.extend(texts)
+        return original(self, texts)
+
+    monkeypatch.setattr(TextReader, "read", noting)
     part = reading.inputs(workspace, pairs.take(np.arange(8)))
     assert not read  # copied from the step that holds them
     assert_same_states(part, whole, 8)
@@ -293,8 +299,8 @@ def assert_same_states(found: StateInputs, wanted: StateInputs, pairs: int) -> N
 
 def test_an_encoder_that_gives_no_number_is_named(scored_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = scored_recipe.parent / "tiny"
-    run = states.TextReader._run
-    monkeypatch.setattr(states.TextReader, "_run", lambda self, *a: run(self, *a) * np.float32(1e6))
+    run = TextReader._run
+    monkeypatch.setattr(TextReader, "_run", lambda self, *a: run(self, *a) * np.float32(1e6))
     reading = TextReading(folder, folder, 64, "fp32")
     with pytest.raises(TmkdError, match="gives no finite number for '"):
         reading.step(Workspace(scored_recipe.parent / "workspace"), Pairs.build(["a question"], ["a passage"]))

@@ -61,7 +61,7 @@ def setting(folder: Path) -> MicroBatchGradients:
     objectives = hidden_states_objective(student.encoder, folder / "teacher", HiddenStatesConfig(10.0, "fp32"))
     assert len(objectives) == 1
     data = set_of(source)
-    soft = torch.randn(len(data.inputs.encoded.ids), 2, 2, generator=torch.Generator().manual_seed(1)).to(device())
+    soft = torch.randn(len(data.inputs.lengths), 2, 2, generator=torch.Generator().manual_seed(1)).to(device())
     for module in (student, *objectives):
         module.to(device())
     loss = TotalLoss(lambda output, rows: soft_kl(output.soft, soft[rows]).sum(dim=1), objectives)

@@ -14,7 +14,7 @@ from encoder_fixtures import tiny
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.forward import Batch
 from tmkd.models.inputs import TokenInputs
-from tmkd.models.student import Student, StudentOutput
+from tmkd.models.student import AnyBatch, Student, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training import training_set
 from tmkd.training.gradients import MicroBatchGradients, WholeStepGradients
@@ -26,7 +26,7 @@ from tmkd.training.training_set import TrainingSet
 class Squares(AuxiliaryObjective):
     """The square of the first golden logit."""
 
-    def loss(self, output: StudentOutput, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
+    def loss(self, output: StudentOutput, batch: AnyBatch, rows: torch.Tensor) -> torch.Tensor:
         """See `AuxiliaryObjective.loss`."""
         return output.golden[:, 0].square()
 

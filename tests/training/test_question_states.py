@@ -60,7 +60,7 @@ def test_the_stored_vectors_are_those_that_the_teacher_has_for_the_question(tmp_
         inputs = TokenInputs(tokenizer.encode(PAIRS.questions[row : row + 1], PAIRS.passages[row : row + 1]), 0)
         batch = inputs.batch(Student(encoder, 2), np.array([0]), bf16=False)
         with torch.inference_mode():
-            _, states = encoder.with_hidden_states(batch, wanted)  # type: ignore[arg-type]
+            _, states = encoder.with_hidden_states(batch, wanted)
         whole = torch.cat([states[layer] for layer in wanted], dim=-1)[0]
         count = int(targets.counts[row])
         assert count == len(TextTokenizer(teacher, 32).encode([PAIRS.questions[row]]).ids[0])
