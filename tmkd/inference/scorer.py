@@ -128,6 +128,11 @@ class Scorer:
         """Where the states of passages came from so far; None for a student that reads both texts together."""
         return self._reader.counts if isinstance(self._reader, CachedReader) else None
 
+    @property
+    def state_cache_bytes(self) -> int:
+        """What the cache of states takes now; 0 for a student that reads both texts together."""
+        return self._reader.cache.bytes if isinstance(self._reader, CachedReader) else 0
+
     def attach(self, store: StateSource) -> None:
         """Look the states of passages up in a store from now on; those that it lacks are cached or computed.
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.errors import TmkdError
+from tmkd.core.files import changed_at
 from tmkd.data.documents.index import DocumentIndex
 from tmkd.inference.manifest import read_manifest
 from tmkd.inference.qa.answer import Answers, QuestionAnswerer
@@ -184,21 +185,15 @@ class Asker:
             self._seen = version
 
     def _version(self) -> tuple[int, ...]:
-        return tuple(_changed(path) for path in self._watched)
+        return tuple(changed_at(path) for path in self._watched)
 
     @property
     def size(self) -> dict[str, int]:
-        """Numbers of documents and passages of the index."""
-        return {"documents": self._index.documents, "passages": len(self._index)}
+        """Numbers of documents and passages of the index, and of passages whose states are used; 0 without any."""
+        store = self._retriever.store
+        states = 0 if store is None else store.passages
+        return {"documents": self._index.documents, "passages": len(self._index), "states": states}
 
     def close(self) -> None:
         """End the threads; questions that wait for one are dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _changed(path: Path) -> int:
-    """When a file was written; 0 where there is none."""
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0

@@ -20,14 +20,14 @@ def add_routes(app: FastAPI, server: Server) -> None:
     @app.get("/health", tags=["operation"])
     async def health() -> Response:
         """Whether the server runs. It also answers while the scorer is being started."""
-        return json_response({"status": "alive"})
+        return json_response({"status": "alive", "student_kind": server.student_kind})
 
     @app.get("/ready", tags=["operation"], responses={503: {"description": "the scorer is being started"}})
     async def ready() -> Response:
         """Whether a request that comes now would be scored."""
         if not server.ready:
             raise unavailable("the scorer is being started")
-        return json_response({"status": "ready"})
+        return json_response({"status": "ready", "student_kind": server.student_kind})
 
     @app.get("/info", tags=["operation"])
     async def info() -> Response:
@@ -65,6 +65,8 @@ def about(server: Server) -> dict[str, Any]:
         "sha": None,
         "docker_label": None,
         "backend": hello.backend if hello is not None else None,
+        "student_kind": server.student_kind,
+        "state_cache_bytes": settings.state_cache << 20 if server.student_kind == "cached" else None,
         "index": None if server.asker is None else server.asker.size,
         "teacher": settings.teacher is not None,
         "max_body_bytes": settings.body_bytes,

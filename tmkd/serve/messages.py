@@ -29,7 +29,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Hello:
-    """What a scoring process says about its model once the model is open; `digest` names the model's content."""
+    """What a scoring process says about its model once the model is open.
+
+    Attributes:
+        backend: As `Scorer.backend`; `pytorch` for a teacher.
+        max_length: Tokens of a pair that it reads, or of each of its two texts where `apart` is true.
+        classes: Number of classes.
+        labels: Their names.
+        threads: Threads that score.
+        digest: Names the model's content.
+        apart: Whether it reads every text by itself, as a cached student does.
+        problem: Why the states in the index cannot be used; empty where they are used or there are none.
+    """
 
     backend: str
     max_length: int
@@ -37,6 +48,8 @@ class Hello:
     labels: tuple[str, ...]
     threads: int
     digest: str = ""
+    apart: bool = False
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,8 @@ class Scored:
         tokens: int64 bytes in the job's order: the tokens of each pair, before it was cut.
         too_long: (place in the job, number of tokens) of each pair that is refused because it must not be cut.
         seconds: Time that the job took in the process.
+        states: Passages whose states came from the store, from the cache, and were computed, since the last message.
+        cache_bytes: What the cache of states takes.
     """
 
     number: int
@@ -56,6 +71,8 @@ class Scored:
     tokens: bytes
     too_long: list[tuple[int, int]]
     seconds: float
+    states: tuple[int, int, int] = (0, 0, 0)
+    cache_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,20 @@ class Metrics:
             "tmkd_pairs_truncated", "Pairs longer than the model reads, of which it read a part", ["model"],
             registry=here,
         )  # fmt: skip
+        self.states = Counter(
+            "tmkd_states", "Passages read by a cached student, by where their states came from", ["source"],
+            registry=here,
+        )  # fmt: skip
+        self.cache_bytes = Gauge("tmkd_state_cache_bytes", "Bytes of the states in the cache", registry=here)
         self.rejected = Counter("tmkd_rejected", "Requests refused: no room, or no time", ["reason"], registry=here)
         self.buffered = Gauge("tmkd_buffered_bytes", "Bytes of requests that are read or answered", registry=here)
         self.up = Gauge("tmkd_scorer_up", "Whether the scoring process is there", ["model"], registry=here)
         self.restarts = Gauge("tmkd_scorer_restarts", "Processes started after the first", ["model"], registry=here)
+
+    def count_states(self, counts: tuple[int, int, int]) -> None:
+        """Count passages whose states came from the store, from the cache, and were computed."""
+        for source, count in zip(("store", "cache", "computed"), counts, strict=True):
+            self.states.labels(source).inc(count)
 
     def text(self) -> bytes:
         """The text that /metrics answers."""

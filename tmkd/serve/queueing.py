@@ -114,18 +114,19 @@ class BatchQueue:
     Args:
         scorer: What scores the batches.
         metrics: Where they are counted.
-        max_length: Tokens of a pair that the model reads.
+        max_length: Tokens of a pair that the model reads; of each of its two texts where `apart` is true.
         batch_tokens: Estimated tokens of a full batch.
         batch_wait: Seconds that a batch waits for more pairs.
         max_queue: Most pairs that wait.
         name: The model's name in the metrics.
+        apart: Whether the model reads query and text each by itself, as a cached student does.
     """
 
     def __init__(
         self, scorer: JobScorer, metrics: Metrics, *, max_length: int, batch_tokens: int, batch_wait: float,
-        max_queue: int, name: str = "student",
+        max_queue: int, name: str = "student", apart: bool = False,
     ) -> None:  # fmt: skip
-        self._scorer, self._metrics, self._name = scorer, metrics, name
+        self._scorer, self._metrics, self._name, self.apart = scorer, metrics, name, apart
         self.max_length, self._budget, self._wait, self._room = max_length, batch_tokens, batch_wait, max_queue
         self._requests: deque[Waiting] = deque()
         self._tokens = 0
@@ -169,10 +170,12 @@ class BatchQueue:
             one = await self._scored(query, list(places), until, truncate)
         except TooLong as error:
             row = int(np.flatnonzero(place == error.row)[0])
-            raise too_large(
-                f"pair {row} has {error.tokens} tokens, {self.max_length} are read; shorten it or set `truncate`",
-                f"texts[{row}]",
-            ) from None
+            has = f"pair {row} has {error.tokens} tokens, {self.max_length} are read"
+            if self.apart:
+                has = (
+                    f"the query or the text of pair {row} has {error.tokens} tokens, {self.max_length} are read of each"
+                )
+            raise too_large(f"{has}; shorten it or set `truncate`", f"texts[{row}]") from None
         tokens = one.tokens[place]
         cut = tokens > self.max_length
         self._metrics.truncated.labels(self._name).inc(int(cut.sum()))

@@ -54,17 +54,24 @@ class Ranked:
                 one["truncated"] = True
         return results
 
-    def warnings(self, most: int) -> list[str]:
+    def warnings(self, most: int, *, apart: bool) -> list[str]:
         """Sentences about what the scores do not say.
 
         Args:
-            most: Tokens of a pair that the student reads.
+            most: Tokens of a pair that the student reads; of each of its two texts where `apart` is true.
+            apart: Whether the student reads query and document each by itself.
         """
         count = int(self.read.cut.sum())
-        return [
-            f"{count} of {len(self.texts)} documents have, with the query, more than the {most} tokens that the "
-            "student reads; the rest of them was not read"
-        ] if count else []  # fmt: skip
+        if not count:
+            return []
+        who = f"{count} of {len(self.texts)} documents"
+        if apart:
+            has = (
+                f"{who}, or the query beside them, have more than the {most} tokens that the student reads of each text"
+            )
+        else:
+            has = f"{who} have, with the query, more than the {most} tokens that the student reads"
+        return [f"{has}; the rest of them was not read"]
 
 
 async def tei(server: Server, request: Request) -> Response:
@@ -120,7 +127,8 @@ async def cohere(server: Server, request: Request, version: str) -> Response:
                     entry, text = ranked.entries[one["index"]], ranked.texts[one["index"]]
                     one["document"] = {"text": text} if isinstance(entry, str) else {"text": text, **entry}
             meta: dict[str, Any] = {"api_version": {"version": version}, "billed_units": {"search_units": 1}}
-            if warnings := ranked.warnings(server.queues["student"].max_length):
+            queue = server.queues["student"]
+            if warnings := ranked.warnings(queue.max_length, apart=queue.apart):
                 meta["warnings"] = warnings
             return json_response({"id": str(uuid.uuid4()), "results": results, "meta": meta})
 

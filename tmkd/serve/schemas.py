@@ -11,7 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 QUERY = "How do I sort a hash by value?"
-TRUNCATED = "true where the pair has more tokens than the student reads, so that a part of it was not read"
+TRUNCATED = (
+    "true where the pair (with a cached student: one of its two texts) has more tokens than the student reads, so that "
+    "a part of it was not read"
+)
 TEXTS: list[JsonValue] = ["Sort the keys with a comparison of their values.", "Apache listens on port 80."]
 
 
@@ -65,7 +68,10 @@ class InfinityResult(BaseModel):
 
 
 class InfinityAnswer(BaseModel):
-    """The answer to `documents` on /rerank, best first, in the form of infinity. `usage` counts the tokens read."""
+    """The answer to `documents` on /rerank, best first, in the form of infinity.
+
+    `usage` counts the tokens read of each pair; with a cached student, those of its longer text.
+    """
 
     id: str
     object: Literal["rerank"]

@@ -36,18 +36,25 @@ class ScorerProcess:
         backend: As `tmkd.inference.scorer.Scorer` takes it.
         threads: As `tmkd.inference.scorer.Scorer` takes it.
         stall: Seconds for one job; a process that takes longer counts as hung and is killed.
+        cache_bytes: Room of a cached student for the states of passages.
+        index: An index whose stored states a cached student uses.
 
     Attributes:
         hello: What the process says about its model; None while no process is ready.
         restarts: Number of processes started after the first.
+        cached: Bytes of the states in the process's cache.
         on_up: Called whenever a process is ready.
+        on_states: Called with the counts of every job, as `Scored.states` has them.
     """
 
     def __init__(
-        self, kind: str, folder: Path, *, backend: str = "auto", threads: int | None = None, stall: float = 60.0
-    ) -> None:
+        self, kind: str, folder: Path, *, backend: str = "auto", threads: int | None = None, stall: float = 60.0,
+        cache_bytes: int = 0, index: Path | None = None,
+    ) -> None:  # fmt: skip
         worker = (sys.executable, "-P", "-m", "tmkd.serve.worker")  # -P: nothing is imported from the current folder
-        self._command = [*worker, kind, str(folder), backend, str(threads or 0)]
+        self._command = [*worker, kind, str(folder), backend, str(threads or 0), str(cache_bytes)]
+        if index is not None:
+            self._command.append(str(index))
         self._kind, self._folder, self._stall = kind, folder, stall
         self._digest = ""  # of the first process's model
         self._process: asyncio.subprocess.Process | None = None
@@ -57,13 +64,16 @@ class ScorerProcess:
         self._died = 0
         self.hello: Hello | None = None
         self.restarts = 0
+        self.cached = 0
         self.on_up: Callable[[], None] = lambda: None
+        self.on_states: Callable[[tuple[int, int, int]], None] = lambda _: None
 
     async def start(self) -> Hello:
         """Start a process and open the model in it.
 
         Raises:
-            TmkdError: The model cannot be opened; the message is the process's own.
+            TmkdError: The model cannot be opened, or the index has states that it cannot use, such as those of another
+                model; the message is the process's own.
         """
         await self._open()
         self._keeper = asyncio.create_task(self._keep(), name=f"{self._kind} keeper")
@@ -128,6 +138,11 @@ class ScorerProcess:
                 f"{self._folder} holds another model than the one that this server was started with; restart the "
                 "server to serve it, or put the old model back"
             )
+        if message.problem and not self._digest:
+            await self._end()
+            raise TmkdError(message.problem)
+        if message.problem:  # the index was changed meanwhile; the server goes on
+            logger.warning(f"the scorer goes on without the states in the index: {message.problem}")
         self.hello, self._digest = message, message.digest
         self.on_up()
 
@@ -155,6 +170,9 @@ class ScorerProcess:
         assert self._process is not None
         assert self._process.stdout is not None
         while (message := await receive(self._process.stdout)) is not None:
+            if isinstance(message, Scored):
+                self.cached = message.cache_bytes
+                self.on_states(message.states)
             future, _ = self._pending.get(message.number, (None, 0.0))
             if future is None or future.done():
                 continue
@@ -174,7 +192,7 @@ class ScorerProcess:
                 self._kill()
 
     def _drop(self) -> None:
-        self.hello = None
+        self.hello, self.cached = None, 0
         for future, _ in self._pending.values():
             if not future.done():
                 future.set_exception(unavailable(GONE))

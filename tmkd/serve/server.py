@@ -23,6 +23,7 @@ class Server:
     Attributes:
         name: What /info calls the model.
         scorers: The scoring process of the `student`, and of the `teacher` where one is served.
+        student_kind: `cached` for a student that reads every passage once, else `layers`; empty until it is open.
         queues: The queue of each scorer, by the same names, once it is open.
         asker: What answers questions; None without an index.
         stopping: Whether the server is being stopped.
@@ -35,7 +36,13 @@ class Server:
         self.bodies = Bodies(settings, self.metrics)
         self.scorers = {
             "student": ScorerProcess(
-                "student", settings.model, backend=settings.backend, threads=settings.threads, stall=settings.stall
+                "student",
+                settings.model,
+                backend=settings.backend,
+                threads=settings.threads,
+                stall=settings.stall,
+                cache_bytes=settings.state_cache << 20,
+                index=settings.index,
             )
         }
         if settings.teacher is not None:
@@ -44,6 +51,7 @@ class Server:
             )
         self.queues: dict[str, BatchQueue] = {}
         self.asker: Asker | None = None
+        self.student_kind = ""
         self.stopping = False
         self.problem = ""
 
@@ -59,12 +67,19 @@ class Server:
                     batch_wait=self.settings.batch_wait / 1000,
                     max_queue=self.settings.max_queue,
                     name=name,
+                    apart=hello.apart,
                 )
                 scorer.on_up = queue.wake
                 queue.start()
                 self.queues[name] = queue
                 self.metrics.up.labels(name).set_function(partial(_up, scorer))
                 self.metrics.restarts.labels(name).set_function(partial(_restarts, scorer))
+            student = self.scorers["student"]
+            self.student_kind = "cached" if self.queues["student"].apart else "layers"
+            if self.queues["student"].apart:
+                self.metrics.count_states((0, 0, 0))  # so that all three are shown from the start
+                student.on_states = self.metrics.count_states
+                self.metrics.cache_bytes.set_function(lambda: float(student.cached))
             if self.settings.index is not None:
                 models = {"student": self.settings.model, "teacher": self.settings.teacher}
                 rankers = {

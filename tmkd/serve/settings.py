@@ -75,6 +75,12 @@ class Settings(BaseSettings):
     )
     backend: str = Field("auto", description="auto, or one of the export's backends")
     threads: int | None = Field(None, gt=0, description="threads of the scorer; one for each usable core unless given")
+    state_cache: int = Field(
+        256,
+        ge=0,
+        le=1 << 20,
+        description="MiB of passages that a cached student keeps what it has read of; 0 keeps none",
+    )
     max_body: PositiveInt = Field(4096, description="most KiB of one request")
     max_buffered: PositiveInt = Field(64, description="most MiB of all requests that are read or answered at once")
     max_texts: PositiveInt = Field(1000, description="most texts of one request")

@@ -3,8 +3,11 @@
 It is a separate process so that tokenizing and scoring never block the server's event loop, and so that a crash of an
 engine does not end the server. Two jobs run at once: while one is scored, the next is tokenized.
 
-    python -m tmkd.serve.worker student FOLDER BACKEND THREADS
+    python -m tmkd.serve.worker student FOLDER BACKEND THREADS [CACHE [INDEX]]
     python -m tmkd.serve.worker teacher FOLDER - THREADS
+
+CACHE is the room for states of passages, in bytes; INDEX an index whose stored states are used. Both are for students
+of the kind `cached`.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from tmkd.core.malloc import keep_freed_memory
 from tmkd.inference.qa.calibration import FILE as CALIBRATION
 from tmkd.inference.scored_pairs import ScoredPairs
 from tmkd.inference.scorer import Scorer
+from tmkd.serve.index_states import IndexStates
 from tmkd.serve.messages import Failed, Hello, Job, Scored, pack, read
 
 AT_ONCE = 2
@@ -72,7 +76,7 @@ class Teacher:
         return ScoredPairs(logits, tokens > self.max_length, tokens)
 
 
-def open_model(kind: str, folder: Path, backend: str, threads: int | None) -> _Model:
+def open_model(kind: str, folder: Path, backend: str, threads: int | None, cache_bytes: int = 0) -> _Model:
     """Open the student's scorer, or a teacher.
 
     Args:
@@ -80,11 +84,16 @@ def open_model(kind: str, folder: Path, backend: str, threads: int | None) -> _M
         folder: The model.
         backend: As `Scorer` takes it; of no effect for a teacher.
         threads: As `Scorer` takes it.
+        cache_bytes: As `Scorer` takes it.
 
     Raises:
         TmkdError: The model cannot be opened, or has other than two classes.
     """
-    model: _Model = Teacher(folder, threads) if kind == "teacher" else Scorer(folder, backend=backend, threads=threads)
+    model: _Model
+    if kind == "teacher":
+        model = Teacher(folder, threads)
+    else:
+        model = Scorer(folder, backend=backend, threads=threads, cache_bytes=cache_bytes)
     if model.classes != 2:
         raise ExportError(f"{folder} has {model.classes} classes; a server needs a model with two")
     if isinstance(model, Scorer):
@@ -98,11 +107,13 @@ class Desk:
     Args:
         model: What scores.
         answers: Where the answers are written.
+        states: The stored states of an index, which are looked at before each job.
     """
 
-    def __init__(self, model: _Model, answers: BinaryIO) -> None:
-        self._model, self._answers = model, answers
+    def __init__(self, model: _Model, answers: BinaryIO, states: IndexStates | None = None) -> None:
+        self._model, self._answers, self._states = model, answers, states
         self._lock = threading.Lock()
+        self._said = self._counts()
 
     def answer(self, job: Job) -> None:
         """Score a job and write the result, or the error that it ended with."""
@@ -121,13 +132,27 @@ class Desk:
 
     def _score(self, job: Job) -> Scored:
         start = time.perf_counter()
+        if self._states is not None:
+            self._states.look()
         questions = [query for query, texts, _ in job.groups for _ in texts]
         passages = [text for _, texts, _ in job.groups for text in texts]
         strict = np.array([not truncate for _, texts, truncate in job.groups for _ in texts], dtype=bool)
         found = self._model.score_pairs(questions, passages)
         too_long = [(int(row), int(found.tokens[row])) for row in np.flatnonzero(found.cut & strict)]
         scores, tokens = log_odds(found.logits).astype(np.float64), found.tokens.astype(np.int64)
-        return Scored(job.number, scores.tobytes(), tokens.tobytes(), too_long, time.perf_counter() - start)
+        seconds, held = time.perf_counter() - start, getattr(self._model, "state_cache_bytes", 0)
+        return Scored(job.number, scores.tobytes(), tokens.tobytes(), too_long, seconds, self._counted(), held)
+
+    def _counts(self) -> tuple[int, int, int]:
+        """Where states came from until now: the store, the cache, computed."""
+        counts = self._model.state_counts if isinstance(self._model, Scorer) else None
+        return (0, 0, 0) if counts is None else (counts.stored, counts.cached, counts.computed)
+
+    def _counted(self) -> tuple[int, int, int]:
+        """As `_counts`, since the last message. Of two jobs at once each tells some of both; no count is lost."""
+        with self._lock:
+            said, self._said = self._said, self._counts()
+            return (self._said[0] - said[0], self._said[1] - said[1], self._said[2] - said[2])
 
 
 def folder_digest(folder: Path) -> str:
@@ -142,7 +167,7 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def main(kind: str, folder: str, backend: str, threads: str) -> None:
+def main(kind: str, folder: str, backend: str, threads: str, cache: str = "0", index: str = "") -> None:
     """Score jobs until stdin ends. Arguments as on the command line above; `threads` 0 means all usable cores."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # so that what libraries print goes to stderr, and not between the messages
@@ -150,14 +175,17 @@ def main(kind: str, folder: str, backend: str, threads: str) -> None:
     set_quiet(False)
     keep_freed_memory()
     try:
-        model = open_model(kind, Path(folder), backend, int(threads) or None)
+        model = open_model(kind, Path(folder), backend, int(threads) or None, int(cache))
     except TmkdError as error:
         answers.write(pack(Failed(-1, str(error))))
         answers.flush()
         raise SystemExit(1) from None
-    desk = Desk(model, answers)
+    apart = isinstance(model, Scorer) and model.text_encoder is not None
+    states = IndexStates(model, Path(index)) if isinstance(model, Scorer) and apart and index else None
+    desk = Desk(model, answers, states)
     about = (model.backend, model.max_length, model.classes, model.labels, model.threads)
-    desk.write(Hello(*about, digest=folder_digest(Path(folder))))
+    problem = "" if states is None else states.problem
+    desk.write(Hello(*about, digest=folder_digest(Path(folder)), apart=apart, problem=problem))
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tmkd-job") as pool:
         while (job := read(jobs)) is not None:
             pool.submit(desk.answer, job)

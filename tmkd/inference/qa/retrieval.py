@@ -23,7 +23,7 @@ from tmkd.core.errors import DataError
 from tmkd.data.documents.index import DocumentIndex, Found
 from tmkd.inference.dense import DenseSearch
 from tmkd.inference.dense_graph import Graph
-from tmkd.inference.state_store import StateStore, how_to_compute
+from tmkd.inference.state_store import StateStore, has_states, how_to_compute
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Retriever:
 
     Attributes:
         index: As given.
-        store: As given.
+        store: As given, or what `refresh` found.
         dense: Searches the embeddings; None where BM25 alone retrieves.
     """
 
@@ -94,6 +94,7 @@ class Retriever:
         self, index: DocumentIndex, reader: QuestionReader | None = None, store: StateStore | None = None
     ) -> None:
         self.index, self.store, self._reader = index, store, reader
+        self._model: str | Path | None = None
         self.dense = self._search()
 
     @classmethod
@@ -107,15 +108,21 @@ class Retriever:
             reader: Embeds questions; None for a student that reads question and passage together.
             model: The export, for messages.
         """
-        store = None
-        if reader is not None:
-            try:
-                store = StateStore.open(index.folder, reader.identity, model=model)
-            except DataError as error:
-                logger.warning(f"BM25 alone retrieves: {error}")
-            else:
-                logger.info(f"{index.folder} has the states of {store.passages:,} passages")
-        return cls(index, reader, store)
+        found = cls(index, reader)
+        found._model = model
+        found._open_store()
+        return found
+
+    def _open_store(self) -> None:
+        if self._reader is None:
+            return
+        try:
+            self.store = StateStore.open(self.index.folder, self._reader.identity, model=self._model)
+        except DataError as error:
+            logger.warning(f"BM25 alone retrieves: {error}")
+        else:
+            logger.info(f"{self.index.folder} has the states of {self.store.passages:,} passages")
+            self.dense = self._search()
 
     def _search(self) -> DenseSearch | None:
         store = self.store
@@ -139,7 +146,7 @@ class Retriever:
             )
 
     def refresh(self) -> None:
-        """Show what the index and its states hold now. Searches that are running are not disturbed.
+        """Show what the index and its states hold now, also where it had no states. Running searches go on undisturbed.
 
         Raises:
             DataError: As `DocumentIndex.refresh`; it then still shows what it showed before.
@@ -147,6 +154,8 @@ class Retriever:
         version = self.index.version
         self.index.refresh()
         if self.store is None:
+            if has_states(self.index.folder):
+                self._open_store()
             return
         card = self.store.card
         try:

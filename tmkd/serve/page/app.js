@@ -224,7 +224,8 @@ async function begin() {
     const info = await call("info");
     $("key-form").hidden = true;
     const index = info.index;
-    $("about").textContent = index ? `${info.model_id}, ${index.passages.toLocaleString("en")} passages` : `${info.model_id}, no documents`;
+    const found = index && index.states ? "BM25 and dense search" : "BM25";
+    $("about").textContent = index ? `${info.model_id}, ${index.passages.toLocaleString("en")} passages, found by ${found}` : `${info.model_id}, no documents`;
     $("compare-line").hidden = !info.teacher;
     if (!index) {
       fail(new Problem(404, "This server has no documents; start it with --index to ask questions here."));
