@@ -16,6 +16,8 @@ from tmkd.serve.queueing import BatchQueue, Read
 from tmkd.serve.scorer_process import ScorerProcess
 from tmkd.serve.settings import Settings
 
+STATES = 8192  # bytes of a passage's states, roughly
+
 
 class Server:
     """One server. It is an async context manager, which opens the models and ends their processes.
@@ -67,9 +69,10 @@ class Server:
                     batch_wait=self.settings.batch_wait / 1000,
                     max_queue=self.settings.max_queue,
                     name=name,
-                    apart=hello.apart,
                 )
-                scorer.on_up = queue.wake
+                if hello.apart:
+                    queue.read_apart((self.settings.state_cache << 20) // STATES)
+                scorer.on_up = queue.renew
                 queue.start()
                 self.queues[name] = queue
                 self.metrics.up.labels(name).set_function(partial(_up, scorer))
