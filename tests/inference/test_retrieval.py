@@ -132,6 +132,7 @@ def test_a_text_of_several_documents_is_found_once(tmp_path: Path, encoder: Mini
 def test_an_index_that_is_newer_than_its_states(
     folder: Path, encoder: MiniLM, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING)
     retriever = opened(folder, encoder)
     assert not caplog.records
     newer = {key: text for key, text in TEXTS.items() if key != "trip.md"} | {"new.md": "The fuel gauge shows petrol."}

@@ -26,6 +26,7 @@ class Fake:
         self.seconds = seconds
         self.dies = False
         self.hello: Any = "there"
+        self.states: Callable[[int], tuple[int, int, int]] = lambda _: (0, 0, 0)
 
     async def score(self, groups: list[tuple[str, list[str], bool]]) -> Scored:
         self.batches.append([(query, len(texts)) for query, texts, _ in groups])
@@ -37,7 +38,9 @@ class Fake:
         strict = [not truncate for _, texts, truncate in groups for _ in texts]
         too_long = [(row, int(n)) for row, n in enumerate(lengths) if strict[row] and n > 100]
         tokens = np.array(lengths).astype(np.int64) // 2
-        return Scored(0, np.array(lengths).tobytes(), tokens.tobytes(), too_long, self.seconds)
+        return Scored(
+            0, np.array(lengths).tobytes(), tokens.tobytes(), too_long, self.seconds, self.states(len(lengths))
+        )
 
 
 def run(test: Callable[[Fake, BatchQueue, Metrics], Awaitable[None]], **options: Any) -> None:
@@ -85,6 +88,36 @@ def test_a_batch_that_is_full_does_not_wait_and_keeps_to_the_budget() -> None:
         assert within == len(pairs)
 
     run(test, batch_wait=30.0 / 1000)
+
+
+def test_texts_that_a_cached_student_has_read_cost_little_the_next_time() -> None:
+    async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
+        queue.read_apart(1000)
+        fake.states = lambda count: (0, 0, count)
+        await queue.score("q", texts(60), until=soon())
+        assert max(sum(count for _, count in batch) for batch in fake.batches) <= 400 // 13  # each text is read
+        reading = queue._rate
+        fake.batches.clear()
+        fake.states = lambda count: (0, count, 0)
+        await queue.score("q", texts(60), until=soon())
+        assert fake.batches == [[("q", 60)]]  # a 24th of the cost each, so they fit one batch
+        assert queue._rate < reading  # in tokens that were read, not in those of texts that were known
+        queue.renew()  # another process has an empty cache
+        fake.batches.clear()
+        await queue.score("q", texts(60), until=soon())
+        assert len(fake.batches) > 1
+
+    run(test)
+
+
+def test_what_is_remembered_of_texts_is_bounded() -> None:
+    async def test(fake: Fake, queue: BatchQueue, _: Metrics) -> None:
+        queue.read_apart(20)
+        fake.states = lambda count: (0, 0, count)
+        await queue.score("q", texts(60), until=soon())
+        assert len(queue._known) == 20
+
+    run(test)
 
 
 def test_a_lone_request_waits_no_longer_than_the_deadline() -> None:
