@@ -243,7 +243,7 @@ def test_both_kinds_score_a_file(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for folder in (cached_export() / "out", exported("mpnet") / "out"):
         done = score_file(folder, tmp_path / "pairs.jsonl", tmp_path / "scored.jsonl")
-        found = [json.loads(line)["score"] for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+        found = [json.loads(line)["tmkd_score"] for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
         assert done.rows == 12
         np.testing.assert_allclose(found, Scorer(folder).scores(questions, passages), atol=1e-5)
 

@@ -83,7 +83,7 @@ def test_one_teacher_of_several_is_the_best_on_development_rows(tmkd: Tmkd, reci
 def test_a_student_can_begin_with_a_teachers_layers(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     methods = ("methods=[finetune,mkd]", "take=mkd")
     done = tmkd("distill", recipe_file, *methods, "student.start=teacher")
-    assert re.search(r"the student begins with layers of teacher [ab]\n", done.stderr)
+    assert re.search(r"students begin with layers, or learn hidden states, of teacher [ab]\n", done.stderr)
     again = tmkd("distill", recipe_file, *methods, "student.start=bottom")
     assert "finetune, seed 0: done before" in again.stderr  # it learns from no teacher, so it begins with none
     assert "mkd, seed 0: done before" not in again.stderr

@@ -171,7 +171,8 @@ def _class_names(student: Path, card: ModelCard, labels: Sequence[str] | None) -
     named = labels or card.labels
     if named is None:
         # with two classes config.json may have the names of the checkpoint that the encoder came from
-        named = RELEVANT if card.classes == 2 else class_names(student)
+        # and those of a cached student has no names: they are then numbered, as transformers does
+        named = RELEVANT if card.classes == 2 else class_names(student) or [f"LABEL_{n}" for n in range(card.classes)]
     if len(named) != card.classes:
         raise ExportError(f"{len(named)} names of classes ({', '.join(named)}), {student} has {card.classes} classes")
     return list(named)

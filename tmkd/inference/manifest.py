@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 CACHED = "cached"  # `kind` in tmkd.json of a student that reads passages once; others have no `kind`
 CACHED_FORMAT = 3  # of tmkd.json of such an export, which older versions cannot read
-READABLE = (1, CACHED_FORMAT)  # formats of tmkd.json; 2 is written (`tmkd.models.card`, whose import costs more)
+READABLE = (1, 2, CACHED_FORMAT)  # formats of tmkd.json; 2 is written (`tmkd.models.card`, whose import costs more)
 PROBES = "probes.json"
 
 
@@ -150,7 +150,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise ExportError(f"{folder} {found}; give an export, such as workspace/runs/demo/export")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("format") not in range(READABLE[0], READABLE[-1] + 1):
+        if content.get("format") not in READABLE:
             raise ExportError(
                 f"{path}: format {content.get('format')!r}, this version reads {READABLE[0]} to {READABLE[-1]}; "
                 "export again"
