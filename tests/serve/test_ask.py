@@ -22,7 +22,7 @@ from tmkd.data.documents.index import update_index
 from tmkd.inference.qa import QuestionAnswerer
 from tmkd.inference.state_update import update_states
 from tmkd.inference.text_encoder import TextEncoder
-from tmkd.serve import ask
+from tmkd.serve import ask, watched
 from tmkd.serve.messages import Failed, read
 from tmkd.serve.queueing import BatchQueue
 
@@ -57,7 +57,7 @@ def test_answers_are_those_of_the_answerer(app: InProcess, index: Path) -> None:
 def test_a_cached_student_retrieves_by_dense_search_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ask, "LOOK", 0.0)
+    monkeypatch.setattr(watched, "LOOK", 0.0)
     export = cached_export() / "out"
     folder = index_of(tmp_path / "index").folder
     question = {"question": "duplicating documents", "top": 3}  # shares no word with a passage
@@ -128,7 +128,7 @@ def test_without_an_index_or_a_teacher_it_says_how_to_get_one(index: Path) -> No
 
 
 def test_an_index_that_is_updated_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ask, "LOOK", 0.0)
+    monkeypatch.setattr(watched, "LOOK", 0.0)
     folder = index_of(tmp_path / "i").folder
     with in_process(index=folder) as app:
         assert app.post("/ask", {"question": "zebra"}).json()["answers"] == []

@@ -218,7 +218,7 @@ def test_an_update_by_another_model_leaves_the_old_states_in_use(tmp_path: Path)
         log = " ".join("".join(live.log).split())
         assert log.count("so it uses those that it read before") == 1
         assert "of another model or tokenizer" in log
-        os.kill(live.scorer(), signal.SIGKILL)  # the next one has no old states; it goes on without any
+        os.kill(live.scorer(), signal.SIGKILL)  # the next scorer has no states that it read before
         time.sleep(0.2)
         live.wait_ready()
         assert httpx.post(f"{live.url}/rerank", json=INDEXED).json() == first
@@ -243,8 +243,8 @@ def test_states_that_cannot_be_used_are_refused_at_the_start(tmp_path: Path, spo
         [*PROGRAM, "--model", str(export()), "--index", str(index), "--port", "0"],
         capture_output=True, text=True, check=False, cwd=ROOT, timeout=120,
     )  # fmt: skip
-    told = " ".join(done.stderr.split())
+    output = " ".join(done.stderr.split())
     assert done.returncode == 1
-    assert said in told
-    assert f"tmkd index --out {index} --model {export()}" in told
-    assert "Traceback" not in told
+    assert said in output
+    assert f"tmkd index --out {index} --model {export()}" in output
+    assert "Traceback" not in output

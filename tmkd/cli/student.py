@@ -129,7 +129,7 @@ def index(
             done["states"] = asdict(states)
     except BaseException as error:
         if not isinstance(error, Exception):  # interrupted
-            rest = "states that were finished are kept, and the same command goes on with the rest"
+            rest = "finished states are kept, and the same command computes the others"
             say(f"{out} is as it was before this call" if model is None else f"interrupted: {rest}")
         raise
     give(json_file, {**done, "seconds": round(time.monotonic() - began, 3)})

@@ -72,6 +72,14 @@ def replacing(path: Path, needed: int | None = None) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)  # it exists only if the block failed
 
 
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file as a whole (`replacing`), which is on the disk when this returns."""
+    with replacing(path, len(content)) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file as a whole (`replacing`)."""
     content = text.encode("utf-8")

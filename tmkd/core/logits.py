@@ -76,6 +76,18 @@ def log_odds(logits: NDArray[np.floating[Any]]) -> Floats:
     return result
 
 
+def class_logits(found: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The logits of C classes from what a graph or a folded head gives: one number is the log-odds of two classes.
+
+    Args:
+        found: [N, L]; L is 1 for two classes, else C.
+
+    Returns:
+        [N, C] float32.
+    """
+    return two_logits(found[:, 0]) if found.shape[1] == 1 else found
+
+
 def two_logits(odds: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Logits of two classes that have these log-odds: 0 and the log-odds.
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tmkd.core.backends import SAFE_BACKEND
 from tmkd.core.console import progress
-from tmkd.core.logits import two_logits
+from tmkd.core.logits import class_logits
 from tmkd.data.pairs import Pairs
 from tmkd.export.cached_graphs import ENCODER_INPUTS, INTERACTION_INPUTS, write_encoder, write_interaction
 from tmkd.export.gate import Backend
@@ -29,7 +29,7 @@ from tmkd.export.int8 import quantise
 from tmkd.export.parity import CLOSE, EXACT, measure_parity
 from tmkd.inference.scorer import Scorer
 from tmkd.inference.text_encoder import ReadQuestion
-from tmkd.models.batching import NO_BUDGET, length_sorted_batches, pad
+from tmkd.models.batching import NO_BUDGET, length_sorted_batches, pad, stacked
 from tmkd.models.checkpoint import load_encoder, load_student
 from tmkd.models.encoders.find import encoder_fingerprint
 from tmkd.models.encoders.forward import Batch, PairEncoder
@@ -132,7 +132,7 @@ class CachedStudent:
                 some = rows[start : start + _PASSAGES]
                 passages = [read[pairs.passages[row]] for row in some]
                 found[some] = self.of_question(read[question], passages, rounded=rounded)
-        return two_logits(found[:, 0]) if found.shape[1] == 1 else found
+        return class_logits(found)
 
     @torch.inference_mode()
     def of_question(self, question: ReadText, passages: Sequence[ReadText], *, rounded: bool) -> Logits:
@@ -142,22 +142,15 @@ class CachedStudent:
             values, scales, embeddings = padded(stored)
             states, mask = dequantised(values, scales), scales > 0  # type: ignore[arg-type]
         else:
-            states, mask = _padded([one.states for one in passages])
+            lengths = np.array([len(one.states) for one in passages])
+            states = stacked([one.states for one in passages], int(lengths.max()))
+            mask = np.arange(states.shape[1]) < lengths[:, None]
             embeddings = np.stack([one.embedding for one in passages])
         asked = torch.from_numpy(question.hidden)[None]
         given = (torch.from_numpy(part) for part in (states, mask, embeddings @ question.embedding))
         h, _ = self.interaction.read(asked, torch.ones(asked.shape[:2]), *given)
         logits: Tensor = torch.nn.functional.linear(h, self.weight, self.bias)
         return logits.numpy()
-
-
-def _padded(several: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    longest = max(len(one) for one in several)
-    states = np.zeros((len(several), longest, several[0].shape[1]), dtype=np.float32)
-    for row, one in enumerate(several):
-        states[row, : len(one)] = one
-    lengths = np.array([len(one) for one in several])
-    return states, np.arange(longest) < lengths[:, None]
 
 
 @dataclass(frozen=True)
@@ -221,8 +214,7 @@ class CachedSource:
             text = ReadText(states, states, stored[passage].embedding.astype(np.float32))
             read = ReadText(asked[question].hidden, states, asked[question].embedding)
             found.append(self.student.of_question(read, [text], rounded=False)[0])
-        logits = np.stack(found)
-        return two_logits(logits[:, 0]) if logits.shape[1] == 1 else logits
+        return class_logits(np.stack(found))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tmkd.core.console import progress
 from tmkd.core.errors import EncoderError, ExportError
-from tmkd.core.logits import two_logits
+from tmkd.core.logits import class_logits
 from tmkd.data.pairs import Pairs
 from tmkd.models.batching import length_sorted_batches, pad
 from tmkd.models.card import ModelCard
@@ -148,4 +148,4 @@ def checked_logits(model: Any, student: Path, card: ModelCard, tokenizer: PairTo
             f"{student}: model.safetensors does not hold the mean of its heads (logits differ by {difference:.2e}, "
             f"at most {FOLD_LIMIT:.0e} is allowed); one of the two files was changed or damaged, save the student again"
         )
-    return two_logits(combined[:, 0]) if card.classes == 2 else combined
+    return class_logits(combined)

@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.errors import ExportError
-from tmkd.core.logits import two_logits
 from tmkd.inference.engines import Arrays, Graph, open_graph
 from tmkd.inference.manifest import Manifest
-from tmkd.inference.scored_pairs import OnBatch, ScoredPairs
+from tmkd.inference.scored_pairs import OnBatch, ScoredPairs, logits_of
 from tmkd.inference.text_encoder import ReadQuestion, TextEncoder
 from tmkd.inference.threads import Threads
 from tmkd.models.batching import WIDTH_STEP
@@ -96,7 +95,7 @@ class StateCache:
             return found
 
     def put(self, key: bytes, states: TextStates) -> None:
-        """Keep the states of a text, in place of those that were used longest ago."""
+        """Keep the states of a text. Where there is no room, those that were used longest ago are removed."""
         size = states.nbytes + _OVERHEAD
         with self._lock:
             if key in self._entries or size > self.room:
@@ -323,9 +322,7 @@ class CachedReader:
     def _run(self, question: ReadQuestion, states: Sequence[TextStates]) -> NDArray[np.float32]:
         """The logits of some passages of a question, [n, C]."""
         (found,) = self._graph(self._inputs(question, states))
-        if found.shape != (len(states), self._manifest.outputs):
-            raise ExportError(f"the graph gives {list(found.shape)} logits for {len(states)} pairs; export again")
-        return two_logits(found[:, 0]) if self._manifest.outputs == 1 else found
+        return logits_of(self._manifest, found, len(states))
 
     @staticmethod
     def _inputs(question: ReadQuestion, states: Sequence[TextStates]) -> Arrays:

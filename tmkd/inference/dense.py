@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.inference.dense_graph import Graph
+from tmkd.models.text_states import of_unit_length
 
 _BLOCK = 65_536  # rows that are converted at once
-_LENGTH = 0.02  # how far from 1 the length of an embedding may be; float16 rounds it by 0.001 at most
 
 Floats = NDArray[np.float32]
 
@@ -30,7 +30,8 @@ class DenseSearch:
         graph: A graph over the first rows. Without one, every row is compared, in float32 in memory.
 
     Attributes:
-        damaged: Rows that are not of length 1, which are never found; with a graph, of those that it does not have.
+        damaged: How many rows are not of length 1; they are never found. With a graph, only the rows that it lacks are
+            counted.
     """
 
     def __init__(self, embeddings: NDArray[np.float16], pids: Sequence[str], graph: Graph | None = None) -> None:
@@ -39,7 +40,7 @@ class DenseSearch:
         self._order = np.argsort(self._pids, kind="stable")
         self._first = 0 if graph is None else graph.rows  # the first row that is compared here
         self._rest = _in_float32(embeddings[self._first :])
-        self._whole = _are_whole(self._rest)
+        self._whole = of_unit_length(self._rest)
         self._rest[~self._whole] = 0
         self.damaged = int((~self._whole & (self._pids[self._first :] != b"")).sum())
 
@@ -81,7 +82,7 @@ class DenseSearch:
     def _compare(self, rows: NDArray[np.int64], question: Floats) -> Floats:
         """The cosines of some rows; -inf where a row is damaged."""
         vectors = self._embeddings[rows].astype(np.float32)
-        whole = _are_whole(vectors)
+        whole = of_unit_length(vectors)
         vectors[~whole] = 0
         return np.where(whole, vectors @ question, -np.inf).astype(np.float32)
 
@@ -110,11 +111,3 @@ def _in_float32(embeddings: NDArray[np.float16]) -> Floats:
     for start in range(0, len(found), _BLOCK):
         found[start : start + _BLOCK] = embeddings[start : start + _BLOCK]
     return found
-
-
-def _are_whole(vectors: Floats) -> NDArray[np.bool_]:
-    """Whether each vector is of length 1; NaN is not."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
-        whole: NDArray[np.bool_] = np.abs(lengths - 1) < _LENGTH
-    return whole

@@ -30,17 +30,15 @@ from tmkd.core.console import progress
 from tmkd.core.errors import MissingExtraError, needs_extra
 from tmkd.core.files import disk_errors, write_json
 from tmkd.inference.state_store import FOLDER, StateStore
+from tmkd.models.text_states import of_unit_length
 
 logger = logging.getLogger(__name__)
 
 MOST_EXACT = 200_000  # rows that are compared one by one where there is no graph
 FORMAT = 1
 CARD = "graph.json"
-_NEIGHBOURS, _ADD, _SEARCH = (
-    16,
-    128,
-    256,
-)  # edges of a node; nodes that are looked at to place one, to answer a question
+_NEIGHBOURS = 16  # edges of a node
+_ADD, _SEARCH = 128, 256  # nodes that are looked at to place one, and to answer a question
 _LATER = 0.1  # of the graph's rows; when more came later, they are added
 _BLOCK = 8192  # rows that are added at once
 
@@ -142,25 +140,22 @@ def update_graph(store: StateStore, *, most_exact: int | None = None) -> str | N
     with progress("graph", rows - first, "passages") as bar:
         for start in range(first, rows, _BLOCK):
             vectors = store.embeddings[start : min(start + _BLOCK, rows)]
-            lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
-            whole = np.flatnonzero(np.abs(lengths - 1) < 0.5)  # nothing is near to what is damaged
+            whole = np.flatnonzero(of_unit_length(vectors.astype(np.float32)))  # nothing is near to what is damaged
             library.add(start + whole, vectors[whole])
             bar.advance(len(vectors))
     folder.mkdir(exist_ok=True)
-    written = GraphCard(
-        store.card.identity, store.card.generation, rows, f"rows-{store.card.generation}-{rows}.usearch", 0, 0
-    )
-    path = folder / written.file
+    identity, generation = store.card.identity, store.card.generation
+    path = folder / f"rows-{generation}-{rows}.usearch"
     with disk_errors(path):
         library.save(str(path))
         data = np.memmap(path, dtype=np.uint8, mode="r")
-        content = {**asdict(written), "bytes": len(data), "crc32": zlib.crc32(data.data)}
-        write_json(folder / CARD, {"format": FORMAT, **content})
+        written = GraphCard(identity, generation, rows, path.name, len(data), zlib.crc32(data.data))
+        write_json(folder / CARD, {"format": FORMAT, **asdict(written)})
     for other in folder.glob("*.usearch"):
         if other != path:
             with suppress(OSError):
                 other.unlink()
-    return f"graph over {rows:,} embeddings, {content['bytes'] / 1e6:,.0f} MB"
+    return f"graph over {rows:,} embeddings, {written.bytes / 1e6:,.0f} MB"
 
 
 def _folder(store: StateStore) -> Path:

@@ -30,16 +30,18 @@ _started: set[int] = set()  # the process that opened OpenVINO first; one that w
 
 Inputs = Mapping[str, NDArray[np.int64]]
 """`input_ids`, `attention_mask` and `token_type_ids`, each [n, T]; a student may leave some of them unread."""
-TOKENS: Inputs = dict.fromkeys(
-    ("input_ids", "attention_mask", "token_type_ids"), np.ones((1, WIDTH_STEP), dtype=np.int64)
-)
-"""A smallest batch of tokens."""
 Engine = Callable[[Inputs], NDArray[np.float32]]
 """From inputs to the graph's logits, [n, L]: L is 1 for a student of two classes, in exports of format 1 always C.
 Several threads may call it at once."""
 Arrays = Mapping[str, NDArray[Any]]
 Graph = Callable[[Arrays], list[NDArray[np.float32]]]
 """From a graph's inputs by name to the outputs that were asked for. Several threads may call it at once."""
+
+
+def token_batch(count: int, width: int) -> Inputs:
+    """A batch of `count` texts or pairs of `width` tokens, to open a graph and to prepare its shapes."""
+    ones = np.ones((count, width), dtype=np.int64)
+    return {"input_ids": ones, "attention_mask": ones, "token_type_ids": np.zeros_like(ones)}
 
 
 def installed(backend: str) -> bool:
@@ -49,7 +51,7 @@ def installed(backend: str) -> bool:
 
 def open_engine(backend: str, path: Path, threads: int) -> Engine:
     """Open the graph of a student that reads question and passage together; see `open_graph`."""
-    graph = open_graph(backend, path, threads, ["logits"], TOKENS)
+    graph = open_graph(backend, path, threads, ["logits"], token_batch(1, WIDTH_STEP))
     return lambda inputs: graph(inputs)[0]
 
 
@@ -95,7 +97,7 @@ def operation_seconds(path: Path, batches: Iterable[Inputs]) -> dict[str, float]
         Seconds by node type, such as `FullyConnected`. `Reorder` is an operation that OpenVINO adds to change a layout
         or a precision.
     """
-    engine, seconds = _OpenVino(path, 1, ["logits"], TOKENS, counting=True), dict[str, float]()
+    engine, seconds = _OpenVino(path, 1, ["logits"], token_batch(1, WIDTH_STEP), counting=True), dict[str, float]()
     for inputs in batches:
         engine(inputs)
         for kind, spent in engine.counted():

@@ -16,11 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.core.errors import ExportError
-from tmkd.core.logits import two_logits
-from tmkd.inference.engines import open_engine
+from tmkd.inference.engines import open_engine, token_batch
 from tmkd.inference.manifest import Manifest
-from tmkd.inference.scored_pairs import OnBatch, ScoredPairs
+from tmkd.inference.scored_pairs import OnBatch, ScoredPairs, logits_of
 from tmkd.inference.threads import Threads
 from tmkd.models.batching import NO_BUDGET, engine_batches, engine_shapes, length_sorted_batches, pad
 from tmkd.models.tokenizer import Encoded, PairTokenizer
@@ -100,15 +98,12 @@ class PairReader:
         list(self._threads.map(lambda shape: self._run_shape(shape) if still() else None, shapes))
 
     def _run_shape(self, shape: tuple[int, int]) -> None:
-        ones = np.ones(shape, dtype=np.int64)
-        self._engine({"input_ids": ones, "attention_mask": ones, "token_type_ids": np.zeros_like(ones)})
+        self._engine(token_batch(*shape))
 
     def _run(self, encoded: Encoded, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         input_ids, mask, types = pad(encoded.ids, encoded.type_ids, rows, self._tokenizer.pad_id)
         found = self._engine({"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types})
-        if found.shape != (len(rows), self._manifest.outputs):  # numpy would repeat a single column without a word
-            raise ExportError(f"the graph gives {list(found.shape)} logits for {len(rows)} pairs; export again")
-        return two_logits(found[:, 0]) if self._manifest.outputs == 1 else found
+        return logits_of(self._manifest, found, len(rows))
 
 
 def _keys(encoded: Encoded) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""What scoring gives, and the arguments that both kinds of students refuse."""
+"""What scoring gives, and what the readers of both kinds of students refuse."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tmkd.core.errors import ExportError
+from tmkd.core.logits import class_logits
+from tmkd.inference.manifest import Manifest
 
 OnBatch = Callable[[int], None]
 """Called after each micro-batch, with its number of pairs."""
@@ -26,6 +30,22 @@ class ScoredPairs:
     logits: NDArray[np.float32]
     cut: NDArray[np.bool_]
     tokens: NDArray[np.int64]
+
+
+def logits_of(manifest: Manifest, found: NDArray[np.float32], pairs: int) -> NDArray[np.float32]:
+    """The logits of C classes, [n, C], from what a graph gives.
+
+    Args:
+        manifest: Of the export.
+        found: The graph's output.
+        pairs: n, how many pairs it was given.
+
+    Raises:
+        ExportError: The graph gives something else than tmkd.json says.
+    """
+    if found.shape != (pairs, manifest.outputs):  # numpy would repeat a single column without a word
+        raise ExportError(f"the graph gives {list(found.shape)} logits for {pairs} pairs; export again")
+    return class_logits(found)
 
 
 def require_lists(questions: Sequence[str], passages: Sequence[str], batch_size: int | None) -> None:

@@ -97,6 +97,11 @@ class Card:
         }  # fmt: skip
         return {**sizes, "gone": -(-self.rows // 8)} if "gone" in self.files else sizes
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the files, as far as they are counted."""
+        return sum(int(entry["bytes"]) for entry in self.files.values())
+
     @classmethod
     def read(cls, path: Path) -> Card:
         """Read a card.
@@ -317,11 +322,9 @@ class StateStore:
         row = opened.place.get(key)
         if row is None:
             return None
-        start = opened.starts[row]
-        stop = start + opened.lengths[row]
         if not opened.seen[row] and not self._is_whole(opened, key, row):
             return None
-        return TextStates(opened.values[start:stop], opened.scales[start:stop], opened.embeddings[row])
+        return opened.at(row)
 
     def _is_whole(self, opened: Opened, key: bytes, row: int) -> bool:
         """Compare a row with its checksum, once."""
@@ -382,7 +385,7 @@ class StateStore:
     @property
     def nbytes(self) -> int:
         """Bytes of its files, as far as the manifest counts them."""
-        return sum(int(entry["bytes"]) for entry in self.card.files.values())
+        return self.card.nbytes
 
     def check(self) -> None:
         """Compare every file, and every row, with its checksum. It reads the whole store.

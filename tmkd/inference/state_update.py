@@ -156,8 +156,12 @@ def with_states(changes: Changes, index_folder: str | Path, encoder: PassageEnco
 
 def _without_states(store: StateStore) -> int:
     """How many passages of the index have no states."""
-    wanted = {text_key(passage.text) for passage in DocumentIndex.open(store.index).passages()}
-    return len(wanted - store.passage_keys())
+    return len(_wanted(DocumentIndex.open(store.index)) - store.passage_keys())
+
+
+def _wanted(index: DocumentIndex) -> set[bytes]:
+    """The keys of the passages that an index holds."""
+    return {text_key(passage.text) for passage in index.passages()}
 
 
 class _Update:
@@ -171,7 +175,7 @@ class _Update:
 
     def run(self) -> StateChanges:
         self.writer.remove_unnamed()
-        wanted = {text_key(passage.text) for passage in self.index.passages()}
+        wanted = _wanted(self.index)
         missing = wanted - self._drop(wanted)
         self.changes.kept, self.changes.computed = len(wanted) - len(missing), len(missing)
         with progress("states", len(missing), "passages") as bar:
@@ -253,6 +257,6 @@ class _Update:
         windows = rows[rows["key"] != rows["passage"]]
         self.changes.windows, self.changes.long = len(windows), len(set(keys_of(windows["passage"])))
         self.changes.tokens = int(rows["length"].sum())
-        self.changes.bytes = sum(int(entry["bytes"]) for entry in card.files.values())
+        self.changes.bytes = card.nbytes
         a_row = ROW.itemsize + 2 * card.width
         self.changes.live_bytes = self.changes.tokens * (card.state_size + 2) + len(rows) * a_row

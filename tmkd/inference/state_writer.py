@@ -6,13 +6,12 @@ until then the manifest of these is `pending.json`.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError, ExportError
-from tmkd.core.files import disk_errors, replacing
+from tmkd.core.files import disk_errors, write_durably
+from tmkd.core.locks import locked
 from tmkd.inference.state_store import CARD, FOLDER, PARTS, Card, Opened, crc_of, keys_of, open_card
 from tmkd.models.text_states import TextStates
 
@@ -56,23 +56,14 @@ class PassageEncoder(Protocol):
         ...
 
 
-@contextmanager
-def writing(index_folder: Path) -> Iterator[None]:
+def writing(index_folder: Path) -> AbstractContextManager[None]:
     """Hold the lock of an index's states until the block ends or the process does.
 
     Raises:
         DataError: Another process holds it.
     """
-    path = index_folder / FOLDER / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"another process is computing the states of {index_folder}; wait for it and run this again"
-            ) from None
-        yield
+    busy = f"another process is computing the states of {index_folder}; wait for it and run this again"
+    return locked(index_folder / FOLDER / "lock", DataError(busy))
 
 
 class Writer:
@@ -222,10 +213,10 @@ class Writer:
         before = self.card.files.get("gone")
         number = 1 + (0 if before is None else int(str(before["file"]).split("-")[2].removesuffix(".bin")))
         name = f"gone-{card.generation}-{number}.bin"
-        _write(self.folder / name, bits)
+        write_durably(self.folder / name, bits)
         files = {**card.files, "gone": {"file": name, "bytes": len(bits), "crc32": zlib.crc32(bits)}}
         card = replace(card, files=files)
-        _write(self.folder / self.name, (json.dumps(card.to_json(), indent=2) + "\n").encode())
+        write_durably(self.folder / self.name, (json.dumps(card.to_json(), indent=2) + "\n").encode())
         self.card, self.gone = card, gone
         if before is not None:
             with suppress(OSError):
@@ -242,10 +233,3 @@ def _empty(folder: Path, like: Card) -> Opened:
     for entry in files.values():
         (folder / str(entry["file"])).touch()
     return open_card(folder, Card(like.identity, like.model, like.state_size, like.width, generation, files=files))
-
-
-def _write(path: Path, content: bytes) -> None:
-    with replacing(path, len(content)) as temporary, temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

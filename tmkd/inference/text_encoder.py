@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from tmkd.core.backends import SAFE_BACKEND
 from tmkd.core.cpu import usable_cores
 from tmkd.core.errors import ExportError
-from tmkd.inference.engines import TOKENS, open_graph
+from tmkd.inference.engines import open_graph, token_batch
 from tmkd.inference.manifest import Manifest, StatesFormat, read_cosines, read_manifest
 from tmkd.inference.threads import Threads
 from tmkd.models.batching import WIDTH_STEP, pad, padded_width
@@ -28,6 +29,7 @@ from tmkd.models.tokenizer import Encoded
 
 logger = logging.getLogger(__name__)
 
+_QUESTIONS = 16  # that are remembered
 OUTPUTS = ("hidden", "states", "text_embedding")
 """Of the encoder's graph, as `tmkd.export.cached_graphs` writes it."""
 
@@ -77,6 +79,7 @@ class TextEncoder:
         self.format = _format_of(manifest)
         self.tokenizer = TextTokenizer(self.folder, self.max_length)
         self._path, self._threads = manifest.checked_file(backend, "encoder"), threads
+        self._read = lru_cache(_QUESTIONS)(self._read_tokens)
 
     def load(self) -> None:
         """Open the graph.
@@ -85,7 +88,7 @@ class TextEncoder:
             ExportError: It cannot be opened, or gives something else than tmkd.json says.
             MissingExtraError: The backend needs a package that is not installed.
         """
-        self._graph = open_graph(self.backend, self._path, self._threads.count, OUTPUTS, TOKENS)
+        self._graph = open_graph(self.backend, self._path, self._threads.count, OUTPUTS, token_batch(1, WIDTH_STEP))
         self._require_shapes()
 
     @classmethod
@@ -163,8 +166,12 @@ class TextEncoder:
         return self.read(self.tokenizer.encode([text]), 0)
 
     def read(self, encoded: Encoded, row: int) -> ReadQuestion:
-        """As `question`, of a text that was tokenized."""
-        hidden, _, embedding = self._run(encoded, row)
+        """As `question`, of a text that was tokenized. Retrieval, ranking and marking ask for the same one in turn."""
+        return self._read(encoded.ids[row].tobytes(), encoded.type_ids[row].tobytes())
+
+    def _read_tokens(self, ids: bytes, types: bytes) -> ReadQuestion:
+        one = Encoded([np.frombuffer(ids, np.int32)], [np.frombuffer(types, np.int32)])
+        hidden, _, embedding = self._run(one, 0)
         return ReadQuestion(hidden, embedding)
 
     def warm_up(self, still: Callable[[], bool]) -> None:
@@ -174,11 +181,7 @@ class TextEncoder:
             still: Whether there is time left.
         """
         widths = range(WIDTH_STEP, padded_width(self.max_length) + 1, WIDTH_STEP)
-        list(self._threads.map(lambda width: self._run_width(width) if still() else None, widths))
-
-    def _run_width(self, width: int) -> None:
-        ones = np.ones((1, width), dtype=np.int64)
-        self._graph({"input_ids": ones, "attention_mask": ones, "token_type_ids": np.zeros_like(ones)})
+        list(self._threads.map(lambda width: self._graph(token_batch(1, width)) if still() else None, widths))
 
     def _stored(self, encoded: Encoded, row: int) -> TextStates:
         _, states, embedding = self._run(encoded, row)
@@ -198,7 +201,7 @@ class TextEncoder:
     def _require_shapes(self) -> None:
         """Check that the graph gives what tmkd.json says."""
         try:
-            hidden, states, embedding = (part.shape for part in self._graph(TOKENS))
+            hidden, states, embedding = (part.shape for part in self._graph(token_batch(1, WIDTH_STEP)))
         except Exception as error:  # the engines raise classes of their own
             raise ExportError(
                 f"{self._path} does not run ({str(error).strip().splitlines()[0]}); export again"

@@ -8,6 +8,7 @@ are sorted within windows of 16 steps only, so an epoch still mixes short and lo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,22 @@ def padded_width(longest: int, step: int = WIDTH_STEP) -> int:
         The width in tokens, at least `step`.
     """
     return max(1, -(-longest // step)) * step
+
+
+def stacked(rows: Sequence[NDArray[Any]], width: int) -> NDArray[Any]:
+    """Put arrays of different lengths one below another.
+
+    Args:
+        rows: n arrays, [T_i, ...] each, at least one.
+        width: T, no less than the longest.
+
+    Returns:
+        [n, T, ...], of the first array's type, zeros after each array's end.
+    """
+    found = np.zeros((len(rows), width, *rows[0].shape[1:]), dtype=rows[0].dtype)
+    for line, row in enumerate(rows):
+        found[line, : len(row)] = row
+    return found
 
 
 def length_sorted_batches(

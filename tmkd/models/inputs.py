@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tmkd.core.hardware import attention, device
-from tmkd.models.batching import pack, pad
+from tmkd.models.batching import pack, pad, stacked
 from tmkd.models.encoders.forward import Batch, Packing
 from tmkd.models.encoders.interaction import StateBatch
 from tmkd.models.student import AnyBatch, Student
@@ -130,8 +130,6 @@ class StateInputs:
     def _padded(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """The states of some texts, [n, T, d] float32, and which of them are no padding, [n, T] float32."""
         lengths = self.texts.lengths[rows]
-        states = np.zeros((len(rows), int(lengths.max()), self.texts.embeddings.shape[1]), dtype=np.float16)
-        for line, row in enumerate(rows):
-            states[line, : lengths[line]] = self.texts.hidden(int(row))
+        states = stacked([self.texts.hidden(int(row)) for row in rows], int(lengths.max()))
         mask = np.arange(states.shape[1]) < lengths[:, None]
         return torch.from_numpy(states).to(device()).float(), torch.from_numpy(mask).to(device()).float()

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.models.batching import padded_width, stacked
+
+LENGTH_ERROR = 0.02  # how far from 1 the length of an embedding may be; float16 rounds it by 0.001 at most
 MOST = 127  # the largest of the 8-bit numbers; -128 is not used, so that a sign can be turned round
 
 
@@ -72,6 +75,14 @@ def dequantised(values: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArra
     return found
 
 
+def of_unit_length(embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Whether each embedding [n, d] has the length 1, [n]; a damaged one, with NaN or not, has not."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings))
+        found: NDArray[np.bool_] = np.abs(lengths - 1) < LENGTH_ERROR
+    return found
+
+
 def padded(
     states: Sequence[TextStates], step: int = 1
 ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
@@ -85,10 +96,6 @@ def padded(
         Values [n, T, k] int8; scales [n, T] float32, 0 for padding, which is how padding is known; embeddings [n, d]
         float32.
     """
-    longest = -(-max(len(one.scales) for one in states) // step) * step
-    values = np.zeros((len(states), longest, states[0].values.shape[1]), dtype=np.int8)
-    scales = np.zeros((len(states), longest), dtype=np.float32)
-    for row, one in enumerate(states):
-        values[row, : len(one.values)] = one.values
-        scales[row, : len(one.scales)] = one.scales
-    return values, scales, np.stack([one.embedding for one in states]).astype(np.float32)
+    width = padded_width(max(len(one.scales) for one in states), step)
+    values, scales = (stacked(part, width) for part in ([one.values for one in states], [one.scales for one in states]))
+    return values, scales.astype(np.float32), np.stack([one.embedding for one in states]).astype(np.float32)

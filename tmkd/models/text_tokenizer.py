@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.core.errors import DataError, EncoderError
-from tmkd.models.tokenizer import CHUNK, Encoded, require_text, sides_of
-from tmkd.models.tokenizer_files import load_with_segments, padding_id, unknown_id, without_embedding
+from tmkd.core.errors import DataError
+from tmkd.models.tokenizer import Encoded, require_text
+from tmkd.models.tokenizer_base import CHUNK, ModelTokenizer, sides_of
 
 
-class TextTokenizer:
+class TextTokenizer(ModelTokenizer):
     """The tokenizer of a model folder, for single texts. Safe to share between threads.
 
     Args:
@@ -38,25 +38,7 @@ class TextTokenizer:
     """
 
     def __init__(self, folder: Path, max_length: int) -> None:
-        self.folder = Path(folder)
-        self.max_length = max_length
-        self._tokenizer, self._gives_types = load_with_segments(self.folder)
-        self.pad_id = padding_id(self._tokenizer, self.folder)
-        self._beyond = without_embedding(self._tokenizer, self.folder)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        special = self._tokenizer.num_special_tokens_to_add(False)
-        if max_length < special + 1:
-            raise EncoderError(
-                f"max_length {max_length} leaves no room for text: {self.folder} adds {special} special tokens to a "
-                f"text; use at least {special + 1}"
-            )
-        self._room = max_length - special
-
-    @property
-    def unknown_id(self) -> int | None:
-        """As `tmkd.models.tokenizer_files.unknown_id`."""
-        return unknown_id(self._tokenizer)
+        super().__init__(folder, max_length, pairs=False)
 
     @property
     def around(self) -> tuple[int, int]:
@@ -99,12 +81,7 @@ class TextTokenizer:
         encoded, tokens = Encoded([], []), np.empty(len(texts), dtype=np.int64)
         for start in range(0, len(texts), CHUNK):
             for number, row in enumerate(self._encode(texts[start : start + CHUNK], name, start), start):
-                ids = np.array(row.ids, dtype=np.int32)
-                types = np.array(row.type_ids, dtype=np.int32) if self._gives_types else np.zeros_like(ids)
-                tokens[number] = len(ids)
-                if len(ids) > self.max_length:
-                    kept = self._kept(row)
-                    ids, types = ids[kept], types[kept]
+                ids, types, tokens[number] = self._cut(row)
                 encoded.ids.append(ids)
                 encoded.type_ids.append(types)
         return encoded, tokens
@@ -115,9 +92,9 @@ class TextTokenizer:
         rules += ["split"] * self._tokenizer.encode_special_tokens + ["no segments"] * (not self._gives_types)
         return hashlib.blake2b("\0".join(rules).encode(), digest_size=16).hexdigest()
 
-    def _kept(self, row: Any) -> NDArray[np.bool_]:
+    def _kept(self, sides: NDArray[np.int8]) -> NDArray[np.bool_]:
         """Which tokens of a text that is too long are kept, [T] bool: the special ones, and the first of the text."""
-        kept = sides_of(row) < 0
+        kept = sides < 0
         kept[np.flatnonzero(~kept)[: self._room]] = True
         return kept
 
@@ -130,10 +107,5 @@ class TextTokenizer:
             for number, text in enumerate(texts, start):
                 require_text(name(number), text)
             raise DataError(f"{name(start)}, or one of the texts after it, cannot be tokenized: {error}") from error
-        for number, row in enumerate(rows if self._beyond else [], start):
-            for token in self._beyond.keys() & set(row.ids):
-                raise DataError(
-                    f"{name(number)} holds {self._beyond[token]!r}, a token for which this model has no embedding; "
-                    f"remove it from the text, or from {self.folder}/tokenizer.json"
-                )
+        self._require_embeddings(rows, name, start)
         return rows

@@ -22,11 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tmkd.core.errors import DataError, EncoderError
+from tmkd.core.errors import DataError
 from tmkd.core.files import write_text
-from tmkd.models.tokenizer_files import SEGMENTS, load_with_segments, padding_id, unknown_id, without_embedding
-
-CHUNK = 1024  # texts or pairs given to the tokenizer at once: enough for all its threads, and little memory
+from tmkd.models.tokenizer_base import CHUNK, ModelTokenizer, sides_of
+from tmkd.models.tokenizer_files import SEGMENTS
 
 
 class Encoded(NamedTuple):
@@ -47,7 +46,7 @@ class Encoded(NamedTuple):
         return np.fromiter((len(row) for row in self.ids), dtype=np.int64, count=len(self.ids))
 
 
-class PairTokenizer:
+class PairTokenizer(ModelTokenizer):
     """The tokenizer of a model folder, for pairs. Safe to share between threads.
 
     Args:
@@ -65,20 +64,7 @@ class PairTokenizer:
     """
 
     def __init__(self, folder: Path, max_length: int) -> None:
-        self.folder = Path(folder)
-        self.max_length = max_length
-        self._tokenizer, self._gives_types = load_with_segments(self.folder)
-        self.pad_id = padding_id(self._tokenizer, self.folder)
-        self._beyond = without_embedding(self._tokenizer, self.folder)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        special = self._tokenizer.num_special_tokens_to_add(True)
-        if max_length < special + 2:
-            raise EncoderError(
-                f"max_length {max_length} leaves no room for text: {self.folder} adds {special} special tokens to a "
-                f"pair; use at least {special + 2}"
-            )
-        self._room = max_length - special
+        super().__init__(folder, max_length, pairs=True)
 
     def encode(self, questions: Sequence[str], passages: Sequence[str]) -> Encoded:
         """Tokenize pairs.
@@ -119,11 +105,6 @@ class PairTokenizer:
             tokens.append(counted)
         return encoded, np.concatenate([np.empty(0, np.int64), *tokens])
 
-    @property
-    def unknown_id(self) -> int | None:
-        """As `tmkd.models.tokenizer_files.unknown_id`."""
-        return unknown_id(self._tokenizer)
-
     def encode_chunks(self, questions: Sequence[str], passages: Sequence[str]) -> Iterator[Encoded]:
         """Tokenize pairs in chunks of about a thousand, for callers that show progress; otherwise as `encode`.
 
@@ -142,14 +123,10 @@ class PairTokenizer:
         for start in range(0, len(questions), CHUNK):
             encoded, tokens = Encoded([], []), list[int]()
             for row in self._encode(questions[start : start + CHUNK], passages[start : start + CHUNK], first + start):
-                ids = np.array(row.ids, dtype=np.int32)
-                type_ids = np.array(row.type_ids, dtype=np.int32) if self._gives_types else np.zeros_like(ids)
-                tokens.append(len(ids))
-                if len(ids) > self.max_length:
-                    kept = self._kept(sides_of(row))
-                    ids, type_ids = ids[kept], type_ids[kept]
+                ids, type_ids, count = self._cut(row)
                 encoded.ids.append(ids)
                 encoded.type_ids.append(type_ids)
+                tokens.append(count)
             yield encoded, np.array(tokens, dtype=np.int64)
 
     def _encode(self, questions: Sequence[str], passages: Sequence[str], start: int) -> list[Any]:
@@ -161,12 +138,7 @@ class PairTokenizer:
                 for side, text in zip(("question", "passage"), pair, strict=True):
                     require_text(f"pair {number}: the {side}", text)
             raise DataError(f"pairs {start} to {start + len(pairs) - 1} cannot be tokenized: {error}") from error
-        for number, row in enumerate(rows if self._beyond else [], start):
-            for token in self._beyond.keys() & set(row.ids):
-                raise DataError(
-                    f"pair {number} holds {self._beyond[token]!r}, a token for which this model has no embedding; "
-                    f"remove it from the text, or from {self.folder}/tokenizer.json"
-                )
+        self._require_embeddings(rows, "pair {}".format, start)
         return rows
 
     def _kept(self, sides: NDArray[np.int8]) -> NDArray[np.bool_]:
@@ -260,11 +232,6 @@ class PairTokenizer:
             one.no_truncation()
             one.encode_special_tokens = original.encode_special_tokens
         return _rules(ours) == _rules(theirs)
-
-
-def sides_of(row: Any) -> NDArray[np.int8]:
-    """Where each token of a pair comes from: 0 the question, 1 the passage, -1 a special token between them."""
-    return np.array([-1 if side is None else side for side in row.sequence_ids], dtype=np.int8)
 
 
 def _rules(tokenizer: Any) -> str:

@@ -92,10 +92,10 @@ def _require_cached(recipe: Recipe) -> None:
             key="cached.state_size",
             value=shape.state_size,
         )
-    if (own := shape.width or width) % shape.heads:
+    if shape.width is None and width % shape.heads:  # a width that is given was checked with the recipe
         raise RecipeError(
-            f"cached.heads: {shape.heads}, but the width {own} is no multiple of it"
-            + (f" (that of {spec}; cached.width sets another)" if shape.width is None else ""),
+            f"cached.heads: {shape.heads}, but the width {width} is no multiple of it (that of {spec}; cached.width "
+            "sets another)",
             key="cached.heads",
             value=shape.heads,
         )

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.errors import TmkdError
-from tmkd.core.files import changed_at
 from tmkd.data.documents.index import DocumentIndex
 from tmkd.inference.manifest import read_manifest
 from tmkd.inference.qa.answer import Answers, QuestionAnswerer
@@ -26,11 +25,11 @@ from tmkd.inference.text_encoder import TextEncoder
 from tmkd.serve.queueing import BatchQueue, Read
 from tmkd.serve.refusals import overloaded, unavailable, wrong
 from tmkd.serve.schemas import AskRequest
+from tmkd.serve.watched import Watched
 
 logger = logging.getLogger(__name__)
 
 THREADS, MOST = 8, 64  # questions that are answered at once; those and the ones that wait for a thread
-LOOK = 2.0  # seconds between two looks at whether the index was updated
 
 
 class Errand:
@@ -115,9 +114,8 @@ class Asker:
         if read_manifest(student).states is not None:
             reader = TextEncoder.open(student, backend=backend, threads=1)
         self._retriever = Retriever.open(self._index, reader, model=student)
-        self._watched = (index / "meta.json", index / FOLDER / CARD)
-        self._seen, self._failed = self._version(), tuple[int, ...]()
-        self._looked = time.monotonic()
+        self._watched = Watched(index / "meta.json", index / FOLDER / CARD)
+        self._failed = tuple[int, ...]()
         self._lock = threading.Lock()
         self.rankers = {
             name: QuestionAnswerer(
@@ -167,12 +165,10 @@ class Asker:
         return self.rankers[given.ranker].ask(given.question, top=given.top, candidates=given.candidates)
 
     def _look(self) -> None:
-        """Reopen the index where it was updated, but look only every `LOOK` seconds."""
+        """Reopen the index where it was updated."""
         with self._lock:
-            if time.monotonic() - self._looked > LOOK:
-                self._looked = time.monotonic()
-                if (version := self._version()) != self._seen:
-                    self._refresh(version)
+            if (version := self._watched.changed()) is not None:
+                self._refresh(version)
 
     def _refresh(self, version: tuple[int, ...]) -> None:
         try:
@@ -182,10 +178,7 @@ class Asker:
                 logger.warning(f"the updated index cannot be opened, so answers still come from the old one: {error}")
             self._failed = version
         else:
-            self._seen = version
-
-    def _version(self) -> tuple[int, ...]:
-        return tuple(changed_at(path) for path in self._watched)
+            self._watched.seen = version
 
     @property
     def size(self) -> dict[str, int]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from pathlib import Path
 
 from tmkd.core.errors import DataError
-from tmkd.core.files import changed_at
 from tmkd.inference.scorer import Scorer
 from tmkd.inference.state_store import CARD, FOLDER, StateStore, has_states
+from tmkd.serve.watched import Watched
 
 logger = logging.getLogger(__name__)
-
-LOOK = 2.0  # seconds between two looks at whether the states were updated
 
 
 class IndexStates:
@@ -35,24 +32,22 @@ class IndexStates:
         self._scorer, self._index = scorer, index
         self._store: StateStore | None = None
         self._lock = threading.Lock()
-        self._looked = time.monotonic()
-        self._seen = self._version()
+        self._watched = Watched(index / FOLDER / CARD)
         self.problem = self._read() if has_states(index) else ""
 
     def look(self) -> None:
-        """Read the states again where they were updated, but look only every `LOOK` seconds.
+        """Read the states again where they were updated.
 
         States that cannot be used are said once, in the log; those that were read before stay in use.
         """
-        if time.monotonic() - self._looked <= LOOK or not self._lock.acquire(blocking=False):
+        if not self._watched.due or not self._lock.acquire(blocking=False):
             return  # the other job is at it, and this one uses what is there
         try:
-            self._looked = time.monotonic()
-            version = self._version()
-            if version and version != self._seen:
-                self._seen = version
+            version = self._watched.changed()
+            if version is not None and any(version):  # states that were removed stay in use
+                self._watched.seen = version
                 if problem := self._read():
-                    kept = "it goes on without" if self._store is None else "it uses those that it read before"
+                    kept = "it computes all states" if self._store is None else "it uses those that it read before"
                     logger.warning(f"the scorer cannot use the updated states, so {kept}: {problem}")
         finally:
             self._lock.release()
@@ -71,6 +66,3 @@ class IndexStates:
         except DataError as error:
             return str(error)
         return ""
-
-    def _version(self) -> int:
-        return changed_at(self._index / FOLDER / CARD)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from tmkd.core.files import disk_errors
 from tmkd.core.hardware import device, use_bf16
+from tmkd.models.batching import stacked
 from tmkd.models.checkpoint import depth, load_encoder
 from tmkd.models.encoders.forward import Batch
 from tmkd.models.layers import spaced_layers
@@ -80,11 +81,7 @@ class StoredStates:
         """
         if not self.read[rows].all():
             return None
-        found = np.zeros((len(rows), longest, self.values.shape[1]), dtype=np.float16)
-        for line, row in enumerate(rows):
-            one = self.values[self.starts[row] : self.starts[row + 1]]
-            found[line, : len(one)] = one
-        return found
+        return stacked([self.values[self.starts[row] : self.starts[row + 1]] for row in rows], longest)
 
     def store(self, rows: list[int], states: NDArray[np.float16]) -> None:
         """Write the hidden states of some pairs.

@@ -88,8 +88,8 @@ class Answer:
     def retrieved_by(self) -> str:
         """How it was retrieved, in words, such as "3. by BM25 and 1. by dense search"."""
         ranks = (("BM25", self.bm25_rank), ("dense search", self.dense_rank))
-        told = " and ".join(f"{rank}. by {name}" for name, rank in ranks if rank is not None)
-        return told or "beside a passage that was found"
+        ways = " and ".join(f"{rank}. by {name}" for name, rank in ranks if rank is not None)
+        return ways or "beside a passage that was found"
 
 
 @dataclass(frozen=True)

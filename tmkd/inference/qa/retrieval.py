@@ -28,7 +28,7 @@ from tmkd.inference.state_store import StateStore, has_states, how_to_compute
 logger = logging.getLogger(__name__)
 
 DENSE_SHARE = 0.7  # what a rank by dense search counts, where nothing else was chosen; one by BM25 counts the rest
-_K = 10  # is added to every rank: the larger, the less the first ranks stand out
+_K = 10  # added to every rank; a larger number makes the first ranks count less against later ones
 _BESIDE = 0.3  # what a passage adds to the one before and the one after it, as a share of what itself has
 _MOST_BESIDE = 20  # first ranks of each order whose neighbours are candidates
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tmkd.core.errors import LabelError
-from tmkd.core.files import replacing
+from tmkd.core.files import write_durably
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +95,7 @@ class LabelStore:
 
     def _write_manifest(self) -> None:
         self.manifest["rows"] = sum(part["rows"] for part in self.manifest["parts"])
-        self._atomic(MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())
-
-    def _atomic(self, name: str, content: bytes) -> None:
-        with replacing(self.folder / name, len(content)) as temporary, temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_durably(self.folder / MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())
 
     def _parts(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
         """The pair ids of each part and their logits, [n, width] float32, oldest part first."""
@@ -156,7 +149,7 @@ class LabelStore:
         content = sink.getvalue().to_pybytes()
         number = max((int(Path(part["file"]).stem[5:]) for part in self.manifest["parts"]), default=-1) + 1
         name = f"part-{number:05d}.parquet"
-        self._atomic(name, content)
+        write_durably(self.folder / name, content)
         digest = hashlib.sha256(content).hexdigest()
         self.manifest["parts"].append({"file": name, "rows": len(pair_ids), "sha256": digest})
         self._write_manifest()

@@ -7,7 +7,6 @@ one process builds a step while the others wait for it or build something else f
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import shutil
@@ -20,6 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import disk_errors, write_json
+from tmkd.core.locks import locked
 from tmkd.pipeline.store.fingerprint import STEP_VERSIONS, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -49,16 +49,7 @@ def held(path: Path, busy: str, *, wait: bool = False, shared: bool = False) -> 
     Raises:
         Busy: another process holds it, and `wait` is false.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise Busy(busy) from None
-            logger.info(busy)
-            fcntl.flock(file, kind)
+    with locked(path, Busy(busy), wait=wait, shared=shared):
         yield
 
 
