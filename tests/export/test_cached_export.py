@@ -16,19 +16,21 @@ import torch
 from cached_fixtures import SHAPE, cached_export, cached_student, cached_with_every_backend
 from encoder_fixtures import OURS, THEIRS, inputs, tiny
 from export_fixtures import dev_pairs, exported, texts
+from numpy.typing import NDArray
 
 from tmkd.core.errors import EncoderError, ExportError
 from tmkd.export import cached
-from tmkd.export.cached import CACHED_BACKENDS, CachedSource, CachedStudent
+from tmkd.export.cached import CACHED_BACKENDS, CachedSource, CachedStudent, ReadText
 from tmkd.export.cached_graphs import InteractionGraph
 from tmkd.export.export import export_student
+from tmkd.inference.cached_reader import CachedReader
 from tmkd.inference.scorer import Scorer
-from tmkd.inference.text_encoder import TextEncoder
+from tmkd.inference.text_encoder import ReadQuestion, TextEncoder
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.encoders.forward import Batch
 from tmkd.models.encoders.interaction import InteractionEncoder
-from tmkd.models.text_states import dequantised, quantised
+from tmkd.models.text_states import TextStates, dequantised, quantised
 from tmkd.models.text_tokenizer import TextTokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -182,6 +184,35 @@ def test_three_classes_have_three_logits() -> None:
     np.testing.assert_allclose(scorer.probabilities(["mount"], ["a disk"]).sum(axis=1), 1.0)
     with pytest.raises(ExportError, match="3 classes"):
         scorer.scores(["mount"], ["a disk"])
+
+
+LONG = "how do i mount a disk that is not there when the machine starts and why does it take so long to find it again"
+
+
+def test_openvino_reads_long_questions_after_short_ones(tmp_path: Path) -> None:
+    """OpenVINO 2026.4 gave NaN or other logits of questions of 16 tokens and more after one of a single token."""
+    student = cached_student(tmp_path, shape=replace(SHAPE, width=384, heads=6, ffn=384))
+    (row,) = export_student(student, dev_pairs(), tmp_path / "out", backends=["openvino-bf16"])
+    assert row["passed"], row["reason"]
+    reader = Scorer(tmp_path / "out", threads=1)._reader
+    assert isinstance(reader, CachedReader)
+    long, word = (reader.encoder.question(text) for text in (LONG, "disk"))
+    short = ReadQuestion(word.hidden[:1], word.embedding)  # a tokenizer may add no special tokens
+    states = reader.encoder.states(texts(5, seed=3)[1])
+    before, found = reader._run(long, states), reader._run(short, states)
+    assert len(long.hidden) > 20
+    np.testing.assert_array_equal(reader._run(long, states), before)
+    pytorch = CachedStudent(student, TextTokenizer(tmp_path / "out", 48))
+    read = [ReadText(x, x, one.embedding.astype(np.float32)) for one in states for x in (_exact(one),)]
+    for question, of_backend in ((long, before), (short, found)):
+        wanted = pytorch.of_question(
+            ReadText(question.hidden, question.hidden, question.embedding), read, rounded=False
+        )
+        np.testing.assert_allclose(of_backend[:, -1:], wanted, atol=0.1)
+
+
+def _exact(one: TextStates) -> NDArray[np.float32]:
+    return dequantised(one.values, one.scales)
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ CACHE_BYTES = 256 << 20
 WINDOW = 4096  # pairs that are scored at once: bounds the memory that a long file takes
 MOST = 64  # passages of one call of the interaction: its activations stay in the CPU's cache
 _FEWEST = 8  # passages that are worth a call of their own, where another thread is free
+_LEAST = 2  # tokens of a question: after a call with one, OpenVINO 2026.4 computes other questions wrongly
 _OVERHEAD = 400  # bytes of the objects around an entry of the cache
 _COUNTED = 4096  # texts whose number of tokens is remembered
 
@@ -170,7 +171,7 @@ class CachedReader:
         self.encoder.load()
         shape = self.encoder.format
         one = TextStates(np.ones((1, shape.size), np.int8), np.ones(1, np.float16), np.ones(shape.width, np.float16))
-        asked = ReadQuestion(np.ones((1, shape.width), np.float32), np.ones(shape.width, np.float32))
+        asked = ReadQuestion(np.ones((_LEAST, shape.width), np.float32), np.ones(shape.width, np.float32))
         self._graph: Graph = open_graph(
             self._backend, self.path, self._threads.count, ["logits"], self._inputs(asked, [one])
         )
@@ -327,8 +328,9 @@ class CachedReader:
     @staticmethod
     def _inputs(question: ReadQuestion, states: Sequence[TextStates]) -> Arrays:
         values, scales, embeddings = padded(states, WIDTH_STEP)
+        hidden = question.hidden if len(question.hidden) >= _LEAST else question.hidden.repeat(_LEAST, axis=0)
         return {
-            "question": question.hidden[None],
+            "question": hidden[None],  # attention to a token that comes twice gives what attention to one gives
             "values": values,
             "scales": scales,
             "cosine": (embeddings @ question.embedding).astype(np.float32),
