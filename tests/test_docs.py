@@ -94,14 +94,16 @@ def test_every_study_of_the_docs_loads_with_the_keys_that_are_shown(tmp_path: Pa
 
 
 def test_the_recipes_of_the_tasks_page_are_valid_and_its_table_names_every_one() -> None:
-    whole, graded, pool, teachers = (yaml.safe_load(block) for block in blocks("yaml", TASKS))
+    whole, graded, pool = (yaml.safe_load(block) for block in blocks("yaml", TASKS))
+    (teachers,) = (yaml.safe_load(block) for block in blocks("yaml", TEXTS["docs/teachers.md"]))
     parse_recipe(whole, "docs/tasks.md")
     parse_recipe({**whole, **graded, "classes": 2}, "docs/tasks.md")
     parse_recipe({**whole, **pool, "classes": 3, "data": whole["data"]}, "docs/tasks.md")
     scored = {"train": "nli.csv", "scores": {"judge": "probability"}}
     with pytest.raises(RecipeError, match="two classes only"):
         parse_recipe({**whole, **teachers, "data": scored}, "docs/tasks.md")
-    parse_recipe({**whole, "teachers": teachers["teachers"][:3]}, "docs/tasks.md")
+    recipe = parse_recipe({**whole, **teachers, "classes": 2, "data": scored}, "docs/teachers.md")
+    assert [one.of_kind for one in recipe.teachers] == ["encoder", "reranker", "bi_encoder", "scores"]
     table = set(re.findall(r"^\| `([a-z-]+\.yaml)`(?:, `([a-z-]+\.yaml)`)?", TASKS, flags=re.M))
     assert {name for row in table for name in row if name} == {path.name for path in (ROOT / "recipes").glob("*.yaml")}
 

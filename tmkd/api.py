@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from tmkd.config.sections import Loss as Loss
     from tmkd.config.sections import Stage1 as Stage1
     from tmkd.config.sections import Stage2 as Stage2
-    from tmkd.config.sections import Teacher as Teacher
     from tmkd.config.sections import Training as Training
     from tmkd.config.student_sections import Cached as Cached
     from tmkd.config.student_sections import StudentShape as StudentShape
+    from tmkd.config.teacher_sections import Teacher as Teacher
     from tmkd.core.errors import DataError as DataError
     from tmkd.core.errors import Diverged as Diverged
     from tmkd.core.errors import EncoderError as EncoderError
@@ -172,10 +172,11 @@ _HOMES = {
     "tmkd.config.recipe": ["Recipe"],
     "tmkd.config.pool_sections": ["Pool", "PoolSource", "ReadyPairs", "Texts"],
     "tmkd.config.sections": [
-        "Bilstm", "Columns", "Data", "DebianDocsSizes", "Export", "HoldOut", "Loss", "Stage1", "Stage2", "Teacher",
+        "Bilstm", "Columns", "Data", "DebianDocsSizes", "Export", "HoldOut", "Loss", "Stage1", "Stage2",
         "Training",
     ],
     "tmkd.config.student_sections": ["Cached", "StudentShape"],
+    "tmkd.config.teacher_sections": ["Teacher"],
     "tmkd.core.errors": [
         "DataError", "Diverged", "EncoderError", "ExportError", "FetchError", "LabelError", "MissingExtraError",
         "NoRoomError", "RecipeError", "TmkdError",

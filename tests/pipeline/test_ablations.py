@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from tmkd.config.load import load_recipe
 from tmkd.config.recipe import Recipe
-from tmkd.config.sections import Loss, Stage2, Teacher, Training
+from tmkd.config.sections import Loss, Stage2, Training
+from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.split import STAGE1, folds, split, subsample

@@ -37,6 +37,7 @@ from tmkd.pipeline.steps.export import export_step
 from tmkd.pipeline.store import fingerprint as fingerprints
 from tmkd.pipeline.store.fingerprint import STEP_VERSIONS, depends_on, fingerprint, non_defaults
 from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.teachers.calibration import Calibration
 
 ORDER = (
     "pool",
@@ -44,6 +45,7 @@ ORDER = (
     "warmup",
     "teacher",
     "labels",
+    "calibration",
     "states",
     "question-states",
     "stage1",
@@ -90,6 +92,7 @@ NO_DEV = {"data.dev": None, "data.test": None, "data.hold_out": {"dev": 0.3, "te
 GRADED = {"data.columns.label": "stars", "data.grades": {"relevant_from": 2}}
 TWO_SCORES = {"data.scores": {"judge": "probability", "web": "probability"}}
 REFERENCE = {**TWO_SCORES, "data.columns.label": "none", "data.reference": "judge"}
+BI_ENCODER = {"teachers.0": {"name": "a", "kind": "bi_encoder", "model": "{encoder}", "pooling": "mean"}}
 CHECKPOINT = {"teachers.0": {"name": "a", "checkpoint": "{encoder}"}}
 MINED = {"data.pool": None, "pool": {"sources": [{"questions": "own", "passages": "own"}]}}
 TWO_SOURCES = {
@@ -198,6 +201,12 @@ CHANGES: dict[str, Change] = {
     **under(
         "teachers",
         {
+            "kind": Change("teacher", CHECKPOINT["teachers.0"], BI_ENCODER, key="teachers.0"),
+            "model": Change("labels", "{encoder2}", BI_ENCODER),
+            "pooling": Change("labels", "cls", BI_ENCODER),
+            "query_prompt": Change("labels", "query: ", BI_ENCODER),
+            "passage_prompt": Change("labels", "passage: ", BI_ENCODER),
+            "calibrate": Change("calibration", "isotonic", BI_ENCODER),
             "encoder": Change("teacher", "{encoder2}"),
             "checkpoint": Change("teacher", "{encoder2}", CHECKPOINT),
             "scores": Change("stage1", "web", {**TWO_SCORES, "teachers.0": {"name": "a", "scores": "judge"}}),
@@ -275,7 +284,7 @@ def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 
 FIELDS = dict(fields_of(Recipe))
-DEFAULTS = "9f93d96533b3"  # a digest of every default that enters fingerprints by its absence
+DEFAULTS = "e7f3d8e6364e"  # a digest of every default that enters fingerprints by its absence
 
 
 def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
@@ -425,6 +434,11 @@ def dry(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Path]) -> It
             build(self, step, depends, make, label)
             return
         settings, inputs = depends["settings"], depends["inputs"]
+        if step.kind == "calibration":
+            step.folder.mkdir(parents=True)
+            line = Calibration("platt", 0.0, 1.0).to_json()
+            (step.folder / "calibration.json").write_text(json.dumps({"calibration": line}))
+            return
         card = {"classes": settings.get("classes", 2), "max_length": settings.get("max_length", 64)}
         if step.kind == "stage1":
             card |= {"soft_headers": len(inputs["targets"]), "use_golden": False, "teachers": inputs["targets"]}

@@ -52,7 +52,7 @@ def teach(
     Example: tmkd teach recipes/demo.yaml
     """
     for name, folder in _run(recipe, overrides, workspace).teach().teachers.items():
-        say(f"{name}: {folder or 'a column of scores'}")
+        say(f"{name}: {folder or 'nothing to train'}")
 
 
 def label(

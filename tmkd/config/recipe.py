@@ -22,10 +22,10 @@ from tmkd.config.sections import (
     Seeds,
     Stage1,
     Stage2,
-    Teacher,
     Training,
 )
 from tmkd.config.student_sections import Cached, StudentShape
+from tmkd.config.teacher_sections import KINDS_OF_TWO, Teacher
 
 BEST = "best"
 """As `take`: the method that is best on the development set."""
@@ -144,7 +144,7 @@ class Recipe(Part):
 
     def encoder_of(self, teacher: Teacher) -> str:
         """The encoder or checkpoint that a teacher starts from, as `find_encoder` takes it; not for score columns."""
-        return teacher.checkpoint or teacher.encoder or self.encoder
+        return teacher.model or teacher.checkpoint or teacher.encoder or self.encoder
 
     def length_of(self, teacher: Teacher) -> int:
         """How many tokens of a pair a teacher reads."""
@@ -249,6 +249,12 @@ class Recipe(Part):
                 raise ValueError(f"teachers: {teacher.name}: score column {teacher.scores!r} is not in data.scores")
         if (self.data.reference or any(teacher.scores for teacher in self.all_teachers)) and self.classes != 2:
             raise ValueError("a column of scores can be a teacher or the reference of two classes only")
+        for teacher in self.teachers:
+            if self.classes != 2 and (teacher.of_kind in KINDS_OF_TWO or teacher.calibration != "none"):
+                what = (
+                    f"kind {teacher.of_kind}" if teacher.of_kind in KINDS_OF_TWO else f"calibrate: {teacher.calibrate}"
+                )
+                raise ValueError(f"teachers: {teacher.name}: {what} is for two classes, and there are {self.classes}")
         if self.data.reference and all(teacher.scores == self.data.reference for teacher in self.used_teachers):
             raise ValueError("teachers: the reference cannot be the only one, it is not measured against itself")
         return self

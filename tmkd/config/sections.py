@@ -1,4 +1,4 @@
-"""The sections of a recipe: data, teachers, training runs, loss, export.
+"""The sections of a recipe: data, training runs, loss, export.
 
 Each section refuses what it can see to be wrong by itself; `tmkd.config.recipe` refuses what does not fit together.
 """
@@ -137,7 +137,7 @@ class Grades(Part):
     )
 
 
-def _text_keys(labels: Any) -> Any:
+def text_keys(labels: Any) -> Any:
     """A label map with text for keys: YAML reads a bare 0 as a number."""
     if isinstance(labels, dict) and any(isinstance(key, bool) for key in labels):
         raise ValueError("YAML reads yes, no, on, off, true, false as switches; quote them: {'yes': 1, 'no': 0}")
@@ -210,7 +210,7 @@ class Data(Part):
     @field_validator("labels", mode="before")
     @classmethod
     def _named(cls, labels: Any) -> Any:
-        return _text_keys(labels)
+        return text_keys(labels)
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -238,59 +238,6 @@ class Data(Part):
             raise ValueError("data: positive: of grades, class 1 holds the relevant passages; leave it out")
         if self.reference is not None and self.reference not in self.scores:
             raise ValueError(f"data: reference: {self.reference!r} is not in scores; declare it there")
-        return self
-
-
-class Teacher(Part):
-    """One teacher: trained here, a finished checkpoint, or a column of scores."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="its name in the report")
-    encoder: str | None = Field(None, description="the encoder to fine-tune; the recipe's encoder unless given")
-    checkpoint: str | None = Field(None, description="instead: a finished sequence-classification checkpoint")
-    scores: str | None = Field(None, description="instead: a column of data.scores")
-    seed: int = Field(0, description="seed of its new head and of the order of the training pairs")
-    learning_rate: Rate = Field(1e-4, description="peak learning rate of AdamW")
-    epochs: Positive = Field(3, description="passes over the training pairs")
-    batch_size: Positive = Field(32, description="pairs in one optimiser step")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
-    max_length: int | None = Field(None, ge=8, description="tokens of a pair; the recipe's max_length unless given")
-    share: float = Field(
-        1,
-        gt=0,
-        le=1,
-        description="share of the training questions that it sees, drawn by its seed: teachers that see different "
-        "questions differ more (bagging without replacement; Breiman 1996)",
-    )
-    label_map: dict[str, int] | None = Field(
-        None,
-        description="for a checkpoint whose classes are in another order: the task's class for each of its class names",
-    )
-    pooler: Literal["auto", "keep", "identity"] = Field(
-        "auto",
-        description="what its pooler starts as: keep (as in the checkpoint), identity, or auto: the identity if the "
-        "pooler was never trained (its bias is all zeros, as in mean-pooled encoders)",
-    )
-
-    @field_validator("label_map", mode="before")
-    @classmethod
-    def _named(cls, labels: Any) -> Any:
-        return _text_keys(labels)
-
-    @property
-    def trained(self) -> bool:
-        """Whether this run fine-tunes it."""
-        return self.checkpoint is None and self.scores is None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Teacher:
-        if sum(value is not None for value in (self.encoder, self.checkpoint, self.scores)) > 1:
-            raise ValueError("give only one of encoder, checkpoint, scores")
-        if self.label_map is not None and self.checkpoint is None:
-            raise ValueError("label_map is for a checkpoint; a teacher that is trained here has the task's classes")
-        if self.share < 1 and not self.trained:
-            raise ValueError(
-                "share is for a teacher that is trained here; other teachers are not trained on these rows"
-            )
         return self
 
 

@@ -39,6 +39,8 @@ class ModelOutput:
         layers: transformer layers, None where unknown.
         pairs_per_second: throughput on many pairs, tokenizing included.
         milliseconds: latency of one question, by its number of passages.
+        reliability: of a teacher: how well its probabilities agree with the labels (`tmkd.teachers.calibration`), as
+            its scores are `given` and, where it is calibrated, `calibrated`.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ModelOutput:
     layers: int | None = None
     pairs_per_second: float | None = None
     milliseconds: dict[int, float] | None = None
+    reliability: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def checked(self, pairs: int, classes: int) -> Floats:
         """Return the logits as float64 [S, N, C].
@@ -176,6 +179,7 @@ class Results:
         leave_one_out: the ensemble without each teacher.
         combinations: the heads of the taken student, combined in each way.
         agreement: how often each student or baseline decides as the ensemble does.
+        reliability: of each teacher's probabilities, before and after calibration (`ModelOutput.reliability`).
         data: what became of the rows of each part: {"test": {"read", "used", "left_out", "warnings"}, ...}, as
             `tmkd.data.row_counts.RowCounts` gives it.
         provenance: the recipe, the code, the machine and the libraries that the figures come from.
@@ -196,6 +200,7 @@ class Results:
     leave_one_out: list[Component] = field(default_factory=list)
     combinations: list[Component] = field(default_factory=list)
     agreement: list[Component] = field(default_factory=list)
+    reliability: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -227,6 +232,7 @@ class Results:
         """The content of results.json; what is empty is absent."""
         optional = {
             "choice": self.choice,
+            "reliability": self.reliability,
             "exports": self.exports,
             "leave_one_out": [component.to_json("teacher") for component in self.leave_one_out],
             "combinations": [component.to_json("combination") for component in self.combinations],
@@ -281,7 +287,18 @@ class Results:
             (f"share of pairs decided as {self.relative_to} does", self.agreement, [AGREEMENT], f"{taken} minus it"),
         )
         shown = [_component_table(title, found, metrics, lead) for title, found, metrics, lead in components if found]
-        return [self.table(), *shown]
+        return [self.table(), *([self._reliability_table()] if self.reliability else []), *shown]
+
+    def _reliability_table(self) -> Table:
+        """How well each teacher's probabilities agree with the labels, before and after calibration."""
+        shown = Table(title="reliability of the teachers' probabilities", title_justify="left")
+        for column in ("teacher", "calibration error", "calibrated", "log loss", "calibrated"):
+            shown.add_column(column, justify="left" if column == "teacher" else "right")
+        for name, found in self.reliability.items():
+            cells = [f"{found[state][key]:.3f}" if state in found else "" for key in ("error", "log_loss")
+                     for state in ("given", "calibrated")]  # fmt: skip
+            shown.add_row(name.removeprefix("teacher:"), *cells)
+        return shown
 
 
 def _component_table(title: str, components: Sequence[Component], metrics: Sequence[str], column: str) -> Table:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tmkd.config.recipe import Recipe
-from tmkd.config.sections import Teacher
+from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import RecipeError
 from tmkd.models.card import has_card, read_card
 from tmkd.models.encoders.forward import PairEncoder

@@ -100,9 +100,9 @@ def require_log_odds(folder: Path) -> None:
     else:
         return
     raise EncoderError(
-        f"{folder}: its scores are no log-odds: {why}. Mapping them to log-odds (`calibrate`) is not possible yet. "
-        "Score the pairs with it yourself, map the scores to probabilities, and give them as a column (`scores`, "
-        "declared in data.scores as probability)",
+        f"{folder}: its scores are no log-odds: {why}. Score the pairs "
+        "with it yourself and give the scores as a column (`scores`, declared "
+        "in data.scores, with `calibrate`: platt or isotonic)",
         source=folder,
     )
 

@@ -29,6 +29,7 @@ from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.pool import teachers_of_run
 from tmkd.pipeline.steps.student import shape_of
+from tmkd.pipeline.steps.teacher_logits import stored_teacher
 from tmkd.pipeline.teacher_labels import share_of_pairs
 from tmkd.teachers.scores import ScoresTeacher
 from tmkd.training.losses import GROUPED
@@ -50,7 +51,7 @@ def require_runnable(data: RunData) -> None:
     """
     recipe = data.recipe
     methods = list(recipe.chosen_methods)
-    _require_encoders(recipe)
+    _require_encoders(data)
     if recipe.stage1_from is not None:
         _require_stage1(recipe, Path(recipe.stage1_from), [method for method in methods if method.stage1])
     _require_pool_teachers(recipe)
@@ -60,9 +61,12 @@ def require_runnable(data: RunData) -> None:
     _warn_of_unread_text(data)
 
 
-def _require_encoders(recipe: Recipe) -> None:
+def _require_encoders(data: RunData) -> None:
+    recipe = data.recipe
     for teacher in recipe.used_teachers:
-        if teacher.scores is not None:
+        if not teacher.has_step:
+            if not teacher.is_column:
+                stored_teacher(recipe, teacher, data.cache.stored_teachers)
             continue
         with named(f"teacher {teacher.name}"):
             source = find_encoder(recipe.encoder_of(teacher))

@@ -284,11 +284,11 @@ class Run:
     def _write_manifest(self) -> None:
         """Write the resolved recipe, the models of the run and the steps it used: `evaluate` and `clean` read it."""
         teachers = self.labels.teachers if self.labels.learning else []  # other students need none
-        models: list[dict[str, Any]] = [
-            {"name": f"teacher:{teacher.name}", "kind": "teacher", "steps": [step.folder.name] if step else [],
-             "scores": teacher.scores}
-            for teacher, step in teachers
-        ]  # fmt: skip
+        models: list[dict[str, Any]] = []
+        for number, (teacher, step) in enumerate(teachers):
+            steps, calibration = [step.folder.name] if step else [], self.labels.calibration(number)
+            about = {"scores": teacher.scores, "calibration": calibration.folder.name if calibration else None}
+            models.append({"name": f"teacher:{teacher.name}", "kind": "teacher", "steps": steps, **about})
         for students in self.students.train_all():
             kind = "student" if students.method.stage1 else "baseline"
             steps = [step.folder.name for step in students.steps]

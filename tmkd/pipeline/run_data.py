@@ -19,6 +19,7 @@ from tmkd.data.tasks import TaskData, load_task
 from tmkd.pipeline.steps.pool import pool_of
 from tmkd.pipeline.store.fingerprint import with_precision_of_machine
 from tmkd.pipeline.store.workspace import Workspace
+from tmkd.teachers.interface import StoredTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class RunCache:
         materials: what the sources of a pool hold, by what they depend on.
         pools: the pairs of stage 1 and what came of each source, by what they depend on.
         logits: a model's logits [N, C] float32, by its fingerprint, the digest of the pairs and the precision.
+        stored_teachers: teachers that label pairs themselves, with what they keep in memory.
         said: lines that were logged.
     """
 
@@ -39,6 +41,7 @@ class RunCache:
     materials: dict[str, list[Material]] = field(default_factory=dict)
     pools: dict[str, tuple[Pairs, list[dict[str, Any]]]] = field(default_factory=dict)
     logits: dict[tuple[str, str, str], NDArray[np.float32]] = field(default_factory=dict)
+    stored_teachers: dict[str, StoredTeacher] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
 
     def say_once(self, text: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tmkd.config.methods import Method
-from tmkd.config.sections import Teacher
+from tmkd.config.teacher_sections import Teacher
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import BAGS, subsample
 from tmkd.pipeline.results import LabelResult
@@ -20,6 +20,7 @@ from tmkd.pipeline.steps.label import label
 from tmkd.pipeline.steps.out_of_fold import fold_logits
 from tmkd.pipeline.steps.pool import pool_teachers
 from tmkd.pipeline.steps.teach import teach
+from tmkd.pipeline.steps.teacher_logits import TeacherLogits, calibrated
 from tmkd.pipeline.steps.warm_up import warm_up
 from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.pipeline.store.workspace import Step, Workspace
@@ -43,6 +44,7 @@ class TeacherLabels:
         self.recipe = data.recipe
         self.workspace = data.workspace
         self.cache = data.cache
+        self._calibrations: dict[int, Step] = {}
 
     def on(self, workspace: Workspace) -> TeacherLabels:
         """The same teachers and labels in another view of the workspace."""
@@ -55,9 +57,9 @@ class TeacherLabels:
 
     @functools.cached_property
     def teachers(self) -> list[tuple[Teacher, Step | None]]:
-        """Every teacher with its finished step; the step of a column of scores is None."""
+        """Every teacher with its finished step; None for one that is no model of the workspace (`has_step`)."""
         return [
-            (teacher, None if teacher.scores else self.teach(teacher, self.data.train))
+            (teacher, self.teach(teacher, self.data.train) if teacher.has_step else None)
             for teacher in self.recipe.used_teachers
         ]
 
@@ -97,13 +99,69 @@ class TeacherLabels:
         Raises:
             DataError: a column of scores that the pairs do not carry, or not for every pair.
         """
-        logits = []
-        for teacher, step in self.teachers if which is None else [self.teachers[number] for number in which]:
-            if step is None:
-                logits.append(self._column(teacher).logits(pairs, where))
+        wanted = range(len(self.teachers)) if which is None else which
+        return [
+            calibrated(
+                self.teachers[number][0], self.calibration(number), self.uncalibrated(number, pairs, where), pairs
+            )
+            for number in wanted
+        ]
+
+    def uncalibrated(self, number: int, pairs: Pairs, where: str) -> NDArray[np.float32]:
+        """The logits of one teacher (index) before they are calibrated, [N, C] float32.
+
+        Args:
+            number: the teacher's index.
+            pairs: the N pairs.
+            where: what errors call the pairs.
+        """
+        teacher, step = self.teachers[number]
+        if step is not None:
+            return self.logits_of(step, pairs, teacher.name)
+        if teacher.is_column:
+            return self._sources.uncalibrated(teacher, None, pairs, where)
+        key = (self._sources.fingerprint(teacher, None), pairs.digest(), "raw scores")
+        if key not in self.cache.logits:
+            self.cache.logits[key] = self._sources.uncalibrated(teacher, None, pairs, where)
+        return self.cache.logits[key]
+
+    @functools.cached_property
+    def _sources(self) -> TeacherLogits:
+        return TeacherLogits(self.workspace, self.recipe, self.cache.stored_teachers)
+
+    def calibration(self, number: int) -> Step | None:
+        """The calibration of one teacher (index), fitted on training labels that it has not learned from.
+
+        A teacher that is trained here is calibrated on out-of-fold logits. None where the recipe does not calibrate the
+        teacher, or where no training pair has a label.
+
+        Raises:
+            DataError: the training labels have one class, or the scores do not rise with them.
+        """
+        teacher, step = self.teachers[number]
+        train = self.data.train
+        if teacher.calibration == "none":
+            return None
+        if not train.has_labels:
+            self.cache.say_once(f"teacher {teacher.name}: no training pair has a label; scores are standardised")
+            return None
+        if number not in self._calibrations:
+            if teacher.trained:
+                folded = fold_logits(self.recipe, teacher, train, self.teach, self.logits_of)
+                names, logits = folded.teachers, folded.logits
             else:
-                logits.append(self.logits_of(step, pairs, teacher.name))
-        return logits
+                names, logits = (self._sources.fingerprint(teacher, step),), self.uncalibrated(number, train, "train")
+            self._calibrations[number] = self._sources.calibration(teacher, names, train, logits)
+        return self._calibrations[number]
+
+    def _name_of(self, number: int) -> str:
+        """What a teacher's labels depend on, besides the pairs."""
+        teacher, step = self.teachers[number]
+        name = self._sources.fingerprint(teacher, step)
+        if teacher.calibration == "none":
+            return name
+        calibration = self.calibration(number)
+        return f"{name} {calibration.fingerprint if calibration else 'standardised'}"
 
     def store(self, model: Step, pairs: Pairs, name: str) -> LabelStore:
         """The label store that holds a model's logits of the pairs."""
@@ -135,8 +193,7 @@ class TeacherLabels:
             return None
         which = self.labellers(pairs)
         assert which, "tmkd.pipeline.preflight finds pairs that no teacher can label"
-        chosen = [self.teachers[number] for number in which]
-        names = [step.fingerprint if step else self._column(teacher).fingerprint for teacher, step in chosen]
+        names = [self._name_of(number) for number in which]
         best = which.index(self.best_of(method) if only is None else only) if method.targets == "one" else 0
         logits, marks = self.logits(pairs, where, which), tuple[str, ...]()
         if where == "train" and self.recipe.labels == "out-of-fold":
@@ -144,7 +201,8 @@ class TeacherLabels:
                 teacher = self.teachers[number][0]
                 if teacher.trained and (method.targets != "one" or place == best):
                     labels = fold_logits(self.recipe, teacher, self.data.train, self.teach, self.logits_of)
-                    logits[place] = labels.logits[self.data.student_rows]
+                    own = labels.logits[self.data.student_rows]
+                    logits[place] = calibrated(teacher, self.calibration(number), own, pairs)
                     marks += labels.teachers
         found = Targets.choose(method, names, logits, best)
         assert found is not None

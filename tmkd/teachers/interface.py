@@ -4,11 +4,16 @@ A teacher reads the raw text of pairs, with a tokenizer and a maximum length of 
 logits travel on (METHOD.md, "Teachers"). Kinds of teachers so far:
 
 - `tmkd.teachers.encoder.EncoderTeacher`: a sequence-classification checkpoint.
+- `tmkd.teachers.bi_encoder.BiEncoderTeacher`: an embedding model.
 - `tmkd.teachers.scores.ScoresTeacher`: a column of scores made elsewhere.
+
+Logits of all kinds come onto one scale with `tmkd.teachers.calibration`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -43,3 +48,50 @@ class TeacherLike(Protocol):
             DataError: the pairs lack something that the teacher reads.
         """
         ...
+
+
+class StoredTeacher(ABC):
+    """A teacher whose raw scores are stored as it gives them, some pairs at a time: it can be interrupted.
+
+    Attributes:
+        name: what messages and reports call the teacher.
+        width: how many numbers it gives for a pair.
+    """
+
+    name: str
+    width: int = 1
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A text that changes whenever the teacher's scores for the same pairs do. The name is no part of it."""
+
+    @abstractmethod
+    def scored(self, pairs: Pairs) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Score pairs, in an order of its own.
+
+        Args:
+            pairs: N different pairs.
+
+        Yields:
+            Indices of n of the pairs, and their raw scores, [n, width] float32. What was yielded is stored before the
+            next pairs are asked for.
+        """
+
+    @abstractmethod
+    def from_raw(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits that belong to raw scores, before they are calibrated.
+
+        Args:
+            raw: [N, width].
+
+        Returns:
+            [N, C] float32 in the task's order of classes.
+        """
+
+    def logits(self, pairs: Pairs) -> NDArray[np.float32]:
+        """The teacher's logits, before they are calibrated: as `TeacherLike` has them."""
+        found = np.full((len(pairs), self.width), np.nan, dtype=np.float32)
+        for rows, raw in self.scored(pairs):
+            found[rows] = raw
+        return self.from_raw(found)

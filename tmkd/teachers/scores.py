@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.config.sections import Data, Teacher
+from tmkd.config.sections import Data
+from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs
 

@@ -76,6 +76,36 @@ def find_encoder(spec: str) -> Path:
     return _hub(spec)
 
 
+def find_folder(spec: str) -> Path:
+    """Return the local folder of a model of any architecture, which another library reads.
+
+    Args:
+        spec: as in `find_encoder`.
+
+    Raises:
+        EncoderError: there is no such folder, or it has no weights in safetensors.
+    """
+    if spec.startswith("builtin:"):
+        return _builtin(spec)
+    if not Path(spec).is_dir():
+        if Path(spec).exists() or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+            raise EncoderError(f"model {spec!r}: no such folder ({Path(spec).absolute()})", source=spec)
+        return _hub(spec, [*HUB_FILES, "*/model.safetensors"], whole=False)
+    if not [*Path(spec).glob("*.safetensors"), *Path(spec).glob("*/*.safetensors")]:
+        raise EncoderError(f"model {spec!r}: {spec} has no weights in safetensors; other formats are not read")
+    return Path(spec)
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Return a hash of every file of a model's folder, and of the folders in it, that its scores can depend on."""
+    files = sorted(
+        path
+        for pattern in ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
+        for path in (*folder.glob(pattern), *folder.glob(f"*/{pattern}"))
+    )
+    return _fingerprint(tuple((p, (stat := p.stat()).st_size, stat.st_mtime_ns) for p in files))
+
+
 def encoder_fingerprint(folder: Path) -> str:
     """Return a hash of configuration, tokenizer and weights: what a step that starts from this encoder depends on."""
     files = {*weight_files(folder), *(folder / name for name in _IDENTITY if (folder / name).is_file())}
@@ -230,15 +260,15 @@ def _mpnet() -> Path:
     return _checked(join_parts(parts, target), "builtin:mpnet")
 
 
-def _hub(spec: str) -> Path:
+def _hub(spec: str, patterns: list[str] = HUB_FILES, *, whole: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(spec, allow_patterns=HUB_FILES))
+        folder = Path(snapshot_download(spec, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise EncoderError(
             f"encoder {spec!r} is neither a folder ({Path(spec).absolute()}) nor available from the model hub "
             f"({type(error).__name__}: {str(error).splitlines()[0]}). Give a folder, or one of: {', '.join(BUILTINS)}"
         ) from error
-    return _checked(folder, spec)
+    return _checked(folder, spec) if whole else folder

@@ -6,6 +6,7 @@ This joins the steps of the pipeline with `tmkd.evaluation`, which knows nothing
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from tmkd.models.weights import count_parameters
 from tmkd.pipeline.steps.finished_run import FinishedRun, RunModel
 from tmkd.pipeline.steps.label import method_logits
 from tmkd.pipeline.steps.speed import add_speed
+from tmkd.pipeline.steps.teacher_logits import StoredTeachers, TeacherLogits, calibrated
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.label_store import LabelStore
+from tmkd.teachers.calibration import reliability
 from tmkd.teachers.ensemble import ensemble_logits
 from tmkd.teachers.scores import ScoresTeacher
 
@@ -58,7 +61,7 @@ def evaluate(run: FinishedRun, pairs: Pairs, *, timed: bool = True, task: str | 
     return compare_outputs(run, pairs, outputs(run, pairs, timed=timed), task=task or run.recipe.name)
 
 
-def outputs(run: FinishedRun, pairs: Pairs, *, timed: bool) -> list[ModelOutput]:
+def outputs(run: FinishedRun, pairs: Pairs, *, timed: bool, opened: StoredTeachers | None = None) -> list[ModelOutput]:
     """The output of every model of a run: teachers, their ensemble, baselines, students, in this order.
 
     Args:
@@ -66,8 +69,14 @@ def outputs(run: FinishedRun, pairs: Pairs, *, timed: bool) -> list[ModelOutput]
         pairs: the pairs; teachers that are columns of scores are left out if the pairs lack the column or have it as
             their reference.
         timed: whether to measure the speed of the models too.
+        opened: teachers that are open already.
     """
-    found = [output for model in run.models if (output := _output(run, model, pairs)) is not None]
+    sources = TeacherLogits(run.workspace, run.recipe, opened)
+    made = (
+        _teacher(run, model, pairs, sources) if model.kind == "teacher" else _output(run, model, pairs)
+        for model in run.models
+    )
+    found = [output for output in made if output is not None]
     teachers = [output for output in found if output.kind == "teacher"]
     if len(teachers) > 1:
         found.insert(len(teachers), _ensemble(teachers))
@@ -80,11 +89,20 @@ def outputs(run: FinishedRun, pairs: Pairs, *, timed: bool) -> list[ModelOutput]
     return found
 
 
-def _output(run: FinishedRun, model: RunModel, pairs: Pairs) -> ModelOutput | None:
-    """The output of one model; None if the pairs cannot measure it."""
+def _output(run: FinishedRun, model: RunModel, pairs: Pairs) -> ModelOutput:
+    """The output of a student or baseline."""
+    recipe, steps = run.recipe, run.steps(model.steps)
+    logits = method_logits(
+        run.workspace, steps, pairs, recipe.combination, each=model.each, name=model.name, precision=recipe.precision
+    )
+    return ModelOutput(model.name, model.kind, logits, **_sizes([step.folder for step in steps[: model.each]]))
+
+
+def _teacher(run: FinishedRun, model: RunModel, pairs: Pairs, sources: TeacherLogits) -> ModelOutput | None:
+    """The output of a teacher; None if the pairs cannot measure it."""
     recipe = run.recipe
-    if not model.steps:
-        teacher = next(one for one in recipe.all_teachers if one.name == model.name.removeprefix("teacher:"))
+    teacher = next(one for one in recipe.all_teachers if one.name == model.name.removeprefix("teacher:"))
+    if teacher.is_column:
         column = ScoresTeacher.of(teacher, recipe.data)
         if not column.can_label(pairs):
             return None
@@ -93,13 +111,18 @@ def _output(run: FinishedRun, model: RunModel, pairs: Pairs) -> ModelOutput | No
                 f"{model.name} made the reference {column.column!r}: it is not measured, nor is an ensemble with it"
             )
             return None
-        return ModelOutput(model.name, model.kind, column.logits(pairs, "evaluation")[None].astype(np.float64))
     steps = run.steps(model.steps)
-    how = "logit" if model.kind == "teacher" else recipe.combination
-    logits = method_logits(
-        run.workspace, steps, pairs, how, each=model.each, name=model.name, precision=recipe.precision
-    )
-    return ModelOutput(model.name, model.kind, logits, **_sizes([step.folder for step in steps[: model.each]]))
+    given = sources.uncalibrated(teacher, steps[0] if steps else None, pairs, "evaluation")
+    calibration = run.steps((model.calibration,))[0] if model.calibration else None
+    logits = calibrated(teacher, calibration, given, pairs)
+    found = ModelOutput(model.name, model.kind, logits[None].astype(np.float64))
+    if recipe.classes == 2:
+        known = np.flatnonzero(pairs.labels >= 0)
+        labels = pairs.labels[known]
+        found.reliability = {"given": reliability(given[known], labels)}
+        if teacher.calibration != "none":
+            found.reliability["calibrated"] = reliability(logits[known], labels)
+    return replace(found, **_sizes([steps[0].folder])) if steps else found
 
 
 def _cosine(run: FinishedRun, pairs: Pairs) -> NDArray[np.float32]:
@@ -185,6 +208,7 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
     ways = _combinations(run, pairs)
     if ways:
         results.combinations = measure_components(pairs, ways["logit"], ways, classes=classes, options=options)
+    results.reliability = {output.name: output.reliability for output in found if output.reliability}
     if run.choice.get("development"):
         results.choice = run.choice
     top, taken = by_name.get(results.relative_to), by_name[run.take]

@@ -22,14 +22,17 @@ class RunModel:
     Attributes:
         name: what reports call it; a teacher's name begins with `teacher:`.
         kind: what it is in a comparison.
-        steps: the folders' names of its steps, one after the other for every seed; none for a column of scores.
+        steps: the folders' names of its steps, one after the other for every seed; none for a teacher that is no model
+            of the workspace.
         each: how many steps belong to one seed (K for `m-o-m`, otherwise 1).
+        calibration: the folder's name of a teacher's calibration; None if it has none.
     """
 
     name: str
     kind: Kind
     steps: tuple[str, ...]
     each: int = 1
+    calibration: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ class FinishedRun:
             raise TmkdError(f"{folder} lies in no workspace: its models are in {root / 'steps'}, which is not there")
         content = json.loads(path.read_text())
         models = tuple(
-            RunModel(one["name"], one["kind"], tuple(one["steps"]), one.get("each", 1)) for one in content["models"]
+            RunModel(one["name"], one["kind"], tuple(one["steps"]), one.get("each", 1), one.get("calibration"))
+            for one in content["models"]
         )
         recipe = with_precision_of_machine(parse_recorded_recipe(content["recipe"], str(path)))
         stage1 = tuple(content.get("stage1", ()))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from tmkd.pipeline.steps.states import model_inputs
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.teachers.interface import StoredTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +148,31 @@ class _Labelling:
     score: Callable[..., NDArray[np.float32]]
 
 
+def label_stored(workspace: Workspace, teacher: StoredTeacher, pairs: Pairs) -> LabelStore:
+    """Store the raw scores of a teacher for every pair, as it gives them.
+
+    Args:
+        workspace: keeps the scores.
+        teacher: the teacher.
+        pairs: N pairs; each distinct pair is labelled once.
+
+    Returns:
+        A store of `teacher.width` numbers a pair that has all pairs.
+
+    Raises:
+        TmkdError: the teacher stopped; the scores that it gave before are kept.
+    """
+    header = {"teacher": teacher.fingerprint, "holds": "raw scores", "classes": teacher.width, "dtype": "float32"}
+    unique = _distinct(pairs)
+    content = depends_on(settings={}, inputs={"model": teacher, "pairs": unique})
+
+    def fill(store: LabelStore) -> None:
+        _fill(store, teacher, unique, teacher.name)
+
+    return _stored(workspace, _Labels("labels", header, content, unique, teacher.name), fill)
+
+
 def _label(workspace: Workspace, model: Step, pairs: Pairs, how: _Labelling, extra: dict[str, Any]) -> LabelStore:
-    unique = pairs.take(np.unique(np.array(pairs.pair_ids), return_index=True)[1])
     card = read_card(model.folder)
     header = {
         "teacher": model.fingerprint,
@@ -159,16 +183,51 @@ def _label(workspace: Workspace, model: Step, pairs: Pairs, how: _Labelling, ext
         "dtype": "float32",
         **extra,
     }
+    unique = _distinct(pairs)
     content = depends_on(settings={"precision": how.precision}, inputs={"model": model, "pairs": unique})
 
-    def build(folder: Path) -> None:
-        store = LabelStore.open(folder, header=header)
-        _borrow(store, workspace, unique, how.kind, content)
-        _fill(store, model, unique, how, workspace)
+    def fill(store: LabelStore) -> None:
+        _fill(store, _Model(workspace, model, how), unique, how.name)
 
-    step = workspace.step(how.kind, content, build, label=f"label {len(unique):,} pairs with {how.name}")
-    store = LabelStore.open(step.folder, header=header)
-    _fill(store, model, unique, how, workspace)  # labels the pairs of a part that was damaged since
+    return _stored(workspace, _Labels(how.kind, header, content, unique, how.name), fill)
+
+
+def _distinct(pairs: Pairs) -> Pairs:
+    return pairs.take(np.unique(np.array(pairs.pair_ids), return_index=True)[1])
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Labels that are wanted.
+
+    Attributes:
+        kind: the kind of step.
+        header: what identifies them in their store.
+        content: what they depend on.
+        pairs: distinct pairs.
+        name: what the log calls the model.
+    """
+
+    kind: str
+    header: dict[str, Any]
+    content: dict[str, Any]
+    pairs: Pairs
+    name: str
+
+
+def _stored(workspace: Workspace, wanted: _Labels, fill: Callable[[LabelStore], None]) -> LabelStore:
+    """The store of labels, after it was filled."""
+
+    def build(folder: Path) -> None:
+        store = LabelStore.open(folder, header=wanted.header)
+        _borrow(store, workspace, wanted.pairs, wanted.kind, wanted.content)
+        fill(store)
+
+    step = workspace.step(
+        wanted.kind, wanted.content, build, label=f"label {len(wanted.pairs):,} pairs with {wanted.name}"
+    )
+    store = LabelStore.open(step.folder, header=wanted.header)
+    fill(store)  # labels the pairs of a part that was damaged since
     return store
 
 
@@ -192,24 +251,51 @@ def _differ_in_pairs_alone(theirs: dict[str, Any], mine: dict[str, Any]) -> bool
     }  # fmt: skip
 
 
-def _fill(store: LabelStore, model: Step, pairs: Pairs, how: _Labelling, workspace: Workspace) -> None:
+class _Scored(Protocol):
+    """What `_fill` asks for scores."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def scored(self, pairs: Pairs) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]: ...
+
+
+def _fill(store: LabelStore, model: _Scored, pairs: Pairs, name: str) -> None:
     """Label the pairs that the store does not have yet."""
     done = store.done_ids()
     missing = np.flatnonzero([pair_id not in done for pair_id in pairs.pair_ids])
     if len(missing) == 0:
         return
-    with named(how.name):
-        student = load_student(model.folder)
-    logger.info(f"{how.name}: {student.encoder.path}")
-    inputs = model_inputs(workspace, model.folder, pairs, how.precision)
-    # Chunks hold pairs of similar length, so their batches hold almost no padding.
-    order = missing[np.argsort(-inputs.lengths[missing], kind="stable")]
-    ids = np.array(pairs.pair_ids)
-    with progress(f"label with {how.name}", len(pairs), done=len(pairs) - len(missing)) as bar:
-        for start in range(0, len(order), CHUNK):
-            rows = order[start : start + CHUNK]
-            logits = how.score(student, inputs, rows, how.precision)
-            logits = logits.reshape(len(rows), -1)
-            require_finite_logits(logits, pairs.take(rows), f"{how.name} ({model.folder})", how.precision)
+    left = pairs.take(missing)
+    ids = np.array(left.pair_ids)
+    with progress(f"label with {name}", len(pairs), done=len(pairs) - len(missing)) as bar:
+        for rows, logits in model.scored(left):
             store.append(list(ids[rows]), logits)
             bar.advance(len(rows))
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model of the workspace that gives logits, chunk by chunk."""
+
+    workspace: Workspace
+    model: Step
+    how: _Labelling
+
+    @property
+    def fingerprint(self) -> str:
+        return self.model.fingerprint
+
+    def scored(self, pairs: Pairs) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        how, folder = self.how, self.model.folder
+        with named(how.name):
+            student = load_student(folder)
+        logger.info(f"{how.name}: {student.encoder.path}")
+        inputs = model_inputs(self.workspace, folder, pairs, how.precision)
+        # Chunks hold pairs of similar length, so their batches hold almost no padding.
+        order = np.argsort(-inputs.lengths, kind="stable")
+        for start in range(0, len(order), CHUNK):
+            rows = order[start : start + CHUNK]
+            logits = how.score(student, inputs, rows, how.precision).reshape(len(rows), -1)
+            require_finite_logits(logits, pairs.take(rows), f"{how.name} ({folder})", how.precision)
+            yield rows, logits

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.config.recipe import Recipe
-from tmkd.config.sections import Teacher
+from tmkd.config.teacher_sections import Teacher
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import folds
 from tmkd.pipeline.store.workspace import Step

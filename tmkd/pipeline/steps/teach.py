@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tmkd.config.recipe import Recipe
-from tmkd.config.sections import Teacher
+from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import named
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import Origin
@@ -27,8 +27,10 @@ from tmkd.training.trainer import Trainer, TrainerConfig
 from tmkd.training.training_set import TrainingSet
 
 # Fields of a teacher that enter as inputs (encoder, and with `share` the training pairs), are resolved (max_length),
-# say what kind of teacher it is, or change no result (name).
-_NOT_SETTINGS = {"name", "encoder", "checkpoint", "scores", "max_length", "share", "label_map"}
+# say what kind of teacher it is, or change none of its logits (name, calibrate).
+_NOT_SETTINGS = {
+    "name", "kind", "encoder", "checkpoint", "scores", "max_length", "share", "label_map", "calibrate",
+}  # fmt: skip
 
 
 def teach(
@@ -39,7 +41,7 @@ def teach(
     Args:
         workspace: keeps the teacher.
         recipe: the classes, the maximum length and the precision.
-        teacher: the recipe's teacher; not a column of scores.
+        teacher: the recipe's teacher, an encoder or a checkpoint (`Teacher.has_step`).
         train_rows: the pairs that it is fine-tuned on; a finished checkpoint does not read them.
         warmed_up: the step whose encoder it begins with in place of its own (`tmkd.pipeline.steps.warm_up`).
 

@@ -32,6 +32,7 @@ STEP_VERSIONS: dict[str, int] = {
     "warmup": 2,
     "teacher": 2,
     "labels": 2,
+    "calibration": 1,
     "states": 1,
     "headers": 2,
     "question-states": 1,

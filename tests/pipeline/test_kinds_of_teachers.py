@@ -1,0 +1,185 @@
+"""Runs with teachers of other kinds: labelled once, calibrated on training labels, measured, taken up after a stop."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import Tmkd, pair_rows, write_jsonl
+from encoder_fixtures import tiny
+
+from tmkd.config.load import parse_recipe
+from tmkd.core.errors import RecipeError
+from tmkd.core.logits import log_odds
+from tmkd.data.pairs import Pairs
+from tmkd.pipeline.run import Run
+from tmkd.pipeline.store.label_store import LabelStore
+from tmkd.pipeline.store.workspace import Workspace
+from tmkd.teachers.bi_encoder import BiEncoderTeacher
+
+NUMBERS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}
+TKD = {"methods": ["teacher", "tkd"], "take": "tkd"}
+COSINE = {"name": "cosine", "kind": "bi_encoder", "model": "builtin:minilm-l6"}
+
+
+def content(folder: Path, **keys: Any) -> dict[str, Any]:
+    """A recipe of one-layer students."""
+    if not (folder / "train.jsonl").is_file():
+        write_jsonl(folder / "train.jsonl", pair_rows(4))
+        tiny("bert", folder / "encoder", max_position_embeddings=128)
+    return {
+        "name": "kinds",
+        "encoder": str(folder / "encoder"),
+        "max_length": 64,
+        "precision": "fp32",
+        "data": {"train": str(folder / "train.jsonl"), "hold_out": {"dev": 0.2, "test": 0.2}},
+        "student": {"layers": 1},
+        **dict.fromkeys(("stage1", "stage2", "without_stage1"), NUMBERS),
+        "methods": ["teacher", "teacher-ensemble", "tmkd"],
+        "export": {"backends": ["onnx-fp32"]},
+        "teachers": [COSINE, {"name": "mine", "seed": 1, **NUMBERS}],
+        **keys,
+    }
+
+
+def recipe_of(folder: Path, **keys: Any) -> Path:
+    path = folder / "kinds.yaml"
+    path.write_text(yaml.safe_dump(content(folder, **keys)))
+    return path
+
+
+def steps(kind: str) -> list[Path]:
+    return sorted(path.parent for path in Path("workspace/steps").glob(f"{kind}-*/step.json"))
+
+
+def raw_scores() -> dict[str, float]:
+    """Every stored raw score by pair id."""
+    found: dict[str, float] = {}
+    for folder in steps("labels"):
+        header = json.loads((folder / "manifest.json").read_text())["header"]
+        if header.get("holds") == "raw scores":
+            store = LabelStore.open(folder, header=header)
+            ids = sorted(store.done_ids())
+            found |= dict(zip(ids, store.logits_for(ids)[:, 0].tolist(), strict=True))
+    return found
+
+
+def test_a_whole_run_with_a_bi_encoder(tmkd: Tmkd, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    tmkd("run", recipe)
+    rows = pair_rows(4)
+    pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])
+    cosine = BiEncoderTeacher("builtin:minilm-l6", precision="fp32").similarities(pairs)
+    scores = raw_scores()
+    expected = dict(zip(pairs.pair_ids, cosine, strict=True))
+    run = Run.open("workspace/runs/kinds")
+    assert scores.keys() == {*run.data.train.pair_ids, *run.data.test.pair_ids}
+    np.testing.assert_allclose([scores[one] for one in scores], [expected[one] for one in scores], atol=1e-4)
+
+    (calibration,) = steps("calibration")
+    fitted = json.loads((calibration / "calibration.json").read_text())
+    assert fitted["fitted_on"]["pairs"] == len(run.data.train)  # neither the development nor the test set
+    assert fitted["fitted_on"]["after"]["log_loss"] < fitted["fitted_on"]["before"]["log_loss"]
+
+    report = json.loads(Path("workspace/runs/kinds/report/results.json").read_text())
+    names = [row["name"] for row in report["methods"]]
+    assert names == ["teacher:cosine", "teacher:mine", "teacher-ensemble", "tmkd"]
+    assert set(report["reliability"]["teacher:cosine"]) == {"given", "calibrated"}
+    assert set(report["reliability"]["teacher:mine"]) == {"given"}
+    assert "Reliability of the teachers" in Path("workspace/runs/kinds/report/report.html").read_text()
+    done = tmkd("evaluate", "workspace/runs/kinds", "--pairs", tmp_path / "train.jsonl", "--json", "-", "--no-speed")
+    assert [row["name"] for row in json.loads(done.stdout)["methods"]] == names
+
+
+def test_another_calibration_labels_nothing_again_and_brings_the_labels_onto_one_scale(tmp_path: Path) -> None:
+    def labels(**keys: Any) -> tuple[Any, set[str]]:
+        teacher = {**COSINE, **keys}
+        run = Run(parse_recipe(content(tmp_path, teachers=[teacher], **TKD), "test"), Workspace(tmp_path / "workspace"))
+        dev = run.data.dev
+        (logits,) = run.labels.logits(dev, "dev")
+        return log_odds(logits), {step.folder.name for step in run.workspace.used if step.kind == "labels"}
+
+    given, first = labels(calibrate="none")
+    platt, second = labels()
+    isotonic, third = labels(calibrate="isotonic")
+    assert second == first | second == third
+    for found in (platt, isotonic):
+        assert (np.diff(found[np.argsort(given)]) >= -1e-6).all()
+        assert not np.allclose(found, given)
+
+
+def test_a_teacher_that_is_trained_here_is_calibrated_on_pairs_that_it_did_not_see(tmp_path: Path) -> None:
+    mine = {"name": "mine", "seed": 1, "calibrate": "platt", **NUMBERS}
+    keys = {"teachers": [COSINE, mine], **TKD, "folds": 2}
+    run = Run(parse_recipe(content(tmp_path, **keys), "test"), Workspace(tmp_path / "workspace"))
+    (step,) = [step for step in (run.labels.calibration(n) for n in range(2)) if step and "mine" in
+               json.loads((step.folder / "step.json").read_text())["label"]]  # fmt: skip
+    depends = json.loads((step.folder / "step.json").read_text())["depends_on"]
+    trained = {one.fingerprint for one in run.workspace.used if one.kind == "teacher"}
+    assert len(trained) == 3  # the teacher, and one without each fold
+    assert set(depends["inputs"]["teacher"]) < trained
+    assert run.labels.teachers[1][1].fingerprint not in depends["inputs"]["teacher"]  # type: ignore[union-attr]
+
+
+def test_a_killed_labelling_keeps_what_it_has(tmkd: Tmkd, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, teachers=[COSINE], **TKD)
+    script = (
+        "import os, sys, tmkd.teachers.bi_encoder as b\n"
+        "from tmkd.pipeline.store.label_store import LabelStore\n"
+        "b.CHUNK = 5\n"
+        "append = LabelStore.append\n"
+        "def dying(self, *given):\n"
+        "    append(self, *given)\n"
+        "    if len(self.manifest['parts']) == 2: os._exit(9)\n"
+        "LabelStore.append = dying\n"
+        "from tmkd.cli.main import main\n"
+        f"sys.argv = ['tmkd', 'label', {str(recipe)!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 9, done.stderr
+    (partial,) = Path("workspace/steps").glob("labels-*.partial")
+    kept = {str(file): pq.read_table(file) for file in partial.glob("part-*.parquet")}
+    assert len(kept) == 2
+    tmkd("label", recipe)
+    finished = Path(str(partial).removesuffix(".partial"))
+    for name, table in kept.items():
+        assert pq.read_table(finished / Path(name).name).equals(table)
+    ids = [one for file in finished.glob("part-*.parquet") for one in pq.read_table(file)["pair_id"].to_pylist()]
+    assert len(ids) == len(set(ids))  # nothing twice
+
+
+def test_what_cannot_work_is_said_before_anything_is_labelled(tmkd: Tmkd, tmp_path: Path) -> None:
+    plain = tiny("bert", tmp_path / "plain")
+    recipe = recipe_of(tmp_path)
+    for change, message in (
+        (f"teachers.0.model={plain}", "teacher cosine: " + str(plain) + " has no modules.json"),
+        ("classes=3", "teachers: cosine: kind bi_encoder is for two classes, and there are 3"),
+    ):
+        done = tmkd("label", recipe, change, check=False)
+        assert done.returncode != 0
+        assert message in " ".join(done.stderr.split())
+    assert not steps("labels")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"kind": "bi_encoder"}, "kind bi_encoder needs `model`"),
+        ({"kind": "reranker"}, "kind reranker needs `checkpoint`"),
+        ({"kind": "bi_encoder", "checkpoint": "x"}, "`checkpoint` is not for kind bi_encoder; give `model`"),
+        ({"model": "x"}, "`model` is not for kind encoder"),
+        ({"pooling": "mean"}, "pooling is for kind bi_encoder, and this teacher is of kind encoder"),
+        ({"kind": "biencoder"}, "teachers.0.kind"),
+    ],
+)
+def test_keys_of_another_kind_are_refused(tmp_path: Path, teacher: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message.replace(".", r"\.")):
+        parse_recipe(content(tmp_path, teachers=[{"name": "a", **teacher}], **TKD), "test")

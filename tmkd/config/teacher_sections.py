@@ -1,0 +1,128 @@
+"""The section of a recipe that describes one teacher: its kind, what it is made of, and its scale."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tmkd.config.sections import Part, Positive, Rate, text_keys
+
+Kind = Literal["encoder", "reranker", "bi_encoder", "scores"]
+Calibrate = Literal["none", "platt", "isotonic"]
+KINDS_OF_TWO = ("bi_encoder", "scores")
+"""Kinds that give one number for each pair, and so know two classes only."""
+
+
+class Teacher(Part):
+    """One teacher: trained here, a finished model, or scores made elsewhere."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="its name in the report")
+    kind: Kind | None = Field(
+        None,
+        description="encoder: fine-tuned here on the labels; reranker: a finished cross-encoder (`checkpoint`); "
+        "bi_encoder: an embedding model (`model`), the cosine of two embeddings; scores: a column of scores. Unless "
+        "given, what the other keys say: scores, checkpoint, else encoder",
+    )
+    encoder: str | None = Field(None, description="the encoder to fine-tune; the recipe's encoder unless given")
+    checkpoint: str | None = Field(None, description="instead: a finished sequence-classification checkpoint")
+    scores: str | None = Field(None, description="instead: a column of data.scores")
+    model: str | None = Field(
+        None, description="of a bi_encoder: builtin:NAME, a folder of sentence-transformers, or a hub id"
+    )
+    pooling: Literal["mean", "cls", "max", "lasttoken"] | None = Field(
+        None, description="of a bi_encoder: how token vectors become one, where the model's own files do not say"
+    )
+    query_prompt: str | None = Field(
+        None, description="of a bi_encoder: what is put before every question; the model's own prompt unless given"
+    )
+    passage_prompt: str | None = Field(
+        None, description="of a bi_encoder: what is put before every passage; the model's own prompt unless given"
+    )
+    calibrate: Calibrate | None = Field(
+        None,
+        description="how its scores become log-odds of relevance, fitted on the training labels: platt (a line with a "
+        "positive slope), isotonic (any rising curve), or none. platt for a bi_encoder unless given, else none",
+    )
+    seed: int = Field(0, description="seed of its new head and of the order of the training pairs")
+    learning_rate: Rate = Field(1e-4, description="peak learning rate of AdamW")
+    epochs: Positive = Field(3, description="passes over the training pairs")
+    batch_size: Positive = Field(32, description="pairs in one optimiser step")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
+    max_length: int | None = Field(None, ge=8, description="tokens of a pair; the recipe's max_length unless given")
+    share: float = Field(
+        1,
+        gt=0,
+        le=1,
+        description="share of the training questions that it sees, drawn by its seed: teachers that see different "
+        "questions differ more (bagging without replacement; Breiman 1996)",
+    )
+    label_map: dict[str, int] | None = Field(
+        None,
+        description="for a checkpoint whose classes are in another order: the task's class for each of its class names",
+    )
+    pooler: Literal["auto", "keep", "identity"] = Field(
+        "auto",
+        description="what its pooler starts as: keep (as in the checkpoint), identity, or auto: the identity if the "
+        "pooler was never trained (its bias is all zeros, as in mean-pooled encoders)",
+    )
+
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _named(cls, labels: Any) -> Any:
+        return text_keys(labels)
+
+    @property
+    def of_kind(self) -> Kind:
+        """Its kind: as given, or as the keys say that are given."""
+        if self.kind is not None:
+            return self.kind
+        return "scores" if self.scores is not None else "reranker" if self.checkpoint is not None else "encoder"
+
+    @property
+    def trained(self) -> bool:
+        """Whether this run fine-tunes it."""
+        return self.of_kind == "encoder"
+
+    @property
+    def is_column(self) -> bool:
+        """Whether it is a score column of the pairs."""
+        return self.scores is not None
+
+    @property
+    def has_step(self) -> bool:
+        """Whether it is a model that the workspace keeps as a step: trained here, or a checkpoint copied there."""
+        return self.of_kind in ("encoder", "reranker")
+
+    @property
+    def calibration(self) -> Calibrate:
+        """How its scores are calibrated: `calibrate`, or what is usual for its kind."""
+        return self.calibrate or ("platt" if self.of_kind == "bi_encoder" else "none")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Teacher:
+        given = [key for key in _SOURCES if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give only one of {', '.join(_SOURCES)}")
+        needed = _SOURCE_OF[self.of_kind]
+        if needed != "encoder" and not given:
+            raise ValueError(f"kind {self.of_kind} needs `{needed}`")
+        if given and given[0] != needed:
+            raise ValueError(f"`{given[0]}` is not for kind {self.of_kind}" + (f"; give `{needed}`" if needed else ""))
+        if self.label_map is not None and self.checkpoint is None:
+            raise ValueError("label_map is for a checkpoint; a teacher that is trained here has the task's classes")
+        if self.share < 1 and not self.trained:
+            raise ValueError(
+                "share is for a teacher that is trained here; other teachers are not trained on these rows"
+            )
+        for key in ("pooling", "query_prompt", "passage_prompt"):
+            if getattr(self, key) is not None and self.of_kind != "bi_encoder":
+                raise ValueError(f"{key} is for kind bi_encoder, and this teacher is of kind {self.of_kind}")
+        return self
+
+
+_SOURCE_OF: dict[Kind, str] = {
+    "encoder": "encoder", "reranker": "checkpoint", "bi_encoder": "model", "scores": "scores",
+}  # fmt: skip
+"""The key that says what a teacher of each kind is made of; `encoder` need not be given."""
+_SOURCES = tuple(_SOURCE_OF.values())

@@ -1,0 +1,159 @@
+"""The logits of any kind of teacher, and the calibration that brings them onto one scale.
+
+Raw scores are stored, and the calibration is a step of its own, fitted on labelled training pairs: another way to
+calibrate labels nothing again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.config.recipe import Recipe
+from tmkd.config.teacher_sections import Teacher
+from tmkd.core.errors import named
+from tmkd.core.files import write_json
+from tmkd.data.pairs import Pairs
+from tmkd.pipeline.steps.label import label, label_stored
+from tmkd.pipeline.store.fingerprint import depends_on
+from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.teachers.bi_encoder import BiEncoderTeacher, Prompts
+from tmkd.teachers.calibration import Calibration, fit, reliability, standardised
+from tmkd.teachers.interface import StoredTeacher
+from tmkd.teachers.scores import ScoresTeacher
+
+logger = logging.getLogger(__name__)
+
+_FILE = "calibration.json"
+StoredTeachers = dict[str, StoredTeacher]
+"""The teachers that a process has opened, by their names in the recipe: each embeds a text once."""
+
+
+def stored_teacher(recipe: Recipe, teacher: Teacher, opened: StoredTeachers) -> StoredTeacher:
+    """The teacher that labels pairs itself: any kind but a model of the workspace and a column of scores.
+
+    Args:
+        recipe: the precision and the positive class.
+        teacher: the recipe's teacher.
+        opened: keeps it for the next call.
+
+    Raises:
+        EncoderError: its model cannot be used.
+    """
+    key = f"{teacher.model_dump_json(exclude={'calibrate'})} {recipe.precision} {recipe.positive_class}"
+    if key not in opened:
+        assert teacher.model is not None
+        with named(f"teacher {teacher.name}"):
+            opened[key] = BiEncoderTeacher(
+                teacher.model,
+                name=teacher.name,
+                max_length=teacher.max_length,
+                pooling=teacher.pooling,
+                prompts=Prompts(teacher.query_prompt, teacher.passage_prompt),
+                precision=recipe.precision,
+                positive=recipe.positive_class,
+            )
+    return opened[key]
+
+
+class TeacherLogits:
+    """What labels pairs with the teachers of a recipe.
+
+    Args:
+        workspace: keeps labels and calibrations.
+        recipe: the recipe.
+        opened: teachers that are open already.
+    """
+
+    def __init__(self, workspace: Workspace, recipe: Recipe, opened: StoredTeachers | None = None) -> None:
+        self.workspace = workspace
+        self.recipe = recipe
+        self.opened: StoredTeachers = {} if opened is None else opened
+
+    def fingerprint(self, teacher: Teacher, step: Step | None) -> str:
+        """What a teacher's uncalibrated logits depend on, besides the pairs."""
+        if step is not None:
+            return step.fingerprint
+        if teacher.is_column:
+            return ScoresTeacher.of(teacher, self.recipe.data).fingerprint
+        return stored_teacher(self.recipe, teacher, self.opened).fingerprint
+
+    def uncalibrated(self, teacher: Teacher, step: Step | None, pairs: Pairs, where: str) -> NDArray[np.float32]:
+        """A teacher's logits before they are calibrated, [N, C] float32 in the order of the pairs.
+
+        Args:
+            teacher: the recipe's teacher.
+            step: the model of a teacher that is one of the workspace (`Teacher.has_step`).
+            pairs: the N pairs.
+            where: what errors call the pairs: train, dev or pool.
+
+        Raises:
+            DataError: a column of scores that the pairs do not carry, or not for every pair.
+        """
+        if teacher.is_column:
+            return ScoresTeacher.of(teacher, self.recipe.data).logits(pairs, where)
+        if step is not None:
+            store = label(self.workspace, step, pairs, name=teacher.name, precision=self.recipe.precision)
+            return store.logits_for(pairs.pair_ids)
+        labeller = stored_teacher(self.recipe, teacher, self.opened)
+        return labeller.from_raw(label_stored(self.workspace, labeller, pairs).logits_for(pairs.pair_ids))
+
+    def calibration(self, teacher: Teacher, names: Sequence[str], pairs: Pairs, logits: NDArray[np.float32]) -> Step:
+        """Fit a teacher's calibration, or find it.
+
+        Args:
+            teacher: the recipe's teacher.
+            names: the fingerprints of what gave the logits.
+            pairs: N training pairs; those without a label are not looked at.
+            logits: [N, C] the teacher's logits of these pairs; it has not learned from their labels.
+
+        Raises:
+            DataError: the labels have one class, or the scores do not rise with them.
+        """
+        targets = pairs.reference_probabilities if pairs.reference is not None else pairs.labels.astype(np.float64)
+        assert targets is not None
+        known = np.flatnonzero(pairs.labels >= 0)
+        labelled = pairs.take(known)
+        content = depends_on(settings={"kind": teacher.calibration}, inputs={"teacher": list(names), "train": labelled})
+
+        def build(folder: Path) -> None:
+            found = fit(teacher.calibration, logits[known], targets[known], teacher.name)
+            before, after = (reliability(one, targets[known]) for one in (logits[known], found.apply(logits[known])))
+            about = {"pairs": len(known), "before": before, "after": after}
+            write_json(folder / _FILE, {"calibration": found.to_json(), "fitted_on": about})
+            logger.info(
+                f"teacher {teacher.name}: {found.kind} on {len(known):,} training pairs; calibration error "
+                f"{before['error']:.3f} before, {after['error']:.3f} after"
+            )
+
+        return self.workspace.step("calibration", content, build, label=f"calibration of {teacher.name}")
+
+
+def read_calibration(step: Step) -> Calibration:
+    """The calibration that a step holds."""
+    return Calibration.of_json(json.loads((step.folder / _FILE).read_text(encoding="utf-8"))["calibration"])
+
+
+def calibrated(
+    teacher: Teacher, calibration: Step | None, logits: NDArray[np.float32], pairs: Pairs
+) -> NDArray[np.float32]:
+    """A teacher's logits on the scale of all teachers.
+
+    Args:
+        teacher: the recipe's teacher.
+        calibration: its calibration; None where there is none to fit.
+        logits: [N, C] uncalibrated.
+        pairs: the N pairs.
+
+    Returns:
+        [N, C] float32: as given if the teacher is not calibrated; standardised within each question if it is to be, and
+        no training pair has a label.
+    """
+    if teacher.calibration == "none":
+        return logits
+    return standardised(logits, pairs.qids) if calibration is None else read_calibration(calibration).apply(logits)

@@ -1,0 +1,230 @@
+"""A teacher that is an embedding model: the similarity of the question's and the passage's embedding.
+
+Every text is embedded once, so N pairs over M distinct texts cost M short forward passes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.core.errors import EncoderError, named, needs_extra
+from tmkd.core.files import digest_of
+from tmkd.core.hardware import device
+from tmkd.core.logits import two_logits
+from tmkd.data.pairs import Pairs
+from tmkd.models.bi_encoder import embed
+from tmkd.models.encoders.find import find_folder, folder_fingerprint
+from tmkd.models.ready import read_json
+from tmkd.models.student import SHARPNESS
+from tmkd.teachers.interface import StoredTeacher
+
+CHUNK = 2048  # texts that are embedded between two writes of the label store
+BUILTIN_LENGTH = {"builtin:minilm-l6": 256, "builtin:mpnet": 384}
+"""Tokens of a text that these models were trained with; both take the mean of the tokens, scaled to length 1."""
+_MODULES = "modules.json"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is put before a text; None: the model's own prompt, where its files have one.
+
+    Attributes:
+        query: before a question.
+        passage: before a passage.
+    """
+
+    query: str | None = None
+    passage: str | None = None
+
+
+class BiEncoderTeacher(StoredTeacher):
+    """An embedding model as a teacher of two classes.
+
+    Pooling, normalisation, prompts and the kind of similarity are what the model's files say. `builtin:` models are run
+    by tmkd itself, others by sentence-transformers.
+
+    Example:
+        >>> from tmkd.data.pairs import Pairs
+        >>> teacher = BiEncoderTeacher("builtin:minilm-l6", precision="fp32")
+        >>> pairs = Pairs.build(["How do I copy a file?"] * 2, ["Use the cp command.", "Apache listens on port 80."])
+        >>> teacher.similarities(pairs).round(2).tolist()
+        [0.48, 0.0]
+
+    Attributes:
+        spec: as given.
+        folder: the model's folder.
+        name: what messages and reports call the teacher.
+        positive: the class of the right passages.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        *,
+        name: str | None = None,
+        max_length: int | None = None,
+        pooling: str | None = None,
+        prompts: Prompts | None = None,
+        precision: str = "auto",
+        positive: int = 1,
+    ) -> None:
+        """Find the model and check that its files say how token vectors become one.
+
+        Args:
+            spec: `builtin:NAME`, a folder of sentence-transformers, or a hub id.
+            name: the last part of `spec` unless given.
+            max_length: tokens of a text; what the model's files say unless given.
+            pooling: for a model without files about pooling: mean, cls, max or lasttoken.
+            prompts: in place of the model's own.
+            precision: of a builtin model's arithmetic, as in a recipe.
+            positive: the class of the right passages, 0 or 1.
+
+        Raises:
+            EncoderError: there is no such model, its pooling is not known, or its files name code of its own.
+        """
+        self.spec, self.positive, self.pooling = spec, positive, pooling
+        self.name = name or spec.rpartition("/")[2]
+        self.max_length, self.prompts, self.precision = max_length, prompts or Prompts(), precision
+        self.folder = find_folder(spec)
+        if self._builtin:
+            if pooling is not None:
+                raise EncoderError(f"{spec}: its pooling is known; leave out `pooling: {pooling}`", source=spec)
+        else:
+            _require_pooling(self.folder, pooling)
+        self._embeddings: dict[str, NDArray[np.float32]] = {}
+
+    @property
+    def _builtin(self) -> bool:
+        return self.spec in BUILTIN_LENGTH
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash over weights, configuration, length, pooling, prompts and, for a builtin model, precision."""
+        prompts = [self.prompts.query, self.prompts.passage]
+        about = [self.max_length, self.pooling, prompts, self.precision if self._builtin else "fp32"]
+        return digest_of(["bi_encoder", folder_fingerprint(self.folder), self.positive, *about])
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        with needs_extra("teachers"):
+            from sentence_transformers import SentenceTransformer
+            from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        where = {"device": str(device()), "model_kwargs": {"use_safetensors": True}}
+        try:
+            if self.pooling is None:
+                model = SentenceTransformer(str(self.folder), **options, **where)
+            else:
+                words = Transformer(str(self.folder), model_kwargs=where["model_kwargs"])
+                pooling = Pooling(words.get_embedding_dimension(), pooling_mode=self.pooling)
+                model = SentenceTransformer(modules=[words, pooling], device=str(device()))
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            reason = str(error).splitlines()[0]
+            raise EncoderError(f"{self.folder} cannot be read: {reason}", source=self.folder) from error
+        if self.max_length is not None:
+            model.max_seq_length = self.max_length
+        return model
+
+    def _embed_builtin(self, texts: Sequence[str], prompt: str | None) -> NDArray[np.float32]:
+        length = self.max_length or BUILTIN_LENGTH[self.spec]
+        return embed(self.folder, [f"{prompt or ''}{text}" for text in texts], length, self.precision)
+
+    def _embedder(self, side: str, prompt: str | None) -> Callable[[Sequence[str]], NDArray[np.float32]]:
+        """What embeds questions (`query`) or passages (`document`)."""
+        if self._builtin:
+            return functools.partial(self._embed_builtin, prompt=prompt)
+        encode = getattr(self._model, f"encode_{side}")
+        given = {} if prompt is None else {"prompt": prompt}
+        return lambda texts: np.asarray(encode(list(texts), show_progress_bar=False, **given), dtype=np.float32)
+
+    def _fill(self, side: str, texts: Sequence[str]) -> None:
+        """Embed the texts that are not embedded yet. A text may be embedded once as a question, once as a passage."""
+        new = [text for text in dict.fromkeys(texts) if side + text not in self._embeddings]
+        if new:
+            prompt = self.prompts.query if side == "query" else self.prompts.passage
+            found = self._embedder(side, prompt)(new)
+            self._embeddings |= dict(zip((side + text for text in new), found, strict=True))
+
+    def scored(self, pairs: Pairs) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Embed the texts that are new, and give the similarity of the pairs whose texts are embedded."""
+        questions, passages = pairs.questions, pairs.passages
+        begin, new = 0, set[str]()
+        for row, (question, passage) in enumerate(zip(questions, passages, strict=True)):
+            new.update(key for key in ("query" + question, "document" + passage) if key not in self._embeddings)
+            if len(new) >= CHUNK or row == len(pairs) - 1:
+                rows = np.arange(begin, row + 1)
+                yield rows, self._similarity(questions[begin : row + 1], passages[begin : row + 1])[:, None]
+                begin, new = row + 1, set()
+
+    def _similarity(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float32]:
+        with named(f"teacher {self.name}"):
+            self._fill("query", questions)
+            self._fill("document", passages)
+        first = np.stack([self._embeddings["query" + text] for text in questions])
+        second = np.stack([self._embeddings["document" + text] for text in passages])
+        if self._builtin:
+            return np.asarray(np.einsum("nd,nd->n", first, second), dtype=np.float32)
+        found = self._model.similarity_pairwise(first, second)
+        return np.asarray(found, dtype=np.float32)
+
+    def similarities(self, pairs: Pairs) -> NDArray[np.float32]:
+        """The similarity of each pair's two texts, [N] float32."""
+        found = np.empty(len(pairs), dtype=np.float32)
+        for rows, raw in self.scored(pairs):
+            found[rows] = raw[:, 0]
+        return found
+
+    def from_raw(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of two classes: SHARPNESS (cosine - 1/2) as log-odds; another similarity is taken as it is."""
+        odds = raw[:, 0]
+        if self._builtin or _similarity_of(self.folder) == "cosine":
+            odds = SHARPNESS * (odds - 0.5)
+        return two_logits(odds if self.positive else -odds)
+
+
+def _similarity_of(folder: Path) -> str:
+    path = folder / "config_sentence_transformers.json"
+    return str((read_json(path).get("similarity_fn_name") if path.is_file() else None) or "cosine")
+
+
+def _require_pooling(folder: Path, pooling: str | None) -> None:
+    """The files say how token vectors become one, or the recipe does; all modules are sentence-transformers' own."""
+    path = folder / _MODULES
+    if not path.is_file():
+        if pooling is None:
+            raise EncoderError(
+                f"{folder} has no {_MODULES}, so how its token vectors become one embedding is not known; say it in "
+                "the recipe (pooling: mean, cls, max or lasttoken), or save the model with sentence-transformers",
+                source=folder,
+            )
+        return
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8"))
+        kinds = [str(one["type"]) for one in modules]
+        places = [folder / str(one["path"]) for one in modules]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EncoderError(f"{path} cannot be read: {error}", source=folder) from error
+    if pooling is not None:
+        raise EncoderError(f"{path} says how the model pools; leave out `pooling: {pooling}`", source=folder)
+    for kind, place in zip(kinds, places, strict=True):
+        if not kind.startswith("sentence_transformers."):
+            raise EncoderError(f"{path} names code of its own, {kind}, which is not run", source=folder)
+        if list(place.glob("pytorch_model*.bin")) and not list(place.glob("*.safetensors")):
+            raise EncoderError(
+                f"{place} has weights in pytorch_model.bin alone. That format can run code when it is opened and is "
+                "not read; save the model with sentence-transformers 3 or newer",
+                source=folder,
+            )
+    pools = [place for kind, place in zip(kinds, places, strict=True) if kind.rpartition(".")[2] == "Pooling"]
+    if len(kinds) > 1 and not pools and kinds[0].rpartition(".")[2] == "Transformer":
+        raise EncoderError(f"{path} names no pooling module: {', '.join(kinds)}", source=folder)
+    for place in pools:
+        read_json(place / "config.json")
