@@ -38,12 +38,18 @@ def bottom_of_minilm(folder: Path, layers: int) -> Path:
 
 
 def cached_student(
-    folder: Path, *, shape: InteractionShape = SHAPE, classes: int = 2, layers: int = 1, max_length: int = 48
+    folder: Path,
+    *,
+    shape: InteractionShape = SHAPE,
+    classes: int = 2,
+    layers: int = 1,
+    max_length: int = 48,
+    asking: Path | None = None,
 ) -> Path:
     """A cached student whose heads read the cosine and, with random weights, the interaction."""
     encoder = bottom_of_minilm(folder / "source", layers)
     torch.manual_seed(5)
-    student = Student(InteractionEncoder(shape, encoder), classes, soft_heads=2)
+    student = Student(InteractionEncoder(shape, encoder, question_source=asking), classes, soft_heads=2)
     student.start_at_cosine()
     with torch.no_grad():
         student.golden.weight.add_(torch.randn_like(student.golden.weight) * 0.1)

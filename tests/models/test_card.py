@@ -32,7 +32,7 @@ def test_the_files_format_stays(tmp_path: Path) -> None:
     }
     assert read_card(tmp_path) == card
     assert card.heads == 2
-    assert (*READABLE, manifest.CACHED_FORMAT) == manifest.READABLE
+    assert (*READABLE, manifest.CACHED_FORMAT, manifest.QUESTION_FORMAT) == manifest.READABLE
 
 
 @pytest.mark.parametrize(

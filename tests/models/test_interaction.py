@@ -12,7 +12,8 @@ from tmkd.core.errors import EncoderError
 from tmkd.models.bi_encoder import cosine_logits
 from tmkd.models.checkpoint import load_student, save_student
 from tmkd.models.encoders.find import find_encoder
-from tmkd.models.encoders.interaction import InteractionEncoder, InteractionShape, StateBatch
+from tmkd.models.encoders.interaction import InteractionEncoder, InteractionShape
+from tmkd.models.encoders.text_batches import StateBatch
 from tmkd.models.student import Student
 from tmkd.models.text_reader import TextReader
 from tmkd.models.text_states import TextStates, dequantised, padded, quantised, text_key

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Tmkd, pair_rows, pool_rows, write_jsonl
+from cached_run_fixtures import SMALL, killed, run_of, weights, write_recipe
+from conftest import Tmkd, pair_rows
 from encoder_fixtures import tiny
-from safetensors.numpy import load_file
 
-from tmkd.config.load import load_recipe
 from tmkd.core.errors import TmkdError
 from tmkd.data.pairs import Pairs
 from tmkd.models.bi_encoder import cosine_logits
@@ -31,48 +27,12 @@ from tmkd.pipeline.steps.speed import CachedScorer
 from tmkd.pipeline.steps.states import TextReading, texts_of
 from tmkd.pipeline.store.workspace import Workspace
 
-SHORT = "{learning_rate: 1.0e-3, epochs: 1, batch_size: 8}"
-SMALL = f"layers: 1, heads: 4, ffn: 32, state_size: 16, stage1: {SHORT}, stage2: {SHORT}, without_stage1: {SHORT}"
 TAUGHT = ("1-o-1", "1avg-o-1", "m-o-m", "mkd", "tkd", "1avg-tkd", "tmkd")
 
 
 @pytest.fixture
 def scored_recipe(tmp_path: Path) -> Path:
-    """Two columns of scores as teachers, a pool, and a tiny random encoder: no teacher has to be trained."""
-
-    def scored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        drawn = np.random.default_rng(0).uniform(0.1, 0.9, (len(rows), 2)).round(3).tolist()
-        return [{**row, "judge": judge, "web": web} for row, (judge, web) in zip(rows, drawn, strict=True)]
-
-    parts = {"train": pair_rows(2), "pool": pool_rows(),
-             "dev": [{**row, "question": f"Tell me: {row['question']}"} for row in pair_rows(1)],
-             "test": [{**row, "question": f"Please: {row['question']}"} for row in pair_rows(1)]}  # fmt: skip
-    files = {part: str(write_jsonl(tmp_path / f"{part}.jsonl", scored(rows))) for part, rows in parts.items()}
-    path = tmp_path / "recipe.yaml"
-    path.write_text(f"""
-name: tiny
-encoder: {tiny("bert", tmp_path / "tiny")}
-max_length: 64
-precision: fp32
-data: {{{", ".join(f"{part}: {file}" for part, file in files.items())}, scores: {{judge: probability, web: logit}}}}
-student: {{kind: cached}}
-cached: {{{SMALL}}}
-""")
-    return path
-
-
-def run_of(recipe: Path, *keys: str, workspace: str = "workspace") -> Run:
-    return Run(load_recipe(recipe, list(keys)), recipe.parent / workspace)
-
-
-def weights(run: Run) -> dict[str, dict[str, np.ndarray]]:
-    """The weights of every student, by method and file."""
-    return {
-        f"{one.method.name} {name}": load_file(one.steps[0].folder / name)
-        for one in run.students.train_all()
-        for name in ("model.safetensors", "headers.safetensors")
-        if (one.steps[0].folder / name).is_file()
-    }
+    return write_recipe(tmp_path)
 
 
 def test_every_method_trains_a_cached_student(scored_recipe: Path) -> None:
@@ -206,21 +166,6 @@ def test_a_shape_that_does_not_fit_the_encoder_is_refused_before_any_step(scored
     assert not list(scored_recipe.parent.glob("workspace/steps/*"))
 
 
-def killed(recipe: Path, patch: str) -> None:
-    """Train in a process of its own that kills itself at a chosen moment."""
-    script = (
-        "import os, signal, sys, torch\n"
-        f"torch.set_num_threads({torch.get_num_threads()})\n"
-        "def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"{patch}\n"
-        "from tmkd.config.load import load_recipe\n"
-        "from tmkd.pipeline.run import Run\n"
-        f"Run(load_recipe({str(recipe)!r}, ['methods=[tmkd]']), {str(recipe.parent / 'workspace')!r}).distill()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
 def test_killed_while_reading_and_in_stage_1_then_continued_with_the_same_bits(
     scored_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,9 +208,9 @@ def test_texts_that_were_read_are_not_read_again_and_damaged_ones_are(
     pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])
     workspace, reading = Workspace(scored_recipe.parent / "workspace"), TextReading(folder, folder, 64, "fp32")
     whole = reading.inputs(workspace, pairs)
-    step = reading.step(workspace, pairs)
+    (step,) = reading.steps(workspace, pairs)
     shuffled = pairs.take(np.random.default_rng(0).permutation(len(pairs)))
-    assert reading.step(workspace, shuffled) == step  # the same texts
+    assert reading.steps(workspace, shuffled) == [step]  # the same texts
 
     read: list[str] = []
     original = TextReader.read
@@ -303,4 +248,4 @@ def test_an_encoder_that_gives_no_number_is_named(scored_recipe: Path, monkeypat
     monkeypatch.setattr(TextReader, "_run", lambda self, *a: run(self, *a) * np.float32(1e6))
     reading = TextReading(folder, folder, 64, "fp32")
     with pytest.raises(TmkdError, match="gives no finite number for '"):
-        reading.step(Workspace(scored_recipe.parent / "workspace"), Pairs.build(["a question"], ["a passage"]))
+        reading.steps(Workspace(scored_recipe.parent / "workspace"), Pairs.build(["a question"], ["a passage"]))

@@ -12,7 +12,8 @@ from encoder_fixtures import tiny
 
 from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder, save_student
-from tmkd.models.encoders.interaction import InteractionEncoder, InteractionShape, StateBatch
+from tmkd.models.encoders.interaction import InteractionEncoder, InteractionShape
+from tmkd.models.encoders.text_batches import StateBatch
 from tmkd.models.inputs import TokenInputs
 from tmkd.models.student import Student, StudentOutput
 from tmkd.models.text_tokenizer import TextTokenizer

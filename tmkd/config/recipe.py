@@ -297,8 +297,9 @@ class Recipe(Part):
                 f"cached.stage1.states: {weight:g} needs a teacher that is fine-tuned from {self.encoder!r}, and there "
                 "is none; set cached.stage1.states=0"
             )
-        if self.cached_encoder != self.encoder or shape.width is not None:
-            key = "width" if shape.width is not None else "encoder"
+        given = {"width": shape.width is not None, "encoder": self.cached_encoder != self.encoder,
+                 "question_encoder": shape.question_encoder is not None}  # fmt: skip
+        for key in (key for key, is_given in given.items() if is_given):
             raise ValueError(
                 f"cached.stage1.states: {weight:g}, but cached.{key} is given, and the teacher's hidden states have "
                 f"the tokens and the width of {self.encoder!r}; leave out cached.{key}, or set cached.stage1.states=0"

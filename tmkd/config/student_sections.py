@@ -50,7 +50,23 @@ class Cached(Part):
     """A student of the kind `cached`: its encoder, its interaction layers, and how these are trained."""
 
     encoder: str | None = Field(
-        None, description="the encoder that reads question and passage, not trained; the recipe's encoder unless given"
+        None, description="the encoder that reads passages, and questions, too; the recipe's encoder unless given"
+    )
+    encoder_layers: Positive | None = Field(
+        None, description="take only this many of its layers, the lowest ones; all unless given"
+    )
+    question_encoder: str | None = Field(
+        None,
+        description="another encoder that reads questions, as wide as that of the passages. Training starts at the "
+        "cosine of their embeddings, so the two should come from one model. The passages' encoder unless given",
+    )
+    encoder_learning_rate: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="peak learning rate of the encoders, such as 2e-5: they are then trained with the interaction "
+        "layers, in every stage, which takes many times as long. 0: they stay as they are, and training reads their "
+        "states from a file. student.freeze_embeddings holds for them, too",
     )
     layers: Positive = Field(2, description="number of interaction layers")
     heads: Positive = Field(6, description="attention heads of each; the width is a multiple of it")

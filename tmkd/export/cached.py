@@ -31,9 +31,10 @@ from tmkd.inference.scorer import Scorer
 from tmkd.inference.text_encoder import ReadQuestion
 from tmkd.models.batching import NO_BUDGET, length_sorted_batches, pad, stacked
 from tmkd.models.checkpoint import load_encoder, load_student
+from tmkd.models.encoders.cached_files import ENCODER_FOLDER, QUESTION_FOLDER
 from tmkd.models.encoders.find import encoder_fingerprint
 from tmkd.models.encoders.forward import Batch, PairEncoder
-from tmkd.models.encoders.interaction import ENCODER_FOLDER, InteractionEncoder
+from tmkd.models.encoders.interaction import InteractionEncoder
 from tmkd.models.one_logit import folded_rows
 from tmkd.models.text_states import TextStates, dequantised, padded, text_key
 from tmkd.models.text_tokenizer import TextTokenizer
@@ -59,16 +60,26 @@ class ReadText:
     embedding: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Readings:
+    """The texts of some pairs as the encoders read them."""
+
+    questions: Mapping[str, ReadText]
+    passages: Mapping[str, ReadText]
+
+
 class CachedStudent:
     """A cached student in PyTorch, with its heads folded into one.
 
     Args:
         folder: The student, as `save_student` writes it.
         tokenizer: Of its export.
+        question_tokenizer: Of its encoder of questions; None where it has none of its own.
 
     Attributes:
         interaction: The interaction layers.
         encoder: E.
+        question_encoder: What reads questions; None where E does.
         weight: Of the folded head, [L, w + 1]; L is 1 for two classes, else C.
         bias: Of the folded head, [L].
 
@@ -76,11 +87,14 @@ class CachedStudent:
         EncoderError: A file is missing or damaged, or the mean of the heads is not the head in model.safetensors.
     """
 
-    def __init__(self, folder: Path, tokenizer: TextTokenizer) -> None:
+    def __init__(self, folder: Path, tokenizer: TextTokenizer, question_tokenizer: TextTokenizer | None = None) -> None:
         student = load_student(folder).eval()
         assert isinstance(student.encoder, InteractionEncoder)
         self.folder, self.tokenizer, self.interaction = folder, tokenizer, student.encoder
         self.encoder: PairEncoder = load_encoder(folder / ENCODER_FOLDER, 2).eval()
+        self.question_tokenizer, self.question_encoder = question_tokenizer, None
+        if question_tokenizer is not None:
+            self.question_encoder = load_encoder(folder / QUESTION_FOLDER, 2).eval()
         self.weight, self.bias = (part.detach() for part in folded_rows(*student.fold()))
 
     @cached_property
@@ -93,17 +107,22 @@ class CachedStudent:
             digest.update(tensor.detach().numpy().tobytes())
         return digest.hexdigest()
 
+    def read(self, pairs: Pairs) -> Readings:
+        """Read the texts of pairs, each once."""
+        if self.question_encoder is None or self.question_tokenizer is None:
+            both = self._read(self.encoder, self.tokenizer, [*pairs.questions, *pairs.passages])
+            return Readings(both, both)
+        asked = self._read(self.question_encoder, self.question_tokenizer, pairs.questions)
+        return Readings(asked, self._read(self.encoder, self.tokenizer, pairs.passages))
+
     @torch.inference_mode()
-    def read(self, texts: Sequence[str]) -> dict[str, ReadText]:
-        """Read texts, each once."""
+    def _read(self, encoder: PairEncoder, tokenizer: TextTokenizer, texts: Sequence[str]) -> dict[str, ReadText]:
         names = list(dict.fromkeys(texts))
-        encoded, found = self.tokenizer.encode(names), dict[str, ReadText]()
+        encoded, found = tokenizer.encode(names), dict[str, ReadText]()
         with progress("read texts in PyTorch", len(names), "texts") as bar:
             for rows in length_sorted_batches(encoded.lengths, _TOKENS):
-                ids, mask, types = map(
-                    torch.from_numpy, pad(encoded.ids, encoded.type_ids, rows, self.tokenizer.pad_id)
-                )
-                hidden = self.encoder.last_hidden_states(Batch(ids, mask, types))
+                ids, mask, types = map(torch.from_numpy, pad(encoded.ids, encoded.type_ids, rows, tokenizer.pad_id))
+                hidden = encoder.last_hidden_states(Batch(ids, mask, types))
                 for row, one in zip(rows, hidden, strict=True):
                     whole = one[: len(encoded.ids[row])]
                     mean = torch.nn.functional.normalize(whole.mean(dim=0), dim=0)
@@ -112,7 +131,7 @@ class CachedStudent:
                 bar.advance(len(rows))
         return found
 
-    def logits(self, read: Mapping[str, ReadText], pairs: Pairs, *, rounded: bool) -> Logits:
+    def logits(self, read: Readings, pairs: Pairs, *, rounded: bool) -> Logits:
         """Compute the logits of pairs.
 
         Args:
@@ -130,8 +149,8 @@ class CachedStudent:
         for question, rows in questions.items():
             for start in range(0, len(rows), _PASSAGES):
                 some = rows[start : start + _PASSAGES]
-                passages = [read[pairs.passages[row]] for row in some]
-                found[some] = self.of_question(read[question], passages, rounded=rounded)
+                passages = [read.passages[pairs.passages[row]] for row in some]
+                found[some] = self.of_question(read.questions[question], passages, rounded=rounded)
         return class_logits(found)
 
     @torch.inference_mode()
@@ -167,7 +186,7 @@ class CachedSource:
 
     student: CachedStudent
     folder: Path
-    read: Mapping[str, ReadText]
+    read: Readings
     calibration: Pairs
     rounding: Mapping[str, Any]
 
@@ -204,7 +223,8 @@ class CachedSource:
 
     def _cosines(self, pairs: Pairs) -> list[float]:
         sides = zip(pairs.questions, pairs.passages, strict=True)
-        return [float(self.read[question].embedding @ self.read[passage].embedding) for question, passage in sides]
+        read = self.read
+        return [float(read.questions[one].embedding @ read.passages[other].embedding) for one, other in sides]
 
     def _by_hand(self, pairs: Pairs, stored: Mapping[str, TextStates], asked: Mapping[str, ReadQuestion]) -> Logits:
         """The logits that the PyTorch student gives for a backend's own states, one pair at a time, [n, C]."""
@@ -250,17 +270,21 @@ def cost_of_rounding(exact: Logits, rounded: Logits, pairs: Pairs) -> dict[str, 
 def _fp32(source: CachedSource, path: Path, attempt: int) -> None:
     student = source.student
     write_encoder(student.encoder, student.interaction, source.folder / ENCODER)
+    if student.question_encoder is not None:
+        write_encoder(student.question_encoder, None, source.folder / QUESTION)
     write_interaction(student.interaction, student.weight, student.bias, path)
 
 
 def _int8(source: CachedSource, path: Path, attempt: int) -> None:
-    """In 8 bits: 0 both graphs; 1 without the encoder's second feed-forward products; 2 the interaction alone."""
+    """In 8 bits: 0 both graphs; 1 without the encoder's second feed-forward products; 2 the interaction alone.
+
+    An encoder of questions reads some ten tokens for each question, and stays in fp32.
+    """
     there = [file for file in (ENCODER, INTERACTION) if (source.folder / file).is_file()]
     if len(there) < 2:
         _fp32(source, source.folder / INTERACTION, 0)
-    questions, passages = source.calibration.questions, source.calibration.passages
-    texts = list(dict.fromkeys([*questions, *passages]))
-    tokenizer = source.student.tokenizer
+    read, tokenizer = source.student.read(source.calibration), source.student.tokenizer
+    texts = list(read.passages)
     if attempt < 2:
         encoded = tokenizer.encode(texts)
         inputs = (
@@ -268,19 +292,19 @@ def _int8(source: CachedSource, path: Path, attempt: int) -> None:
             for rows in length_sorted_batches(encoded.lengths, NO_BUDGET, _BATCH)
         )
         quantise(source.folder / ENCODER, source.folder / ENCODER_INT8, inputs, partial(_kept, narrowing=attempt == 1))
-    asked = source.student.read(texts)
-    quantise(source.folder / INTERACTION, path, _asked(source, asked), partial(_kept, narrowing=False))
+    quantise(source.folder / INTERACTION, path, _asked(source, read), partial(_kept, narrowing=False))
 
 
-def _asked(source: CachedSource, read: Mapping[str, ReadText]) -> Iterator[dict[str, NDArray[Any]]]:
+def _asked(source: CachedSource, read: Readings) -> Iterator[dict[str, NDArray[Any]]]:
     """Inputs of the interaction's graph for the calibration pairs, the passages of a question together."""
     groups: dict[str, list[str]] = {}
     for question, passage in zip(source.calibration.questions, source.calibration.passages, strict=True):
         groups.setdefault(question, []).append(passage)
     for question, passages in groups.items():
-        states = [TextStates.of(read[text].states, read[text].embedding) for text in passages]
+        states = [TextStates.of(read.passages[text].states, read.passages[text].embedding) for text in passages]
         values, scales, embeddings = padded(states)
-        given = (read[question].hidden[None], values, scales, embeddings @ read[question].embedding)
+        asking = read.questions[question]
+        given = (asking.hidden[None], values, scales, embeddings @ asking.embedding)
         yield dict(zip(INTERACTION_INPUTS, given, strict=True))
 
 
@@ -301,6 +325,7 @@ def _kept(model: Any, *, narrowing: bool) -> list[str]:
 
 
 ENCODER, ENCODER_INT8 = "onnx/encoder.onnx", "onnx/encoder-int8.onnx"
+QUESTION = "onnx/question.onnx"
 INTERACTION, INTERACTION_INT8 = "onnx/interaction.onnx", "onnx/interaction-int8.onnx"
 SAME_STATES = 1e-4  # of a logit, from the PyTorch student for the same states
 _BATCH = 8  # texts of a batch while ranges are measured
@@ -315,7 +340,15 @@ CACHED_BACKENDS = {
 }
 
 
+def cached_backends(student: CachedStudent) -> dict[str, Backend]:
+    """The backends of a cached student, with the graph of its encoder of questions where it has one."""
+    if student.question_encoder is None:
+        return CACHED_BACKENDS
+    return {name: replace(backend, question=QUESTION) for name, backend in CACHED_BACKENDS.items()}
+
+
 def states_entry(student: CachedStudent) -> dict[str, Any]:
-    """What tmkd.json says about the states: `identity`, `size` and `width`."""
-    shape = student.interaction.shape
-    return {"identity": student.identity, "size": shape.state_size, "width": shape.encoder_width}
+    """What tmkd.json says about the states: `identity`, `size` and `width`, and whether questions are read apart."""
+    shape, apart = student.interaction.shape, student.question_encoder is not None
+    entry = {"identity": student.identity, "size": shape.state_size, "width": shape.encoder_width}
+    return {**entry, "question_encoder": True} if apart else entry

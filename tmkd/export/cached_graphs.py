@@ -27,6 +27,7 @@ from tmkd.models.encoders.interaction import Attention, InteractionEncoder, Inte
 
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ENCODER_OUTPUTS = ("hidden", "states", "text_embedding")  # torch.onnx calls a value of its own `embedding`
+QUESTION_OUTPUTS = ("hidden", "text_embedding")
 INTERACTION_INPUTS = ("question", "values", "scales", "cosine")
 
 
@@ -35,26 +36,28 @@ class EncoderGraph(nn.Module):
 
     Args:
         encoder: E, without dropout.
-        interaction: whose projection is applied.
+        interaction: whose projection is applied; None for an encoder of questions, of which nothing is stored.
     """
 
-    def __init__(self, encoder: PairEncoder, interaction: InteractionEncoder) -> None:
+    def __init__(self, encoder: PairEncoder, interaction: InteractionEncoder | None) -> None:
         super().__init__()
         self.encoder, self.projection = encoder, interaction
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Compute the states of n texts; every argument is [n, T] int64, padded on the right.
 
         Returns:
-            The last hidden states [n, T, d], the states that are stored of a passage [n, T, k], and the mean of the
+            The last hidden states [n, T, d], the states that are stored of a passage [n, T, k] (where there is a
+            projection), and the mean of the
             hidden states over the tokens, scaled to length 1, [n, d]; all float32. Those of padding mean nothing.
         """
         hidden = self.encoder.last_hidden_states(Batch(input_ids, attention_mask, token_type_ids)).float()
         tokens = attention_mask.to(hidden.dtype)[:, :, None]
         mean = (hidden * tokens).sum(dim=1) / tokens.sum(dim=1)
-        return hidden, self.projection.states(hidden), F.normalize(mean, dim=-1)
+        embedding = F.normalize(mean, dim=-1)
+        return (hidden, embedding) if self.projection is None else (hidden, self.projection.states(hidden), embedding)
 
 
 class InteractionGraph(nn.Module):
@@ -167,12 +170,12 @@ class FoldedAttention(nn.Module):
         return found
 
 
-def write_encoder(encoder: PairEncoder, interaction: InteractionEncoder, path: Path) -> None:
-    """Write the encoder's graph: `ENCODER_INPUTS`, where the architecture has them, to `ENCODER_OUTPUTS`.
+def write_encoder(encoder: PairEncoder, interaction: InteractionEncoder | None, path: Path) -> None:
+    """Write an encoder's graph: `ENCODER_INPUTS`, where the architecture has them, to `ENCODER_OUTPUTS`.
 
     Args:
         encoder: E.
-        interaction: whose projection the graph applies.
+        interaction: whose projection the graph applies; None for an encoder of questions: `QUESTION_OUTPUTS`.
         path: the file to write.
 
     Raises:
@@ -182,7 +185,8 @@ def write_encoder(encoder: PairEncoder, interaction: InteractionEncoder, path: P
     names = ENCODER_INPUTS if takes_token_types(encoder.config) else ENCODER_INPUTS[:2]
     sample = tuple(torch.ones(2, 7, dtype=torch.int64) for _ in names)
     axes = {0: "texts", 1: "tokens"}
-    write_graph(EncoderGraph(encoder, interaction).eval(), sample, names, ENCODER_OUTPUTS, [axes] * len(names), path)
+    outputs = QUESTION_OUTPUTS if interaction is None else ENCODER_OUTPUTS
+    write_graph(EncoderGraph(encoder, interaction).eval(), sample, names, outputs, [axes] * len(names), path)
 
 
 def write_interaction(encoder: InteractionEncoder, weight: Tensor, bias: Tensor, path: Path) -> None:

@@ -31,14 +31,14 @@ from tmkd.core.errors import EncoderError, ExportError
 from tmkd.core.files import disk_errors, swap_in, write_json
 from tmkd.core.logits import log_odds, two_logits
 from tmkd.data.pairs import Pairs
-from tmkd.export.cached import CACHED_BACKENDS, CachedSource, CachedStudent, cost_of_rounding, states_entry
+from tmkd.export.cached import CachedSource, CachedStudent, cached_backends, cost_of_rounding, states_entry
 from tmkd.export.fold import checked_logits, load_checkpoint
 from tmkd.export.gate import BACKENDS, Backend, ExportSource, Source, gate, writable
-from tmkd.inference.manifest import CACHED, CACHED_FORMAT
+from tmkd.inference.manifest import CACHED, CACHED_FORMAT, QUESTION_FORMAT
 from tmkd.models.card import CARD_FILE, FORMAT, ModelCard, has_card, read_card
 from tmkd.models.checkpoint import save_tokenizer
+from tmkd.models.encoders.cached_files import ENCODER_FOLDER, is_cached, question_folder
 from tmkd.models.encoders.families import family_of
-from tmkd.models.encoders.interaction import ENCODER_FOLDER, is_cached
 from tmkd.models.encoders.tensors import write_tensors
 from tmkd.models.label_map import class_names
 from tmkd.models.one_logit import RELEVANT, described, folded_rows, logits_of
@@ -145,14 +145,27 @@ def _cached(
     config, inner = (json.loads((student / at / "config.json").read_text(encoding="utf-8")) for at in ("", "encoder"))
     kept = {name: inner[name] for name in ("vocab_size", "pad_token_id") if name in inner}
     write_json(fresh / "config.json", {**kept, **config, "id2label": dict(enumerate(names))})
-    about = {**_about(card, names), "format": CACHED_FORMAT, "kind": CACHED}
+    asking = question_folder(student)
+    about = {**_about(card, names), "format": CACHED_FORMAT if asking is None else QUESTION_FORMAT, "kind": CACHED}
     write_json(fresh / CARD_FILE, about)  # a folder with it has the tokenizer that tmkd saved
     save_tokenizer(student, fresh, card.max_length)
-    own = CachedStudent(student, TextTokenizer(fresh, card.max_length))
-    read = own.read([*dev.questions, *dev.passages])
+    apart = None if asking is None else _question_tokenizer(asking, fresh / asking.name, about)
+    own = CachedStudent(student, TextTokenizer(fresh, card.max_length), apart)
+    read = own.read(dev)
     rounded, exact = (own.logits(read, dev, rounded=yes) for yes in (True, False))
     source = CachedSource(own, fresh, read, calibration, cost_of_rounding(exact, rounded, dev))
-    return _Whole(source, CACHED_BACKENDS, rounded, {**about, "states": states_entry(own)})
+    return _Whole(source, cached_backends(own), rounded, {**about, "states": states_entry(own)})
+
+
+def _question_tokenizer(encoder: Path, folder: Path, about: dict[str, Any]) -> TextTokenizer:
+    """Copy the tokenizer of a student's encoder of questions into a folder of the export."""
+    folder.mkdir()
+    config = json.loads((encoder / "config.json").read_text(encoding="utf-8"))
+    named = ("model_type", "vocab_size", "pad_token_id")
+    write_json(folder / "config.json", {name: config[name] for name in named if name in config})
+    save_tokenizer(encoder, folder, about["max_length"])
+    write_json(folder / CARD_FILE, about)  # a folder with it has the tokenizer that tmkd saved
+    return TextTokenizer(folder, about["max_length"])
 
 
 def _about(card: ModelCard, names: Sequence[str]) -> dict[str, Any]:

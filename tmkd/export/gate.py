@@ -100,6 +100,7 @@ class Backend:
         write: writes the file; its last argument is the number of attempts that were refused before.
         attempts: how many ways to write the file there are, the fastest first.
         encoders: of a cached student the file of its encoder in each way; then `file` is that of its interaction.
+        question: of a cached student the file of its encoder of questions; empty where it has none of its own.
     """
 
     file: str
@@ -107,15 +108,18 @@ class Backend:
     write: Callable[[Any, Path, int], None]
     attempts: int = 1
     encoders: tuple[str, ...] = ()
+    question: str = ""
 
     def files(self, attempt: int) -> tuple[str, ...]:
         """Its files in one of the ways, relative to the export."""
-        return (self.encoders[attempt], self.file) if self.encoders else (self.file,)
+        asking = (self.question,) if self.question else ()
+        return (self.encoders[attempt], self.file, *asking) if self.encoders else (self.file,)
 
     def entry(self, folder: Path, attempt: int) -> dict[str, Any]:
         """What tmkd.json says of its files."""
         said = [{"file": file, "sha256": sha256_of(folder / file)} for file in self.files(attempt)]
-        return {"files": dict(zip(("encoder", "interaction"), said, strict=True))} if self.encoders else said[0]
+        parts = ("encoder", "interaction", "question")[: len(said)]
+        return {"files": dict(zip(parts, said, strict=True))} if self.encoders else said[0]
 
 
 def _fp32(source: ExportSource, path: Path, attempt: int) -> None:

@@ -249,7 +249,7 @@ class CachedReader:
         names = [f"pair {start + row}: the question" for row in texts.values()]
         for name, text in zip(names, texts, strict=True):
             require_text(name, text)
-        encoded, asked_tokens = self.encoder.tokenizer.encode_counted(list(texts), names.__getitem__)
+        encoded, asked_tokens = self.encoder.question_tokenizer.encode_counted(list(texts), names.__getitem__)
         first: dict[bytes, int] = {}  # questions of the same tokens are one
         place = {
             text: first.setdefault(ids.tobytes(), len(first)) for text, ids in zip(texts, encoded.ids, strict=True)

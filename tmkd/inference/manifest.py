@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 CACHED = "cached"  # `kind` in tmkd.json of a student that reads passages once; others have no `kind`
 CACHED_FORMAT = 3  # of tmkd.json of such an export, which older versions cannot read
-READABLE = (1, 2, CACHED_FORMAT)  # formats of tmkd.json; 2 is written (`tmkd.models.card`, whose import costs more)
+QUESTION_FORMAT = 4  # where it has an encoder of questions of its own
+READABLE = (1, 2, CACHED_FORMAT, QUESTION_FORMAT)
+"""Formats of tmkd.json. 2 is written of layered students (`tmkd.models.card`, whose import costs more)."""
 PROBES = "probes.json"
 
 
@@ -32,11 +34,18 @@ class StatesFormat:
         identity: A fingerprint of everything that decides the states: encoder, projection, tokenizer, length.
         size: k, numbers of a token's state.
         width: d, numbers of an embedding.
+        question_encoder: Whether questions are read by a graph of their own (`question`), with a tokenizer of its own.
     """
 
     identity: str
     size: int
     width: int
+    question_encoder: bool = False
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The names of the graphs, as tmkd.json has them of every backend."""
+        return ("encoder", "interaction", *(("question",) if self.question_encoder else ()))
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Manifest:
         labels: Their names.
         backends: For each backend its `file`, its `sha256`, whether it `passed` the parity gate, its `pairs_per_second`
             where it was exported, and how far it may be from the probes (`probe_limit`). That of a cached student has
-            `files` in place of `file` and `sha256`: both of its `encoder` and of its `interaction`.
+            `files` in place of `file` and `sha256`: both of each of its graphs (`StatesFormat.graphs`).
         states: What a cached student stores of a text; None for a student that reads question and passage together.
     """
 
@@ -115,7 +124,7 @@ class Manifest:
 
         Args:
             backend: Its name.
-            part: `encoder` or `interaction` of a cached student.
+            part: A graph of a cached student.
 
         Raises:
             ExportError: The file is missing or damaged, or lies outside the export.
@@ -171,7 +180,8 @@ def read_manifest(folder: str | Path) -> Manifest:
             raise ValueError(f"{manifest.outputs} outputs for {classes} classes")
         for name, entry in manifest.backends.items():
             _ = manifest.speed(name), float(entry.get("probe_limit") or 0)
-            parts = [entry] if manifest.states is None else [entry["files"]["encoder"], entry["files"]["interaction"]]
+            states = manifest.states
+            parts = [entry] if states is None else [entry["files"][name] for name in states.graphs]
             if any("\0" in str(part.get("file")) for part in parts):
                 raise ValueError(f"{name}: no file has such a name")
         return manifest
@@ -187,7 +197,8 @@ def _states_format(content: dict[str, Any]) -> StatesFormat | None:
     if kind != CACHED:
         raise ValueError(f"a student of the kind {kind!r}")
     said = content["states"]
-    return StatesFormat(str(said["identity"]), int(said["size"]), int(said["width"]))
+    apart = bool(said.get("question_encoder"))
+    return StatesFormat(str(said["identity"]), int(said["size"]), int(said["width"]), apart)
 
 
 def read_probes(folder: Path, classes: int) -> tuple[list[str], list[str], NDArray[np.float32]]:

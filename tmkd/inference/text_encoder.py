@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tmkd.core.backends import SAFE_BACKEND
 from tmkd.core.cpu import usable_cores
 from tmkd.core.errors import ExportError
-from tmkd.inference.engines import open_graph, token_batch
+from tmkd.inference.engines import Arrays, Graph, open_graph, token_batch
 from tmkd.inference.manifest import Manifest, StatesFormat, read_cosines, read_manifest
 from tmkd.inference.threads import Threads
 from tmkd.models.batching import WIDTH_STEP, pad, padded_width
@@ -30,8 +30,12 @@ from tmkd.models.tokenizer import Encoded
 logger = logging.getLogger(__name__)
 
 _QUESTIONS = 16  # that are remembered
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUTS = ("hidden", "states", "text_embedding")
 """Of the encoder's graph, as `tmkd.export.cached_graphs` writes it."""
+QUESTION_OUTPUTS = ("hidden", "text_embedding")
+"""Of the graph that reads questions, where a student has an encoder of their own for them."""
+QUESTION_FOLDER = "question_encoder"  # of an export: the tokenizer of that encoder
 
 
 class ReadQuestion(NamedTuple):
@@ -60,6 +64,7 @@ class TextEncoder:
         folder: The export.
         max_length: Tokens of a text that are read; longer ones are cut.
         tokenizer: Of the export.
+        question_tokenizer: Of questions: the same, unless they have an encoder of their own.
         format: What is stored of a text.
         backend: As given.
 
@@ -78,18 +83,33 @@ class TextEncoder:
         self.folder, self.max_length, self.backend = manifest.folder, manifest.max_length, backend
         self.format = _format_of(manifest)
         self.tokenizer = TextTokenizer(self.folder, self.max_length)
+        self.question_tokenizer = self.tokenizer
+        self._question_path: Path | None = None
+        if self.format.question_encoder:
+            self.question_tokenizer = TextTokenizer(self.folder / QUESTION_FOLDER, self.max_length)
+            self._question_path = manifest.checked_file(backend, "question")
         self._path, self._threads = manifest.checked_file(backend, "encoder"), threads
         self._read = lru_cache(_QUESTIONS)(self._read_tokens)
 
     def load(self) -> None:
-        """Open the graph.
+        """Open the graph, and that of questions.
 
         Raises:
             ExportError: It cannot be opened, or gives something else than tmkd.json says.
             MissingExtraError: The backend needs a package that is not installed.
         """
-        self._graph = open_graph(self.backend, self._path, self._threads.count, OUTPUTS, token_batch(1, WIDTH_STEP))
-        self._require_shapes()
+
+        def opened(path: Path, outputs: tuple[str, ...]) -> Graph:
+            return open_graph(self.backend, path, self._threads.count, outputs, token_batch(1, WIDTH_STEP))
+
+        size, width = self.format.size, self.format.width
+        hidden = (1, WIDTH_STEP, width)
+        self._graph = opened(self._path, OUTPUTS)
+        _require_shapes(self._graph, self._path, [hidden, (1, WIDTH_STEP, size), (1, width)])
+        self._question_graph: Graph | None = None
+        if self._question_path is not None:
+            self._question_graph = opened(self._question_path, QUESTION_OUTPUTS)
+            _require_shapes(self._question_graph, self._question_path, [hidden, (1, width)])
 
     @classmethod
     def open(cls, export: str | Path, *, backend: str = "auto", threads: int | None = None) -> TextEncoder:
@@ -163,16 +183,22 @@ class TextEncoder:
         Raises:
             DataError: It is not a string of valid characters.
         """
-        return self.read(self.tokenizer.encode([text]), 0)
+        return self.read(self.question_tokenizer.encode([text]), 0)
 
     def read(self, encoded: Encoded, row: int) -> ReadQuestion:
-        """As `question`, of a text that was tokenized. Retrieval, ranking and marking ask for the same one in turn."""
+        """As `question`, of a text that `question_tokenizer` read.
+
+        Retrieval, ranking and marking ask for the same one in turn.
+        """
         return self._read(encoded.ids[row].tobytes(), encoded.type_ids[row].tobytes())
 
     def _read_tokens(self, ids: bytes, types: bytes) -> ReadQuestion:
         one = Encoded([np.frombuffer(ids, np.int32)], [np.frombuffer(types, np.int32)])
-        hidden, _, embedding = self._run(one, 0)
-        return ReadQuestion(hidden, embedding)
+        if self._question_graph is None:
+            hidden, _, embedding = self._run(one, 0)
+            return ReadQuestion(hidden, embedding)
+        states, embeddings = self._question_graph(_inputs(one, 0, self.question_tokenizer.pad_id))
+        return ReadQuestion(states[0, : len(one.ids[0])], embeddings[0])
 
     def warm_up(self, still: Callable[[], bool]) -> None:
         """Read one text of every width, so that no later call waits while the engine prepares one.
@@ -181,7 +207,8 @@ class TextEncoder:
             still: Whether there is time left.
         """
         widths = range(WIDTH_STEP, padded_width(self.max_length) + 1, WIDTH_STEP)
-        list(self._threads.map(lambda width: self._graph(token_batch(1, width)) if still() else None, widths))
+        for graph in filter(None, (self._graph, self._question_graph)):
+            list(self._threads.map(lambda width: graph(token_batch(1, width)) if still() else None, widths))  # noqa: B023
 
     def _stored(self, encoded: Encoded, row: int) -> TextStates:
         _, states, embedding = self._run(encoded, row)
@@ -191,27 +218,9 @@ class TextEncoder:
 
     def _run(self, encoded: Encoded, row: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Hidden states [T, d], states [T, k] and embedding [d] of one text."""
-        input_ids, mask, types = pad(encoded.ids, encoded.type_ids, [row], self.tokenizer.pad_id)
-        hidden, states, embedding = self._graph(
-            {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": types}
-        )
+        hidden, states, embedding = self._graph(_inputs(encoded, row, self.tokenizer.pad_id))
         count = len(encoded.ids[row])
         return hidden[0, :count], states[0, :count], embedding[0]
-
-    def _require_shapes(self) -> None:
-        """Check that the graph gives what tmkd.json says."""
-        try:
-            hidden, states, embedding = (part.shape for part in self._graph(token_batch(1, WIDTH_STEP)))
-        except Exception as error:  # the engines raise classes of their own
-            raise ExportError(
-                f"{self._path} does not run ({str(error).strip().splitlines()[0]}); export again"
-            ) from error
-        size, width = self.format.size, self.format.width
-        if (hidden, states, embedding) != ((1, WIDTH_STEP, width), (1, WIDTH_STEP, size), (1, width)):
-            raise ExportError(
-                f"{self._path} gives states of {states[-1]} and embeddings of {embedding[-1]} numbers, tmkd.json says "
-                f"{size} and {width}; export again"
-            )
 
     def _require_cosines(self, manifest: Manifest) -> None:
         """Check, on a few of the export's probes, that this machine computes the student's embeddings."""
@@ -219,15 +228,31 @@ class TextEncoder:
         if limit is None or self.backend == SAFE_BACKEND:
             return
         questions, passages, wanted = read_cosines(self.folder)
-        texts = list(dict.fromkeys([*questions, *passages]))
-        embeddings = dict(zip(texts, (one.embedding.astype(np.float32) for one in self.states(texts)), strict=True))
-        found = [embeddings[q] @ embeddings[p] for q, p in zip(questions, passages, strict=True)]
+        asked = {text: self.question(text).embedding for text in dict.fromkeys(questions)}
+        read = [one.embedding.astype(np.float32) for one in self.states(passages)]
+        found = [asked[question] @ embedding for question, embedding in zip(questions, read, strict=True)]
         difference = float(np.abs(np.subtract(found, wanted)).max())
         if not difference <= float(limit):
             raise ExportError(
                 f"{self.backend} does not give this student's embeddings on this machine (cosines are off by "
                 f"{difference:.4f} on the export's probes, at most {float(limit):.4f} is allowed)"
             )
+
+
+def _inputs(encoded: Encoded, row: int, pad_id: int) -> Arrays:
+    """One text as an encoder's graph reads it."""
+    return dict(zip(INPUTS, pad(encoded.ids, encoded.type_ids, [row], pad_id), strict=True))
+
+
+def _require_shapes(graph: Graph, path: Path, wanted: list[tuple[int, ...]]) -> None:
+    """Check that a graph gives what tmkd.json says for a text of `WIDTH_STEP` tokens."""
+    try:
+        found = [part.shape for part in graph(token_batch(1, WIDTH_STEP))]
+    except Exception as error:  # the engines raise classes of their own
+        raise ExportError(f"{path} does not run ({str(error).strip().splitlines()[0]}); export again") from error
+    if found != wanted:
+        given, said = (f"states of {shapes[-2][-1]} and embeddings of {shapes[-1][-1]}" for shapes in (found, wanted))
+        raise ExportError(f"{path} gives {given} numbers, tmkd.json says {said}; export again")
 
 
 def _format_of(manifest: Manifest) -> StatesFormat:

@@ -20,10 +20,11 @@ from torch import Tensor
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import disk_errors, write_json
 from tmkd.models.card import ModelCard, Origin, has_card, read_card
+from tmkd.models.encoders.cached_files import QUESTION_FOLDER, is_cached, load_interaction, save_interaction
 from tmkd.models.encoders.families import family_of, last_linear
 from tmkd.models.encoders.find import HEADS_FILE, WEIGHTS_FILE
 from tmkd.models.encoders.forward import PairEncoder, encoder_of
-from tmkd.models.encoders.interaction import InteractionEncoder, is_cached, load_interaction, save_interaction
+from tmkd.models.encoders.interaction import InteractionEncoder
 from tmkd.models.encoders.lstm import LstmEncoder, is_lstm, load_lstm, save_lstm
 from tmkd.models.encoders.tensors import read_tensors, require_finite, write_tensors
 from tmkd.models.layers import choose_layers, cut_config, keep_layers, replace_layers
@@ -225,6 +226,8 @@ def _write_student(student: Student, folder: Path, tokenizer_folder: Path, max_l
     else:
         _save_checkpoint(encoder, *student.fold(), folder, origin.get("labels"))
     save_tokenizer(tokenizer_folder, folder, max_length)
+    if isinstance(encoder, InteractionEncoder) and encoder.question_source is not None:
+        save_tokenizer(encoder.question_source, folder / QUESTION_FOLDER, max_length)
     one_logit = student.classes == 2 and isinstance(encoder, PairEncoder)
     if student.soft_heads or one_logit:  # training continues with the rows that it had
         heads = {

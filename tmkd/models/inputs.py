@@ -1,4 +1,8 @@
-"""What a model reads of N pairs: token ids of both texts together, or the hidden states of each text by itself."""
+"""What a model reads of N pairs.
+
+Token ids of both texts together; the hidden states of each text by itself; or the token ids of each text by itself,
+where the encoder that reads them is trained with the student.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,14 @@ from torch import Tensor
 from tmkd.core.hardware import attention, device
 from tmkd.models.batching import pack, pad, stacked
 from tmkd.models.encoders.forward import Batch, Packing
-from tmkd.models.encoders.interaction import StateBatch
+from tmkd.models.encoders.text_batches import StateBatch, TextBatch, TrainedReaders
 from tmkd.models.student import AnyBatch, Student
 from tmkd.models.text_reader import ReadTexts
+from tmkd.models.text_tokenizer import TextTokenizer
 from tmkd.models.tokenizer import Encoded
 
 Rows = NDArray[np.int64]
+_SAMPLED, _TOGETHER = 512, 32  # passages that a sample of states is drawn from, and how many are read at once
 
 
 class Inputs(Protocol):
@@ -92,20 +98,6 @@ class StateInputs:
     question: Rows
     passage: Rows
 
-    @classmethod
-    def of(cls, texts: ReadTexts, names: Sequence[str], questions: Sequence[str], passages: Sequence[str]) -> Self:
-        """Find the texts of pairs.
-
-        Args:
-            texts: What the encoder gave for M texts.
-            names: The M texts.
-            questions: N of them.
-            passages: N of them.
-        """
-        place = {text: row for row, text in enumerate(names)}
-        rows = ([place[text] for text in side] for side in (questions, passages))
-        return cls(texts, *(np.array(found, dtype=np.int64) for found in rows))
-
     @property
     def lengths(self) -> NDArray[np.int64]:
         """See `Inputs`: the tokens of both texts."""
@@ -133,3 +125,94 @@ class StateInputs:
         states = stacked([self.texts.hidden(int(row)) for row in rows], int(lengths.max()))
         mask = np.arange(states.shape[1]) < lengths[:, None]
         return torch.from_numpy(states).to(device()).float(), torch.from_numpy(mask).to(device()).float()
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """The questions, or the passages, of N pairs as token ids.
+
+    Attributes:
+        encoded: Token ids of M distinct texts.
+        pad_id: Token id of padding.
+        rows: The text of each pair, [N] int64.
+    """
+
+    encoded: Encoded
+    pad_id: int
+    rows: Rows
+
+    @classmethod
+    def of(cls, tokenizer: TextTokenizer, texts: Sequence[str]) -> Self:
+        """Tokenize the questions or passages of N pairs, each distinct text once."""
+        place: dict[str, int] = {}
+        rows = np.array([place.setdefault(text, len(place)) for text in texts], dtype=np.int64)
+        return cls(tokenizer.encode(list(place)), tokenizer.pad_id, rows)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """How many tokens the text of each pair has, [N] int64."""
+        return self.encoded.lengths[self.rows]
+
+    def batch(self, rows: Rows) -> tuple[Batch, Tensor]:
+        """The distinct texts of some pairs, padded, and which of them each pair has, [n] int64; on the device."""
+        distinct, place = np.unique(self.rows[rows], return_inverse=True)
+        padded = pad(self.encoded.ids, self.encoded.type_ids, distinct, self.pad_id)
+        ids, mask, types = (torch.from_numpy(part).to(device()) for part in padded)
+        return Batch(ids, mask, types), torch.from_numpy(place).to(device())
+
+    def followed_by(self, others: TextSide) -> TextSide:
+        """These, and then the others."""
+        mine, theirs = self.encoded, others.encoded
+        both = Encoded([*mine.ids, *theirs.ids], [*mine.type_ids, *theirs.type_ids])
+        return TextSide(both, self.pad_id, np.concatenate([self.rows, others.rows + len(mine.ids)]))
+
+
+@dataclass(frozen=True)
+class TextInputs:
+    """Pairs as token ids of single texts, for a student whose encoder is trained with it.
+
+    Attributes:
+        questions: Of the N pairs.
+        passages: Of the N pairs.
+    """
+
+    questions: TextSide
+    passages: TextSide
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """See `Inputs`: the tokens of both texts."""
+        return self.questions.lengths + self.passages.lengths
+
+    def batch(self, model: Student, rows: Rows, *, bf16: bool) -> TextBatch:
+        """See `Inputs`."""
+        return TextBatch(*self.questions.batch(rows), *self.passages.batch(rows))
+
+    def followed_by(self, others: TextInputs) -> TextInputs:
+        """See `Inputs`."""
+        return TextInputs(self.questions.followed_by(others.questions), self.passages.followed_by(others.passages))
+
+    def sample(self, readers: TrainedReaders, count: int, seed: int) -> NDArray[np.float32]:
+        """Draw hidden states of single tokens of passages at random.
+
+        Args:
+            readers: Reads the passages.
+            count: How many tokens; they are drawn from `_SAMPLED` passages at most.
+            seed: Of the draw.
+
+        Returns:
+            [count, d] float32.
+        """
+        generator = np.random.default_rng(seed)
+        _, first = np.unique(self.passages.rows, return_index=True)
+        chosen, found = generator.permutation(first)[:_SAMPLED], []
+        readers.to(device()).eval()
+        with torch.inference_mode():
+            for start in range(0, len(chosen), _TOGETHER):
+                texts, _ = self.passages.batch(chosen[start : start + _TOGETHER])
+                assert texts.attention_mask is not None
+                hidden = readers.passage.last_hidden_states(texts).float()
+                found.append(hidden[texts.attention_mask > 0].cpu().numpy())
+        tokens = np.concatenate(found)
+        drawn: NDArray[np.float32] = tokens[generator.choice(len(tokens), count, replace=len(tokens) < count)]
+        return drawn

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from tmkd.core.logits import log_mean_softmax
 from tmkd.models.encoders.forward import Batch, PairEncoder
-from tmkd.models.encoders.interaction import InteractionEncoder, StateBatch
+from tmkd.models.encoders.interaction import InteractionEncoder
 from tmkd.models.encoders.lstm import LstmEncoder
+from tmkd.models.encoders.text_batches import StateBatch, TextBatch
 
 Encoder = PairEncoder | LstmEncoder | InteractionEncoder
 """What computes h."""
-AnyBatch = Batch | StateBatch
-"""What it reads: token ids of pairs, or hidden states of both texts for an `InteractionEncoder`."""
+AnyBatch = Batch | StateBatch | TextBatch
+"""What it reads: token ids of pairs; hidden states, or token ids, of both texts for an `InteractionEncoder`."""
 SHARPNESS = 10.0  # log-odds are SHARPNESS (cosine - 1/2) at the start, as of `tmkd.models.bi_encoder.cosine_logits`
 
 Combination = Literal["logit", "probability", "golden"]

@@ -19,8 +19,14 @@ from tmkd.data.row_counts import RowCounts
 from tmkd.data.split import folds
 from tmkd.models.card import has_card, read_card
 from tmkd.models.checkpoint import hidden_width, require_fit
+from tmkd.models.encoders.cached_files import (
+    ENCODER_FOLDER,
+    QUESTION_FOLDER,
+    first_encoders,
+    interaction_shape,
+    is_cached,
+)
 from tmkd.models.encoders.find import find_encoder, weights_fingerprint
-from tmkd.models.encoders.interaction import ENCODER_FOLDER, interaction_shape, is_cached
 from tmkd.models.label_map import class_names, find_label_map
 from tmkd.models.ready import head_classes, require_head, require_log_odds
 from tmkd.models.text_tokenizer import TextTokenizer
@@ -28,7 +34,7 @@ from tmkd.models.tokenizer import PairTokenizer
 from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.pool import teachers_of_run
-from tmkd.pipeline.steps.student import shape_of
+from tmkd.pipeline.steps.student import cached_encoder, shape_of
 from tmkd.pipeline.steps.teacher_logits import stored_teacher
 from tmkd.pipeline.teacher_labels import share_of_pairs
 from tmkd.teachers.scores import ScoresTeacher
@@ -85,7 +91,7 @@ def _require_encoders(data: RunData) -> None:
 def _require_cached(recipe: Recipe) -> None:
     """The encoder of cached students can read the texts, and their shape fits it."""
     shape, spec = recipe.cached, recipe.cached_encoder
-    source = find_encoder(spec)
+    source = cached_encoder(recipe)
     require_fit(source, length=recipe.max_length)
     require_finite_weights(source)
     width = hidden_width(source)
@@ -102,6 +108,24 @@ def _require_cached(recipe: Recipe) -> None:
             "sets another)",
             key="cached.heads",
             value=shape.heads,
+        )
+    if shape.question_encoder is not None:
+        _require_question_encoder(recipe, width)
+
+
+def _require_question_encoder(recipe: Recipe, width: int) -> None:
+    """The encoder of questions can read them, and its embeddings have a cosine with those of the passages."""
+    spec = str(recipe.cached.question_encoder)
+    asking = find_encoder(spec)
+    require_fit(asking, length=recipe.max_length)
+    require_finite_weights(asking)
+    if hidden_width(asking) != width:
+        raise RecipeError(
+            f"cached.question_encoder: the hidden states of {spec} are {hidden_width(asking)} numbers, and those of "
+            f"{recipe.cached_encoder}, which reads the passages, are {width}: the two embeddings have no cosine, at "
+            "which training starts; give encoders of one width",
+            key="cached.question_encoder",
+            value=spec,
         )
 
 
@@ -132,11 +156,17 @@ def _require_stage1(recipe: Recipe, folder: Path, methods: list[Method]) -> None
 
 def _require_same_shape(recipe: Recipe, folder: Path) -> None:
     """A cached stage-1 student has the encoder and the shape that the recipe's students have."""
-    source = find_encoder(recipe.cached_encoder)
-    if weights_fingerprint(folder / ENCODER_FOLDER) != weights_fingerprint(source):
+    source, spec = cached_encoder(recipe), recipe.cached.question_encoder
+    there = first_encoders(folder)
+    if there[ENCODER_FOLDER] != weights_fingerprint(source):
         raise TmkdError(f"stage1_from: {folder} reads texts with another encoder than {recipe.cached_encoder}")
-    wanted, there = asdict(shape_of(recipe.cached, hidden_width(source))), interaction_shape(folder)
-    for key, value in asdict(there).items():
+    if there.get(QUESTION_FOLDER) != (spec and weights_fingerprint(find_encoder(spec))):
+        raise TmkdError(
+            f"stage1_from: {folder} reads questions with another encoder than {spec or recipe.cached_encoder} "
+            "(cached.question_encoder)"
+        )
+    wanted, shape = asdict(shape_of(recipe.cached, hidden_width(source))), interaction_shape(folder)
+    for key, value in asdict(shape).items():
         if value != wanted[key]:
             raise TmkdError(f"stage1_from: {folder} has {key} {value}, cached.{key} is {wanted[key]}")
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tmkd.core.hardware import device
-from tmkd.models.encoders.interaction import StateBatch
+from tmkd.models.encoders.text_batches import StateBatch, TextBatch
 from tmkd.models.student import AnyBatch, StudentOutput
 from tmkd.training.hidden_states import StoredStates
 from tmkd.training.objectives import AuxiliaryObjective
@@ -89,13 +89,13 @@ class QuestionStates(AuxiliaryObjective):
 
     def loss(self, output: StudentOutput, batch: AnyBatch, rows: Tensor) -> Tensor:
         """See `AuxiliaryObjective.loss`."""
-        assert isinstance(batch, StateBatch)
+        assert isinstance(batch, StateBatch | TextBatch)
         pairs = rows.tolist()
-        found = self.targets.stored.load(pairs, batch.question.shape[1])
+        found = self.targets.stored.load(pairs, batch.question_tokens)
         assert found is not None, "the teacher has read every pair before the training begins"
         taught = torch.from_numpy(found).to(device()).float().chunk(len(self.layers), dim=-1)
         counts = torch.from_numpy(self.targets.counts[pairs]).to(device())
-        known = (torch.arange(batch.question.shape[1], device=counts.device)[None] < counts[:, None]).float()
+        known = (torch.arange(batch.question_tokens, device=counts.device)[None] < counts[:, None]).float()
         errors = [
             _mean_error(output.hidden_states[layer].float(), vectors, known) / scale
             for layer, vectors, scale in zip(self.layers, taught, self.targets.scales, strict=True)

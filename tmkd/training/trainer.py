@@ -8,7 +8,7 @@ a run that was killed and is started again ends with the same weights.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class TrainerConfig:
         weight_decay: Of matrices; vectors (biases, norms) have none.
         clip: The gradient norm over all parameters is clipped at this.
         precision: `auto`, `bf16` or `fp32`, as in a recipe.
+        part: The parameters whose names begin with this have a learning rate of their own; none unless given.
+        part_rate: That learning rate, at its peak.
     """
 
     learning_rate: float
@@ -53,10 +55,14 @@ class TrainerConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     precision: str = "auto"
+    part: str | None = None
+    part_rate: float = 0.0
 
     @classmethod
-    def of(cls, numbers: Training, seed: int, precision: str) -> TrainerConfig:
-        """Take the numbers from a section of a recipe."""
+    def of(
+        cls, numbers: Training, seed: int, precision: str, *, part: str | None = None, part_rate: float = 0.0
+    ) -> TrainerConfig:
+        """Take the numbers from a section of a recipe; the other arguments are those of the class."""
         return cls(
             learning_rate=numbers.learning_rate,
             epochs=numbers.epochs,
@@ -66,23 +72,26 @@ class TrainerConfig:
             weight_decay=numbers.weight_decay,
             clip=numbers.clip,
             precision=precision,
+            part=part,
+            part_rate=part_rate,
         )
 
-    def schedule(self, total: int) -> Callable[[int], float]:
+    def schedule(self, total: int, peak: float | None = None) -> Callable[[int], float]:
         """Build the learning-rate schedule: a linear rise over the first `warmup` share, then a linear fall to 0.
 
         Args:
             total: Steps of the run.
+            peak: The learning rate at its peak; `learning_rate` unless given.
 
         Returns:
             A function from a step, counted from 0, to its learning rate.
         """
-        rising = max(1, round(self.warmup * total))
+        peak, rising = self.learning_rate if peak is None else peak, max(1, round(self.warmup * total))
 
         def rate(step: int) -> float:
             if step < rising:
-                return self.learning_rate * (step + 1) / rising
-            return self.learning_rate * max(0.0, (total - step) / max(1, total - rising))
+                return peak * (step + 1) / rising
+            return peak * max(0.0, (total - step) / max(1, total - rising))
 
         return rate
 
@@ -124,7 +133,8 @@ class Trainer:
             module.to(device())
         trained = self.loss.trained(model)
         self.parameters = list(trained.values())
-        self.optimiser = self._optimiser()
+        self.peaks: list[float] = []  # of the optimiser's groups
+        self.optimiser = self._optimiser(trained)
         self.state = TrainingState(trained, self.optimiser, state_folder)
         self.gradients = gradients_of(model, data, self.loss, bf16=use_bf16(config.precision))
 
@@ -178,17 +188,22 @@ class Trainer:
             raise Diverged(f"{self.name}: the loss is {loss} at step {step}; lower the learning rate", step=step)
         return loss
 
-    def _optimiser(self) -> torch.optim.AdamW:
-        matrices = [p for p in self.parameters if p.ndim > 1]
-        vectors = [p for p in self.parameters if p.ndim <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": self.config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
+    def _optimiser(self, trained: Mapping[str, torch.nn.Parameter]) -> torch.optim.AdamW:
+        config, groups = self.config, []
+        parts = {name: config.part is not None and name.startswith(config.part) for name in trained}
+        for part in (False, True) if any(parts.values()) else (False,):
+            own = [parameter for name, parameter in trained.items() if parts[name] == part]
+            matrices, vectors = ([p for p in own if (p.ndim > 1) == wide] for wide in (True, False))
+            groups += [
+                {"params": matrices, "weight_decay": config.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ]
+            self.peaks += [config.part_rate if part else config.learning_rate] * 2
         return torch.optim.AdamW(groups, lr=1.0, fused=True)  # the schedule gives the whole rate, not a factor
 
     def _scheduler(self, total: int, done: int) -> LambdaLR:
         """The schedule, at the step after the first `done` ones."""
         for group in self.optimiser.param_groups:
             group["initial_lr"] = 1.0
-        return LambdaLR(self.optimiser, self.config.schedule(total), last_epoch=done - 1)
+        schedules = [self.config.schedule(total, peak) for peak in self.peaks]
+        return LambdaLR(self.optimiser, schedules, last_epoch=done - 1)

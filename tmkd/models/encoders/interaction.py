@@ -14,26 +14,18 @@ Kin: MORES (Gao et al. 2020, "Modularized Transfomer-based Ranking Framework"), 
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tmkd.core.errors import EncoderError
-from tmkd.core.files import write_json
-from tmkd.models.encoders.find import INDEX_FILE, WEIGHTS_FILE, encoder_fingerprint, weight_files
 from tmkd.models.encoders.forward import MASKED, require_readable
-from tmkd.models.encoders.tensors import read_tensors, require_finite, write_tensors
+from tmkd.models.encoders.text_batches import StateBatch, TextBatch, TrainedReaders
 
-MODEL_TYPE = "tmkd-cached"
-ENCODER_FOLDER = "encoder"  # in a student's folder: the checkpoint of E, config.json and weights
 EPSILON = 1e-6
 
 
@@ -62,24 +54,6 @@ class InteractionShape:
     ffn: int = 768
     asks: Literal["all", "first"] = "first"
     self_attention: bool = True
-
-
-class StateBatch(NamedTuple):
-    """Some pairs as E's hidden states.
-
-    Attributes:
-        question: States of the questions' tokens, [n, Tq, d] float; [1, Tq, d] where all pairs have one question.
-        question_mask: 1 for a token and 0 for padding, [n, Tq] or [1, Tq].
-        passage: States of the passages' tokens, [n, Tp, d] float.
-        passage_mask: [n, Tp].
-        cosine: Cosine of the two embeddings, [n] float32.
-    """
-
-    question: Tensor
-    question_mask: Tensor
-    passage: Tensor
-    passage_mask: Tensor
-    cosine: Tensor
 
 
 def unit(states: Tensor) -> Tensor:
@@ -186,8 +160,13 @@ class InteractionEncoder(nn.Module):
         shape: Its sizes.
         source: The checkpoint of E.
         dropout: See `InteractionLayer`.
+        question_source: The checkpoint of the encoder of questions; E unless given.
 
     Attributes:
+        readers: E, and the encoder of questions, where they are trained with the student; they then read the texts of
+            a `TextBatch`. None where they are frozen.
+        trained_from: Of encoders that are trained or were, by their folder's name, the fingerprint of the weights that
+            they had before.
         hidden_size: w + 1; the last number of h is the cosine.
         layers: The number of interaction layers.
         readable_layers: As many: each gives the vectors of the question's tokens after it.
@@ -197,9 +176,13 @@ class InteractionEncoder(nn.Module):
 
     packs = False
 
-    def __init__(self, shape: InteractionShape, source: Path, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, shape: InteractionShape, source: Path, *, dropout: float = 0.0, question_source: Path | None = None
+    ) -> None:
         super().__init__()
-        self.shape, self.source = shape, source
+        self.shape, self.source, self.question_source = shape, source, question_source
+        self.readers: TrainedReaders | None = None
+        self.trained_from: dict[str, str] = {}
         self.hidden_size = shape.width + 1
         self.layers = self.readable_layers = shape.layers
         self.path = f"cached: {shape.layers} layers in which the question attends to the passage's stored states"
@@ -210,15 +193,17 @@ class InteractionEncoder(nn.Module):
         self.interaction = nn.ModuleList(InteractionLayer(shape, dropout) for _ in range(shape.layers))
         self.last_norm = nn.LayerNorm(shape.width)
 
-    def forward(self, batch: StateBatch) -> Tensor:
+    def forward(self, batch: StateBatch | TextBatch) -> Tensor:
         """Compute h of every pair, [n, w + 1] float32."""
         return self.with_hidden_states(batch, ())[0]
 
-    def with_hidden_states(self, batch: StateBatch, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    def with_hidden_states(
+        self, batch: StateBatch | TextBatch, layers: Collection[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         """Compute h, and the vectors of the question's tokens after some of the layers.
 
         Args:
-            batch: n pairs.
+            batch: n pairs; token ids where the encoder is trained with the student.
             layers: Indices below `readable_layers`.
 
         Returns:
@@ -226,9 +211,13 @@ class InteractionEncoder(nn.Module):
             token alone asks.
 
         Raises:
-            ValueError: There is no such layer.
+            ValueError: There is no such layer, or token ids are given to a student without `readers`.
         """
         require_readable(layers, self.readable_layers)
+        if isinstance(batch, TextBatch):
+            if self.readers is None:
+                raise ValueError("a student whose encoder is not trained with it reads states, not token ids")
+            batch = self.readers.read(batch)
         states = self.states(batch.passage)
         return self.read(batch.question, batch.question_mask, states, batch.passage_mask, batch.cosine, layers)
 
@@ -276,80 +265,3 @@ class InteractionEncoder(nn.Module):
         components = torch.linalg.svd(sample - mean, full_matrices=False).Vh[: self.shape.state_size]
         self.projection.weight.copy_(components)
         self.projection.bias.copy_(-components @ mean)
-
-
-def is_cached(folder: Path) -> bool:
-    """Return whether a model folder holds a student that reads passages once."""
-    path = folder / "config.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
-
-
-def interaction_shape(folder: Path) -> InteractionShape:
-    """Read the shape of a student's interaction from its folder's config.json."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return InteractionShape(**{name: config[name] for name in InteractionShape.__dataclass_fields__})
-
-
-def save_interaction(encoder: InteractionEncoder, weight: Tensor, bias: Tensor, folder: Path) -> None:
-    """Write config.json and model.safetensors, and the checkpoint of E into `ENCODER_FOLDER`.
-
-    Args:
-        encoder: The encoder.
-        weight: Of the head, [C, w + 1].
-        bias: Of the head, [C].
-        folder: An existing folder.
-    """
-    tensors = {**encoder.state_dict(), "classifier.weight": weight, "classifier.bias": bias}
-    write_tensors(tensors, folder / WEIGHTS_FILE)
-    inner = folder / ENCODER_FOLDER
-    inner.mkdir(exist_ok=True)
-    shards = [path for path in (encoder.source / INDEX_FILE,) if path.is_file()]
-    for path in (encoder.source / "config.json", *shards, *weight_files(encoder.source)):
-        _link(path, inner / path.name)
-    write_json(
-        folder / "config.json",
-        {
-            "model_type": MODEL_TYPE, "num_labels": len(bias), "num_hidden_layers": encoder.layers,
-            "encoder_fingerprint": encoder_fingerprint(inner), **asdict(encoder.shape),
-        },
-    )  # fmt: skip
-
-
-def _link(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`; a copy where the file system has no links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def load_interaction(folder: Path, *, dropout: float) -> tuple[InteractionEncoder, Tensor, Tensor]:
-    """Load the encoder and its head.
-
-    Args:
-        folder: A folder that `save_interaction` wrote.
-        dropout: See `InteractionLayer`.
-
-    Returns:
-        The encoder, the head's weight [C, w + 1] and its bias [C].
-
-    Raises:
-        EncoderError: A file is damaged or does not hold this architecture, or `ENCODER_FOLDER` holds another encoder.
-    """
-    inner = folder / ENCODER_FOLDER
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        encoder = InteractionEncoder(interaction_shape(folder), inner, dropout=dropout)
-        tensors = read_tensors(folder / WEIGHTS_FILE)
-        weight, bias = tensors.pop("classifier.weight"), tensors.pop("classifier.bias")
-        encoder.load_state_dict(tensors)
-    except Exception as error:  # safetensors raises a class of its own for a damaged file
-        raise EncoderError(f"{folder} does not hold a complete cached student ({error}); train it again") from error
-    require_finite({**tensors, "classifier.weight": weight, "classifier.bias": bias}, folder)
-    if encoder_fingerprint(inner) != config["encoder_fingerprint"]:
-        raise EncoderError(
-            f"{inner} is not the encoder that this student was trained with; copy it again, or train the student again",
-            source=folder,
-        )
-    return encoder, weight, bias

@@ -22,9 +22,9 @@ from tmkd.evaluation.results import ENSEMBLE, ModelOutput, Results
 from tmkd.models.bi_encoder import cosine_logits
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
+from tmkd.models.encoders.cached_files import ENCODER_FOLDER, is_cached, question_folder
 from tmkd.models.encoders.families import last_linear
 from tmkd.models.encoders.find import WEIGHTS_FILE, find_encoder, weight_files
-from tmkd.models.encoders.interaction import ENCODER_FOLDER, is_cached
 from tmkd.models.encoders.lstm import is_lstm
 from tmkd.models.student import COMBINATIONS
 from tmkd.models.weights import count_parameters
@@ -156,8 +156,9 @@ def _sizes(folders: list[Path]) -> dict[str, Any]:
         parameters += sum(p.numel() for p in student.parameters() if id(p) not in unused)
         size += (folder / WEIGHTS_FILE).stat().st_size
         if is_cached(folder):
-            encoders += count_parameters(folder / ENCODER_FOLDER)
-            size += sum(path.stat().st_size for path in weight_files(folder / ENCODER_FOLDER))
+            for inner in filter(None, (folder / ENCODER_FOLDER, question_folder(folder))):
+                encoders += count_parameters(inner)
+                size += sum(path.stat().st_size for path in weight_files(inner))
     return {
         "parameters": parameters + encoders,
         "encoder_parameters": encoders or None,

@@ -23,7 +23,8 @@ from tmkd.evaluation.speed import measure_speed
 from tmkd.models.batching import length_sorted_batches
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
-from tmkd.models.encoders.interaction import ENCODER_FOLDER, InteractionEncoder, is_cached
+from tmkd.models.encoders.cached_files import ENCODER_FOLDER, is_cached, question_folder
+from tmkd.models.encoders.interaction import InteractionEncoder
 from tmkd.models.inputs import TokenInputs
 from tmkd.models.predict import score
 from tmkd.models.text_reader import TextReader
@@ -130,12 +131,13 @@ class CachedScorer:
         assert isinstance(student.encoder, InteractionEncoder)
         self.encoder, self.bf16 = student.encoder, use_bf16(precision)
         self.weight, self.bias = student.fold()
-        length = read_card(folder).max_length
-        self.reader = TextReader(folder / ENCODER_FOLDER, length, precision, tokenizer=folder)
+        length, asking = read_card(folder).max_length, question_folder(folder)
+        reader = TextReader(folder / ENCODER_FOLDER, length, precision, tokenizer=folder)
+        self.reader = reader if asking is None else TextReader(asking, length, precision)
         self.passages: dict[str, tuple[Tensor, Tensor]] = {}
         distinct = list(dict.fromkeys(passages))
         with torch.inference_mode():
-            for row, (hidden, embedding) in self.reader.states(distinct):
+            for row, (hidden, embedding) in reader.states(distinct):
                 states = self.encoder.states(torch.from_numpy(hidden).to(device()).float())
                 self.passages[distinct[row]] = states, torch.from_numpy(embedding).to(device())
 

@@ -20,7 +20,7 @@ from tmkd.training.objectives import AuxiliaryObjective
 from tmkd.training.question_states import QuestionStates
 from tmkd.training.targets import SoftLabelLoss, Targets, questions_of
 from tmkd.training.token_cosine import TokenCosineConfig, TokenTargets, token_cosine_objective
-from tmkd.training.trainer import Trainer, TrainerConfig
+from tmkd.training.trainer import Trainer
 from tmkd.training.training_set import TrainingSet
 
 
@@ -39,7 +39,7 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
     Returns:
         The finished step; its folder is a checkpoint with soft heads only.
     """
-    recipe, numbers, weight = spec.recipe, spec.stage1, _cosine_weight(spec)
+    recipe, numbers, weight, states = spec.recipe, spec.stage1, _cosine_weight(spec), spec.states(workspace, pool)
     cosine = bi_encoder_cosine(workspace, recipe, pool) if weight else None
     taught = question_states_of(workspace, spec, pool)
     classes = targets.logits.shape[2]  # the pool's task may have other classes
@@ -53,7 +53,7 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
         },
         inputs={
             "encoder": spec.begins_with, "pool": pool, "targets": targets.names, "token_cosine": cosine,
-            "states": spec.states(workspace, pool), "question_states": taught,
+            "states": states[0] if len(states) == 1 else states, "question_states": taught,
         },
     )  # fmt: skip
     questions = questions_of(pool, recipe.loss)
@@ -74,13 +74,13 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
             model,
             data,
             SoftLabelLoss(targets, recipe.loss, questions),
-            TrainerConfig.of(numbers, spec.seed, recipe.precision),
+            spec.trainer_config(numbers),
             objectives=objectives,
             name=f"stage 1 ({spec.name})",
             state_folder=state_folder(folder),
         )
-        foreign = recipe.pool is not None and recipe.pool.teachers
-        labels = None if foreign else recipe.class_names  # foreign teachers have the classes of another task
+        # the teachers of another task have its classes
+        labels = None if recipe.pool is not None and recipe.pool.teachers else recipe.class_names
         fit_and_save(trainer, folder, tokenizer, {"step": "stage1", "teachers": list(targets.names)}, labels)
 
     return workspace.step("stage1", content, build, label=f"stage 1 of {spec.name}")

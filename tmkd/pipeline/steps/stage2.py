@@ -16,7 +16,7 @@ from tmkd.pipeline.steps.student import StudentSpec, carried_heads, soft_setting
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.targets import Replay, Targets, questions_of, stage2_loss
-from tmkd.training.trainer import Trainer, TrainerConfig
+from tmkd.training.trainer import Trainer
 from tmkd.training.training_set import TrainingSet
 
 
@@ -48,24 +48,26 @@ def stage2(
     def build(folder: Path) -> None:
         tokenizer = spec.tokenizer()
         torch.manual_seed(spec.seed)
-        data = TrainingSet(spec.inputs(workspace, pairs), questions)
+        data = TrainingSet(spec.inputs(workspace, pairs, start), questions)
         model = _first_student(spec, data.inputs, targets, start)
         if replay is not None:
-            data = TrainingSet.with_replay(data.inputs, spec.inputs(workspace, replay.pool), spec.stage2.replayed)
+            pool = spec.inputs(workspace, replay.pool, start)
+            data = TrainingSet.with_replay(data.inputs, pool, spec.stage2.replayed)
         all_pairs, soft = replay.behind(pairs, targets) if replay is not None else (pairs, targets)
         trainer = Trainer(
             model,
             data,
             stage2_loss(all_pairs, soft, recipe.loss, questions),
-            TrainerConfig.of(spec.last_stage(start is not None), spec.seed, recipe.precision),
+            spec.trainer_config(spec.last_stage(start is not None)),
             name=spec.name,
             state_folder=state_folder(folder),
         )
         about: Origin = {"step": spec.method.name, "teachers": list(targets.names) if targets else []}
         fit_and_save(trainer, folder, tokenizer, about, recipe.class_names)
 
-    read = [spec.states(workspace, some) for some in (pairs, *([replay.pool] if replay else []))]
-    content = _content(spec, pairs, targets, stage1, replay, [step for step in read if step is not None])
+    some = (pairs, *([replay.pool] if replay else []))
+    read = [step for one in some for step in spec.states(workspace, one, start)]
+    content = _content(spec, pairs, targets, stage1, replay, read)
     return workspace.step("student", content, build, label=spec.name)
 
 

@@ -24,9 +24,9 @@ from tmkd.core.errors import EncoderError
 from tmkd.core.files import replacing
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import CARD_FILE, read_card
+from tmkd.models.encoders.cached_files import ENCODER_FOLDER, is_cached, question_folder
 from tmkd.models.encoders.find import weights_fingerprint
-from tmkd.models.encoders.interaction import ENCODER_FOLDER, is_cached
-from tmkd.models.inputs import Inputs, StateInputs
+from tmkd.models.inputs import Inputs, StateInputs, TextInputs, TextSide
 from tmkd.models.text_reader import ReadTexts, TextReader
 from tmkd.models.text_states import text_key
 from tmkd.models.text_tokenizer import TextTokenizer
@@ -52,32 +52,44 @@ class TextReading:
         tokenizer: A model folder whose tokenizer is used.
         max_length: Most tokens of a text.
         precision: Of the encoder's arithmetic, as in a recipe.
+        questions: How questions are read; as passages unless given.
     """
 
     encoder: Path
     tokenizer: Path
     max_length: int
     precision: str
+    questions: TextReading | None = None
 
     @classmethod
-    def of_student(cls, folder: Path, precision: str) -> TextReading:
-        """How a finished student that reads passages once reads texts."""
-        return cls(folder / ENCODER_FOLDER, folder, read_card(folder).max_length, precision)
+    def of_student(cls, folder: Path, precision: str, max_length: int | None = None) -> TextReading:
+        """How a finished student that reads passages once reads texts, up to its own number of tokens or another."""
+        length, inner = max_length or read_card(folder).max_length, question_folder(folder)
+        asking = None if inner is None else cls(inner, inner, length, precision)
+        return cls(folder / ENCODER_FOLDER, folder, length, precision, asking)
 
-    def step(self, workspace: Workspace, pairs: Pairs) -> Step:
+    def steps(self, workspace: Workspace, pairs: Pairs) -> list[Step]:
         """Read every distinct text of some pairs, where that was not done before.
 
         Args:
-            workspace: Keeps the step.
+            workspace: Keeps the steps.
             pairs: Their labels are not read.
 
         Returns:
-            The finished step.
+            The finished step, or two: of the passages and of the questions, where these have an encoder of their own.
 
         Raises:
             EncoderError: The encoder cannot be read, or gives no finite number for a text.
         """
-        texts = texts_of(pairs)
+        return [reading._step(workspace, texts) for reading, texts in self._shares(pairs)]
+
+    def _shares(self, pairs: Pairs) -> list[tuple[TextReading, list[str]]]:
+        """Which texts each of the encoders reads."""
+        if self.questions is None:
+            return [(self, texts_of(pairs))]
+        return [(self, sorted(set(pairs.passages))), (self.questions, sorted(set(pairs.questions)))]
+
+    def _step(self, workspace: Workspace, texts: list[str]) -> Step:
         content = depends_on(
             settings={"max_length": self.max_length, "precision": self.precision},
             inputs={
@@ -96,11 +108,29 @@ class TextReading:
         return step
 
     def inputs(self, workspace: Workspace, pairs: Pairs) -> StateInputs:
-        """The pairs as a student reads them; arguments and errors as of `step`."""
-        step, texts = self.step(workspace, pairs), texts_of(pairs)
-        parts = [_part(step.folder, number) for number in range(-(-len(texts) // PART))]
-        read = ReadTexts.joined([part for part in parts if part is not None])
-        return StateInputs.of(read, texts, pairs.questions, pairs.passages)
+        """The pairs as a student reads them; arguments and errors as of `steps`."""
+        read: list[ReadTexts] = []
+        places: list[dict[str, int]] = []
+        before = 0
+        for reading, texts in self._shares(pairs):
+            step = reading._step(workspace, texts)
+            parts = [_part(step.folder, number) for number in range(-(-len(texts) // PART))]
+            read += [part for part in parts if part is not None]
+            places.append({text: before + row for row, text in enumerate(texts)})
+            before += len(texts)
+        passage, question = (
+            np.array([place[text] for text in texts], dtype=np.int64)
+            for place, texts in ((places[0], pairs.passages), (places[-1], pairs.questions))
+        )
+        return StateInputs(ReadTexts.joined(read), question, passage)
+
+    def tokens(self, pairs: Pairs) -> TextInputs:
+        """The pairs as a student reads them whose encoder is trained with it."""
+        questions, passages = (
+            TextSide.of(TextTokenizer(reading.tokenizer, reading.max_length), texts)
+            for reading, texts in ((self.questions or self, pairs.questions), (self, pairs.passages))
+        )
+        return TextInputs(questions, passages)
 
     def _fill(self, folder: Path, texts: Sequence[str], others: Sequence[Path]) -> None:
         """Read the parts that are not there or damaged; texts that other folders hold are copied from there."""

@@ -15,10 +15,13 @@ from tmkd.config.sections import Loss, Stage2, Training
 from tmkd.config.student_sections import Cached
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import read_card
-from tmkd.models.checkpoint import load_encoder, load_student
-from tmkd.models.encoders.find import find_encoder
+from tmkd.models.checkpoint import hidden_width, load_encoder, load_student
+from tmkd.models.cut import lowest_layers
+from tmkd.models.encoders.cached_files import ENCODER_FOLDER, QUESTION_FOLDER, first_encoders, question_folder
+from tmkd.models.encoders.find import find_encoder, weights_fingerprint
 from tmkd.models.encoders.interaction import InteractionEncoder, InteractionShape
-from tmkd.models.inputs import Inputs, StateInputs
+from tmkd.models.encoders.text_batches import TrainedReaders
+from tmkd.models.inputs import Inputs, StateInputs, TextInputs
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.states import TextReading
@@ -27,9 +30,13 @@ from tmkd.pipeline.store.token_cache import token_inputs
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.scores import COLUMN
 from tmkd.training.targets import MEAN, Targets
+from tmkd.training.trainer import TrainerConfig
 
 SAMPLE = 8192  # tokens whose states a cached student's projection begins as the principal components of
-_NOT_SHAPE = {"encoder", "stage1", "stage2", "without_stage1"}  # an input, and the numbers of each stage
+_NOT_SHAPE = {  # inputs, and how students are trained
+    "encoder", "encoder_layers", "question_encoder", "encoder_learning_rate", "stage1", "stage2", "without_stage1",
+}  # fmt: skip
+READERS = "encoder.readers."  # begins the names of a student's encoders, where they are trained with it
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,18 @@ class StudentSpec:
     @property
     def encoder(self) -> Path:
         """The encoder that its tokenizer is of; of a cached student, the one that reads its texts."""
-        return find_encoder(self.recipe.cached_encoder if self.method.cached else self.recipe.encoder)
+        return cached_encoder(self.recipe) if self.method.cached else find_encoder(self.recipe.encoder)
+
+    @property
+    def question_encoder(self) -> Path | None:
+        """The encoder that reads the questions of a cached student, where it has one of its own."""
+        spec = self.recipe.cached.question_encoder
+        return find_encoder(spec) if self.method.cached and spec is not None else None
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether the encoders of a cached student are trained with it."""
+        return self.method.cached and self.recipe.cached.encoder_learning_rate > 0
 
     @property
     def source(self) -> Path:
@@ -93,19 +111,38 @@ class StudentSpec:
         """The tokenizer that reads its pairs."""
         return PairTokenizer(self.encoder, self.recipe.max_length)
 
-    @property
-    def _reading(self) -> TextReading:
-        return TextReading(self.encoder, self.encoder, self.recipe.max_length, self.recipe.precision)
+    def _reading(self, start: Path | None) -> TextReading:
+        length, precision = self.recipe.max_length, self.recipe.precision
+        if start is not None:
+            return TextReading.of_student(start, precision, length)
+        asking = self.question_encoder
+        questions = None if asking is None else TextReading(asking, asking, length, precision)
+        return TextReading(self.encoder, self.encoder, length, precision, questions)
 
-    def states(self, workspace: Workspace, pairs: Pairs) -> Step | None:
-        """The step that holds the hidden states of the pairs' texts; None for a student that reads token ids."""
-        return self._reading.step(workspace, pairs) if self.method.cached else None
+    def states(self, workspace: Workspace, pairs: Pairs, start: Path | None = None) -> list[Step]:
+        """The steps that hold the hidden states of the pairs' texts; none for a student that reads token ids.
 
-    def inputs(self, workspace: Workspace, pairs: Pairs) -> Inputs:
-        """Pairs in the form that the student reads."""
+        Args:
+            workspace: Keeps the steps.
+            pairs: N pairs.
+            start: The stage-1 student that it continues, whose encoder may have been trained.
+        """
+        frozen = self.method.cached and not self.trains_encoder
+        return self._reading(start).steps(workspace, pairs) if frozen else []
+
+    def inputs(self, workspace: Workspace, pairs: Pairs, start: Path | None = None) -> Inputs:
+        """Pairs in the form that the student reads; arguments as of `states`."""
+        if self.trains_encoder:
+            return self._reading(start).tokens(pairs)
         if self.method.cached:
-            return self._reading.inputs(workspace, pairs)
+            return self._reading(start).inputs(workspace, pairs)
         return token_inputs(workspace, self.tokenizer(), pairs)
+
+    def trainer_config(self, numbers: Training) -> TrainerConfig:
+        """The numbers of a training run."""
+        rate = self.recipe.cached.encoder_learning_rate if self.trains_encoder else 0.0
+        part = READERS if rate else None
+        return TrainerConfig.of(numbers, self.seed, self.recipe.precision, part=part, part_rate=rate)
 
     def new_student(
         self, numbers: Training, inputs: Inputs, classes: int, soft_heads: int, *, use_golden: bool
@@ -120,7 +157,7 @@ class StudentSpec:
             soft_heads: K.
             use_golden: As in `Student`.
         """
-        if isinstance(inputs, StateInputs):
+        if isinstance(inputs, StateInputs | TextInputs):
             return self._new_cached(numbers, inputs, classes, soft_heads, use_golden)
         shape = self.recipe.student
         encoder = load_encoder(
@@ -135,17 +172,42 @@ class StudentSpec:
         return Student(encoder, classes, soft_heads, use_golden=use_golden)
 
     def _new_cached(
-        self, numbers: Training, inputs: StateInputs, classes: int, soft_heads: int, use_golden: bool
+        self,
+        numbers: Training,
+        inputs: StateInputs | TextInputs,
+        classes: int,
+        soft_heads: int,
+        use_golden: bool,
     ) -> Student:
         """A new cached student, which gives the bi-encoder cosine; arguments as of `new_student`."""
-        sample = inputs.texts.sample(np.unique(inputs.passage), SAMPLE, self.seed)
         encoder = InteractionEncoder(
-            shape_of(self.recipe.cached, sample.shape[1]), self.encoder, dropout=numbers.dropout
+            shape_of(self.recipe.cached, hidden_width(self.encoder)),
+            self.encoder,
+            dropout=numbers.dropout,
+            question_source=self.question_encoder,
         )
+        if isinstance(inputs, TextInputs):
+            readers = self._readers(self.encoder, self.question_encoder, numbers)
+            sample = inputs.sample(readers, SAMPLE, self.seed)
+            sources = {ENCODER_FOLDER: self.encoder, QUESTION_FOLDER: self.question_encoder}
+            encoder.trained_from = {name: weights_fingerprint(one) for name, one in sources.items() if one is not None}
+            encoder.readers = readers
+        else:
+            sample = inputs.texts.sample(np.unique(inputs.passage), SAMPLE, self.seed)
         encoder.start_projection(torch.from_numpy(sample))
         student = Student(encoder, classes, soft_heads, use_golden=use_golden)
         student.start_at_cosine(self.recipe.positive_class)
         return student
+
+    def _readers(self, passage: Path, question: Path | None, numbers: Training) -> TrainedReaders:
+        """Load the encoders to train them; only the dropout of `numbers` is read."""
+        frozen = self.recipe.student.freeze_embeddings
+        passages, questions = (
+            None if folder is None else load_encoder(folder, 2, dropout=numbers.dropout, freeze_embeddings=frozen)
+            for folder in (passage, question)
+        )
+        assert passages is not None
+        return TrainedReaders(passages, questions)
 
     def continued_student(self, stage1: Path, numbers: Training, targets: Targets | None) -> Student:
         """Make the student that continues a stage-1 student.
@@ -160,6 +222,10 @@ class StudentSpec:
         """
         classes, frozen = self.recipe.classes, self.recipe.student.freeze_embeddings
         before = load_student(stage1, dropout=numbers.dropout, freeze_embeddings=frozen)
+        if self.trains_encoder:
+            assert isinstance(before.encoder, InteractionEncoder)
+            before.encoder.trained_from = first_encoders(stage1)
+            before.encoder.readers = self._readers(stage1 / ENCODER_FOLDER, question_folder(stage1), numbers)
         carried = targets and carried_heads(stage1, classes, targets)
         if carried:
             before.start_golden_from_soft()
@@ -201,12 +267,26 @@ class StudentSpec:
     def _cached_shape(self, continues: bool) -> dict[str, Any]:
         positive = self.recipe.positive_class
         shape = {} if continues else non_defaults(self.recipe.cached, without=_NOT_SHAPE)
-        return {"kind": "cached", "cached": shape, "positive": positive if positive != 1 else None}
+        thaws = self.trains_encoder and not self.recipe.student.freeze_embeddings
+        return {
+            "kind": "cached",
+            "cached": shape,
+            "positive": positive if positive != 1 else None,
+            "encoder_learning_rate": self.recipe.cached.encoder_learning_rate or None,
+            "trains_embeddings": thaws or None,
+        }
 
     @property
-    def begins_with(self) -> Step | Path:
-        """The step or folder of `source`, as an input of the step's fingerprint."""
+    def begins_with(self) -> Step | Path | list[Path]:
+        """The step or folder of `source`, and the encoder of questions, as an input of the step's fingerprint."""
+        if self.question_encoder is not None:
+            return [self.source, self.question_encoder]
         return self.begin or self.source
+
+
+def cached_encoder(recipe: Recipe) -> Path:
+    """The encoder of the passages of cached students, with the layers that are taken of it."""
+    return lowest_layers(find_encoder(recipe.cached_encoder), recipe.cached.encoder_layers)
 
 
 def shape_of(cached: Cached, encoder_width: int) -> InteractionShape:

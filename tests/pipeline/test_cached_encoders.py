@@ -1,0 +1,207 @@
+"""The encoders of cached students: trained with them, fewer layers, an encoder of questions of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cached_run_fixtures import killed, run_of, weights, write_recipe
+from encoder_fixtures import tiny
+from safetensors.numpy import load_file
+
+from tmkd.core.errors import EncoderError, TmkdError
+from tmkd.models.bi_encoder import cosine_logits
+from tmkd.models.checkpoint import load_encoder, load_student
+from tmkd.models.cut import lowest_layers
+from tmkd.models.encoders.find import find_encoder, weights_fingerprint
+from tmkd.models.encoders.interaction import InteractionEncoder, InteractionShape
+from tmkd.models.encoders.text_batches import TrainedReaders
+from tmkd.models.inputs import TextInputs, TextSide
+from tmkd.models.predict import score
+from tmkd.models.student import Student
+from tmkd.models.text_reader import TextReader
+from tmkd.models.text_tokenizer import TextTokenizer
+from tmkd.pipeline.run import Run
+from tmkd.pipeline.steps.speed import CachedScorer
+from tmkd.pipeline.steps.states import TextReading
+
+NO_STEPS = [f"cached.{stage}.learning_rate=1.0e-12" for stage in ("stage1", "stage2", "without_stage1")]
+QUESTIONS = ["which command mounts a disk", "which command mounts a disk", "how do I stop a service"]
+PASSAGES = ["Use mount. It needs root.", "systemctl stop ends a service.", "Use mount. It needs root."]
+
+
+@pytest.fixture
+def scored_recipe(tmp_path: Path) -> Path:
+    return write_recipe(tmp_path)
+
+
+def kinds(run: Run) -> list[str]:
+    return [path.name.split("-")[0] for path in (run.workspace.root / "steps").iterdir()]
+
+
+def test_a_trained_encoder_reads_each_text_of_a_batch_once_and_gives_what_the_frozen_one_gives(
+    tmp_path: Path,
+) -> None:
+    """The same logits from token ids as from states, and gradients in every layer of the encoder."""
+    folder = tiny("mpnet", tmp_path / "tiny", max_position_embeddings=64)
+    tokenizer = TextTokenizer(folder, 32)
+    encoder = InteractionEncoder(InteractionShape(48, 16, 48, heads=4, ffn=32), folder)
+    student = Student(encoder, 2, soft_heads=1).eval()
+    reading = TextReading(folder, folder, 32, "fp32")
+    inputs = TextInputs(TextSide.of(tokenizer, QUESTIONS), TextSide.of(tokenizer, PASSAGES))
+    assert [len(side.encoded.ids) for side in (inputs.questions, inputs.passages)] == [2, 2]
+    with pytest.raises(ValueError, match="reads states, not token ids"):
+        score(student, inputs, precision="fp32")
+
+    from tmkd.data.pairs import Pairs
+    from tmkd.pipeline.store.workspace import Workspace
+
+    states = reading.inputs(Workspace(tmp_path / "workspace"), Pairs.build(QUESTIONS, PASSAGES))
+    wanted = score(student, states, precision="fp32")
+    encoder.readers = TrainedReaders(load_encoder(folder, 2)).eval()
+    np.testing.assert_allclose(score(student, inputs, precision="fp32"), wanted, atol=2e-3)
+
+    batch = inputs.batch(student, np.arange(3), bf16=False)
+    assert (len(batch.questions.input_ids), len(batch.passages.input_ids)) == (2, 2)
+    student.golden(encoder(batch)).sum().backward()
+    layers = encoder.readers.passage.base.encoder.layer
+    assert all(layer.attention.attn.q.weight.grad.abs().sum() > 0 for layer in layers)
+    untrained = [name for name, part in encoder.readers.named_parameters() if part.requires_grad and part.grad is None]
+    assert not untrained
+
+
+def test_a_trained_encoder_changes_in_both_stages_and_is_kept_with_the_student(scored_recipe: Path) -> None:
+    run = run_of(scored_recipe, "methods=[tmkd]", "cached.encoder_learning_rate=1.0e-3")
+    run.distill()
+    assert "states" not in kinds(run)  # texts are not read beforehand
+    source = scored_recipe.parent / "tiny"
+    folder = run.students.taken().steps[0].folder
+    first, last = (load_file(at / "encoder" / "model.safetensors") for at in (run.folder / "stage1", folder))
+    before = load_file(source / "model.safetensors")
+    for name in ("encoder.layer.0.attention.self.query.weight", "encoder.layer.2.output.dense.bias"):
+        assert not np.array_equal(first[name], before[name])
+        assert not np.array_equal(last[name], first[name])
+    table = "embeddings.word_embeddings.weight"
+    assert np.array_equal(last[table], before[table])  # student.freeze_embeddings
+
+    test = run.data.test
+    trained = TextReading.of_student(folder, "fp32").inputs(run.workspace, test)
+    found = run.students.logits(run.students.taken(), test)[0]
+    np.testing.assert_allclose(score(load_student(folder), trained, precision="fp32"), found, atol=1e-5)
+    timed = CachedScorer(folder, "fp32", test.passages)
+    np.testing.assert_allclose(timed(test.questions, test.passages), found, atol=1e-4)
+
+    again = run_of(scored_recipe, "methods=[tmkd]", f"stage1_from={run.folder / 'stage1'}", "name=again")
+    again.distill()  # frozen now: its states are those of the encoder that stage 1 trained
+    kept = again.students.taken().steps[0].folder / "encoder"
+    assert weights_fingerprint(kept) == weights_fingerprint(run.folder / "stage1" / "encoder")
+
+
+def test_with_a_tiny_learning_rate_a_trained_encoder_is_the_frozen_one(scored_recipe: Path) -> None:
+    """Both begin at the cosine of the encoder, and stay there."""
+    run = run_of(scored_recipe, "methods=[finetune]", "take=finetune", *NO_STEPS, "cached.encoder_learning_rate=1e-12")
+    run.distill()
+    test = run.data.test
+    wanted = cosine_logits(scored_recipe.parent / "tiny", test.questions, test.passages, 64, "fp32")
+    np.testing.assert_allclose(run.students.logits(run.students.taken(), test)[0], wanted, atol=2e-3)
+
+
+def test_a_killed_training_of_the_encoder_continues_with_the_same_bits(scored_recipe: Path) -> None:
+    scored_recipe.write_text(scored_recipe.read_text().replace("cached: {", "cached: {encoder_learning_rate: 1.0e-3, "))
+    killed(
+        scored_recipe,
+        "import tmkd.training.state as state\n"
+        "state.SAVE_SECONDS, save, calls = 0.0, state.TrainingState.save, []\n"
+        "def three(*a): (die if len(calls) == 3 else save)(*a); calls.append(1)\n"
+        "state.TrainingState.save = three\n",
+    )
+    found, unbroken = (run_of(scored_recipe, "methods=[tmkd]", workspace=name) for name in ("workspace", "unbroken"))
+    for run in (found, unbroken):
+        run.distill()
+    wanted = weights(unbroken)
+    assert all(np.array_equal(part, wanted[file][name]) for file, parts in weights(found).items()
+               for name, part in parts.items())  # fmt: skip
+    encoders = [weights_fingerprint(run.students.taken().steps[0].folder / "encoder") for run in (found, unbroken)]
+    assert encoders[0] == encoders[1] != weights_fingerprint(scored_recipe.parent / "tiny")
+
+
+def test_only_the_lowest_layers_are_taken(scored_recipe: Path) -> None:
+    source = scored_recipe.parent / "tiny"
+    cut = lowest_layers(source, 2)
+    assert json.loads((cut / "config.json").read_text())["num_hidden_layers"] == 2
+    assert lowest_layers(source, 2) == cut
+    assert lowest_layers(source, 3) == lowest_layers(source, None) == source
+    with pytest.raises(EncoderError, match=r"cached.encoder_layers: 4, but .*tiny has 3 layers"):
+        run_of(scored_recipe, "methods=[tmkd]", "cached.encoder_layers=4").distill()
+
+    # the hidden states after two of the three layers, as transformers gives them
+    from transformers import AutoModel
+
+    ((_, found, _),) = TextReader(cut, 32, "fp32").read(["Use the mount command."])
+    ids = torch.tensor(np.stack(TextTokenizer(source, 32).encode(["Use the mount command."]).ids).astype(np.int64))
+    with torch.inference_mode():
+        wanted = AutoModel.from_pretrained(source)(input_ids=ids, output_hidden_states=True).hidden_states[2][0]
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
+
+    run = run_of(scored_recipe, "methods=[finetune]", "take=finetune", "cached.encoder_layers=2", *NO_STEPS)
+    run.distill()
+    folder, test = run.students.taken().steps[0].folder, run.data.test
+    assert json.loads((folder / "encoder" / "config.json").read_text())["num_hidden_layers"] == 2
+    cosine = cosine_logits(cut, test.questions, test.passages, 64, "fp32")
+    np.testing.assert_allclose(run.students.logits(run.students.taken(), test)[0], cosine, atol=2e-3)
+
+
+def test_the_layers_of_minilm_can_be_cut() -> None:
+    cut = lowest_layers(find_encoder("builtin:minilm-l6"), 3)
+    assert load_encoder(cut, 2).layers == 3
+    assert TextTokenizer(cut, 64).fingerprint() == TextTokenizer(find_encoder("builtin:minilm-l6"), 64).fingerprint()
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-3])
+def test_questions_have_an_encoder_of_their_own(scored_recipe: Path, rate: float) -> None:
+    asking = tiny("bert", scored_recipe.parent / "asking", num_hidden_layers=1)
+    run = run_of(scored_recipe, "methods=[tmkd]", f"cached.question_encoder={asking}",
+                 f"cached.encoder_learning_rate={rate}")  # fmt: skip
+    run.distill()
+    folder, test = run.students.taken().steps[0].folder, run.data.test
+    same = weights_fingerprint(folder / "question_encoder") == weights_fingerprint(asking)
+    assert same == (rate == 0)
+    found = run.students.logits(run.students.taken(), test)[0]
+    timed = CachedScorer(folder, "fp32", test.passages)
+    np.testing.assert_allclose(timed(test.questions, test.passages), found, atol=1e-4)
+    row = next(one for one in run.evaluate(test).to_json()["methods"] if one["name"] == "tmkd")
+    sizes = [sum(part.size for part in load_file(folder / name / "model.safetensors").values())
+             for name in ("encoder", "question_encoder")]  # fmt: skip
+    assert row["encoder_parameters"] == sum(sizes)
+
+    stage1 = f"stage1_from={run.folder / 'stage1'}"
+    run_of(scored_recipe, "methods=[tmkd]", stage1, f"cached.question_encoder={asking}", "name=again").distill()
+    with pytest.raises(TmkdError, match=r"reads questions with another encoder than .*cached.question_encoder"):
+        run_of(scored_recipe, "methods=[tmkd]", stage1).distill()
+
+
+def test_training_starts_at_the_cosine_of_the_two_encoders(scored_recipe: Path) -> None:
+    asking, source = tiny("bert", scored_recipe.parent / "asking", num_hidden_layers=1), scored_recipe.parent / "tiny"
+    run = run_of(scored_recipe, "methods=[finetune]", "take=finetune", f"cached.question_encoder={asking}", *NO_STEPS)
+    run.distill()
+    test = run.data.test
+    embeddings = [
+        {texts[row]: embedding for row, (_, embedding) in TextReader(folder, 64, "fp32").states(texts)}
+        for folder, texts in ((asking, list(test.questions)), (source, list(test.passages)))
+    ]
+    cosine = np.array([embeddings[0][question] @ embeddings[1][passage]
+                       for question, passage in zip(test.questions, test.passages, strict=True)])  # fmt: skip
+    found = run.students.logits(run.students.taken(), test)[0]
+    np.testing.assert_allclose(found[:, 1] - found[:, 0], 10 * (cosine - 0.5), atol=2e-3)
+
+
+def test_an_encoder_of_questions_of_another_width_is_refused(scored_recipe: Path) -> None:
+    narrow = tiny("bert", scored_recipe.parent / "narrow", hidden_size=32)
+    with pytest.raises(TmkdError) as refused:
+        run_of(scored_recipe, "methods=[tmkd]", f"cached.question_encoder={narrow}").distill()
+    assert "cached.question_encoder: the hidden states of" in str(refused.value)
+    assert "are 32 numbers" in str(refused.value)
+    assert "are 48: the two embeddings have no cosine" in str(refused.value)
