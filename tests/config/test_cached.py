@@ -66,6 +66,10 @@ def test_the_best_student_can_be_taken() -> None:
             "cached.stage2.batch_size: 3 is too small for loss.kind margin_mse",
         ),
         (
+            {"cached__stage1": {"learning_rate": 1e-3, "epochs": 9}, "cached__stage1_from": "there"},
+            "give cached.stage1 or cached.stage1_from, not both: cached.stage1_from=there",
+        ),
+        (
             {"cached__stage1": {"learning_rate": 1e-3, "epochs": 9}, "stage1_from": "there"},
             "give cached.stage1 or stage1_from, not both",
         ),
@@ -89,3 +93,5 @@ def test_the_keys_of_layered_students_do_not_matter_to_cached_methods_of_the_sam
     assert parse_recipe(content, "x").stage1.states == 100
     starts = parse_recipe(read_content(tmp_path / "recipe.yaml", [*alone, "stage1_from=there"]), "x")
     assert starts.stage1_from == "there"
+    of_each = parse_recipe(read_content(tmp_path / "recipe.yaml", ["cached.stage1_from=there"]), "x")
+    assert (of_each.cached.stage1_from, of_each.stage1_from, of_each.stage1.epochs) == ("there", None, 1)

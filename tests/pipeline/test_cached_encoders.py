@@ -198,6 +198,26 @@ def test_training_starts_at_the_cosine_of_the_two_encoders(scored_recipe: Path) 
     np.testing.assert_allclose(found[:, 1] - found[:, 0], 10 * (cosine - 0.5), atol=2e-3)
 
 
+def test_each_kind_of_student_starts_from_a_stage_1_of_its_own(scored_recipe: Path) -> None:
+    both = ("methods=[tmkd@layers,tmkd@cached]", "take=tmkd@cached", "student={layers: 1}",
+            "stage2={learning_rate: 1.0e-3, epochs: 1, batch_size: 8}")  # fmt: skip
+    first = run_of(scored_recipe, *both, "stage1={learning_rate: 1.0e-3, epochs: 1, batch_size: 8}")
+    first.distill()
+    layered, cached = (one.stage1[0].folder for one in first.students.train_all())
+
+    def again(*keys: str) -> list[bool]:
+        """Whether the students of each kind were trained from a stage 1 of the second run."""
+        run = run_of(scored_recipe, *both, *keys, workspace="again")
+        run.distill()
+        return [bool(one.stage1) for one in run.students.train_all()]
+
+    assert again(f"stage1_from={layered}", f"cached.stage1_from={cached}") == [False, False]
+    own = "stage1={learning_rate: 1.0e-3, epochs: 1, batch_size: 8}"
+    assert again(f"cached.stage1_from={cached}", own) == [True, False]
+    with pytest.raises(TmkdError, match=r"is a layered one, and .* of tmkd@cached .*cached.stage1_from a cached one"):
+        again(f"stage1_from={layered}")
+
+
 def test_an_encoder_of_questions_of_another_width_is_refused(scored_recipe: Path) -> None:
     narrow = tiny("bert", scored_recipe.parent / "narrow", hidden_size=32)
     with pytest.raises(TmkdError) as refused:

@@ -29,12 +29,16 @@ import tmkd.pipeline.steps.label as labelling
 from tmkd.config.load import parse_recipe, set_keys
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import DebianDocsSizes
+from tmkd.config.student_sections import Cached
 from tmkd.core import hardware
 from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
-from tmkd.models.checkpoint import save_tokenizer
+from tmkd.models.checkpoint import save_student, save_tokenizer
+from tmkd.models.encoders.interaction import InteractionEncoder
+from tmkd.models.student import Student
 from tmkd.pipeline.run import Run
 from tmkd.pipeline.steps.export import export_step
+from tmkd.pipeline.steps.student import shape_of
 from tmkd.pipeline.store import fingerprint as fingerprints
 from tmkd.pipeline.store.fingerprint import STEP_VERSIONS, depends_on, fingerprint, non_defaults
 from tmkd.pipeline.store.workspace import Step, Workspace
@@ -248,6 +252,9 @@ CHANGES: dict[str, Change] = {
     "cached.state_size": Change("stage1", 8),
     "cached.asks": Change("stage1", "all"),
     "cached.self_attention": Change("stage1", False),
+    "cached.stage1_from": Change(
+        "labels", "{cached_stage1}", {"methods": ["finetune", "tmkd@cached"], "take": "finetune"}
+    ),
     **under("cached.stage1", training("stage1")),
     "cached.stage1.states": Change("question-states", 3.0),
     **under("cached.stage2", training("student")),
@@ -288,7 +295,7 @@ def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 
 FIELDS = dict(fields_of(Recipe))
-DEFAULTS = "1549d6ef54d0"  # a digest of every default that enters fingerprints by its absence
+DEFAULTS = "73031a57915b"  # a digest of every default that enters fingerprints by its absence
 
 
 def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
@@ -341,6 +348,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found["quoted"].write_text("question\tpassage\n" + "".join(texts))
     found["encoder"] = tiny("bert", root / "encoder")
     found["encoder2"] = tiny("bert", root / "encoder2", hidden_size=32)
+    shape = shape_of(Cached(state_size=16), 48)
+    found["cached_stage1"] = root / "cached_stage1"
+    first = Student(InteractionEncoder(shape, found["encoder"]), 2, soft_heads=2, use_golden=False)
+    save_student(first, found["cached_stage1"], found["encoder"], 64, {"step": "stage1", "teachers": ["a", "b"]})
     found["encoder3"] = tiny("bert", root / "encoder3", num_hidden_layers=2)
     found["teacher"] = model_folder(root / "teacher", found["encoder"], step="teacher")
     found["stage1"] = model_folder(root / "stage1", found["encoder"], step="stage1", soft_headers=2, use_golden=False)

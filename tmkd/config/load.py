@@ -131,7 +131,7 @@ def set_keys(content: dict[str, Any], changes: Sequence[tuple[str, Any, str]]) -
     """Change keys of a recipe's content in place.
 
     A `stage1_from` among the changes replaces the `stage1` that the content had, and that of `cached`, unless the
-    changes set `stage1`, too.
+    changes set `stage1`, too; a `cached.stage1_from` replaces that of `cached` alone.
 
     Args:
         content: a recipe as read from YAML.
@@ -145,6 +145,10 @@ def set_keys(content: dict[str, Any], changes: Sequence[tuple[str, Any, str]]) -
         content.pop("stage1", None)
         if isinstance(cached := content.get("cached"), dict):
             cached.pop("stage1", None)
+    keys = {key: value for key, value, _ in changes}
+    own = keys.get("cached.stage1_from") is not None and not any(key.startswith("cached.stage1.") for key in keys)
+    if own and "cached.stage1" not in keys and isinstance(cached := content.get("cached"), dict):
+        cached.pop("stage1", None)
     for key, value, where in changes:
         _set_key(content, key, value, where)
 

@@ -75,7 +75,8 @@ class Recipe(Part):
     stage1_from: str | None = Field(
         None,
         description="the folder of an earlier run's stage-1 student (runs/NAME/stage1), from which stage 2 starts; "
-        "stage 1 is then skipped, and `stage1` must not be given",
+        "stage 1 is then skipped, and `stage1` must not be given. It is for students of every kind, but cached ones "
+        "start from cached.stage1_from where that is given",
     )
     stage2: Stage2 = Field(
         default_factory=lambda: Stage2(learning_rate=3e-5, epochs=2),
@@ -110,6 +111,10 @@ class Recipe(Part):
     def chosen_methods(self) -> tuple[Method, ...]:
         """The methods, each with the kind of its student."""
         return tuple(chosen_method(name, self.student.kind) for name in self.methods)
+
+    def finished_stage1(self, method: Method) -> str | None:
+        """The folder of the stage-1 student that a method's students start from; None where stage 1 is trained."""
+        return (self.cached.stage1_from if method.cached else None) or self.stage1_from
 
     @property
     def cached_encoder(self) -> str:
@@ -195,12 +200,16 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _one_stage1(self) -> Recipe:
         # compared by value, since a recipe that was written with its default values must be readable again
-        for key, part in (("stage1", self), ("cached.stage1", self.cached)):
+        own = self.cached.stage1_from
+        where = {"stage1": ("stage1_from", self.stage1_from), "cached.stage1": ("stage1_from", self.stage1_from)}
+        if own is not None:
+            where["cached.stage1"] = ("cached.stage1_from", own)
+        for part, (key, (source, folder)) in zip((self, self.cached), where.items(), strict=True):
             usual = type(part).model_fields["stage1"].get_default(call_default_factory=True)
-            if self.stage1_from is not None and part.stage1 != usual:
+            if folder is not None and part.stage1 != usual:
                 raise ValueError(
-                    f"give {key} or stage1_from, not both: stage1_from={self.stage1_from} starts stage 2 from a "
-                    f"finished stage-1 student, so the numbers in {key} would have no effect"
+                    f"give {key} or {source}, not both: {source}={folder} starts stage 2 from a finished stage-1 "
+                    f"student, so the numbers in {key} would have no effect"
                 )
         return self
 

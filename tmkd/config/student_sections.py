@@ -83,6 +83,11 @@ class Cached(Part):
     self_attention: bool = Field(
         True, description="the question's tokens read each other, too, in every layer, before they read the passage"
     )
+    stage1_from: str | None = Field(
+        None,
+        description="the folder of an earlier run's cached stage-1 student, from which stage 2 of cached students "
+        "starts. The recipe's stage1_from unless given; layered students never start from it",
+    )
     stage1: CachedStage1 = Field(
         default_factory=lambda: CachedStage1(learning_rate=1e-3, epochs=4), description="how stage 1 trains"
     )

@@ -58,8 +58,10 @@ def require_runnable(data: RunData) -> None:
     recipe = data.recipe
     methods = list(recipe.chosen_methods)
     _require_encoders(data)
-    if recipe.stage1_from is not None:
-        _require_stage1(recipe, Path(recipe.stage1_from), [method for method in methods if method.stage1])
+    for folder in dict.fromkeys(filter(None, map(recipe.finished_stage1, methods))):
+        _require_stage1(
+            recipe, Path(folder), [one for one in methods if one.stage1 and recipe.finished_stage1(one) == folder]
+        )
     _require_pool_teachers(recipe)
     _require_training_rows(data, methods)
     _require_columns(data)
@@ -142,7 +144,8 @@ def _require_stage1(recipe: Recipe, folder: Path, methods: list[Method]) -> None
             is_a = "one that reads passages once (cached)" if cached else "a layered one"
             raise TmkdError(
                 f"stage1_from: {folder} is {is_a}, and the student of {method.name} is of the other kind; leave "
-                f"{method.name} out of the methods, or name a stage-1 student of its kind"
+                f"{method.name} out of the methods, or give each kind its own: stage1_from a layered stage-1 student, "
+                "cached.stage1_from a cached one"
             )
     length, spec = recipe.max_length, recipe.cached_encoder if cached else recipe.encoder
     if PairTokenizer(folder, length).fingerprint() != PairTokenizer(find_encoder(spec), length).fingerprint():
@@ -305,11 +308,12 @@ def _require_columns(data: RunData) -> None:
 def _require_pool(data: RunData, methods: list[Method]) -> None:
     """The pool, where a method learns from it, has what the method needs."""
     recipe = data.recipe
-    if recipe.stage1_from is not None or not any(method.stage1 for method in methods):
+    methods = [method for method in methods if method.stage1 and recipe.finished_stage1(method) is None]
+    if not methods:
         return
     if recipe.stage1.share < 1:
         _ = data.stage1_rows
-    if not any(method.stage1 and method.targets != "none" for method in methods):
+    if not any(method.targets != "none" for method in methods):
         return
     if all(teacher.scores is not None for teacher in recipe.used_teachers) and not data.foreign_pool:
         _require_labeller(data, data.pool, "pool")

@@ -135,8 +135,8 @@ class Students:
 
     def pretrain(self, method: Method, seed: int) -> Step | Path:
         """The stage-1 student of a method and seed, or the folder of the one that the recipe names."""
-        if self.recipe.stage1_from is not None:
-            return Path(self.recipe.stage1_from)
+        if (finished := self.recipe.finished_stage1(method)) is not None:
+            return Path(finished)
         pool, targets = self.data.pool, self.stage1_targets(method)
         if self.recipe.stage1.share < 1:
             pool, targets = pool.take(self.data.stage1_rows), targets.take(self.data.stage1_rows)

@@ -270,7 +270,7 @@ class TeacherLabels:
 
         Only teachers that take part in every stage of the method count.
         """
-        mined = method.stage1 and not self.data.foreign_pool and self.recipe.stage1_from is None
+        mined = method.stage1 and not self.data.foreign_pool and self.recipe.finished_stage1(method) is None
         which = self.labellers(self.data.pool) if mined else range(len(self.teachers))
         best = min(which, key=lambda number: self.dev_losses[number])
         self.cache.say_once(f"best teacher on the development set: {self.teachers[best][0].name}")
@@ -303,7 +303,7 @@ class TeacherLabels:
         elif self.data.foreign_pool:
             _ = self.foreign_logits
             pool = len(self.data.pool)
-        elif self.recipe.stage1_from is None:
+        elif any(method.stage1 and self.recipe.finished_stage1(method) is None for method in self.learning):
             self.logits(self.data.pool, "pool", self.labellers(self.data.pool))
             pool = len(self.data.pool)
         if self.learning:
