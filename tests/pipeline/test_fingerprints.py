@@ -98,6 +98,7 @@ GRADED = {"data.columns.label": "stars", "data.grades": {"relevant_from": 2}}
 TWO_SCORES = {"data.scores": {"judge": "probability", "web": "probability"}}
 REFERENCE = {**TWO_SCORES, "data.columns.label": "none", "data.reference": "judge"}
 BI_ENCODER = {"teachers.0": {"name": "a", "kind": "bi_encoder", "model": "{encoder}", "pooling": "mean"}}
+SCORE_FILE = {"teachers.0": {"name": "a", "file": "{scores}", "column": "judge", "holds": "probability"}}
 CHECKPOINT = {"teachers.0": {"name": "a", "checkpoint": "{encoder}"}}
 MINED = {"data.pool": None, "pool": {"sources": [{"questions": "own", "passages": "own"}]}}
 TWO_SOURCES = {
@@ -209,6 +210,9 @@ CHANGES: dict[str, Change] = {
             "kind": Change("teacher", CHECKPOINT["teachers.0"], BI_ENCODER, key="teachers.0"),
             "model": Change("labels", "{encoder2}", BI_ENCODER),
             "pooling": Change("labels", "cls", BI_ENCODER),
+            "file": Change("labels", "{scores2}", SCORE_FILE),
+            "column": Change("labels", "web", SCORE_FILE),
+            "holds": Change("labels", "logit", {**SCORE_FILE}),
             "query_prompt": Change("labels", "query: ", BI_ENCODER),
             "passage_prompt": Change("labels", "passage: ", BI_ENCODER),
             "calibrate": Change("calibration", "isotonic", BI_ENCODER),
@@ -295,7 +299,7 @@ def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 
 FIELDS = dict(fields_of(Recipe))
-DEFAULTS = "73031a57915b"  # a digest of every default that enters fingerprints by its absence
+DEFAULTS = "6ac9a5040eee"  # a digest of every default that enters fingerprints by its absence
 
 
 def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
@@ -341,6 +345,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("files")
     found = {name: write_jsonl(root / f"{name}.jsonl", rows(name))
              for part in ("train", "dev", "test", "pool") for name in (part, f"{part}2")}  # fmt: skip
+    for name in ("scores", "scores2"):
+        every = [row for part in ("train", "dev", "test", "pool") for row in rows(part)]
+        found[name] = write_jsonl(root / f"{name}.jsonl", [*every, *rows(name)])
     long = [{key: f"{row[key]} " * 20 for key in ("question", "passage")} for row in rows("long")]
     found["long"] = write_jsonl(root / "long.jsonl", long)
     found["quoted"] = root / "quoted.tsv"

@@ -183,3 +183,24 @@ def test_what_cannot_work_is_said_before_anything_is_labelled(tmkd: Tmkd, tmp_pa
 def test_keys_of_another_kind_are_refused(tmp_path: Path, teacher: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message.replace(".", r"\.")):
         parse_recipe(content(tmp_path, teachers=[{"name": "a", **teacher}], **TKD), "test")
+
+
+def test_a_file_of_scores_is_joined_counted_and_refused_where_it_has_gaps(tmkd: Tmkd, tmp_path: Path) -> None:
+    rows = pair_rows(4)
+    pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])
+    scored = [{"pair_id": one, "score": 3.0 * int(str(row["label"])) + n % 3}
+              for n, (one, row) in enumerate(zip(pairs.pair_ids, rows, strict=True))]  # fmt: skip
+    file = write_jsonl(tmp_path / "judge.jsonl", [*scored, {"pair_id": "none of ours", "score": 1}])
+    judge = {"name": "judge", "file": str(file), "holds": "logit", "calibrate": "platt"}
+    recipe = recipe_of(tmp_path, teachers=[judge], **TKD)
+    done = tmkd("run", recipe)
+    assert "teacher judge: 1 of the 129 scores of" in " ".join(done.stderr.split())
+    report = json.loads(Path("workspace/runs/kinds/report/results.json").read_text())
+    assert [row["name"] for row in report["methods"]] == ["teacher:judge", "tkd"]
+    assert report["methods"][0]["auc"]["mean"] == 1
+
+    for kept, message in ((scored[1:], "no score for 1 of"), ([], "none of the 1 scores of")):
+        write_jsonl(file, [*kept, {"pair_id": "none of ours", "score": 1}])
+        done = tmkd("label", recipe, check=False)
+        assert done.returncode == 1
+        assert message in " ".join(done.stderr.split())

@@ -21,12 +21,21 @@ class Teacher(Part):
     kind: Kind | None = Field(
         None,
         description="encoder: fine-tuned here on the labels; reranker: a finished cross-encoder (`checkpoint`); "
-        "bi_encoder: an embedding model (`model`), the cosine of two embeddings; scores: a column of scores. Unless "
-        "given, what the other keys say: scores, checkpoint, else encoder",
+        "bi_encoder: an embedding model (`model`), the cosine of two embeddings; scores: a column or a file "
+        "of scores. Unless given, what the other keys say: scores, checkpoint, else encoder",
     )
     encoder: str | None = Field(None, description="the encoder to fine-tune; the recipe's encoder unless given")
     checkpoint: str | None = Field(None, description="instead: a finished sequence-classification checkpoint")
     scores: str | None = Field(None, description="instead: a column of data.scores")
+    file: str | None = Field(
+        None,
+        description="instead: a file of scores, with columns that name the pair: pair_id, or qid and pid, or question "
+        "and passage",
+    )
+    column: str = Field("score", description="the column of `file` that holds the scores")
+    holds: Literal["logit", "probability"] | None = Field(
+        None, description="what the scores of `file` are: log-odds, or probabilities of class 1"
+    )
     model: str | None = Field(
         None, description="of a bi_encoder: builtin:NAME, a folder of sentence-transformers, or a hub id"
     )
@@ -77,7 +86,9 @@ class Teacher(Part):
         """Its kind: as given, or as the keys say that are given."""
         if self.kind is not None:
             return self.kind
-        return "scores" if self.scores is not None else "reranker" if self.checkpoint is not None else "encoder"
+        if self.scores is not None or self.file is not None:
+            return "scores"
+        return "reranker" if self.checkpoint is not None else "encoder"
 
     @property
     def trained(self) -> bool:
@@ -104,11 +115,16 @@ class Teacher(Part):
         given = [key for key in _SOURCES if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"give only one of {', '.join(_SOURCES)}")
-        needed = _SOURCE_OF[self.of_kind]
-        if needed != "encoder" and not given:
-            raise ValueError(f"kind {self.of_kind} needs `{needed}`")
-        if given and given[0] != needed:
-            raise ValueError(f"`{given[0]}` is not for kind {self.of_kind}" + (f"; give `{needed}`" if needed else ""))
+        needed = _SOURCES_OF[self.of_kind]
+        either = " or ".join(f"`{key}`" for key in needed)
+        if self.of_kind != "encoder" and not given:
+            raise ValueError(f"kind {self.of_kind} needs {either}")
+        if given and given[0] not in needed:
+            raise ValueError(f"`{given[0]}` is not for kind {self.of_kind}; give {either}")
+        if (self.file is None) != (self.holds is None):
+            raise ValueError(
+                "file needs `holds`: logit or probability" if self.file else "holds is for a file of scores (`file`)"
+            )
         if self.label_map is not None and self.checkpoint is None:
             raise ValueError("label_map is for a checkpoint; a teacher that is trained here has the task's classes")
         if self.share < 1 and not self.trained:
@@ -121,8 +137,8 @@ class Teacher(Part):
         return self
 
 
-_SOURCE_OF: dict[Kind, str] = {
-    "encoder": "encoder", "reranker": "checkpoint", "bi_encoder": "model", "scores": "scores",
+_SOURCES_OF: dict[Kind, tuple[str, ...]] = {
+    "encoder": ("encoder",), "reranker": ("checkpoint",), "bi_encoder": ("model",), "scores": ("scores", "file"),
 }  # fmt: skip
-"""The key that says what a teacher of each kind is made of; `encoder` need not be given."""
-_SOURCES = tuple(_SOURCE_OF.values())
+"""The keys that say what a teacher of each kind is made of, one of which is given; an encoder's need not be."""
+_SOURCES = tuple(key for keys in _SOURCES_OF.values() for key in keys)

@@ -35,8 +35,9 @@ from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.pool import teachers_of_run
 from tmkd.pipeline.steps.student import cached_encoder, shape_of
-from tmkd.pipeline.steps.teacher_logits import stored_teacher
+from tmkd.pipeline.steps.teacher_logits import TeacherLogits, stored_teacher
 from tmkd.pipeline.teacher_labels import share_of_pairs
+from tmkd.teachers.score_file import ScoreFileTeacher
 from tmkd.teachers.scores import ScoresTeacher
 from tmkd.training.losses import GROUPED
 
@@ -63,6 +64,7 @@ def require_runnable(data: RunData) -> None:
             recipe, Path(folder), [one for one in methods if one.stage1 and recipe.finished_stage1(one) == folder]
         )
     _require_pool_teachers(recipe)
+    _require_known_scores(data, methods)
     _require_training_rows(data, methods)
     _require_columns(data)
     _require_pool(data, methods)
@@ -294,15 +296,22 @@ def _require_columns(data: RunData) -> None:
     mined = recipe.pool is not None and bool(recipe.pool.sources)
     known = [] if mined else (task.train if task.pool is None else task.pool).score_names
     absent = [teacher.name for teacher in columns if teacher.scores not in known]
-    replays = any(
+    if absent and _replays(recipe):
+        raise _no_replay(absent[0])
+
+
+def _replays(recipe: Recipe) -> bool:
+    return any(
         method.stage1 and (recipe.cached.stage2 if method.cached else recipe.stage2).replay
         for method in recipe.chosen_methods
     )
-    if absent and replays:
-        raise DataError(
-            f"stage2.replay: teacher {absent[0]} is a column of scores that the training set has and the pool does "
-            "not; give it to the pool too, or leave replay out"
-        )
+
+
+def _no_replay(teacher: str) -> DataError:
+    return DataError(
+        f"stage2.replay: teacher {teacher} has scores for the training set and none for the pool; give it to the pool "
+        "too, or leave replay out"
+    )
 
 
 def _require_pool(data: RunData, methods: list[Method]) -> None:
@@ -315,16 +324,47 @@ def _require_pool(data: RunData, methods: list[Method]) -> None:
         _ = data.stage1_rows
     if not any(method.targets != "none" for method in methods):
         return
-    if all(teacher.scores is not None for teacher in recipe.used_teachers) and not data.foreign_pool:
+    if all(teacher.of_kind == "scores" for teacher in recipe.used_teachers) and not data.foreign_pool:
         _require_labeller(data, data.pool, "pool")
     if recipe.loss.kind in GROUPED:
         require_comparable(data.pool, recipe.loss.kind, "pool")
 
 
+def _require_known_scores(data: RunData, methods: list[Method]) -> None:
+    """Every file of scores is for pairs of this run, and for all pairs of a part or for none."""
+    files = [teacher for teacher in data.recipe.used_teachers if teacher.file is not None]
+    if not files:
+        return
+    pooled = any(method.stage1 for method in methods) and not data.foreign_pool and data.recipe.stage1_from is None
+    parts = {**data.task.labelled, **({"pool": data.pool} if pooled else {})}
+    for teacher in files:
+        assert teacher.file is not None
+        scores = stored_teacher(data.recipe, teacher, data.cache.stored_teachers)
+        assert isinstance(scores, ScoreFileTeacher)
+        count, unknown = scores.unknown(list(parts.values()))
+        if unknown == count:
+            raise DataError(
+                f"teacher {teacher.name}: none of the {count:,} scores of {teacher.file} is for a pair of this run; "
+                "are they for other pairs, or are the pairs named in another way?",
+                path=teacher.file,
+            )
+        if unknown:
+            data.cache.say_once(
+                f"teacher {teacher.name}: {unknown:,} of the {count:,} scores of {teacher.file} are for pairs that "
+                "this run does not have"
+            )
+        for where, part in parts.items():
+            if scores.can_label(part):
+                scores.require_all(part, where)
+            elif where == "pool" and _replays(data.recipe):
+                raise _no_replay(teacher.name)
+
+
 def _require_labeller(data: RunData, pairs: Pairs, where: str) -> None:
     """At least one teacher can label the pairs: a model, or a column of scores that they carry."""
-    if not any(one.scores is None or one.scores in pairs.score_names for one in data.recipe.used_teachers):
-        raise TmkdError(f"no teacher can label the {where} pairs: they have none of the recipe's score columns")
+    sources = TeacherLogits(data.workspace, data.recipe, data.cache.stored_teachers)
+    if not any(sources.can_label(teacher, pairs) for teacher in data.recipe.used_teachers):
+        raise TmkdError(f"no teacher can label the {where} pairs: none of the recipe's scores are for them")
 
 
 def require_comparable(pairs: Pairs, loss: str, where: str) -> None:

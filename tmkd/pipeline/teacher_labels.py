@@ -81,12 +81,8 @@ class TeacherLabels:
         return None if numbers is None else warm_up(self.workspace, self.recipe, numbers, self.data.pool)
 
     def labellers(self, pairs: Pairs) -> list[int]:
-        """The teachers (indices) that can label the pairs: a column of scores can where the pairs carry it."""
-        return [
-            number
-            for number, (teacher, _) in enumerate(self.teachers)
-            if teacher.scores is None or teacher.scores in pairs.score_names
-        ]
+        """The teachers (indices) that can label the pairs: scores made elsewhere can where there are some for them."""
+        return [n for n, (teacher, _) in enumerate(self.teachers) if self._sources.can_label(teacher, pairs)]
 
     def logits(self, pairs: Pairs, where: str, which: Sequence[int] | None = None) -> list[NDArray[np.float32]]:
         """Each teacher's logits of the pairs, K arrays [N, C] float32 in the order of the pairs.

@@ -6,6 +6,7 @@ logits travel on (METHOD.md, "Teachers"). Kinds of teachers so far:
 - `tmkd.teachers.encoder.EncoderTeacher`: a sequence-classification checkpoint.
 - `tmkd.teachers.bi_encoder.BiEncoderTeacher`: an embedding model.
 - `tmkd.teachers.scores.ScoresTeacher`: a column of scores made elsewhere.
+- `tmkd.teachers.score_file.ScoreFileTeacher`: a file of scores made elsewhere.
 
 Logits of all kinds come onto one scale with `tmkd.teachers.calibration`.
 """
@@ -77,6 +78,10 @@ class StoredTeacher(ABC):
             Indices of n of the pairs, and their raw scores, [n, width] float32. What was yielded is stored before the
             next pairs are asked for.
         """
+
+    def can_label(self, pairs: Pairs) -> bool:
+        """Whether it has scores for these pairs; a model has them for any."""
+        return True
 
     @abstractmethod
     def from_raw(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:

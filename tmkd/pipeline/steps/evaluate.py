@@ -102,10 +102,10 @@ def _teacher(run: FinishedRun, model: RunModel, pairs: Pairs, sources: TeacherLo
     """The output of a teacher; None if the pairs cannot measure it."""
     recipe = run.recipe
     teacher = next(one for one in recipe.all_teachers if one.name == model.name.removeprefix("teacher:"))
+    if not sources.can_label(teacher, pairs):
+        return None
     if teacher.is_column:
         column = ScoresTeacher.of(teacher, recipe.data)
-        if not column.can_label(pairs):
-            return None
         if column.is_reference_of(pairs):
             logger.info(
                 f"{model.name} made the reference {column.column!r}: it is not measured, nor is an ensemble with it"

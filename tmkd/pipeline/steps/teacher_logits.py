@@ -25,6 +25,7 @@ from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.bi_encoder import BiEncoderTeacher, Prompts
 from tmkd.teachers.calibration import Calibration, fit, reliability, standardised
 from tmkd.teachers.interface import StoredTeacher
+from tmkd.teachers.score_file import ScoreFileTeacher
 from tmkd.teachers.scores import ScoresTeacher
 
 logger = logging.getLogger(__name__)
@@ -47,18 +48,25 @@ def stored_teacher(recipe: Recipe, teacher: Teacher, opened: StoredTeachers) -> 
     """
     key = f"{teacher.model_dump_json(exclude={'calibrate'})} {recipe.precision} {recipe.positive_class}"
     if key not in opened:
-        assert teacher.model is not None
         with named(f"teacher {teacher.name}"):
-            opened[key] = BiEncoderTeacher(
-                teacher.model,
-                name=teacher.name,
-                max_length=teacher.max_length,
-                pooling=teacher.pooling,
-                prompts=Prompts(teacher.query_prompt, teacher.passage_prompt),
-                precision=recipe.precision,
-                positive=recipe.positive_class,
-            )
+            opened[key] = _open(recipe, teacher)
     return opened[key]
+
+
+def _open(recipe: Recipe, teacher: Teacher) -> StoredTeacher:
+    if teacher.file is not None:
+        assert teacher.holds is not None
+        return ScoreFileTeacher(teacher.file, teacher.column, teacher.holds, teacher.name)
+    assert teacher.model is not None
+    return BiEncoderTeacher(
+        teacher.model,
+        name=teacher.name,
+        max_length=teacher.max_length,
+        pooling=teacher.pooling,
+        prompts=Prompts(teacher.query_prompt, teacher.passage_prompt),
+        precision=recipe.precision,
+        positive=recipe.positive_class,
+    )
 
 
 class TeacherLogits:
@@ -83,6 +91,12 @@ class TeacherLogits:
             return ScoresTeacher.of(teacher, self.recipe.data).fingerprint
         return stored_teacher(self.recipe, teacher, self.opened).fingerprint
 
+    def can_label(self, teacher: Teacher, pairs: Pairs) -> bool:
+        """Whether a teacher has scores for the pairs: a column if they carry it, a file if it names one of them."""
+        if teacher.is_column:
+            return teacher.scores in pairs.score_names
+        return teacher.has_step or stored_teacher(self.recipe, teacher, self.opened).can_label(pairs)
+
     def uncalibrated(self, teacher: Teacher, step: Step | None, pairs: Pairs, where: str) -> NDArray[np.float32]:
         """A teacher's logits before they are calibrated, [N, C] float32 in the order of the pairs.
 
@@ -101,6 +115,8 @@ class TeacherLogits:
             store = label(self.workspace, step, pairs, name=teacher.name, precision=self.recipe.precision)
             return store.logits_for(pairs.pair_ids)
         labeller = stored_teacher(self.recipe, teacher, self.opened)
+        if isinstance(labeller, ScoreFileTeacher):
+            labeller.require_all(pairs, where)
         return labeller.from_raw(label_stored(self.workspace, labeller, pairs).logits_for(pairs.pair_ids))
 
     def calibration(self, teacher: Teacher, names: Sequence[str], pairs: Pairs, logits: NDArray[np.float32]) -> Step:

@@ -1,0 +1,78 @@
+"""Scores in a file of their own, joined to pairs by id, by names or by texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_jsonl
+
+from tmkd.core.errors import DataError
+from tmkd.core.logits import log_odds
+from tmkd.data.pairs import Pairs
+from tmkd.teachers.score_file import ScoreFileTeacher
+
+PAIRS = Pairs.build(["a?", "a?", "b?"], ["x", "y", "x"], qids=["1", "1", "2"], pids=["x", "y", "x"])
+SCORES = (2.5, -1.0, 0.25)
+
+
+def written(folder: Path, *names: str, scores: tuple[object, ...] = SCORES) -> ScoreFileTeacher:
+    columns = {"pair_id": PAIRS.pair_ids, "qid": PAIRS.qids, "pid": PAIRS.pids, "question": PAIRS.questions,
+               "passage": PAIRS.passages}  # fmt: skip
+    rows = [{**{name: columns[name][row] for name in names}, "score": value} for row, value in enumerate(scores)]
+    return ScoreFileTeacher(write_jsonl(folder / "judge.jsonl", rows[::-1]), "score", "logit", "judge")
+
+
+@pytest.mark.parametrize("names", [("pair_id",), ("qid", "pid"), ("question", "passage")], ids=" ".join)
+def test_rows_are_joined_by_what_the_file_has(tmp_path: Path, names: tuple[str, ...]) -> None:
+    teacher = written(tmp_path, *names)
+    assert log_odds(teacher.logits(PAIRS)).tolist() == list(SCORES)
+    assert log_odds(teacher.logits(PAIRS.take([2, 0]))).tolist() == [0.25, 2.5]
+
+
+def test_integers_of_csv_and_json_name_the_same_passage(tmp_path: Path) -> None:
+    (tmp_path / "judge.csv").write_text("qid,pid,p\n7,01,0.5\n7,2,0.9\n")
+    teacher = ScoreFileTeacher(tmp_path / "judge.csv", "p", "probability", "judge")
+    pairs = Pairs.build(["q", "q"], ["x", "y"], qids=["7", "7"], pids=["2", "01"])
+    np.testing.assert_allclose(log_odds(teacher.logits(pairs)), [np.log(9), 0], atol=1e-5)
+
+
+def test_missing_scores_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    teacher = written(tmp_path, "pair_id", scores=(2.5, None, ""))
+    assert teacher.can_label(PAIRS)
+    assert not teacher.can_label(PAIRS.take([1]))
+    with pytest.raises(
+        DataError, match=r"teacher judge: .*no score for 2 of 3 pool pairs, first 'a\?' with 'y'"
+    ) as got:
+        teacher.require_all(PAIRS, "pool")
+    assert got.value.path == tmp_path / "judge.jsonl"
+    with pytest.raises(DataError, match="no score for 2 of 3"):
+        teacher.logits(PAIRS)
+    assert teacher.unknown([PAIRS.take([1, 2])]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"pair_id": "1", "other": 1}], r"has no column 'score'; its columns are pair_id, other"),
+        ([{"id": "1", "score": 1}], r"has no column pair_id, no qid and pid, and no question and passage"),
+        ([{"pair_id": "1", "score": "high"}], r"jsonl:1: score is 'high', not a finite number"),
+        ([{"pair_id": "1", "score": 1}, {"pair_id": "1", "score": 2}], r"jsonl:2: .*two scores, 1 and 2"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, rows: list[dict[str, object]], message: str) -> None:
+    teacher = ScoreFileTeacher(write_jsonl(tmp_path / "judge.jsonl", rows), "score", "logit", "judge")
+    with pytest.raises(DataError, match=message):
+        teacher.can_label(PAIRS)
+
+
+def test_a_probability_is_one_and_a_file_is_there(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "judge.jsonl", [{"pair_id": "1", "score": 1.5}])
+    with pytest.raises(DataError, match=r"score is 1\.5, not a probability from 0 to 1"):
+        ScoreFileTeacher(path, "score", "probability", "judge").can_label(PAIRS)
+    with pytest.raises(DataError, match="no such file"):
+        ScoreFileTeacher(tmp_path / "none.csv", "score", "logit", "judge").can_label(PAIRS)
+    before = ScoreFileTeacher(path, "score", "logit", "judge").fingerprint
+    write_jsonl(path, [{"pair_id": "1", "score": 2}])
+    assert ScoreFileTeacher(path, "score", "logit", "judge").fingerprint != before
