@@ -13,6 +13,9 @@ from encoder_fixtures import tiny
 from safetensors.numpy import load_file
 
 from tmkd.core.errors import EncoderError, TmkdError
+from tmkd.data.pairs import Pairs
+from tmkd.export.export import export_student
+from tmkd.inference.scorer import Scorer
 from tmkd.models.bi_encoder import cosine_logits
 from tmkd.models.checkpoint import load_encoder, load_student
 from tmkd.models.cut import lowest_layers
@@ -27,6 +30,7 @@ from tmkd.models.text_tokenizer import TextTokenizer
 from tmkd.pipeline.run import Run
 from tmkd.pipeline.steps.speed import CachedScorer
 from tmkd.pipeline.steps.states import TextReading
+from tmkd.pipeline.store.workspace import Workspace
 
 NO_STEPS = [f"cached.{stage}.learning_rate=1.0e-12" for stage in ("stage1", "stage2", "without_stage1")]
 QUESTIONS = ["which command mounts a disk", "which command mounts a disk", "how do I stop a service"]
@@ -55,9 +59,6 @@ def test_a_trained_encoder_reads_each_text_of_a_batch_once_and_gives_what_the_fr
     assert [len(side.encoded.ids) for side in (inputs.questions, inputs.passages)] == [2, 2]
     with pytest.raises(ValueError, match="reads states, not token ids"):
         score(student, inputs, precision="fp32")
-
-    from tmkd.data.pairs import Pairs
-    from tmkd.pipeline.store.workspace import Workspace
 
     states = reading.inputs(Workspace(tmp_path / "workspace"), Pairs.build(QUESTIONS, PASSAGES))
     wanted = score(student, states, precision="fp32")
@@ -225,3 +226,24 @@ def test_an_encoder_of_questions_of_another_width_is_refused(scored_recipe: Path
     assert "cached.question_encoder: the hidden states of" in str(refused.value)
     assert "are 32 numbers" in str(refused.value)
     assert "are 48: the two embeddings have no cosine" in str(refused.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [0.0, 2e-5])
+def test_mpnet_reads_the_texts_from_training_to_scoring(scored_recipe: Path, tmp_path: Path, rate: float) -> None:
+    """The real weights, 768 numbers wide: trained, exported and scored, frozen and trained along."""
+    run = run_of(scored_recipe, "methods=[finetune]", "take=finetune", "cached.encoder=builtin:mpnet",
+                 f"cached.encoder_learning_rate={rate}", "cached.state_size=64", "cached.heads=6")  # fmt: skip
+    run.distill()
+    folder, dev = run.students.taken().steps[0].folder, run.data.dev
+    mpnet = find_encoder("builtin:mpnet")
+    assert (weights_fingerprint(folder / "encoder") == weights_fingerprint(mpnet)) == (rate == 0)
+    wanted = run.students.logits(run.students.taken(), dev)[0]
+    rows = export_student(folder, dev, tmp_path / "export", backends=["onnx-fp32"])
+    assert rows[0]["passed"], rows[0]["reason"]
+    scorer = Scorer(tmp_path / "export")
+    assert scorer.text_encoder is not None
+    assert (scorer.text_encoder.format.size, scorer.text_encoder.format.width) == (64, 768)
+    found = scorer.scores(dev.questions, dev.passages)
+    np.testing.assert_allclose(found, wanted[:, 1] - wanted[:, 0], atol=0.1)  # 8 bits of the states
+    assert np.std(found) > 0.1

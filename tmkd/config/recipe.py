@@ -204,7 +204,8 @@ class Recipe(Part):
         where = {"stage1": ("stage1_from", self.stage1_from), "cached.stage1": ("stage1_from", self.stage1_from)}
         if own is not None:
             where["cached.stage1"] = ("cached.stage1_from", own)
-        for part, (key, (source, folder)) in zip((self, self.cached), where.items(), strict=True):
+        parts: tuple[Recipe | Cached, ...] = (self, self.cached)
+        for part, (key, (source, folder)) in zip(parts, where.items(), strict=True):
             usual = type(part).model_fields["stage1"].get_default(call_default_factory=True)
             if folder is not None and part.stage1 != usual:
                 raise ValueError(
