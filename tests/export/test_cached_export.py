@@ -197,7 +197,7 @@ def test_openvino_reads_long_questions_after_short_ones(tmp_path: Path) -> None:
     reader = Scorer(tmp_path / "out", threads=1)._reader
     assert isinstance(reader, CachedReader)
     long, word = (reader.encoder.question(text) for text in (LONG, "disk"))
-    short = ReadQuestion(word.hidden[:1], word.embedding)  # a tokenizer may add no special tokens
+    short = ReadQuestion(word.hidden[:1], word.embedding, None)  # a tokenizer may add no special tokens
     states = reader.encoder.states(texts(5, seed=3)[1])
     before, found = reader._run(long, states), reader._run(short, states)
     assert len(long.hidden) > 20

@@ -261,3 +261,35 @@ def test_the_commands_say_what_dense_search_found(of_export: Path, tmp_path: Pat
     recall = json.loads((tmp_path / "qa.json").read_text())["quality"]["recall@100"]
     assert list(recall) == ["bm25", "dense", "bm25 and dense", "retrieve and rank", "difference"]
     assert recall["bm25 and dense"]["mean"] == 1 > recall["bm25"]["mean"]
+
+
+def test_the_sentence_is_marked_by_stored_states(tmp_path: Path) -> None:
+    """Of a passage that is read whole and of one that is stored in windows; nothing is encoded but the question."""
+    export = cached_export() / "out"
+    mounts, copies = "The mount command mounts a disk on a folder.", "The cp command copies a file to a place."
+    short = f"{copies} {mounts} Sort the keys by their values."
+    filler = " ".join(f"The {word} program prints lines of words." for word in ("cat", "head", "tail", "tac", "nl"))
+    folder = index_of(tmp_path / "index", {"short.md": short, "long.md": f"{filler} {mounts} {filler}"}).folder
+    update_states(folder, TextEncoder.open(export))
+    answerer = QuestionAnswerer.open(export, folder, threads=1)
+    question = "which mount command mounts a disk on a folder"
+    counts = answerer.scorer.state_counts  # type: ignore[attr-defined]
+    before = counts.computed  # the backend's first call
+    answers = {one.source: one for one in answerer.ask(question).answers}
+    assert {name: one.text[slice(*one.marked)] for name, one in answers.items()} == dict.fromkeys(
+        ("short.md", "long.md"), mounts
+    )
+    assert answers["short.md"].window is None
+    assert answers["long.md"].window is not None
+    assert (counts.computed, counts.stored) == (before, 4)
+    shutil.rmtree(folder / FOLDER)  # without a store the states are computed, and mark the same
+    anew = {one.source: one.marked for one in QuestionAnswerer.open(export, folder, threads=1).ask(question).answers}
+    assert anew == {name: one.marked for name, one in answers.items()}
+
+
+def test_a_question_has_states_where_questions_have_an_encoder_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TextEncoder.open(cached_export() / "out")
+    exact = encoder.question_states(QUESTION)
+    read = encoder.question(QUESTION)
+    monkeypatch.setattr(encoder, "question", lambda text: read._replace(states=None))
+    np.testing.assert_allclose(encoder.question_states(QUESTION), exact, atol=np.abs(exact).max() / 200)

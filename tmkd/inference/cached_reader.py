@@ -171,7 +171,7 @@ class CachedReader:
         self.encoder.load()
         shape = self.encoder.format
         one = TextStates(np.ones((1, shape.size), np.int8), np.ones(1, np.float16), np.ones(shape.width, np.float16))
-        asked = ReadQuestion(np.ones((_LEAST, shape.width), np.float32), np.ones(shape.width, np.float32))
+        asked = self._blank_question(_LEAST)
         self._graph: Graph = open_graph(
             self._backend, self.path, self._threads.count, ["logits"], self._inputs(asked, [one])
         )
@@ -227,10 +227,16 @@ class CachedReader:
                 one = TextStates(
                     np.ones((read, size), np.int8), np.ones(read, np.float16), embedding.astype(np.float16)
                 )
-                self._run(ReadQuestion(np.ones((asking, width), np.float32), embedding), [one] * MOST)
+                self._run(self._blank_question(asking), [one] * MOST)
 
         widest = min(128, self.encoder.max_length)
         list(self._threads.map(run, [(t, p) for t in range(5, 25) for p in range(WIDTH_STEP, widest + 1, WIDTH_STEP)]))
+
+    def _blank_question(self, tokens: int) -> ReadQuestion:
+        """A question of so many tokens, to prepare shapes with."""
+        shape = self.encoder.format
+        sizes = ((tokens, shape.width), (shape.width,), (tokens, shape.size))
+        return ReadQuestion(*(np.ones(size, np.float32) for size in sizes))
 
     def _grouped(
         self, questions: Sequence[str], passages: Sequence[str], start: int

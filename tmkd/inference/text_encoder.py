@@ -23,7 +23,7 @@ from tmkd.inference.engines import Arrays, Graph, open_graph, token_batch
 from tmkd.inference.manifest import Manifest, StatesFormat, read_cosines, read_manifest
 from tmkd.inference.threads import Threads
 from tmkd.models.batching import WIDTH_STEP, pad, padded_width
-from tmkd.models.text_states import TextStates
+from tmkd.models.text_states import TextStates, dequantised
 from tmkd.models.text_tokenizer import TextTokenizer
 from tmkd.models.tokenizer import Encoded
 
@@ -44,10 +44,13 @@ class ReadQuestion(NamedTuple):
     Attributes:
         hidden: Last hidden states of its tokens, [Tq, d] float32.
         embedding: Their mean, scaled to length 1, [d] float32.
+        states: What would be stored of them if the question were a passage, [Tq, k] float32, not rounded; None where
+            questions have an encoder of their own, whose states are not comparable.
     """
 
     hidden: NDArray[np.float32]
     embedding: NDArray[np.float32]
+    states: NDArray[np.float32] | None
 
 
 class TextEncoder:
@@ -185,6 +188,21 @@ class TextEncoder:
         """
         return self.read(self.question_tokenizer.encode([text]), 0)
 
+    def question_states(self, text: str) -> NDArray[np.float32]:
+        """The states of a question as the passages' encoder reads it, [Tq, k] float32, to compare with passages'.
+
+        Args:
+            text: The question.
+
+        Raises:
+            DataError: As `question`.
+        """
+        states = self.question(text).states
+        if states is None:
+            read = self.states([text])[0]
+            states = dequantised(read.values, read.scales)
+        return states
+
     def read(self, encoded: Encoded, row: int) -> ReadQuestion:
         """As `question`, of a text that `question_tokenizer` read.
 
@@ -195,10 +213,10 @@ class TextEncoder:
     def _read_tokens(self, ids: bytes, types: bytes) -> ReadQuestion:
         one = Encoded([np.frombuffer(ids, np.int32)], [np.frombuffer(types, np.int32)])
         if self._question_graph is None:
-            hidden, _, embedding = self._run(one, 0)
-            return ReadQuestion(hidden, embedding)
-        states, embeddings = self._question_graph(_inputs(one, 0, self.question_tokenizer.pad_id))
-        return ReadQuestion(states[0, : len(one.ids[0])], embeddings[0])
+            hidden, states, embedding = self._run(one, 0)
+            return ReadQuestion(hidden, embedding, states)
+        hiddens, embeddings = self._question_graph(_inputs(one, 0, self.question_tokenizer.pad_id))
+        return ReadQuestion(hiddens[0, : len(one.ids[0])], embeddings[0], None)
 
     def warm_up(self, still: Callable[[], bool]) -> None:
         """Read one text of every width, so that no later call waits while the engine prepares one.

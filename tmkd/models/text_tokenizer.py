@@ -86,6 +86,15 @@ class TextTokenizer(ModelTokenizer):
                 encoded.type_ids.append(types)
         return encoded, tokens
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Return the characters that each token of a text stands for; (0, 0) for a special one. Nothing is cut.
+
+        Args:
+            text: of valid characters.
+        """
+        found: list[tuple[int, int]] = self._tokenizer.encode(text).offsets
+        return found
+
     def fingerprint(self) -> str:
         """Return 32 hex characters that depend on everything that decides the ids: vocabulary, rules, length."""
         rules = [self._tokenizer.to_str(pretty=False), str(self.max_length)]

@@ -124,7 +124,7 @@ class Asker:
                 calibration=Calibration.read(model) if name == "student" else Calibration(),
                 model=model,
                 retriever=self._retriever,
-                apart=name == "student" and reader is not None,
+                reader=reader if name == "student" else None,
             )
             for name, (queue, model) in rankers.items()
         }

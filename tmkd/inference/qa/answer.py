@@ -17,15 +17,13 @@ from rich.text import Text
 
 from tmkd.core.errors import DataError, ExportError
 from tmkd.data.documents.index import DocumentIndex
-from tmkd.data.documents.sentences import sentence_spans
 from tmkd.data.documents.text import storable
-from tmkd.data.documents.words import word_count
 from tmkd.inference.qa.calibration import Calibration
+from tmkd.inference.qa.marking import StateMarker, sentences
 from tmkd.inference.qa.ranking import Ranked, Scored, order
 from tmkd.inference.qa.retrieval import Retrieved, Retriever, fuse
 from tmkd.inference.qa.windows import LONGEST_TOKEN, Span, Windows
-
-_LEAST_WORDS = 3  # shorter sentences ("Yes.") are not marked: they say nothing without the ones around them
+from tmkd.inference.text_encoder import TextEncoder
 
 
 class PairScorer(Protocol):
@@ -164,7 +162,8 @@ class QuestionAnswerer:
         model: The folder of the student's tokenizer. It counts the tokens of passages that may be longer than the
             student reads; without it they are estimated.
         retriever: How passages are found; by BM25 alone unless given.
-        apart: Whether the student reads question and passage each without the other, as a cached student does.
+        reader: Of a cached student, which reads question and passage each without the other: its encoder. Sentences are
+            then marked by the passage's states, and not scored as passages of their own.
 
     Example:
         >>> answerer = QuestionAnswerer.open("workspace/runs/demo/export", "workspace/index")  # doctest: +SKIP
@@ -180,11 +179,12 @@ class QuestionAnswerer:
         calibration: Calibration = Calibration(),  # noqa: B008 (frozen)
         model: str | Path | None = None,
         retriever: Retriever | None = None,
-        apart: bool = False,
+        reader: TextEncoder | None = None,
     ) -> None:
         self.scorer, self.index, self.calibration = scorer, index, calibration
         self.retriever = Retriever(index) if retriever is None else retriever
-        self._windows = Windows(scorer.max_length, None if model is None else Path(model), apart=apart)
+        self._windows = Windows(scorer.max_length, None if model is None else Path(model), apart=reader is not None)
+        self._marker = None if reader is None else StateMarker(reader, self.retriever)
 
     @classmethod
     def open(
@@ -226,7 +226,7 @@ class QuestionAnswerer:
             scorer.attach(retriever.store)
         return cls(
             scorer, opened, calibration=calibration or Calibration.read(Path(model)), model=Path(model),
-            retriever=retriever, apart=scorer.text_encoder is not None,
+            retriever=retriever, reader=scorer.text_encoder,
         )  # fmt: skip
 
     def ask(self, question: str, *, top: int = 5, candidates: int = 100) -> Answers:
@@ -309,7 +309,7 @@ class QuestionAnswerer:
     def score(self, question: str, retrieved: Sequence[Retrieved]) -> list[Scored]:
         """The student's score of each passage: that of its best window."""
         texts = [one.found.passage.text for one in retrieved]
-        windows = self._windows.of(question, texts)
+        windows = self._windows_of(question, texts)
         pieces = [text[start:stop] for text, spans in zip(texts, windows, strict=True) for start, stop in spans]
         if not pieces:
             return []
@@ -320,18 +320,28 @@ class QuestionAnswerer:
             scored.append(Scored(best, window if len(spans) > 1 else None))
         return scored
 
+    def _windows_of(self, question: str, texts: Sequence[str]) -> list[list[Span]]:
+        """As `Windows.of`; a passage that is stored as one text has one window, so its tokens need no counting."""
+        known = [self._windows.apart and self.retriever.stored(text) is not None for text in texts]
+        others = iter(self._windows.of(question, [text for text, one in zip(texts, known, strict=True) if not one]))
+        return [[(0, len(text))] if one else next(others) for text, one in zip(texts, known, strict=True)]
+
     def _scores(self, question: str, texts: Sequence[str]) -> Iterator[float]:
         """The score of each text. A question that is longer than the student can read is cut first."""
         asked = question[: LONGEST_TOKEN * self.scorer.max_length]
         return iter(self.scorer.scores([asked] * len(texts), texts).tolist())
 
     def _mark(self, question: str, ranked: Sequence[Ranked]) -> list[Span]:
-        """The best sentence of each passage. Each sentence is scored as if it were a passage."""
-        spans = [_sentences(one.found.passage.text, one.scored.window) for one in ranked]
+        """The best sentence of each passage: by its states, or scored as if it were a passage."""
+        spans = [sentences(one.found.passage.text, one.scored.window) for one in ranked]
         several = [row for row, one in enumerate(spans) if len(one) > 1]
-        texts = [ranked[row].found.passage.text[start:stop] for row in several for start, stop in spans[row]]
         best = [one[0] for one in spans]
-        if texts:
+        if self._marker is not None:
+            for row in several:
+                text, window = ranked[row].found.passage.text, ranked[row].scored.window
+                best[row] = self._marker.best(question, text, window, spans[row])
+        elif several:
+            texts = [ranked[row].found.passage.text[start:stop] for row in several for start, stop in spans[row]]
             scores = self._scores(question, texts)
             for row in several:
                 best[row] = max(((next(scores), span) for span in spans[row]), key=lambda scored: scored[0])[1]
@@ -354,25 +364,6 @@ class QuestionAnswerer:
             one.retrieved.bm25_rank,
             one.retrieved.dense_rank,
         )
-
-
-def _sentences(text: str, window: Span | None) -> list[Span]:
-    """Character spans of the sentences to choose from; there is always one.
-
-    They are those of the passage's best window; a line of code counts as a sentence. Very short ones are left out
-    unless there are no others.
-    """
-    spans = []
-    start = 0
-    for line in text.split("\n"):
-        spans += [(start + first, start + last) for first, last in sentence_spans(line)]
-        start += len(line) + 1
-    if window is not None:
-        spans = [span for span in spans if span[0] < window[1] and window[0] < span[1]]
-        wide = window[1] - window[0]  # of a "sentence" longer than the window, only the part in it is marked
-        spans = [(max(a, window[0]), min(b, window[1])) if b - a > wide else (a, b) for a, b in spans]
-    telling = [(first, last) for first, last in spans if word_count(text[first:last]) >= _LEAST_WORDS]
-    return telling or spans or [window or (0, len(text))]
 
 
 class _Clock:

@@ -24,6 +24,7 @@ from tmkd.data.documents.index import DocumentIndex, Found
 from tmkd.inference.dense import DenseSearch
 from tmkd.inference.dense_graph import Graph
 from tmkd.inference.state_store import StateStore, has_states, how_to_compute
+from tmkd.models.text_states import TextStates, text_key
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class QuestionReader(Protocol):
     @property
     def identity(self) -> str: ...  # noqa: D102
 
-    def question(self, text: str) -> tuple[Any, NDArray[np.float32]]:
+    def question(self, text: str) -> tuple[Any, NDArray[np.float32], *tuple[Any, ...]]:
         """A tuple of which the second is the question's embedding, [d] float32 of length 1.
 
         Args:
@@ -144,6 +145,10 @@ class Retriever:
                 f"passages have states, and it holds {len(self.index):,}; BM25 alone finds passages without states. "
                 f"Compute them with: {how_to_compute(store.index, store.model)}"
             )
+
+    def stored(self, text: str) -> TextStates | None:
+        """The stored states of a text: a passage that the encoder reads whole, or a window of a longer one."""
+        return None if self.store is None else self.store.get(text_key(text))
 
     def refresh(self) -> None:
         """Show what the index and its states hold now, also where it had no states. Running searches go on undisturbed.
