@@ -103,7 +103,7 @@ def test_the_recipes_of_the_tasks_page_are_valid_and_its_table_names_every_one()
     with pytest.raises(RecipeError, match="two classes only"):
         parse_recipe({**whole, **teachers, "data": scored}, "docs/tasks.md")
     recipe = parse_recipe({**whole, **teachers, "classes": 2, "data": scored}, "docs/teachers.md")
-    assert [one.of_kind for one in recipe.teachers] == ["encoder", "reranker", "bi_encoder", "scores"]
+    assert [one.of_kind for one in recipe.teachers] == ["encoder", "reranker", "bi_encoder", "served", "scores"]
     table = set(re.findall(r"^\| `([a-z-]+\.yaml)`(?:, `([a-z-]+\.yaml)`)?", TASKS, flags=re.M))
     assert {name for row in table for name in row if name} == {path.name for path in (ROOT / "recipes").glob("*.yaml")}
 

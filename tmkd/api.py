@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from tmkd.core.errors import DataError as DataError
     from tmkd.core.errors import Diverged as Diverged
     from tmkd.core.errors import EncoderError as EncoderError
+    from tmkd.core.errors import EndpointError as EndpointError
     from tmkd.core.errors import ExportError as ExportError
     from tmkd.core.errors import FetchError as FetchError
     from tmkd.core.errors import LabelError as LabelError
@@ -108,6 +109,7 @@ __all__ = [
     "DocumentIndex",
     "EncoderError",
     "EncoderTeacher",
+    "EndpointError",
     "Export",
     "ExportError",
     "ExportResult",
@@ -178,8 +180,8 @@ _HOMES = {
     "tmkd.config.student_sections": ["Cached", "StudentShape"],
     "tmkd.config.teacher_sections": ["Teacher"],
     "tmkd.core.errors": [
-        "DataError", "Diverged", "EncoderError", "ExportError", "FetchError", "LabelError", "MissingExtraError",
-        "NoRoomError", "RecipeError", "TmkdError",
+        "DataError", "Diverged", "EncoderError", "EndpointError", "ExportError", "FetchError", "LabelError",
+        "MissingExtraError", "NoRoomError", "RecipeError", "TmkdError",
     ],
     "tmkd.data.documents.index": ["Changes", "DocumentIndex"],
     "tmkd.data.documents.json_lines": ["Fields"],

@@ -98,6 +98,9 @@ GRADED = {"data.columns.label": "stars", "data.grades": {"relevant_from": 2}}
 TWO_SCORES = {"data.scores": {"judge": "probability", "web": "probability"}}
 REFERENCE = {**TWO_SCORES, "data.columns.label": "none", "data.reference": "judge"}
 BI_ENCODER = {"teachers.0": {"name": "a", "kind": "bi_encoder", "model": "{encoder}", "pooling": "mean"}}
+SERVED = {"teachers.0": {"name": "a", "endpoint": {"url": "http://127.0.0.1:9"}}}
+JUDGE = {"teachers.0": {"name": "a", "endpoint": {"url": "http://127.0.0.1:9", "form": "chat", "model": "m",
+                                                  "prompt": "{prompt}", "answers": {"yes": 1, "no": 0}}}}  # fmt: skip
 SCORE_FILE = {"teachers.0": {"name": "a", "file": "{scores}", "column": "judge", "holds": "probability"}}
 CHECKPOINT = {"teachers.0": {"name": "a", "checkpoint": "{encoder}"}}
 MINED = {"data.pool": None, "pool": {"sources": [{"questions": "own", "passages": "own"}]}}
@@ -210,6 +213,14 @@ CHANGES: dict[str, Change] = {
             "kind": Change("teacher", CHECKPOINT["teachers.0"], BI_ENCODER, key="teachers.0"),
             "model": Change("labels", "{encoder2}", BI_ENCODER),
             "pooling": Change("labels", "cls", BI_ENCODER),
+            "endpoint.url": Change("labels", "http://127.0.0.1:10", SERVED),
+            "endpoint.form": Change("labels", "cohere", SERVED),
+            "endpoint.model": Change("labels", "other", SERVED),
+            "endpoint.prompt": Change("labels", "{prompt2}", JUDGE),
+            "endpoint.answers": Change("labels", {"yes": 1, "no": 0.1}, JUDGE),
+            "endpoint.scale": Change(
+                "labels", [0, 4], {**JUDGE, "teachers.0.endpoint.answers": None, "teachers.0.endpoint.scale": [0, 3]}
+            ),
             "file": Change("labels", "{scores2}", SCORE_FILE),
             "column": Change("labels", "web", SCORE_FILE),
             "holds": Change("labels", "logit", {**SCORE_FILE}),
@@ -276,6 +287,12 @@ NOT_MATTERING: dict[str, tuple[Any, str]] = {
     "name": ("other", "names the folder under runs/"),
     "attention": ("sdpa", "the results are the same, to rounding"),
     "combination": ("probability", "steps keep the logits of every head; they are combined when they are read"),
+    "teachers.endpoint.api_key_env": ("HOME", "who pays; the answers are the same"),
+    "teachers.endpoint.request_size": (7, "how many passages are sent at once; each gets its score"),
+    "teachers.endpoint.concurrency": (2, "how many requests run side by side"),
+    "teachers.endpoint.timeout": (5, "how long an answer may take"),
+    "teachers.endpoint.retries": (1, "how often a request is sent again"),
+    "teachers.endpoint.max_requests": (9, "how many requests are paid for at a time"),
     "teachers.name": ("other", "what the log and the report call the teacher"),
 }
 
@@ -299,7 +316,7 @@ def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 
 FIELDS = dict(fields_of(Recipe))
-DEFAULTS = "6ac9a5040eee"  # a digest of every default that enters fingerprints by its absence
+DEFAULTS = "835f5b59286b"  # a digest of every default that enters fingerprints by its absence
 
 
 def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
@@ -345,6 +362,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("files")
     found = {name: write_jsonl(root / f"{name}.jsonl", rows(name))
              for part in ("train", "dev", "test", "pool") for name in (part, f"{part}2")}  # fmt: skip
+    for name in ("prompt", "prompt2"):
+        found[name] = root / f"{name}.txt"
+        found[name].write_text(f"{name}: {{question}} {{passage}}")
     for name in ("scores", "scores2"):
         every = [row for part in ("train", "dev", "test", "pool") for row in rows(part)]
         found[name] = write_jsonl(root / f"{name}.jsonl", [*every, *rows(name)])
@@ -520,7 +540,8 @@ def test_a_field_changes_the_steps_that_read_it_and_none_before(dry: Dry, name: 
 @pytest.mark.parametrize("name", NOT_MATTERING)
 def test_what_does_not_matter_does_not_enter(dry: Dry, name: str) -> None:
     value, _ = NOT_MATTERING[name]
-    assert dry.steps(dry.recipe({key_of(name): value})) == dry.steps(dry.recipe({}))
+    within = SERVED if name.startswith("teachers.endpoint.") else {}
+    assert dry.steps(dry.recipe({**within, key_of(name): value})) == dry.steps(dry.recipe(within))
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import tiny
+from served_fixtures import ranks, stub
 
 from tmkd.config.load import parse_recipe
 from tmkd.core.errors import RecipeError
@@ -204,3 +205,15 @@ def test_a_file_of_scores_is_joined_counted_and_refused_where_it_has_gaps(tmkd: 
         done = tmkd("label", recipe, check=False)
         assert done.returncode == 1
         assert message in " ".join(done.stderr.split())
+
+
+def test_a_served_teacher_that_stops_is_taken_up_and_asked_for_nothing_twice(tmkd: Tmkd, tmp_path: Path) -> None:
+    with stub(ranks) as server:
+        endpoint = {"url": server.url, "request_size": 1, "max_requests": 9}
+        recipe = recipe_of(tmp_path, teachers=[{"name": "big", "endpoint": endpoint, "calibrate": "none"}], **TKD)
+        done = tmkd("label", recipe, check=False)
+        assert done.returncode == 1
+        assert "max_requests: 9 requests are spent" in " ".join(done.stderr.split())
+        tmkd("label", recipe, "teachers.0.endpoint.max_requests=null")
+        asked = [(body["query"], body["texts"][0]) for body in server.asked]
+    assert len(asked) == len(set(asked)) == len(raw_scores())

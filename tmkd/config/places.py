@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 _MODELS = ("encoder", "cached.encoder", "cached.question_encoder", "teachers.*.encoder", "teachers.*.checkpoint",
            "teachers.*.model")  # fmt: skip
 _FOLDERS = ("stage1_from", "cached.stage1_from", "pool.teachers.*")
-_FILES = ("teachers.*.file", "data.train", "data.dev", "data.test", "data.pool",
+_FILES = ("teachers.*.file", "teachers.*.endpoint.prompt", "data.train", "data.dev", "data.test", "data.pool",
           "pool.sources.*.questions", "pool.sources.*.passages",
           "pool.sources.*.pairs", "pool.sources.*.questions.file", "pool.sources.*.passages.file",
           "pool.sources.*.pairs.file")  # fmt: skip

@@ -8,10 +8,58 @@ from pydantic import Field, field_validator, model_validator
 
 from tmkd.config.sections import Part, Positive, Rate, text_keys
 
-Kind = Literal["encoder", "reranker", "bi_encoder", "scores"]
+Kind = Literal["encoder", "reranker", "bi_encoder", "served", "scores"]
 Calibrate = Literal["none", "platt", "isotonic"]
-KINDS_OF_TWO = ("bi_encoder", "scores")
+KINDS_OF_TWO = ("bi_encoder", "served", "scores")
 """Kinds that give one number for each pair, and so know two classes only."""
+
+
+class Endpoint(Part):
+    """Where a served teacher is, and how it is asked."""
+
+    url: str = Field(
+        pattern=r"^https?://\S+$", description="its address; without a path, the usual one of the form is asked"
+    )
+    form: Literal["tei", "cohere", "chat"] = Field(
+        "tei",
+        description="tei: POST /rerank as text-embeddings-inference has it, raw scores; cohere: POST /v2/rerank; chat: "
+        "POST /v1/chat/completions as OpenAI has it, a model that judges each pair",
+    )
+    model: str | None = Field(None, description="the model that is asked for (cohere, chat)")
+    api_key_env: str | None = Field(None, description="the environment variable that holds the key")
+    prompt: str | None = Field(
+        None, description="of chat: the file of the prompt, with {question} and {passage} where the texts are put"
+    )
+    answers: dict[str, float] | None = Field(
+        None,
+        description="of chat: what each answer says of the probability of relevance: {'yes': 1, 'no': 0}; weighed by "
+        "the model's probabilities where the endpoint gives them",
+    )
+    scale: tuple[float, float] | None = Field(
+        None, description="of chat, instead: the answer is a number from [low, high]"
+    )
+    request_size: Positive = Field(32, description="most passages in one request (tei, cohere)")
+    concurrency: int = Field(4, gt=0, le=256, description="most requests at a time")
+    timeout: float = Field(60, gt=0, description="seconds that one request may take")
+    retries: int = Field(
+        5, ge=0, le=100, description="how often a request is sent again after 429, 5xx or a broken connection"
+    )
+    max_requests: Positive | None = Field(
+        None, description="most requests that one command may send to it, those that are sent again included"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Endpoint:
+        if self.form == "chat":
+            if self.prompt is None or self.model is None or (self.answers is None) == (self.scale is None):
+                raise ValueError("form chat needs `model`, `prompt`, and either `answers` or `scale`")
+            if self.answers is not None and not all(0 <= value <= 1 for value in self.answers.values()):
+                raise ValueError(f"answers are probabilities from 0 to 1, got {self.answers}")
+            if self.scale is not None and self.scale[0] >= self.scale[1]:
+                raise ValueError(f"scale is [low, high], got {list(self.scale)}")
+        elif given := [key for key in ("prompt", "answers", "scale") if getattr(self, key) is not None]:
+            raise ValueError(f"{given[0]} is for form chat")
+        return self
 
 
 class Teacher(Part):
@@ -21,8 +69,8 @@ class Teacher(Part):
     kind: Kind | None = Field(
         None,
         description="encoder: fine-tuned here on the labels; reranker: a finished cross-encoder (`checkpoint`); "
-        "bi_encoder: an embedding model (`model`), the cosine of two embeddings; scores: a column or a file "
-        "of scores. Unless given, what the other keys say: scores, checkpoint, else encoder",
+        "bi_encoder: an embedding model (`model`), the cosine of two embeddings; served: an HTTP endpoint "
+        "(`endpoint`); scores: a column or a file of scores. Unless given, what the other keys say: encoder if none is",
     )
     encoder: str | None = Field(None, description="the encoder to fine-tune; the recipe's encoder unless given")
     checkpoint: str | None = Field(None, description="instead: a finished sequence-classification checkpoint")
@@ -39,6 +87,7 @@ class Teacher(Part):
     model: str | None = Field(
         None, description="of a bi_encoder: builtin:NAME, a folder of sentence-transformers, or a hub id"
     )
+    endpoint: Endpoint | None = Field(None, description="of a served teacher: its HTTP endpoint")
     pooling: Literal["mean", "cls", "max", "lasttoken"] | None = Field(
         None, description="of a bi_encoder: how token vectors become one, where the model's own files do not say"
     )
@@ -51,7 +100,8 @@ class Teacher(Part):
     calibrate: Calibrate | None = Field(
         None,
         description="how its scores become log-odds of relevance, fitted on the training labels: platt (a line with a "
-        "positive slope), isotonic (any rising curve), or none. platt for a bi_encoder unless given, else none",
+        "positive slope), isotonic (any rising curve), or none. platt for a bi_encoder and a served teacher unless "
+        "given, else none",
     )
     seed: int = Field(0, description="seed of its new head and of the order of the training pairs")
     learning_rate: Rate = Field(1e-4, description="peak learning rate of AdamW")
@@ -88,6 +138,8 @@ class Teacher(Part):
             return self.kind
         if self.scores is not None or self.file is not None:
             return "scores"
+        if self.endpoint is not None:
+            return "served"
         return "reranker" if self.checkpoint is not None else "encoder"
 
     @property
@@ -108,7 +160,7 @@ class Teacher(Part):
     @property
     def calibration(self) -> Calibrate:
         """How its scores are calibrated: `calibrate`, or what is usual for its kind."""
-        return self.calibrate or ("platt" if self.of_kind == "bi_encoder" else "none")
+        return self.calibrate or ("platt" if self.of_kind in ("bi_encoder", "served") else "none")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Teacher:
@@ -138,7 +190,8 @@ class Teacher(Part):
 
 
 _SOURCES_OF: dict[Kind, tuple[str, ...]] = {
-    "encoder": ("encoder",), "reranker": ("checkpoint",), "bi_encoder": ("model",), "scores": ("scores", "file"),
+    "encoder": ("encoder",), "reranker": ("checkpoint",), "bi_encoder": ("model",),
+    "served": ("endpoint",), "scores": ("scores", "file"),
 }  # fmt: skip
 """The keys that say what a teacher of each kind is made of, one of which is given; an encoder's need not be."""
 _SOURCES = tuple(key for keys in _SOURCES_OF.values() for key in keys)

@@ -6,6 +6,7 @@ argument to a Python function is a `ValueError`, as usual.
 TmkdError
 ├── DataError            a file, row or column that cannot be used
 ├── FetchError           something that cannot be fetched
+├── EndpointError        an HTTP endpoint that refuses, or answers something else
 ├── RecipeError          the recipe, or an override of it, is not valid
 ├── EncoderError         weights, configuration or tokenizer of a model
 ├── Diverged             a training run whose loss is no longer finite
@@ -70,6 +71,20 @@ class FetchError(TmkdError):
     def __init__(self, message: str, *, what: str | None = None) -> None:
         super().__init__(message)
         self.what = what
+
+
+class EndpointError(TmkdError):
+    """An HTTP endpoint refuses, does not answer, or answers something that cannot be used.
+
+    Attributes:
+        url: its address.
+        status: the status of its last answer; None where it gave none, or a good one that cannot be used.
+    """
+
+    def __init__(self, message: str, *, url: str | None = None, status: int | None = None) -> None:
+        super().__init__(message)
+        self.url = url
+        self.status = status
 
 
 class RecipeError(TmkdError):

@@ -5,6 +5,7 @@ logits travel on (METHOD.md, "Teachers"). Kinds of teachers so far:
 
 - `tmkd.teachers.encoder.EncoderTeacher`: a sequence-classification checkpoint.
 - `tmkd.teachers.bi_encoder.BiEncoderTeacher`: an embedding model.
+- `tmkd.teachers.served.ServedTeacher`: an HTTP endpoint.
 - `tmkd.teachers.scores.ScoresTeacher`: a column of scores made elsewhere.
 - `tmkd.teachers.score_file.ScoreFileTeacher`: a file of scores made elsewhere.
 

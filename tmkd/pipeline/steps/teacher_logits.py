@@ -27,6 +27,7 @@ from tmkd.teachers.calibration import Calibration, fit, reliability, standardise
 from tmkd.teachers.interface import StoredTeacher
 from tmkd.teachers.score_file import ScoreFileTeacher
 from tmkd.teachers.scores import ScoresTeacher
+from tmkd.teachers.served import ServedTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ def _open(recipe: Recipe, teacher: Teacher) -> StoredTeacher:
     if teacher.file is not None:
         assert teacher.holds is not None
         return ScoreFileTeacher(teacher.file, teacher.column, teacher.holds, teacher.name)
+    if teacher.endpoint is not None:
+        return ServedTeacher(teacher.endpoint, teacher.name, recipe.positive_class)
     assert teacher.model is not None
     return BiEncoderTeacher(
         teacher.model,

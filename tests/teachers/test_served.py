@@ -1,0 +1,206 @@
+"""Teachers behind HTTP: a real `tmkd serve` on loopback, and a stub of a chat server and of one that misbehaves."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import pair_rows
+from serve_fixtures import Command, model
+from served_fixtures import Answer, ranks, stub
+
+from tmkd.config.teacher_sections import Endpoint
+from tmkd.core.errors import EndpointError
+from tmkd.core.logits import log_odds
+from tmkd.data.pairs import Pairs
+from tmkd.inference.scorer import Scorer
+from tmkd.teachers.served import ServedTeacher
+
+ROWS = pair_rows()
+PAIRS = Pairs.build([str(row["question"]) for row in ROWS], [str(row["passage"]) for row in ROWS])
+
+
+def teacher(url: str, **keys: Any) -> ServedTeacher:
+    return ServedTeacher(Endpoint(url=url, **keys), "big")
+
+
+@pytest.mark.parametrize("form", ["tei", "cohere"])
+def test_a_real_server_gives_what_its_export_gives(form: str) -> None:
+    server = Command()
+    try:
+        server.wait_ready()
+        found = log_odds(teacher(server.url, form=form, request_size=3).logits(PAIRS))
+    finally:
+        server.process.terminate()
+        server.process.wait(20)
+    expected = Scorer(model(), threads=1).scores(PAIRS.questions, PAIRS.passages)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_a_server_that_is_killed_loses_only_what_was_under_way() -> None:
+    server = Command()
+    server.wait_ready()
+    asked = teacher(server.url, request_size=1, concurrency=2, retries=1, timeout=5)
+    kept: dict[int, float] = {}
+
+    def label() -> None:
+        for rows, raw in asked.scored(PAIRS):
+            kept.update(zip(rows.tolist(), raw[:, 0].tolist(), strict=True))
+            if len(kept) >= 10 and server.process.poll() is None:
+                os.kill(server.process.pid, 9)
+                server.process.wait(20)
+
+    with pytest.raises(EndpointError, match=r"teacher big: .*after 2 tries\. What it answered before is kept"):
+        label()
+    assert 10 <= len(kept) < len(PAIRS)
+    expected = Scorer(model(), threads=1).scores(PAIRS.questions, PAIRS.passages)
+    np.testing.assert_allclose(list(kept.values()), expected[list(kept)], atol=2e-3)
+
+
+def test_requests_run_side_by_side_within_their_bound_and_hold_one_question() -> None:
+    def slow(body: dict[str, Any], number: int) -> Answer:
+        threading.Event().wait(0.02)
+        return ranks(body)
+
+    with stub(slow) as server:
+        found = log_odds(teacher(server.url, request_size=2, concurrency=3).logits(PAIRS))
+    assert found.tolist() == [len(text) for text in PAIRS.passages]
+    assert 1 < server.most <= 3
+    assert all(len(body["texts"]) <= 2 and body["raw_scores"] for body in server.asked)
+    assert len(server.asked) == 2 * len(set(PAIRS.questions))
+
+
+def test_it_tries_again_after_429_and_5xx_and_then_gives_up() -> None:
+    with stub(lambda body, number: (429, {}) if number == 1 else (503, {}) if number == 2 else ranks(body)) as server:
+        one = teacher(server.url, concurrency=1)
+        assert log_odds(one.logits(PAIRS.take([0, 1]))).tolist() == [len(text) for text in PAIRS.passages[:2]]
+    assert one.sent == 3
+    with stub(lambda *_: (429, {"error": "slow down"})) as server, pytest.raises(EndpointError) as caught:
+        teacher(server.url, retries=1).logits(PAIRS.take([0]))
+    assert caught.value.status == 429
+    assert "answers 429" in str(caught.value)
+    assert "after 2 tries" in str(caught.value)
+
+
+def test_the_budget_is_kept_and_what_was_answered_is_given() -> None:
+    with stub(ranks) as server:
+        found: list[int] = []
+        one = teacher(server.url, request_size=1, max_requests=7)
+
+        def label() -> None:
+            for rows, _ in one.scored(PAIRS):
+                found.extend(rows.tolist())
+
+        with pytest.raises(EndpointError, match="max_requests: 7 requests are spent"):
+            label()
+        assert len(server.asked) == len(found) == 7
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((401, {"error": "no"}), r"answers 401.*name the variable of its key: endpoint\.api_key_env"),
+        ((422, {"error": "too long"}), "answers 422.*too long"),
+        ((200, b"<html>"), "its answer is no JSON; it begins '<html>'"),
+        ((200, [{"index": 0, "score": 1}]), "2 passages were sent, and 1 scores came"),
+        ((200, [{"index": 0, "score": 1}, {"index": 0, "score": 2}]), "2 passages were sent, and 2 scores came"),
+        ((200, b'[{"index": 0, "score": NaN}, {"index": 1, "score": 2}]'), "nan is not a finite number"),
+        ((200, [{"index": 0, "score": "high"}, {"index": 1, "score": 2}]), "'high' is not a finite number"),
+        ((200, {"error": "model is loading"}), "its answer cannot be used"),
+    ],
+)
+def test_answers_that_cannot_be_used(answer: Answer, message: str) -> None:
+    with stub(lambda *_: answer) as server, pytest.raises(EndpointError, match=message) as caught:
+        teacher(server.url).logits(PAIRS.take([0, 1]))
+    assert caught.value.url == server.url
+    assert len(server.asked) == 1  # none of them is tried again
+
+
+def test_a_server_that_does_not_answer_in_time_or_is_not_there() -> None:
+    def asleep(*_: Any) -> Answer:
+        threading.Event().wait(0.5)
+        return 200, []
+
+    with stub(asleep) as server, pytest.raises(EndpointError, match=r"ReadTimeout.*after 1 tries"):
+        teacher(server.url, timeout=0.1, retries=0).logits(PAIRS.take([0]))
+    with pytest.raises(EndpointError, match="ConnectError"):
+        teacher(server.url, retries=0).logits(PAIRS.take([0]))
+
+
+def prompt(folder: Path, text: str = "Does it answer? {question} | {passage}") -> str:
+    (folder / "prompt.txt").write_text(text)
+    return str(folder / "prompt.txt")
+
+
+def said(text: str, **logprobs: float) -> Answer:
+    top = [{"token": name, "logprob": value} for name, value in logprobs.items()]
+    return 200, {"choices": [{"message": {"content": text}, "logprobs": {"content": [{"top_logprobs": top}]}}]}
+
+
+def test_a_chat_model_judges_with_a_label_its_probability_or_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat: dict[str, Any] = {"form": "chat", "model": "judge-1", "prompt": prompt(tmp_path)}
+    labels = {**chat, "answers": {"yes": 0.9, "no": 0.1}, "api_key_env": "JUDGE_KEY"}
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    with stub(lambda body, _: said(" Yes." if "cp" in body["messages"][0]["content"] else "No")) as server:
+        found = log_odds(teacher(server.url, **labels).logits(PAIRS))
+    expected = [np.log(9) * (1 if "cp" in text else -1) for text in PAIRS.passages]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    first = server.asked[0]
+    assert first["model"] == "judge-1"
+    assert first["messages"][0]["content"] in [
+        f"Does it answer? {q} | {p}" for q, p in zip(PAIRS.questions, PAIRS.passages, strict=True)
+    ]
+    assert server.headers[0]["Authorization"] == "Bearer secret"
+    probable = {" Yes": float(np.log(0.6)), "no": float(np.log(0.2)), "well": float(np.log(0.2))}
+    with stub(lambda *_: said("Yes", **probable)) as server:
+        found = log_odds(teacher(server.url, **{**labels, "answers": {"yes": 1, "no": 0}}).logits(PAIRS.take([0])))
+    np.testing.assert_allclose(found, np.log(3), atol=1e-4)
+    with stub(lambda *_: said("8")) as server:
+        found = log_odds(teacher(server.url, **chat, scale=(0, 10)).logits(PAIRS.take([0])))
+    np.testing.assert_allclose(found, np.log(4), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [("It depends.", "'It depends.' is not a number"), ("11", "11 is not in the scale from 0 to 10"),
+     ("nan", "is not a number")],
+)  # fmt: skip
+def test_a_judge_that_gives_text_in_place_of_a_number(tmp_path: Path, answer: str, message: str) -> None:
+    keys: dict[str, Any] = {"form": "chat", "model": "m", "prompt": prompt(tmp_path), "scale": (0, 10)}
+    with stub(lambda *_: said(answer)) as server, pytest.raises(EndpointError, match=message):
+        teacher(server.url, **keys).logits(PAIRS.take([0]))
+
+
+def test_what_is_wrong_before_anything_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    chat: dict[str, Any] = {"form": "chat", "model": "m", "answers": {"yes": 1, "no": 0}}
+    with pytest.raises(EndpointError, match="the environment has no JUDGE_KEY"):
+        teacher("http://127.0.0.1:9", api_key_env="JUDGE_KEY")
+    with pytest.raises(EndpointError, match=r"the prompt .* has no \{passage\}"):
+        teacher("http://127.0.0.1:9", **chat, prompt=prompt(tmp_path, "Hm {question}"))
+    with pytest.raises(EndpointError, match="the prompt nowhere cannot be read"):
+        teacher("http://127.0.0.1:9", **chat, prompt="nowhere")
+    for keys, message in (
+        ({"form": "chat"}, "form chat needs"),
+        ({"answers": {"yes": 1}}, "answers is for form chat"),
+        ({**chat, "prompt": "p", "answers": {"yes": 2}}, "probabilities from 0 to 1"),
+        ({**chat, "prompt": "p", "answers": None, "scale": (3, 3)}, r"scale is \[low, high\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Endpoint(url="http://127.0.0.1:9", **keys)
+
+
+def test_the_fingerprint_depends_on_what_is_asked_and_not_on_how_fast(tmp_path: Path) -> None:
+    before = teacher("http://127.0.0.1:9").fingerprint
+    assert teacher("http://127.0.0.1:9", concurrency=1, request_size=5, max_requests=3).fingerprint == before
+    assert teacher("http://127.0.0.1:9/rerank").fingerprint == before
+    assert teacher("http://127.0.0.1:8").fingerprint != before
+    chat: dict[str, Any] = {"form": "chat", "model": "m", "answers": {"yes": 1, "no": 0}}
+    one = teacher("http://127.0.0.1:9", **chat, prompt=prompt(tmp_path)).fingerprint
+    assert teacher("http://127.0.0.1:9", **chat, prompt=prompt(tmp_path, "{question}{passage}")).fingerprint != one
