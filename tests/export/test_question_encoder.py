@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from cached_fixtures import bottom_of_minilm, cached_export, cached_student
 from encoder_fixtures import byte_tokenizer, tiny
 from export_fixtures import dev_pairs, texts
@@ -18,6 +20,10 @@ from tmkd.export.cached import CachedStudent
 from tmkd.export.export import export_student
 from tmkd.inference.scorer import Scorer
 from tmkd.inference.text_encoder import TextEncoder
+from tmkd.models.checkpoint import load_encoder, load_student, save_student
+from tmkd.models.encoders.find import find_encoder
+from tmkd.models.encoders.interaction import InteractionEncoder
+from tmkd.models.encoders.text_batches import TrainedReaders
 from tmkd.models.text_tokenizer import TextTokenizer
 
 
@@ -61,6 +67,27 @@ def test_the_states_of_passages_do_not_depend_on_the_encoder_of_questions(export
     assert json.loads((export / "out" / "tmkd.json").read_text())["states"]["identity"] == plain
     deeper = cached_student(tmp_path, layers=2)
     assert CachedStudent(deeper, TextTokenizer(cached_export() / "out", 48)).identity != plain
+
+
+def test_states_of_an_encoder_before_its_training_are_of_another_model(tmp_path: Path) -> None:
+    """Interaction and projection are the same; one weight of the encoder was changed by training."""
+    source = find_encoder("builtin:minilm-l6")
+    student = load_student(cached_export() / "student")
+    assert isinstance(student.encoder, InteractionEncoder)
+    student.encoder.readers = TrainedReaders(load_encoder(student.encoder.source, 2))
+    for name, step in (("same", 0.0), ("trained", 1e-3)):
+        with torch.no_grad():
+            student.encoder.readers.passage.base.encoder.layer[0].output.dense.bias[0] += step
+        save_student(student, tmp_path / name, source, 48, {"step": "tmkd", "teachers": ["a", "b"]})
+        again = load_student(tmp_path / name).encoder  # its files fit together
+        assert isinstance(again, InteractionEncoder)
+        assert torch.equal(again.projection.weight, student.encoder.projection.weight)
+    tokenizer = TextTokenizer(cached_export() / "out", 48)
+    before, after = (CachedStudent(tmp_path / name, tokenizer) for name in ("same", "trained"))
+    assert before.identity != after.identity
+    scorer = Scorer(cached_export() / "out")
+    with pytest.raises(ExportError, match=f"holds states of {after.identity}.*another model, tokenizer or length"):
+        scorer.attach(SimpleNamespace(identity=after.identity, get=lambda key: None))
 
 
 @pytest.mark.parametrize("what", ["onnx/question.onnx", "question_encoder/tokenizer.json"])
