@@ -36,9 +36,11 @@ DEMO := workspace/runs/demo/export
 # one of the demo's teachers, to stand beside the student on the page
 TEACHER = $(firstword $(patsubst %/tmkd.json,%,$(wildcard workspace/steps/teacher-*[0-9a-f]/tmkd.json)))
 
+# a cached student needs the states of all passages (minutes, with a bar); the same command goes on where it stopped
 serve: setup  ## serve the demo's student and documents at http://127.0.0.1:8080/
 	@test -f $(DEMO)/tmkd.json || { echo "there is no student yet; run: make demo" >&2; exit 1; }
-	@test -f workspace/index/tmkd-index.json || $(BIN)/tmkd index debian-docs --out workspace/index
+	@if grep -q '"kind": "cached"' $(DEMO)/tmkd.json; then $(BIN)/tmkd index debian-docs --out workspace/index --model $(DEMO); \
+	else test -f workspace/index/tmkd-index.json || $(BIN)/tmkd index debian-docs --out workspace/index; fi
 	@test -f $(DEMO)/calibration.json || $(BIN)/tmkd calibrate $(DEMO) --index workspace/index
 	$(BIN)/tmkd serve --model $(DEMO) --index workspace/index $(if $(TEACHER),--teacher $(TEACHER))
 
@@ -79,9 +81,11 @@ test: lint browser  ## lint, types and every test that is not slow
 test-all: lint browser dockerfile  ## the slow tests too, and how much of the code the tests run
 	$(BIN)/python -m pytest $(PARALLEL) --cov=tmkd --cov-report=term:skip-covered
 
-# environments of 0.2 to 1.5 GB each in build/ecosystem, built once; EXPORT names another export than the demo's
-ecosystem: setup  ## open the demo's export in other tools (real packages, pinned): do they rank as it does?
+# environments of 0.2 to 1.5 GB each in build/ecosystem, built once; EXPORT names another export than that of the demo's
+# layered student, which is trained already where the demo is done
+ecosystem: setup  ## open the demo's layered student in other tools (real packages, pinned): do they rank as it does?
 	@test -n "$(EXPORT)" || test -f $(DEMO)/tmkd.json || { echo "there is no student yet; run: make demo" >&2; exit 1; }
+	@test -n "$(EXPORT)" || $(BIN)/tmkd run recipes/demo.yaml name=demo-layers take=tmkd --quiet
 	$(BIN)/python tools/ecosystem/run.py $(if $(EXPORT),--export $(EXPORT))
 
 weights-mpnet: setup  ## the weights behind builtin:mpnet (400 MB)
