@@ -141,14 +141,21 @@ def difference(answer: dict[str, Any], wanted: list[NDArray[np.float64]]) -> tup
 def main() -> None:
     """Build what is missing, let every tool rank, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--export", type=Path, default=DEMO, help="an export of a layered student of two classes; the demo's unless given")
+    parser.add_argument(
+        "--export",
+        type=Path,
+        default=DEMO,
+        help="an export of a layered student of two classes; the demo's unless given",
+    )
     parser.add_argument("--only", action="append", help="beginning of an opener's name in openers.py; may be repeated")
     options = parser.parse_args()
     export = options.export.resolve()
     if not (export / "tmkd.json").is_file():
         raise SystemExit(f"there is no export at {export}; run: make demo ecosystem, or name one with --export")
     if read_manifest(export).states:
-        raise SystemExit(f"{export} holds a cached student, which tmkd alone opens; export a layered one with take=tmkd")
+        raise SystemExit(
+            f"{export} holds a cached student, which tmkd alone opens; export a layered one with take=tmkd"
+        )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     scorer = Scorer(export, backend="onnx-fp32")
     questions = questions_of(export)
