@@ -148,7 +148,7 @@ def test_the_readme_is_short_and_says_what_the_student_does_not_do_better() -> N
     assert len(README.splitlines()) <= 120
     demo = json.loads((ROOT / "docs" / "results" / "demo.json").read_text())
     means = {row["name"]: (row["auc"]["mean"], row["mrr"]["mean"]) for row in demo["methods"]}
-    for method in ("tmkd", "cosine", "teacher-ensemble", "finetune"):
+    for method in ("tmkd", "tmkd@cached", "cosine", "teacher-ensemble", "finetune"):
         assert f"{means[method][0]:.3f} / {means[method][1]:.3f}" in README, method
 
 
@@ -285,10 +285,11 @@ def small_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_python_of_a_page_runs_as_it_stands(
     name: str, small_export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In one go, in a folder whose workspace/runs/demo/export is a small student's (docs/serving.md: tests/serve)."""
+    """In one go, in a folder where the demo's exports are a small student's (docs/serving.md: tests/serve)."""
     assert TOPICS["sort"][0] in README
-    (tmp_path / "workspace" / "runs" / "demo").mkdir(parents=True)
-    (tmp_path / "workspace" / "runs" / "demo" / "export").symlink_to(small_export)
+    for run in ("demo", "demo-layers"):
+        (tmp_path / "workspace" / "runs" / run).mkdir(parents=True)
+        (tmp_path / "workspace" / "runs" / run / "export").symlink_to(small_export)
     index_of(tmp_path / "workspace" / "index")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     scope: dict[str, object] = {"__name__": "__main__"}
@@ -322,7 +323,13 @@ def test_the_readmes_recipe_and_its_commands_run(recipe_file: Path, tmp_path: Pa
     )
     (tmp_path / "mine.yaml").write_text(blocks("yaml", README)[0])
     smaller = [f"{key}={small[key]}" for key in ("student", "stage1", "stage2", "max_length")]
-    smaller += ["teachers.0.epochs=1", "teachers.1.epochs=1", "export.backends=[onnx-fp32]", "-q"]
+    smaller += [
+        "teachers.0.epochs=1",
+        "teachers.1.epochs=1",
+        "cached.stage1.epochs=1",
+        "export.backends=[onnx-fp32]",
+        "-q",
+    ]
     calls = [words[1:] for words in shown(README) if "mine" in " ".join(words) and words[1] in ("run", "evaluate")]
     first, _, measured = calls
     assert (first, measured[:2]) == (["run", "mine.yaml"], ["evaluate", "workspace/runs/mine"])
@@ -333,6 +340,6 @@ def test_the_readmes_recipe_and_its_commands_run(recipe_file: Path, tmp_path: Pa
         "report",
     }
     tmkd(*measured, "--no-speed", "-q")
-    assert {"teacher:t1", "teacher:t2", "finetune", "tmkd"} <= {
+    assert {"teacher:t1", "teacher:t2", "cosine", "finetune", "tmkd", "tmkd@cached"} <= {
         row["name"] for row in json.loads((tmp_path / "numbers.json").read_text())["methods"]
     }
