@@ -9,7 +9,7 @@ import pytest
 from tmkd.data.documents.passages import MOST_WORDS, cut, section_passages, size
 from tmkd.data.documents.sections import Block, Section
 from tmkd.data.documents.sentences import sentences
-from tmkd.inference.qa.answer import _sentences
+from tmkd.inference.qa.marking import sentences as markable
 
 SENTENCES = {
     "Hindi": ["भारत एक विशाल देश है।", "इसकी राजधानी दिल्ली है।", "डॉ. राम कहाँ रहते हैं?", "वे मुंबई में रहते हैं।"],
@@ -90,6 +90,6 @@ def test_a_chinese_sentence_is_a_passage_and_not_a_single_word() -> None:
 def test_one_sentence_of_an_answer_can_be_marked(language: str) -> None:
     parts = UNSPACED.get(language) or SENTENCES[language]
     text = ("" if language in UNSPACED else " ").join(parts)
-    marked = [text[start:stop] for start, stop in _sentences(text, None)]
+    marked = [text[start:stop] for start, stop in markable(text, None)]
     assert len(marked) > 1
     assert set(marked) <= set(parts)
