@@ -116,6 +116,10 @@ class Recipe(Part):
         """The folder of the stage-1 student that a method's students start from; None where stage 1 is trained."""
         return (self.cached.stage1_from if method.cached else None) or self.stage1_from
 
+    def trains_stage1(self, method: Method) -> bool:
+        """Whether a method has a stage 1 that this run trains."""
+        return method.stage1 and self.finished_stage1(method) is None
+
     @property
     def cached_encoder(self) -> str:
         """The encoder of cached students, as `find_encoder` takes it."""

@@ -101,6 +101,33 @@ def two_logits(odds: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     return result
 
 
+def even_logits(odds: NDArray[np.floating[Any]]) -> Floats:
+    """Logits of two classes that have these log-odds: minus and plus one half of them.
+
+    Args:
+        odds: [N], any float type.
+
+    Returns:
+        [N, 2] float64.
+    """
+    half = np.asarray(odds, dtype=np.float64) / 2
+    return np.stack([-half, half], axis=1)
+
+
+def odds_of(probabilities: NDArray[np.floating[Any]]) -> Floats:
+    """Log-odds of probabilities.
+
+    Args:
+        probabilities: any shape, above 0 and below 1.
+
+    Returns:
+        The same shape, float64.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    result: Floats = np.log(p) - np.log1p(-p)
+    return result
+
+
 def sigmoid(odds: NDArray[np.floating[Any]]) -> Floats:
     """Probabilities of class 1 from log-odds, without overflow and exact for very small probabilities.
 

@@ -80,8 +80,7 @@ class TokenInputs:
 
     def followed_by(self, others: TokenInputs) -> TokenInputs:
         """See `Inputs`."""
-        both = Encoded([*self.encoded.ids, *others.encoded.ids], [*self.encoded.type_ids, *others.encoded.type_ids])
-        return TokenInputs(both, self.pad_id)
+        return TokenInputs(self.encoded.followed_by(others.encoded), self.pad_id)
 
 
 @dataclass(frozen=True)
@@ -162,9 +161,8 @@ class TextSide:
 
     def followed_by(self, others: TextSide) -> TextSide:
         """These, and then the others."""
-        mine, theirs = self.encoded, others.encoded
-        both = Encoded([*mine.ids, *theirs.ids], [*mine.type_ids, *theirs.type_ids])
-        return TextSide(both, self.pad_id, np.concatenate([self.rows, others.rows + len(mine.ids)]))
+        rows = np.concatenate([self.rows, others.rows + len(self.encoded.ids)])
+        return TextSide(self.encoded.followed_by(others.encoded), self.pad_id, rows)
 
 
 @dataclass(frozen=True)

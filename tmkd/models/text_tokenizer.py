@@ -23,18 +23,11 @@ from tmkd.models.tokenizer_base import CHUNK, ModelTokenizer, sides_of
 class TextTokenizer(ModelTokenizer):
     """The tokenizer of a model folder, for single texts. Safe to share between threads.
 
+    Attributes and errors are those of `ModelTokenizer`.
+
     Args:
         folder: a model folder with tokenizer.json.
         max_length: most tokens of a text, special tokens included.
-
-    Attributes:
-        folder: as given.
-        max_length: as given.
-        pad_id: token id of padding.
-
-    Raises:
-        EncoderError: no tokenizer.json, a damaged one, no padding token, tokens for which the weights have no
-            embedding, or a `max_length` without room for text.
     """
 
     def __init__(self, folder: Path, max_length: int) -> None:

@@ -45,22 +45,19 @@ class Encoded(NamedTuple):
         """The number of tokens of every pair, [N] int64."""
         return np.fromiter((len(row) for row in self.ids), dtype=np.int64, count=len(self.ids))
 
+    def followed_by(self, others: Encoded) -> Encoded:
+        """These, and then the others."""
+        return Encoded([*self.ids, *others.ids], [*self.type_ids, *others.type_ids])
+
 
 class PairTokenizer(ModelTokenizer):
     """The tokenizer of a model folder, for pairs. Safe to share between threads.
 
+    Attributes and errors are those of `ModelTokenizer`.
+
     Args:
         folder: a model folder with tokenizer.json.
         max_length: most tokens of a pair, special tokens included.
-
-    Attributes:
-        folder: as given.
-        max_length: as given.
-        pad_id: token id of padding.
-
-    Raises:
-        EncoderError: no tokenizer.json, a damaged one, no padding token, tokens for which the weights have no
-            embedding, or a `max_length` without room for text.
     """
 
     def __init__(self, folder: Path, max_length: int) -> None:

@@ -317,7 +317,7 @@ def _no_replay(teacher: str) -> DataError:
 def _require_pool(data: RunData, methods: list[Method]) -> None:
     """The pool, where a method learns from it, has what the method needs."""
     recipe = data.recipe
-    methods = [method for method in methods if method.stage1 and recipe.finished_stage1(method) is None]
+    methods = [method for method in methods if recipe.trains_stage1(method)]
     if not methods:
         return
     if recipe.stage1.share < 1:
@@ -335,7 +335,7 @@ def _require_known_scores(data: RunData, methods: list[Method]) -> None:
     files = [teacher for teacher in data.recipe.used_teachers if teacher.file is not None]
     if not files:
         return
-    pooled = any(method.stage1 for method in methods) and not data.foreign_pool and data.recipe.stage1_from is None
+    pooled = any(map(data.recipe.trains_stage1, methods)) and not data.foreign_pool
     parts = {**data.task.labelled, **({"pool": data.pool} if pooled else {})}
     for teacher in files:
         assert teacher.file is not None
@@ -364,7 +364,10 @@ def _require_labeller(data: RunData, pairs: Pairs, where: str) -> None:
     """At least one teacher can label the pairs: a model, or a column of scores that they carry."""
     sources = TeacherLogits(data.workspace, data.recipe, data.cache.stored_teachers)
     if not any(sources.can_label(teacher, pairs) for teacher in data.recipe.used_teachers):
-        raise TmkdError(f"no teacher can label the {where} pairs: none of the recipe's scores are for them")
+        raise TmkdError(
+            f"no teacher can label the {where} pairs: they have none of the recipe's score columns, and no file "
+            "of scores is for them"
+        )
 
 
 def require_comparable(pairs: Pairs, loss: str, where: str) -> None:

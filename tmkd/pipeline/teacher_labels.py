@@ -266,7 +266,7 @@ class TeacherLabels:
 
         Only teachers that take part in every stage of the method count.
         """
-        mined = method.stage1 and not self.data.foreign_pool and self.recipe.finished_stage1(method) is None
+        mined = self.recipe.trains_stage1(method) and not self.data.foreign_pool
         which = self.labellers(self.data.pool) if mined else range(len(self.teachers))
         best = min(which, key=lambda number: self.dev_losses[number])
         self.cache.say_once(f"best teacher on the development set: {self.teachers[best][0].name}")
@@ -299,7 +299,7 @@ class TeacherLabels:
         elif self.data.foreign_pool:
             _ = self.foreign_logits
             pool = len(self.data.pool)
-        elif any(method.stage1 and self.recipe.finished_stage1(method) is None for method in self.learning):
+        elif any(map(self.recipe.trains_stage1, self.learning)):
             self.logits(self.data.pool, "pool", self.labellers(self.data.pool))
             pool = len(self.data.pool)
         if self.learning:

@@ -24,7 +24,7 @@ from tmkd.models.bi_encoder import embed
 from tmkd.models.encoders.find import find_folder, folder_fingerprint
 from tmkd.models.ready import read_json
 from tmkd.models.student import SHARPNESS
-from tmkd.teachers.interface import StoredTeacher
+from tmkd.teachers.interface import Scored, StoredTeacher
 
 CHUNK = 2048  # texts that are embedded between two writes of the label store
 BUILTIN_LENGTH = {"builtin:minilm-l6": 256, "builtin:mpnet": 384}
@@ -153,7 +153,7 @@ class BiEncoderTeacher(StoredTeacher):
             found = self._embedder(side, prompt)(new)
             self._embeddings |= dict(zip((side + text for text in new), found, strict=True))
 
-    def scored(self, pairs: Pairs) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def scored(self, pairs: Pairs) -> Iterator[Scored]:
         """Embed the texts that are new, and give the similarity of the pairs whose texts are embedded."""
         questions, passages = pairs.questions, pairs.passages
         begin, new = 0, set[str]()
@@ -177,10 +177,7 @@ class BiEncoderTeacher(StoredTeacher):
 
     def similarities(self, pairs: Pairs) -> NDArray[np.float32]:
         """The similarity of each pair's two texts, [N] float32."""
-        found = np.empty(len(pairs), dtype=np.float32)
-        for rows, raw in self.scored(pairs):
-            found[rows] = raw[:, 0]
-        return found
+        return self.raw(pairs)[:, 0]
 
     def from_raw(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of two classes: SHARPNESS (cosine - 1/2) as log-odds; another similarity is taken as it is."""

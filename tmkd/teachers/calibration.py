@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError
-from tmkd.core.logits import log_odds, sigmoid
+from tmkd.core.logits import even_logits, log_odds, odds_of, sigmoid
 from tmkd.data.pairs import grouped
 
 Floats = NDArray[np.float64]
@@ -63,7 +63,7 @@ class Calibration:
         else:
             at, values = np.array(self.knots).T
             odds = np.interp(x, at, values) + _TILT * x
-        return np.stack([-odds / 2, odds / 2], axis=1).astype(np.float32)
+        return even_logits(odds).astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
         """The map as JSON-like content."""
@@ -137,8 +137,8 @@ def _curve(x: Floats, y: Floats) -> tuple[tuple[float, float], ...]:
     limit = 1 / (len(y) + 2)  # no probability is nearer to 0 or 1 than so many labels can say
     found = []
     for height in np.unique(heights):
-        p = float(np.clip(height, limit, 1 - limit))
-        found.append((float(x[heights == height].mean()), float(np.log(p) - np.log1p(-p))))
+        odds = float(odds_of(np.clip(height, limit, 1 - limit)))
+        found.append((float(x[heights == height].mean()), odds))
     return tuple(sorted(found))
 
 
@@ -157,7 +157,7 @@ def standardised(logits: NDArray[np.floating[Any]], qids: Sequence[str]) -> NDAr
     means = np.bincount(place, z, len(names)) / counts
     deviations = np.sqrt(np.bincount(place, (z - means[place]) ** 2, len(names)) / counts)
     odds = (z - means[place]) / np.where(deviations > 1e-9, deviations, 1.0)[place]
-    return np.stack([-odds / 2, odds / 2], axis=1).astype(np.float32)
+    return even_logits(odds).astype(np.float32)
 
 
 def reliability(logits: NDArray[np.floating[Any]], targets: NDArray[Any]) -> dict[str, float]:

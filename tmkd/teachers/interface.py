@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 
 from tmkd.data.pairs import Pairs
 
+Scored = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Indices of n pairs, and their raw scores, [n, width] float32."""
+
 
 class TeacherLike(Protocol):
     """Anything that gives logits for pairs. A class needs no common base to be a teacher, only these members."""
@@ -69,7 +72,7 @@ class StoredTeacher(ABC):
         """A text that changes whenever the teacher's scores for the same pairs do. The name is no part of it."""
 
     @abstractmethod
-    def scored(self, pairs: Pairs) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def scored(self, pairs: Pairs) -> Iterator[Scored]:
         """Score pairs, in an order of its own.
 
         Args:
@@ -95,9 +98,13 @@ class StoredTeacher(ABC):
             [N, C] float32 in the task's order of classes.
         """
 
-    def logits(self, pairs: Pairs) -> NDArray[np.float32]:
-        """The teacher's logits, before they are calibrated: as `TeacherLike` has them."""
+    def raw(self, pairs: Pairs) -> NDArray[np.float32]:
+        """The raw scores of N pairs, [N, width] float32."""
         found = np.full((len(pairs), self.width), np.nan, dtype=np.float32)
         for rows, raw in self.scored(pairs):
             found[rows] = raw
-        return self.from_raw(found)
+        return found
+
+    def logits(self, pairs: Pairs) -> NDArray[np.float32]:
+        """The teacher's logits, before they are calibrated: as `TeacherLike` has them."""
+        return self.from_raw(self.raw(pairs))

@@ -15,7 +15,7 @@ from tmkd.core.errors import DataError
 from tmkd.core.files import digest_of, sha256_of
 from tmkd.data.pairs import Pairs, pair_id
 from tmkd.data.readers import column_names, line_of, read_rows
-from tmkd.teachers.interface import StoredTeacher
+from tmkd.teachers.interface import Scored, StoredTeacher
 from tmkd.teachers.scores import COLUMN, ScoreKind, imported_logits
 
 _JOINS = (("pair_id",), ("qid", "pid"), ("question", "passage"))
@@ -134,7 +134,7 @@ class ScoreFileTeacher(StoredTeacher):
                 path=self.path, column=self.column,
             )  # fmt: skip
 
-    def scored(self, pairs: Pairs) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def scored(self, pairs: Pairs) -> Iterator[Scored]:
         """The scores of all pairs at once."""
         self.require_all(pairs, "given")
         values = [self._table[1][key] for key in self._keys(pairs)]

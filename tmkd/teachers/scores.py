@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tmkd.config.sections import Data
 from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import DataError
+from tmkd.core.logits import even_logits, odds_of
 from tmkd.data.pairs import Pairs
 
 ScoreKind = Literal["logit", "probability"]
@@ -113,6 +114,5 @@ def imported_logits(scores: NDArray[np.float64], kind: ScoreKind) -> NDArray[np.
     if kind not in ("logit", "probability"):
         raise ValueError(f"a score is of kind `logit` or `probability`, not {kind!r}")
     if kind == "probability":
-        clipped = np.clip(scores, CLIP, 1 - CLIP)
-        scores = np.log(clipped) - np.log1p(-clipped)
-    return np.stack([-scores / 2, scores / 2], axis=1)
+        scores = odds_of(np.clip(scores, CLIP, 1 - CLIP))
+    return even_logits(scores)

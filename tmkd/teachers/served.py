@@ -21,7 +21,7 @@ from tmkd.config.teacher_sections import Endpoint
 from tmkd.core.errors import EndpointError, needs_extra
 from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
-from tmkd.teachers.interface import StoredTeacher
+from tmkd.teachers.interface import Scored, StoredTeacher
 from tmkd.teachers.scores import imported_logits
 from tmkd.teachers.served_forms import form_of
 
@@ -73,7 +73,7 @@ class ServedTeacher(StoredTeacher):
         """A hash over the address, the form of the requests, and what is asked."""
         return digest_of(["served", self.url, self.endpoint.model, self._form.fingerprint])
 
-    def scored(self, pairs: Pairs) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def scored(self, pairs: Pairs) -> Iterator[Scored]:
         """Ask for scores, at most `concurrency` requests at a time.
 
         Raises:
@@ -117,12 +117,12 @@ class ServedTeacher(StoredTeacher):
         try:
             return self._form.read(answer, len(passages))
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            raise self._error(f"its answer cannot be used: {told}; it begins {str(answer)[:200]!r}") from error
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise self._error(f"its answer cannot be used: {reason}; it begins {str(answer)[:200]!r}") from error
 
     def _ask(self, body: dict[str, Any]) -> Any:
         """The JSON that one request is answered with; tried again after 429, 5xx and broken connections."""
-        pause, told = 0.5, ""
+        pause, problem = 0.5, ""
         for attempt in range(self.endpoint.retries + 1):
             if attempt and self._stop.wait(pause):
                 break
@@ -130,27 +130,29 @@ class ServedTeacher(StoredTeacher):
             try:
                 reply = self._client.post(self.url, json=body)
             except self._failures as error:
-                told, pause, status = f"{type(error).__name__}: {error}", min(2 * pause, _LONGEST_WAIT), None
+                problem, status = f"{type(error).__name__}: {error}", None
+                pause = min(2 * pause, _LONGEST_WAIT)
                 continue
             if reply.is_success:
                 try:
                     return reply.json()
                 except ValueError:
                     raise self._error(f"its answer is no JSON; it begins {reply.text[:200]!r}") from None
-            status, told = reply.status_code, f"answers {reply.status_code}: {reply.text[:200]!r}"
+            status, problem = reply.status_code, f"answers {reply.status_code}: {reply.text[:200]!r}"
             if status in (401, 403):
                 named = self.endpoint.api_key_env
                 hint = (
                     f"is the key in {named} right?" if named else "name the variable of its key: endpoint.api_key_env"
                 )
-                raise self._error(f"{told}; {hint}", status)
+                raise self._error(f"{problem}; {hint}", status)
             if status != 429 and status < 500:
-                raise self._error(told, status)
+                raise self._error(problem, status)
             asked = reply.headers.get("Retry-After", "")
             pause = min(float(asked) if asked.replace(".", "", 1).isdigit() else 2 * pause, _LONGEST_WAIT)
-            logger.info(f"teacher {self.name}: {told}; again in {pause:g} s")
+            logger.info(f"teacher {self.name}: {problem}; the request is sent again in {pause:g} s")
         raise self._error(
-            f"{told}, after {attempt + 1} tries. What it answered before is kept: run the same command again to go on",
+            f"{problem}, after {attempt + 1} tries. What it answered before is kept: run the same command again to go "
+            "on",
             status,
         )
 

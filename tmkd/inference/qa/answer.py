@@ -336,10 +336,11 @@ class QuestionAnswerer:
         spans = [sentences(one.found.passage.text, one.scored.window) for one in ranked]
         several = [row for row, one in enumerate(spans) if len(one) > 1]
         best = [one[0] for one in spans]
-        if self._marker is not None:
+        if self._marker is not None and several:
+            asked = self._marker.asked(question)
             for row in several:
                 text, window = ranked[row].found.passage.text, ranked[row].scored.window
-                best[row] = self._marker.best(question, text, window, spans[row])
+                best[row] = self._marker.best(asked, text, window, spans[row])
         elif several:
             texts = [ranked[row].found.passage.text[start:stop] for row in several for start, stop in spans[row]]
             scores = self._scores(question, texts)

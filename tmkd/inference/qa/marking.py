@@ -36,11 +36,15 @@ class StateMarker:
     def __init__(self, encoder: TextEncoder, retriever: Retriever) -> None:
         self._encoder, self._retriever = encoder, retriever
 
-    def best(self, question: str, passage: str, window: Span | None, spans: Sequence[Span]) -> Span:
+    def asked(self, question: str) -> NDArray[np.float32]:
+        """A question as `best` compares it: the directions of its tokens' states, [Tq, k]."""
+        return _directions(self._encoder.question_states(question))
+
+    def best(self, asked: NDArray[np.float32], passage: str, window: Span | None, spans: Sequence[Span]) -> Span:
         """The best of some sentences; of equal ones the first.
 
         Args:
-            question: The question.
+            asked: The question, as `asked` gives it.
             passage: The passage.
             window: The part of it that was scored best; None where it was read whole.
             spans: Character spans of sentences in `passage`, at least one, as `sentences` gives them.
@@ -48,7 +52,6 @@ class StateMarker:
         first, last = window or (0, len(passage))
         text = passage[first:last]
         states = self._retriever.stored(text) or self._encoder.states([text])[0]
-        asked = _directions(self._encoder.question_states(question))
         cosines = asked @ _directions(dequantised(states.values, states.scales)).T  # [Tq, Tp]
         tokens = np.array(self._encoder.tokenizer.spans(text)[: cosines.shape[1]]).reshape(-1, 2)
         cosines = cosines[:, : len(tokens)]

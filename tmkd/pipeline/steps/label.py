@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from tmkd.pipeline.steps.states import model_inputs
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.pipeline.store.workspace import Step, Workspace
-from tmkd.teachers.interface import StoredTeacher
+from tmkd.teachers.interface import Scored, StoredTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ def label_stored(workspace: Workspace, teacher: StoredTeacher, pairs: Pairs) -> 
     content = depends_on(settings={}, inputs={"model": teacher, "pairs": unique})
 
     def fill(store: LabelStore) -> None:
-        _fill(store, teacher, unique, teacher.name)
+        _fill(store, teacher.scored, unique, teacher.name)
 
     return _stored(workspace, _Labels("labels", header, content, unique, teacher.name), fill)
 
@@ -187,7 +188,7 @@ def _label(workspace: Workspace, model: Step, pairs: Pairs, how: _Labelling, ext
     content = depends_on(settings={"precision": how.precision}, inputs={"model": model, "pairs": unique})
 
     def fill(store: LabelStore) -> None:
-        _fill(store, _Model(workspace, model, how), unique, how.name)
+        _fill(store, partial(_scored, workspace, model, how), unique, how.name)
 
     return _stored(workspace, _Labels(how.kind, header, content, unique, how.name), fill)
 
@@ -251,17 +252,8 @@ def _differ_in_pairs_alone(theirs: dict[str, Any], mine: dict[str, Any]) -> bool
     }  # fmt: skip
 
 
-class _Scored(Protocol):
-    """What `_fill` asks for scores."""
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def scored(self, pairs: Pairs) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]: ...
-
-
-def _fill(store: LabelStore, model: _Scored, pairs: Pairs, name: str) -> None:
-    """Label the pairs that the store does not have yet."""
+def _fill(store: LabelStore, scored: Callable[[Pairs], Iterator[Scored]], pairs: Pairs, name: str) -> None:
+    """Label the pairs that the store does not have yet; `scored` is as `StoredTeacher.scored`."""
     done = store.done_ids()
     missing = np.flatnonzero([pair_id not in done for pair_id in pairs.pair_ids])
     if len(missing) == 0:
@@ -269,33 +261,21 @@ def _fill(store: LabelStore, model: _Scored, pairs: Pairs, name: str) -> None:
     left = pairs.take(missing)
     ids = np.array(left.pair_ids)
     with progress(f"label with {name}", len(pairs), done=len(pairs) - len(missing)) as bar:
-        for rows, logits in model.scored(left):
+        for rows, logits in scored(left):
             store.append(list(ids[rows]), logits)
             bar.advance(len(rows))
 
 
-@dataclass(frozen=True)
-class _Model:
-    """A model of the workspace that gives logits, chunk by chunk."""
-
-    workspace: Workspace
-    model: Step
-    how: _Labelling
-
-    @property
-    def fingerprint(self) -> str:
-        return self.model.fingerprint
-
-    def scored(self, pairs: Pairs) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        how, folder = self.how, self.model.folder
-        with named(how.name):
-            student = load_student(folder)
-        logger.info(f"{how.name}: {student.encoder.path}")
-        inputs = model_inputs(self.workspace, folder, pairs, how.precision)
-        # Chunks hold pairs of similar length, so their batches hold almost no padding.
-        order = np.argsort(-inputs.lengths, kind="stable")
-        for start in range(0, len(order), CHUNK):
-            rows = order[start : start + CHUNK]
-            logits = how.score(student, inputs, rows, how.precision).reshape(len(rows), -1)
-            require_finite_logits(logits, pairs.take(rows), f"{how.name} ({folder})", how.precision)
-            yield rows, logits
+def _scored(workspace: Workspace, model: Step, how: _Labelling, pairs: Pairs) -> Iterator[Scored]:
+    """Score pairs with a model of the workspace, chunk by chunk; as `StoredTeacher.scored`."""
+    with named(how.name):
+        student = load_student(model.folder)
+    logger.info(f"{how.name}: {student.encoder.path}")
+    inputs = model_inputs(workspace, model.folder, pairs, how.precision)
+    # Chunks hold pairs of similar length, so their batches hold almost no padding.
+    order = np.argsort(-inputs.lengths, kind="stable")
+    for start in range(0, len(order), CHUNK):
+        rows = order[start : start + CHUNK]
+        logits = how.score(student, inputs, rows, how.precision).reshape(len(rows), -1)
+        require_finite_logits(logits, pairs.take(rows), f"{how.name} ({model.folder})", how.precision)
+        yield rows, logits

@@ -97,7 +97,7 @@ class TeacherLogits:
     def can_label(self, teacher: Teacher, pairs: Pairs) -> bool:
         """Whether a teacher has scores for the pairs: a column if they carry it, a file if it names one of them."""
         if teacher.is_column:
-            return teacher.scores in pairs.score_names
+            return ScoresTeacher.of(teacher, self.recipe.data).can_label(pairs)
         return teacher.has_step or stored_teacher(self.recipe, teacher, self.opened).can_label(pairs)
 
     def uncalibrated(self, teacher: Teacher, step: Step | None, pairs: Pairs, where: str) -> NDArray[np.float32]:
