@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -397,17 +398,17 @@ def test_names_that_are_no_text_stay_apart(tmp_path: Path) -> None:
 
 def test_an_index_that_may_only_be_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As from a read-only mount; root may write anywhere else, so the check is what is replaced."""
-    folder = index_of(tmp_path / "index").folder
-    assert {path.stat().st_mode & 0o044 for path in folder.iterdir() if path.suffix != ".lock"} == {0o044}
+    # a copy: threads of the index that was written here look after its files a little longer, and take its locks again
+    written, folder = index_of(tmp_path / "index").folder, tmp_path / "read-only"
+    shutil.copytree(written, folder, ignore=shutil.ignore_patterns("*.lock"))
+    assert {path.stat().st_mode & 0o044 for path in folder.iterdir()} == {0o044}
     before = {path.name for path in folder.iterdir()}
-    for lock in folder.glob("*.lock"):
-        lock.unlink()
     monkeypatch.setattr(os, "access", lambda *_: False)
     reader = DocumentIndex.open(folder)
     assert first(reader, "disk")
     reader.refresh()
     assert first(reader, "disk")
-    assert {path.name for path in folder.iterdir()} == {name for name in before if not name.endswith(".lock")}
+    assert {path.name for path in folder.iterdir()} == before
 
 
 def test_loops_of_links_and_second_names_are_read_once(docs: Path, tmp_path: Path) -> None:
