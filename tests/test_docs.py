@@ -239,12 +239,14 @@ def test_the_tables_of_methods_are_those_of_the_files(
 def test_the_table_of_answering_is_that_of_its_file() -> None:
     ((name, file, head, rows),) = (table for table in figures() if table[1] == QA)
     quality = json.loads((PAGES[name].parent / file).read_text())["quality"]
-    assert head == ["", "BM25 alone", "retrieve and rank", "difference"]
-    assert len(rows) == 5
+    assert head == ["", "BM25 alone", "dense alone", "BM25 and dense", "retrieve and rank", "minus BM25"]
+    assert len(rows) == 6
     for metric, *texts in rows:
-        first, both, difference = (quality[metric][kind] for kind in ("bm25", "retrieve and rank", "difference"))
+        plain = [f"{quality[metric][kind]['mean']:.3f}" for kind in ("bm25", "dense", "bm25 and dense")]
+        both, difference = quality[metric]["retrieve and rank"], quality[metric]["difference"]
         ahead, low, high = (f"{difference[part]:+.3f}" for part in ("mean", "low", "high"))
-        assert texts == [f"{first['mean']:.3f}", f"{both['mean']:.3f}", f"{ahead} ({low} to {high})"], metric
+        ranked = f"{both['mean']:.3f} ({both['low']:.3f}-{both['high']:.3f})"
+        assert texts == [*plain, ranked, f"{ahead} ({low} to {high})"], metric
 
 
 @pytest.mark.parametrize("page", ["docs/results.md"])
