@@ -51,7 +51,7 @@ def tiny(model_type: str, folder: Path, **changes: object) -> Path:
     model = AutoModel.from_config(config)
     for name, parameter in model.named_parameters():  # as they come most weights are nearly or exactly zero
         torch.nn.init.normal_(parameter, std=0.1, mean=1.0 if "norm" in name.lower() and "weight" in name else 0.0)
-    if getattr(model, "pooler", None) is not None:
+    if hasattr(getattr(model, "pooler", None), "dense"):
         torch.nn.init.zeros_(model.pooler.dense.bias)
     model.save_pretrained(folder)
     shutil.copy(find_encoder("builtin:minilm-l6") / "tokenizer.json", folder)
@@ -71,6 +71,26 @@ def reranker(folder: Path, logits: int = 1, source: Path | None = None, **config
     torch.nn.init.normal_(model.classifier.bias)
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes((base / "tokenizer.json").read_bytes())
+    return folder
+
+
+PAIR_TEMPLATE = "{%- for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}relevant ?"
+
+
+def decoder(folder: Path, kind: str = "qwen2", template: str | None = PAIR_TEMPLATE, **tokenizer: Any) -> Path:
+    """A tiny causal language model with real word pieces, among them `yes` and `no`."""
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(3)
+    sizes = {**TINY, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    words = {"pad_token": "[PAD]", "eos_token": "[SEP]", "unk_token": "[UNK]", "model_max_length": 64, **tokenizer}
+    made = PreTrainedTokenizerFast(tokenizer_file=str(find_encoder("builtin:minilm-l6") / "tokenizer.json"), **words)
+    made.chat_template = template
+    made.save_pretrained(folder)
     return folder
 
 

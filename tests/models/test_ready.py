@@ -88,7 +88,7 @@ def test_scores_on_another_scale_are_refused_and_the_key_is_named(
             use()
         assert why in str(caught.value)
         assert "`calibrate`" in str(caught.value)
-        assert "data.scores" in str(caught.value)
+        assert "platt or isotonic" in str(caught.value)
 
 
 def described(place: Path, logits: int, config: dict[str, Any], newest: str | None) -> Path:

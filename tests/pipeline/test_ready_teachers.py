@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from conftest import Tmkd, pair_rows, write_jsonl
-from encoder_fixtures import reranker, tiny, transformers_logits
+from encoder_fixtures import decoder, reranker, tiny, transformers_logits
 
 from tmkd.data.pairs import Pairs
 from tmkd.inference.scorer import Scorer
@@ -113,3 +114,44 @@ def test_what_makes_a_ready_teacher_wrong_is_said_before_anything_is_trained(tmk
     done = tmkd("label", recipe, "teachers=[{name: a, seed: 1}]", pool, check=False)
     assert "pool.teachers: their classes are in different orders" in " ".join(done.stderr.split())
     assert not steps("teacher")
+
+
+def test_a_reranker_that_another_library_runs(tmkd: Tmkd, tmp_path: Path) -> None:
+    """A decoder with yes and no: its raw scores are stored, its log-odds are learned; a killed run labels on."""
+    from sentence_transformers import CrossEncoder
+
+    theirs = decoder(tmp_path / "theirs")
+    recipe = recipe_of(tmp_path / "library.yaml", theirs, teachers=[{"name": "theirs", "checkpoint": str(theirs)}])
+    tmkd("run", recipe)
+    rows = pair_rows(3)
+    texts = [(str(row["question"]), str(row["passage"])) for row in rows]
+    pairs = Pairs.build([one for one, _ in texts], [one for _, one in texts])
+    model = CrossEncoder(str(theirs), local_files_only=True, model_kwargs={"dtype": "float32"})
+    expected = dict(zip(pairs.pair_ids, model.predict(texts, activation_fn=torch.nn.Identity()), strict=True))
+    seen = 0
+    for folder in steps("labels"):
+        header = json.loads((folder / "manifest.json").read_text())["header"]
+        if header.get("holds") == "raw scores":
+            store = LabelStore.open(folder, header=header)
+            known = sorted(store.done_ids())
+            np.testing.assert_allclose(store.logits_for(known)[:, 0], [expected[one] for one in known], atol=1e-5)
+            seen += len(known)
+    assert seen > 0
+    assert not steps("teacher")
+    results = json.loads(Path("workspace/runs/library/report/results.json").read_text())
+    assert [row["name"] for row in results["methods"]] == ["teacher:theirs", "tkd"]
+    tmkd("run", recipe)
+
+
+def test_scores_on_another_scale_need_calibrate_and_then_are_a_teacher(tmkd: Tmkd, tmp_path: Path) -> None:
+    graded = reranker(tmp_path / "graded", problem_type="regression")
+    teacher = {"name": "graded", "checkpoint": str(graded)}
+    recipe = recipe_of(tmp_path / "graded.yaml", graded, teachers=[teacher])
+    done = tmkd("label", recipe, check=False)
+    assert done.returncode != 0
+    assert "`calibrate`: platt or isotonic" in " ".join(done.stderr.split())
+    tmkd("label", recipe, "teachers.0.calibrate=isotonic", check=False)
+    rising = steps("labels")  # random weights need not rise with the labels: the raw scores are kept either way
+    assert len(rising) == 1
+    header = json.loads((rising[0] / "manifest.json").read_text())["header"]
+    assert header["holds"] == "raw scores"

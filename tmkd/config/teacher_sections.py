@@ -73,7 +73,11 @@ class Teacher(Part):
         "(`endpoint`); scores: a column or a file of scores. Unless given, what the other keys say: encoder if none is",
     )
     encoder: str | None = Field(None, description="the encoder to fine-tune; the recipe's encoder unless given")
-    checkpoint: str | None = Field(None, description="instead: a finished sequence-classification checkpoint")
+    checkpoint: str | None = Field(
+        None,
+        description="instead: a finished cross-encoder: for sequence classification, or any other that "
+        "sentence-transformers opens",
+    )
     scores: str | None = Field(None, description="instead: a column of data.scores")
     file: str | None = Field(
         None,
@@ -154,7 +158,7 @@ class Teacher(Part):
 
     @property
     def has_step(self) -> bool:
-        """Whether it is a model that the workspace keeps as a step: trained here, or a checkpoint copied there."""
+        """Whether it is trained here or a finished checkpoint: a step of the workspace, unless a library runs it."""
         return self.of_kind in ("encoder", "reranker")
 
     @property

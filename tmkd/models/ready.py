@@ -8,11 +8,14 @@ from typing import Any
 
 from tmkd.core.errors import EncoderError
 from tmkd.models.card import has_card, read_card
-from tmkd.models.encoders.families import family_of
+from tmkd.models.encoders.families import FAMILIES, family_of
+from tmkd.models.module_files import read_modules
 from tmkd.models.weights import shape_of
 
 ACTIVATIONS = ("sentence_transformers", "sbert_ce_default_activation_function", "default_activation_function")
 """Keys of config.json where sentence-transformers writes the function that it puts on the logits."""
+SETTINGS_FILE = "config_sentence_transformers.json"
+"""Where sentence-transformers writes prompts and, since version 6, that function."""
 _HARMLESS = {"one": ("identity", "sigmoid"), "several": ("identity", "softmax")}
 """Functions after which the logits are still log-odds: their sigmoid, or softmax, is the probability."""
 
@@ -72,44 +75,101 @@ def require_head(folder: Path, classes: int) -> None:
             f"{folder}: a finished teacher needs a head of {classes} classes, this one has {found or 'no head'}",
             source=folder,
         )
+    kind = str((read_json(folder / "config.json").get("architectures") or [""])[0])
+    if "For" in kind and not kind.endswith("ForSequenceClassification") and not has_card(folder):
+        raise EncoderError(
+            f"{folder}: its head is not understood: it is a {kind}, and a teacher is a model for sequence "
+            "classification",
+            source=folder,
+        )
     require_log_odds(folder)
 
 
 def require_log_odds(folder: Path) -> None:
-    """Check that a checkpoint's logits are log-odds: that a softmax, or of one logit a sigmoid, gives probabilities.
-
-    A recorded sigmoid on one logit is no obstacle: what it gives is the probability, so its log-odds are the logit
-    itself. A checkpoint that tmkd wrote gives log-odds.
+    """Check that a checkpoint's logits are log-odds (`scale_problem`).
 
     Raises:
-        EncoderError: its config.json says that it was trained by regression, that each of several classes has a
-            probability of its own, or that another function is put on the logits.
+        EncoderError: they are not, and why.
     """
     if has_card(folder):
         return
-    config, one = read_json(folder / "config.json"), head_classes(folder) == 2 and head_rows(folder) == 1
-    recorded = _activation(folder, config)
-    name = recorded.rpartition(".")[2].lower()
-    problem = config.get("problem_type")
-    if recorded and name not in _HARMLESS["one" if one else "several"]:
-        why = f"its configuration puts {recorded} on the logits"
-    elif problem == "regression" and name not in ("sigmoid", "softmax"):
-        why = "it was trained by regression (problem_type in its config.json)"
-    elif problem == "multi_label_classification" and not one:
-        why = "each of its classes has a probability of its own (problem_type in its config.json)"
-    else:
-        return
-    raise EncoderError(
-        f"{folder}: its scores are no log-odds: {why}. Score the pairs "
-        "with it yourself and give the scores as a column (`scores`, declared "
-        "in data.scores, with `calibrate`: platt or isotonic)",
+    if problem := scale_problem(folder, one=head_classes(folder) == 2 and head_rows(folder) == 1):
+        raise no_log_odds(folder, problem)
+
+
+def no_log_odds(folder: Path, problem: str) -> EncoderError:
+    """The error for a checkpoint whose scores are no log-odds.
+
+    Args:
+        folder: the checkpoint.
+        problem: as `scale_problem` gives it.
+    """
+    return EncoderError(
+        f"{folder}: its scores are no log-odds: {problem}. As a teacher of a recipe it needs `calibrate`: platt or "
+        "isotonic",
         source=folder,
     )
 
 
-def _activation(folder: Path, config: dict[str, Any]) -> str:
+def scale_problem(folder: Path, *, one: bool) -> str:
+    """Say why a checkpoint's logits are no log-odds: why a softmax, or of one logit a sigmoid, gives no probabilities.
+
+    A recorded sigmoid on one logit is no obstacle: what it gives is the probability, so its log-odds are the logit
+    itself.
+
+    Args:
+        folder: a checkpoint that tmkd did not write.
+        one: whether it gives one logit.
+
+    Returns:
+        That it was trained by regression, that each of several classes has a probability of its own, or that another
+        function is put on the logits; empty where they are log-odds.
+    """
+    recorded, problem = activation_of(folder), read_json(folder / "config.json").get("problem_type")
+    name = recorded.rpartition(".")[2].lower()
+    if recorded and not keeps_log_odds(recorded, one=one):
+        return f"its configuration puts {recorded} on the logits"
+    if problem == "regression" and name not in ("sigmoid", "softmax"):
+        return "it was trained by regression (problem_type in its config.json)"
+    if problem == "multi_label_classification" and not one:
+        return "each of its classes has a probability of its own (problem_type in its config.json)"
+    return ""
+
+
+def keeps_log_odds(activation: str, *, one: bool) -> bool:
+    """Whether logits are log-odds although this function is put on them."""
+    return activation.rpartition(".")[2].lower() in _HARMLESS["one" if one else "several"]
+
+
+def needs_library(folder: Path) -> str:
+    """Say why a finished cross-encoder is read by sentence-transformers and not by tmkd itself.
+
+    Args:
+        folder: the checkpoint.
+
+    Returns:
+        The reason; empty where tmkd reads it itself, or says what is wrong with it.
+    """
+    if not (folder / "config.json").is_file() or has_card(folder):
+        return ""
+    config = read_json(folder / "config.json")
+    if (family := str(config.get("model_type"))) not in FAMILIES:
+        return f"its architecture, {family}"
+    if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer_config.json").is_file():
+        return "its tokenizer, which is not a tokenizer.json"
+    if len(modules := read_modules(folder)) > 1:
+        return f"its modules, {', '.join(one.kind for one in modules)}"
+    path = folder / SETTINGS_FILE
+    settings = read_json(path) if path.is_file() else {}
+    if (settings.get("prompts") or {}).get(settings.get("default_prompt_name")):
+        return "its prompt"
+    rows = head_rows(folder)
+    return "the scale of its scores" if rows and scale_problem(folder, one=rows == 1) else ""
+
+
+def activation_of(folder: Path) -> str:
     """The function that sentence-transformers puts on the logits, as its files name it; empty if they name none."""
-    path = folder / "config_sentence_transformers.json"  # where sentence-transformers writes it since version 6
+    config, path = read_json(folder / "config.json"), folder / SETTINGS_FILE
     newest = read_json(path).get("activation_fn") if path.is_file() else None
     found = (newest, *(config.get(key) for key in ACTIVATIONS))
     named = (one.get("activation_fn") if isinstance(one, dict) else one for one in found)

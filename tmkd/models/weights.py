@@ -77,6 +77,19 @@ def shape_of(folder: Path, name: str) -> list[int]:
     return []
 
 
+def names_of(folder: Path) -> set[str]:
+    """Return the names of the weights of a checkpoint, without reading them.
+
+    Raises:
+        EncoderError: a file is missing or damaged.
+    """
+    found: set[str] = set()
+    for path, wanted in weight_files(folder).items():
+        with damage_named(path), safe_open(path, framework="pt") as file:
+            found.update(file.keys() if wanted is None else wanted)
+    return found
+
+
 def count_parameters(folder: Path) -> int:
     """Return how many floating-point numbers the weights of a checkpoint are, without reading them."""
     total = 0

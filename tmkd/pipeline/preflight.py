@@ -35,7 +35,7 @@ from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.pool import teachers_of_run
 from tmkd.pipeline.steps.student import cached_encoder, shape_of
-from tmkd.pipeline.steps.teacher_logits import TeacherLogits, stored_teacher
+from tmkd.pipeline.steps.teacher_logits import TeacherLogits, is_step, stored_teacher
 from tmkd.pipeline.teacher_labels import share_of_pairs
 from tmkd.teachers.score_file import ScoreFileTeacher
 from tmkd.teachers.scores import ScoresTeacher
@@ -74,7 +74,7 @@ def require_runnable(data: RunData) -> None:
 def _require_encoders(data: RunData) -> None:
     recipe = data.recipe
     for teacher in recipe.used_teachers:
-        if not teacher.has_step:
+        if not is_step(teacher):
             if not teacher.is_column:
                 stored_teacher(recipe, teacher, data.cache.stored_teachers)
             continue

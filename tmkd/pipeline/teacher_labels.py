@@ -20,7 +20,7 @@ from tmkd.pipeline.steps.label import label
 from tmkd.pipeline.steps.out_of_fold import fold_logits
 from tmkd.pipeline.steps.pool import pool_teachers
 from tmkd.pipeline.steps.teach import teach
-from tmkd.pipeline.steps.teacher_logits import TeacherLogits, calibrated
+from tmkd.pipeline.steps.teacher_logits import TeacherLogits, calibrated, is_step
 from tmkd.pipeline.steps.warm_up import warm_up
 from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.pipeline.store.workspace import Step, Workspace
@@ -57,9 +57,9 @@ class TeacherLabels:
 
     @functools.cached_property
     def teachers(self) -> list[tuple[Teacher, Step | None]]:
-        """Every teacher with its finished step; None for one that is no model of the workspace (`has_step`)."""
+        """Every teacher with its finished step; None for one that is no model of the workspace (`is_step`)."""
         return [
-            (teacher, self.teach(teacher, self.data.train) if teacher.has_step else None)
+            (teacher, self.teach(teacher, self.data.train) if is_step(teacher) else None)
             for teacher in self.recipe.used_teachers
         ]
 

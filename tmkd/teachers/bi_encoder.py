@@ -6,7 +6,6 @@ Every text is embedded once, so N pairs over M distinct texts cost M short forwa
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from tmkd.core.logits import two_logits
 from tmkd.data.pairs import Pairs
 from tmkd.models.bi_encoder import embed
 from tmkd.models.encoders.find import find_folder, folder_fingerprint
+from tmkd.models.module_files import MODULES_FILE, read_modules
 from tmkd.models.ready import read_json
 from tmkd.models.student import SHARPNESS
 from tmkd.teachers.interface import Scored, StoredTeacher
@@ -29,7 +29,6 @@ from tmkd.teachers.interface import Scored, StoredTeacher
 CHUNK = 2048  # texts that are embedded between two writes of the label store
 BUILTIN_LENGTH = {"builtin:minilm-l6": 256, "builtin:mpnet": 384}
 """Tokens of a text that these models were trained with; both take the mean of the tokens, scaled to length 1."""
-_MODULES = "modules.json"
 
 
 @dataclass(frozen=True)
@@ -194,34 +193,19 @@ def _similarity_of(folder: Path) -> str:
 
 def _require_pooling(folder: Path, pooling: str | None) -> None:
     """The files say how token vectors become one, or the recipe does; all modules are sentence-transformers' own."""
-    path = folder / _MODULES
+    path, modules = folder / MODULES_FILE, read_modules(folder)
     if not path.is_file():
         if pooling is None:
             raise EncoderError(
-                f"{folder} has no {_MODULES}, so how its token vectors become one embedding is not known; say it in "
-                "the recipe (pooling: mean, cls, max or lasttoken), or save the model with sentence-transformers",
+                f"{folder} has no {MODULES_FILE}, so how its token vectors become one embedding is not known; say it "
+                "in the recipe (pooling: mean, cls, max or lasttoken), or save the model with sentence-transformers",
                 source=folder,
             )
         return
-    try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
-        kinds = [str(one["type"]) for one in modules]
-        places = [folder / str(one["path"]) for one in modules]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EncoderError(f"{path} cannot be read: {error}", source=folder) from error
     if pooling is not None:
         raise EncoderError(f"{path} says how the model pools; leave out `pooling: {pooling}`", source=folder)
-    for kind, place in zip(kinds, places, strict=True):
-        if not kind.startswith("sentence_transformers."):
-            raise EncoderError(f"{path} names code of its own, {kind}, which is not run", source=folder)
-        if list(place.glob("pytorch_model*.bin")) and not list(place.glob("*.safetensors")):
-            raise EncoderError(
-                f"{place} has weights in pytorch_model.bin alone. That format can run code when it is opened and is "
-                "not read; save the model with sentence-transformers 3 or newer",
-                source=folder,
-            )
-    pools = [place for kind, place in zip(kinds, places, strict=True) if kind.rpartition(".")[2] == "Pooling"]
-    if len(kinds) > 1 and not pools and kinds[0].rpartition(".")[2] == "Transformer":
-        raise EncoderError(f"{path} names no pooling module: {', '.join(kinds)}", source=folder)
+    pools = [one.place for one in modules if one.kind == "Pooling"]
+    if len(modules) > 1 and not pools and modules[0].kind == "Transformer":
+        raise EncoderError(f"{path} names no pooling module: {', '.join(one.kind for one in modules)}", source=folder)
     for place in pools:
         read_json(place / "config.json")

@@ -4,6 +4,7 @@ A teacher reads the raw text of pairs, with a tokenizer and a maximum length of 
 logits travel on (METHOD.md, "Teachers"). Kinds of teachers so far:
 
 - `tmkd.teachers.encoder.EncoderTeacher`: a sequence-classification checkpoint.
+- `tmkd.teachers.cross_encoder.CrossEncoderTeacher`: a finished cross-encoder that sentence-transformers runs.
 - `tmkd.teachers.bi_encoder.BiEncoderTeacher`: an embedding model.
 - `tmkd.teachers.served.ServedTeacher`: an HTTP endpoint.
 - `tmkd.teachers.scores.ScoresTeacher`: a column of scores made elsewhere.

@@ -90,7 +90,7 @@ def find_folder(spec: str) -> Path:
     if not Path(spec).is_dir():
         if Path(spec).exists() or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
             raise EncoderError(f"model {spec!r}: no such folder ({Path(spec).absolute()})", source=spec)
-        return _hub(spec, [*HUB_FILES, "*/model.safetensors"], whole=False)
+        return _hub(spec, [*HUB_FILES, "*.jinja", "*/model.safetensors"], whole=False)
     if not [*Path(spec).glob("*.safetensors"), *Path(spec).glob("*/*.safetensors")]:
         raise EncoderError(f"model {spec!r}: {spec} has no weights in safetensors; other formats are not read")
     return Path(spec)

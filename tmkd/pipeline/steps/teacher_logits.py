@@ -16,14 +16,18 @@ from numpy.typing import NDArray
 
 from tmkd.config.recipe import Recipe
 from tmkd.config.teacher_sections import Teacher
-from tmkd.core.errors import named
+from tmkd.core.errors import EncoderError, named
 from tmkd.core.files import write_json
 from tmkd.data.pairs import Pairs
+from tmkd.models.encoders.find import find_folder
+from tmkd.models.label_map import find_label_map
+from tmkd.models.ready import needs_library
 from tmkd.pipeline.steps.label import label, label_stored
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.bi_encoder import BiEncoderTeacher, Prompts
 from tmkd.teachers.calibration import Calibration, fit, reliability, standardised
+from tmkd.teachers.cross_encoder import CrossEncoderTeacher
 from tmkd.teachers.interface import StoredTeacher
 from tmkd.teachers.score_file import ScoreFileTeacher
 from tmkd.teachers.scores import ScoresTeacher
@@ -36,8 +40,18 @@ StoredTeachers = dict[str, StoredTeacher]
 """The teachers that a process has opened, by their names in the recipe: each embeds a text once."""
 
 
+def is_step(teacher: Teacher) -> bool:
+    """Whether a teacher is a model that the workspace keeps as a step, and not one that another library runs."""
+    if teacher.checkpoint is None:
+        return teacher.has_step
+    local = teacher.checkpoint.startswith("builtin:") or Path(teacher.checkpoint).exists()
+    folder = Path(teacher.checkpoint) if local else find_folder(teacher.checkpoint)
+    with named(f"teacher {teacher.name}"):
+        return not needs_library(folder)
+
+
 def stored_teacher(recipe: Recipe, teacher: Teacher, opened: StoredTeachers) -> StoredTeacher:
-    """The teacher that labels pairs itself: any kind but a model of the workspace and a column of scores.
+    """The teacher that labels pairs itself: any but a model of the workspace (`is_step`) and a column of scores.
 
     Args:
         recipe: the precision and the positive class.
@@ -51,13 +65,19 @@ def stored_teacher(recipe: Recipe, teacher: Teacher, opened: StoredTeachers) -> 
     if key not in opened:
         with named(f"teacher {teacher.name}"):
             opened[key] = _open(recipe, teacher)
-    return opened[key]
+    found = opened[key]
+    if isinstance(found, CrossEncoderTeacher) and teacher.calibration == "none":
+        with named(f"teacher {teacher.name}"):
+            found.require_log_odds()
+    return found
 
 
 def _open(recipe: Recipe, teacher: Teacher) -> StoredTeacher:
     if teacher.file is not None:
         assert teacher.holds is not None
         return ScoreFileTeacher(teacher.file, teacher.column, teacher.holds, teacher.name)
+    if teacher.checkpoint is not None:
+        return _open_reranker(recipe, teacher)
     if teacher.endpoint is not None:
         return ServedTeacher(teacher.endpoint, teacher.name, recipe.positive_class)
     assert teacher.model is not None
@@ -70,6 +90,22 @@ def _open(recipe: Recipe, teacher: Teacher) -> StoredTeacher:
         precision=recipe.precision,
         positive=recipe.positive_class,
     )
+
+
+def _open_reranker(recipe: Recipe, teacher: Teacher) -> CrossEncoderTeacher:
+    """A finished cross-encoder that another library runs, with the task's classes in their order."""
+    assert teacher.checkpoint is not None
+    found = CrossEncoderTeacher(
+        teacher.checkpoint, name=teacher.name, max_length=teacher.max_length, precision=recipe.precision
+    )
+    if found.classes != recipe.classes:
+        raise EncoderError(
+            f"{found.folder}: a finished teacher needs a head of {recipe.classes} classes, this one gives "
+            f"{found.width} logits",
+            source=found.folder,
+        )
+    found.class_order = find_label_map(found.folder, teacher, recipe)
+    return found
 
 
 class TeacherLogits:
@@ -98,14 +134,14 @@ class TeacherLogits:
         """Whether a teacher has scores for the pairs: a column if they carry it, a file if it names one of them."""
         if teacher.is_column:
             return ScoresTeacher.of(teacher, self.recipe.data).can_label(pairs)
-        return teacher.has_step or stored_teacher(self.recipe, teacher, self.opened).can_label(pairs)
+        return is_step(teacher) or stored_teacher(self.recipe, teacher, self.opened).can_label(pairs)
 
     def uncalibrated(self, teacher: Teacher, step: Step | None, pairs: Pairs, where: str) -> NDArray[np.float32]:
         """A teacher's logits before they are calibrated, [N, C] float32 in the order of the pairs.
 
         Args:
             teacher: the recipe's teacher.
-            step: the model of a teacher that is one of the workspace (`Teacher.has_step`).
+            step: the model of a teacher that is one of the workspace (`is_step`).
             pairs: the N pairs.
             where: what errors call the pairs: train, dev or pool.
 
