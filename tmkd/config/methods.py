@@ -70,17 +70,17 @@ METHODS: dict[str, Method] = {
     for method in (
         # name, stage 1, targets, heads, students, encoder
         Method("teacher", False, "none", "golden", 0, "whole", "each teacher alone"),
-        Method("teacher-ensemble", False, "none", "golden", 0, "whole", "mean of the teachers' probabilities"),
+        Method("teacher-ensemble", False, "none", "golden", 0, "whole", "all teachers together (`ensemble`)"),
         Method("cosine", False, "none", "golden", 0, "whole", "bi-encoder cosine of the encoder, nothing trained"),
         Method("finetune", False, "none", "golden", 1, "bottom", "the student on labels only"),
         Method("self-taught", True, "none", "golden", 1, "bottom", "both stages without a teacher"),
         Method("bilstm", False, "one", "golden", 1, "lstm", "bidirectional LSTM student of the best teacher"),
         Method("1-o-1", False, "one", "golden", 1, "bottom", "student of the best teacher, one head, no stage 1"),
-        Method("1avg-o-1", False, "mean", "golden", 1, "bottom", "1-o-1 of the averaged teachers", alone="1-o-1"),
+        Method("1avg-o-1", False, "mean", "golden", 1, "bottom", "1-o-1 of the teacher ensemble", alone="1-o-1"),
         Method("m-o-m", False, "each", "golden", "K", "bottom", "mean of a 1-o-1 for each teacher", alone="1-o-1"),
         Method("mkd", False, "each", _BOTH, 1, "bottom", "a head for each teacher, no stage 1", alone="1-o-1"),
         Method("tkd", True, "one", _BOTH, 1, "bottom", "both stages, the best teacher only"),
-        Method("1avg-tkd", True, "mean", _BOTH, 1, "bottom", "both stages, the averaged teachers", alone="tkd"),
+        Method("1avg-tkd", True, "mean", _BOTH, 1, "bottom", "both stages, the teacher ensemble", alone="tkd"),
         Method("tmkd", True, "each", _BOTH, 1, "bottom", "both stages, a head for each teacher", alone="tkd"),
     )
 }

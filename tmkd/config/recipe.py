@@ -58,7 +58,13 @@ class Recipe(Part):
         "teachers that did not see the pair's question, each trained on the other folds (the pool and the development "
         "and test sets are labelled by the full teachers)",
     )
-    folds: int = Field(5, ge=2, description="number of folds for out-of-fold labels")
+    folds: int = Field(5, ge=2, description="number of folds for out-of-fold labels, calibration and stacking")
+    ensemble: Literal["mean", "stacked"] = Field(
+        "mean",
+        description="what `teacher-ensemble` is, and what 1avg-o-1 and 1avg-tkd learn. mean: of the teachers' "
+        "probabilities; stacked: a sum of their log-odds with weights of 0 or more, fitted on training pairs that the "
+        "teachers have not learned from",
+    )
     student: StudentShape = Field(
         default_factory=StudentShape, description="the kind of the students, and the shape of layered ones"
     )
@@ -229,6 +235,8 @@ class Recipe(Part):
             raise ValueError(f"use_teachers: {self.use_teachers}, but there are {len(names)} teachers")
         if self._replays and self.pool is not None and self.pool.teachers:
             raise ValueError("stage2.replay: the pool is of another task (pool.teachers), stage 2 has no labels for it")
+        if self.ensemble == "stacked" and len(names) < 2:
+            raise ValueError(f"ensemble: stacked weighs two or more teachers, and {names[0]} is the only one")
         if self.labels == "out-of-fold" and not any(teacher.trained for teacher in self.used_teachers):
             raise ValueError("labels: out-of-fold needs a teacher that is trained here, and none is")
         return self

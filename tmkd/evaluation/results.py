@@ -179,6 +179,8 @@ class Results:
         leave_one_out: the ensemble without each teacher.
         combinations: the heads of the taken student, combined in each way.
         agreement: how often each student or baseline decides as the ensemble does.
+        ensemble: how the teachers are weighed where the ensemble is no plain mean: {"kind": "stacked",
+            "weights": {teacher: weight}, "intercept", "ridge", "log_loss"}.
         reliability: of each teacher's probabilities, before and after calibration (`ModelOutput.reliability`).
         data: what became of the rows of each part: {"test": {"read", "used", "left_out", "warnings"}, ...}, as
             `tmkd.data.row_counts.RowCounts` gives it.
@@ -200,6 +202,7 @@ class Results:
     leave_one_out: list[Component] = field(default_factory=list)
     combinations: list[Component] = field(default_factory=list)
     agreement: list[Component] = field(default_factory=list)
+    ensemble: dict[str, Any] = field(default_factory=dict)
     reliability: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -232,6 +235,7 @@ class Results:
         """The content of results.json; what is empty is absent."""
         optional = {
             "choice": self.choice,
+            "ensemble": self.ensemble,
             "reliability": self.reliability,
             "exports": self.exports,
             "leave_one_out": [component.to_json("teacher") for component in self.leave_one_out],

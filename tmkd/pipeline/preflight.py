@@ -37,6 +37,7 @@ from tmkd.pipeline.steps.pool import teachers_of_run
 from tmkd.pipeline.steps.student import cached_encoder, shape_of
 from tmkd.pipeline.steps.teacher_logits import TeacherLogits, is_step, stored_teacher
 from tmkd.pipeline.teacher_labels import share_of_pairs
+from tmkd.teachers.ensemble import require_every_class
 from tmkd.teachers.score_file import ScoreFileTeacher
 from tmkd.teachers.scores import ScoresTeacher
 from tmkd.training.losses import GROUPED
@@ -225,8 +226,10 @@ def _require_training_rows(data: RunData, methods: list[Method]) -> None:
         raise DataError("the training set has no labels; stage 2 and `finetune` need some")
     for teacher in recipe.used_teachers:
         share_of_pairs(teacher, train)
-    if recipe.labels == "out-of-fold":
+    if recipe.labels == "out-of-fold" or recipe.ensemble == "stacked":
         folds(train, recipe.folds)
+    if recipe.ensemble == "stacked":
+        require_every_class(train.labels, recipe.classes)
     if any(method.targets != "none" for method in methods):
         _require_labeller(data, data.student_pairs, "train")
         require_comparable(data.student_pairs, recipe.loss.kind, "train")

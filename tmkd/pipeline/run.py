@@ -281,6 +281,11 @@ class Run:
         self._write_manifest()
         return ExportResult(target, tuple(json.loads((target / "parity.json").read_text(encoding="utf-8"))))
 
+    def _ensemble(self) -> dict[str, Any]:
+        """The step of the stacked ensemble and its teachers; empty where the recipe takes the mean."""
+        stacked = self.labels.stacked if self.labels.learning else None
+        return {} if stacked is None else {"step": stacked.step.folder.name, "teachers": list(stacked.names)}
+
     def _write_manifest(self) -> None:
         """Write the resolved recipe, the models of the run and the steps it used: `evaluate` and `clean` read it."""
         teachers = self.labels.teachers if self.labels.learning else []  # other students need none
@@ -297,6 +302,7 @@ class Run:
             "recipe": self.recipe.model_dump(mode="json"),
             "steps": [step.folder.name for step in self.workspace.used],
             "models": models,
+            "ensemble": self._ensemble(),
             "take": self.students.choice.method,
             "choice": self.students.choice.to_json(),
             "stage1": [step.folder.name for step in self.students.taken().stage1[:1]],

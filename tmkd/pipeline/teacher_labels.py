@@ -19,6 +19,7 @@ from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.label import label
 from tmkd.pipeline.steps.out_of_fold import fold_logits
 from tmkd.pipeline.steps.pool import pool_teachers
+from tmkd.pipeline.steps.stacking import StackedTeachers, stack_teachers
 from tmkd.pipeline.steps.teach import teach
 from tmkd.pipeline.steps.teacher_logits import TeacherLogits, calibrated, is_step
 from tmkd.pipeline.steps.warm_up import warm_up
@@ -134,21 +135,65 @@ class TeacherLabels:
         Raises:
             DataError: the training labels have one class, or the scores do not rise with them.
         """
-        teacher, step = self.teachers[number]
-        train = self.data.train
+        teacher, train = self.teachers[number][0], self.data.train
         if teacher.calibration == "none":
             return None
         if not train.has_labels:
             self.cache.say_once(f"teacher {teacher.name}: no training pair has a label; scores are standardised")
             return None
         if number not in self._calibrations:
-            if teacher.trained:
-                folded = fold_logits(self.recipe, teacher, train, self.teach, self.logits_of)
-                names, logits = folded.teachers, folded.logits
-            else:
-                names, logits = (self._sources.fingerprint(teacher, step),), self.uncalibrated(number, train, "train")
+            names, logits = self._unlearned(number)
             self._calibrations[number] = self._sources.calibration(teacher, names, train, logits)
         return self._calibrations[number]
+
+    def _unlearned(self, number: int) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+        """The logits of one teacher (index) of training pairs that it has not seen, before they are calibrated.
+
+        They are out-of-fold if the teacher is trained here. The fingerprints of what gave them come first.
+        """
+        (teacher, step), train = self.teachers[number], self.data.train
+        if teacher.trained:
+            folded = fold_logits(self.recipe, teacher, train, self.teach, self.logits_of)
+            return folded.teachers, folded.logits
+        return (self._sources.fingerprint(teacher, step),), self.uncalibrated(number, train, "train")
+
+    @functools.cached_property
+    def stacked(self) -> StackedTeachers | None:
+        """The weights of the stacked ensemble; None where the recipe takes the mean, or uses a single teacher.
+
+        A column of scores that made the training labels is no part of it.
+        """
+        train = self.data.train
+        which = [n for n in self.labellers(train) if not self._made_labels_of(n, train)]
+        if self.recipe.ensemble != "stacked" or len(which) < 2:
+            return None
+        inputs, logits = [], []
+        for number in which:
+            teacher, calibration = self.teachers[number][0], self.calibration(number)
+            names, given = self._unlearned(number)
+            inputs += [*names, calibration.fingerprint if calibration else teacher.calibration]
+            logits.append(calibrated(teacher, calibration, given, train))
+        teachers = [self.teachers[number][0].name for number in which]
+        found = stack_teachers(self.workspace, teachers, inputs, logits, train, self.recipe.folds)
+        self.cache.say_once(found.of(found.names).sentence())
+        return found
+
+    def _made_labels_of(self, number: int, pairs: Pairs) -> bool:
+        """Whether a teacher (index) is the column of scores that stands for the labels of these pairs."""
+        teacher = self.teachers[number][0]
+        return teacher.scores is not None and self._column(teacher).is_reference_of(pairs)
+
+    def _stacked_targets(self, which: Sequence[int], logits: Sequence[NDArray[np.float32]]) -> Targets | None:
+        """The stacked ensemble's soft labels, from those teachers (indices) that take part in it."""
+        stacked = self.stacked
+        if stacked is None:
+            return None
+        member = {n: one for n, one in zip(which, logits, strict=True) if self.teachers[n][0].name in stacked.names}
+        if not member:
+            return None
+        found = stacked.of([self.teachers[number][0].name for number in member])
+        names = [self._name_of(number) for number in member]
+        return Targets.stacked(stacked.step.fingerprint, names, found.apply(list(member.values())))
 
     def _name_of(self, number: int) -> str:
         """What a teacher's labels depend on, besides the pairs."""
@@ -200,7 +245,8 @@ class TeacherLabels:
                     own = labels.logits[self.data.student_rows]
                     logits[place] = calibrated(teacher, self.calibration(number), own, pairs)
                     marks += labels.teachers
-        found = Targets.choose(method, names, logits, best)
+        stacked = self._stacked_targets(which, logits) if method.targets == "mean" else None
+        found = stacked or Targets.choose(method, names, logits, best)
         assert found is not None
         weighed = found.weigh(self.recipe.loss.weighting, lambda: self.development_weights(which))
         return replace(weighed, folds=marks)
@@ -209,6 +255,8 @@ class TeacherLabels:
         """What a method's student learns from the teachers in stage 1; from the pool's own teachers, if it has some."""
         if not self.data.foreign_pool:
             return self.targets(method, self.data.pool, "pool")
+        if method.targets == "mean" and self.recipe.ensemble == "stacked":
+            self.cache.say_once("stage 1 learns the mean of the pool's own teachers: their task has no labels here")
         targets = Targets.choose(method, *self.foreign_logits, best=0)
         if targets is not None and self.recipe.loss.weighting == "confidence":  # the others need a development set
             targets = targets.weigh("confidence", lambda: np.empty(0))
@@ -224,8 +272,7 @@ class TeacherLabels:
         A column of scores cannot where the set lacks it, or where it made the set's labels.
         """
         dev = self.data.dev
-        able = [(number, self.teachers[number][0]) for number in self.labellers(dev)]
-        return [n for n, teacher in able if teacher.scores is None or not self._column(teacher).is_reference_of(dev)]
+        return [number for number in self.labellers(dev) if not self._made_labels_of(number, dev)]
 
     @functools.cached_property
     def dev_metrics(self) -> list[float]:
@@ -303,6 +350,7 @@ class TeacherLabels:
             self.logits(self.data.pool, "pool", self.labellers(self.data.pool))
             pool = len(self.data.pool)
         if self.learning:
+            _ = self.stacked
             self.logits(self.data.student_pairs, "train")
             train = len(self.data.student_pairs)
         stores = tuple(step.folder for step in self.workspace.used if step.kind == "labels")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from tmkd.teachers.ensemble import ensemble_logits
 from tmkd.training.losses import GROUPED, GoldenLoss, golden_loss, soft_loss
 from tmkd.training.teacher_weights import Floats, confidence_weights
 
-MEAN = "mean of "  # prefix of the names of the teachers whose mean a head learns
+MEAN, STACKED = "mean of ", "stacked "  # how the name of what a head learns begins where it is an ensemble
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,17 @@ class Targets:
         if method.targets == "mean":
             return cls((MEAN + "+".join(names),), ensemble_logits(logits).astype(np.float32)[:, None])
         return cls(tuple(names), np.stack(logits, axis=1))
+
+    @classmethod
+    def stacked(cls, fitted: str, names: Sequence[str], logits: NDArray[np.floating[Any]]) -> Targets:
+        """What a head learns of a stacked ensemble.
+
+        Args:
+            fitted: The fingerprint of its weights.
+            names: Its teachers' names.
+            logits: The ensemble's, [N, C].
+        """
+        return cls((f"{STACKED}{fitted} of {'+'.join(names)}",), logits.astype(np.float32)[:, None])
 
     def take(self, rows: NDArray[np.int64]) -> Targets:
         """Select the soft labels of some of the pairs (indices [n])."""

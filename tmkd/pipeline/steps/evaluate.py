@@ -31,6 +31,7 @@ from tmkd.models.weights import count_parameters
 from tmkd.pipeline.steps.finished_run import FinishedRun, RunModel
 from tmkd.pipeline.steps.label import method_logits
 from tmkd.pipeline.steps.speed import add_speed
+from tmkd.pipeline.steps.stacking import StackedTeachers
 from tmkd.pipeline.steps.teacher_logits import StoredTeachers, TeacherLogits, calibrated
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.label_store import LabelStore
@@ -79,7 +80,7 @@ def outputs(run: FinishedRun, pairs: Pairs, *, timed: bool, opened: StoredTeache
     found = [output for output in made if output is not None]
     teachers = [output for output in found if output.kind == "teacher"]
     if len(teachers) > 1:
-        found.insert(len(teachers), _ensemble(teachers))
+        found.insert(len(teachers), _ensemble(run, teachers))
     if "cosine" in run.recipe.methods and run.recipe.classes == 2:
         first = next((n for n, output in enumerate(found) if output.kind in ("baseline", "student")), len(found))
         logits = turned(_cosine(run, pairs).astype(np.float64), run.recipe.positive_class)  # near texts are right
@@ -172,17 +173,32 @@ def _has_module(folder: Path) -> bool:
     return not is_lstm(folder) and not is_cached(folder)
 
 
-def _ensemble(teachers: list[ModelOutput]) -> ModelOutput:
+def _ensemble(run: FinishedRun, teachers: list[ModelOutput]) -> ModelOutput:
     """The teacher ensemble; its size is that of all teachers that are models."""
     models = [teacher for teacher in teachers if teacher.parameters is not None]
     return ModelOutput(
         name=ENSEMBLE,
         kind="ensemble",
-        logits=ensemble_logits([teacher.logits[0] for teacher in teachers])[None],
+        logits=_together(run.stacked, teachers)[None],
         parameters=sum(teacher.parameters or 0 for teacher in models) or None,
         bytes=sum(teacher.bytes or 0 for teacher in models) or None,
         layers=max((teacher.layers or 0 for teacher in models), default=0) or None,
     )
+
+
+def _members(stacked: StackedTeachers, teachers: list[ModelOutput]) -> list[str]:
+    """The names of the teachers that take part in a stacked ensemble."""
+    names = [teacher.name.removeprefix("teacher:") for teacher in teachers]
+    return [name for name in names if name in stacked.names]
+
+
+def _together(stacked: StackedTeachers | None, teachers: list[ModelOutput]) -> NDArray[np.float64]:
+    """The logits of the ensemble of some teachers, [N, C]."""
+    names = _members(stacked, teachers) if stacked is not None else []
+    if stacked is None or not names:
+        return ensemble_logits([teacher.logits[0] for teacher in teachers])
+    logits = {teacher.name.removeprefix("teacher:"): teacher.logits[0] for teacher in teachers}
+    return stacked.of(names).apply([logits[name] for name in names])
 
 
 def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *, task: str) -> Results:
@@ -204,8 +220,11 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
     by_name = {output.name: output for output in found}
     if ENSEMBLE in by_name:
         results.leave_one_out = measure_components(
-            pairs, by_name[ENSEMBLE], _without_each(found), classes=classes, options=options
+            pairs, by_name[ENSEMBLE], _without_each(run, found), classes=classes, options=options
         )
+        if (stacked := run.stacked) is not None:
+            names = _members(stacked, [output for output in found if output.kind == "teacher"])
+            results.ensemble = {"kind": "stacked", **(stacked.of(names).to_json() if names else {})}
     ways = _combinations(run, pairs)
     if ways:
         results.combinations = measure_components(pairs, ways["logit"], ways, classes=classes, options=options)
@@ -219,14 +238,14 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
     return results
 
 
-def _without_each(found: list[ModelOutput]) -> dict[str, ModelOutput]:
+def _without_each(run: FinishedRun, found: list[ModelOutput]) -> dict[str, ModelOutput]:
     """The ensemble without one of its teachers, by the name of that teacher."""
     teachers = [output for output in found if output.kind == "teacher"]
-    without = {}
+    without, stacked = {}, run.stacked
     for left_out in teachers:
-        rest = [output.logits[0] for output in teachers if output is not left_out]
+        rest = [output for output in teachers if output is not left_out]
         name = left_out.name.removeprefix("teacher:")
-        without[name] = ModelOutput(f"{ENSEMBLE} without {name}", "ensemble", ensemble_logits(rest)[None])
+        without[name] = ModelOutput(f"{ENSEMBLE} without {name}", "ensemble", _together(stacked, rest)[None])
     return without
 
 

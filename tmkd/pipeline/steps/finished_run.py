@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from tmkd.config.load import parse_recorded_recipe
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import TmkdError
 from tmkd.evaluation.results import Kind
+from tmkd.pipeline.steps.stacking import StackedTeachers
 from tmkd.pipeline.store.fingerprint import with_precision_of_machine
 from tmkd.pipeline.store.workspace import Step, Workspace
 
@@ -46,6 +47,8 @@ class FinishedRun:
         take: the method whose student is exported.
         choice: how it was chosen (`tmkd.pipeline.choice.Choice.to_json`); empty in runs of earlier versions.
         stage1: the folder's name of that student's stage-1 step; empty if it has none.
+        ensemble: the folder's name of the step of the stacked ensemble (`step`), and its `teachers`; empty where the
+            ensemble is the mean.
         workspace: the workspace that holds the steps.
     """
 
@@ -56,6 +59,14 @@ class FinishedRun:
     choice: dict[str, Any]
     stage1: tuple[str, ...]
     workspace: Workspace
+    ensemble: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stacked(self) -> StackedTeachers | None:
+        """The stacked ensemble; None where the ensemble is the mean."""
+        if not self.ensemble:
+            return None
+        return StackedTeachers(self.steps((self.ensemble["step"],))[0], self.ensemble["teachers"])
 
     @classmethod
     def read(cls, folder: Path, workspace: Workspace | None = None) -> FinishedRun:
@@ -85,7 +96,9 @@ class FinishedRun:
         recipe = with_precision_of_machine(parse_recorded_recipe(content["recipe"], str(path)))
         stage1 = tuple(content.get("stage1", ()))
         choice = content.get("choice", {})
-        return cls(folder, recipe, models, content["take"], choice, stage1, workspace or Workspace(root))
+        given = workspace or Workspace(root)
+        ensemble = content.get("ensemble", {})
+        return cls(folder, recipe, models, content["take"], choice, stage1, given, ensemble)
 
     def steps(self, names: tuple[str, ...]) -> list[Step]:
         """The finished steps with these folder names.

@@ -29,7 +29,7 @@ from tmkd.pipeline.store.fingerprint import non_defaults
 from tmkd.pipeline.store.token_cache import token_inputs
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.scores import COLUMN
-from tmkd.training.targets import MEAN, Targets
+from tmkd.training.targets import MEAN, STACKED, Targets
 from tmkd.training.trainer import TrainerConfig
 
 SAMPLE = 8192  # tokens whose states a cached student's projection begins as the principal components of
@@ -321,7 +321,7 @@ def carried_heads(folder: Path, classes: int, targets: Targets) -> list[int | No
     """Decide which heads of a stage-1 student continue in stage 2.
 
     They continue if the teachers are the same. A column of scores that the pool did not have joins in stage 2, and its
-    head begins as the mean of the others. The head of a mean of teachers continues even when a column joins that mean.
+    head begins as the mean of the others. The head of an ensemble continues even when a column joins it.
 
     Args:
         folder: The stage-1 student's.
@@ -336,7 +336,7 @@ def carried_heads(folder: Path, classes: int, targets: Targets) -> list[int | No
     before, now = list(card.teachers or ()), list(targets.names)
     if not before or card.classes != classes:
         return None
-    if len(before) == len(now) == 1 and before[0].startswith(MEAN) and now[0].startswith(MEAN):
+    if len(before) == len(now) == 1 and before[0].startswith((MEAN, STACKED)):
         joined = now[0].removeprefix(before[0])
         return [0] if not joined or (joined != now[0] and joined.startswith(f"+{COLUMN}")) else None
     known = [name for name in now if name in before]

@@ -33,6 +33,7 @@ STEP_VERSIONS: dict[str, int] = {
     "teacher": 2,
     "labels": 2,
     "calibration": 1,
+    "ensemble": 1,
     "states": 1,
     "headers": 2,
     "question-states": 1,

@@ -1,0 +1,108 @@
+"""Runs with a stacked ensemble: its weights in the log, the results and the report, and what students learn of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import Tmkd, pair_rows, write_jsonl
+from encoder_fixtures import tiny
+
+from tmkd.config.load import parse_recipe
+from tmkd.core.errors import DataError, RecipeError
+from tmkd.models.card import read_card
+from tmkd.pipeline.run import Run
+
+NUMBERS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}
+COLUMNS = [{"name": "judge", "scores": "judge"}, {"name": "noise", "scores": "noise"}]
+
+
+def content(folder: Path, **keys: Any) -> dict[str, Any]:
+    """A recipe with a teacher that is trained, one whose scores are good and one whose scores are noise."""
+    if not (folder / "train.jsonl").is_file():
+        generator = np.random.default_rng(0)
+        rows = [
+            {**row, "judge": 2.0 * bool(row["label"]) - 1 + float(generator.normal()), "noise": generator.normal()}
+            for row in pair_rows(8)
+        ]
+        write_jsonl(folder / "train.jsonl", rows)
+        tiny("bert", folder / "encoder", max_position_embeddings=128)
+    return {
+        "name": "stacked",
+        "encoder": str(folder / "encoder"),
+        "max_length": 64,
+        "precision": "fp32",
+        "data": {"train": str(folder / "train.jsonl"), "hold_out": {"dev": 0.2, "test": 0.2},
+                 "scores": {"judge": "logit", "noise": "logit"}},
+        "student": {"layers": 1},
+        **dict.fromkeys(("stage1", "stage2", "without_stage1"), NUMBERS),
+        "methods": ["teacher", "teacher-ensemble", "1avg-tkd"],
+        "take": "1avg-tkd",
+        "export": {"backends": ["onnx-fp32"]},
+        "teachers": [{"name": "mine", "seed": 1, **NUMBERS}, *COLUMNS],
+        "ensemble": "stacked",
+        "folds": 2,
+        **keys,
+    }  # fmt: skip
+
+
+def test_a_whole_run_with_a_stacked_ensemble(tmkd: Tmkd, tmp_path: Path) -> None:
+    recipe = tmp_path / "stacked.yaml"
+    recipe.write_text(yaml.safe_dump(content(tmp_path)))
+    done = tmkd("run", recipe, "--json", "-")
+    (log,) = set(re.findall(r"weights on log-odds mine [\d.]+, judge ([\d.]+)", " ".join(done.stderr.split())))
+    results = json.loads(done.stdout)
+    weights = results["ensemble"]["weights"]
+    assert weights["judge"] == pytest.approx(float(log), abs=1e-3)
+    assert weights["judge"] > 0.3
+    assert weights["noise"] < weights["judge"] / 4
+    assert len(list(Path("workspace/steps").glob("teacher-*"))) == 3  # and one without each fold
+    rows = {row["name"]: row for row in results["methods"]}
+    assert {row["teacher"] for row in results["leave_one_out"]} == {"mine", "judge", "noise"}
+    without = next(row for row in results["leave_one_out"] if row["teacher"] == "judge")
+    assert without["auc"]["mean"] < rows["teacher-ensemble"]["auc"]["mean"]
+    assert "How the teachers are weighed" in Path("workspace/runs/stacked/report/report.html").read_text()
+    (learned,) = read_card(Path("workspace/runs/stacked/student")).teachers or ()
+    assert learned.startswith("stacked ")
+
+    everything = tmkd("evaluate", "workspace/runs/stacked", "--pairs", tmp_path / "train.jsonl", "--no-speed", "--json",
+                      "-")  # fmt: skip
+    assert json.loads(everything.stdout)["ensemble"]["weights"] == weights
+    again = tmkd("run", recipe, "ensemble=mean", "name=mean", "--json", "-")
+    assert "weights" not in json.loads(again.stdout).get("ensemble", {})
+    (mean,) = read_card(Path("workspace/runs/mean/student")).teachers or ()
+    assert mean.startswith("mean of ")
+
+
+def test_the_soft_labels_are_the_weighted_log_odds(tmp_path: Path) -> None:
+    run = Run(parse_recipe(content(tmp_path, teachers=COLUMNS), "test"), tmp_path / "workspace")
+    stacked = run.labels.stacked
+    assert stacked is not None
+    found = stacked.of(["judge", "noise"])
+    (method,) = (one for one in run.recipe.chosen_methods if one.name == "1avg-tkd")
+    targets = run.labels.targets(method, run.data.dev, "dev")
+    assert targets is not None
+    odds = targets.logits[:, 0, 1] - targets.logits[:, 0, 0]
+    scores = [run.data.dev.score(name) for name in ("judge", "noise")]
+    wanted = found.weights[0] * scores[0] + found.weights[1] * scores[1] + found.intercept[1]
+    assert odds == pytest.approx(wanted, abs=1e-4)
+
+
+def test_one_class_and_one_teacher_are_refused(tmp_path: Path) -> None:
+    alone = content(tmp_path, teachers=[{"name": "mine"}], data={"train": str(tmp_path / "train.jsonl")})
+    alone |= {"methods": ["tkd"], "take": "tkd"}
+    with pytest.raises(RecipeError, match="ensemble: stacked weighs two or more teachers, and mine is the only one"):
+        parse_recipe(alone, "test")
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    write_jsonl(tmp_path / "ones.jsonl", [{**row, "label": 1} for row in rows])
+    write_jsonl(tmp_path / "dev.jsonl", [{**row, "question": f"Please: {row['question']}"} for row in rows])
+    data = {**content(tmp_path)["data"], "hold_out": None, "dev": str(tmp_path / "dev.jsonl")}
+    data |= {"train": str(tmp_path / "ones.jsonl")}
+    run = Run(parse_recipe(content(tmp_path, data=data), "test"), tmp_path / "workspace")
+    with pytest.raises(DataError, match="every training pair is of class 1"):
+        run.label()

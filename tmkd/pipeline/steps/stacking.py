@@ -1,0 +1,96 @@
+"""The stacked ensemble as a step: the weights of the teachers, and the logits and labels that they were fitted on.
+
+These are kept so that the ensemble of some of the teachers (those that can label a pool, or all but one) can be fitted
+at any time.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from tmkd.core.files import write_json
+from tmkd.data.pairs import Pairs
+from tmkd.data.split import folds
+from tmkd.pipeline.store.fingerprint import depends_on
+from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.teachers.ensemble import Stacking, fit_stacking
+
+logger = logging.getLogger(__name__)
+
+_WEIGHTS, _FITTED_ON = "ensemble.json", "fitted_on.safetensors"
+
+
+class StackedTeachers:
+    """A finished step, which gives the stacked ensemble of all its teachers or of some of them.
+
+    Args:
+        step: as `stack_teachers` made it.
+        names: its teachers, in the order of their logits.
+    """
+
+    def __init__(self, step: Step, names: Sequence[str]) -> None:
+        self.step = step
+        self.names = tuple(names)
+        self._found: dict[tuple[str, ...], Stacking] = {}
+
+    @functools.cached_property
+    def _fitted_on(self) -> dict[str, NDArray[np.generic]]:
+        return load_file(self.step.folder / _FITTED_ON)
+
+    def of(self, names: Sequence[str]) -> Stacking:
+        """The stacked ensemble of these teachers, in this order."""
+        key = tuple(names)
+        if key not in self._found:
+            logits, targets, fold = (self._fitted_on[one] for one in ("logits", "targets", "fold"))
+            each = [logits[:, self.names.index(name)].astype(np.float64) for name in names]
+            self._found[key] = fit_stacking(key, each, targets.astype(np.float64), fold.astype(np.int64))
+        return self._found[key]
+
+
+def stack_teachers(
+    workspace: Workspace,
+    names: Sequence[str],
+    inputs: Sequence[str],
+    logits: Sequence[NDArray[np.float32]],
+    pairs: Pairs,
+    count: int,
+) -> StackedTeachers:
+    """Fit the weights of the teachers, or find them.
+
+    Args:
+        workspace: keeps the step.
+        names: the teachers, [K].
+        inputs: the fingerprints of what gave the logits.
+        logits: K arrays [N, C] of the training pairs, by teachers that have not learned from their labels.
+        pairs: the N training pairs; those without a label are not looked at.
+        count: number of folds.
+
+    Raises:
+        DataError: a class has no labelled pair, or there are more folds than questions.
+    """
+    known = np.flatnonzero(pairs.labels >= 0)
+    labelled = pairs.take(known)
+    content = depends_on(settings={"folds": count}, inputs={"teachers": list(inputs), "train": labelled})
+
+    def build(folder: Path) -> None:
+        golden = labelled.golden
+        targets = golden if golden.ndim == 2 else np.eye(logits[0].shape[1])[golden]
+        each, fold = [one[known].astype(np.float64) for one in logits], folds(labelled, count)
+        found = fit_stacking(names, each, targets.astype(np.float64), fold)
+        arrays = {
+            "logits": np.stack(each, axis=1).astype(np.float32),
+            "targets": targets.astype(np.float64),
+            "fold": fold,
+        }
+        save_file(arrays, folder / _FITTED_ON)
+        write_json(folder / _WEIGHTS, {**found.to_json(), "pairs": len(known)})
+        logger.info(found.sentence())
+
+    return StackedTeachers(workspace.step("ensemble", content, build, label="weights of the teachers"), names)
