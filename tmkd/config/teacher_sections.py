@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tmkd.config.sections import Part, Positive, Rate, text_keys
+from tmkd.config.sections import Part, Positive, Rate, Training, text_keys
 
 Kind = Literal["encoder", "reranker", "bi_encoder", "served", "scores"]
 Calibrate = Literal["none", "platt", "isotonic"]
@@ -62,6 +62,21 @@ class Endpoint(Part):
         return self
 
 
+class Tune(Training):
+    """How a bi-encoder is fine-tuned on the labels, before it labels anything."""
+
+    learning_rate: Rate = Field(2e-5, description="peak learning rate of AdamW")
+    epochs: Positive = Field(1, description="passes over the right passages of the training questions")
+    batch_size: Positive = Field(
+        32, description="questions in one optimiser step, each with a right passage; those of the others are wrong ones"
+    )
+    seed: int = Field(0, description="seed of the order of the questions and of the choice of wrong passages")
+    negatives: int = Field(2, ge=0, description="wrong passages of its own (labelled so) that a question has in a step")
+    scale: float | None = Field(
+        None, gt=0, description="what the similarity is multiplied by; 20 unless given, 1 of a dot product"
+    )
+
+
 class Teacher(Part):
     """One teacher: trained here, a finished model, or scores made elsewhere."""
 
@@ -100,6 +115,11 @@ class Teacher(Part):
     )
     passage_prompt: str | None = Field(
         None, description="of a bi_encoder: what is put before every passage; the model's own prompt unless given"
+    )
+    tune: Tune | None = Field(
+        None,
+        description="of a bi_encoder: fine-tune it on the training labels first, every question's right passages "
+        "against those of other questions and wrong ones of its own. Not tuned unless given; {} takes the defaults",
     )
     calibrate: Calibrate | None = Field(
         None,
@@ -148,18 +168,18 @@ class Teacher(Part):
 
     @property
     def trained(self) -> bool:
-        """Whether this run fine-tunes it."""
+        """Whether this run fine-tunes it as a cross-encoder."""
         return self.of_kind == "encoder"
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether it has seen the training labels: this run fine-tunes it, as a cross-encoder or as a bi-encoder."""
+        return self.trained or self.tune is not None
 
     @property
     def is_column(self) -> bool:
         """Whether it is a score column of the pairs."""
         return self.scores is not None
-
-    @property
-    def has_step(self) -> bool:
-        """Whether it is trained here or a finished checkpoint: a step of the workspace, unless a library runs it."""
-        return self.of_kind in ("encoder", "reranker")
 
     @property
     def calibration(self) -> Calibrate:
@@ -183,11 +203,11 @@ class Teacher(Part):
             )
         if self.label_map is not None and self.checkpoint is None:
             raise ValueError("label_map is for a checkpoint; a teacher that is trained here has the task's classes")
-        if self.share < 1 and not self.trained:
+        if self.share < 1 and not self.learns_labels:
             raise ValueError(
                 "share is for a teacher that is trained here; other teachers are not trained on these rows"
             )
-        for key in ("pooling", "query_prompt", "passage_prompt"):
+        for key in ("pooling", "query_prompt", "passage_prompt", "tune"):
             if getattr(self, key) is not None and self.of_kind != "bi_encoder":
                 raise ValueError(f"{key} is for kind bi_encoder, and this teacher is of kind {self.of_kind}")
         return self

@@ -13,7 +13,7 @@ import numpy as np
 
 from tmkd.config.methods import Method
 from tmkd.config.recipe import Recipe
-from tmkd.core.errors import DataError, EncoderError, RecipeError, TmkdError, named
+from tmkd.core.errors import DataError, RecipeError, TmkdError
 from tmkd.data.pairs import Pairs, grouped
 from tmkd.data.row_counts import RowCounts
 from tmkd.data.split import folds
@@ -27,19 +27,20 @@ from tmkd.models.encoders.cached_files import (
     is_cached,
 )
 from tmkd.models.encoders.find import find_encoder, weights_fingerprint
-from tmkd.models.label_map import class_names, find_label_map
-from tmkd.models.ready import head_classes, require_head, require_log_odds
 from tmkd.models.text_tokenizer import TextTokenizer
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.models.weights import require_finite_weights
+from tmkd.pipeline.preflight_teachers import (
+    require_columns,
+    require_known_scores,
+    require_labeller,
+    require_pool_teachers,
+    require_teachers,
+)
 from tmkd.pipeline.run_data import RunData
-from tmkd.pipeline.steps.pool import teachers_of_run
 from tmkd.pipeline.steps.student import cached_encoder, shape_of
-from tmkd.pipeline.steps.teacher_logits import TeacherLogits, is_step, stored_teacher
 from tmkd.pipeline.teacher_labels import share_of_pairs
 from tmkd.teachers.ensemble import require_every_class
-from tmkd.teachers.score_file import ScoreFileTeacher
-from tmkd.teachers.scores import ScoresTeacher
 from tmkd.training.losses import GROUPED
 
 _SAMPLE = 1000  # pairs of a part whose tokens are looked at
@@ -59,34 +60,22 @@ def require_runnable(data: RunData) -> None:
     """
     recipe = data.recipe
     methods = list(recipe.chosen_methods)
+    require_teachers(data)
     _require_encoders(data)
     for folder in dict.fromkeys(filter(None, map(recipe.finished_stage1, methods))):
         _require_stage1(
             recipe, Path(folder), [one for one in methods if one.stage1 and recipe.finished_stage1(one) == folder]
         )
-    _require_pool_teachers(recipe)
-    _require_known_scores(data, methods)
+    require_pool_teachers(recipe)
+    require_known_scores(data, methods)
     _require_training_rows(data, methods)
-    _require_columns(data)
+    require_columns(data)
     _require_pool(data, methods)
     _warn_of_unread_text(data)
 
 
 def _require_encoders(data: RunData) -> None:
     recipe = data.recipe
-    for teacher in recipe.used_teachers:
-        if not is_step(teacher):
-            if not teacher.is_column:
-                stored_teacher(recipe, teacher, data.cache.stored_teachers)
-            continue
-        with named(f"teacher {teacher.name}"):
-            source = find_encoder(recipe.encoder_of(teacher))
-            require_fit(source, length=recipe.length_of(teacher))
-            require_finite_weights(source)
-            if teacher.checkpoint:
-                require_head(source, recipe.classes)
-        if teacher.checkpoint:
-            find_label_map(source, teacher, recipe)
     if any(method.encoder == "bottom" for method in recipe.chosen_methods):
         require_fit(find_encoder(recipe.encoder), layers=recipe.student.layers, length=recipe.max_length)
     if any(method.cached for method in recipe.chosen_methods):
@@ -177,48 +166,6 @@ def _require_same_shape(recipe: Recipe, folder: Path) -> None:
             raise TmkdError(f"stage1_from: {folder} has {key} {value}, cached.{key} is {wanted[key]}")
 
 
-def _require_pool_teachers(recipe: Recipe) -> None:
-    """Each folder that `pool.teachers` names is a checkpoint with a head or a run, all with one number of classes."""
-    places = [Path(place) for place in recipe.pool.teachers] if recipe.pool is not None else []
-    folders: dict[int, Path] = {}  # a folder for each number of classes
-    for place in places:
-        folders |= dict.fromkeys(_classes_of(place), place)
-    if len(folders) > 1:
-        found = ", ".join(f"{folder} has {count}" for count, folder in folders.items())
-        raise RecipeError(f"pool.teachers: their numbers of classes differ: {found}", key="pool.teachers")
-    _require_one_order([place for place in places if not (place / "manifest.json").is_file()])
-
-
-def _require_one_order(folders: list[Path]) -> None:
-    """The checkpoints that name their classes have them in one order: the mean of their logits is over classes."""
-    named = {tuple(name.lower() for name in names): folder for folder in folders if (names := class_names(folder))}
-    if len({tuple(sorted(names)) for names in named}) < len(named):
-        found = ", ".join(f"{folder} has {', '.join(names)}" for names, folder in named.items())
-        raise RecipeError(f"pool.teachers: their classes are in different orders: {found}", key="pool.teachers")
-
-
-def _classes_of(folder: Path) -> list[int]:
-    """The number of classes of a checkpoint, or of every trained teacher of a run."""
-    if (folder / "manifest.json").is_file():
-        found = teachers_of_run(folder)
-        if not found:
-            raise RecipeError(f"pool.teachers: the run {folder} trained no teacher", key="pool.teachers")
-        return [read_card(step.folder).classes for step in found]
-    if has_card(folder):
-        return [read_card(folder).classes]
-    if not (folder / "config.json").is_file():
-        raise RecipeError(
-            f"pool.teachers: {folder} is neither a checkpoint (config.json) nor a run (manifest.json)",
-            key="pool.teachers",
-            value=str(folder),
-        )
-    classes = head_classes(folder)
-    if classes == 0:
-        raise EncoderError(f"pool.teachers: {folder} has no classification head", source=folder)
-    require_log_odds(folder)
-    return [classes]
-
-
 def _require_training_rows(data: RunData, methods: list[Method]) -> None:
     """Every share of the training set leaves some pairs, and they have what the methods need."""
     train, recipe = data.train, data.recipe
@@ -231,7 +178,7 @@ def _require_training_rows(data: RunData, methods: list[Method]) -> None:
     if recipe.ensemble == "stacked":
         require_every_class(train.labels, recipe.classes)
     if any(method.targets != "none" for method in methods):
-        _require_labeller(data, data.student_pairs, "train")
+        require_labeller(data, data.student_pairs, "train")
         require_comparable(data.student_pairs, recipe.loss.kind, "train")
 
 
@@ -285,38 +232,6 @@ def warn_of_unread_text(part: Pairs, tokenizer: PairTokenizer | TextTokenizer, c
         )
 
 
-def _require_columns(data: RunData) -> None:
-    """Every score column that is a teacher has a number in every row of a file that carries it."""
-    recipe, task = data.recipe, data.task
-    parts = {"train": task.train, "dev": task.dev, "test": task.test}
-    if task.pool is not None:
-        parts["pool"] = task.pool
-    columns = [teacher for teacher in recipe.used_teachers if teacher.scores]
-    for where, part in parts.items():
-        for teacher in columns:
-            if teacher.scores in part.score_names:
-                ScoresTeacher.of(teacher, recipe.data).logits(part, where)
-    mined = recipe.pool is not None and bool(recipe.pool.sources)
-    known = [] if mined else (task.train if task.pool is None else task.pool).score_names
-    absent = [teacher.name for teacher in columns if teacher.scores not in known]
-    if absent and _replays(recipe):
-        raise _no_replay(absent[0])
-
-
-def _replays(recipe: Recipe) -> bool:
-    return any(
-        method.stage1 and (recipe.cached.stage2 if method.cached else recipe.stage2).replay
-        for method in recipe.chosen_methods
-    )
-
-
-def _no_replay(teacher: str) -> DataError:
-    return DataError(
-        f"stage2.replay: teacher {teacher} has scores for the training set and none for the pool; give it to the pool "
-        "too, or leave replay out"
-    )
-
-
 def _require_pool(data: RunData, methods: list[Method]) -> None:
     """The pool, where a method learns from it, has what the method needs."""
     recipe = data.recipe
@@ -328,49 +243,9 @@ def _require_pool(data: RunData, methods: list[Method]) -> None:
     if not any(method.targets != "none" for method in methods):
         return
     if all(teacher.of_kind == "scores" for teacher in recipe.used_teachers) and not data.foreign_pool:
-        _require_labeller(data, data.pool, "pool")
+        require_labeller(data, data.pool, "pool")
     if recipe.loss.kind in GROUPED:
         require_comparable(data.pool, recipe.loss.kind, "pool")
-
-
-def _require_known_scores(data: RunData, methods: list[Method]) -> None:
-    """Every file of scores is for pairs of this run, and for all pairs of a part or for none."""
-    files = [teacher for teacher in data.recipe.used_teachers if teacher.file is not None]
-    if not files:
-        return
-    pooled = any(map(data.recipe.trains_stage1, methods)) and not data.foreign_pool
-    parts = {**data.task.labelled, **({"pool": data.pool} if pooled else {})}
-    for teacher in files:
-        assert teacher.file is not None
-        scores = stored_teacher(data.recipe, teacher, data.cache.stored_teachers)
-        assert isinstance(scores, ScoreFileTeacher)
-        count, unknown = scores.unknown(list(parts.values()))
-        if unknown == count:
-            raise DataError(
-                f"teacher {teacher.name}: none of the {count:,} scores of {teacher.file} is for a pair of this run; "
-                "are they for other pairs, or are the pairs named in another way?",
-                path=teacher.file,
-            )
-        if unknown:
-            data.cache.say_once(
-                f"teacher {teacher.name}: {unknown:,} of the {count:,} scores of {teacher.file} are for pairs that "
-                "this run does not have"
-            )
-        for where, part in parts.items():
-            if scores.can_label(part):
-                scores.require_all(part, where)
-            elif where == "pool" and _replays(data.recipe):
-                raise _no_replay(teacher.name)
-
-
-def _require_labeller(data: RunData, pairs: Pairs, where: str) -> None:
-    """At least one teacher can label the pairs: a model, or a column of scores that they carry."""
-    sources = TeacherLogits(data.workspace, data.recipe, data.cache.stored_teachers)
-    if not any(sources.can_label(teacher, pairs) for teacher in data.recipe.used_teachers):
-        raise TmkdError(
-            f"no teacher can label the {where} pairs: they have none of the recipe's score columns, and no file "
-            "of scores is for them"
-        )
 
 
 def require_comparable(pairs: Pairs, loss: str, where: str) -> None:

@@ -174,8 +174,9 @@ class Students:
         soft = self.labels.targets(method, pairs, "train", only)
         if method.encoder == "lstm":
             assert soft is not None
-            _, teacher = self.labels.teachers[self.labels.best_of(method)]
-            return bilstm(self.workspace, StudentSpec(self.recipe, method, seed, teacher), pairs, soft)
+            best, teacher = self.labels.teachers[self.labels.best_of(method)]
+            begin = None if best.tune is not None else teacher
+            return bilstm(self.workspace, StudentSpec(self.recipe, method, seed, begin), pairs, soft)
         spec = StudentSpec(self.recipe, method, seed, None if first is not None else self.begins_with(method))
         return stage2(self.workspace, spec, pairs, soft, first, self._replay(method))
 

@@ -16,14 +16,13 @@ from tmkd.data.pairs import Pairs
 from tmkd.data.split import BAGS, subsample
 from tmkd.pipeline.results import LabelResult
 from tmkd.pipeline.run_data import RunData
-from tmkd.pipeline.steps.label import label
 from tmkd.pipeline.steps.out_of_fold import fold_logits
 from tmkd.pipeline.steps.pool import pool_teachers
 from tmkd.pipeline.steps.stacking import StackedTeachers, stack_teachers
 from tmkd.pipeline.steps.teach import teach
 from tmkd.pipeline.steps.teacher_logits import TeacherLogits, calibrated, is_step
+from tmkd.pipeline.steps.tune import tune
 from tmkd.pipeline.steps.warm_up import warm_up
-from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.scores import ScoresTeacher
 from tmkd.training.losses import golden_loss
@@ -72,6 +71,8 @@ class TeacherLabels:
         Raises:
             DataError: the share leaves no pair.
         """
+        if teacher.tune is not None:
+            return tune(self.workspace, self.recipe, teacher, share_of_pairs(teacher, pairs))
         begin = self.warm_start if self.recipe.fine_tunes_own(teacher) else None
         return teach(self.workspace, self.recipe, teacher, share_of_pairs(teacher, pairs), begin)
 
@@ -152,7 +153,7 @@ class TeacherLabels:
         They are out-of-fold if the teacher is trained here. The fingerprints of what gave them come first.
         """
         (teacher, step), train = self.teachers[number], self.data.train
-        if teacher.trained:
+        if teacher.learns_labels:
             folded = fold_logits(self.recipe, teacher, train, self.teach, self.logits_of)
             return folded.teachers, folded.logits
         return (self._sources.fingerprint(teacher, step),), self.uncalibrated(number, train, "train")
@@ -204,10 +205,6 @@ class TeacherLabels:
         calibration = self.calibration(number)
         return f"{name} {calibration.fingerprint if calibration else 'standardised'}"
 
-    def store(self, model: Step, pairs: Pairs, name: str) -> LabelStore:
-        """The label store that holds a model's logits of the pairs."""
-        return label(self.workspace, model, pairs, name=name, precision=self.recipe.precision)
-
     def logits_of(self, model: Step, pairs: Pairs, name: str) -> NDArray[np.float32]:
         """A model's logits of the pairs, [N, C] float32.
 
@@ -218,7 +215,7 @@ class TeacherLabels:
         """
         key = (model.fingerprint, pairs.digest(), self.recipe.precision)
         if key not in self.cache.logits:
-            self.cache.logits[key] = self.store(model, pairs, name).logits_for(pairs.pair_ids)
+            self.cache.logits[key] = self._sources.of_step(model, pairs, name)
         return self.cache.logits[key]
 
     def targets(self, method: Method, pairs: Pairs, where: str, only: int | None = None) -> Targets | None:
@@ -240,7 +237,7 @@ class TeacherLabels:
         if where == "train" and self.recipe.labels == "out-of-fold":
             for place, number in enumerate(which):
                 teacher = self.teachers[number][0]
-                if teacher.trained and (method.targets != "one" or place == best):
+                if teacher.learns_labels and (method.targets != "one" or place == best):
                     labels = fold_logits(self.recipe, teacher, self.data.train, self.teach, self.logits_of)
                     own = labels.logits[self.data.student_rows]
                     logits[place] = calibrated(teacher, self.calibration(number), own, pairs)

@@ -113,23 +113,38 @@ class BiEncoderTeacher(StoredTeacher):
 
     @functools.cached_property
     def _model(self) -> Any:
+        return self.library_model()
+
+    def library_model(self) -> Any:
+        """Open the model with sentence-transformers, with the teacher's maximum length and prompts.
+
+        Raises:
+            EncoderError: its files cannot be read.
+            MissingExtraError: sentence-transformers is not installed.
+        """
         with needs_extra("teachers"):
             from sentence_transformers import SentenceTransformer
-            from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+            from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         where = {"device": str(device()), "model_kwargs": {"use_safetensors": True}}
+        pooling = "mean" if self._builtin else self.pooling
         try:
-            if self.pooling is None:
+            if pooling is None:
                 model = SentenceTransformer(str(self.folder), **options, **where)
             else:
                 words = Transformer(str(self.folder), model_kwargs=where["model_kwargs"])
-                pooling = Pooling(words.get_embedding_dimension(), pooling_mode=self.pooling)
-                model = SentenceTransformer(modules=[words, pooling], device=str(device()))
+                pool = Pooling(words.get_embedding_dimension(), pooling_mode=pooling)
+                modules = [words, pool, Normalize()] if self._builtin else [words, pool]
+                model = SentenceTransformer(modules=modules, device=str(device()))
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise EncoderError(f"{self.folder} cannot be read: {reason}", source=self.folder) from error
-        if self.max_length is not None:
-            model.max_seq_length = self.max_length
+        if (length := self.max_length or BUILTIN_LENGTH.get(self.spec)) is not None:
+            model.max_seq_length = length
+        if self.prompts.query is not None:
+            model.prompts["query"] = self.prompts.query
+        if self.prompts.passage is not None:
+            model.prompts["document"] = self.prompts.passage
         return model
 
     def _embed_builtin(self, texts: Sequence[str], prompt: str | None) -> NDArray[np.float32]:

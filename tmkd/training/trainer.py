@@ -22,7 +22,7 @@ from tmkd.core.errors import Diverged
 from tmkd.core.hardware import device, use_bf16
 from tmkd.models.inputs import Rows
 from tmkd.models.student import Student
-from tmkd.training.gradients import dropout_seed, gradients_of
+from tmkd.training.gradients import Gradients, dropout_seed, gradients_of
 from tmkd.training.objectives import AuxiliaryObjective, PairLoss, TotalLoss
 from tmkd.training.state import CurvePoint, LearningCurve, TrainingState
 from tmkd.training.training_set import TrainingSet
@@ -96,50 +96,39 @@ class TrainerConfig:
         return rate
 
 
-class Trainer:
-    """Trains a student in place on a training set, and resumes where an interrupted call left its state.
+class Loop:
+    """The optimiser steps of one training run: AdamW, schedule, curve, and the resumable state.
 
     Args:
-        model: A student, or a teacher (a student with a golden head only). It is moved to the device.
-        data: What it is trained on.
-        loss: The main loss of each pair; see `tmkd.training.losses`.
+        trained: The trained parameters by name.
+        steps: The rows of every step of an epoch: a pure function, so that a resumed run repeats it.
+        gradients: Adds the gradients of one step.
         config: The numbers of the run.
-        objectives: Auxiliary objectives that are added to the main loss.
         name: What the log and the progress bar call the run.
         state_folder: Holds the resumable state; the caller removes it when it is no longer needed.
-
-    Example:
-        >>> trainer = Trainer(  # doctest: +SKIP
-        ...     model, TrainingSet(TokenInputs(encoded, tokenizer.pad_id)), GoldenLoss(labels),
-        ...     TrainerConfig(1e-4, 3, 32, seed=0), name="finetune", state_folder=folder / "state",
-        ... )
-        >>> curve = trainer.fit()  # doctest: +SKIP
     """
 
     def __init__(
         self,
-        model: Student,
-        data: TrainingSet,
-        loss: PairLoss,
+        trained: Mapping[str, torch.nn.Parameter],
+        steps: Callable[[int], list[Rows]],
+        gradients: Gradients,
         config: TrainerConfig,
         *,
-        objectives: Sequence[AuxiliaryObjective] = (),
         name: str,
         state_folder: Path,
     ) -> None:
-        self.model, self.data, self.config, self.name = model, data, config, name
-        self.loss = TotalLoss(loss, objectives)
-        for module in (model, *objectives):
-            module.to(device())
-        trained = self.loss.trained(model)
+        self.steps, self.gradients, self.config, self.name = steps, gradients, config, name
         self.parameters = list(trained.values())
         self.peaks: list[float] = []  # of the optimiser's groups
         self.optimiser = self._optimiser(trained)
         self.state = TrainingState(trained, self.optimiser, state_folder)
-        self.gradients = gradients_of(model, data, self.loss, bf16=use_bf16(config.precision))
 
-    def fit(self) -> list[CurvePoint]:
+    def fit(self, model: torch.nn.Module) -> list[CurvePoint]:
         """Train for all epochs, or for what an interrupted call left of them.
+
+        Args:
+            model: Holds the parameters; it is in training mode meanwhile.
 
         Returns:
             The learning curve, about 100 points.
@@ -148,13 +137,12 @@ class Trainer:
             Diverged: The loss of a step is not finite.
         """
         config = self.config
-        total = sum(len(self._steps(epoch)) for epoch in range(config.epochs))
-        pairs = config.epochs * sum(len(rows) for rows in self._steps(0))  # the same number in every epoch
+        total = sum(len(self.steps(epoch)) for epoch in range(config.epochs))
+        pairs = config.epochs * sum(len(rows) for rows in self.steps(0))  # the same number in every epoch
         done, points = self.state.load()
         curve = LearningCurve(points, total=total, epochs=config.epochs, pairs=pairs)
         schedule = self._scheduler(total, done)
-        logger.info(f"{self.name}: {self.model.encoder.path}")
-        self.model.train()
+        model.train()
         with progress(self.name, pairs, done=min(done * config.batch_size, pairs)) as bar:
             for step, rows in self._remaining(done):
                 rate = float(schedule.get_last_lr()[0])
@@ -163,17 +151,14 @@ class Trainer:
                 curve.add(step + 1, loss, rate, len(rows))
                 self.state.save_sometimes(step + 1, curve.points)
                 bar.advance(len(rows), f"loss {loss:.4f}")
-        self.model.eval()
+        model.eval()
         return curve.points
-
-    def _steps(self, epoch: int) -> list[Rows]:
-        return self.data.steps(self.config.batch_size, epoch, self.config.seed)
 
     def _remaining(self, done: int) -> Iterator[tuple[int, Rows]]:
         """Number and rows of every step after the first `done` ones."""
         step = 0
         for epoch in range(self.config.epochs):
-            for rows in self._steps(epoch):
+            for rows in self.steps(epoch):
                 if step >= done:
                     yield step, rows
                 step += 1
@@ -207,3 +192,54 @@ class Trainer:
             group["initial_lr"] = 1.0
         schedules = [self.config.schedule(total, peak) for peak in self.peaks]
         return LambdaLR(self.optimiser, schedules, last_epoch=done - 1)
+
+
+class Trainer:
+    """Trains a student in place on a training set, and resumes where an interrupted call left its state.
+
+    Args:
+        model: A student, or a teacher (a student with a golden head only). It is moved to the device.
+        data: What it is trained on.
+        loss: The main loss of each pair; see `tmkd.training.losses`.
+        config: The numbers of the run.
+        objectives: Auxiliary objectives that are added to the main loss.
+        name: What the log and the progress bar call the run.
+        state_folder: Holds the resumable state; the caller removes it when it is no longer needed.
+
+    Example:
+        >>> trainer = Trainer(  # doctest: +SKIP
+        ...     model, TrainingSet(TokenInputs(encoded, tokenizer.pad_id)), GoldenLoss(labels),
+        ...     TrainerConfig(1e-4, 3, 32, seed=0), name="finetune", state_folder=folder / "state",
+        ... )
+        >>> curve = trainer.fit()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Student,
+        data: TrainingSet,
+        loss: PairLoss,
+        config: TrainerConfig,
+        *,
+        objectives: Sequence[AuxiliaryObjective] = (),
+        name: str,
+        state_folder: Path,
+    ) -> None:
+        self.model = model
+        total = TotalLoss(loss, objectives)
+        for module in (model, *objectives):
+            module.to(device())
+        self._loop = Loop(
+            total.trained(model),
+            lambda epoch: data.steps(config.batch_size, epoch, config.seed),
+            gradients_of(model, data, total, bf16=use_bf16(config.precision)),
+            config,
+            name=name,
+            state_folder=state_folder,
+        )
+        self.parameters = self._loop.parameters
+
+    def fit(self) -> list[CurvePoint]:
+        """Train for all epochs, or for what an interrupted call left of them; as `Loop.fit`."""
+        logger.info(f"{self._loop.name}: {self.model.encoder.path}")
+        return self._loop.fit(self.model)

@@ -33,6 +33,7 @@ from tmkd.pipeline.steps.label import method_logits
 from tmkd.pipeline.steps.speed import add_speed
 from tmkd.pipeline.steps.stacking import StackedTeachers
 from tmkd.pipeline.steps.teacher_logits import StoredTeachers, TeacherLogits, calibrated
+from tmkd.pipeline.steps.tune import TUNED
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.teachers.calibration import reliability
@@ -123,7 +124,8 @@ def _teacher(run: FinishedRun, model: RunModel, pairs: Pairs, sources: TeacherLo
         found.reliability = {"given": reliability(given[known], labels)}
         if teacher.calibration != "none":
             found.reliability["calibrated"] = reliability(logits[known], labels)
-    return replace(found, **_sizes([steps[0].folder])) if steps else found
+    sized = steps and steps[0].kind != TUNED  # a tuned bi-encoder reads each text once: no cost of a pair
+    return replace(found, **_sizes([steps[0].folder])) if sized else found
 
 
 def _cosine(run: FinishedRun, pairs: Pairs) -> NDArray[np.float32]:

@@ -121,7 +121,7 @@ def teachers_of_run(run: Path) -> list[Step]:
     models = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["models"]
     names = [model["steps"][0] for model in models if model["kind"] == "teacher" and model["steps"]]
     steps = run.resolve().parent.parent / "steps"
-    return [Step("teacher", name.rpartition("-")[2], steps / name) for name in names]
+    return [Step("teacher", name.rpartition("-")[2], steps / name) for name in names if name.startswith("teacher-")]
 
 
 def _finished(workspace: Workspace, recipe: Recipe, folder: Path) -> list[Step]:

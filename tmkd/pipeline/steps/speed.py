@@ -21,7 +21,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.evaluation.results import ENSEMBLE, ModelOutput
 from tmkd.evaluation.speed import measure_speed
 from tmkd.models.batching import length_sorted_batches
-from tmkd.models.card import read_card
+from tmkd.models.card import has_card, read_card
 from tmkd.models.checkpoint import load_student
 from tmkd.models.encoders.cached_files import ENCODER_FOLDER, is_cached, question_folder
 from tmkd.models.encoders.interaction import InteractionEncoder
@@ -43,11 +43,11 @@ def add_speed(run: FinishedRun, outputs: Sequence[ModelOutput], pairs: Pairs) ->
 
     Args:
         run: where the models are.
-        outputs: the models' outputs; those that are not in the run, and columns of scores, get no speed.
+        outputs: the models' outputs; those that are no cross-encoders of the run get no speed.
         pairs: a sample of them is scored.
     """
     folders = {model.name: [step.folder for step in run.steps(model.steps[: model.each])] for model in run.models}
-    shapes = {name: _shape(each[0]) for name, each in folders.items() if each}
+    shapes = {name: _shape(each[0]) for name, each in folders.items() if each and has_card(each[0])}
     one_of = {shape: folders[name][0] for name, shape in reversed(shapes.items())}
     speeds = _speeds(run, one_of, pairs)
     for output in outputs:

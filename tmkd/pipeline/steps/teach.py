@@ -41,7 +41,7 @@ def teach(
     Args:
         workspace: keeps the teacher.
         recipe: the classes, the maximum length and the precision.
-        teacher: the recipe's teacher, an encoder or a checkpoint (`Teacher.has_step`).
+        teacher: the recipe's teacher, an encoder, or a checkpoint that tmkd reads itself.
         train_rows: the pairs that it is fine-tuned on; a finished checkpoint does not read them.
         warmed_up: the step whose encoder it begins with in place of its own (`tmkd.pipeline.steps.warm_up`).
 

@@ -23,9 +23,9 @@ from tmkd.models.encoders.find import find_folder
 from tmkd.models.label_map import find_label_map
 from tmkd.models.ready import needs_library
 from tmkd.pipeline.steps.label import label, label_stored
+from tmkd.pipeline.steps.tune import TUNED, tuned_teacher, untuned
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
-from tmkd.teachers.bi_encoder import BiEncoderTeacher, Prompts
 from tmkd.teachers.calibration import Calibration, fit, reliability, standardised
 from tmkd.teachers.cross_encoder import CrossEncoderTeacher
 from tmkd.teachers.interface import StoredTeacher
@@ -43,7 +43,7 @@ StoredTeachers = dict[str, StoredTeacher]
 def is_step(teacher: Teacher) -> bool:
     """Whether a teacher is a model that the workspace keeps as a step, and not one that another library runs."""
     if teacher.checkpoint is None:
-        return teacher.has_step
+        return teacher.learns_labels
     local = teacher.checkpoint.startswith("builtin:") or Path(teacher.checkpoint).exists()
     folder = Path(teacher.checkpoint) if local else find_folder(teacher.checkpoint)
     with named(f"teacher {teacher.name}"):
@@ -80,16 +80,7 @@ def _open(recipe: Recipe, teacher: Teacher) -> StoredTeacher:
         return _open_reranker(recipe, teacher)
     if teacher.endpoint is not None:
         return ServedTeacher(teacher.endpoint, teacher.name, recipe.positive_class)
-    assert teacher.model is not None
-    return BiEncoderTeacher(
-        teacher.model,
-        name=teacher.name,
-        max_length=teacher.max_length,
-        pooling=teacher.pooling,
-        prompts=Prompts(teacher.query_prompt, teacher.passage_prompt),
-        precision=recipe.precision,
-        positive=recipe.positive_class,
-    )
+    return untuned(recipe, teacher)
 
 
 def _open_reranker(recipe: Recipe, teacher: Teacher) -> CrossEncoderTeacher:
@@ -151,12 +142,25 @@ class TeacherLogits:
         if teacher.is_column:
             return ScoresTeacher.of(teacher, self.recipe.data).logits(pairs, where)
         if step is not None:
-            store = label(self.workspace, step, pairs, name=teacher.name, precision=self.recipe.precision)
-            return store.logits_for(pairs.pair_ids)
+            return self.of_step(step, pairs, teacher.name)
         labeller = stored_teacher(self.recipe, teacher, self.opened)
         if isinstance(labeller, ScoreFileTeacher):
             labeller.require_all(pairs, where)
         return labeller.from_raw(label_stored(self.workspace, labeller, pairs).logits_for(pairs.pair_ids))
+
+    def of_step(self, step: Step, pairs: Pairs, name: str) -> NDArray[np.float32]:
+        """The logits of a model of the workspace, [N, C] float32 in the order of the pairs.
+
+        Args:
+            step: a finished cross-encoder, student or tuned bi-encoder.
+            pairs: the N pairs.
+            name: what the log calls the model.
+        """
+        if step.kind != TUNED:
+            store = label(self.workspace, step, pairs, name=name, precision=self.recipe.precision)
+            return store.logits_for(pairs.pair_ids)
+        teacher = self.opened.setdefault(step.folder.name, tuned_teacher(self.recipe, step, name))
+        return teacher.from_raw(label_stored(self.workspace, teacher, pairs).logits_for(pairs.pair_ids))
 
     def calibration(self, teacher: Teacher, names: Sequence[str], pairs: Pairs, logits: NDArray[np.float32]) -> Step:
         """Fit a teacher's calibration, or find it.

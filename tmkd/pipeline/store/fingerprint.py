@@ -31,6 +31,7 @@ STEP_VERSIONS: dict[str, int] = {
     "token-cosine": 1,
     "warmup": 2,
     "teacher": 2,
+    "tuned": 1,
     "labels": 2,
     "calibration": 1,
     "ensemble": 1,

@@ -1,0 +1,161 @@
+"""What is refused of a recipe's teachers before any training: files, checkpoints and scores that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tmkd.config.methods import Method
+from tmkd.config.recipe import Recipe
+from tmkd.core.errors import DataError, EncoderError, RecipeError, TmkdError, named
+from tmkd.data.pairs import Pairs
+from tmkd.models.card import has_card, read_card
+from tmkd.models.checkpoint import require_fit
+from tmkd.models.encoders.find import find_encoder
+from tmkd.models.label_map import class_names, find_label_map
+from tmkd.models.ready import head_classes, require_head, require_log_odds
+from tmkd.models.weights import require_finite_weights
+from tmkd.pipeline.run_data import RunData
+from tmkd.pipeline.steps.pool import teachers_of_run
+from tmkd.pipeline.steps.teacher_logits import TeacherLogits, is_step, stored_teacher
+from tmkd.pipeline.steps.tune import require_tunable
+from tmkd.teachers.score_file import ScoreFileTeacher
+from tmkd.teachers.scores import ScoresTeacher
+
+
+def require_teachers(data: RunData) -> None:
+    """Every teacher's model can be found and read.
+
+    Raises:
+        EncoderError: one cannot be found or read, or has too few positions, or another number of classes.
+        RecipeError: a checkpoint's classes are in another order than the task's.
+    """
+    recipe = data.recipe
+    for teacher in recipe.used_teachers:
+        if teacher.model is not None or not is_step(teacher):
+            if not teacher.is_column:
+                stored_teacher(recipe, teacher, data.cache.stored_teachers)
+            if teacher.tune is not None:
+                require_tunable(recipe, teacher, data.train)
+            continue
+        with named(f"teacher {teacher.name}"):
+            source = find_encoder(recipe.encoder_of(teacher))
+            require_fit(source, length=recipe.length_of(teacher))
+            require_finite_weights(source)
+            if teacher.checkpoint:
+                require_head(source, recipe.classes)
+        if teacher.checkpoint:
+            find_label_map(source, teacher, recipe)
+
+
+def require_pool_teachers(recipe: Recipe) -> None:
+    """Each folder that `pool.teachers` names is a checkpoint with a head or a run, all with one number of classes."""
+    places = [Path(place) for place in recipe.pool.teachers] if recipe.pool is not None else []
+    folders: dict[int, Path] = {}  # a folder for each number of classes
+    for place in places:
+        folders |= dict.fromkeys(_classes_of(place), place)
+    if len(folders) > 1:
+        found = ", ".join(f"{folder} has {count}" for count, folder in folders.items())
+        raise RecipeError(f"pool.teachers: their numbers of classes differ: {found}", key="pool.teachers")
+    _require_one_order([place for place in places if not (place / "manifest.json").is_file()])
+
+
+def _require_one_order(folders: list[Path]) -> None:
+    """The checkpoints that name their classes have them in one order: the mean of their logits is over classes."""
+    named = {tuple(name.lower() for name in names): folder for folder in folders if (names := class_names(folder))}
+    if len({tuple(sorted(names)) for names in named}) < len(named):
+        found = ", ".join(f"{folder} has {', '.join(names)}" for names, folder in named.items())
+        raise RecipeError(f"pool.teachers: their classes are in different orders: {found}", key="pool.teachers")
+
+
+def _classes_of(folder: Path) -> list[int]:
+    """The number of classes of a checkpoint, or of every trained teacher of a run."""
+    if (folder / "manifest.json").is_file():
+        found = teachers_of_run(folder)
+        if not found:
+            raise RecipeError(f"pool.teachers: the run {folder} trained no teacher", key="pool.teachers")
+        return [read_card(step.folder).classes for step in found]
+    if has_card(folder):
+        return [read_card(folder).classes]
+    if not (folder / "config.json").is_file():
+        raise RecipeError(
+            f"pool.teachers: {folder} is neither a checkpoint (config.json) nor a run (manifest.json)",
+            key="pool.teachers",
+            value=str(folder),
+        )
+    classes = head_classes(folder)
+    if classes == 0:
+        raise EncoderError(f"pool.teachers: {folder} has no classification head", source=folder)
+    require_log_odds(folder)
+    return [classes]
+
+
+def require_columns(data: RunData) -> None:
+    """Every score column that is a teacher has a number in every row of a file that carries it."""
+    recipe, task = data.recipe, data.task
+    parts = {"train": task.train, "dev": task.dev, "test": task.test}
+    if task.pool is not None:
+        parts["pool"] = task.pool
+    columns = [teacher for teacher in recipe.used_teachers if teacher.scores]
+    for where, part in parts.items():
+        for teacher in columns:
+            if teacher.scores in part.score_names:
+                ScoresTeacher.of(teacher, recipe.data).logits(part, where)
+    mined = recipe.pool is not None and bool(recipe.pool.sources)
+    known = [] if mined else (task.train if task.pool is None else task.pool).score_names
+    absent = [teacher.name for teacher in columns if teacher.scores not in known]
+    if absent and _replays(recipe):
+        raise _no_replay(absent[0])
+
+
+def _replays(recipe: Recipe) -> bool:
+    return any(
+        method.stage1 and (recipe.cached.stage2 if method.cached else recipe.stage2).replay
+        for method in recipe.chosen_methods
+    )
+
+
+def _no_replay(teacher: str) -> DataError:
+    return DataError(
+        f"stage2.replay: teacher {teacher} has scores for the training set and none for the pool; give it to the pool "
+        "too, or leave replay out"
+    )
+
+
+def require_known_scores(data: RunData, methods: list[Method]) -> None:
+    """Every file of scores is for pairs of this run, and for all pairs of a part or for none."""
+    files = [teacher for teacher in data.recipe.used_teachers if teacher.file is not None]
+    if not files:
+        return
+    pooled = any(map(data.recipe.trains_stage1, methods)) and not data.foreign_pool
+    parts = {**data.task.labelled, **({"pool": data.pool} if pooled else {})}
+    for teacher in files:
+        assert teacher.file is not None
+        scores = stored_teacher(data.recipe, teacher, data.cache.stored_teachers)
+        assert isinstance(scores, ScoreFileTeacher)
+        count, unknown = scores.unknown(list(parts.values()))
+        if unknown == count:
+            raise DataError(
+                f"teacher {teacher.name}: none of the {count:,} scores of {teacher.file} is for a pair of this run; "
+                "are they for other pairs, or are the pairs named in another way?",
+                path=teacher.file,
+            )
+        if unknown:
+            data.cache.say_once(
+                f"teacher {teacher.name}: {unknown:,} of the {count:,} scores of {teacher.file} are for pairs that "
+                "this run does not have"
+            )
+        for where, part in parts.items():
+            if scores.can_label(part):
+                scores.require_all(part, where)
+            elif where == "pool" and _replays(data.recipe):
+                raise _no_replay(teacher.name)
+
+
+def require_labeller(data: RunData, pairs: Pairs, where: str) -> None:
+    """At least one teacher can label the pairs: a model, or a column of scores that they carry."""
+    sources = TeacherLogits(data.workspace, data.recipe, data.cache.stored_teachers)
+    if not any(sources.can_label(teacher, pairs) for teacher in data.recipe.used_teachers):
+        raise TmkdError(
+            f"no teacher can label the {where} pairs: they have none of the recipe's score columns, and no file "
+            "of scores is for them"
+        )
