@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tmkd.core.errors import LabelError, NoRoomError
+from tmkd.pipeline.store import label_store
 from tmkd.pipeline.store.label_store import LabelStore
 
 HEADER: dict[str, Any] = {
@@ -210,6 +211,7 @@ WRITER = """
 import sys
 import numpy as np
 from pathlib import Path
+from tmkd.pipeline.store import label_store
 from tmkd.pipeline.store.label_store import LabelStore
 store = LabelStore.open(Path(sys.argv[1]), header={"classes": 2})
 for part in range(100_000):
@@ -237,3 +239,73 @@ def test_killed_writer_leaves_a_store_that_continues(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
     store.append([str(len(done))], logits(len(done)))
     assert len(LabelStore.open(tmp_path, header={"classes": 2}).done_ids()) == len(done) + 1
+
+
+def many_parts(folder: Path, parts: int) -> LabelStore:
+    """A store of many small parts; the pair `again` is labelled in each of them."""
+    store = LabelStore.open(folder, header={"teacher": "a", "classes": 1})
+    for number in range(parts):
+        store.append([f"pair {number}", "again"], np.array([[number], [number]], dtype=np.float32))
+    return store
+
+
+def require_filled(folder: Path, parts: int) -> None:
+    store = LabelStore.open(folder, header={"teacher": "a", "classes": 1})
+    names = [f"pair {number}" for number in range(parts)]
+    assert store.logits_for(names)[:, 0].tolist() == list(range(parts))
+    assert store.logits_for(["again"]).tolist() == [[parts - 1]]  # the latest counts
+    assert {path.name for path in folder.glob("*.parquet")} == {part["file"] for part in store.manifest["parts"]}
+
+
+def test_many_small_parts_are_merged_and_the_latest_logits_count(tmp_path: Path) -> None:
+    store = many_parts(tmp_path, 2 * label_store.MERGED + 3)
+    assert len(store.manifest["parts"]) < label_store.MERGED
+    require_filled(tmp_path, 2 * label_store.MERGED + 3)
+
+
+def test_large_parts_are_left_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_store, "SMALL", 3)
+    monkeypatch.setattr(label_store, "MERGED", 4)
+    store = LabelStore.open(tmp_path, header={"teacher": "a", "classes": 1})
+    store.append(["pair 0", "b", "c"], np.zeros((3, 1), dtype=np.float32))
+    large = store.manifest["parts"][0]
+    for number in range(9):
+        store.append([f"pair {number}"], np.array([[number]], dtype=np.float32))
+    assert store.manifest["parts"][0] == large
+    assert store.logits_for([f"pair {number}" for number in range(9)])[:, 0].tolist() == list(range(9))
+
+
+@pytest.mark.parametrize("moment", ["before the merged part", "before the manifest", "before removal", "in removal"])
+def test_a_process_killed_while_parts_are_merged_loses_nothing(tmp_path: Path, moment: str) -> None:
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from tmkd.pipeline.store import label_store\n"
+        "from tmkd.pipeline.store.label_store import LabelStore\n"
+        f"moment, folder = {moment!r}, Path({str(tmp_path)!r})\n"
+        "last = label_store.MERGED\n"
+        "store = LabelStore.open(folder, header={'teacher': 'a', 'classes': 1})\n"
+        "writes, removed, durably, unlink = [], [], label_store.write_durably, Path.unlink\n"
+        "def dying(path, content):\n"
+        "    writes.append(path.name)\n"
+        "    dies = {'before the merged part': 1, 'before the manifest': 2}.get(moment, 9)\n"
+        "    if len(writes) == 2 * last + dies:\n"
+        "        os._exit(9)\n"
+        "    durably(path, content)\n"
+        "def removing(self, **how):\n"
+        "    if self.suffix != '.parquet':\n"
+        "        return unlink(self, **how)\n"
+        "    removed.append(self)\n"
+        "    if len(removed) == {'before removal': 1, 'in removal': 9}.get(moment):\n"
+        "        os._exit(9)\n"
+        "    unlink(self, **how)\n"
+        "label_store.write_durably, Path.unlink = dying, removing\n"
+        "for number in range(last):\n"
+        "    logits = np.array([[number], [number]], dtype=np.float32)\n"
+        "    store.append([f'pair {number}', 'again'], logits)\n"
+        "os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 9, done.stderr
+    require_filled(tmp_path, label_store.MERGED)

@@ -4,7 +4,9 @@ A store is a folder for one teacher and one set of pairs. It holds Parquet parts
 with the teacher's identity and the checksums of the parts. Logits are joined by `pair_id`, never by row order.
 
 A part is written to a temporary file and renamed before the manifest names it, so a killed process loses at most the
-part that it was writing. A damaged part is dropped, and its pairs are labelled again.
+part that it was writing. A damaged part is dropped, and its pairs are labelled again. Small parts, as a served teacher
+leaves them, are merged: the merged part is written before the manifest names it in place of them, and they are removed
+after that, so a process that is killed at any moment loses nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from tmkd.core.files import write_durably
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+SMALL = 2048  # pairs of a part that is not merged any more
+MERGED = 64  # small parts that become one
 
 
 class LabelStore:
@@ -97,9 +101,9 @@ class LabelStore:
         self.manifest["rows"] = sum(part["rows"] for part in self.manifest["parts"])
         write_durably(self.folder / MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())
 
-    def _parts(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-        """The pair ids of each part and their logits, [n, width] float32, oldest part first."""
-        for part in self.manifest["parts"]:
+    def _parts(self, some: Sequence[Any] | None = None) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """The pair ids of each part (all unless some are given) and their logits, [n, width] float32, oldest first."""
+        for part in self.manifest["parts"] if some is None else some:
             path = self.folder / part["file"]
             try:
                 table = pq.ParquetFile(path).read()
@@ -142,6 +146,12 @@ class LabelStore:
             raise ValueError(f"expected logits of shape {(len(pair_ids), self.width)}, got {logits.shape}")
         if not pair_ids:
             return
+        self.manifest["parts"].append(self._write_part(pair_ids, logits))
+        self._write_manifest()
+        self._merge()
+
+    def _write_part(self, pair_ids: Sequence[str], logits: NDArray[np.float32]) -> dict[str, Any]:
+        """Write a part that the manifest does not name yet; returns what the manifest is to say of it."""
         values = pa.FixedSizeListArray.from_arrays(pa.array(logits.astype(np.float32).ravel()), self.width)
         table = pa.table({"pair_id": pa.array(pair_ids, pa.string()), "logits": values})
         sink = pa.BufferOutputStream()
@@ -150,9 +160,24 @@ class LabelStore:
         number = max((int(Path(part["file"]).stem[5:]) for part in self.manifest["parts"]), default=-1) + 1
         name = f"part-{number:05d}.parquet"
         write_durably(self.folder / name, content)
-        digest = hashlib.sha256(content).hexdigest()
-        self.manifest["parts"].append({"file": name, "rows": len(pair_ids), "sha256": digest})
+        return {"file": name, "rows": len(pair_ids), "sha256": hashlib.sha256(content).hexdigest()}
+
+    def _merge(self) -> None:
+        """Make one part of the last ones, where they are small and many: parts stay few, and their order stays."""
+        parts = self.manifest["parts"]
+        first = len(parts)
+        while first and parts[first - 1]["rows"] < SMALL:
+            first -= 1
+        if len(parts) - first < MERGED:
+            return
+        latest: dict[str, NDArray[np.float32]] = {}
+        for names, logits in self._parts(parts[first:]):
+            latest.update(zip(names, logits, strict=True))
+        merged = self._write_part(list(latest), np.stack(list(latest.values())))
+        self.manifest["parts"] = [*parts[:first], merged]
         self._write_manifest()
+        for part in parts[first:]:
+            (self.folder / part["file"]).unlink(missing_ok=True)
 
     def logits_for(self, pair_ids: Sequence[str], *, allow_missing: bool = False) -> NDArray[np.float32]:
         """The stored logits of some pairs.
