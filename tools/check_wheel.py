@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
-TORCH = "torch==2.13.0"  # installed before the extra `train`, so that pip takes the same build as `make setup`
+TORCH = "torch==2.13.0"  # installed before the extras that need it, so that pip takes the same build as `make setup`
 
 SCORE = """
 import sys
@@ -88,6 +88,22 @@ model = AutoModelForSequenceClassification.from_pretrained({export!r})
 assert tmkd.load_recipe and tmkd.Run and model.num_labels >= 1
 print("opened with transformers, torch", torch.__version__)
 """,
+    "teachers": """
+import importlib.metadata as metadata, json
+from pathlib import Path
+wanted = [one for one in metadata.requires("tmkd") if "teachers" in one.partition(";")[2]]
+assert {{one.split(">")[0] for one in wanted}} == {{"sentence-transformers", "httpx"}}, wanted
+import httpx
+from sentence_transformers import CrossEncoder
+from sentence_transformers.cross_encoder.modules import LogitScore
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+question, texts = "how do i mount a disk", ["use option to mount the disk", "password of the user group"]
+found = CrossEncoder({export!r}).predict([(question, text) for text in texts])
+assert len(found) == 2, found
+from tmkd.config.teacher_sections import Endpoint
+endpoint = Endpoint(url="http://127.0.0.1:9")
+print("opened by sentence-transformers", metadata.version("sentence-transformers"), "and httpx", httpx.__version__)
+""",
     "hub": "import datasets; print('datasets', datasets.__version__)",
 }
 
@@ -120,7 +136,7 @@ def check(wheel: Path, extra: str, export: Path, expected: list[float]) -> float
         venv.create(folder / "env", with_pip=True)
         python = str(folder / "env" / "bin" / "python")
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        if extra == "train":
+        if extra in ("train", "teachers"):
             _run([*pip, TORCH])
         _run([*pip, f"{wheel}[{extra}]" if extra else str(wheel)])
         for code in (SCORE, EXTRAS[extra]):
