@@ -306,6 +306,7 @@ NOT_MATTERING: dict[str, tuple[Any, str]] = {
     "teachers.endpoint.timeout": (5, "how long an answer may take"),
     "teachers.endpoint.retries": (1, "how often a request is sent again"),
     "teachers.endpoint.max_requests": (9, "how many requests are paid for at a time"),
+    "teachers.partial": (True, "whether gaps are an error; what the scores are does not change"),
     "teachers.name": ("other", "what the log and the report call the teacher"),
 }
 
@@ -559,7 +560,7 @@ def test_a_field_changes_the_steps_that_read_it_and_none_before(dry: Dry, name: 
 @pytest.mark.parametrize("name", NOT_MATTERING)
 def test_what_does_not_matter_does_not_enter(dry: Dry, name: str) -> None:
     value, _ = NOT_MATTERING[name]
-    within = SERVED if name.startswith("teachers.endpoint.") else {}
+    within = SERVED if name.startswith("teachers.endpoint.") else SCORE_FILE if "partial" in name else {}
     assert dry.steps(dry.recipe({**within, key_of(name): value})) == dry.steps(dry.recipe(within))
 
 

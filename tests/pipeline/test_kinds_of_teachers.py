@@ -217,3 +217,56 @@ def test_a_served_teacher_that_stops_is_taken_up_and_asked_for_nothing_twice(tmk
         tmkd("label", recipe, "teachers.0.endpoint.max_requests=null")
         asked = [(body["query"], body["texts"][0]) for body in server.asked]
     assert len(asked) == len(set(asked)) == len(raw_scores())
+
+
+def test_a_teacher_that_labels_only_a_part_of_the_pairs(tmkd: Tmkd, tmp_path: Path) -> None:
+    rows = pair_rows(4)
+    pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])
+    scored = [{"pair_id": one, "score": 3.0 * int(str(row["label"])) + n % 3}
+              for n, (one, row) in enumerate(zip(pairs.pair_ids, rows, strict=True)) if n % 2]  # fmt: skip
+    file = write_jsonl(tmp_path / "judge.jsonl", scored)
+    judge = {"name": "judge", "file": str(file), "holds": "logit", "calibrate": "platt"}
+    keys: dict[str, Any] = {"teachers": [COSINE, {**judge, "partial": True}], "methods": ["teacher", "tmkd"]}
+    recipe = recipe_of(tmp_path, **{**keys, "teachers": [COSINE, judge]})
+    done = tmkd("label", recipe, check=False)
+    assert "or say `partial: true`" in " ".join(done.stderr.split())
+
+    done = tmkd("run", recipe_of(tmp_path, **keys))
+    report = json.loads(Path("workspace/runs/kinds/report/results.json").read_text())
+    run = Run.open("workspace/runs/kinds")
+    known = {str(one["pair_id"]) for one in scored}
+    coverage = report["coverage"]["judge"]
+    for part, there in (("train", run.data.train), ("dev", run.data.dev), ("test", run.data.test)):
+        assert coverage[part] == {"pairs": len(there), "labelled": len(known & set(there.pair_ids))}
+    assert 0 < coverage["train"]["labelled"] < coverage["train"]["pairs"]
+    said = f"teacher judge labels {coverage['train']['labelled']:,} of {coverage['train']['pairs']:,} train pairs"
+    assert said in " ".join(done.stderr.split())
+    assert "What partial teachers label" in Path("workspace/runs/kinds/report/report.html").read_text()
+    assert [row["name"] for row in report["methods"]] == ["teacher:cosine", "tmkd"]  # the test set has gaps
+    targets = run.labels.targets(run.recipe.chosen_methods[1], run.data.train, "train")
+    assert targets is not None
+    assert targets.weights is not None
+    there_is = np.array([one in known for one in run.data.train.pair_ids])
+    np.testing.assert_allclose(targets.weights[there_is], 0.5)
+    np.testing.assert_allclose(targets.weights[~there_is], [[1, 0]] * int((~there_is).sum()))
+    calibration = json.loads((run.labels.calibration(1).folder / "calibration.json").read_text())  # type: ignore[union-attr]
+    assert calibration["fitted_on"]["pairs"] == coverage["train"]["labelled"]
+
+
+def test_a_partial_column_and_what_partial_is_not_for(tmp_path: Path) -> None:
+    rows = [{**row, "judge": n % 5 if n % 2 else None} for n, row in enumerate(pair_rows(4))]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    tiny("bert", tmp_path / "encoder", max_position_embeddings=128)
+    data = {"train": str(tmp_path / "train.jsonl"), "hold_out": {"dev": 0.2, "test": 0.2}, "scores": {"judge": "logit"}}
+    judge = {"name": "judge", "scores": "judge", "partial": True}
+    run = Run(parse_recipe(content(tmp_path, data=data, teachers=[COSINE, judge], **TKD), "test"),
+              Workspace(tmp_path / "workspace"))  # fmt: skip
+    _, logits = run.labels.logits(run.data.train, "train")
+    assert 0 < int(np.isnan(logits[:, 1]).sum()) < len(logits)
+    assert run.labels.measured == [0]
+    for change, message in (
+        ({"teachers": [{**COSINE, "partial": True}]}, "partial is for scores made elsewhere"),
+        ({"teachers": [COSINE, judge], "ensemble": "stacked"}, "ensemble: stacked needs every teacher's label"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            parse_recipe(content(tmp_path, data=data, **change, **TKD), "test")

@@ -25,7 +25,7 @@ from tmkd.training import state, training_set
 from tmkd.training.gradients import MicroBatchGradients, WholeStepGradients
 from tmkd.training.losses import golden_loss, soft_kl, soft_loss, soft_margin_mse, soft_mse, soft_mse_logits
 from tmkd.training.objectives import TotalLoss
-from tmkd.training.targets import Targets, questions_of, stage2_loss
+from tmkd.training.targets import Replay, SoftLabelLoss, Targets, questions_of, stage2_loss
 from tmkd.training.teacher_weights import above_chance, confidence_weights, development_weights
 from tmkd.training.trainer import Trainer, TrainerConfig
 from tmkd.training.training_set import TrainingSet
@@ -362,3 +362,53 @@ def test_errors_of_a_grouped_loss(tmkd: Tmkd, recipe_file: Path, tmp_path: Path)
         )
         assert done.returncode == 1, done.stderr
         assert expected in done.stderr, done.stderr
+
+
+NAN = float("nan")
+
+
+def test_a_partial_teachers_head_learns_from_the_pairs_alone_that_have_its_label() -> None:
+    """Pair 0 has both labels, pair 1 the first teacher's, pair 2 none."""
+    labels = np.array([[[0, 2], [0, -1]], [[0, 1], [NAN, NAN]], [[NAN, NAN], [NAN, NAN]]], dtype=np.float32)
+    targets = Targets(("a", "b"), labels).masked()
+    assert np.isfinite(targets.logits).all()
+    np.testing.assert_allclose(targets.weights, [[0.5, 0.5], [1, 0], [0, 0]])
+    student = torch.zeros(3, 2, 2, requires_grad=True)
+    found = SoftLabelLoss(targets, Loss(kind="kl"))(StudentOutput(torch.zeros(3, 2), student), torch.arange(3))
+    each = soft_kl(torch.zeros(2, 2, 2), torch.from_numpy(np.nan_to_num(labels[:2])))
+    expected = [float(each[0].mean()), float(each[1, 0]), 0.0]
+    np.testing.assert_allclose(found.detach(), expected, atol=1e-6)
+    found.sum().backward()
+    assert student.grad is not None
+    assert not student.grad[1, 1].any()
+    assert not student.grad[2].any()
+    assert student.grad[0].any()
+    whole = Targets(("a", "b"), labels[:1])
+    assert whole.masked() is whole
+
+
+def test_the_mean_of_teachers_is_that_of_those_that_label_a_pair() -> None:
+    first = np.array([[0, 2], [0, 1], [NAN, NAN]], dtype=np.float32)
+    second = np.array([[0, -1], [NAN, NAN], [NAN, NAN]], dtype=np.float32)
+    found = Targets.choose(METHODS["1avg-tkd"], ["a", "b"], [first, second], 0)
+    assert found is not None
+    probabilities = np.exp(found.logits[:2, 0]) / np.exp(found.logits[:2, 0]).sum(axis=1, keepdims=True)
+    sigmoid = 1 / (1 + np.exp(-np.array([2.0, -1.0, 1.0])))
+    np.testing.assert_allclose(probabilities[:, 1], [sigmoid[:2].mean(), sigmoid[2]], atol=1e-6)
+    np.testing.assert_allclose(found.masked().weights, [[1], [1], [0]])  # type: ignore[arg-type]
+
+
+def test_a_margin_needs_both_labels() -> None:
+    labels = np.array([[[0, 3]], [[0, 1]], [[NAN, NAN]]], dtype=np.float32)
+    targets, questions = Targets(("a",), labels).masked(), np.array([7, 7, 7])
+    loss = SoftLabelLoss(targets, Loss(kind="margin_mse"), questions)
+    found = loss(StudentOutput(torch.zeros(3, 2), torch.zeros(3, 1, 2)), torch.arange(3))
+    assert found.tolist() == [4.0, 4.0, 0.0]
+
+
+def test_replayed_pairs_keep_the_weights_of_partial_teachers() -> None:
+    pairs = Pairs.build(["a", "b"], ["x", "y"], labels=[0, 1])
+    gaps = np.array([[[0, 2], [NAN, NAN]], [[0, 1], [0, 1]]], dtype=np.float32)
+    whole, partial = Targets(("a", "b"), np.zeros((2, 2, 2), dtype=np.float32)), Targets(("a", "b"), gaps).masked()
+    _, found = Replay(pairs, partial).behind(pairs, whole)
+    np.testing.assert_allclose(found.weights, [[0.5, 0.5], [0.5, 0.5], [1, 0], [0.5, 0.5]])  # type: ignore[arg-type]

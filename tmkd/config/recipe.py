@@ -237,6 +237,8 @@ class Recipe(Part):
             raise ValueError("stage2.replay: the pool is of another task (pool.teachers), stage 2 has no labels for it")
         if self.ensemble == "stacked" and len(names) < 2:
             raise ValueError(f"ensemble: stacked weighs two or more teachers, and {names[0]} is the only one")
+        if self.ensemble == "stacked" and (partial := [one.name for one in self.used_teachers if one.partial]):
+            raise ValueError(f"ensemble: stacked needs every teacher's label of a pair; {partial[0]} is partial")
         if self.labels == "out-of-fold" and not any(teacher.learns_labels for teacher in self.used_teachers):
             raise ValueError("labels: out-of-fold needs a teacher that is trained here, and none is")
         return self

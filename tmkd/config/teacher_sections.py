@@ -103,6 +103,11 @@ class Teacher(Part):
     holds: Literal["logit", "probability"] | None = Field(
         None, description="what the scores of `file` are: log-odds, or probabilities of class 1"
     )
+    partial: bool = Field(
+        False,
+        description="of scores: whether pairs may be without one. Its head then learns from the pairs that have one; "
+        "without this key a part of the data has a score for every pair or for none",
+    )
     model: str | None = Field(
         None, description="of a bi_encoder: builtin:NAME, a folder of sentence-transformers, or a hub id"
     )
@@ -201,6 +206,8 @@ class Teacher(Part):
             raise ValueError(
                 "file needs `holds`: logit or probability" if self.file else "holds is for a file of scores (`file`)"
             )
+        if self.partial and self.of_kind != "scores":
+            raise ValueError(f"partial is for scores made elsewhere, and this teacher is of kind {self.of_kind}")
         if self.label_map is not None and self.checkpoint is None:
             raise ValueError("label_map is for a checkpoint; a teacher that is trained here has the task's classes")
         if self.share < 1 and not self.learns_labels:

@@ -181,6 +181,8 @@ class Results:
         agreement: how often each student or baseline decides as the ensemble does.
         ensemble: how the teachers are weighed where the ensemble is no plain mean: {"kind": "stacked",
             "weights": {teacher: weight}, "intercept", "ridge", "log_loss"}.
+        coverage: of each partial teacher, how many pairs of each part have its label: {"judge": {"train": {"pairs",
+            "labelled"}}}.
         reliability: of each teacher's probabilities, before and after calibration (`ModelOutput.reliability`).
         data: what became of the rows of each part: {"test": {"read", "used", "left_out", "warnings"}, ...}, as
             `tmkd.data.row_counts.RowCounts` gives it.
@@ -203,6 +205,7 @@ class Results:
     combinations: list[Component] = field(default_factory=list)
     agreement: list[Component] = field(default_factory=list)
     ensemble: dict[str, Any] = field(default_factory=dict)
+    coverage: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     reliability: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -236,6 +239,7 @@ class Results:
         optional = {
             "choice": self.choice,
             "ensemble": self.ensemble,
+            "coverage": self.coverage,
             "reliability": self.reliability,
             "exports": self.exports,
             "leave_one_out": [component.to_json("teacher") for component in self.leave_one_out],

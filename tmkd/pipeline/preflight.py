@@ -36,6 +36,7 @@ from tmkd.pipeline.preflight_teachers import (
     require_labeller,
     require_pool_teachers,
     require_teachers,
+    say_coverage,
 )
 from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.student import cached_encoder, shape_of
@@ -70,6 +71,7 @@ def require_runnable(data: RunData) -> None:
     require_known_scores(data, methods)
     _require_training_rows(data, methods)
     require_columns(data)
+    say_coverage(data)
     _require_pool(data, methods)
     _warn_of_unread_text(data)
 

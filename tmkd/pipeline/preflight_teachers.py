@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from tmkd.config.methods import Method
 from tmkd.config.recipe import Recipe
@@ -126,8 +129,7 @@ def require_known_scores(data: RunData, methods: list[Method]) -> None:
     files = [teacher for teacher in data.recipe.used_teachers if teacher.file is not None]
     if not files:
         return
-    pooled = any(map(data.recipe.trains_stage1, methods)) and not data.foreign_pool
-    parts = {**data.task.labelled, **({"pool": data.pool} if pooled else {})}
+    parts = _parts(data, methods)
     for teacher in files:
         assert teacher.file is not None
         scores = stored_teacher(data.recipe, teacher, data.cache.stored_teachers)
@@ -149,6 +151,47 @@ def require_known_scores(data: RunData, methods: list[Method]) -> None:
                 scores.require_all(part, where)
             elif where == "pool" and _replays(data.recipe):
                 raise _no_replay(teacher.name)
+
+
+def _parts(data: RunData, methods: Sequence[Method]) -> dict[str, Pairs]:
+    """The pairs that the teachers label: labelled ones, and the pool where a stage 1 is trained on it."""
+    pooled = any(map(data.recipe.trains_stage1, methods)) and not data.foreign_pool
+    return {**data.task.labelled, **({"pool": data.pool} if pooled else {})}
+
+
+def coverage_of(data: RunData) -> dict[str, dict[str, dict[str, int]]]:
+    """How many pairs of each part every partial teacher labels: {"judge": {"train": {"pairs", "labelled"}}}."""
+    recipe = data.recipe
+    partial = [teacher for teacher in recipe.used_teachers if teacher.partial]
+    parts = _parts(data, recipe.chosen_methods) if partial else {}
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for teacher in partial:
+        counts = found.setdefault(teacher.name, {})
+        for where, part in parts.items():
+            if teacher.is_column:
+                there = teacher.scores in part.score_names
+                labelled = int((~np.isnan(part.score(str(teacher.scores)))).sum()) if there else 0
+            else:
+                scores = stored_teacher(recipe, teacher, data.cache.stored_teachers)
+                assert isinstance(scores, ScoreFileTeacher)
+                labelled = len(scores.known(part))
+            counts[where] = {"pairs": len(part), "labelled": labelled}
+    return found
+
+
+def say_coverage(data: RunData) -> None:
+    """Log what partial teachers label.
+
+    Raises:
+        DataError: a column has no score for any pair.
+    """
+    for name, counts in coverage_of(data).items():
+        if not any(found["labelled"] for found in counts.values()):
+            raise DataError(f"teacher {name}: it is partial, and no pair of this run has a score of it")
+        listed = ", ".join(
+            f"{found['labelled']:,} of {found['pairs']:,} {where} pairs" for where, found in counts.items()
+        )
+        data.cache.say_once(f"teacher {name} labels {listed}; its head learns from those alone")
 
 
 def require_labeller(data: RunData, pairs: Pairs, where: str) -> None:

@@ -16,6 +16,7 @@ from tmkd.data.writers import write_rows
 from tmkd.evaluation.comparison import disagreements
 from tmkd.evaluation.report import write_report
 from tmkd.evaluation.results import ENSEMBLE, Results
+from tmkd.pipeline.preflight_teachers import coverage_of
 from tmkd.pipeline.provenance import as_lines, provenance
 from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.evaluate import compare_outputs, outputs
@@ -44,6 +45,7 @@ def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[s
     found = outputs(run, data.test, timed=True, opened=data.cache.stored_teachers)
     results = compare_outputs(run, data.test, found, task=recipe.name)
     results.data = {part: counts.to_json() for part, counts in data.task.counts.items()}
+    results.coverage = coverage_of(data)
     results.provenance = provenance(recipe, data.task.info)
     results.exports = evaluate_export(
         data.workspace, export, data.test, classes=recipe.classes, positive=recipe.positive_class

@@ -246,7 +246,7 @@ class TeacherLabels:
         found = stacked or Targets.choose(method, names, logits, best)
         assert found is not None
         weighed = found.weigh(self.recipe.loss.weighting, lambda: self.development_weights(which))
-        return replace(weighed, folds=marks)
+        return replace(weighed.masked(), folds=marks)
 
     def pool_targets(self, method: Method) -> Targets | None:
         """What a method's student learns from the teachers in stage 1; from the pool's own teachers, if it has some."""
@@ -266,10 +266,12 @@ class TeacherLabels:
     def measured(self) -> list[int]:
         """The teachers (indices) that can be measured on the development set.
 
-        A column of scores cannot where the set lacks it, or where it made the set's labels.
+        Scores cannot where the set lacks some of them, or where they made the set's labels.
         """
         dev = self.data.dev
-        return [number for number in self.labellers(dev) if not self._made_labels_of(number, dev)]
+        able = [number for number in self.labellers(dev) if not self._made_labels_of(number, dev)]
+        partial = {n for n in able if self.teachers[n][0].partial}
+        return [n for n in able if n not in partial or np.isfinite(self.uncalibrated(n, dev, "dev")).all()]
 
     @functools.cached_property
     def dev_metrics(self) -> list[float]:

@@ -153,6 +153,11 @@ def standardised(logits: NDArray[np.floating[Any]], qids: Sequence[str]) -> NDAr
         [N, 2] float32.
     """
     z, (names, place) = log_odds(logits), grouped(qids)
+    if not (known := np.isfinite(z)).all():  # of a partial teacher: nan stays nan
+        found = np.full(logits.shape, np.nan, dtype=np.float32)
+        if known.any():
+            found[known] = standardised(logits[known], [qid for qid, one in zip(qids, known, strict=True) if one])
+        return found
     counts = np.bincount(place, minlength=len(names))
     means = np.bincount(place, z, len(names)) / counts
     deviations = np.sqrt(np.bincount(place, (z - means[place]) ** 2, len(names)) / counts)

@@ -33,13 +33,15 @@ class ScoreFileTeacher(StoredTeacher):
         column: the column of scores.
         kind: what it holds: log-odds (`logit`) or the probability of class 1 (`probability`).
         name: what messages and reports call the teacher.
+        partial: whether pairs may be without a score.
     """
 
-    def __init__(self, path: str | Path, column: str, kind: ScoreKind, name: str) -> None:
+    def __init__(self, path: str | Path, column: str, kind: ScoreKind, name: str, *, partial: bool = False) -> None:
         self.path = Path(path)
         self.column = column
         self.kind = kind
         self.name = name
+        self.partial = partial
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -112,8 +114,12 @@ class ScoreFileTeacher(StoredTeacher):
         known = {key for part in parts for key in self._keys(part)}
         return len(self._table[1]), sum(key not in known for key in self._table[1])
 
+    def known(self, pairs: Pairs) -> NDArray[np.int64]:
+        """The pairs (indices) that the file has a score for."""
+        return np.flatnonzero([key in self._table[1] for key in self._keys(pairs)])
+
     def require_all(self, pairs: Pairs, where: str) -> None:
-        """Check that the file has a score for every pair.
+        """Check that the file has a score for every pair, unless it is partial.
 
         Args:
             pairs: N pairs.
@@ -122,6 +128,8 @@ class ScoreFileTeacher(StoredTeacher):
         Raises:
             DataError: some have none; says how many, and names the first.
         """
+        if self.partial:
+            return
         keys = self._keys(pairs)
         missing = [row for row, key in enumerate(keys) if key not in self._table[1]]
         if missing:
@@ -130,15 +138,16 @@ class ScoreFileTeacher(StoredTeacher):
                 f"teacher {self.name}: {self.path} has no score for {len(missing):,} of {len(pairs):,} {where} pairs, "
                 f"first {pairs.questions[row][:60]!r} with {pairs.passages[row][:60]!r} (pair_id "
                 f"{pair_id(pairs.questions[row], pairs.passages[row])}). A teacher labels all pairs of a part or none: "
-                "add these scores, or leave the pairs out",
+                "add these scores, leave the pairs out, or say `partial: true` for the teacher",
                 path=self.path, column=self.column,
             )  # fmt: skip
 
     def scored(self, pairs: Pairs) -> Iterator[Scored]:
-        """The scores of all pairs at once."""
+        """The scores of all pairs at once, or of a partial file those that it has."""
         self.require_all(pairs, "given")
-        values = [self._table[1][key] for key in self._keys(pairs)]
-        yield np.arange(len(pairs)), np.array(values, dtype=np.float32)[:, None]
+        rows, keys = self.known(pairs), self._keys(pairs)
+        if len(rows):
+            yield rows, np.array([self._table[1][keys[row]] for row in rows], dtype=np.float32)[:, None]
 
     def from_raw(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of two classes, as of a column of scores."""

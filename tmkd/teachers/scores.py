@@ -33,6 +33,7 @@ class ScoresTeacher:
         column: the score column.
         kind: what the column holds: log-odds (`logit`) or the probability of class 1 (`probability`).
         name: what messages and reports call the teacher; the column's name unless given.
+        partial: whether pairs may be without a score; their logits are nan.
 
     Raises:
         ValueError: a kind that does not exist.
@@ -41,6 +42,7 @@ class ScoresTeacher:
     column: str
     kind: ScoreKind
     name: str = ""
+    partial: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("logit", "probability"):
@@ -57,7 +59,7 @@ class ScoresTeacher:
             data: the recipe's data, which declares what the column holds.
         """
         assert teacher.scores is not None
-        return cls(teacher.scores, data.scores[teacher.scores], teacher.name)
+        return cls(teacher.scores, data.scores[teacher.scores], teacher.name, teacher.partial)
 
     @property
     def fingerprint(self) -> str:
@@ -65,8 +67,10 @@ class ScoresTeacher:
         return f"{COLUMN}{self.column} ({self.kind})"
 
     def can_label(self, pairs: Pairs) -> bool:
-        """Whether the pairs carry the column."""
-        return self.column in pairs.score_names
+        """Whether the pairs carry the column, and any of them a score in it if it is partial."""
+        if self.column not in pairs.score_names:
+            return False
+        return not self.partial or not np.isnan(pairs.score(self.column)).all()
 
     def is_reference_of(self, pairs: Pairs) -> bool:
         """Whether the labels of the pairs are this teacher's own scores.
@@ -88,12 +92,15 @@ class ScoresTeacher:
         Raises:
             DataError: the column is absent, or some pairs have no score in it.
         """
-        if not self.can_label(pairs):
+        if self.column not in pairs.score_names:
             message = f"teacher {self.name}: the {where} rows have no column {self.column!r}"
             raise DataError(message, column=self.column)
         scores = pairs.score(self.column)
-        if missing := int(np.isnan(scores).sum()):
-            message = f"teacher {self.name}: {missing} {where} rows have no {self.column!r}"
+        if (missing := int(np.isnan(scores).sum())) and not self.partial:
+            message = (
+                f"teacher {self.name}: {missing} {where} rows have no {self.column!r}; add these scores, or list the "
+                "teacher with `partial: true`"
+            )
             raise DataError(message, column=self.column)
         return imported_logits(scores, self.kind).astype(np.float32)
 

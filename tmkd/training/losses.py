@@ -174,7 +174,7 @@ def soft_mse_logits(student: Tensor, teacher: Tensor) -> Tensor:
     return (error - error.mean(dim=-1, keepdim=True)).square().mean(dim=-1)
 
 
-def soft_margin_mse(student: Tensor, teacher: Tensor, questions: Tensor) -> Tensor:
+def soft_margin_mse(student: Tensor, teacher: Tensor, questions: Tensor, known: Tensor | None = None) -> Tensor:
     """Mean squared error of margins: of each pair against every other pair of its question among the n.
 
     A margin is the difference between two passages' log-odds d = z[1] - z[0]. The loss of pair i is the mean over j of
@@ -199,6 +199,7 @@ def soft_margin_mse(student: Tensor, teacher: Tensor, questions: Tensor) -> Tens
         student: Logits, [n, K, 2].
         teacher: Logits, [n, K, 2].
         questions: The question of each pair, [n] int64.
+        known: Which labels are there, [n, K] bool; others are no part of a margin. All unless given.
 
     Returns:
         [n, K].
@@ -212,6 +213,9 @@ def soft_margin_mse(student: Tensor, teacher: Tensor, questions: Tensor) -> Tens
     error = (student[..., 1] - student[..., 0]) - (teacher[..., 1] - teacher[..., 0])  # [n, K]
     others = (questions[:, None] == questions[None]).fill_diagonal_(False).to(error.dtype)  # [n, n]
     squares = (error[:, None] - error[None]).square()  # [n, n, K]
+    if known is not None:
+        each = others[..., None] * known[None]  # [n, n, K]
+        return (each * squares).sum(dim=1) / each.sum(dim=1).clamp(min=1)
     return torch.einsum("ij,ijk->ik", others, squares) / others.sum(dim=1).clamp(min=1)[:, None]
 
 
@@ -243,7 +247,7 @@ def soft_loss(
     if kind == "margin_mse":
         if questions is None:
             raise ValueError("margin_mse compares the passages of a question: give `questions`")
-        each = soft_margin_mse(student, teacher, questions)
+        each = soft_margin_mse(student, teacher, questions, None if weights is None else weights > 0)
     elif kind == "mse_logits":
         each = soft_mse_logits(student, teacher)
     elif kind == "mse":

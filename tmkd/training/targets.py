@@ -29,7 +29,7 @@ class Targets:
 
     Attributes:
         names: What each head learns, [K]: teachers' fingerprints, or one name for the mean of several.
-        logits: [N, K, C] float32, in the order of the pairs.
+        logits: [N, K, C] float32, in the order of the pairs; nan where a partial teacher has no label (`masked`).
         folds: For out-of-fold labels the fingerprints of the teachers that made them.
         weights: Weight of each teacher's loss, [N, K] float32; None: equal weights.
         weighting: What the weights depend on besides the logits, JSON-like; None: nothing.
@@ -59,7 +59,7 @@ class Targets:
         if method.targets == "one":
             return cls((names[best],), logits[best][:, None])
         if method.targets == "mean":
-            return cls((MEAN + "+".join(names),), ensemble_logits(logits).astype(np.float32)[:, None])
+            return cls((MEAN + "+".join(names),), _mean(logits).astype(np.float32)[:, None])
         return cls(tuple(names), np.stack(logits, axis=1))
 
     @classmethod
@@ -90,10 +90,42 @@ class Targets:
         if weighting == "uniform" or len(self.names) == 1:
             return self
         if weighting == "confidence":
-            return replace(self, weights=confidence_weights(self.logits).astype(np.float32), weighting="confidence")
+            return replace(
+                self, weights=confidence_weights(np.nan_to_num(self.logits)).astype(np.float32), weighting="confidence"
+            )
         by_teacher = development().astype(np.float32)
         weights = np.broadcast_to(by_teacher, self.logits.shape[:2])
         return replace(self, weights=weights.copy(), weighting=[round(float(weight), 6) for weight in by_teacher])
+
+    def masked(self) -> Targets:
+        """Give the labels that partial teachers do not have the weight 0.
+
+        A pair's weights sum to 1 over the teachers that label it; a pair that none labels has no loss on soft labels.
+
+        Returns:
+            Targets without nan; the same ones where every label is there.
+        """
+        known = np.isfinite(self.logits).all(axis=-1)
+        if known.all():
+            return self
+        given = np.ones(known.shape, dtype=np.float32) if self.weights is None else self.weights
+        weights = np.where(known, given, 0)
+        weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
+        return replace(self, logits=np.nan_to_num(self.logits), weights=weights.astype(np.float32))
+
+
+def _mean(logits: Sequence[NDArray[np.floating[Any]]]) -> Floats:
+    """The mean of the teachers, and for each pair of those alone that label it; nan for a pair that none labels."""
+    known = np.stack([np.isfinite(one).all(axis=-1) for one in logits], axis=1)  # [N, K]
+    if known.all():
+        return ensemble_logits(logits)
+    found = np.full(logits[0].shape, np.nan)
+    patterns, which = np.unique(known, axis=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        rows = np.flatnonzero(which.ravel() == number)
+        if pattern.any():
+            found[rows] = ensemble_logits([one[rows] for one, labels in zip(logits, pattern, strict=True) if labels])
+    return found
 
 
 @dataclass(frozen=True)
@@ -122,8 +154,11 @@ class Replay:
         assert targets.names == self.targets.names  # tmkd.pipeline.preflight checked it
         logits = np.concatenate([targets.logits, self.targets.logits])
         weights = None
-        if targets.weights is not None and self.targets.weights is not None:
-            weights = np.concatenate([targets.weights, self.targets.weights])
+        if targets.weights is not None or self.targets.weights is not None:
+            even = np.full((1, len(targets.names)), 1 / len(targets.names), dtype=np.float32)
+            parts = [np.repeat(even, len(one.logits), axis=0) if one.weights is None else one.weights
+                     for one in (targets, self.targets)]  # fmt: skip
+            weights = np.concatenate(parts)
         return rows.and_unlabelled(self.pool), Targets(targets.names, logits, weights=weights)
 
 

@@ -115,6 +115,12 @@ def _teacher(run: FinishedRun, model: RunModel, pairs: Pairs, sources: TeacherLo
             return None
     steps = run.steps(model.steps)
     given = sources.uncalibrated(teacher, steps[0] if steps else None, pairs, "evaluation")
+    if teacher.partial and (gaps := int((~np.isfinite(given).all(axis=1)).sum())):
+        logger.info(
+            f"{model.name} has no score for {gaps:,} of {len(pairs):,} pairs: it is not measured on them, nor is an "
+            "ensemble with it"
+        )
+        return None
     calibration = run.steps((model.calibration,))[0] if model.calibration else None
     logits = calibrated(teacher, calibration, given, pairs)
     found = ModelOutput(model.name, model.kind, logits[None].astype(np.float64))

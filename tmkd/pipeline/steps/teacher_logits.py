@@ -75,7 +75,7 @@ def stored_teacher(recipe: Recipe, teacher: Teacher, opened: StoredTeachers) -> 
 def _open(recipe: Recipe, teacher: Teacher) -> StoredTeacher:
     if teacher.file is not None:
         assert teacher.holds is not None
-        return ScoreFileTeacher(teacher.file, teacher.column, teacher.holds, teacher.name)
+        return ScoreFileTeacher(teacher.file, teacher.column, teacher.holds, teacher.name, partial=teacher.partial)
     if teacher.checkpoint is not None:
         return _open_reranker(recipe, teacher)
     if teacher.endpoint is not None:
@@ -128,7 +128,7 @@ class TeacherLogits:
         return is_step(teacher) or stored_teacher(self.recipe, teacher, self.opened).can_label(pairs)
 
     def uncalibrated(self, teacher: Teacher, step: Step | None, pairs: Pairs, where: str) -> NDArray[np.float32]:
-        """A teacher's logits before they are calibrated, [N, C] float32 in the order of the pairs.
+        """A teacher's logits before they are calibrated, [N, C] float32; nan where a partial one has none.
 
         Args:
             teacher: the recipe's teacher.
@@ -146,7 +146,8 @@ class TeacherLogits:
         labeller = stored_teacher(self.recipe, teacher, self.opened)
         if isinstance(labeller, ScoreFileTeacher):
             labeller.require_all(pairs, where)
-        return labeller.from_raw(label_stored(self.workspace, labeller, pairs).logits_for(pairs.pair_ids))
+        store = label_stored(self.workspace, labeller, pairs)
+        return labeller.from_raw(store.logits_for(pairs.pair_ids, allow_missing=teacher.partial))
 
     def of_step(self, step: Step, pairs: Pairs, name: str) -> NDArray[np.float32]:
         """The logits of a model of the workspace, [N, C] float32 in the order of the pairs.
@@ -176,7 +177,7 @@ class TeacherLogits:
         """
         targets = pairs.reference_probabilities if pairs.reference is not None else pairs.labels.astype(np.float64)
         assert targets is not None
-        known = np.flatnonzero(pairs.labels >= 0)
+        known = np.flatnonzero((pairs.labels >= 0) & np.isfinite(logits).all(axis=1))
         labelled = pairs.take(known)
         content = depends_on(settings={"kind": teacher.calibration}, inputs={"teacher": list(names), "train": labelled})
 
