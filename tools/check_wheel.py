@@ -89,8 +89,7 @@ assert tmkd.load_recipe and tmkd.Run and model.num_labels >= 1
 print("opened with transformers, torch", torch.__version__)
 """,
     "teachers": """
-import importlib.metadata as metadata, json
-from pathlib import Path
+import importlib.metadata as metadata
 wanted = [one for one in metadata.requires("tmkd") if "teachers" in one.partition(";")[2]]
 assert {{one.split(">")[0] for one in wanted}} == {{"sentence-transformers", "httpx"}}, wanted
 import httpx
@@ -100,8 +99,6 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 question, texts = "how do i mount a disk", ["use option to mount the disk", "password of the user group"]
 found = CrossEncoder({export!r}).predict([(question, text) for text in texts])
 assert len(found) == 2, found
-from tmkd.config.teacher_sections import Endpoint
-endpoint = Endpoint(url="http://127.0.0.1:9")
 print("opened by sentence-transformers", metadata.version("sentence-transformers"), "and httpx", httpx.__version__)
 """,
     "hub": "import datasets; print('datasets', datasets.__version__)",

@@ -372,7 +372,8 @@ def test_a_partial_teachers_head_learns_from_the_pairs_alone_that_have_its_label
     labels = np.array([[[0, 2], [0, -1]], [[0, 1], [NAN, NAN]], [[NAN, NAN], [NAN, NAN]]], dtype=np.float32)
     targets = Targets(("a", "b"), labels).masked()
     assert np.isfinite(targets.logits).all()
-    np.testing.assert_allclose(targets.weights, [[0.5, 0.5], [1, 0], [0, 0]])
+    assert targets.weights is not None
+    np.testing.assert_allclose(targets.weights, np.array([[0.5, 0.5], [1, 0], [0, 0]]))
     student = torch.zeros(3, 2, 2, requires_grad=True)
     found = SoftLabelLoss(targets, Loss(kind="kl"))(StudentOutput(torch.zeros(3, 2), student), torch.arange(3))
     each = soft_kl(torch.zeros(2, 2, 2), torch.from_numpy(np.nan_to_num(labels[:2])))
