@@ -223,7 +223,7 @@ def test_a_teacher_that_labels_only_a_part_of_the_pairs(tmkd: Tmkd, tmp_path: Pa
     rows = pair_rows(4)
     pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])
     scored = [{"pair_id": one, "score": 3.0 * int(str(row["label"])) + n % 3}
-              for n, (one, row) in enumerate(zip(pairs.pair_ids, rows, strict=True)) if n % 2]  # fmt: skip
+              for n, (one, row) in enumerate(zip(pairs.pair_ids, rows, strict=True)) if n % 3]  # fmt: skip
     file = write_jsonl(tmp_path / "judge.jsonl", scored)
     judge = {"name": "judge", "file": str(file), "holds": "logit", "calibrate": "platt"}
     keys: dict[str, Any] = {"teachers": [COSINE, {**judge, "partial": True}], "methods": ["teacher", "tmkd"]}
