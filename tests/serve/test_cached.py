@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -23,8 +25,12 @@ from tmkd.core.errors import TmkdError
 from tmkd.data.documents.index import update_index
 from tmkd.inference.qa import QuestionAnswerer
 from tmkd.inference.scorer import Scorer
+from tmkd.inference.state_store import StateStore
 from tmkd.inference.state_update import update_states
 from tmkd.inference.text_encoder import TextEncoder
+from tmkd.models.tokenizer import Encoded
+from tmkd.serve.messages import Group, Job, Scored, read
+from tmkd.serve.worker import Desk
 
 BODY = {"query": QUESTION, "texts": PASSAGES, "raw_scores": True}
 OWN = list(TEXTS.values())
@@ -145,6 +151,53 @@ def test_ask_retrieves_both_ways_and_answers_as_the_answerer(tmp_path: Path) -> 
         for one, same in zip(found["answers"], wanted.answers, strict=True):
             assert (one["passage_id"], one["score"]) == (same.passage_id, same.score)
             assert (tuple(one["marked"]), one["dense_rank"]) == (same.marked, same.dense_rank)
+
+
+def test_a_question_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = with_states(tmp_path / "i")
+    texts: list[int] = []  # tokens of each text that an encoder reads in this process
+
+    def counted(self: TextEncoder, encoded: Encoded, row: int) -> Any:
+        texts.append(len(encoded.ids[row]))
+        return run(self, encoded, row)
+
+    run = TextEncoder._run
+    monkeypatch.setattr(TextEncoder, "_run", counted)
+    answerer = QuestionAnswerer.open(export(), index, threads=1)
+    texts.clear()
+    wanted = answerer.ask("how do I mount a disk", top=3)
+    assert texts == [8]  # for retrieval, ranking and marking together; 6 words and 2 special tokens
+
+    sent: list[Group] = []
+    with in_process(model=export(), index=index, backend="onnx-fp32") as app:
+        process = app.server.scorers["student"]
+        score = process.score
+
+        async def seen(groups: list[Group]) -> Scored:
+            sent.extend(groups)
+            scored: Scored = await score(groups)
+            return scored
+
+        monkeypatch.setattr(process, "score", seen)
+        texts.clear()
+        found = app.post("/ask", {"question": "how do I mount a disk", "top": 3}).json()
+        assert texts == [8]  # and the scoring process, which is sent what was read here, reads it no more:
+        assert [one["score"] for one in found["answers"]] == [one.score for one in wanted.answers]
+        app.post("/rerank", BODY)
+    asked, reranked = sent
+    assert asked.read is not None
+    assert reranked.read is None  # nobody has read it before
+    answers = []
+    for group, reads in ((asked, 0), (asked._replace(read=None), 1)):
+        scorer, out = Scorer(export(), threads=1), io.BytesIO()
+        scorer.attach(StateStore.open(index, None))
+        desk = Desk(scorer, out)
+        texts.clear()
+        desk.answer(pickle.loads(pickle.dumps(Job(1, [group]))))
+        assert texts == [8] * reads
+        out.seek(0)
+        answers.append(read(out).scores)
+    assert answers[0] == answers[1]
 
 
 def test_the_kind_of_student_is_named(app: InProcess) -> None:

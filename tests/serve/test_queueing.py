@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tmkd.serve.messages import Scored
+from tmkd.serve.messages import Group, Scored
 from tmkd.serve.metrics import Metrics
 from tmkd.serve.queueing import BatchQueue, Read
 from tmkd.serve.refusals import Refusal, unavailable
@@ -28,14 +28,14 @@ class Fake:
         self.hello: Any = "there"
         self.states: Callable[[int], tuple[int, int, int]] = lambda _: (0, 0, 0)
 
-    async def score(self, groups: list[tuple[str, list[str], bool]]) -> Scored:
-        self.batches.append([(query, len(texts)) for query, texts, _ in groups])
+    async def score(self, groups: list[Group]) -> Scored:
+        self.batches.append([(query, len(texts)) for query, texts, *_ in groups])
         await self.open.wait()
         await asyncio.sleep(self.seconds)
         if self.dies:
             raise unavailable("it died")
-        lengths = [float(len(text)) for _, texts, _ in groups for text in texts]
-        strict = [not truncate for _, texts, truncate in groups for _ in texts]
+        lengths = [float(len(text)) for _, texts, *_ in groups for text in texts]
+        strict = [not truncate for _, texts, truncate, _ in groups for _ in texts]
         too_long = [(row, int(n)) for row, n in enumerate(lengths) if strict[row] and n > 100]
         tokens = np.array(lengths).astype(np.int64) // 2
         return Scored(

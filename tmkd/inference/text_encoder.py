@@ -8,8 +8,9 @@ cache and computed afresh give the same scores. Batches of several texts would t
 from __future__ import annotations
 
 import logging
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from tmkd.models.tokenizer import Encoded
 
 logger = logging.getLogger(__name__)
 
-_QUESTIONS = 16  # that are remembered
+_QUESTIONS = 64  # that are remembered: as many as a server answers at once
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUTS = ("hidden", "states", "text_embedding")
 """Of the encoder's graph, as `tmkd.export.cached_graphs` writes it."""
@@ -92,7 +93,8 @@ class TextEncoder:
             self.question_tokenizer = TextTokenizer(self.folder / QUESTION_FOLDER, self.max_length)
             self._question_path = manifest.checked_file(backend, "question")
         self._path, self._threads = manifest.checked_file(backend, "encoder"), threads
-        self._read = lru_cache(_QUESTIONS)(self._read_tokens)
+        self._asked: OrderedDict[bytes, ReadQuestion] = OrderedDict()  # by their tokens
+        self._lock = threading.Lock()
 
     def load(self) -> None:
         """Open the graph, and that of questions.
@@ -208,15 +210,41 @@ class TextEncoder:
 
         Retrieval, ranking and marking ask for the same one in turn.
         """
-        return self._read(encoded.ids[row].tobytes(), encoded.type_ids[row].tobytes())
+        key = _key(encoded, row)
+        with self._lock:
+            found = self._asked.get(key)
+            if found is not None:
+                self._asked.move_to_end(key)
+                return found
+        found = self._read_question(encoded, row)
+        self._keep(key, found)
+        return found
 
-    def _read_tokens(self, ids: bytes, types: bytes) -> ReadQuestion:
-        one = Encoded([np.frombuffer(ids, np.int32)], [np.frombuffer(types, np.int32)])
+    def remember(self, text: str, read: ReadQuestion) -> None:
+        """Take over a question that was read elsewhere with the same backend of the same export, so not to read it.
+
+        Args:
+            text: The question.
+            read: As `question` gave it there.
+
+        Raises:
+            DataError: As `question`.
+        """
+        self._keep(_key(self.question_tokenizer.encode([text]), 0), read)
+
+    def _keep(self, key: bytes, read: ReadQuestion) -> None:
+        with self._lock:
+            self._asked[key] = read
+            self._asked.move_to_end(key)
+            if len(self._asked) > _QUESTIONS:
+                self._asked.popitem(last=False)
+
+    def _read_question(self, encoded: Encoded, row: int) -> ReadQuestion:
         if self._question_graph is None:
-            hidden, states, embedding = self._run(one, 0)
+            hidden, states, embedding = self._run(encoded, row)
             return ReadQuestion(hidden, embedding, states)
-        hiddens, embeddings = self._question_graph(_inputs(one, 0, self.question_tokenizer.pad_id))
-        return ReadQuestion(hiddens[0, : len(one.ids[0])], embeddings[0], None)
+        hiddens, embeddings = self._question_graph(_inputs(encoded, row, self.question_tokenizer.pad_id))
+        return ReadQuestion(hiddens[0, : len(encoded.ids[row])], embeddings[0], None)
 
     def warm_up(self, still: Callable[[], bool]) -> None:
         """Read one text of every width, so that no later call waits while the engine prepares one.
@@ -255,6 +283,11 @@ class TextEncoder:
                 f"{self.backend} does not give this student's embeddings on this machine (cosines are off by "
                 f"{difference:.4f} on the export's probes, at most {float(limit):.4f} is allowed)"
             )
+
+
+def _key(encoded: Encoded, row: int) -> bytes:
+    """The tokens of a text."""
+    return encoded.ids[row].tobytes() + encoded.type_ids[row].tobytes()
 
 
 def _inputs(encoded: Encoded, row: int, pad_id: int) -> Arrays:

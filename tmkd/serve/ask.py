@@ -58,10 +58,15 @@ class QueueScorer:
     """A `tmkd.inference.qa.answer.PairScorer` that scores through a queue.
 
     It is called from threads, never from the event loop, inside a context that holds an `Errand`.
+
+    Args:
+        queue: The queue.
+        loop: The event loop.
+        reader: Reads questions to the same bits as the scorer behind the queue, which then need not read them again.
     """
 
-    def __init__(self, queue: BatchQueue, loop: asyncio.AbstractEventLoop) -> None:
-        self._queue, self._loop = queue, loop
+    def __init__(self, queue: BatchQueue, loop: asyncio.AbstractEventLoop, reader: TextEncoder | None = None) -> None:
+        self._queue, self._loop, self._reader = queue, loop, reader
         self.max_length = queue.max_length
 
     def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
@@ -83,7 +88,8 @@ class QueueScorer:
         errand = _errand.get()
         if errand.off or errand.until <= time.monotonic():
             raise unavailable("the time for this request is up")
-        scoring = self._queue.score(question, passages, until=errand.until)
+        read = None if self._reader is None else self._reader.question(question)  # retrieval has read it already
+        scoring = self._queue.score(question, passages, until=errand.until, read=read)
         errand.waiting = asyncio.run_coroutine_threadsafe(scoring, self._loop)
         return errand.waiting.result().scores
 
@@ -98,6 +104,7 @@ class Asker:
         index: The index's folder.
         rankers: The queue and the model folder of each ranker: `student`, and `teacher` where one is served.
         backend: Of the student, as `tmkd.inference.text_encoder.TextEncoder` takes it.
+        scoring: The backend that the student's scoring process uses.
 
     Attributes:
         rankers: What answers, by the ranker's name.
@@ -106,20 +113,23 @@ class Asker:
         TmkdError: The index cannot be used, or the student's calibration is damaged.
     """
 
-    def __init__(self, index: Path, rankers: Mapping[str, tuple[BatchQueue, Path]], backend: str = "auto") -> None:
+    def __init__(
+        self, index: Path, rankers: Mapping[str, tuple[BatchQueue, Path]], backend: str = "auto", scoring: str = ""
+    ) -> None:
         loop = asyncio.get_running_loop()
         self._index = DocumentIndex.open(index)
         student = rankers["student"][1]
         reader = None
         if read_manifest(student).states is not None:
             reader = TextEncoder.open(student, backend=backend, threads=1)
+        same = None if reader is None or reader.backend != scoring else reader  # another one reads other numbers
         self._retriever = Retriever.open(self._index, reader, model=student)
         self._watched = Watched(index / "meta.json", index / FOLDER / CARD)
         self._failed = tuple[int, ...]()
         self._lock = threading.Lock()
         self.rankers = {
             name: QuestionAnswerer(
-                QueueScorer(queue, loop),
+                QueueScorer(queue, loop, same if name == "student" else None),
                 self._index,
                 calibration=Calibration.read(model) if name == "student" else Calibration(),
                 model=model,

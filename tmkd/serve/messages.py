@@ -9,9 +9,27 @@ import asyncio
 import pickle
 import struct
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
+
+from tmkd.inference.text_encoder import ReadQuestion
 
 _LENGTH = struct.Struct("<I")
+
+
+class Group(NamedTuple):
+    """The pairs of a job that have the same query.
+
+    Attributes:
+        query: The query.
+        texts: Its texts.
+        truncate: Whether pairs beyond the student's length are cut; if not, they are refused.
+        read: The query as a cached student reads it, where the server has read it already.
+    """
+
+    query: str
+    texts: list[str]
+    truncate: bool
+    read: ReadQuestion | None = None
 
 
 @dataclass(frozen=True)
@@ -20,11 +38,11 @@ class Job:
 
     Attributes:
         number: Names the job in the answer.
-        groups: (query, its texts, whether pairs beyond the student's length are cut); if not, they are refused.
+        groups: The pairs by their query.
     """
 
     number: int
-    groups: list[tuple[str, list[str], bool]]
+    groups: list[Group]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.serve.messages import Scored
+from tmkd.inference.text_encoder import ReadQuestion
+from tmkd.serve.messages import Group, Scored
 from tmkd.serve.metrics import Metrics
 from tmkd.serve.refusals import Refusal, overloaded, too_large, unavailable
 
@@ -32,11 +33,11 @@ TOKENISING = 16  # text that is cut off is only tokenized, at about a sixteenth 
 class JobScorer(Protocol):
     """Anything that scores a batch, such as a `ScorerProcess`."""
 
-    async def score(self, groups: list[tuple[str, list[str], bool]]) -> Scored:
+    async def score(self, groups: list[Group]) -> Scored:
         """Score a batch.
 
         Args:
-            groups: For each request its query, its texts, and whether longer pairs are cut.
+            groups: The pairs of each request.
         """
         ...
 
@@ -82,6 +83,7 @@ class Waiting:
         answer: Done when all scores are there.
         scores: The scores so far, [N] float64.
         tokens: The tokens of each pair so far, [N] int64.
+        read: The query, where it was read already.
         since: When the request came.
         at: The first pair that has not left the queue.
         missing: How many scores are missing.
@@ -95,6 +97,7 @@ class Waiting:
     answer: asyncio.Future[None]
     scores: NDArray[np.float64]
     tokens: NDArray[np.int64]
+    read: ReadQuestion | None = None
     since: float = field(default_factory=time.monotonic)
     at: int = 0
     missing: int = 0
@@ -172,7 +175,9 @@ class BatchQueue:
         """Look again: a request came, a batch is done, or the scorer is open."""
         self._wake.set()
 
-    async def score(self, query: str, texts: Sequence[str], *, until: float, truncate: bool = True) -> Read:
+    async def score(
+        self, query: str, texts: Sequence[str], *, until: float, truncate: bool = True, read: ReadQuestion | None = None
+    ) -> Read:
         """Score each text. Texts that are equal are scored once, so that chance does not rank them.
 
         Args:
@@ -180,6 +185,7 @@ class BatchQueue:
             texts: The texts, N of them.
             until: When the caller gives up (`time.monotonic()`).
             truncate: Whether pairs beyond the student's length are cut; if not, the request is refused.
+            read: The query as the scorer's model and backend read it, so that it is not read again.
 
         Raises:
             Refusal: 429, there is no room; 503, its time is up or the scorer died; 413, a pair is too long.
@@ -187,7 +193,7 @@ class BatchQueue:
         places: dict[str, int] = {}
         place = np.array([places.setdefault(text, len(places)) for text in texts], dtype=np.int64)
         try:
-            one = await self._scored(query, list(places), until, truncate)
+            one = await self._scored(query, list(places), until, truncate, read)
         except TooLong as error:
             row = int(np.flatnonzero(place == error.row)[0])
             has = f"pair {row} has {error.tokens} tokens, {self.max_length} are read"
@@ -201,12 +207,15 @@ class BatchQueue:
         self._metrics.truncated.labels(self._name).inc(int(cut.sum()))
         return Read(one.scores[place], tokens, cut)
 
-    async def _scored(self, query: str, texts: list[str], until: float, truncate: bool) -> Waiting:
+    async def _scored(
+        self, query: str, texts: list[str], until: float, truncate: bool, read: ReadQuestion | None
+    ) -> Waiting:
         self._admit(len(texts), until)
         loop = asyncio.get_running_loop()
         count = len(texts)
         scores, tokens = np.empty(count), np.empty(count, dtype=np.int64)
-        one = Waiting(query, texts, truncate, self._costs(query, texts), until, loop.create_future(), scores, tokens)
+        costs = self._costs(query, texts)
+        one = Waiting(query, texts, truncate, costs, until, loop.create_future(), scores, tokens, read)
         one.missing = count
         self._requests.append(one)
         self._count(count, sum(one.costs))
@@ -312,7 +321,10 @@ class BatchQueue:
         self._metrics.batch_pairs.labels(self._name).observe(count)
         start = time.monotonic()
         try:
-            groups = [(one.of.query, list(one.of.texts[one.start : one.stop]), one.of.truncate) for one in batch]
+            groups = [
+                Group(one.of.query, list(one.of.texts[one.start : one.stop]), one.of.truncate, one.of.read)
+                for one in batch
+            ]
             scored = await self._scorer.score(groups)
             self._give(batch, scored)
             self._learn(self._spent(groups, scored) if self.apart else tokens, time.monotonic() - start)
@@ -325,11 +337,11 @@ class BatchQueue:
             self._busy -= 1
             self.wake()
 
-    def _spent(self, groups: Sequence[tuple[str, Sequence[str], bool]], scored: Scored) -> float:
+    def _spent(self, groups: Sequence[Group], scored: Scored) -> float:
         """What a batch cost, as the scorer tells how many texts it had to read; their states are known from now on."""
-        full = sum(sum(self._reading(query, texts)) for query, texts, _ in groups)
-        for _, texts, _ in groups:
-            for text in texts:
+        full = sum(sum(self._reading(query, texts)) for query, texts, *_ in groups)
+        for group in groups:
+            for text in group.texts:
                 self._known[hash(text)] = None
                 self._known.move_to_end(hash(text))
         while len(self._known) > self._most_known:

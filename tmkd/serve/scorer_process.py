@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tmkd.core.errors import TmkdError
-from tmkd.serve.messages import Failed, Hello, Job, Scored, pack, receive
+from tmkd.serve.messages import Failed, Group, Hello, Job, Scored, pack, receive
 from tmkd.serve.refusals import Refusal, unavailable
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class ScorerProcess:
         assert self.hello is not None
         return self.hello
 
-    async def score(self, groups: list[tuple[str, list[str], bool]]) -> Scored:
+    async def score(self, groups: list[Group]) -> Scored:
         """Score one job.
 
         Raises:

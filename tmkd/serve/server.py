@@ -88,7 +88,8 @@ class Server:
                 rankers = {
                     name: (queue, model) for name, queue in self.queues.items() if (model := models[name]) is not None
                 }
-                self.asker = Asker(self.settings.index, rankers, self.settings.backend)
+                scoring = "" if student.hello is None else student.hello.backend
+                self.asker = Asker(self.settings.index, rankers, self.settings.backend, scoring)
         except BaseException as error:
             self.problem = str(error)
             await self.__aexit__()

@@ -134,14 +134,22 @@ class Desk:
         start = time.perf_counter()
         if self._states is not None:
             self._states.look()
-        questions = [query for query, texts, _ in job.groups for _ in texts]
-        passages = [text for _, texts, _ in job.groups for text in texts]
-        strict = np.array([not truncate for _, texts, truncate in job.groups for _ in texts], dtype=bool)
+        self._remember(job)
+        questions = [group.query for group in job.groups for _ in group.texts]
+        passages = [text for group in job.groups for text in group.texts]
+        strict = np.array([not group.truncate for group in job.groups for _ in group.texts], dtype=bool)
         found = self._model.score_pairs(questions, passages)
         too_long = [(int(row), int(found.tokens[row])) for row in np.flatnonzero(found.cut & strict)]
         scores, tokens = log_odds(found.logits).astype(np.float64), found.tokens.astype(np.int64)
         seconds, held = time.perf_counter() - start, getattr(self._model, "state_cache_bytes", 0)
         return Scored(job.number, scores.tobytes(), tokens.tobytes(), too_long, seconds, self._counted(), held)
+
+    def _remember(self, job: Job) -> None:
+        """Take over the questions that the server has read."""
+        encoder = self._model.text_encoder if isinstance(self._model, Scorer) else None
+        for group in job.groups:
+            if encoder is not None and group.read is not None:
+                encoder.remember(group.query, group.read)
 
     def _counts(self) -> tuple[int, int, int]:
         """Where states came from until now: the store, the cache, computed."""
