@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tmkd.core.errors import needs_extra
+from tmkd.core.files import Quoting
 
 if TYPE_CHECKING:
     __version__: str
@@ -339,15 +340,9 @@ def check_states(folder: str | Path) -> StateStore:
 
 
 def calibrate_export(
-    model: str | Path,
-    index: str | Path,
-    *,
-    pairs: str | Path | None = None,
-    test: str | Path | None = None,
-    risk: float | None = None,
-    candidates: int = 100,
-    **scoring: Any,
-) -> CalibrationResult:
+    model: str | Path, index: str | Path, *, pairs: str | Path | None = None, test: str | Path | None = None,
+    risk: float | None = None, candidates: int = 100, quoting: Quoting = "auto", **scoring: Any,
+) -> CalibrationResult:  # fmt: skip
     """Choose an export's temperature, no-answer threshold and retrieval weight, and write calibration.json into it.
 
     Args:
@@ -357,6 +352,7 @@ def calibrate_export(
         test: a file of labelled pairs of other questions, on which the choice is only measured.
         risk: the largest share of wrong answers; the threshold with the best F1 unless given.
         candidates: passages that are retrieved and ranked for a question.
+        quoting: what a quote in a CSV or TSV file means: `none`, `csv`, or `auto` for what the file shows.
         scoring: `backend` and `threads`, as for `Scorer`.
 
     Raises:
@@ -364,6 +360,7 @@ def calibrate_export(
         DataError: pairs that cannot be used, or a risk that no threshold keeps.
         ExportError: an export that cannot be used.
     """
+    from tmkd.inference.manifest import read_manifest
     from tmkd.inference.qa.answer import QuestionAnswerer
     from tmkd.inference.qa.calibrate import calibrate
     from tmkd.inference.qa.calibration import Calibration
@@ -372,7 +369,9 @@ def calibrate_export(
     if test is not None and pairs is None:
         raise ValueError("test pairs without development pairs; debian-docs brings test questions of its own")
     answerer = QuestionAnswerer.open(model, index, calibration=Calibration(), **scoring)
-    files = [from_file(Path(file), answerer.index) for file in (pairs, test) if file is not None]
+    positive = read_manifest(model).positive
+    given = [Path(file) for file in (pairs, test) if file is not None]
+    files = [from_file(file, answerer.index, quoting, positive) for file in given]
     dev, *unseen = files or built_in(answerer.index)
     found = calibrate(answerer, dev, unseen[0] if unseen else None, candidates=candidates, risk=risk)
     found.save(Path(model))

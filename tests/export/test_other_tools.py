@@ -12,18 +12,22 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from cached_fixtures import cached_export
 from export_fixtures import dev_pairs, exported, minilm_student, texts
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
+from serve_fixtures import in_process
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from tmkd.core.errors import EncoderError, ExportError
 from tmkd.core.files import sha256_of
 from tmkd.core.logits import log_odds, sigmoid, softmax
+from tmkd.data.pairs import Pairs
 from tmkd.export.export import export_student
 from tmkd.inference.manifest import read_manifest
+from tmkd.inference.score_file import score_columns
 from tmkd.inference.scorer import Scorer
 from tmkd.models.checkpoint import load_finished, load_student, save_student
 from tmkd.models.inputs import TokenInputs
@@ -178,6 +182,58 @@ def test_an_older_export_of_two_logits_still_scores_and_is_a_teacher(tmp_path: P
     tokenizer = PairTokenizer(out, 48)
     logits = _scored(load_finished(out, 2), tokenizer)
     np.testing.assert_allclose(log_odds(logits), raw_scores(), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["layers", "cached"])
+def test_where_class_0_is_the_positive_one_the_logit_is_its_log_odds(kind: str, tmp_path: Path) -> None:
+    source = (exported("ranking") if kind == "layers" else cached_export()) / "student"
+    names = ["entailment", "not_entailment"]
+    plain, out = ((exported("ranking") if kind == "layers" else cached_export()) / "out", tmp_path / "out")
+    dev = dev_pairs(40)  # class 0 holds the right passages:
+    pairs = Pairs.build(dev.questions, dev.passages, labels=(1 - dev.labels).tolist(), qids=dev.qids)
+    (row,) = export_student(source, pairs, out, backends=["onnx-fp32"], labels=names, positive=0)
+    assert row["passed"]
+    assert row["metric_export"] == pytest.approx(row["metric_pytorch"])
+
+    config, card = (json.loads((out / name).read_text()) for name in ("config.json", "tmkd.json"))
+    assert config["id2label"] == {"0": "entailment"}
+    assert (card["format"], card["positive"], card["labels"], card["outputs"]) == (5, 0, names, 1)
+
+    given = [QUESTION] * len(PASSAGES), PASSAGES
+    before, after = Scorer(plain, threads=1), Scorer(out, threads=1)
+    wanted = -before.scores(*given)
+    np.testing.assert_allclose(after.scores(*given), wanted, atol=1e-5)
+    np.testing.assert_allclose(after.probabilities(*given), before.probabilities(*given), atol=1e-6)  # by class
+    np.testing.assert_array_equal(after.logits(*given)[:, 1], 0)
+    assert after.labels == tuple(names)
+    columns = score_columns(after.logits(*given), after.positive)
+    np.testing.assert_allclose([one["tmkd_score"] for one in columns], wanted, atol=1e-5)
+    assert [one["tmkd_predicted"] for one in columns] == (wanted <= 0).astype(int).tolist()
+    with in_process(model=out) as app:
+        ranks = app.post("/rerank", {"query": QUESTION, "texts": PASSAGES, "raw_scores": True}).json()
+    assert [one["index"] for one in ranks] == np.argsort(-wanted).tolist()
+    np.testing.assert_allclose([one["score"] for one in ranks], np.sort(wanted)[::-1], atol=1e-5)
+
+    if kind == "layers":
+        model = CrossEncoder(str(out), device="cpu")
+        assert [one["corpus_id"] for one in model.rank(QUESTION, PASSAGES)] == np.argsort(-wanted).tolist()
+        classify = pipeline("text-classification", model=str(out), tokenizer=str(out), device="cpu")
+        found = classify([{"text": QUESTION, "text_pair": one} for one in PASSAGES], function_to_apply="none")
+        assert {one["label"] for one in found} == {"entailment"}
+        np.testing.assert_allclose([one["score"] for one in found], wanted, atol=1e-4)
+        logits = _scored(load_finished(out, 2), PairTokenizer(out, 48))  # as a teacher: in the order of the classes
+        np.testing.assert_allclose(log_odds(logits), -wanted, atol=1e-4)
+
+
+def test_a_class_that_is_not_one_of_two_is_refused(tmp_path: Path) -> None:
+    student = minilm_student(tmp_path / "three", layers=1, classes=3, soft=1)
+    with pytest.raises(ValueError, match="positive is 0 of 3 classes; it is one of two classes, 0 or 1"):
+        export_student(student, dev_pairs(20, classes=3), tmp_path / "out", backends=["onnx-fp32"], positive=0)
+    out = Path(shutil.copytree(exported("ranking") / "out", tmp_path / "copy"))
+    card = json.loads((out / "tmkd.json").read_text())
+    (out / "tmkd.json").write_text(json.dumps({**card, "positive": 2}))
+    with pytest.raises(ExportError, match=r"tmkd\.json is damaged .*positive 2 of 2 classes"):
+        Scorer(out)
 
 
 def test_an_export_of_one_logit_is_a_teacher_of_two_classes() -> None:

@@ -26,7 +26,7 @@ from tmkd.inference.qa.calibrate import (
     within_risk,
 )
 from tmkd.inference.qa.calibration import FILE, of_the_same_student
-from tmkd.inference.qa.cases import ask_all, from_file
+from tmkd.inference.qa.cases import ask_all, from_file, scored_pairs
 from tmkd.inference.qa.report import write_report
 from tmkd.inference.qa.retrieval_weights import candidates_recall, reciprocal_rank, with_retrieval
 
@@ -205,6 +205,30 @@ def test_the_command_writes_into_the_export(pairs: Path, tmp_path: Path, tmkd: T
     tmkd(*arguments, "--pairs", pairs, "--risk", "1")
     assert json.loads((export / FILE).read_text())["criterion"] == "at most 1 of the answers wrong"
     assert "--test without --pairs" in tmkd(*arguments, "--test", pairs, check=False).stderr
+
+
+def test_what_a_quote_means_is_an_option(pairs: Path, tmp_path: Path, tmkd: Tmkd) -> None:
+    export = Path(shutil.copytree(exported("minilm") / "out", tmp_path / "export"))
+    index_of(tmp_path / "index", TEXTS)
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    rows[0]["question"] = f'"{rows[0]["question"]}'  # a quote that is never closed
+    names = [name for name in ("question", "passage", "label", "qid") if name in rows[0]]
+    lines = ["\t".join(names), *("\t".join(str(row[name]) for name in names) for row in rows)]
+    table = tmp_path / "pairs.tsv"
+    table.write_text("\n".join(lines) + "\n")
+    arguments = ("calibrate", export, "--index", "index", "--pairs", table, "--candidates", "5", "--quoting")
+    assert "pairs.tsv:2" in tmkd(*arguments, "csv", check=False).stderr.replace("\n", "")
+    tmkd(*arguments, "none")
+    assert (export / FILE).is_file()
+
+
+def test_labels_of_a_task_whose_right_passages_have_label_0(answerer: QuestionAnswerer, pairs: Path) -> None:
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    turned = pairs.with_name("turned.jsonl")
+    turned.write_text("".join(json.dumps({**row, "label": 1 - row["label"]}) + "\n" for row in rows))
+    wanted, found = from_file(pairs, answerer.index), from_file(turned, answerer.index, positive=0)
+    assert found.cases == wanted.cases
+    assert scored_pairs(answerer, found) == scored_pairs(answerer, wanted)
 
 
 def test_a_calibration_stays_with_its_student(tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def calibrate(
         float | None,
         typer.Option(min=0, max=1, help="largest share of wrong answers; without it, the threshold with the best F1"),
     ] = None,
+    quoting: QuotingOption = "auto",
     candidates: Candidates = 100,
     backend: Backend = "auto",
     threads: Threads = None,
@@ -215,8 +216,9 @@ def calibrate(
     if test is not None and pairs is None:
         raise typer.BadParameter("--test without --pairs: debian-docs brings its own test questions")
     found = api.calibrate_export(
-        model, index, pairs=pairs, test=test, risk=risk, candidates=candidates, backend=backend, threads=threads
-    )
+        model, index, pairs=pairs, test=test, risk=risk, candidates=candidates, quoting=quoting, backend=backend,
+        threads=threads,
+    )  # fmt: skip
     if report is not None:
         found.write_report(report)
     give(json_file, found.to_json())

@@ -57,11 +57,12 @@ def log_mean_softmax(logits: NDArray[np.floating[Any]]) -> Floats:
     return result
 
 
-def log_odds(logits: NDArray[np.floating[Any]]) -> Floats:
-    """Raw score of class 1: its logit minus that of class 0.
+def log_odds(logits: NDArray[np.floating[Any]], positive: int = 1) -> Floats:
+    """Raw score of the positive class: its logit minus that of the other.
 
     Args:
         logits: [..., 2], any float type.
+        positive: The positive class, 0 or 1.
 
     Returns:
         [...] float64.
@@ -72,32 +73,35 @@ def log_odds(logits: NDArray[np.floating[Any]]) -> Floats:
     if logits.shape[-1] != 2:
         raise ValueError(f"log-odds need two classes, these logits have {logits.shape[-1]}")
     wide = np.asarray(logits, dtype=np.float64)
-    result: Floats = wide[..., 1] - wide[..., 0]
+    result: Floats = wide[..., positive] - wide[..., 1 - positive]
     return result
 
 
-def class_logits(found: NDArray[np.float32]) -> NDArray[np.float32]:
+def class_logits(found: NDArray[np.float32], positive: int = 1) -> NDArray[np.float32]:
     """The logits of C classes from what a graph or a folded head gives: one number is the log-odds of two classes.
 
     Args:
         found: [N, L]; L is 1 for two classes, else C.
+        positive: Of two classes the one that the log-odds are of.
 
     Returns:
         [N, C] float32.
     """
-    return two_logits(found[:, 0]) if found.shape[1] == 1 else found
+    return two_logits(found[:, 0], positive) if found.shape[1] == 1 else found
 
 
-def two_logits(odds: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Logits of two classes that have these log-odds: 0 and the log-odds.
+def two_logits(odds: NDArray[np.floating[Any]], positive: int = 1) -> NDArray[np.float32]:
+    """Logits of two classes that have these log-odds: the log-odds for the positive class, and 0 for the other.
 
     Args:
         odds: [N], any float type.
+        positive: The positive class, 0 or 1.
 
     Returns:
-        [N, 2] float32.
+        [N, 2] float32, in the order of the classes.
     """
-    result: NDArray[np.float32] = np.stack([np.zeros_like(odds), odds], axis=1).astype(np.float32)
+    both = (np.zeros_like(odds), odds) if positive else (odds, np.zeros_like(odds))
+    result: NDArray[np.float32] = np.stack(both, axis=1).astype(np.float32)
     return result
 
 

@@ -75,6 +75,7 @@ class CachedStudent:
         folder: The student, as `save_student` writes it.
         tokenizer: Of its export.
         question_tokenizer: Of its encoder of questions; None where it has none of its own.
+        positive: Of two classes the one whose log-odds it gives.
 
     Attributes:
         interaction: The interaction layers.
@@ -87,15 +88,17 @@ class CachedStudent:
         EncoderError: A file is missing or damaged, or the mean of the heads is not the head in model.safetensors.
     """
 
-    def __init__(self, folder: Path, tokenizer: TextTokenizer, question_tokenizer: TextTokenizer | None = None) -> None:
+    def __init__(
+        self, folder: Path, tokenizer: TextTokenizer, question_tokenizer: TextTokenizer | None = None, positive: int = 1
+    ) -> None:
         student = load_student(folder).eval()
         assert isinstance(student.encoder, InteractionEncoder)
-        self.folder, self.tokenizer, self.interaction = folder, tokenizer, student.encoder
+        self.folder, self.tokenizer, self.interaction, self.positive = folder, tokenizer, student.encoder, positive
         self.encoder: PairEncoder = load_encoder(folder / ENCODER_FOLDER, 2).eval()
         self.question_tokenizer, self.question_encoder = question_tokenizer, None
         if question_tokenizer is not None:
             self.question_encoder = load_encoder(folder / QUESTION_FOLDER, 2).eval()
-        self.weight, self.bias = (part.detach() for part in folded_rows(*student.fold()))
+        self.weight, self.bias = (part.detach() for part in folded_rows(*student.fold(), positive))
 
     @cached_property
     def identity(self) -> str:
@@ -140,7 +143,7 @@ class CachedStudent:
             rounded: Whether the passages' states go through the 8 bits in which they are stored.
 
         Returns:
-            [N, C] float32; for two classes 0 and the log-odds.
+            [N, C] float32; for two classes the log-odds of the positive one, and 0.
         """
         questions: dict[str, list[int]] = {}
         for row, question in enumerate(pairs.questions):
@@ -151,7 +154,7 @@ class CachedStudent:
                 some = rows[start : start + _PASSAGES]
                 passages = [read.passages[pairs.passages[row]] for row in some]
                 found[some] = self.of_question(read.questions[question], passages, rounded=rounded)
-        return class_logits(found)
+        return class_logits(found, self.positive)
 
     @torch.inference_mode()
     def of_question(self, question: ReadText, passages: Sequence[ReadText], *, rounded: bool) -> Logits:
@@ -234,7 +237,7 @@ class CachedSource:
             text = ReadText(states, states, stored[passage].embedding.astype(np.float32))
             read = ReadText(asked[question].hidden, states, asked[question].embedding)
             found.append(self.student.of_question(read, [text], rounded=False)[0])
-        return class_logits(np.stack(found))
+        return class_logits(np.stack(found), self.student.positive)
 
 
 @dataclass(frozen=True)
@@ -248,15 +251,16 @@ class _Store:
         return self.states.get(key)
 
 
-def cost_of_rounding(exact: Logits, rounded: Logits, pairs: Pairs) -> dict[str, Any]:
+def cost_of_rounding(exact: Logits, rounded: Logits, pairs: Pairs, positive: int = 1) -> dict[str, Any]:
     """What 8 bits of the states cost the PyTorch student: the largest change of a logit, and of the metrics.
 
     Args:
         exact: its logits from exact states, [N, C].
         rounded: those from states of 8 bits, [N, C].
         pairs: the N pairs.
+        positive: of two classes the one of the right passages.
     """
-    found = measure_parity(exact, rounded, pairs.qids, pairs.labels)
+    found = measure_parity(exact, rounded, pairs.qids, pairs.labels, positive)
     lost = {
         "int8_states_metric_loss": (found.metric_pytorch, found.metric_export),
         "int8_states_ndcg_loss": (found.ndcg_pytorch, found.ndcg_export),

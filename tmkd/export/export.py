@@ -34,14 +34,14 @@ from tmkd.data.pairs import Pairs
 from tmkd.export.cached import CachedSource, CachedStudent, cached_backends, cost_of_rounding, states_entry
 from tmkd.export.fold import checked_logits, load_checkpoint
 from tmkd.export.gate import BACKENDS, Backend, ExportSource, Source, gate, writable
-from tmkd.inference.manifest import CACHED, CACHED_FORMAT, QUESTION_FORMAT
+from tmkd.inference.manifest import CACHED, CACHED_FORMAT, POSITIVE_FORMAT, QUESTION_FORMAT, positive_of
 from tmkd.models.card import CARD_FILE, FORMAT, ModelCard, has_card, read_card
 from tmkd.models.checkpoint import save_tokenizer
 from tmkd.models.encoders.cached_files import ENCODER_FOLDER, is_cached, question_folder
 from tmkd.models.encoders.families import family_of
 from tmkd.models.encoders.tensors import write_tensors
 from tmkd.models.label_map import class_names
-from tmkd.models.one_logit import RELEVANT, described, folded_rows, logits_of
+from tmkd.models.one_logit import RELEVANT, class_rows, described, folded_rows, logits_of
 from tmkd.models.text_tokenizer import TextTokenizer
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.models.weights import read_weights, shape_of
@@ -58,6 +58,7 @@ def export_student(
     backends: Sequence[str] | None = None,
     reference_logits: NDArray[np.float32] | None = None,
     labels: Sequence[str] | None = None,
+    positive: int = 1,
 ) -> list[dict[str, Any]]:
     """Export a student, and check that every backend gives its logits.
 
@@ -71,6 +72,7 @@ def export_student(
         backends: names out of BACKENDS; all whose tools are installed unless given.
         reference_logits: the student's logits on `dev`, [N, C] float32; computed from its heads unless given.
         labels: names of the C classes, for config.json; the student's own, or those of `RELEVANT`, unless given.
+        positive: of two classes the one of the right passages: the export's one logit is its log-odds.
 
     Returns:
         The parity table, one row per backend: backend, passed, the numbers of `Parity` and `Invariance`,
@@ -94,10 +96,13 @@ def export_student(
         fresh.mkdir(parents=True)
         names = _class_names(student_folder, card, labels)
         make = _cached if is_cached(student_folder) else _layered
-        whole = make(student_folder, fresh, card, names, dev, dev.take([]) if calibration is None else calibration)
+        about = _about(card, names, positive)
+        whole = make(student_folder, fresh, card, about, dev, dev.take([]) if calibration is None else calibration)
         logits, about = whole.logits, whole.about
         if reference_logits is not None:
-            logits = two_logits(log_odds(reference_logits)) if card.classes == 2 else reference_logits
+            logits = (
+                two_logits(log_odds(reference_logits, positive), positive) if card.classes == 2 else reference_logits
+            )
         rows, passed = gate(backends, whole.source, about, dev, logits, whole.backends)
         write_json(fresh / CARD_FILE, {**about, "backends": passed})
         write_json(fresh / "parity.json", rows)
@@ -125,18 +130,19 @@ class _Whole(NamedTuple):
 
 
 def _layered(
-    student: Path, fresh: Path, card: ModelCard, names: Sequence[str], dev: Pairs, calibration: Pairs
+    student: Path, fresh: Path, card: ModelCard, about: dict[str, Any], dev: Pairs, calibration: Pairs
 ) -> _Whole:
     """Start the export of a student that reads question and passage together: an ordinary checkpoint."""
-    _copy_checkpoint(student, fresh, card, names)
+    positive = positive_of(about)
+    _copy_checkpoint(student, fresh, card, about["labels"], positive)
     tokenizer = _copy_tokenizer(student, fresh, card.max_length)
     model = load_checkpoint(fresh)
-    logits = checked_logits(model, student, card, tokenizer, dev)
-    return _Whole(ExportSource(model, fresh, tokenizer, calibration), BACKENDS, logits, _about(card, names))
+    logits = checked_logits(model, student, card, tokenizer, dev, positive)
+    return _Whole(ExportSource(model, fresh, tokenizer, calibration), BACKENDS, logits, about)
 
 
 def _cached(
-    student: Path, fresh: Path, card: ModelCard, names: Sequence[str], dev: Pairs, calibration: Pairs
+    student: Path, fresh: Path, card: ModelCard, about: dict[str, Any], dev: Pairs, calibration: Pairs
 ) -> _Whole:
     """Start the export of a student that reads passages once: configuration and tokenizer, the weights are in ONNX."""
     for name in ("config.json", "model.safetensors", f"{ENCODER_FOLDER}/config.json"):
@@ -144,16 +150,19 @@ def _cached(
             raise EncoderError(f"{student} has no {name}; give a student that tmkd saved")
     config, inner = (json.loads((student / at / "config.json").read_text(encoding="utf-8")) for at in ("", "encoder"))
     kept = {name: inner[name] for name in ("vocab_size", "pad_token_id") if name in inner}
-    write_json(fresh / "config.json", {**kept, **config, "id2label": dict(enumerate(names))})
+    names, positive = about["labels"], positive_of(about)
+    named = names if card.classes != 2 or positive == 1 else [names[positive]]
+    write_json(fresh / "config.json", {**kept, **config, "id2label": dict(enumerate(named))})
     asking = question_folder(student)
-    about = {**_about(card, names), "format": CACHED_FORMAT if asking is None else QUESTION_FORMAT, "kind": CACHED}
+    written = POSITIVE_FORMAT if positive == 0 else CACHED_FORMAT if asking is None else QUESTION_FORMAT
+    about = {**about, "format": written, "kind": CACHED}
     write_json(fresh / CARD_FILE, about)  # a folder with it has the tokenizer that tmkd saved
     save_tokenizer(student, fresh, card.max_length)
     apart = None if asking is None else _question_tokenizer(asking, fresh / asking.name, about)
-    own = CachedStudent(student, TextTokenizer(fresh, card.max_length), apart)
+    own = CachedStudent(student, TextTokenizer(fresh, card.max_length), apart, positive)
     read = own.read(dev)
     rounded, exact = (own.logits(read, dev, rounded=yes) for yes in (True, False))
-    source = CachedSource(own, fresh, read, calibration, cost_of_rounding(exact, rounded, dev))
+    source = CachedSource(own, fresh, read, calibration, cost_of_rounding(exact, rounded, dev, positive))
     return _Whole(source, cached_backends(own), rounded, {**about, "states": states_entry(own)})
 
 
@@ -168,14 +177,17 @@ def _question_tokenizer(encoder: Path, folder: Path, about: dict[str, Any]) -> T
     return TextTokenizer(folder, about["max_length"])
 
 
-def _about(card: ModelCard, names: Sequence[str]) -> dict[str, Any]:
+def _about(card: ModelCard, names: Sequence[str], positive: int) -> dict[str, Any]:
     """Return the content of the export's tmkd.json without its backends."""
+    if positive not in (0, 1) or (positive == 0 and card.classes != 2):
+        raise ValueError(f"positive is {positive} of {card.classes} classes; it is one of two classes, 0 or 1")
     return {
-        "format": FORMAT,
+        "format": FORMAT if positive else POSITIVE_FORMAT,
         "max_length": card.max_length,
         "classes": card.classes,
         "outputs": logits_of(card.classes),
         "labels": list(names),
+        **({} if positive else {"positive": 0}),
     }
 
 
@@ -205,8 +217,8 @@ def _check_request(dev: Pairs, out: Path, backends: Sequence[str]) -> None:
         raise ExportError(f"{out} is a file; name a folder")
 
 
-def _copy_checkpoint(student: Path, fresh: Path, card: ModelCard, names: Sequence[str]) -> None:
-    """Copy config and weights, with one logit for two classes."""
+def _copy_checkpoint(student: Path, fresh: Path, card: ModelCard, names: Sequence[str], positive: int) -> None:
+    """Copy config and weights, with one logit for two classes: that of the positive one."""
     for name in ("config.json", "model.safetensors"):
         if not (student / name).is_file():
             raise EncoderError(f"{student} has no {name}; give a student that tmkd saved")
@@ -217,12 +229,13 @@ def _copy_checkpoint(student: Path, fresh: Path, card: ModelCard, names: Sequenc
         raise ExportError(
             f"{student}: the head in model.safetensors has {rows} logits, tmkd.json {card.classes} classes"
         )
-    write_json(fresh / "config.json", described(config, names))
-    if rows == logits_of(card.classes):
+    write_json(fresh / "config.json", described(config, names, positive))
+    if rows == logits_of(card.classes) and positive == card.positive:
         shutil.copyfile(student / "model.safetensors", fresh / "model.safetensors")
         return
     weights = read_weights(student)
-    head = folded_rows(weights[f"{last}.weight"], weights[f"{last}.bias"])
+    whole = class_rows(weights[f"{last}.weight"], weights[f"{last}.bias"], card.positive)
+    head = folded_rows(*whole, positive)
     weights |= {f"{last}.{part}": value for part, value in zip(("weight", "bias"), head, strict=True)}
     write_tensors(weights, fresh / "model.safetensors", {"format": "pt"})
 

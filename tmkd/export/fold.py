@@ -56,12 +56,13 @@ def load_checkpoint(folder: Path) -> Any:
         raise EncoderError(f"{folder} cannot be opened as a checkpoint: {str(error).splitlines()[0]}") from error
 
 
-def read_heads(folder: Path, card: ModelCard) -> Heads | None:
+def read_heads(folder: Path, card: ModelCard, positive: int = 1) -> Heads | None:
     """Read the heads that the `logit` combination averages.
 
     Args:
         folder: the student's folder.
         card: its model card.
+        positive: of two classes the one whose log-odds they give.
 
     Returns:
         The heads; None for a student that has the golden head only.
@@ -84,7 +85,7 @@ def read_heads(folder: Path, card: ModelCard) -> Heads | None:
             bias = torch.cat([found["golden.bias"][None], bias])
     except Exception as error:  # safetensors raises a class of its own for a damaged file
         raise ExportError(f"{path} is damaged ({type(error).__name__}: {error}); train the student again") from error
-    return folded_rows(weight.float(), bias.float())
+    return folded_rows(weight.float(), bias.float(), positive)
 
 
 def pytorch_logits(
@@ -125,7 +126,9 @@ def _mean_over_heads(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (torch.einsum("nd,hld->nhl", h, weight) + bias).mean(dim=1)
 
 
-def checked_logits(model: Any, student: Path, card: ModelCard, tokenizer: PairTokenizer, pairs: Pairs) -> NDArray[Any]:
+def checked_logits(
+    model: Any, student: Path, card: ModelCard, tokenizer: PairTokenizer, pairs: Pairs, positive: int = 1
+) -> NDArray[Any]:
     """Compute the student's logits on pairs, after checking that the folded head gives the mean of the heads.
 
     Args:
@@ -134,18 +137,19 @@ def checked_logits(model: Any, student: Path, card: ModelCard, tokenizer: PairTo
         card: its model card.
         tokenizer: of the model.
         pairs: N pairs.
+        positive: of two classes the one whose log-odds the model gives.
 
     Returns:
-        The mean of the heads' logits, [N, C] float32; for two classes 0 and the log-odds.
+        The mean of the heads' logits, [N, C] float32; for two classes the log-odds of the positive one, and 0.
 
     Raises:
         ExportError: the folded head gives other logits.
     """
-    folded, combined = pytorch_logits(model, tokenizer, pairs, read_heads(student, card))
+    folded, combined = pytorch_logits(model, tokenizer, pairs, read_heads(student, card, positive))
     difference = float(np.abs(folded - combined).max())
     if not difference <= FOLD_LIMIT:
         raise ExportError(
             f"{student}: model.safetensors does not hold the mean of its heads (logits differ by {difference:.2e}, "
             f"at most {FOLD_LIMIT:.0e} is allowed); one of the two files was changed or damaged, save the student again"
         )
-    return class_logits(combined)
+    return class_logits(combined, positive)

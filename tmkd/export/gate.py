@@ -29,7 +29,7 @@ from tmkd.export.int8 import FLOAT_STEPS, write_int8
 from tmkd.export.onnx import write_onnx
 from tmkd.export.parity import CLOSE, EXACT, Invariance, Limits, Parity, measure_invariance, measure_parity, why_refused
 from tmkd.inference.engines import installed
-from tmkd.inference.manifest import PROBES
+from tmkd.inference.manifest import PROBES, positive_of
 from tmkd.inference.scorer import Scorer
 from tmkd.models.tokenizer import PairTokenizer
 
@@ -254,7 +254,7 @@ class _Trial:
             self._write()
             scorer = Scorer(self.source.folder, backend=self.name)
             logits = _scored(scorer, dev, self.name)
-            self.found = measure_parity(reference, logits, dev.qids, dev.labels)
+            self.found = measure_parity(reference, logits, dev.qids, dev.labels, positive_of(self.about))
             few = dev.take(probes)
             self.steady = measure_invariance(partial(_in_batches, scorer, few))
             limits = self.backend.limits

@@ -96,20 +96,26 @@ EXACT = Limits(batch_difference=1e-4, logit_difference=1e-4)
 CLOSE = Limits(batch_difference=0.02, quality_loss=0.005, top1_agreement_within_0_1=0.98, kendall_tau_within_0_1=0.95)
 
 
-def measure_parity(reference: Logits, found: Logits, qids: Sequence[str], labels: NDArray[np.int64]) -> Parity:
+def measure_parity(
+    reference: Logits, found: Logits, qids: Sequence[str], labels: NDArray[np.int64], positive: int = 1
+) -> Parity:
     """Compare the logits of an export with the student's.
 
     Args:
-        reference: logits of the student in PyTorch, [N, C] float32; of two classes 0 and the log-odds.
+        reference: logits of the student in PyTorch, [N, C] float32; of two classes the log-odds and 0.
         found: logits of the export, as `Scorer.logits` gives them.
         qids: N question ids; the order of passages is compared within each question.
         labels: [N] int64, -1 for a pair without a label.
+        positive: of two classes the one of the right passages.
 
     Returns:
         The numbers of the parity table; all None where some logits are not finite.
     """
     if not (np.isfinite(found).all() and np.isfinite(reference).all()):
         return Parity()
+    if positive == 0:  # from here on class 1 is the positive one
+        reference, found = reference[:, ::-1], found[:, ::-1]
+        labels = np.where(labels >= 0, 1 - labels, labels)
     ranks: dict[str, float | None] = {}
     if reference.shape[1] == 2:
         before_after = log_odds(reference), log_odds(found)

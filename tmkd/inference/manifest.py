@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ logger = logging.getLogger(__name__)
 CACHED = "cached"  # `kind` in tmkd.json of a student that reads passages once; others have no `kind`
 CACHED_FORMAT = 3  # of tmkd.json of such an export, which older versions cannot read
 QUESTION_FORMAT = 4  # where it has an encoder of questions of its own
-READABLE = (1, 2, CACHED_FORMAT, QUESTION_FORMAT)
+POSITIVE_FORMAT = 5  # of both kinds, where the one logit is that of class 0
+READABLE = (1, 2, CACHED_FORMAT, QUESTION_FORMAT, POSITIVE_FORMAT)
 """Formats of tmkd.json. 2 is written of layered students (`tmkd.models.card`, whose import costs more)."""
 PROBES = "probes.json"
 
@@ -56,13 +58,14 @@ class Manifest:
         folder: The export.
         max_length: Tokens of a pair that the student reads; of each of its two texts, where it reads passages once.
         classes: Number of classes, C.
-        outputs: Logits that the graph gives for a pair: 1 for two classes, their log-odds; else C. In exports of
-            format 1 always C.
+        outputs: Logits that the graph gives for a pair: 1 for two classes, the log-odds of the positive one; else C. In
+            exports of format 1 always C.
         labels: Their names.
         backends: For each backend its `file`, its `sha256`, whether it `passed` the parity gate, its `pairs_per_second`
             where it was exported, and how far it may be from the probes (`probe_limit`). That of a cached student has
             `files` in place of `file` and `sha256`: both of each of its graphs (`StatesFormat.graphs`).
         states: What a cached student stores of a text; None for a student that reads question and passage together.
+        positive: Of two classes the one of the right passages.
     """
 
     folder: Path
@@ -72,6 +75,7 @@ class Manifest:
     labels: tuple[str, ...]
     backends: dict[str, dict[str, Any]]
     states: StatesFormat | None = None
+    positive: int = 1
 
     def has(self, backend: str) -> bool:
         """Whether the export holds this backend and it passed the parity gate."""
@@ -175,6 +179,7 @@ def read_manifest(folder: str | Path) -> Manifest:
             labels=tuple(str(label) for label in content["labels"]),
             backends={str(name): dict(entry) for name, entry in content["backends"].items()},
             states=_states_format(content),
+            positive=positive_of(content),
         )
         if manifest.outputs != classes and (manifest.outputs, classes) != (1, 2):
             raise ValueError(f"{manifest.outputs} outputs for {classes} classes")
@@ -187,6 +192,21 @@ def read_manifest(folder: str | Path) -> Manifest:
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ExportError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from error
+
+
+def positive_of(content: Mapping[str, Any]) -> int:
+    """Of two classes the one whose log-odds an export's one logit is, as tmkd.json says it.
+
+    Args:
+        content: Of tmkd.json.
+
+    Raises:
+        ValueError: It says something that is not one of two classes.
+    """
+    positive = content.get("positive", 1)
+    if positive not in (0, 1) or (positive == 0 and content["classes"] != 2):
+        raise ValueError(f"positive {positive!r} of {content['classes']} classes")
+    return int(positive)
 
 
 def _states_format(content: dict[str, Any]) -> StatesFormat | None:

@@ -100,7 +100,7 @@ def score_file(
     target = Extended(rows, output)
     with progress("score", len(pairs)) as bar:
         found = scorer.score_pairs(pairs.questions, pairs.passages, bar.advance)
-    target.write(score_columns(found.logits))
+    target.write(score_columns(found.logits, scorer.positive))
     if len(cut := np.flatnonzero(found.cut)):
         logger.warning(
             f"{source}: {len(cut):,} of {len(rows):,} pairs ({len(cut) / len(rows):.1%}) are longer than the "
@@ -109,15 +109,16 @@ def score_file(
     return ScoredFile(len(rows), len(cut), scorer.max_length, scorer.backend)
 
 
-def score_columns(logits: NDArray[np.float32]) -> list[dict[str, Any]]:
+def score_columns(logits: NDArray[np.float32], positive: int = 1) -> list[dict[str, Any]]:
     """The columns that scoring adds, row by row.
 
     Args:
         logits: The rows' logits, [N, C] float32.
+        positive: Of two classes the one whose log-odds are the score.
     """
     probabilities = softmax(logits)
     predicted = logits.argmax(axis=1)
-    scores = log_odds(logits) if logits.shape[1] == 2 else None
+    scores = log_odds(logits, positive) if logits.shape[1] == 2 else None
     result = []
     for number in range(len(logits)):
         added: dict[str, Any] = {} if scores is None else {"tmkd_score": float(scores[number])}

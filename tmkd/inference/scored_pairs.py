@@ -45,7 +45,7 @@ def logits_of(manifest: Manifest, found: NDArray[np.float32], pairs: int) -> NDA
     """
     if found.shape != (pairs, manifest.outputs):  # numpy would repeat a single column without a word
         raise ExportError(f"the graph gives {list(found.shape)} logits for {pairs} pairs; export again")
-    return class_logits(found)
+    return class_logits(found, manifest.positive)
 
 
 def require_lists(questions: Sequence[str], passages: Sequence[str], batch_size: int | None) -> None:

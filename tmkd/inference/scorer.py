@@ -49,6 +49,7 @@ class Scorer:
         labels: Their names.
         max_length: Tokens of a pair that the student reads, and of each of its two texts where it reads them apart;
             longer ones are cut.
+        positive: Of two classes the one of the right passages.
         backend: The backend that was chosen.
         manifest: What the export says about itself.
 
@@ -78,6 +79,7 @@ class Scorer:
         pool = Threads(usable_cores() if threads is None else threads)
         self.manifest = read_manifest(folder)
         self.classes, self.labels = self.manifest.classes, self.manifest.labels
+        self.positive = self.manifest.positive
         self.max_length, self.threads = self.manifest.max_length, pool.count
         self.backend = self.manifest.choose(backend)
         self._threads, self._cache_bytes = pool, cache_bytes
@@ -160,8 +162,8 @@ class Scorer:
     ) -> NDArray[np.float32]:
         """Logits of every pair, [N, C] float32, in the caller's order.
 
-        A student of two classes gives one number, the log-odds; its logits are 0 and that number. Exports of an older
-        version give two numbers, whose difference is the log-odds.
+        A student of two classes gives one number, the log-odds of the positive class; its logits are that number for
+        this class and 0 for the other. Exports of an older version give two numbers, whose difference is the log-odds.
 
         Args:
             questions: The question of each pair, N texts.
@@ -205,7 +207,7 @@ class Scorer:
     def scores(
         self, questions: Sequence[str], passages: Sequence[str], on_batch: OnBatch | None = None
     ) -> NDArray[np.float64]:
-        """Raw scores of every pair, [N] float64: the log-odds of class 1, which passages are ranked by.
+        """Raw scores of every pair, [N] float64: the log-odds of the positive class, which passages are ranked by.
 
         Args:
             questions: The question of each pair, N texts.
@@ -222,7 +224,7 @@ class Scorer:
                 f"this student has {self.classes} classes; one score for each pair exists for two classes only, "
                 "use its logits or probabilities"
             )
-        return log_odds(self.logits(questions, passages, on_batch))
+        return log_odds(self.logits(questions, passages, on_batch), self.positive)
 
     def probabilities(
         self, questions: Sequence[str], passages: Sequence[str], on_batch: OnBatch | None = None

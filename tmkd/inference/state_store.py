@@ -208,8 +208,7 @@ def open_card(folder: Path, card: Card, *, every: bool = False) -> Opened:
 def _mapped(folder: Path, name: str, card: Card, *, every: bool) -> NDArray[np.uint8]:
     entry = card.files[name]
     path, size = folder / str(entry["file"]), int(entry["bytes"])
-    there = path.stat().st_size
-    if there < size:
+    if (there := path.stat().st_size) < size:
         raise DataError(f"{path} is cut short: it has {there:,} bytes of {size:,}", path=path)
     if not size:
         return np.zeros(0, dtype=np.uint8)
@@ -320,11 +319,13 @@ class StateStore:
         """
         opened = self._opened
         row = opened.place.get(key)
-        if row is None:
-            return None
-        if not opened.seen[row] and not self._is_whole(opened, key, row):
+        if row is None or not (opened.seen[row] or self._is_whole(opened, key, row)):
             return None
         return opened.at(row)
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether a text has states, by its key as `get` takes it; they are not compared with their checksum."""
+        return key in self._opened.place
 
     def _is_whole(self, opened: Opened, key: bytes, row: int) -> bool:
         """Compare a row with its checksum, once."""

@@ -13,7 +13,8 @@ from tmkd.core.files import write_text
 
 FORMAT = 2
 """Version of the format of tmkd.json. Since 2 the checkpoint of two classes has one logit."""
-READABLE = (1, FORMAT)
+READABLE = (1, FORMAT, 5)
+"""5 is of an export whose one logit is that of class 0 (`tmkd.inference.manifest.POSITIVE_FORMAT`)."""
 CARD_FILE = "tmkd.json"
 
 
@@ -47,6 +48,7 @@ class ModelCard(BaseModel):
         teachers: see `Origin`.
         class_order: see `Origin`.
         labels: see `Origin`.
+        positive: of two classes the one that the checkpoint's one logit is of.
 
     Example:
         >>> card = ModelCard(max_length=256, classes=2, soft_heads=3)
@@ -66,6 +68,7 @@ class ModelCard(BaseModel):
     teachers: tuple[str, ...] | None = None
     class_order: tuple[int, ...] | None = None
     labels: tuple[str, ...] | None = None
+    positive: int = Field(1, ge=0, le=1)
 
     @property
     def heads(self) -> int:
@@ -74,7 +77,9 @@ class ModelCard(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Write tmkd.json into an existing folder; what is None is absent."""
-        content = self.model_dump(by_alias=True, exclude_none=True)
+        content = self.model_dump(
+            by_alias=True, exclude_none=True, exclude=None if self.positive == 0 else {"positive"}
+        )
         write_text(folder / CARD_FILE, json.dumps(content, indent=2) + "\n")
 
 
@@ -96,7 +101,7 @@ def read_card(folder: Path) -> ModelCard:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = content.get("format") if isinstance(content, dict) else None
         if found not in READABLE:
-            raise EncoderError(f"{path}: format {found!r}, this version reads {READABLE[0]} to {FORMAT}")
+            raise EncoderError(f"{path}: format {found!r}, this version reads {', '.join(map(str, READABLE))}")
         return ModelCard.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]

@@ -96,14 +96,14 @@ def load_encoder(
     return encoder
 
 
-def _load_whole(folder: Path, classes: int, dropout: float, freeze_embeddings: bool) -> PairEncoder:
+def _load_whole(folder: Path, classes: int, dropout: float, freeze_embeddings: bool, positive: int = 1) -> PairEncoder:
     """Load the encoder of a fine-tuned checkpoint: every layer is required. One logit is two classes' log-odds."""
     config = _read_config(folder)
     family = family_of(config.model_type, str(folder))
     model, weights = _new_module(config, classes), read_weights(folder)
     head = [f"{family.last}.{part}" for part in ("weight", "bias")]
     if classes == 2 and all(name in weights for name in head):
-        weights |= zip(head, class_rows(*(weights[name] for name in head)), strict=True)
+        weights |= zip(head, class_rows(weights[head[0]], weights[head[1]], positive), strict=True)
     fill(model, weights, folder, family, new_head=False)
     return encoder_of(model, dropout=dropout, freeze_embeddings=freeze_embeddings)
 
@@ -309,7 +309,7 @@ def load_student(folder: Path, *, dropout: float = 0.0, freeze_embeddings: bool 
     if is_cached(folder):
         encoder, weight, bias = load_interaction(folder, dropout=dropout)
     else:
-        encoder = _load_whole(folder, card.classes, dropout, freeze_embeddings)
+        encoder = _load_whole(folder, card.classes, dropout, freeze_embeddings, card.positive)
         head = last_linear(encoder.model)
         weight, bias = head.weight, head.bias
     student = Student(encoder, card.classes, card.soft_heads, use_golden=card.use_golden)

@@ -273,7 +273,9 @@ class Run:
     def _export_step(self) -> Step:
         student = self.students.taken().steps[0]
         recipe = self.recipe
-        return export_step(self.workspace, student, self.data.task, recipe.export.backends, recipe.class_names)
+        return export_step(
+            self.workspace, student, self.data.task, recipe.export.backends, recipe.class_names, recipe.positive_class
+        )
 
     def _export(self) -> ExportResult:
         target = self.folder / "export"

@@ -38,6 +38,7 @@ class ScorerProcess:
         stall: Seconds for one job; a process that takes longer counts as hung and is killed.
         cache_bytes: Room of a cached student for the states of passages.
         index: An index whose stored states a cached student uses.
+        positive: Of a teacher's two classes the one of the right passages.
 
     Attributes:
         hello: What the process says about its model; None while no process is ready.
@@ -49,12 +50,11 @@ class ScorerProcess:
 
     def __init__(
         self, kind: str, folder: Path, *, backend: str = "auto", threads: int | None = None, stall: float = 60.0,
-        cache_bytes: int = 0, index: Path | None = None,
+        cache_bytes: int = 0, index: Path | None = None, positive: int = 1,
     ) -> None:  # fmt: skip
         worker = (sys.executable, "-P", "-m", "tmkd.serve.worker")  # -P: nothing is imported from the current folder
         self._command = [*worker, kind, str(folder), backend, str(threads or 0), str(cache_bytes)]
-        if index is not None:
-            self._command.append(str(index))
+        self._command += [str(index or ""), str(positive)]
         self._kind, self._folder, self._stall = kind, folder, stall
         self._digest = ""  # of the first process's model
         self._process: asyncio.subprocess.Process | None = None

@@ -9,6 +9,7 @@ from functools import partial
 
 from starlette.requests import Request
 
+from tmkd.inference.manifest import read_manifest
 from tmkd.serve.ask import Asker
 from tmkd.serve.body import Bodies, unless_gone
 from tmkd.serve.metrics import Metrics
@@ -49,8 +50,9 @@ class Server:
         }
         if settings.teacher is not None:
             self.scorers["teacher"] = ScorerProcess(
-                "teacher", settings.teacher, threads=settings.threads, stall=settings.stall
-            )
+                "teacher", settings.teacher, threads=settings.threads, stall=settings.stall,
+                positive=read_manifest(settings.model).positive,  # a teacher's folder does not say it
+            )  # fmt: skip
         self.queues: dict[str, BatchQueue] = {}
         self.asker: Asker | None = None
         self.student_kind = ""

@@ -4,10 +4,10 @@ It is a separate process so that tokenizing and scoring never block the server's
 engine does not end the server. Two jobs run at once: while one is scored, the next is tokenized.
 
     python -m tmkd.serve.worker student FOLDER BACKEND THREADS [CACHE [INDEX]]
-    python -m tmkd.serve.worker teacher FOLDER - THREADS
+    python -m tmkd.serve.worker teacher FOLDER - THREADS 0 "" POSITIVE
 
 CACHE is the room for states of passages, in bytes; INDEX an index whose stored states are used. Both are for students
-of the kind `cached`.
+of the kind `cached`. POSITIVE is the class of the right passages.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class _Model(Protocol):
     max_length: int
     classes: int
     labels: tuple[str, ...]
+    positive: int
     threads: int
 
     def score_pairs(self, questions: Sequence[str], passages: Sequence[str]) -> ScoredPairs: ...
@@ -52,7 +53,7 @@ class _Model(Protocol):
 class Teacher:
     """A model folder in PyTorch, which scores one job at a time."""
 
-    def __init__(self, folder: Path, threads: int | None) -> None:
+    def __init__(self, folder: Path, threads: int | None, positive: int = 1) -> None:
         with needs_extra("train"):
             from tmkd.core.hardware import prepare
             from tmkd.teachers.encoder import EncoderTeacher
@@ -61,7 +62,7 @@ class Teacher:
         teacher = EncoderTeacher(folder)
         self.backend, self.max_length, self.classes = "pytorch", teacher.max_length, teacher.classes
         self.labels = tuple(map(str, range(self.classes)))
-        self.threads = threads or usable_cores()
+        self.positive, self.threads = positive, threads or usable_cores()
         self._tokenizer, self._model = teacher.tokenizer, teacher.model
         self._lock = threading.Lock()
 
@@ -76,7 +77,9 @@ class Teacher:
         return ScoredPairs(logits, tokens > self.max_length, tokens)
 
 
-def open_model(kind: str, folder: Path, backend: str, threads: int | None, cache_bytes: int = 0) -> _Model:
+def open_model(
+    kind: str, folder: Path, backend: str, threads: int | None, cache_bytes: int = 0, positive: int = 1
+) -> _Model:
     """Open the student's scorer, or a teacher.
 
     Args:
@@ -85,13 +88,14 @@ def open_model(kind: str, folder: Path, backend: str, threads: int | None, cache
         backend: As `Scorer` takes it; of no effect for a teacher.
         threads: As `Scorer` takes it.
         cache_bytes: As `Scorer` takes it.
+        positive: For a teacher: of its two classes the one of the right passages. An export says it itself.
 
     Raises:
         TmkdError: The model cannot be opened, or has other than two classes.
     """
     model: _Model
     if kind == "teacher":
-        model = Teacher(folder, threads)
+        model = Teacher(folder, threads, positive)
     else:
         model = Scorer(folder, backend=backend, threads=threads, cache_bytes=cache_bytes)
     if model.classes != 2:
@@ -140,7 +144,7 @@ class Desk:
         strict = np.array([not group.truncate for group in job.groups for _ in group.texts], dtype=bool)
         found = self._model.score_pairs(questions, passages)
         too_long = [(int(row), int(found.tokens[row])) for row in np.flatnonzero(found.cut & strict)]
-        scores, tokens = log_odds(found.logits).astype(np.float64), found.tokens.astype(np.int64)
+        scores, tokens = log_odds(found.logits, self._model.positive).astype(np.float64), found.tokens.astype(np.int64)
         seconds, held = time.perf_counter() - start, getattr(self._model, "state_cache_bytes", 0)
         return Scored(job.number, scores.tobytes(), tokens.tobytes(), too_long, seconds, self._counted(), held)
 
@@ -175,7 +179,9 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def main(kind: str, folder: str, backend: str, threads: str, cache: str = "0", index: str = "") -> None:
+def main(
+    kind: str, folder: str, backend: str, threads: str, cache: str = "0", index: str = "", positive: str = "1"
+) -> None:
     """Score jobs until stdin ends. Arguments as on the command line above; `threads` 0 means all usable cores."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # so that what libraries print goes to stderr, and not between the messages
@@ -183,7 +189,7 @@ def main(kind: str, folder: str, backend: str, threads: str, cache: str = "0", i
     set_quiet(False)
     keep_freed_memory()
     try:
-        model = open_model(kind, Path(folder), backend, int(threads) or None, int(cache))
+        model = open_model(kind, Path(folder), backend, int(threads) or None, int(cache), int(positive))
     except TmkdError as error:
         answers.write(pack(Failed(-1, str(error))))
         answers.flush()

@@ -322,7 +322,7 @@ class QuestionAnswerer:
 
     def _windows_of(self, question: str, texts: Sequence[str]) -> list[list[Span]]:
         """As `Windows.of`; a passage that is stored as one text has one window, so its tokens need no counting."""
-        known = [self._windows.apart and self.retriever.stored(text) is not None for text in texts]
+        known = [self._windows.apart and self.retriever.is_stored(text) for text in texts]
         others = iter(self._windows.of(question, [text for text, one in zip(texts, known, strict=True) if not one]))
         return [[(0, len(text))] if one else next(others) for text, one in zip(texts, known, strict=True)]
 

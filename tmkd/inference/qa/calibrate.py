@@ -293,7 +293,7 @@ class _Pairs:
 
     @classmethod
     def of(cls, answerer: QuestionAnswerer, material: Material) -> _Pairs:
-        scores, labels = scored_pairs(answerer, material.pairs)
+        scores, labels = scored_pairs(answerer, material)
         return cls(np.array(scores, dtype=np.float64), np.array(labels, dtype=np.int64))
 
 

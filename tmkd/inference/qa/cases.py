@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError
+from tmkd.core.files import Quoting
 from tmkd.data.documents.index import DocumentIndex
 from tmkd.data.documents.text import text_hash
 from tmkd.data.pairs import Pairs
@@ -47,12 +48,14 @@ class Material:
         cases: The questions.
         headings: Whether retrieval may read the documents' headings. It may not where the questions were taken from
             the headings: it would find each answer by its own question.
+        positive: The label of the passages that answer.
     """
 
     name: str
     pairs: Pairs
     cases: list[Case]
     headings: bool
+    positive: int = 1
 
 
 @dataclass(frozen=True)
@@ -92,20 +95,24 @@ class Asked:
         return len(self.case.right & set(pids)) / len(self.case.right)
 
 
-def from_file(path: Path, index: DocumentIndex) -> Material:
+def from_file(path: Path, index: DocumentIndex, quoting: Quoting = "auto", positive: int = 1) -> Material:
     """Labelled pairs of a file. Their passages must be passages of the index, as `tmkd ask --json` prints them.
 
     Args:
         path: A file of pairs with labels 0 and 1.
         index: The index.
+        quoting: What a quote in a CSV or TSV file means (`tmkd.data.delimited.find_dialect`).
+        positive: The label of the passages that answer.
 
     Raises:
-        DataError: The file cannot be used, or the index holds none of the passages with label 1.
+        DataError: The file cannot be used, or the index holds none of the passages that answer.
     """
     from tmkd.data.rows import read_pairs
 
-    pairs = read_pairs(path, classes=2, need_labels=True)
-    return Material(path.name, pairs, _cases(pairs, index, str(path)), headings=True)
+    pairs = read_pairs(path, classes=2, need_labels=True, quoting=quoting)
+    return Material(
+        path.name, pairs, _cases(pairs, index, str(path), positive=positive), headings=True, positive=positive
+    )
 
 
 def built_in(index: DocumentIndex) -> tuple[Material, Material]:
@@ -133,12 +140,13 @@ def built_in(index: DocumentIndex) -> tuple[Material, Material]:
 
 
 def _cases(
-    pairs: Pairs, index: DocumentIndex, source: str, answers: Mapping[str, Iterable[str]] | None = None
-) -> list[Case]:
+    pairs: Pairs, index: DocumentIndex, source: str, answers: Mapping[str, Iterable[str]] | None = None, *,
+    positive: int = 1,
+) -> list[Case]:  # fmt: skip
     right: dict[str, set[str]] = {}
     questions: dict[str, str] = {}
     for qid, question, passage, label in zip(pairs.qids, pairs.questions, pairs.passages, pairs.labels, strict=True):
-        if label == 1:
+        if label == positive:
             questions.setdefault(qid, question)
             right.setdefault(qid, set((answers or {}).get(qid, ()))).add(text_hash(passage))
     holding = index.holding(pid for pids in right.values() for pid in pids)
@@ -149,8 +157,8 @@ def _cases(
             cases.append(Case(qid, questions[qid], frozenset(pids), documents))
     if not cases:
         raise DataError(
-            f"{source}: none of the passages that it labels 1 is in {index.folder}; label passages as the index holds "
-            "them (`tmkd ask --json` prints them), or index the documents that they come from"
+            f"{source}: none of the passages that it labels {positive} is in {index.folder}; label passages as the "
+            "index holds them (`tmkd ask --json` prints them), or index the documents that they come from"
         )
     if len(cases) < len(right):
         logger.info(
@@ -177,8 +185,9 @@ def _ask(answerer: QuestionAnswerer, case: Case, candidates: int, headings: bool
     return Asked(case, present, absent, dict(zip(both, scored, strict=True)), candidates)
 
 
-def scored_pairs(answerer: QuestionAnswerer, pairs: Pairs) -> tuple[list[float], list[int]]:
-    """The student's log-odds and the label of every pair that has a label."""
+def scored_pairs(answerer: QuestionAnswerer, material: Material) -> tuple[list[float], list[int]]:
+    """The student's log-odds of every pair that has a label, and 1 where the pair's passage answers, else 0."""
+    pairs = material.pairs
     questions, passages, labels = pairs.questions, pairs.passages, pairs.labels.tolist()
     known = [row for row, label in enumerate(labels) if label >= 0]
     scores: list[float] = []
@@ -186,7 +195,7 @@ def scored_pairs(answerer: QuestionAnswerer, pairs: Pairs) -> tuple[list[float],
         for part in _parts(known, 512):
             scores += answerer.scorer.scores([questions[row] for row in part], [passages[row] for row in part]).tolist()
             bar.advance(len(part))
-    return scores, [labels[row] for row in known]
+    return scores, [int(labels[row] == material.positive) for row in known]
 
 
 def _parts(rows: Sequence[int], size: int) -> Iterable[Sequence[int]]:

@@ -150,6 +150,10 @@ class Retriever:
         """The stored states of a text: a passage that the encoder reads whole, or a window of a longer one."""
         return None if self.store is None else self.store.get(text_key(text))
 
+    def is_stored(self, text: str) -> bool:
+        """Whether a text is stored as one. Its states are not read, so they may be damaged."""
+        return self.store is not None and text_key(text) in self.store
+
     def refresh(self) -> None:
         """Show what the index and its states hold now, also where it had no states. Running searches go on undisturbed.
 

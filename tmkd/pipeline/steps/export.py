@@ -22,6 +22,7 @@ def export_step(
     task: TaskData,
     backends: Sequence[str] | None,
     labels: Sequence[str] | None = None,
+    positive: int = 1,
 ) -> Step:
     """Export a student into folder `export/` of a step.
 
@@ -31,18 +32,20 @@ def export_step(
         task: its training pairs calibrate int8, its development set is what the parity gate scores.
         backends: what to write; every backend whose tools are installed unless given.
         labels: names of the classes, where the recipe has some.
+        positive: of two classes the one of the right passages.
     """
     names = list(backends or writable())
     calibration = choose_calibration(task.train)
     content = depends_on(
-        settings={"backends": names, "labels": labels},
+        settings={"backends": names, "labels": labels, "positive": None if positive == 1 else positive},
         inputs={"student": student, "dev": task.dev, "calibration": calibration},
     )
 
     def build(folder: Path) -> None:
         export_student(
-            student.folder, task.dev, folder / "export", calibration=calibration, backends=names, labels=labels
-        )
+            student.folder, task.dev, folder / "export", calibration=calibration, backends=names, labels=labels,
+            positive=positive,
+        )  # fmt: skip
 
     return workspace.step("export", content, build, label="export")
 
