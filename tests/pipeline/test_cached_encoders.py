@@ -27,6 +27,7 @@ from tmkd.models.predict import score
 from tmkd.models.student import Student
 from tmkd.models.text_reader import TextReader
 from tmkd.models.text_tokenizer import TextTokenizer
+from tmkd.pipeline.preflight import require_runnable
 from tmkd.pipeline.run import Run
 from tmkd.pipeline.steps.speed import CachedScorer
 from tmkd.pipeline.steps.states import TextReading
@@ -217,6 +218,17 @@ def test_each_kind_of_student_starts_from_a_stage_1_of_its_own(scored_recipe: Pa
     assert again(f"cached.stage1_from={cached}", own) == [True, False]
     with pytest.raises(TmkdError, match=r"is a layered one, and .* of tmkd@cached .*cached.stage1_from a cached one"):
         again(f"stage1_from={layered}")
+
+
+def test_questions_that_their_own_encoder_cuts_are_told_before_any_training(scored_recipe: Path) -> None:
+    asking = tiny("bert", scored_recipe.parent / "asking")
+    for keys, told in (([f"cached.question_encoder={asking}"], True), ([], False)):
+        run = run_of(scored_recipe, "methods=[tmkd]", "max_length=8", *keys)
+        require_runnable(run.data)
+        warnings = run.data.task.counts["train"].warnings
+        assert any("of the questions are longer than max_length (8 tokens)" in one for one in warnings) == told, (
+            warnings
+        )
 
 
 def test_an_encoder_of_questions_of_another_width_is_refused(scored_recipe: Path) -> None:

@@ -17,6 +17,7 @@ from tmkd.data.row_counts import RowCounts
 from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.student import Student
+from tmkd.models.text_tokenizer import TextTokenizer
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.preflight import warn_of_unread_text
 
@@ -251,6 +252,22 @@ def test_text_that_the_encoder_cannot_read_gets_a_word() -> None:
     assert "of the tokens are unknown to the encoder's vocabulary: it cannot read this text" in warning
     assert int(warning.partition("%")[0]) > 20
     assert unread([], []) == []
+
+
+def test_questions_that_their_own_encoder_cannot_read_get_a_word() -> None:
+    counts, folder = RowCounts("train"), find_encoder("builtin:minilm-l6")
+    passages = [f"Use cp, as in example {n}." for n in range(3)]
+    foreign = Pairs.build(["如何复制文件夹里的档案？"] * 3, passages)
+    warn_of_unread_text(foreign, TextTokenizer(folder, 64), counts)
+    assert counts.warnings == []  # the passages can be read
+    warn_of_unread_text(foreign, TextTokenizer(folder, 64), counts, "questions")
+    long = Pairs.build(["word " * 100, "Why?", "How?"], passages)
+    warn_of_unread_text(long, TextTokenizer(folder, 64), counts, "questions")
+    unknown, cut = counts.warnings
+    assert "of the tokens of the questions are unknown to cached.question_encoder's vocabulary" in unknown
+    assert cut.startswith(
+        "33% of the questions are longer than max_length (64 tokens) and are cut; raise it, or cut the q"
+    )
 
 
 def test_pairs_that_are_cut_get_a_word() -> None:

@@ -87,10 +87,7 @@ def _require_encoders(data: RunData) -> None:
 def _require_cached(recipe: Recipe) -> None:
     """The encoder of cached students can read the texts, and their shape fits it."""
     shape, spec = recipe.cached, recipe.cached_encoder
-    source = cached_encoder(recipe)
-    require_fit(source, length=recipe.max_length)
-    require_finite_weights(source)
-    width = hidden_width(source)
+    width = _require_reader(cached_encoder(recipe), recipe)
     if shape.state_size > width:
         raise RecipeError(
             f"cached.state_size: {shape.state_size}, but the hidden states of {spec} are {width} numbers; use at most "
@@ -105,24 +102,22 @@ def _require_cached(recipe: Recipe) -> None:
             key="cached.heads",
             value=shape.heads,
         )
-    if shape.question_encoder is not None:
-        _require_question_encoder(recipe, width)
-
-
-def _require_question_encoder(recipe: Recipe, width: int) -> None:
-    """The encoder of questions can read them, and its embeddings have a cosine with those of the passages."""
-    spec = str(recipe.cached.question_encoder)
-    asking = find_encoder(spec)
-    require_fit(asking, length=recipe.max_length)
-    require_finite_weights(asking)
-    if hidden_width(asking) != width:
+    spec = shape.question_encoder
+    if spec is not None and (asking := _require_reader(find_encoder(spec), recipe)) != width:
         raise RecipeError(
-            f"cached.question_encoder: the hidden states of {spec} are {hidden_width(asking)} numbers, and those of "
+            f"cached.question_encoder: the hidden states of {spec} are {asking} numbers, and those of "
             f"{recipe.cached_encoder}, which reads the passages, are {width}: the two embeddings have no cosine, at "
             "which training starts; give encoders of one width",
             key="cached.question_encoder",
             value=spec,
         )
+
+
+def _require_reader(source: Path, recipe: Recipe) -> int:
+    """An encoder of single texts can read them; gives the width of its hidden states."""
+    require_fit(source, length=recipe.max_length)
+    require_finite_weights(source)
+    return hidden_width(source)
 
 
 def _require_stage1(recipe: Recipe, folder: Path, methods: list[Method]) -> None:
@@ -188,49 +183,54 @@ def _warn_of_unread_text(data: RunData) -> None:
     """Say where the encoder cannot read much of the text: tokens unknown to its vocabulary, pairs that are cut."""
     recipe, task = data.recipe, data.task
     kinds = {method.encoder for method in recipe.chosen_methods}
-    readers: list[tuple[type[PairTokenizer | TextTokenizer], str]] = []
+    readers: list[tuple[str, str]] = []
     if "bottom" in kinds or any(map(recipe.fine_tunes_own, recipe.used_teachers)):
-        readers.append((PairTokenizer, recipe.encoder))
+        readers.append(("pairs", recipe.encoder))
     if "cached" in kinds:
-        readers.append((TextTokenizer, recipe.cached_encoder))
+        readers.append(("passages", recipe.cached_encoder))
+        readers += [("questions", spec) for spec in [recipe.cached.question_encoder] if spec is not None]
     parts = task.labelled | ({} if task.pool is None else {"pool": task.pool})
-    for reader, encoder in readers:
-        looked = f"looked at {id(task)} with {reader.__name__} of {encoder}, {recipe.max_length}"
+    for what, encoder in readers:
+        looked = f"looked at {what} of {id(task)} with {encoder}, {recipe.max_length}"
         if looked in data.cache.said:  # a study asks for every student
             continue
         data.cache.said.add(looked)
-        tokenizer = reader(find_encoder(encoder), recipe.max_length)
+        tokenizer = (PairTokenizer if what == "pairs" else TextTokenizer)(find_encoder(encoder), recipe.max_length)
         for name, part in parts.items():
-            warn_of_unread_text(part, tokenizer, task.counts[name])
+            warn_of_unread_text(part, tokenizer, task.counts[name], what)
 
 
-def warn_of_unread_text(part: Pairs, tokenizer: PairTokenizer | TextTokenizer, counts: RowCounts) -> None:
+def warn_of_unread_text(
+    part: Pairs, tokenizer: PairTokenizer | TextTokenizer, counts: RowCounts, what: str = "passages"
+) -> None:
     """Warn where many tokens of pairs are unknown to a tokenizer, or many texts are cut; measured on a sample.
 
     Args:
         part: the pairs.
-        tokenizer: of the model that reads them, or of one that reads their passages alone.
+        tokenizer: of the model that reads them, or of one that reads their passages or their questions alone.
         counts: keeps the warnings.
+        what: which texts a `TextTokenizer` reads: `passages` or `questions`.
     """
     sample = part.take(np.unique(np.linspace(0, len(part) - 1, _SAMPLE).astype(np.int64))) if len(part) else part
     if not len(sample):
         return
     if isinstance(tokenizer, TextTokenizer):
-        what, (encoded, tokens) = "passages", tokenizer.encode_counted(sample.passages)
+        encoded, tokens = tokenizer.encode_counted(getattr(sample, what))
     else:
         what, (encoded, tokens) = "pairs", tokenizer.encode_counted(sample.questions, sample.passages)
     ids = np.concatenate([np.asarray(one) for one in encoded.ids])
     unknown = float((ids == tokenizer.unknown_id).mean()) if tokenizer.unknown_id is not None else 0.0
     cut = float((tokens > tokenizer.max_length).mean())
+    of, whose = (" of the questions", "cached.question_encoder") if what == "questions" else ("", "the encoder")
     if unknown >= _UNKNOWN:
         counts.warn(
-            f"{unknown:.0%} of the tokens are unknown to the encoder's vocabulary: it cannot read this text. Take an "
+            f"{unknown:.0%} of the tokens{of} are unknown to {whose}'s vocabulary: it cannot read this text. Take an "
             "encoder that was trained on its language"
         )
     if cut >= _CUT:
         counts.warn(
             f"{cut:.0%} of the {what} are longer than max_length ({tokenizer.max_length} tokens) and are cut; raise "
-            "it, or cut the passages"
+            f"it, or cut the {what if what == 'questions' else 'passages'}"
         )
 
 
