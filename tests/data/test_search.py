@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 from qa_fixtures import document, index_of
 
 from tmkd.core.errors import DataError
-from tmkd.data.documents.bm25 import PassageIndex
+from tmkd.data.documents.bm25 import PassageIndex, pair_scores
 from tmkd.data.documents.index import DocumentIndex, update_index
 from tmkd.data.documents.index_files import CARD
 from tmkd.data.documents.passages import Passage
@@ -144,3 +145,16 @@ def test_an_index_of_an_older_version_says_what_to_run(tmp_path: Path) -> None:
     (folder / CARD).write_text('{"format": 1}')
     with pytest.raises(DataError, match=r"index of format 1, this version reads 2; remove it and make one with: tmkd"):
         DocumentIndex.open(folder)
+
+
+def test_the_score_of_a_pair_is_that_of_the_index_and_by_hand() -> None:
+    passages = ["The kernel boots.", "Booting the kernel needs a loader and an initial disk.", "Cheese is yellow."]
+    questions = ["How do kernels boot?"] * 3
+    found = pair_scores(questions, passages)
+    # Stems kernel and boot, each in 2 of 3 passages of 3, 10 and 3 words: idf ln(1 + 1.5 / 2.5), mean length 16 / 3.
+    rarity, mean = math.log(1 + 1.5 / 2.5), 16 / 3
+    by_hand = [2 * rarity * 2.2 / (1 + 1.2 * (0.25 + 0.75 * length / mean)) for length in (3, 10)]
+    assert found == pytest.approx([*by_hand, 0])
+    index = PassageIndex.build([Passage(str(n), text, "", (), "", "") for n, text in enumerate(passages)])
+    assert [score for _, score in index.search(questions[0], 3)] == pytest.approx(by_hand, rel=1e-4)
+    assert pair_scores(["of the"], ["of the people"])[0] > 0  # function words alone are searched for

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Resamples, distributions, interval
-from tmkd.evaluation.comparison import compare, disagreements
+from tmkd.evaluation.comparison import ComparisonOptions, compare, disagreements
 from tmkd.evaluation.metrics import Questions, SortedPairs, ranking_metrics
 from tmkd.evaluation.report import headline, write_report
 from tmkd.evaluation.results import ModelOutput, Results
@@ -239,3 +239,67 @@ def test_speed_is_measured_per_scorer() -> None:
     )  # fmt: skip
     assert found["fast"].pairs_per_second > found["slow"].pairs_per_second
     assert set(found["fast"].milliseconds) == {10, 25}
+
+
+def test_an_ensemble_that_is_no_better_than_one_teacher_is_said_to_be_none() -> None:
+    pairs = rows(120)
+    found = outputs(pairs)
+    generator = np.random.default_rng(5)
+
+    def model(strength: float) -> np.ndarray:
+        return logits(strength * pairs.labels + generator.normal(size=len(pairs)))[None]
+
+    best = ComparisonOptions(best_teacher="teacher:t1", resamples=300)
+    found[0] = ModelOutput("teacher:t1", "teacher", model(4.0))
+    results = compare(pairs, found, classes=2, task="a task", options=best)
+    assert results.relative_to == "teacher:t1"
+    assert results.ensemble_lead is not None
+    assert results.ensemble_lead.significant
+    sentence = (
+        "The ensemble is significantly worse than the best single teacher on the development set, t1, in the mean of"
+    )
+    assert results.standing()[0].startswith(sentence)
+    assert results.standing()[0].endswith("what is kept is relative to t1.")
+    student, top = (next(row for row in results.methods if row.name == name) for name in ("tmkd", "teacher:t1"))
+    assert student.kept["auc"].mean == pytest.approx(student.metrics["auc"].mean / top.metrics["auc"].mean)
+    by_hand = [(row.metrics["auc"].mean + row.metrics["mrr"].mean) / 2 for row in results.methods]
+    assert results.ensemble_lead.value.mean == pytest.approx(by_hand[2] - by_hand[0])
+    named = {(d.first, d.second) for d in results.differences}
+    assert {("tmkd", "teacher:t1"), ("tmkd", "teacher-ensemble")} <= named
+
+    found[0] = ModelOutput("teacher:t1", "teacher", found[2].logits)
+    level = compare(pairs, found, classes=2, task="a task", options=best)
+    assert level.relative_to == "teacher-ensemble"
+    assert "The ensemble is not significantly better than the best single teacher" in level.standing()[0]
+    assert level.to_json()["ensemble"]["lead"]["real"] is False
+
+
+def test_the_first_sentence_says_whether_the_student_is_ahead_of_what_is_free(tmp_path: Path) -> None:
+    pairs = rows(120)
+    generator = np.random.default_rng(6)
+
+    def model(strength: float) -> np.ndarray:
+        return logits(strength * pairs.labels + generator.normal(size=len(pairs)))[None]
+
+    free = [ModelOutput("bm25", "free", model(0.3)), ModelOutput("cosine", "free", model(0.6))]
+    options, few = ComparisonOptions(resamples=300, free=("teacher:t2",)), ComparisonOptions(resamples=300)
+    results = compare(pairs, [*outputs(pairs), *free], classes=2, task="a task", options=options)
+    assert [row.name for row in results.free] == ["bm25", "cosine"]
+    assert "bm25" not in [row.name for row in results.methods]
+    assert all("accuracy" not in row.metrics for row in results.free)
+    assert {d.second for d in results.against_free} == {"bm25", "cosine", "teacher:t2"}
+    assert results.against_free[0].second == "teacher:t2"  # the best of them first
+    weak = compare(pairs, [*outputs(pairs), *free], classes=2, task="a task", options=few)
+    sentence = "tmkd is significantly ahead of the best that trains nothing, cosine, in the mean of ROC-AUC and MRR by"
+    assert weak.standing()[0].startswith(sentence)
+    write_report(tmp_path, weak)
+    page = (tmp_path / "report.html").read_text()
+    assert page.index(sentence) < page.index("became one student")
+    strong = [ModelOutput("bm25", "free", model(6.0))]
+    behind = compare(
+        pairs, [*outputs(pairs), *strong], classes=2, task="a task", options=ComparisonOptions(resamples=300)
+    )
+    assert behind.standing()[0].startswith("tmkd is significantly behind the best that trains nothing, bm25, in")
+    same = [ModelOutput("bm25", "free", outputs(pairs)[-1].logits)]
+    level = compare(pairs, [*outputs(pairs), *same], classes=2, task="a task", options=few)
+    assert level.standing()[0].startswith("tmkd is not significantly ahead of the best that trains nothing, bm25, in")

@@ -11,7 +11,7 @@ import pytrec_eval
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.comparison import ComparisonOptions, compare, disagreements
 from tmkd.evaluation.metrics import Questions, ranking_metrics
-from tmkd.evaluation.ranking import RANKING, first_right, ranking_values
+from tmkd.evaluation.ranking import RANKING, first_right, fused_ranks, ranking_values
 from tmkd.evaluation.results import ModelOutput
 
 TREC = {"mrr": "recip_rank", "map": "map", "ndcg@10": "ndcg_cut_10"}
@@ -115,3 +115,9 @@ def test_the_positive_class_is_the_one_that_is_ranked_first() -> None:
     wrong = compare(pairs, [output], classes=2, task="t", options=ComparisonOptions(resamples=50)).methods[0].to_json()
     assert wrong["mrr"] != found[0]["mrr"]
     assert wrong["accuracy"] == found[0]["accuracy"]
+
+
+def test_reciprocal_rank_fusion_by_hand() -> None:
+    groups = np.array([0, 0, 0, 1])
+    found = fused_ranks(groups, [np.array([3.0, 2.0, 1.0, 9.0]), np.array([5.0, 7.0, 5.0, 0.0])])
+    assert found == pytest.approx([1 / 61 + 1 / 62.5, 1 / 62 + 1 / 61, 1 / 63 + 1 / 62.5, 2 / 61])

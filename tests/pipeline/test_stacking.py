@@ -16,6 +16,7 @@ from encoder_fixtures import tiny
 from tmkd.config.load import parse_recipe
 from tmkd.core.errors import DataError, RecipeError
 from tmkd.models.card import read_card
+from tmkd.pipeline.development import teachers_on_development
 from tmkd.pipeline.run import Run
 
 NUMBERS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}
@@ -66,6 +67,10 @@ def test_a_whole_run_with_a_stacked_ensemble(tmkd: Tmkd, tmp_path: Path) -> None
     assert {row["teacher"] for row in results["leave_one_out"]} == {"mine", "judge", "noise"}
     without = next(row for row in results["leave_one_out"] if row["teacher"] == "judge")
     assert without["auc"]["mean"] < rows["teacher-ensemble"]["auc"]["mean"]
+    assert [row["name"] for row in results["free"]] == ["bm25", "cosine", "bm25+cosine"]
+    assert "trains nothing" in results["standing"][0]
+    assert results["development"]["best"] == results["ensemble"]["against"] == "teacher:judge"
+    assert results["ensemble"]["relative_to"] in ("teacher:judge", "teacher-ensemble")
     assert "How the teachers are weighed" in Path("workspace/runs/stacked/report/report.html").read_text()
     (learned,) = read_card(Path("workspace/runs/stacked/student")).teachers or ()
     assert learned.startswith("stacked ")
@@ -77,6 +82,22 @@ def test_a_whole_run_with_a_stacked_ensemble(tmkd: Tmkd, tmp_path: Path) -> None
     assert "weights" not in json.loads(again.stdout).get("ensemble", {})
     (mean,) = read_card(Path("workspace/runs/mean/student")).teachers or ()
     assert mean.startswith("mean of ")
+
+
+def test_a_teacher_behind_the_untrained_cosine_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys = content(tmp_path, teachers=COLUMNS, encoder="builtin:minilm-l6", ensemble="mean")
+    labels = Run(parse_recipe(keys, "test"), tmp_path / "workspace").labels
+    found = teachers_on_development(labels)
+    assert found["values"]["judge"] > found["cosine"] - 0.5
+    assert found["behind"] == [name for name in ("judge", "noise") if found["values"][name] < found["cosine"]]
+    assert "noise" in found["behind"]
+    assert found["best"] == "teacher:judge"
+    assert found["metrics"] == ["auc", "mrr"]
+    warned = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert any(one.startswith("teacher noise is behind the cosine of builtin:minilm-l6") for one in warned)
+    teachers_on_development(labels)
+    again = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert again == warned  # said once
 
 
 def test_the_soft_labels_are_the_weighted_log_odds(tmp_path: Path) -> None:

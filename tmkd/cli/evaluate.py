@@ -35,6 +35,8 @@ def evaluate(
     columns = {name: column for name, column in given.items() if column is not None}
     results = api.Run.open(run).evaluate(pairs, columns=columns, quoting=quoting, speed=speed)
     give(json_file, results.to_json(), results.tables())
+    for sentence in results.standing():
+        say(sentence)
 
 
 def overall(

@@ -33,7 +33,7 @@ def run(
     """
     done = _run(recipe, overrides, workspace).run(jobs)
     give(json_file, done.results.to_json(), [done.results.table()])
-    for sentence in done.results.verdicts():
+    for sentence in [*done.results.standing(), *done.results.verdicts()]:
         say(sentence)
     say(f"report:    {done.report}")
     opens = "opens with transformers; " if (done.export / "model.safetensors").is_file() else ""  # not of a cached one

@@ -32,6 +32,8 @@ class ComparisonOptions:
         resamples: bootstrap resamples.
         seed: of the bootstrap.
         positive: of two classes, the one whose passages are right: ranking metrics rank it first.
+        best_teacher: the single teacher that the ensemble is compared with, the best on the development set.
+        free: names of models that train nothing, besides those of the kind `free`.
     """
 
     ensemble: str = ENSEMBLE
@@ -40,6 +42,8 @@ class ComparisonOptions:
     resamples: int = 1000
     seed: int = 0
     positive: int = 1
+    best_teacher: str = ""
+    free: tuple[str, ...] = ()
 
 
 DEFAULT_OPTIONS = ComparisonOptions()
@@ -75,10 +79,14 @@ def compare(
     teachers = [output.name for output in outputs if output.kind == "teacher"]
     relative_to = teachers[0] if len(teachers) == 1 and options.ensemble not in names else options.ensemble
     draws = Resamples(questions, options.resamples, options.seed)
-    drawn = {
-        o.name: distributions(draws, turned(o.checked(len(pairs), classes)[:, known], options.positive))
-        for o in outputs
-    }
+    checked = {one.name: one.checked(len(pairs), classes)[:, known] for one in outputs}
+    drawn = {name: distributions(draws, turned(logits, options.positive)) for name, logits in checked.items()}
+    free = [output.name for output in outputs if output.kind == "free"]
+    for name in free:
+        drawn[name].pop("accuracy")  # it ranks, and decides nothing
+    lead = _lead(options.ensemble, options.best_teacher, drawn, questions)
+    if lead is not None and lead.value.mean < 0:
+        relative_to = options.best_teacher
     chance = chance_levels(draws, classes)
     rows = []
     for output in outputs:
@@ -90,14 +98,44 @@ def compare(
         task=task,
         rows=len(known),
         questions=len(questions.names),
-        methods=rows,
-        differences=_differences(outputs, drawn, relative_to, questions),
+        methods=[row for row in rows if row.kind != "free"],
+        free=[row for row in rows if row.kind == "free"],
+        differences=_differences(outputs, drawn, {relative_to, options.ensemble}, questions),
+        ensemble_lead=lead,
+        against_free=_against_free(options.taken, [*free, *options.free], drawn, questions),
         ranked=int(questions.ranked.sum()),
         taken=options.taken,
         relative_to=relative_to,
         reference_column=pairs.reference.column if pairs.reference else None,
         chance={name: level for name, (level, _) in chance.items() if any(name in one for one in drawn.values())},
     )
+
+
+def _headline(drawn: dict[str, Distribution]) -> tuple[str, Distribution]:
+    """The number that decides between two models: the mean of ROC-AUC and MRR, or what there is of them."""
+    both = [name for name in ("auc", "mrr") if name in drawn]
+    if len(both) < 2:
+        name = both[0] if both else "accuracy"
+        return name, drawn[name]
+    (auc, auc_spread), (mrr, mrr_spread) = (drawn[name] for name in both)
+    return "auc+mrr", ((auc + mrr) / 2, (auc_spread + mrr_spread) / 2)
+
+
+def _lead(first: str, second: str, drawn: Distributions, questions: Questions) -> Difference | None:
+    """The difference of two models in what decides; None where one is not measured, or a single question is."""
+    if first not in drawn or second not in drawn or first == second:
+        return None
+    (metric, (value, spread)), (other, (theirs, their_spread)) = (_headline(drawn[name]) for name in (first, second))
+    if metric != other or any(questions.count(name) < 2 for name in metric.split("+")):
+        return None
+    return Difference(first, second, metric, interval(value - theirs, spread - their_spread))
+
+
+def _against_free(taken: str, free: Sequence[str], drawn: Distributions, questions: Questions) -> list[Difference]:
+    """The differences of the exported student to everything that is free, the best of that first."""
+    names = [name for name in dict.fromkeys(free) if name in drawn and "auc" in drawn[name]]
+    found = [lead for name in names if (lead := _lead(taken, name, drawn, questions)) is not None]
+    return sorted(found, key=lambda lead: lead.value.mean)
 
 
 def labelled_questions(pairs: Pairs, positive: int = 1) -> tuple[NDArray[np.int64], Questions]:
@@ -155,16 +193,16 @@ def _add_shares(
 
 
 def _differences(
-    outputs: Sequence[ModelOutput], drawn: Distributions, ensemble: str, questions: Questions
+    outputs: Sequence[ModelOutput], drawn: Distributions, tops: set[str], questions: Questions
 ) -> list[Difference]:
-    """The differences of every two students or baselines, and of each of them to the ensemble.
+    """The differences of every two students or baselines, and of each of them to the ensemble and the best teacher.
 
     A student is named before a baseline. A metric over a single question is skipped: every resample is that question,
     so the interval has no width and any difference would look significant.
     """
     order = {"baseline": 0, "student": 1}
     small = sorted((o for o in outputs if o.kind in order), key=lambda o: order[o.kind])
-    ensembles = [output for output in outputs if output.name == ensemble]
+    ensembles = [output for output in outputs if output.name in tops]
     found = []
     for place, first in enumerate(small):
         for second in (*small[:place], *ensembles):

@@ -150,6 +150,7 @@ def headline(results: Results) -> str:
         kind = "interaction layer" if once else "layer"
         text += f" of {student.size['layers']} {kind}{'s' if student.size['layers'] > 1 else ''}"
     whose = "the ensemble's" if results.relative_to == ENSEMBLE else "the teacher's"
+    whose = "the best teacher's" if results.relative_to != ENSEMBLE and len(teachers) > 1 else whose
     kept = [
         f"{percent(student.kept[name])} of {whose} {TITLES[name]}"
         for name in results.headline_metrics

@@ -16,9 +16,9 @@ from rich.table import Table
 from tmkd.core.errors import DataError
 from tmkd.evaluation.bootstrap import MAX_SEEDS, Interval
 from tmkd.evaluation.ranking import Floats
-from tmkd.evaluation.significance import TITLES, Difference, verdict
+from tmkd.evaluation.significance import TITLES, Difference, against_free_sentence, ensemble_sentence, verdict
 
-Kind = Literal["teacher", "ensemble", "baseline", "student"]
+Kind = Literal["teacher", "ensemble", "baseline", "student", "free"]
 METRICS = ("accuracy", "auc", "spearman", "mrr", "map", "ndcg@10")
 ENSEMBLE = "teacher-ensemble"
 AGREEMENT = "agreement"
@@ -30,7 +30,7 @@ class ModelOutput:
 
     Attributes:
         name: what tables and reports call it.
-        kind: teacher, ensemble, baseline or student.
+        kind: teacher, ensemble, baseline, student, or free (nothing is trained, and it only ranks).
         logits: [S, N, C] floats: S seeds (a teacher has one), N pairs, C classes.
         parameters: number of parameters, None where unknown.
         encoder_parameters: how many of them are of an encoder that reads each text by itself, passages beforehand; None
@@ -89,7 +89,7 @@ class ModelResult:
 
     Attributes:
         name: what tables and reports call it.
-        kind: teacher, ensemble, baseline or student.
+        kind: teacher, ensemble, baseline, student, or free (nothing is trained, and it only ranks).
         seeds: how many seeds the metrics are averaged over.
         metrics: mean over seeds with its 95% interval, by metric.
         kept: the metric divided by the ensemble's (or the only teacher's), by metric. Students and baselines only.
@@ -171,7 +171,12 @@ class Results:
         ranked: the questions that MRR, MAP and nDCG@10 are averaged over: those with a positive and a negative pair.
         taken: the model that the run exports.
         choice: how it was chosen, where the development set decided: {"method", "metrics", "development"}.
-        relative_to: the model that shares are relative to: the ensemble, or the only teacher.
+        relative_to: the model that shares are relative to: the better of the ensemble and the best single teacher, or
+            the only teacher.
+        free: baselines that train nothing, with what they have of the metrics.
+        against_free: the exported student minus each model that trains nothing, the best of these first.
+        ensemble_lead: the ensemble minus the teacher that is best on the development set.
+        development: what the development set says of the teachers (`tmkd.pipeline.development`).
         reference_column: the score column that stood for golden labels, if one did. The teacher that made it, and every
             ensemble with that teacher, is not measured.
         chance: what each metric is by chance.
@@ -198,6 +203,10 @@ class Results:
     taken: str = "tmkd"
     choice: dict[str, Any] = field(default_factory=dict)
     relative_to: str = ENSEMBLE
+    free: list[ModelResult] = field(default_factory=list)
+    against_free: list[Difference] = field(default_factory=list)
+    ensemble_lead: Difference | None = None
+    development: dict[str, Any] = field(default_factory=dict)
     reference_column: str | None = None
     chance: dict[str, float] = field(default_factory=dict)
     exports: list[dict[str, Any]] = field(default_factory=list)
@@ -220,6 +229,16 @@ class Results:
         """The metrics that short texts name: ROC-AUC and MRR, or accuracy where there are neither."""
         return [name for name in ("auc", "mrr") if name in self.metrics] or ["accuracy"]
 
+    def standing(self) -> list[str]:
+        """Whether the exported student is ahead of what is free, and the ensemble of its best teacher."""
+        found = [against_free_sentence(self.taken, self.against_free[0])] if self.against_free else []
+        if self.ensemble_lead is not None:
+            found.append(ensemble_sentence(self.ensemble_lead, self.relative_to))
+        if self.development.get("behind"):
+            behind = ", ".join(self.development["behind"])
+            found.append(f"Behind the cosine of the encoder with nothing trained, on the development set: {behind}.")
+        return found
+
     def verdicts(self, name: str = "") -> list[str]:
         """One sentence per headline metric: which models this one is significantly better or worse than.
 
@@ -236,9 +255,15 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """The content of results.json; what is empty is absent."""
+        lead = self.ensemble_lead
+        better = {"against": lead.second, "lead": lead.to_json(), "relative_to": self.relative_to} if lead else {}
         optional = {
+            "standing": self.standing(),
+            "free": [row.to_json() for row in self.free],
+            "against_free": [difference.to_json() for difference in self.against_free],
+            "development": self.development,
             "choice": self.choice,
-            "ensemble": self.ensemble,
+            "ensemble": {**self.ensemble, **better},
             "coverage": self.coverage,
             "reliability": self.reliability,
             "exports": self.exports,
@@ -272,7 +297,7 @@ class Results:
         table = Table(title=title, title_justify="left")
         for column in ("model", *(TITLES[name] for name in names), kept_title, "pairs/s", "parameters"):
             table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
-        for row in self.methods:
+        for row in [*self.methods, *self.free]:
             cells = [f"{m.mean:.3f}\n{m.low:.2f}-{m.high:.2f}" if (m := row.metrics.get(n)) else "" for n in names]
             shares = [row.kept[name] for name in self.headline_metrics if name in row.kept]
             kept = "\n".join(f"{one.mean:.1%} ({100 * one.low:.0f}-{100 * one.high:.0f})" for one in shares)

@@ -21,6 +21,7 @@ TITLES = {
     "ndcg@10": "nDCG@10",
     "agreement": "agreement",
     "mean": "the mean over tasks",
+    "auc+mrr": "the mean of ROC-AUC and MRR",
 }
 """What the reports call each metric."""
 
@@ -99,6 +100,41 @@ def verdict(model: str, differences: Sequence[Difference]) -> str:
     ]
     clauses += [f"does not differ significantly from {_listed(level)}"] if level else []
     return f"In {TITLES[differences[0].metric]} {model} {'; it '.join(clauses)}."
+
+
+def against_free_sentence(taken: str, lead: Difference) -> str:
+    """Say whether the exported student is ahead of the best model that trains nothing.
+
+    Args:
+        taken: the student.
+        lead: the student minus that model.
+    """
+    other, by = lead.second.removeprefix("teacher:"), f"{abs(lead.value.mean):.3f}"
+    span = f"(95% interval {lead.value.low:+.3f} to {lead.value.high:+.3f})"
+    best = f"the best that trains nothing, {other}, in {TITLES[lead.metric]}"
+    if lead.significant:
+        return f"{taken} is significantly {'ahead of' if lead.value.mean > 0 else 'behind'} {best} by {by} {span}."
+    word = "ahead of" if lead.value.mean > 0 else "behind"
+    return f"{taken} is not significantly ahead of {best}: it is {by} {word} it {span}."
+
+
+def ensemble_sentence(lead: Difference, relative_to: str) -> str:
+    """Say whether the ensemble is better than the best single teacher, and what `kept` is relative to.
+
+    Args:
+        lead: the ensemble minus the teacher that is best on the development set.
+        relative_to: the better of the two.
+    """
+    best, by = lead.second.removeprefix("teacher:"), f"{abs(lead.value.mean):.3f}"
+    span = f"(95% interval {lead.value.low:+.3f} to {lead.value.high:+.3f})"
+    which = f"the best single teacher on the development set, {best}, in {TITLES[lead.metric]}"
+    if lead.significant:
+        word = "better" if lead.value.mean > 0 else "worse"
+        text = f"The ensemble is significantly {word} than {which} by {by} {span}"
+    else:
+        text = f"The ensemble is not significantly better than {which}: it is {by} "
+        text += f"{'better' if lead.value.mean > 0 else 'worse'} {span}"
+    return f"{text}; what is kept is relative to {relative_to.removeprefix('teacher:')}."
 
 
 def _listed(names: Sequence[str]) -> str:

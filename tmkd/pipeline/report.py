@@ -15,7 +15,7 @@ from tmkd.data.measured import spelled_rows
 from tmkd.data.writers import write_rows
 from tmkd.evaluation.comparison import disagreements
 from tmkd.evaluation.report import write_report
-from tmkd.evaluation.results import ENSEMBLE, Results
+from tmkd.evaluation.results import Results
 from tmkd.pipeline.preflight_teachers import coverage_of
 from tmkd.pipeline.provenance import as_lines, provenance
 from tmkd.pipeline.run_data import RunData
@@ -52,7 +52,7 @@ def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[s
     )
     by_name = {output.name: output for output in found}
     student = by_name[run.take].logits.mean(axis=0)
-    teacher = by_name[ENSEMBLE if ENSEMBLE in by_name else found[0].name].logits[0]
+    teacher = by_name[results.relative_to if results.relative_to in by_name else found[0].name].logits[0]
     with disk_errors(folder):
         write_report(
             folder / "report",

@@ -5,6 +5,7 @@ Choices (which teacher is best) are made on the development set; test pairs are 
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.data.row_checks import check_groups, check_labels, counted_once
 from tmkd.data.row_counts import RowCounts
 from tmkd.evaluation.results import Results
+from tmkd.pipeline.development import teachers_on_development
 from tmkd.pipeline.parallel import workers
 from tmkd.pipeline.preflight import require_runnable
 from tmkd.pipeline.provenance import provenance
@@ -151,6 +153,7 @@ class Run:
     def label(self) -> LabelResult:
         """Label the training pairs and the pool with every teacher."""
         with self.working():
+            _ = self._development
             return self.labels.label_all()
 
     def pretrain(self) -> PretrainResult:
@@ -240,6 +243,7 @@ class Run:
         """
         self.students.require_exportable()
         with self.working():
+            _ = self._development  # at once: what is wrong with a teacher is said before the pool is labelled
             self.labels.label_all()
             distilled = self._distill(jobs)
             exported = self._export()
@@ -283,6 +287,11 @@ class Run:
         self._write_manifest()
         return ExportResult(target, tuple(json.loads((target / "parity.json").read_text(encoding="utf-8"))))
 
+    @functools.cached_property
+    def _development(self) -> dict[str, Any]:
+        """What the development set says of the teachers; empty where no method needs one."""
+        return teachers_on_development(self.labels) if self.labels.learning else {}
+
     def _ensemble(self) -> dict[str, Any]:
         """The step of the stacked ensemble and its teachers; empty where the recipe takes the mean."""
         stacked = self.labels.stacked if self.labels.learning else None
@@ -305,6 +314,7 @@ class Run:
             "steps": [step.folder.name for step in self.workspace.used],
             "models": models,
             "ensemble": self._ensemble(),
+            "development": self._development,
             "take": self.students.choice.method,
             "choice": self.students.choice.to_json(),
             "stage1": [step.folder.name for step in self.students.taken().stage1[:1]],

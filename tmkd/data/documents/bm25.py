@@ -5,8 +5,13 @@ The index on disk is `tmkd.data.documents.index`; it builds queries and ranks hi
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tmkd.core.console import progress
 from tmkd.core.errors import needs_extra
@@ -17,6 +22,7 @@ from tmkd.data.documents.words import terms
 TOKENIZER = "tmkd"  # its name in a schema
 _HEAP = 512 << 20  # bytes; large enough for a single segment, so that documents keep their order
 _EXTRA = 20  # hits read beyond k, so that ties at the end are broken in a fixed order
+_K1, _B = 1.2, 0.75  # of BM25, as in Tantivy
 _MOST_WORDS = 256  # of a query; more words of a pasted page would hardly change the hits
 _STOP = word_set(
     """
@@ -79,8 +85,7 @@ def build_query(
         Tantivy's query; None if the text has no word and `only` is None.
     """
     tantivy = import_tantivy()
-    words = list(dict.fromkeys(terms(text, asked=True)))
-    words = ([word for word in words if word not in _STOP] or words)[:_MOST_WORDS]
+    words = _asked_words(text)
     parts = []
     if only is not None:  # it decides what is found, and adds nothing to the scores
         parts.append((tantivy.Occur.Must, tantivy.Query.boost_query(only, 0.0)))
@@ -94,6 +99,43 @@ def build_query(
         left_out = tantivy.Query.term_set_query(index.schema, exclude[0], sorted(exclude[1]))
         parts.append((tantivy.Occur.MustNot, left_out))
     return parts[0][1] if len(parts) == 1 else tantivy.Query.boolean_query(parts)
+
+
+def _asked_words(text: str) -> list[str]:
+    """The words that a query searches for: without function words, unless there are no others."""
+    words = list(dict.fromkeys(terms(text, asked=True)))
+    return ([word for word in words if word not in _STOP] or words)[:_MOST_WORDS]
+
+
+def pair_scores(questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
+    """The BM25 score of every pair: of the passage for the question, among all distinct passages given.
+
+    Words, stems and the formula are those of the index (k1 = 1.2, b = 0.75; idf = ln(1 + (N - n + 1/2) / (n + 1/2))),
+    except that the index rounds the lengths of passages.
+
+    Args:
+        questions: N texts.
+        passages: N texts.
+
+    Raises:
+        MissingExtraError: Tantivy is not installed.
+    """
+    tantivy = import_tantivy()
+    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace())
+    stems = builder.filter(tantivy.Filter.stemmer("english")).build().analyze
+    counts = {text: Counter(stems(searchable(text))) for text in dict.fromkeys(passages)}
+    lengths = {text: sum(found.values()) for text, found in counts.items()}
+    mean = sum(lengths.values()) / max(1, len(lengths))
+    having = Counter(word for found in counts.values() for word in found)
+    rarity = {word: math.log(1 + (len(counts) - n + 0.5) / (n + 0.5)) for word, n in having.items()}
+    asked = {text: list(dict.fromkeys(stems(" ".join(_asked_words(text))))) for text in dict.fromkeys(questions)}
+
+    def score(question: str, passage: str) -> float:
+        found, long = counts[passage], _B * lengths[passage] / (mean or 1) + 1 - _B
+        return sum(rarity[word] * found[word] * (_K1 + 1) / (found[word] + _K1 * long)
+                   for word in asked[question] if word in found)  # fmt: skip
+
+    return np.array([score(*pair) for pair in zip(questions, passages, strict=True)], dtype=np.float64)
 
 
 def best(

@@ -16,26 +16,24 @@ from numpy.typing import NDArray
 from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import prepare
 from tmkd.data.pairs import Pairs
-from tmkd.evaluation.comparison import ComparisonOptions, compare, turned
+from tmkd.evaluation.comparison import ComparisonOptions, compare
 from tmkd.evaluation.components import measure_agreement, measure_components
 from tmkd.evaluation.results import ENSEMBLE, ModelOutput, Results
-from tmkd.models.bi_encoder import cosine_logits
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
 from tmkd.models.encoders.cached_files import ENCODER_FOLDER, is_cached, question_folder
 from tmkd.models.encoders.families import last_linear
-from tmkd.models.encoders.find import WEIGHTS_FILE, find_encoder, weight_files
+from tmkd.models.encoders.find import WEIGHTS_FILE, weight_files
 from tmkd.models.encoders.lstm import is_lstm
 from tmkd.models.student import COMBINATIONS
 from tmkd.models.weights import count_parameters
 from tmkd.pipeline.steps.finished_run import FinishedRun, RunModel
+from tmkd.pipeline.steps.free_baselines import COSINE, free_baselines, untrained_teachers
 from tmkd.pipeline.steps.label import method_logits
 from tmkd.pipeline.steps.speed import add_speed
 from tmkd.pipeline.steps.stacking import StackedTeachers
 from tmkd.pipeline.steps.teacher_logits import StoredTeachers, TeacherLogits, calibrated
 from tmkd.pipeline.steps.tune import TUNED
-from tmkd.pipeline.store.fingerprint import depends_on
-from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.teachers.calibration import reliability
 from tmkd.teachers.ensemble import ensemble_logits
 from tmkd.teachers.scores import ScoresTeacher
@@ -64,7 +62,7 @@ def evaluate(run: FinishedRun, pairs: Pairs, *, timed: bool = True, task: str | 
 
 
 def outputs(run: FinishedRun, pairs: Pairs, *, timed: bool, opened: StoredTeachers | None = None) -> list[ModelOutput]:
-    """The output of every model of a run: teachers, their ensemble, baselines, students, in this order.
+    """The output of every model of a run: teachers, their ensemble, baselines, students, then what is free.
 
     Args:
         run: the finished run.
@@ -82,10 +80,13 @@ def outputs(run: FinishedRun, pairs: Pairs, *, timed: bool, opened: StoredTeache
     teachers = [output for output in found if output.kind == "teacher"]
     if len(teachers) > 1:
         found.insert(len(teachers), _ensemble(run, teachers))
-    if "cosine" in run.recipe.methods and run.recipe.classes == 2:
+    free = free_baselines(run.workspace, run.recipe, pairs, teachers)
+    if COSINE in run.recipe.methods and free:
         first = next((n for n, output in enumerate(found) if output.kind in ("baseline", "student")), len(found))
-        logits = turned(_cosine(run, pairs).astype(np.float64), run.recipe.positive_class)  # near texts are right
-        found.insert(first, ModelOutput("cosine", "baseline", logits[None]))
+        (named,) = (output for output in free if output.name == COSINE)
+        free.remove(named)
+        found.insert(first, replace(named, kind="baseline"))
+    found += free
     if timed:
         add_speed(run, found, pairs)
     return found
@@ -132,27 +133,6 @@ def _teacher(run: FinishedRun, model: RunModel, pairs: Pairs, sources: TeacherLo
             found.reliability["calibrated"] = reliability(logits[known], labels)
     sized = steps and steps[0].kind != TUNED  # a tuned bi-encoder reads each text once: no cost of a pair
     return replace(found, **_sizes([steps[0].folder])) if sized else found
-
-
-def _cosine(run: FinishedRun, pairs: Pairs) -> NDArray[np.float32]:
-    """The bi-encoder cosine of the recipe's encoder as logits, [N, 2] float32, computed once and stored."""
-    recipe, source = run.recipe, find_encoder(run.recipe.encoder)
-    length, precision = recipe.max_length, recipe.precision
-    content = depends_on(
-        settings={"max_length": length, "precision": precision}, inputs={"encoder": source, "pairs": pairs}
-    )
-    header = {"encoder": content["inputs"]["encoder"], "max_length": length, "precision": precision, "classes": 2}
-
-    def build(folder: Path) -> None:
-        store = LabelStore.open(folder, header=header)
-        missing = set(pairs.pair_ids) - store.done_ids()
-        unique = pairs.take(np.unique(np.array(pairs.pair_ids), return_index=True)[1])
-        rows = unique.take(np.flatnonzero([name in missing for name in unique.pair_ids]))
-        if len(rows):
-            store.append(rows.pair_ids, cosine_logits(source, rows.questions, rows.passages, length, precision))
-
-    step = run.workspace.step("cosine", content, build, label="bi-encoder cosine")
-    return LabelStore.open(step.folder, header=header).logits_for(pairs.pair_ids)
 
 
 def _sizes(folders: list[Path]) -> dict[str, Any]:
@@ -223,7 +203,12 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
         often each small model decides as the ensemble does.
     """
     classes = run.recipe.classes
-    options = ComparisonOptions(taken=run.take, positive=run.recipe.positive_class)
+    options = ComparisonOptions(
+        taken=run.take,
+        positive=run.recipe.positive_class,
+        best_teacher=run.development.get("best", ""),
+        free=(COSINE, *untrained_teachers(run.recipe)),
+    )
     results = compare(pairs, found, classes=classes, task=task, options=options)
     by_name = {output.name: output for output in found}
     if ENSEMBLE in by_name:
@@ -236,6 +221,7 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
     ways = _combinations(run, pairs)
     if ways:
         results.combinations = measure_components(pairs, ways["logit"], ways, classes=classes, options=options)
+    results.development = run.development
     results.reliability = {output.name: output.reliability for output in found if output.reliability}
     if run.choice.get("development"):
         results.choice = run.choice

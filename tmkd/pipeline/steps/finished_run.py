@@ -49,6 +49,8 @@ class FinishedRun:
         stage1: the folder's name of that student's stage-1 step; empty if it has none.
         ensemble: the folder's name of the step of the stacked ensemble (`step`), and its `teachers`; empty where the
             ensemble is the mean.
+        development: what the development set says of the teachers (`tmkd.pipeline.development`); empty in runs of
+            earlier versions.
         workspace: the workspace that holds the steps.
     """
 
@@ -60,6 +62,7 @@ class FinishedRun:
     stage1: tuple[str, ...]
     workspace: Workspace
     ensemble: dict[str, Any] = field(default_factory=dict)
+    development: dict[str, Any] = field(default_factory=dict)
 
     @property
     def stacked(self) -> StackedTeachers | None:
@@ -98,7 +101,8 @@ class FinishedRun:
         choice = content.get("choice", {})
         given = workspace or Workspace(root)
         ensemble = content.get("ensemble", {})
-        return cls(folder, recipe, models, content["take"], choice, stage1, given, ensemble)
+        development = content.get("development", {})
+        return cls(folder, recipe, models, content["take"], choice, stage1, given, ensemble, development)
 
     def steps(self, names: tuple[str, ...]) -> list[Step]:
         """The finished steps with these folder names.

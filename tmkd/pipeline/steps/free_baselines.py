@@ -1,0 +1,108 @@
+"""Baselines that a user has for free, on the rows that the models are measured on: nothing of them is trained.
+
+BM25, the bi-encoder cosine of each encoder at hand, and the reciprocal-rank fusion of BM25 with each of these.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.config.recipe import Recipe
+from tmkd.core.errors import MissingExtraError
+from tmkd.core.logits import even_logits, log_odds
+from tmkd.data.documents.bm25 import pair_scores
+from tmkd.data.pairs import Pairs, grouped
+from tmkd.evaluation.comparison import turned
+from tmkd.evaluation.ranking import fused_ranks
+from tmkd.evaluation.results import ModelOutput
+from tmkd.models.bi_encoder import cosine_logits
+from tmkd.models.encoders.find import find_encoder
+from tmkd.pipeline.steps.student import cached_encoder
+from tmkd.pipeline.store.fingerprint import depends_on
+from tmkd.pipeline.store.label_store import LabelStore
+from tmkd.pipeline.store.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+COSINE, BM25 = "cosine", "bm25"
+
+
+def encoder_cosine(workspace: Workspace, recipe: Recipe, source: Path, pairs: Pairs) -> NDArray[np.float64]:
+    """The bi-encoder cosine of an encoder as logits, computed once and stored.
+
+    Args:
+        workspace: keeps it.
+        recipe: the maximum length, the precision and the positive class, for which near texts stand.
+        source: the encoder.
+        pairs: N pairs.
+
+    Returns:
+        [N, 2].
+    """
+    length, precision = recipe.max_length, recipe.precision
+    content = depends_on(
+        settings={"max_length": length, "precision": precision}, inputs={"encoder": source, "pairs": pairs}
+    )
+    header = {"encoder": content["inputs"]["encoder"], "max_length": length, "precision": precision, "classes": 2}
+
+    def build(folder: Path) -> None:
+        store = LabelStore.open(folder, header=header)
+        missing = set(pairs.pair_ids) - store.done_ids()
+        unique = pairs.take(np.unique(np.array(pairs.pair_ids), return_index=True)[1])
+        rows = unique.take(np.flatnonzero([name in missing for name in unique.pair_ids]))
+        if len(rows):
+            store.append(rows.pair_ids, cosine_logits(source, rows.questions, rows.passages, length, precision))
+
+    step = workspace.step("cosine", content, build, label="bi-encoder cosine")
+    logits = LabelStore.open(step.folder, header=header).logits_for(pairs.pair_ids)
+    return turned(logits.astype(np.float64), recipe.positive_class)
+
+
+def untrained_teachers(recipe: Recipe) -> list[str]:
+    """The names, as reports have them, of the teachers that are the cosine of an embedding model and nothing more."""
+    return [f"teacher:{one.name}" for one in recipe.used_teachers if one.of_kind == "bi_encoder" and not one.trained]
+
+
+def free_baselines(
+    workspace: Workspace, recipe: Recipe, pairs: Pairs, teachers: list[ModelOutput]
+) -> list[ModelOutput]:
+    """The free baselines of a run on some pairs; none where there are more than two classes.
+
+    Args:
+        workspace: keeps the cosines.
+        recipe: the run's recipe.
+        pairs: N pairs.
+        teachers: the outputs of the run's teachers on them; embedding models that are not trained take part.
+
+    Returns:
+        `bm25`, `cosine` (of the recipe's encoder) and that of a cached student's encoder, then `bm25+NAME` for each of
+        these and each embedding model.
+    """
+    if recipe.classes != 2:
+        return []
+    sign = 1.0 if recipe.positive_class == 1 else -1.0
+    source, untrained = find_encoder(recipe.encoder), untrained_teachers(recipe)
+    sources = {COSINE: source}
+    if any(method.cached for method in recipe.chosen_methods) and (other := cached_encoder(recipe)) != source:
+        sources[f"{COSINE} of the cached encoder"] = other
+    cosines = {name: encoder_cosine(workspace, recipe, one, pairs) for name, one in sources.items()}
+    found = [ModelOutput(name, "free", logits[None]) for name, logits in cosines.items()]
+    nearness = {name: sign * log_odds(logits) for name, logits in cosines.items()}
+    for teacher in teachers:
+        if teacher.name in untrained:
+            nearness[teacher.name.removeprefix("teacher:")] = sign * log_odds(teacher.logits[0])
+    try:
+        words = pair_scores(pairs.questions, pairs.passages)
+    except MissingExtraError as error:
+        logger.warning(f"BM25 and its fusion with cosines are left out of the free baselines: {error}")
+        return found
+    scores = {BM25: words}
+    groups = grouped(pairs.qids)[1]
+    if len(np.unique(groups)) < len(groups):  # a question with a single passage ranks nothing
+        scores |= {f"{BM25}+{name}": fused_ranks(groups, [words, one]) for name, one in nearness.items()}
+    by_words = [ModelOutput(name, "free", even_logits(sign * one)[None]) for name, one in scores.items()]
+    return [*by_words[:1], *found, *by_words[1:]]
