@@ -23,7 +23,8 @@ from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.preflight import require_comparable
 from tmkd.training import state, training_set
 from tmkd.training.gradients import MicroBatchGradients, WholeStepGradients
-from tmkd.training.losses import golden_loss, soft_kl, soft_loss, soft_margin_mse, soft_mse, soft_mse_logits
+from tmkd.training.list_losses import soft_margin_mse
+from tmkd.training.losses import golden_loss, soft_kl, soft_loss, soft_mse, soft_mse_logits
 from tmkd.training.objectives import TotalLoss
 from tmkd.training.targets import Replay, SoftLabelLoss, Targets, questions_of, stage2_loss
 from tmkd.training.teacher_weights import above_chance, confidence_weights, development_weights

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from tmkd.config.methods import METHODS, Method, chosen_method
 from tmkd.config.pool_sections import Pool
 from tmkd.config.sections import (
+    GROUPED_LOSSES,
     Bilstm,
     Data,
     Export,
@@ -25,7 +26,7 @@ from tmkd.config.sections import (
     Training,
 )
 from tmkd.config.student_sections import Cached, StudentShape
-from tmkd.config.teacher_sections import KINDS_OF_TWO, Teacher
+from tmkd.config.teacher_sections import KINDS_OF_TWO, Teacher, require_whole
 
 BEST = "best"
 """As `take`: the method that is best on the development set."""
@@ -237,8 +238,7 @@ class Recipe(Part):
             raise ValueError("stage2.replay: the pool is of another task (pool.teachers), stage 2 has no labels for it")
         if self.ensemble == "stacked" and len(names) < 2:
             raise ValueError(f"ensemble: stacked weighs two or more teachers, and {names[0]} is the only one")
-        if self.ensemble == "stacked" and (partial := [one.name for one in self.used_teachers if one.partial]):
-            raise ValueError(f"ensemble: stacked needs every teacher's label of a pair; {partial[0]} is partial")
+        require_whole(self.used_teachers, self.ensemble, self.loss.kind)
         if self.labels == "out-of-fold" and not any(teacher.learns_labels for teacher in self.used_teachers):
             raise ValueError("labels: out-of-fold needs a teacher that is trained here, and none is")
         return self
@@ -382,19 +382,20 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _loss_fits(self) -> Recipe:
         """A loss that compares the passages of a question has the classes and batches that it needs."""
-        if self.loss.kind != "margin_mse":
+        kind = self.loss.kind
+        if kind not in GROUPED_LOSSES:
             return self
         if self.classes != 2:
-            raise ValueError(f"loss.kind: margin_mse is defined for two classes, and there are {self.classes}")
+            raise ValueError(f"loss.kind: {kind} is defined for two classes, and there are {self.classes}")
         if self._replays:
-            raise ValueError("stage2.replay mixes in single pairs, and loss.kind margin_mse compares passages")
+            raise ValueError(f"stage2.replay mixes in single pairs, and loss.kind {kind} compares passages")
         stages = ("stage1", "stage2", "without_stage1")
         trainings: dict[str, Training] = {key: getattr(self, key) for key in (*stages, "bilstm")}
         trainings |= {f"cached.{key}": getattr(self.cached, key) for key in stages}
         for key, numbers in trainings.items():
             if numbers.batch_size < 4:
                 raise ValueError(
-                    f"{key}.batch_size: {numbers.batch_size} is too small for loss.kind margin_mse, which compares "
+                    f"{key}.batch_size: {numbers.batch_size} is too small for loss.kind {kind}, which compares "
                     "passages of one step; use 4 or more"
                 )
         return self

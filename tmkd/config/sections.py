@@ -241,16 +241,22 @@ class Data(Part):
         return self
 
 
+GROUPED_LOSSES = ("list_kl", "margin_mse", "margin_mse_scaled", "adr_mse")
+"""The kinds of losses on soft labels that compare the passages of one question."""
+
+
 class Loss(Part):
     """The loss on soft labels."""
 
-    kind: Literal["kl", "mse", "mse_logits", "margin_mse"] = Field(
+    kind: Literal["kl", "mse", "mse_logits", "list_kl", "margin_mse", "margin_mse_scaled", "adr_mse"] = Field(
         "kl",
         description="kl: KL divergence at a temperature; mse: mean squared error of probabilities, as in the paper; "
-        "mse_logits: of logits, centred over the classes; margin_mse: of differences in log-odds between passages of "
-        "one question",
+        "mse_logits: of logits, centred over the classes. The others compare the passages of one question. list_kl: KL "
+        "divergence over the passages; margin_mse: mean squared error of differences in log-odds; margin_mse_scaled: "
+        "the same with the teacher's differences rescaled to the student's; adr_mse: of ranks, for teachers whose "
+        "order alone counts",
     )
-    temperature: float = Field(1.0, gt=0, description="temperature of kl")
+    temperature: float = Field(1.0, gt=0, description="temperature of kl and list_kl")
     alpha: float = Field(
         0.7, ge=0, le=1, description="share of the loss on soft labels in stage 2; the rest is cross-entropy"
     )

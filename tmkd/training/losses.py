@@ -5,7 +5,7 @@
 | `soft_kl` | `kl` | nothing else |
 | `soft_mse` | `mse` | nothing else |
 | `soft_mse_logits` | `mse_logits` | nothing else |
-| `soft_margin_mse` | `margin_mse` | the other pairs of their question, in the same step |
+| those of `tmkd.training.list_losses` | `GROUPED` | the other pairs of their question, in the same step |
 
 A soft loss gives a number per pair and head. They are weighted over the heads (`tmkd.training.teacher_weights`) and
 summed to one per pair (METHOD.md, "Stage 2").
@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tmkd.config.sections import GROUPED_LOSSES
 from tmkd.core.hardware import device
 from tmkd.models.student import StudentOutput
+from tmkd.training.list_losses import soft_adr_mse, soft_list_kl, soft_margin_mse, soft_scaled_margin_mse
 
-GROUPED = ("margin_mse",)  # losses that compare the passages of one question: they need all pairs of a step at once
+GROUPED = GROUPED_LOSSES  # losses that compare the passages of one question: they need all pairs of a step at once
 
 
 def golden_loss(golden: Tensor, labels: Tensor) -> Tensor:
@@ -174,49 +176,7 @@ def soft_mse_logits(student: Tensor, teacher: Tensor) -> Tensor:
     return (error - error.mean(dim=-1, keepdim=True)).square().mean(dim=-1)
 
 
-def soft_margin_mse(student: Tensor, teacher: Tensor, questions: Tensor, known: Tensor | None = None) -> Tensor:
-    """Mean squared error of margins: of each pair against every other pair of its question among the n.
-
-    A margin is the difference between two passages' log-odds d = z[1] - z[0]. The loss of pair i is the mean over j of
-    ((d_i - d_j) - (t_i - t_j))^2, where t are the teacher's log-odds. Only differences within a question are learned;
-    the level that all its passages share stays free. A pair that is alone with its question has the loss 0.
-
-    Requirements:
-        1. Two classes.
-        2. Soft labels of K teachers, and a head for each of them.
-        3. At least two passages for each question, all in the same step (`TrainingSet.questions`).
-
-    Inputs:
-        | student | teacher | questions |
-        |---|---|---|
-        | logits of the soft heads [n, K, 2] | the teachers' logits [n, K, 2] | [n] |
-
-    References:
-        Hofstaetter et al. 2020, "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge
-        Distillation", Margin-MSE; there with two passages of a question.
-
-    Args:
-        student: Logits, [n, K, 2].
-        teacher: Logits, [n, K, 2].
-        questions: The question of each pair, [n] int64.
-        known: Which labels are there, [n, K] bool; others are no part of a margin. All unless given.
-
-    Returns:
-        [n, K].
-
-    Example:
-        >>> teacher = torch.tensor([[[0.0, 3.0]], [[0.0, 1.0]]])
-        >>> soft_margin_mse(torch.zeros(2, 1, 2), teacher, torch.tensor([7, 7]))
-        tensor([[4.],
-                [4.]])
-    """
-    error = (student[..., 1] - student[..., 0]) - (teacher[..., 1] - teacher[..., 0])  # [n, K]
-    others = (questions[:, None] == questions[None]).fill_diagonal_(False).to(error.dtype)  # [n, n]
-    squares = (error[:, None] - error[None]).square()  # [n, n, K]
-    if known is not None:
-        each = others[..., None] * known[None]  # [n, n, K]
-        return (each * squares).sum(dim=1) / each.sum(dim=1).clamp(min=1)
-    return torch.einsum("ij,ijk->ik", others, squares) / others.sum(dim=1).clamp(min=1)[:, None]
+_OF_LISTS = {"margin_mse_scaled": soft_scaled_margin_mse, "adr_mse": soft_adr_mse}
 
 
 def soft_loss(
@@ -233,8 +193,8 @@ def soft_loss(
     Args:
         student: Logits, [n, K, C].
         teacher: Logits, [n, K, C].
-        kind: `kl`, `mse`, `mse_logits` or `margin_mse`.
-        temperature: Of `kl`.
+        kind: `loss.kind`.
+        temperature: Of `kl` and `list_kl`.
         weights: Weight of each head's loss, [n, K], with sum 1 over K; equal weights unless given.
         questions: The question of each pair, [n] int64; for the losses in `GROUPED`.
 
@@ -244,10 +204,15 @@ def soft_loss(
     Raises:
         ValueError: The loss needs questions and none are given.
     """
-    if kind == "margin_mse":
+    if kind in GROUPED:
         if questions is None:
-            raise ValueError("margin_mse compares the passages of a question: give `questions`")
-        each = soft_margin_mse(student, teacher, questions, None if weights is None else weights > 0)
+            raise ValueError(f"{kind} compares the passages of a question: give `questions`")
+        if kind == "list_kl":
+            each = soft_list_kl(student, teacher, questions, temperature)
+        elif kind == "margin_mse":
+            each = soft_margin_mse(student, teacher, questions, None if weights is None else weights > 0)
+        else:
+            each = _OF_LISTS[kind](student, teacher, questions)
     elif kind == "mse_logits":
         each = soft_mse_logits(student, teacher)
     elif kind == "mse":

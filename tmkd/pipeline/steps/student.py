@@ -313,7 +313,7 @@ def soft_settings(loss: Loss, targets: Targets | None, *, without: set[str] | No
     """
     if targets is None:
         return {}
-    unread = {"weighting", *(without or ()), *(() if loss.kind == "kl" else ("temperature",))}
+    unread = {"weighting", *(without or ()), *(() if loss.kind in ("kl", "list_kl") else ("temperature",))}
     return {"loss": non_defaults(loss, without=unread), "weights": targets.weighting}
 
 
