@@ -153,7 +153,6 @@ class Run:
     def label(self) -> LabelResult:
         """Label the training pairs and the pool with every teacher."""
         with self.working():
-            _ = self._development
             return self.labels.label_all()
 
     def pretrain(self) -> PretrainResult:
@@ -309,12 +308,13 @@ class Run:
             kind = "student" if students.method.stage1 else "baseline"
             steps = [step.folder.name for step in students.steps]
             models.append({"name": students.method.name, "kind": kind, "steps": steps, "each": students.each})
+        ensemble, development = self._ensemble(), self._development  # before the steps are listed: they use some
         manifest = {
             "recipe": self.recipe.model_dump(mode="json"),
             "steps": [step.folder.name for step in self.workspace.used],
             "models": models,
-            "ensemble": self._ensemble(),
-            "development": self._development,
+            "ensemble": ensemble,
+            "development": development,
             "take": self.students.choice.method,
             "choice": self.students.choice.to_json(),
             "stage1": [step.folder.name for step in self.students.taken().stage1[:1]],
