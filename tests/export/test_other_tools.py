@@ -25,7 +25,7 @@ from tmkd.core.errors import EncoderError, ExportError
 from tmkd.core.files import sha256_of
 from tmkd.core.logits import log_odds, sigmoid, softmax
 from tmkd.data.pairs import Pairs
-from tmkd.export.export import export_student
+from tmkd.export.export import Classes, export_student
 from tmkd.inference.manifest import read_manifest
 from tmkd.inference.score_file import score_columns
 from tmkd.inference.scorer import Scorer
@@ -128,17 +128,19 @@ def test_classes_have_the_names_of_the_task_and_three_keep_three_logits(tmp_path
     old = {"id2label": {"0": "relevant", "1": "not_relevant"}, "problem_type": "multi_label_classification"}
     (student / "config.json").write_text(json.dumps({**config, **old}))  # of the checkpoint that it came from
     names = ["entailment", "not_entailment"]
-    export_student(student, dev_pairs(20), tmp_path / "named", backends=["onnx-fp32"], labels=names)
+    export_student(student, dev_pairs(20), tmp_path / "named", backends=["onnx-fp32"], classes=Classes(names))
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "named")
     assert (model.config.id2label, model.config.problem_type) == ({0: "not_entailment"}, None)
     assert Scorer(tmp_path / "named").labels == ("entailment", "not_entailment")
     export_student(student, dev_pairs(20), tmp_path / "bare", backends=["onnx-fp32"])
     assert Scorer(tmp_path / "bare").labels == ("not_relevant", "relevant")
     with pytest.raises(ExportError, match=r"3 names of classes \(a, b, c\), .* has 2 classes"):
-        export_student(student, dev_pairs(20), tmp_path / "wrong", backends=["onnx-fp32"], labels=["a", "b", "c"])
+        export_student(
+            student, dev_pairs(20), tmp_path / "wrong", backends=["onnx-fp32"], classes=Classes(["a", "b", "c"])
+        )
     student = minilm_student(tmp_path / "three", layers=1, classes=3, soft=1)
     pairs = dev_pairs(20, classes=3)
-    export_student(student, pairs, tmp_path / "nli", backends=["onnx-fp32"], labels=["no", "maybe", "yes"])
+    export_student(student, pairs, tmp_path / "nli", backends=["onnx-fp32"], classes=Classes(["no", "maybe", "yes"]))
     config = json.loads((tmp_path / "nli" / "config.json").read_text())
     assert config["id2label"] == {"0": "no", "1": "maybe", "2": "yes"}
     assert "sentence_transformers" not in config
@@ -191,7 +193,7 @@ def test_where_class_0_is_the_positive_one_the_logit_is_its_log_odds(kind: str, 
     plain, out = ((exported("ranking") if kind == "layers" else cached_export()) / "out", tmp_path / "out")
     dev = dev_pairs(40)  # class 0 holds the right passages:
     pairs = Pairs.build(dev.questions, dev.passages, labels=(1 - dev.labels).tolist(), qids=dev.qids)
-    (row,) = export_student(source, pairs, out, backends=["onnx-fp32"], labels=names, positive=0)
+    (row,) = export_student(source, pairs, out, backends=["onnx-fp32"], classes=Classes(names, 0))
     assert row["passed"]
     assert row["metric_export"] == pytest.approx(row["metric_pytorch"])
 
@@ -228,7 +230,9 @@ def test_where_class_0_is_the_positive_one_the_logit_is_its_log_odds(kind: str, 
 def test_a_class_that_is_not_one_of_two_is_refused(tmp_path: Path) -> None:
     student = minilm_student(tmp_path / "three", layers=1, classes=3, soft=1)
     with pytest.raises(ValueError, match="positive is 0 of 3 classes; it is one of two classes, 0 or 1"):
-        export_student(student, dev_pairs(20, classes=3), tmp_path / "out", backends=["onnx-fp32"], positive=0)
+        export_student(
+            student, dev_pairs(20, classes=3), tmp_path / "out", backends=["onnx-fp32"], classes=Classes(positive=0)
+        )
     out = Path(shutil.copytree(exported("ranking") / "out", tmp_path / "copy"))
     card = json.loads((out / "tmkd.json").read_text())
     (out / "tmkd.json").write_text(json.dumps({**card, "positive": 2}))

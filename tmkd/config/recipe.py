@@ -394,8 +394,6 @@ class Recipe(Part):
         trainings |= {f"cached.{key}": getattr(self.cached, key) for key in stages}
         for key, numbers in trainings.items():
             if numbers.batch_size < 4:
-                raise ValueError(
-                    f"{key}.batch_size: {numbers.batch_size} is too small for loss.kind {kind}, which compares "
-                    "passages of one step; use 4 or more"
-                )
+                small = f"{key}.batch_size: {numbers.batch_size} is too small for loss.kind {kind}"
+                raise ValueError(f"{small}, which compares passages of one step; use 4 or more")
         return self

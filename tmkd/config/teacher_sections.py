@@ -245,6 +245,6 @@ def require_whole(teachers: Sequence[Teacher], ensemble: str, loss: str) -> None
         raise ValueError(f"ensemble: stacked needs every teacher's label of a pair; {partial} is partial")
     if partial is not None and loss in GROUPED_LOSSES and loss != "margin_mse":
         raise ValueError(
-            f"loss.kind: {loss} needs every teacher's label of a question's passages, and {partial} is partial; use kl, "
-            "mse, mse_logits or margin_mse"
+            f"loss.kind: {loss} needs every teacher's label of a question's passages, and {partial} is partial; use "
+            "kl, mse, mse_logits or margin_mse"
         )

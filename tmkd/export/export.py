@@ -49,6 +49,21 @@ from tmkd.models.weights import read_weights, shape_of
 logger = logging.getLogger(__name__)
 
 
+class Classes(NamedTuple):
+    """What the classes of a student are called, and which is the right one.
+
+    Attributes:
+        labels: names of the C classes, for config.json; the student's own, or those of `RELEVANT`, unless given.
+        positive: of two classes the one of the right passages: the export's one logit is its log-odds.
+    """
+
+    labels: Sequence[str] | None = None
+    positive: int = 1
+
+
+_USUAL = Classes()
+
+
 def export_student(
     student_folder: Path,
     dev: Pairs,
@@ -57,8 +72,7 @@ def export_student(
     calibration: Pairs | None = None,
     backends: Sequence[str] | None = None,
     reference_logits: NDArray[np.float32] | None = None,
-    labels: Sequence[str] | None = None,
-    positive: int = 1,
+    classes: Classes = _USUAL,
 ) -> list[dict[str, Any]]:
     """Export a student, and check that every backend gives its logits.
 
@@ -71,8 +85,7 @@ def export_student(
             them). Without them int8 is not written.
         backends: names out of BACKENDS; all whose tools are installed unless given.
         reference_logits: the student's logits on `dev`, [N, C] float32; computed from its heads unless given.
-        labels: names of the C classes, for config.json; the student's own, or those of `RELEVANT`, unless given.
-        positive: of two classes the one of the right passages: the export's one logit is its log-odds.
+        classes: what they are called.
 
     Returns:
         The parity table, one row per backend: backend, passed, the numbers of `Parity` and `Invariance`,
@@ -94,15 +107,14 @@ def export_student(
     fresh = out.with_name(f".{out.name}.partial")
     with disk_errors(out), _removed_afterwards(fresh):
         fresh.mkdir(parents=True)
-        names = _class_names(student_folder, card, labels)
+        positive = classes.positive
+        about = _about(card, _class_names(student_folder, card, classes.labels), positive)
         make = _cached if is_cached(student_folder) else _layered
-        about = _about(card, names, positive)
         whole = make(student_folder, fresh, card, about, dev, dev.take([]) if calibration is None else calibration)
         logits, about = whole.logits, whole.about
         if reference_logits is not None:
-            logits = (
-                two_logits(log_odds(reference_logits, positive), positive) if card.classes == 2 else reference_logits
-            )
+            two = card.classes == 2
+            logits = two_logits(log_odds(reference_logits, positive), positive) if two else reference_logits
         rows, passed = gate(backends, whole.source, about, dev, logits, whole.backends)
         write_json(fresh / CARD_FILE, {**about, "backends": passed})
         write_json(fresh / "parity.json", rows)

@@ -102,14 +102,14 @@ def _require_cached(recipe: Recipe) -> None:
             key="cached.heads",
             value=shape.heads,
         )
-    spec = shape.question_encoder
-    if spec is not None and (asking := _require_reader(find_encoder(spec), recipe)) != width:
+    asker = shape.question_encoder
+    if asker is not None and (asking := _require_reader(find_encoder(asker), recipe)) != width:
         raise RecipeError(
-            f"cached.question_encoder: the hidden states of {spec} are {asking} numbers, and those of "
+            f"cached.question_encoder: the hidden states of {asker} are {asking} numbers, and those of "
             f"{recipe.cached_encoder}, which reads the passages, are {width}: the two embeddings have no cosine, at "
             "which training starts; give encoders of one width",
             key="cached.question_encoder",
-            value=spec,
+            value=asker,
         )
 
 

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tmkd.core.errors import TmkdError
@@ -27,6 +28,22 @@ PAUSES = (0.0, 0.2, 1.0, 5.0, 15.0)  # seconds before a start, by the number of 
 GONE = "the scorer died while it worked on this request; it is being started again"
 
 
+@dataclass(frozen=True)
+class StatePlaces:
+    """Where a cached student keeps the states of passages.
+
+    Attributes:
+        cache_bytes: Room for those of texts that no index holds.
+        index: An index whose stored states it uses.
+    """
+
+    cache_bytes: int = 0
+    index: Path | None = None
+
+
+_NO_STATES = StatePlaces()
+
+
 class ScorerProcess:
     """One model in a process of its own.
 
@@ -36,8 +53,7 @@ class ScorerProcess:
         backend: As `tmkd.inference.scorer.Scorer` takes it.
         threads: As `tmkd.inference.scorer.Scorer` takes it.
         stall: Seconds for one job; a process that takes longer counts as hung and is killed.
-        cache_bytes: Room of a cached student for the states of passages.
-        index: An index whose stored states a cached student uses.
+        states: Where a cached student keeps the states of passages.
         positive: Of a teacher's two classes the one of the right passages.
 
     Attributes:
@@ -50,11 +66,11 @@ class ScorerProcess:
 
     def __init__(
         self, kind: str, folder: Path, *, backend: str = "auto", threads: int | None = None, stall: float = 60.0,
-        cache_bytes: int = 0, index: Path | None = None, positive: int = 1,
+        states: StatePlaces = _NO_STATES, positive: int = 1,
     ) -> None:  # fmt: skip
         worker = (sys.executable, "-P", "-m", "tmkd.serve.worker")  # -P: nothing is imported from the current folder
-        self._command = [*worker, kind, str(folder), backend, str(threads or 0), str(cache_bytes)]
-        self._command += [str(index or ""), str(positive)]
+        self._command = [*worker, kind, str(folder), backend, str(threads or 0)]
+        self._command += [str(states.cache_bytes), str(states.index or ""), str(positive)]
         self._kind, self._folder, self._stall = kind, folder, stall
         self._digest = ""  # of the first process's model
         self._process: asyncio.subprocess.Process | None = None

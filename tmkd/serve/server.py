@@ -14,7 +14,7 @@ from tmkd.serve.ask import Asker
 from tmkd.serve.body import Bodies, unless_gone
 from tmkd.serve.metrics import Metrics
 from tmkd.serve.queueing import BatchQueue, Read
-from tmkd.serve.scorer_process import ScorerProcess
+from tmkd.serve.scorer_process import ScorerProcess, StatePlaces
 from tmkd.serve.settings import Settings
 
 STATES = 8192  # bytes of a passage's states, roughly
@@ -44,8 +44,7 @@ class Server:
                 backend=settings.backend,
                 threads=settings.threads,
                 stall=settings.stall,
-                cache_bytes=settings.state_cache << 20,
-                index=settings.index,
+                states=StatePlaces(settings.state_cache << 20, settings.index),
             )
         }
         if settings.teacher is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tmkd.core.files import copy_folder, disk_errors
 from tmkd.data.tasks import TaskData
-from tmkd.export.export import export_student
+from tmkd.export.export import Classes, export_student
 from tmkd.export.gate import writable
 from tmkd.export.int8 import choose_calibration
 from tmkd.inference.qa.calibration import FILE as CALIBRATION
@@ -43,8 +43,8 @@ def export_step(
 
     def build(folder: Path) -> None:
         export_student(
-            student.folder, task.dev, folder / "export", calibration=calibration, backends=names, labels=labels,
-            positive=positive,
+            student.folder, task.dev, folder / "export", calibration=calibration, backends=names,
+            classes=Classes(labels, positive),
         )  # fmt: skip
 
     return workspace.step("export", content, build, label="export")
