@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from tmkd.export import cached
 from tmkd.export.cached import CACHED_BACKENDS, CachedSource, CachedStudent, ReadText
 from tmkd.export.cached_graphs import InteractionGraph
 from tmkd.export.export import export_student
+from tmkd.export.gate import refuse_states_of_others
 from tmkd.inference.cached_reader import CachedReader
 from tmkd.inference.scorer import Scorer
 from tmkd.inference.text_encoder import ReadQuestion, TextEncoder
@@ -76,8 +78,37 @@ def test_every_backend_passes_or_says_why_not() -> None:
         np.testing.assert_array_equal(scorer.scores(questions, passages), found)
         assert TextEncoder.open(folder, backend=name).identity == scorer.text_encoder.identity  # type: ignore[union-attr]
     card = json.loads((folder / "tmkd.json").read_text())
+    passed = set(card["backends"])
+    for name, entry in card["backends"].items():  # every engine scores the states that every other one computes
+        assert set(entry["states_of"]) == passed - {name}
+        assert rows[name]["other_states_difference"] == max(entry["states_of"].values())
+        for writer, difference in entry["states_of"].items():
+            assert difference <= entry["probe_limit"] + card["backends"][writer]["probe_limit"]
     named = {part["file"] for entry in card["backends"].values() for part in entry["files"].values()}
     assert named == {f"onnx/{path.name}" for path in (folder / "onnx").iterdir()}
+
+
+class _Tried:
+    def __init__(self, limit: float) -> None:
+        self.entry: dict[str, Any] = {"probe_limit": limit}
+        self.further: dict[str, Any] = {}
+        self.reason = ""
+
+    def refuse(self, reason: str) -> None:
+        self.reason = reason
+
+
+@pytest.mark.parametrize(("far", "refused"), [("openvino-bf16", "openvino-bf16"), ("onnx-fp32", "openvino-bf16")])
+def test_a_backend_that_cannot_score_the_states_of_another_is_refused(far: str, refused: str) -> None:
+    """The difference of both may add up, to 0.11 here; fp32 stays, whichever of the two directions is too far."""
+    reference = np.zeros((3, 2), np.float32)
+    near, wrong = reference + np.float32(0.1), reference + np.float32(0.2)
+    tried = {"onnx-fp32": _Tried(0.01), "openvino-bf16": _Tried(0.1)}
+    found = {name: {other: wrong if name == far else near} for name, other in zip(tried, reversed(tried), strict=True)}
+    refuse_states_of_others(tried, found, reference)
+    assert {name for name, one in tried.items() if one.reason} == {refused}
+    assert "differs by 0.200 from the PyTorch student, at most 0.110 is allowed" in tried[refused].reason
+    assert tried[far].further["other_states_difference"] == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("limit", ["ONEDNN_MAX_CPU_ISA=AVX2", "ATEN_CPU_CAPABILITY=default"])

@@ -28,7 +28,7 @@ from tmkd.export.gate import Backend
 from tmkd.export.int8 import quantise
 from tmkd.export.parity import CLOSE, EXACT, measure_parity
 from tmkd.inference.scorer import Scorer
-from tmkd.inference.text_encoder import ReadQuestion
+from tmkd.inference.text_encoder import ReadQuestion, TextEncoder
 from tmkd.models.batching import NO_BUDGET, length_sorted_batches, pad, stacked
 from tmkd.models.checkpoint import load_encoder, load_student
 from tmkd.models.encoders.cached_files import ENCODER_FOLDER, QUESTION_FOLDER
@@ -214,6 +214,7 @@ class CachedSource:
             "stored_difference": float(np.abs(from_store - scorer.logits(pairs.questions, pairs.passages)).max()),
             "interaction_difference": same_states,
             "cosine_difference": apart,
+            "other_states_difference": None,  # measured once all backends are there
             **self.rounding,
         }
         reason = ""
@@ -223,6 +224,23 @@ class CachedSource:
             reason = f"for the same states a logit differs by {same_states:.2e} from the PyTorch student, at most "
             reason += f"{SAME_STATES:.0e} is allowed"
         return numbers, {"cosine_limit": 2 * apart + 0.005}, reason
+
+    def from_states_of_others(self, names: Sequence[str], pairs: Pairs) -> dict[str, dict[str, Logits]]:
+        """See `Source`: every engine reads the same passages, and every other one scores what it would store."""
+        states, found = dict[str, dict[bytes, TextStates]](), dict[str, dict[str, Logits]]()
+        keys = list(map(text_key, pairs.passages))
+        for name in names:
+            encoder = TextEncoder.open(self.folder, backend=name)
+            states[name] = dict(zip(keys, encoder.states(pairs.passages), strict=True))
+        for reader in names:
+            scorer, held = Scorer(self.folder, backend=reader), dict[bytes, TextStates]()
+            scorer.attach(_Store(self.student.identity, held))
+            found[reader] = {}
+            for writer in names:
+                if writer != reader:
+                    held.update(states[writer])
+                    found[reader][writer] = scorer.logits(pairs.questions, pairs.passages)
+        return found
 
     def _cosines(self, pairs: Pairs) -> list[float]:
         sides = zip(pairs.questions, pairs.passages, strict=True)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.core.backends import SAFE_BACKEND
 from tmkd.core.console import progress
 from tmkd.core.errors import ExportError, MissingExtraError
 from tmkd.core.files import sha256_of, write_json
@@ -64,6 +65,17 @@ class Source(Protocol):
             an empty text where it is not.
         """
 
+    def from_states_of_others(self, names: Sequence[str], pairs: Pairs) -> dict[str, dict[str, Logits]]:
+        """The logits of each backend from the stored states that each other one computes, [n, C].
+
+        Args:
+            names: The backends that are written.
+            pairs: Some of the development pairs.
+
+        Returns:
+            By the backend that scores, by the one that computed the states; empty where nothing is stored.
+        """
+
 
 @dataclass(frozen=True)
 class ExportSource:
@@ -88,6 +100,10 @@ class ExportSource:
     def examine(self, scorer: Scorer, pairs: Pairs, logits: Logits) -> tuple[dict[str, Any], dict[str, Any], str]:
         """See `Source`: nothing."""
         return {}, {}, ""
+
+    def from_states_of_others(self, names: Sequence[str], pairs: Pairs) -> dict[str, dict[str, Logits]]:
+        """See `Source`: nothing is stored."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -185,6 +201,11 @@ def gate(
     for file in dict.fromkeys(backends[name].file for name in wanted):
         sharing = [name for name in wanted if backends[name].file == file]
         found += _first_that_agrees(source.folder / file, sharing, backends[sharing[0]].attempts, try_backend)
+    passed = [trial for trial in found if trial.scorer is not None]
+    if len(passed) > 1:
+        write_json(source.folder / "tmkd.json", {**about, "backends": {trial.name: trial.entry for trial in passed}})
+        from_others = source.from_states_of_others([trial.name for trial in passed], few)
+        refuse_states_of_others({trial.name: trial for trial in passed}, from_others, reference[probes])
     _time([trial for trial in found if trial.scorer is not None], dev)
     entries = {trial.name: trial.entry for trial in found if not trial.reason}
     kept = {file for trial in found if not trial.reason for file in trial.backend.files(trial.attempt)}
@@ -272,6 +293,10 @@ class _Trial:
             self.entry["probe_limit"] = 2 * apart + limits.batch_difference
         return self
 
+    def refuse(self, reason: str) -> None:
+        """See `Tried`."""
+        self.reason, self.scorer = self.reason or reason, None
+
     def _write(self) -> None:
         path, files = self.source.folder / self.backend.file, self.backend.files(self.attempt)
         if not path.is_file():
@@ -293,6 +318,43 @@ class _Trial:
             "bytes": self.size,
             "reason": self.reason,
         }
+
+
+class Tried(Protocol):
+    """A backend that passed so far, such as a `_Trial`."""
+
+    entry: dict[str, Any]
+    further: dict[str, Any]
+
+    def refuse(self, reason: str) -> None:
+        """Take it out of the export."""
+
+
+def refuse_states_of_others(
+    tried: Mapping[str, Tried], found: Mapping[str, Mapping[str, Logits]], reference: Logits
+) -> None:
+    """Refuse a backend that cannot score the states that another one computed: an index may hold those of any.
+
+    What two backends differ from the student by may add up, and not more. How far each is goes into its entry of
+    tmkd.json (`states_of`).
+
+    Args:
+        tried: The backends by name.
+        found: As `Source.from_states_of_others` gives it.
+        reference: The PyTorch student's logits, [n, C].
+    """
+    limits = {name: float(one.entry["probe_limit"]) for name, one in tried.items()}
+    for reader, by_writer in found.items():
+        apart = {writer: float(np.abs(logits - reference).max()) for writer, logits in by_writer.items()}
+        tried[reader].further["other_states_difference"] = max(apart.values())
+        tried[reader].entry["states_of"] = apart
+        for writer, difference in apart.items():
+            limit = limits[reader] + limits[writer]
+            if not difference <= limit:
+                tried[reader if reader != SAFE_BACKEND else writer].refuse(
+                    f"from the states that {writer} computes, a logit of {reader} differs by {difference:.3f} from the "
+                    f"PyTorch student, at most {limit:.3f} is allowed"
+                )
 
 
 def _in_batches(scorer: Scorer, pairs: Pairs, size: int | None) -> Logits:
