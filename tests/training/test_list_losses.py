@@ -29,7 +29,7 @@ def test_list_kl_by_hand() -> None:
     by_hand = 0.5 * np.log(1.5) + 2 * 0.25 * np.log(0.75)
     assert soft_list_kl(student, teacher, QUESTIONS)[:, 0].tolist() == pytest.approx([by_hand] * 3 + [0], abs=1e-6)
     hotter = odds([2 * np.log(2.0), 0.0, 0.0, 1.0])
-    found = soft_list_kl(student, hotter, QUESTIONS, 2.0)[:, 0]
+    found = soft_list_kl(student, hotter, QUESTIONS, temperature=2.0)[:, 0]
     assert found.tolist() == pytest.approx([4 * by_hand] * 3 + [0], abs=1e-6)
 
 
@@ -75,10 +75,25 @@ def test_the_level_of_a_question_stays_free_and_learning_finds_the_teachers_orde
         assert float(loss(learned, teacher, QUESTIONS).detach().mean()) < 0.01
 
 
+@pytest.mark.parametrize("loss", [soft_list_kl, soft_margin_mse, soft_scaled_margin_mse, soft_adr_mse])
+def test_a_pair_without_a_label_is_compared_with_none(loss: Callable[..., torch.Tensor]) -> None:
+    questions = torch.tensor([5, 5, 5, 5, 8, 8])
+    student, teacher = odds([0.1, 0.7, 0.2, 1.0, 3.0, 1.0]), odds([3.0, 2.0, -1.0, 0.5, 0.0, 9.0])
+    known = torch.tensor([True, False, True, True, False, False])
+    learned = student.clone().requires_grad_()
+    found = loss(learned, teacher, questions, known[:, None])
+    only = loss(student[known], teacher[known], questions[known])
+    assert torch.allclose(found[known], only, atol=1e-6)
+    found[known].sum().backward()
+    assert learned.grad is not None
+    assert torch.isfinite(learned.grad).all()
+    assert not learned.grad[~known].any()
+
+
 def test_a_recipe_names_each_of_them() -> None:
     student, teacher = odds([0.0, 2.0, 1.0, 1.0]), odds([1.0, 3.0, -2.0, 0.0])
     wanted = {
-        "list_kl": soft_list_kl(student, teacher, QUESTIONS, 2.0),
+        "list_kl": soft_list_kl(student, teacher, QUESTIONS, temperature=2.0),
         "margin_mse": soft_margin_mse(student, teacher, QUESTIONS),
         "margin_mse_scaled": soft_scaled_margin_mse(student, teacher, QUESTIONS),
         "adr_mse": soft_adr_mse(student, teacher, QUESTIONS),

@@ -26,7 +26,7 @@ from tmkd.config.sections import (
     Training,
 )
 from tmkd.config.student_sections import Cached, StudentShape
-from tmkd.config.teacher_sections import KINDS_OF_TWO, Teacher, require_whole
+from tmkd.config.teacher_sections import KINDS_OF_TWO, Teacher
 
 BEST = "best"
 """As `take`: the method that is best on the development set."""
@@ -238,7 +238,8 @@ class Recipe(Part):
             raise ValueError("stage2.replay: the pool is of another task (pool.teachers), stage 2 has no labels for it")
         if self.ensemble == "stacked" and len(names) < 2:
             raise ValueError(f"ensemble: stacked weighs two or more teachers, and {names[0]} is the only one")
-        require_whole(self.used_teachers, self.ensemble, self.loss.kind)
+        if self.ensemble == "stacked" and (partial := [one.name for one in self.used_teachers if one.partial]):
+            raise ValueError(f"ensemble: stacked needs every teacher's label of a pair; {partial[0]} is partial")
         if self.labels == "out-of-fold" and not any(teacher.learns_labels for teacher in self.used_teachers):
             raise ValueError("labels: out-of-fold needs a teacher that is trained here, and none is")
         return self
@@ -393,7 +394,6 @@ class Recipe(Part):
         trainings: dict[str, Training] = {key: getattr(self, key) for key in (*stages, "bilstm")}
         trainings |= {f"cached.{key}": getattr(self.cached, key) for key in stages}
         for key, numbers in trainings.items():
-            if numbers.batch_size < 4:
-                small = f"{key}.batch_size: {numbers.batch_size} is too small for loss.kind {kind}"
-                raise ValueError(f"{small}, which compares passages of one step; use 4 or more")
+            if (size := numbers.batch_size) < 4:
+                raise ValueError(f"{key}.batch_size: {size} is too small for loss.kind {kind}; use 4 or more")
         return self

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tmkd.config.sections import GROUPED_LOSSES, Part, Positive, Rate, Training, text_keys
+from tmkd.config.sections import Part, Positive, Rate, Training, text_keys
 
 Kind = Literal["encoder", "reranker", "bi_encoder", "served", "scores"]
 Calibrate = Literal["none", "platt", "isotonic"]
@@ -227,24 +226,3 @@ _SOURCES_OF: dict[Kind, tuple[str, ...]] = {
 }  # fmt: skip
 """The keys that say what a teacher of each kind is made of, one of which is given; an encoder's need not be."""
 _SOURCES = tuple(key for keys in _SOURCES_OF.values() for key in keys)
-
-
-def require_whole(teachers: Sequence[Teacher], ensemble: str, loss: str) -> None:
-    """Check that what a recipe does with labels is possible where a teacher labels only a part of the pairs.
-
-    Args:
-        teachers: Those that the run uses.
-        ensemble: The recipe's `ensemble`.
-        loss: Its `loss.kind`.
-
-    Raises:
-        ValueError: It needs every teacher's label of a pair, and a teacher is partial.
-    """
-    partial = next((one.name for one in teachers if one.partial), None)
-    if partial is not None and ensemble == "stacked":
-        raise ValueError(f"ensemble: stacked needs every teacher's label of a pair; {partial} is partial")
-    if partial is not None and loss in GROUPED_LOSSES and loss != "margin_mse":
-        raise ValueError(
-            f"loss.kind: {loss} needs every teacher's label of a question's passages, and {partial} is partial; use "
-            "kl, mse, mse_logits or margin_mse"
-        )

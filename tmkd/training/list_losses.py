@@ -28,7 +28,7 @@ def soft_margin_mse(student: Tensor, teacher: Tensor, questions: Tensor, known: 
         student: Logits, [n, K, 2].
         teacher: Logits, [n, K, 2].
         questions: The question of each pair, [n] int64.
-        known: Which labels are there, [n, K] bool; others are no part of a margin. All unless given.
+        known: Which labels are there, [n, K] bool; a pair without one is compared with none. All unless given.
 
     Returns:
         [n, K].
@@ -39,15 +39,10 @@ def soft_margin_mse(student: Tensor, teacher: Tensor, questions: Tensor, known: 
         tensor([[4.],
                 [4.]])
     """
-    error, others = _odds(student) - _odds(teacher), _others(questions)
-    if known is None:
-        return _mean_square(error, others)
-    each = (others[..., None] & known[None]).to(error.dtype)  # [n, n, K]
-    squares = (error[:, None] - error[None]).square()
-    return (each * squares).sum(dim=1) / each.sum(dim=1).clamp(min=1)
+    return _mean_square(_odds(student) - _odds(teacher), _others(questions, student, known))
 
 
-def soft_scaled_margin_mse(student: Tensor, teacher: Tensor, questions: Tensor) -> Tensor:
+def soft_scaled_margin_mse(student: Tensor, teacher: Tensor, questions: Tensor, known: Tensor | None = None) -> Tensor:
     """Margin-MSE with the teacher's margins rescaled to the size of the student's.
 
     The teacher's margins are multiplied by the ratio of the two root mean squares over the step, and the error is
@@ -62,6 +57,7 @@ def soft_scaled_margin_mse(student: Tensor, teacher: Tensor, questions: Tensor) 
         student: Logits, [n, K, 2].
         teacher: Logits, [n, K, 2].
         questions: The question of each pair, [n] int64.
+        known: Which labels are there, [n, K] bool; a pair without one is compared with none. All unless given.
 
     Returns:
         [n, K].
@@ -73,17 +69,20 @@ def soft_scaled_margin_mse(student: Tensor, teacher: Tensor, questions: Tensor) 
         tensor([[0.],
                 [0.]])
     """
-    others = _others(questions)
-    compared = others.sum(dim=1) > 0
+    others = _others(questions, student, known)
+    compared = others.any(dim=1)  # [n, K]
+    if known is not None:
+        compared = compared & known
     sides = []
     for odds in (_odds(student), _odds(teacher)):
-        squares = _mean_square(odds, others)[compared]
-        size = squares.mean(dim=0).sqrt().clamp(min=_LEAST) if len(squares) else odds.new_ones(odds.shape[1])
-        sides.append(odds / size)
+        squares = (_mean_square(odds, others) * compared).sum(dim=0) / compared.sum(dim=0).clamp(min=1)
+        sides.append(odds / squares.clamp(min=_LEAST**2).sqrt())
     return _mean_square(sides[0] - sides[1], others)
 
 
-def soft_list_kl(student: Tensor, teacher: Tensor, questions: Tensor, temperature: float = 1.0) -> Tensor:
+def soft_list_kl(
+    student: Tensor, teacher: Tensor, questions: Tensor, known: Tensor | None = None, temperature: float = 1.0
+) -> Tensor:
     """KL divergence of two distributions over the passages of a question, times the temperature's square.
 
     Both are the softmax of log-odds over the question's passages. Every pair has the loss of its question, so that a
@@ -97,6 +96,7 @@ def soft_list_kl(student: Tensor, teacher: Tensor, questions: Tensor, temperatur
         student: Logits, [n, K, 2].
         teacher: Logits, [n, K, 2].
         questions: The question of each pair, [n] int64.
+        known: Which labels are there, [n, K] bool; a pair without one is compared with none. All unless given.
         temperature: Both sides' log-odds are divided by it.
 
     Returns:
@@ -108,13 +108,15 @@ def soft_list_kl(student: Tensor, teacher: Tensor, questions: Tensor, temperatur
         tensor([[0.6931],
                 [0.6931]])
     """
-    same = questions[:, None] == questions[None]  # [n, n]
-    logs = [_list_log_softmax(_odds(side) / temperature, same) for side in (student, teacher)]
-    terms = logs[1].exp() * (logs[1] - logs[0])  # [n, K]
-    return temperature**2 * same.to(terms.dtype) @ terms
+    others = _others(questions, student, known)
+    own = torch.eye(len(questions), dtype=torch.bool, device=questions.device)[..., None]
+    logs = [_list_log_softmax(_odds(side) / temperature, others | own) for side in (student, teacher)]
+    terms = logs[1].exp() * (logs[1] - logs[0])  # [n, K]; of a pair without a label, nothing that counts
+    own_terms = terms if known is None else terms * known
+    return temperature**2 * (own_terms + _sum_over(others, terms))
 
 
-def soft_adr_mse(student: Tensor, teacher: Tensor, questions: Tensor) -> Tensor:
+def soft_adr_mse(student: Tensor, teacher: Tensor, questions: Tensor, known: Tensor | None = None) -> Tensor:
     """Mean squared error of ranks, discounted by the teacher's rank: for teachers whose order alone counts.
 
     r_i is the rank that the teacher gives pair i among the passages of its question, from 1 (equal scores share their
@@ -130,6 +132,7 @@ def soft_adr_mse(student: Tensor, teacher: Tensor, questions: Tensor) -> Tensor:
         student: Logits, [n, K, 2].
         teacher: Logits, [n, K, 2].
         questions: The question of each pair, [n] int64.
+        known: Which labels are there, [n, K] bool; a pair without one is compared with none. All unless given.
 
     Returns:
         [n, K].
@@ -140,11 +143,11 @@ def soft_adr_mse(student: Tensor, teacher: Tensor, questions: Tensor) -> Tensor:
         tensor([[0.2500],
                 [0.1577]])
     """
-    others = _others(questions)
+    others = _others(questions, student, known)
     ranks = []
     for odds, above in ((_odds(teacher), _is_above), (_odds(student), torch.sigmoid)):
         ahead = above(odds[None] - odds[:, None])  # [n, n, K]: whether j is before i
-        ranks.append(1 + torch.einsum("ij,ijk->ik", others.to(ahead.dtype), ahead))
+        ranks.append(1 + (others * ahead).sum(dim=1))
     return (ranks[0] - ranks[1]).square() / torch.log2(ranks[0] + 1)
 
 
@@ -159,18 +162,24 @@ def _is_above(margins: Tensor) -> Tensor:
     return (margins.sign() + 1) / 2
 
 
-def _others(questions: Tensor) -> Tensor:
-    """Whether pair j is another pair of pair i's question, [n, n] bool."""
-    return (questions[:, None] == questions[None]).fill_diagonal_(False)
+def _others(questions: Tensor, student: Tensor, known: Tensor | None) -> Tensor:
+    """Whether pair j is another pair of pair i's question that has a label, [n, n, K] bool."""
+    others = (questions[:, None] == questions[None]).fill_diagonal_(False)[..., None]
+    return others.expand(-1, -1, student.shape[1]) if known is None else others & known[None]
 
 
 def _mean_square(values: Tensor, others: Tensor) -> Tensor:
     """The mean over the other pairs j of its question of (v_i - v_j)^2, [n, K]; values [n, K]."""
     squares = (values[:, None] - values[None]).square()  # [n, n, K]
-    return torch.einsum("ij,ijk->ik", others.to(squares.dtype), squares) / others.sum(dim=1).clamp(min=1)[:, None]
+    return (others * squares).sum(dim=1) / others.sum(dim=1).clamp(min=1)
 
 
-def _list_log_softmax(odds: Tensor, same: Tensor) -> Tensor:
-    """Logarithm of the softmax of odds [n, K] over the pairs of a question (same [n, n])."""
-    listed = odds[None].expand(len(odds), -1, -1).masked_fill(~same[:, :, None], float("-inf"))  # [n, n, K]
-    return odds - listed.logsumexp(dim=1)
+def _sum_over(others: Tensor, values: Tensor) -> Tensor:
+    """The sum of the values [n, K] of the other pairs of each pair's question, [n, K]."""
+    return (others * values[None]).sum(dim=1)
+
+
+def _list_log_softmax(odds: Tensor, listed: Tensor) -> Tensor:
+    """Logarithm of the softmax of odds [n, K] over the pairs that are listed with each, itself included."""
+    lists = odds[None].expand(len(odds), -1, -1).masked_fill(~listed, float("-inf"))  # [n, n, K]
+    return odds - lists.logsumexp(dim=1)

@@ -176,7 +176,7 @@ def soft_mse_logits(student: Tensor, teacher: Tensor) -> Tensor:
     return (error - error.mean(dim=-1, keepdim=True)).square().mean(dim=-1)
 
 
-_OF_LISTS = {"margin_mse_scaled": soft_scaled_margin_mse, "adr_mse": soft_adr_mse}
+_OF_LISTS = {"margin_mse": soft_margin_mse, "margin_mse_scaled": soft_scaled_margin_mse, "adr_mse": soft_adr_mse}
 
 
 def soft_loss(
@@ -187,6 +187,7 @@ def soft_loss(
     *,
     weights: Tensor | None = None,
     questions: Tensor | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Compute the loss on soft labels that a recipe names, weighted over the heads.
 
@@ -197,6 +198,7 @@ def soft_loss(
         temperature: Of `kl` and `list_kl`.
         weights: Weight of each head's loss, [n, K], with sum 1 over K; equal weights unless given.
         questions: The question of each pair, [n] int64; for the losses in `GROUPED`.
+        known: Which labels are there, [n, K] bool; for the losses in `GROUPED`. All unless given.
 
     Returns:
         [n].
@@ -208,11 +210,9 @@ def soft_loss(
         if questions is None:
             raise ValueError(f"{kind} compares the passages of a question: give `questions`")
         if kind == "list_kl":
-            each = soft_list_kl(student, teacher, questions, temperature)
-        elif kind == "margin_mse":
-            each = soft_margin_mse(student, teacher, questions, None if weights is None else weights > 0)
+            each = soft_list_kl(student, teacher, questions, known, temperature)
         else:
-            each = _OF_LISTS[kind](student, teacher, questions)
+            each = _OF_LISTS[kind](student, teacher, questions, known)
     elif kind == "mse_logits":
         each = soft_mse_logits(student, teacher)
     elif kind == "mse":

@@ -209,12 +209,14 @@ class SoftLabelLoss:
         Returns:
             [n].
         """
+        weights = None if self.weights is None else self.weights[rows]
         return soft_loss(
             logits,
             self.soft[rows],
             self.kind,
             self.temperature,
-            weights=None if self.weights is None else self.weights[rows],
+            weights=weights,
+            known=None if weights is None else weights > 0,  # `Targets.masked`
             questions=None if self.questions is None else self.questions[rows],
         )
 

@@ -64,7 +64,8 @@ def encoder_cosine(workspace: Workspace, recipe: Recipe, source: Path, pairs: Pa
 
 def untrained_teachers(recipe: Recipe) -> list[str]:
     """The names, as reports have them, of the teachers that are the cosine of an embedding model and nothing more."""
-    return [f"teacher:{one.name}" for one in recipe.used_teachers if one.of_kind == "bi_encoder" and not one.trained]
+    found = [one for one in recipe.used_teachers if one.of_kind == "bi_encoder" and not one.learns_labels]
+    return [f"teacher:{one.name}" for one in found]
 
 
 def free_baselines(
