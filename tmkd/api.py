@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tmkd.core.errors import needs_extra
-from tmkd.core.files import Quoting
 
 if TYPE_CHECKING:
     __version__: str
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
     from tmkd.core.errors import NoRoomError as NoRoomError
     from tmkd.core.errors import RecipeError as RecipeError
     from tmkd.core.errors import TmkdError as TmkdError
+    from tmkd.core.files import Quoting
     from tmkd.data.documents.index import Changes as Changes
     from tmkd.data.documents.index import DocumentIndex as DocumentIndex
     from tmkd.data.documents.json_lines import Fields as Fields

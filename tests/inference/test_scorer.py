@@ -220,7 +220,7 @@ def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"tmkd\.json is damaged"):
         Scorer(tmp_path)
     (tmp_path / "tmkd.json").write_text('{"format": 99}')
-    with pytest.raises(ExportError, match="format 99, this version reads 1 to 4"):
+    with pytest.raises(ExportError, match="format 99, this version reads 1 to 5"):
         Scorer(tmp_path)
 
 

@@ -243,7 +243,8 @@ def test_errors(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
         (one, "methods=[1avg-tkd]", "take=1avg-tkd"): "1avg-tkd needs two or more teachers",
         ("methods=[m-o-m,tkd]", "take=m-o-m"): "take: m-o-m is several students, and cannot be exported",
         ("methods=[bilstm]", "take=bilstm"): "take: bilstm is an LSTM, no transformers checkpoint",
-        ("loss.kind=margin",): "loss.kind: input should be 'kl', 'mse', 'mse_logits' or 'margin_mse', got 'margin'",
+        ("loss.kind=margin",): "loss.kind: input should be 'kl', 'mse', 'mse_logits', 'list_kl', 'margin_mse', "
+        "'margin_mse_scaled' or 'adr_mse', got 'margin'",
         ("loss.weighting=best",): "got 'best'",
         ("combination=mean",): "got 'mean'",
     }.items():

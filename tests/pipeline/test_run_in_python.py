@@ -67,7 +67,7 @@ def test_steps_one_by_one_give_folders_and_numbers(tmp_path: Path) -> None:
     assert done.report.is_file()
     assert (done.folder, done.student, done.export) == (run.folder, distilled.student, exported.folder)
     measurements = {step.kind for step in run.workspace.used[before:]}
-    assert measurements == {"labels", "headers", "speed", "exports"}  # nothing was trained or exported again
+    assert measurements == {"labels", "headers", "speed", "exports", "cosine"}  # nothing was trained or exported again
     assert [row.name for row in done.results.methods] == ["teacher:a", "teacher:b", "teacher-ensemble", "tmkd"]
 
 
