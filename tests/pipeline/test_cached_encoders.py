@@ -220,15 +220,14 @@ def test_each_kind_of_student_starts_from_a_stage_1_of_its_own(scored_recipe: Pa
         again(f"stage1_from={layered}")
 
 
-def test_questions_that_their_own_encoder_cuts_are_told_before_any_training(scored_recipe: Path) -> None:
+def test_a_run_warns_before_training_of_questions_that_their_own_encoder_cuts(scored_recipe: Path) -> None:
     asking = tiny("bert", scored_recipe.parent / "asking")
-    for keys, told in (([f"cached.question_encoder={asking}"], True), ([], False)):
+    for keys, expected in (([f"cached.question_encoder={asking}"], True), ([], False)):
         run = run_of(scored_recipe, "methods=[tmkd]", "max_length=8", *keys)
         require_runnable(run.data)
         warnings = run.data.task.counts["train"].warnings
-        assert any("of the questions are longer than max_length (8 tokens)" in one for one in warnings) == told, (
-            warnings
-        )
+        warned = any("of the questions are longer than max_length (8 tokens)" in warning for warning in warnings)
+        assert warned == expected, warnings
 
 
 def test_an_encoder_of_questions_of_another_width_is_refused(scored_recipe: Path) -> None:

@@ -50,6 +50,11 @@ class TaskData:
         """`train`, `dev` and `test` by these names; no `test` where that is `dev` itself."""
         return {"train": self.train, "dev": self.dev} | ({} if self.test is self.dev else {"test": self.test})
 
+    @property
+    def parts(self) -> dict[str, Pairs]:
+        """Those of `labelled`, and the `pool` where the recipe's files have one."""
+        return self.labelled | ({} if self.pool is None else {"pool": self.pool})
+
 
 def load_task(data: Data, classes: int) -> TaskData:
     """Read, split and check the pairs that a recipe names.

@@ -28,7 +28,7 @@ from tmkd.export.gate import Backend
 from tmkd.export.int8 import quantise
 from tmkd.export.parity import CLOSE, EXACT, measure_parity
 from tmkd.inference.scorer import Scorer
-from tmkd.inference.text_encoder import ReadQuestion, TextEncoder
+from tmkd.inference.text_encoder import ReadQuestion
 from tmkd.models.batching import NO_BUDGET, length_sorted_batches, pad, stacked
 from tmkd.models.checkpoint import load_encoder, load_student
 from tmkd.models.encoders.cached_files import ENCODER_FOLDER, QUESTION_FOLDER
@@ -229,11 +229,12 @@ class CachedSource:
         """See `Source`: every engine reads the same passages, and every other one scores what it would store."""
         states, found = dict[str, dict[bytes, TextStates]](), dict[str, dict[str, Logits]]()
         keys = list(map(text_key, pairs.passages))
-        for name in names:
-            encoder = TextEncoder.open(self.folder, backend=name)
-            states[name] = dict(zip(keys, encoder.states(pairs.passages), strict=True))
-        for reader in names:
-            scorer, held = Scorer(self.folder, backend=reader), dict[bytes, TextStates]()
+        scorers = {name: Scorer(self.folder, backend=name) for name in names}
+        for name, scorer in scorers.items():
+            assert scorer.text_encoder is not None
+            states[name] = dict(zip(keys, scorer.text_encoder.states(pairs.passages), strict=True))
+        for reader, scorer in scorers.items():
+            held = dict[bytes, TextStates]()
             scorer.attach(_Store(self.student.identity, held))
             found[reader] = {}
             for writer in names:

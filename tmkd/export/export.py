@@ -85,7 +85,7 @@ def export_student(
             them). Without them int8 is not written.
         backends: names out of BACKENDS; all whose tools are installed unless given.
         reference_logits: the student's logits on `dev`, [N, C] float32; computed from its heads unless given.
-        classes: what they are called.
+        classes: what the C classes are called, and which is the right one.
 
     Returns:
         The parity table, one row per backend: backend, passed, the numbers of `Parity` and `Invariance`,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tmkd.evaluation.significance import TITLES
 from tmkd.models.encoders.find import find_encoder
 from tmkd.pipeline.choice import choose_best
 from tmkd.pipeline.steps.free_baselines import COSINE, encoder_cosine
 from tmkd.pipeline.teacher_labels import TeacherLabels
 
-logger = logging.getLogger(__name__)
+_UNTRAINED = f"{COSINE} "  # beside the teachers' names, none of which has a blank
 
 
 def teachers_on_development(labels: TeacherLabels) -> dict[str, Any]:
@@ -30,29 +33,26 @@ def teachers_on_development(labels: TeacherLabels) -> dict[str, Any]:
     data, recipe, which = labels.data, labels.recipe, labels.measured
     if not which:
         return {}
-    logits = {
+    logits: dict[str, NDArray[np.floating[Any]]] = {
         labels.teachers[number][0].name: one[None]
         for number, one in zip(which, labels.logits(data.dev, "dev", which), strict=True)
     }
-    names = list(logits)
     if recipe.classes == 2:
         cosine = encoder_cosine(data.workspace, recipe, find_encoder(recipe.encoder), data.dev)
-        logits[f"{COSINE} "] = cosine[None].astype(cosine.dtype)  # no teacher has a name with a blank
+        logits[_UNTRAINED] = cosine[None]
     found = choose_best(logits, data.dev, classes=recipe.classes, positive=recipe.positive_class)
-    values = {name: (found.values or {})[name] for name in names}
-    about: dict[str, Any] = {"metrics": list(found.metrics), "values": values}
-    about["best"] = f"teacher:{max(values, key=lambda name: values[name])}"
-    level = (found.values or {}).get(f"{COSINE} ")
+    measured = dict(found.values or {})
+    level = measured.pop(_UNTRAINED, None)
+    about: dict[str, Any] = {"metrics": list(found.metrics), "values": measured}
+    about["best"] = f"teacher:{max(measured, key=lambda name: measured[name])}"
     if level is not None and found.metrics != ("accuracy",):  # a cosine ranks, and decides nothing
-        about |= {"cosine": level, "behind": [name for name, value in values.items() if value < level]}
+        about |= {"cosine": level, "behind": [name for name, value in measured.items() if value < level]}
         what = " plus ".join(TITLES[metric] for metric in found.metrics)
         for name in about["behind"]:
-            line = (
+            data.cache.say_once(
                 f"teacher {name} is behind the cosine of {recipe.encoder} with nothing trained on the development set: "
-                f"{what} {values[name]:.3f} against {level:.3f}; what students learn of it is worth less than what is "
-                "free (docs/teachers.md)"
+                f"{what} {measured[name]:.3f} against {level:.3f}; what students learn of it is worth less than what "
+                "is free (docs/teachers.md)",
+                logging.WARNING,
             )
-            if line not in data.cache.said:
-                data.cache.said.add(line)
-                logger.warning(line)
     return about

@@ -189,14 +189,13 @@ def _warn_of_unread_text(data: RunData) -> None:
     if "cached" in kinds:
         readers.append(("passages", recipe.cached_encoder))
         readers += [("questions", spec) for spec in [recipe.cached.question_encoder] if spec is not None]
-    parts = task.labelled | ({} if task.pool is None else {"pool": task.pool})
     for what, encoder in readers:
         looked = f"looked at {what} of {id(task)} with {encoder}, {recipe.max_length}"
         if looked in data.cache.said:  # a study asks for every student
             continue
         data.cache.said.add(looked)
         tokenizer = (PairTokenizer if what == "pairs" else TextTokenizer)(find_encoder(encoder), recipe.max_length)
-        for name, part in parts.items():
+        for name, part in task.parts.items():
             warn_of_unread_text(part, tokenizer, task.counts[name], what)
 
 

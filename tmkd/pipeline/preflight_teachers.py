@@ -95,11 +95,8 @@ def _classes_of(folder: Path) -> list[int]:
 def require_columns(data: RunData) -> None:
     """Every score column that is a teacher has a number in every row of a file that carries it."""
     recipe, task = data.recipe, data.task
-    parts = {"train": task.train, "dev": task.dev, "test": task.test}
-    if task.pool is not None:
-        parts["pool"] = task.pool
     columns = [teacher for teacher in recipe.used_teachers if teacher.scores]
-    for where, part in parts.items():
+    for where, part in task.parts.items():
         for teacher in columns:
             if teacher.scores in part.score_names:
                 ScoresTeacher.of(teacher, recipe.data).logits(part, where)

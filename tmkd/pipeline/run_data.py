@@ -44,10 +44,10 @@ class RunCache:
     stored_teachers: dict[str, StoredTeacher] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
 
-    def say_once(self, text: str) -> None:
+    def say_once(self, text: str, level: int = logging.INFO) -> None:
         """Log a line unless it was logged before."""
         if text not in self.said:
-            logger.info(text)
+            logger.log(level, text)
             self.said.add(text)
 
 

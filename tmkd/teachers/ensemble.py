@@ -112,12 +112,14 @@ def fit_stacking(
     """
     require_every_class(targets.argmax(axis=1), targets.shape[1])
     x = _centred(logits)
-    scale = np.sqrt((x - x.mean(axis=0)).var(axis=0).mean(axis=1))
-    x = x / np.where(scale > 1e-9, scale, np.inf)[None, :, None]  # a teacher that says the same of all pairs has no say
+    spread = np.sqrt((x - x.mean(axis=0)).var(axis=0).mean(axis=1))
+    scale = np.where(spread > 1e-9, spread, np.inf)  # a teacher that scores all pairs alike gets the weight 0
+    x = x / scale[None, :, None]
     folds, losses = np.unique(fold), {}
     held_out = {
         ridge: np.concatenate(
-            [_losses(x[fold == one], targets[fold == one], *_solve(x[fold != one], targets[fold != one], ridge))
+            [_cross_entropy(_summed(x[fold == one], *_solve(x[fold != one], targets[fold != one], ridge)),
+                            targets[fold == one])
              for one in folds]
         )
         for ridge in (ridges if len(folds) > 1 else ())
@@ -125,11 +127,10 @@ def fit_stacking(
     ridge = min(held_out, key=lambda one: float(held_out[one].mean())) if held_out else ridges[0]
     if held_out:
         losses["stacked"] = float(held_out[ridge].mean())
-    losses["mean"] = _log_loss(ensemble_logits(logits), targets)
-    losses |= {name: _log_loss(one, targets) for name, one in zip(names, logits, strict=True)}
+    losses["mean"] = float(_cross_entropy(ensemble_logits(logits), targets).mean())
+    losses |= {name: float(_cross_entropy(one, targets).mean()) for name, one in zip(names, logits, strict=True)}
     weights, intercept = _solve(x, targets, ridge)
-    weights = weights / np.where(scale > 1e-9, scale, np.inf)
-    return Stacking(tuple(names), tuple(weights.tolist()), tuple(intercept.tolist()), ridge, losses)
+    return Stacking(tuple(names), tuple((weights / scale).tolist()), tuple(intercept.tolist()), ridge, losses)
 
 
 def require_every_class(labels: NDArray[np.int64], classes: int) -> None:
@@ -166,13 +167,9 @@ def _summed(x: Floats, weights: Floats, intercept: Floats) -> Floats:
     return np.asarray(np.einsum("k,nkc->nc", weights, x) + intercept)
 
 
-def _log_loss(logits: NDArray[np.floating[Any]], targets: Floats) -> float:
-    return float(-(targets * log_softmax(logits)).sum(axis=-1).mean())
-
-
-def _losses(x: Floats, targets: Floats, weights: Floats, intercept: Floats) -> Floats:
+def _cross_entropy(logits: NDArray[np.floating[Any]], targets: Floats) -> Floats:
     """The cross-entropy of each pair, [N]."""
-    found: Floats = -(targets * log_softmax(_summed(x, weights, intercept))).sum(axis=-1)
+    found: Floats = -(targets * log_softmax(logits)).sum(axis=-1)
     return found
 
 

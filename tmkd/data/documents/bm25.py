@@ -51,10 +51,15 @@ def use_tokenizer(index: Any) -> Any:
     Tantivy forgets tokenizers when an index is closed. Its own would drop words of more than 40 bytes, cut the words of
     many scripts at their vowel signs, and take a Chinese or Thai sentence for one word.
     """
+    index.register_tokenizer(TOKENIZER, _analyzer())
+    return index
+
+
+def _analyzer() -> Any:
+    """What makes words of a text that `searchable` gives."""
     tantivy = import_tantivy()
     builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace())
-    index.register_tokenizer(TOKENIZER, builder.filter(tantivy.Filter.stemmer("english")).build())
-    return index
+    return builder.filter(tantivy.Filter.stemmer("english")).build()
 
 
 def searchable(text: str) -> str:
@@ -120,9 +125,7 @@ def pair_scores(questions: Sequence[str], passages: Sequence[str]) -> NDArray[np
     Raises:
         MissingExtraError: Tantivy is not installed.
     """
-    tantivy = import_tantivy()
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace())
-    stems = builder.filter(tantivy.Filter.stemmer("english")).build().analyze
+    stems = _analyzer().analyze
     counts = {text: Counter(stems(searchable(text))) for text in dict.fromkeys(passages)}
     lengths = {text: sum(found.values()) for text, found in counts.items()}
     mean = sum(lengths.values()) / max(1, len(lengths))

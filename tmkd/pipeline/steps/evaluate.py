@@ -174,19 +174,18 @@ def _ensemble(run: FinishedRun, teachers: list[ModelOutput]) -> ModelOutput:
     )
 
 
-def _members(stacked: StackedTeachers, teachers: list[ModelOutput]) -> list[str]:
-    """The names of the teachers that take part in a stacked ensemble."""
-    names = [teacher.name.removeprefix("teacher:") for teacher in teachers]
-    return [name for name in names if name in stacked.names]
+def _members(stacked: StackedTeachers, teachers: list[ModelOutput]) -> dict[str, NDArray[np.float64]]:
+    """The logits of the teachers that take part in a stacked ensemble, [N, C], by the teacher's name."""
+    logits = {teacher.name.removeprefix("teacher:"): teacher.logits[0] for teacher in teachers}
+    return {name: one for name, one in logits.items() if name in stacked.names}
 
 
 def _together(stacked: StackedTeachers | None, teachers: list[ModelOutput]) -> NDArray[np.float64]:
     """The logits of the ensemble of some teachers, [N, C]."""
-    names = _members(stacked, teachers) if stacked is not None else []
-    if stacked is None or not names:
+    members = {} if stacked is None else _members(stacked, teachers)
+    if stacked is None or not members:
         return ensemble_logits([teacher.logits[0] for teacher in teachers])
-    logits = {teacher.name.removeprefix("teacher:"): teacher.logits[0] for teacher in teachers}
-    return stacked.of(names).apply([logits[name] for name in names])
+    return stacked.of(list(members)).apply(list(members.values()))
 
 
 def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *, task: str) -> Results:
@@ -216,7 +215,7 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
             pairs, by_name[ENSEMBLE], _without_each(run, found), classes=classes, options=options
         )
         if (stacked := run.stacked) is not None:
-            names = _members(stacked, [output for output in found if output.kind == "teacher"])
+            names = list(_members(stacked, [output for output in found if output.kind == "teacher"]))
             results.ensemble = {"kind": "stacked", **(stacked.of(names).to_json() if names else {})}
     ways = _combinations(run, pairs)
     if ways:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ class FinishedRun:
     ensemble: dict[str, Any] = field(default_factory=dict)
     development: dict[str, Any] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def stacked(self) -> StackedTeachers | None:
         """The stacked ensemble; None where the ensemble is the mean."""
         if not self.ensemble:

@@ -85,17 +85,16 @@ def free_baselines(
     """
     if recipe.classes != 2:
         return []
-    sign = 1.0 if recipe.positive_class == 1 else -1.0
-    source, untrained = find_encoder(recipe.encoder), untrained_teachers(recipe)
+    positive, source, untrained = recipe.positive_class, find_encoder(recipe.encoder), untrained_teachers(recipe)
     sources = {COSINE: source}
     if any(method.cached for method in recipe.chosen_methods) and (other := cached_encoder(recipe)) != source:
         sources[f"{COSINE} of the cached encoder"] = other
     cosines = {name: encoder_cosine(workspace, recipe, one, pairs) for name, one in sources.items()}
     found = [ModelOutput(name, "free", logits[None]) for name, logits in cosines.items()]
-    nearness = {name: sign * log_odds(logits) for name, logits in cosines.items()}
+    nearness = {name: log_odds(logits, positive) for name, logits in cosines.items()}
     for teacher in teachers:
         if teacher.name in untrained:
-            nearness[teacher.name.removeprefix("teacher:")] = sign * log_odds(teacher.logits[0])
+            nearness[teacher.name.removeprefix("teacher:")] = log_odds(teacher.logits[0], positive)
     try:
         words = pair_scores(pairs.questions, pairs.passages)
     except MissingExtraError as error:
@@ -105,5 +104,5 @@ def free_baselines(
     groups = grouped(pairs.qids)[1]
     if len(np.unique(groups)) < len(groups):  # a question with a single passage ranks nothing
         scores |= {f"{BM25}+{name}": fused_ranks(groups, [words, one]) for name, one in nearness.items()}
-    by_words = [ModelOutput(name, "free", even_logits(sign * one)[None]) for name, one in scores.items()]
+    by_words = [ModelOutput(name, "free", turned(even_logits(one), positive)[None]) for name, one in scores.items()]
     return [*by_words[:1], *found, *by_words[1:]]
