@@ -45,15 +45,16 @@ def cached_student(
     layers: int = 1,
     max_length: int = 48,
     asking: Path | None = None,
+    heads: float = 0.1,
 ) -> Path:
-    """A cached student whose heads read the cosine and, with random weights, the interaction."""
+    """A cached student whose heads read the cosine and, with random weights of some size, the interaction."""
     encoder = bottom_of_minilm(folder / "source", layers)
     torch.manual_seed(5)
     student = Student(InteractionEncoder(shape, encoder, question_source=asking), classes, soft_heads=2)
     student.start_at_cosine()
     with torch.no_grad():
-        student.golden.weight.add_(torch.randn_like(student.golden.weight) * 0.1)
-        student.soft_weight.add_(torch.randn_like(student.soft_weight) * 0.1)
+        student.golden.weight.add_(torch.randn_like(student.golden.weight) * heads)
+        student.soft_weight.add_(torch.randn_like(student.soft_weight) * heads)
     save_student(student, folder / "student", encoder, max_length, {"step": "tmkd", "teachers": ["a", "b"]})
     return folder / "student"
 

@@ -52,13 +52,16 @@ class Source(Protocol):
     def probe_numbers(self, probes: Pairs) -> dict[str, Any]:
         """Further numbers of the probes for probes.json, a list with one for each pair by name."""
 
-    def examine(self, scorer: Scorer, pairs: Pairs, logits: Logits) -> tuple[dict[str, Any], dict[str, Any], str]:
+    def examine(
+        self, scorer: Scorer, pairs: Pairs, logits: Logits, probes: NDArray[np.int64]
+    ) -> tuple[dict[str, Any], dict[str, Any], str]:
         """Check a backend further.
 
         Args:
             scorer: The backend.
-            pairs: Some of the development pairs.
-            logits: Its logits on them, [n, C].
+            pairs: The development pairs.
+            logits: Its logits on them, [N, C].
+            probes: Indices of the probes among them.
 
         Returns:
             Numbers for its row of the parity table, further content of its entry in tmkd.json, and why it is refused;
@@ -97,7 +100,9 @@ class ExportSource:
         """See `Source`: none."""
         return {}
 
-    def examine(self, scorer: Scorer, pairs: Pairs, logits: Logits) -> tuple[dict[str, Any], dict[str, Any], str]:
+    def examine(
+        self, scorer: Scorer, pairs: Pairs, logits: Logits, probes: NDArray[np.int64]
+    ) -> tuple[dict[str, Any], dict[str, Any], str]:
         """See `Source`: nothing."""
         return {}, {}, ""
 
@@ -279,7 +284,7 @@ class _Trial:
             few = dev.take(probes)
             self.steady = measure_invariance(partial(_in_batches, scorer, few))
             limits = self.backend.limits
-            self.further, entry, reason = self.source.examine(scorer, few, logits[probes])
+            self.further, entry, reason = self.source.examine(scorer, dev, logits, probes)
             self.reason = why_refused(self.found, self.steady, limits) or reason
             self.disagrees = bool(self.reason)
         except (ExportError, MissingExtraError) as error:

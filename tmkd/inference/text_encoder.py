@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,6 +178,18 @@ class TextEncoder:
         rows = sorted(first.values(), key=lambda row: -len(encoded.ids[row]))
         found = dict(zip(rows, self._threads.map(lambda row: self._stored(encoded, row), rows), strict=True))
         return [found[row] for row in same], tokens
+
+    def unrounded(self, texts: Sequence[str]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """The states [T, k] and the embedding [d] of each text before they are rounded, to compare encoders.
+
+        Args:
+            texts: N texts.
+
+        Raises:
+            DataError: As `states`.
+        """
+        encoded = self.tokenizer.encode(texts)
+        return self._threads.map(lambda row: self._run(encoded, row)[1:], range(len(texts)))
 
     def question(self, text: str) -> ReadQuestion:
         """The hidden states of a question's tokens, and its embedding.
