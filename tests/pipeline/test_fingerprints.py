@@ -267,6 +267,12 @@ CHANGES: dict[str, Change] = {
     **under("stage2", training("student")),
     "stage2.replay": Change("student", 0.25),
     **under("without_stage1", training("student")),
+    "rates.stage1.learning_rate": Change("stage1", 7e-4),
+    "rates.stage1.epochs": Change("stage1", 9),
+    "rates.stage2.learning_rate": Change("student", 7e-4),
+    "rates.stage2.epochs": Change("student", 9),
+    "rates.without_stage1.learning_rate": Change("student", 7e-4, key="rates.finetune.without_stage1.learning_rate"),
+    "rates.without_stage1.epochs": Change("student", 9, key="rates.finetune.without_stage1.epochs"),
     **under("bilstm", training("student")),
     "bilstm.width": Change("student", 64),
     "cached.encoder": Change("states", "{encoder2}"),
@@ -330,7 +336,7 @@ def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 
 FIELDS = dict(fields_of(Recipe))
-DEFAULTS = "4a0e78021edd"  # a digest of every default that enters fingerprints by its absence
+DEFAULTS = "b6c0ecb55c7c"  # a digest of every default that enters fingerprints by its absence
 
 
 def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
@@ -526,8 +532,8 @@ def dry(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Path]) -> It
 
 
 def key_of(name: str) -> str:
-    """A field as a recipe's key: the first teacher or source."""
-    return name.replace("teachers.", "teachers.0.").replace("sources.", "sources.0.")
+    """A field as a recipe's key: the first teacher or source, and the rates of `tmkd`."""
+    return name.replace("teachers.", "teachers.0.").replace("sources.", "sources.0.").replace("rates.", "rates.tmkd.")
 
 
 def test_every_field_is_in_one_of_the_tables() -> None:
@@ -581,6 +587,24 @@ def test_defaults_that_are_spelled_out_give_the_same_fingerprints(dry: Dry) -> N
     workspace = Workspace(dry.root)
     run_all(spelled, workspace)
     assert {step.fingerprint for step in workspace.used} == set().union(*dry.steps(recipe).values())
+
+
+def test_rates_of_a_method_are_its_sections_numbers_and_nothing_else(dry: Dry) -> None:
+    """The steps are named by the numbers in effect, whichever key gives them; other methods keep their steps."""
+    for method, part in {"tmkd": "", "tmkd@cached": "cached."}.items():
+        alone: dict[str, Any] = {"methods": [method, method.replace("tmkd", "finetune")], "take": method}
+        if part:
+            alone |= {"student.start": "bottom", "stage1.states": 0, "stage1.cosine": 0}
+        stages = {"stage1": 7e-4, "stage2": 6e-5}
+        sections = dry.steps(dry.recipe({**alone, **{f"{part}{k}.learning_rate": v for k, v in stages.items()}}))
+        rates = {method: {stage: {"learning_rate": value} for stage, value in stages.items()}}
+        assert dry.steps(dry.recipe({**alone, "rates": rates})) == sections
+        before = dry.steps(dry.recipe(alone))
+        assert before["stage1"].isdisjoint(sections["stage1"])
+        assert len(before["student"] & sections["student"]) == 1  # finetune
+    usual = dry.steps(dry.recipe({}))
+    stated = {"finetune": {"without_stage1": {"learning_rate": 1e-4, "epochs": 2}}}  # what the section says
+    assert dry.steps(dry.recipe({"rates": stated})) == usual
 
 
 def test_methods_share_what_they_have_in_common(dry: Dry) -> None:

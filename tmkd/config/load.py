@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -130,8 +130,8 @@ def _parse_override(override: str) -> tuple[str, Any, str]:
 def set_keys(content: dict[str, Any], changes: Sequence[tuple[str, Any, str]]) -> None:
     """Change keys of a recipe's content in place.
 
-    A `stage1_from` among the changes replaces the `stage1` that the content had, and that of `cached`, unless the
-    changes set `stage1`, too; a `cached.stage1_from` replaces that of `cached` alone.
+    A `stage1_from` among the changes replaces the `stage1` that the content had, and those of `cached` and `rates`,
+    unless the changes set `stage1`, too; a `cached.stage1_from` replaces that of `cached` alone.
 
     Args:
         content: a recipe as read from YAML.
@@ -145,12 +145,27 @@ def set_keys(content: dict[str, Any], changes: Sequence[tuple[str, Any, str]]) -
         content.pop("stage1", None)
         if isinstance(cached := content.get("cached"), dict):
             cached.pop("stage1", None)
+        _forget_stage1_rates(content)
     keys = {key: value for key, value, _ in changes}
     own = keys.get("cached.stage1_from") is not None and not any(key.startswith("cached.stage1.") for key in keys)
     if own and "cached.stage1" not in keys and isinstance(cached := content.get("cached"), dict):
         cached.pop("stage1", None)
+    if own:
+        _forget_stage1_rates(content, only="cached")
     for key, value, where in changes:
         _set_key(content, key, value, where)
+
+
+def _forget_stage1_rates(content: dict[str, Any], only: str = "") -> None:
+    """Drop the numbers of stage 1 that single methods have; of methods whose students are of one kind, if given."""
+    student, rates = content.get("student"), content.get("rates")
+    kind = student.get("kind", "layers") if isinstance(student, dict) else "layers"
+    if not isinstance(rates, dict):
+        return
+    for name, own in list(rates.items()):
+        known = isinstance(own, dict) and only in ("", name.partition("@")[2] or kind)
+        if known and own.pop("stage1", None) is not None and not own:
+            del rates[name]
 
 
 def _set_key(content: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -199,13 +214,19 @@ def _inner(annotation: Any) -> type[BaseModel] | None:
     return next((found for inside in get_args(annotation) if (found := _inner(inside))), None)
 
 
+def _is_mapping(annotation: Any) -> bool:
+    """Whether a field holds sections by names that the recipe chooses."""
+    return get_origin(annotation) is dict and _inner(annotation) is not None
+
+
 def _describe(part: type[BaseModel], prefix: str, lines: list[str]) -> None:
     for name, field in part.model_fields.items():
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
         inner = _inner(field.annotation)
         lines.append(f"{prefix}{name}: {field.description or ''}" + ("" if inner else f" (default: {default})"))
         if inner is not None:
-            _describe(inner, prefix + f"{name}" + (".0." if name in ("teachers", "sources") else "."), lines)
+            within = ".0." if name in ("teachers", "sources") else ".METHOD." if _is_mapping(field.annotation) else "."
+            _describe(inner, prefix + name + within, lines)
 
 
 def _explain(detail: Any, root: type[BaseModel]) -> str:
@@ -224,7 +245,11 @@ def _explain(detail: Any, root: type[BaseModel]) -> str:
 
 def _keys_at(location: list[str], root: type[BaseModel]) -> list[str]:
     part: type[BaseModel] | None = root
+    named = False  # whether the next part of the location is a name that the recipe chooses
     for name in location:
-        if part is not None and not name.isdigit():
-            part = _inner(part.model_fields[name].annotation) if name in part.model_fields else None
+        if named or name.isdigit():
+            named = False
+        elif part is not None:
+            annotation = part.model_fields[name].annotation if name in part.model_fields else None
+            part, named = _inner(annotation), _is_mapping(annotation)
     return list(part.model_fields) if part is not None else []

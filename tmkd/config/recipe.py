@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from tmkd.config.class_checks import class_names, positive_class, require_label_maps, require_positive
 from tmkd.config.methods import METHODS, Method, chosen_method
 from tmkd.config.pool_sections import Pool
+from tmkd.config.rates import STAGES, MethodRates, require_rates, with_rates
 from tmkd.config.sections import (
     GROUPED_LOSSES,
     Bilstm,
@@ -93,6 +95,11 @@ class Recipe(Part):
         default_factory=lambda: Training(learning_rate=2e-4, epochs=4),
         description="how students train that skip stage 1 (finetune, 1-o-1, mkd, ...)",
     )
+    rates: dict[str, MethodRates] = Field(
+        default_factory=dict,
+        description="learning rate and epochs of single methods, by the method's name as in `methods`, such as "
+        "{finetune: {without_stage1: {learning_rate: 1.0e-4}}}; what is not given there is that of the sections above",
+    )
     bilstm: Bilstm = Field(default_factory=Bilstm, description="the bilstm baseline")
     loss: Loss = Field(default_factory=Loss, description="the loss on soft labels")
     methods: tuple[str, ...] = Field(
@@ -127,6 +134,15 @@ class Recipe(Part):
         """Whether a method has a stage 1 that this run trains."""
         return method.stage1 and self.finished_stage1(method) is None
 
+    def of_method(self, method: Method) -> Recipe:
+        """The recipe as it trains the students of one method: with that method's own numbers (`rates`)."""
+        part = self.cached if method.cached else self
+        sections = {stage: getattr(part, stage) for stage in STAGES}
+        own: dict[str, Any] = dict(with_rates(sections, self.rates, method, self.student.kind))
+        if not own:
+            return self
+        return self.model_copy(update={"cached": self.cached.model_copy(update=own)} if method.cached else own)
+
     @property
     def cached_encoder(self) -> str:
         """The encoder of cached students, as `find_encoder` takes it."""
@@ -143,20 +159,12 @@ class Recipe(Part):
     @property
     def positive_class(self) -> int:
         """The class of the right passages, where there are two classes (`data.positive`)."""
-        wanted = self.data.positive
-        number = self.data.labels.get(wanted) if isinstance(wanted, str) else wanted
-        return 1 if number is None else number  # `_positive_fits` has refused a name that stands for no class
+        return positive_class(self.data)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """The names of the classes, in their order; None where `data.labels` has none, or has numbers for names."""
-        names: dict[int, str] = {}
-        for name, value in self.data.labels.items():
-            if value is not None:
-                names.setdefault(value, name)  # of several spellings the first
-        if not names or all(name.lstrip("+-").isdecimal() for name in names.values()):
-            return None
-        return tuple(names[value] for value in sorted(names))
+        return class_names(self.data)
 
     def encoder_of(self, teacher: Teacher) -> str:
         """The encoder or checkpoint that a teacher starts from, as `find_encoder` takes it; not for score columns."""
@@ -332,35 +340,24 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
-    def _label_maps_fit(self) -> Recipe:
-        """Each label map names every class of the task, and no other class."""
-        if self.data.grades is not None and self.classes != 2:
-            raise ValueError(f"data.grades makes two classes of the grades, and there are {self.classes} (`classes`)")
-        maps = {"data.labels": {name: value for name, value in self.data.labels.items() if value is not None}}
-        maps |= {f"teachers: {teacher.name}: label_map": teacher.label_map or {} for teacher in self.teachers}
-        for where, found in maps.items():
-            for name, value in found.items():
-                if not 0 <= value < self.classes:
-                    raise ValueError(f"{where}: {name!r} is class {value}; there are {self.classes}, counted from 0")
-            absent = sorted(set(range(self.classes)) - set(found.values()))
-            if found and absent:
-                raise ValueError(f"{where}: no name stands for class {absent[0]} of {self.classes}")
+    def _classes_fit(self) -> Recipe:
+        require_label_maps(self.data, self.teachers, self.classes)
+        require_positive(self.data, self.classes)
         return self
 
     @model_validator(mode="after")
-    def _positive_fits(self) -> Recipe:
-        """The positive class is one of two, by its number or by a name that the label map knows."""
-        wanted = self.data.positive
-        if self.classes != 2 and wanted != 1:
-            raise ValueError(
-                f"data.positive: {wanted!r} is for two classes, and there are {self.classes}; leave it out"
-            )
-        names = [name for name, value in self.data.labels.items() if value is not None]
-        if isinstance(wanted, str) and wanted not in names:
-            known = f"; it maps {', '.join(names)}" if names else ", which is empty"
-            raise ValueError(f"data.positive: {wanted!r} is not a class that data.labels names{known}")
-        if not isinstance(wanted, str) and wanted not in (0, 1):
-            raise ValueError(f"data.positive: {wanted} is not a class; the two classes are 0 and 1")
+    def _rates_fit(self) -> Recipe:
+        try:
+            require_rates(self.rates, self.student.kind)
+        except ValueError as error:
+            raise ValueError(f"rates: {error}") from error
+        for name, own in self.rates.items():
+            folder = self.finished_stage1(chosen_method(name, self.student.kind))
+            if folder is not None and "stage1" in own.given():
+                raise ValueError(
+                    f"rates: {name}.stage1 would have no effect: stage 2 of {name} starts from the finished stage-1 "
+                    f"student {folder}; leave one of them out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -83,6 +83,7 @@ def page_templates() -> Environment:
     page.filters["count"] = lambda value: f"{value:,.0f}"
     page.filters["quality"] = _quality
     page.filters["percent"] = percent
+    page.filters["numbers"] = _numbers
     return page
 
 
@@ -95,6 +96,13 @@ def _quality(row: Mapping[str, Any], whose: str) -> str:
     """Return the task's metric and nDCG@10 of a parity row; `whose` is "export" or "pytorch"."""
     values = [row.get(f"{metric}_{whose}") for metric in ("metric", "ndcg")]
     return ", ".join(f"{value:.4f}" for value in values if value is not None)
+
+
+def _numbers(stage: Mapping[str, Any]) -> str:
+    """How a stage was trained, such as "0.0003 × 4"; the folder of a finished one; nothing where there is none."""
+    if "from" in stage:
+        return f"from {stage['from']}"
+    return f"{stage['learning_rate']:g} × {stage['epochs']}" if stage else ""
 
 
 def _columns(results: Results) -> dict[str, Any]:

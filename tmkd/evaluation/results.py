@@ -176,6 +176,8 @@ class Results:
         free: baselines that train nothing, with what they have of the metrics.
         against_free: the exported student minus each model that trains nothing, the best of these first.
         ensemble_lead: the ensemble minus the teacher that is best on the development set.
+        training: by method and stage the learning rate and the epochs of its students
+            (`tmkd.pipeline.steps.evaluate.training_numbers`).
         development: what the development set says of the teachers (`tmkd.pipeline.development`).
         reference_column: the score column that stood for golden labels, if one did. The teacher that made it, and every
             ensemble with that teacher, is not measured.
@@ -206,6 +208,7 @@ class Results:
     free: list[ModelResult] = field(default_factory=list)
     against_free: list[Difference] = field(default_factory=list)
     ensemble_lead: Difference | None = None
+    training: dict[str, dict[str, Any]] = field(default_factory=dict)
     development: dict[str, Any] = field(default_factory=dict)
     reference_column: str | None = None
     chance: dict[str, float] = field(default_factory=dict)
@@ -261,6 +264,7 @@ class Results:
             "standing": self.standing(),
             "free": [row.to_json() for row in self.free],
             "against_free": [difference.to_json() for difference in self.against_free],
+            "training": self.training,
             "development": self.development,
             "choice": self.choice,
             "ensemble": {**self.ensemble, **better},

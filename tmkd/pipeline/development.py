@@ -5,16 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tmkd.evaluation.significance import TITLES
 from tmkd.models.encoders.find import find_encoder
 from tmkd.pipeline.choice import choose_best
 from tmkd.pipeline.steps.free_baselines import COSINE, encoder_cosine
 from tmkd.pipeline.teacher_labels import TeacherLabels
-
-_UNTRAINED = f"{COSINE} "  # beside the teachers' names, none of which has a blank
 
 
 def teachers_on_development(labels: TeacherLabels) -> dict[str, Any]:
@@ -30,22 +25,15 @@ def teachers_on_development(labels: TeacherLabels) -> dict[str, Any]:
         cosine, of two classes, "best": the best teacher as reports name it, "behind": the teachers behind the cosine};
         empty where no teacher can be measured.
     """
-    data, recipe, which = labels.data, labels.recipe, labels.measured
-    if not which:
+    data, recipe, found = labels.data, labels.recipe, labels.development
+    if found is None:
         return {}
-    logits: dict[str, NDArray[np.floating[Any]]] = {
-        labels.teachers[number][0].name: one[None]
-        for number, one in zip(which, labels.logits(data.dev, "dev", which), strict=True)
-    }
-    if recipe.classes == 2:
-        cosine = encoder_cosine(data.workspace, recipe, find_encoder(recipe.encoder), data.dev)
-        logits[_UNTRAINED] = cosine[None]
-    found = choose_best(logits, data.dev, classes=recipe.classes, positive=recipe.positive_class)
     measured = dict(found.values or {})
-    level = measured.pop(_UNTRAINED, None)
-    about: dict[str, Any] = {"metrics": list(found.metrics), "values": measured}
-    about["best"] = f"teacher:{max(measured, key=lambda name: measured[name])}"
-    if level is not None and found.metrics != ("accuracy",):  # a cosine ranks, and decides nothing
+    about: dict[str, Any] = {"metrics": list(found.metrics), "values": measured, "best": f"teacher:{found.method}"}
+    if recipe.classes == 2 and found.metrics != ("accuracy",):  # a cosine ranks, and decides nothing
+        cosine = encoder_cosine(data.workspace, recipe, find_encoder(recipe.encoder), data.dev)
+        untrained = choose_best({COSINE: cosine[None]}, data.dev, classes=2, positive=recipe.positive_class)
+        level = (untrained.values or {})[COSINE]
         about |= {"cosine": level, "behind": [name for name, value in measured.items() if value < level]}
         what = " plus ".join(TITLES[metric] for metric in found.metrics)
         for name in about["behind"]:

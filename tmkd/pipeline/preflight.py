@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tmkd.config.methods import Method
+from tmkd.config.rates import unread_rates
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import DataError, RecipeError, TmkdError
 from tmkd.data.pairs import Pairs, grouped
@@ -61,6 +62,7 @@ def require_runnable(data: RunData) -> None:
     """
     recipe = data.recipe
     methods = list(recipe.chosen_methods)
+    _say_unread_rates(data)
     require_teachers(data)
     _require_encoders(data)
     for folder in dict.fromkeys(filter(None, map(recipe.finished_stage1, methods))):
@@ -74,6 +76,13 @@ def require_runnable(data: RunData) -> None:
     say_coverage(data)
     _require_pool(data, methods)
     _warn_of_unread_text(data)
+
+
+def _say_unread_rates(data: RunData) -> None:
+    """Say which entries of `rates` are of methods that the run does not train, such as those of the other kind."""
+    recipe = data.recipe
+    for name in unread_rates(recipe.rates, recipe.chosen_methods, recipe.student.kind):
+        data.cache.say_once(f"rates: {name} is not among the methods of this run ({', '.join(recipe.methods)})")
 
 
 def _require_encoders(data: RunData) -> None:

@@ -108,10 +108,8 @@ def require_columns(data: RunData) -> None:
 
 
 def _replays(recipe: Recipe) -> bool:
-    return any(
-        method.stage1 and (recipe.cached.stage2 if method.cached else recipe.stage2).replay
-        for method in recipe.chosen_methods
-    )
+    own = [(method, recipe.of_method(method)) for method in recipe.chosen_methods if method.stage1]
+    return any((one.cached.stage2 if method.cached else one.stage2).replay for method, one in own)
 
 
 def _no_replay(teacher: str) -> DataError:

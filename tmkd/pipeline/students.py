@@ -140,7 +140,8 @@ class Students:
         pool, targets = self.data.pool, self.stage1_targets(method)
         if self.recipe.stage1.share < 1:
             pool, targets = pool.take(self.data.stage1_rows), targets.take(self.data.stage1_rows)
-        spec = StudentSpec(self.recipe, method, seed, self.begins_with(method), self._taught_by(method))
+        recipe = self.recipe.of_method(method)
+        spec = StudentSpec(recipe, method, seed, self.begins_with(method), self._taught_by(method))
         return stage1(self.workspace, spec, pool, targets)
 
     def stage1_targets(self, method: Method) -> Targets:
@@ -154,12 +155,15 @@ class Students:
 
     def begins_with(self, method: Method) -> Step | None:
         """The teacher whose layers a method's student begins with; None for the layers of the encoder."""
-        taught = self.recipe.student.start == "teacher" and method.targets != "none" and not method.cached
+        taught = (
+            self.recipe.of_method(method).student.start == "teacher" and method.targets != "none" and not method.cached
+        )
         return self.labels.best_of_own_encoder if taught else None
 
     def _taught_by(self, method: Method) -> Step | None:
         """The teacher whose hidden states a cached student of the method learns in stage 1."""
-        return self.labels.best_of_own_encoder if method.cached and self.recipe.cached.stage1.states else None
+        states = method.cached and self.recipe.of_method(method).cached.stage1.states
+        return self.labels.best_of_own_encoder if states else None
 
     def distill(self, method: Method, first: Step | Path | None, seed: int, only: int | None = None) -> Step:
         """Train one student: stage 2, or the only stage.
@@ -175,14 +179,16 @@ class Students:
         if method.encoder == "lstm":
             assert soft is not None
             best, teacher = self.labels.teachers[self.labels.best_of(method)]
-            begin = None if best.tune is not None else teacher
-            return bilstm(self.workspace, StudentSpec(self.recipe, method, seed, begin), pairs, soft)
-        spec = StudentSpec(self.recipe, method, seed, None if first is not None else self.begins_with(method))
+            words = None if best.tune is not None else teacher
+            return bilstm(self.workspace, StudentSpec(self.recipe, method, seed, words), pairs, soft)
+        begin = None if first is not None else self.begins_with(method)
+        spec = StudentSpec(self.recipe.of_method(method), method, seed, begin)
         return stage2(self.workspace, spec, pairs, soft, first, self._replay(method))
 
     def _replay(self, method: Method) -> Replay | None:
         """The pairs of the pool that stage 2 of a method mixes in."""
-        numbers = self.recipe.cached.stage2 if method.cached else self.recipe.stage2
+        recipe = self.recipe.of_method(method)
+        numbers = recipe.cached.stage2 if method.cached else recipe.stage2
         if not (method.stage1 and numbers.replay):
             return None
         targets = self.labels.targets(method, self.data.pool, "pool")

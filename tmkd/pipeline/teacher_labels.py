@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tmkd.config.methods import Method
 from tmkd.config.teacher_sections import Teacher
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import BAGS, subsample
+from tmkd.pipeline.choice import Choice, choose_best
 from tmkd.pipeline.results import LabelResult
 from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.out_of_fold import fold_logits
@@ -25,7 +25,6 @@ from tmkd.pipeline.steps.tune import tune
 from tmkd.pipeline.steps.warm_up import warm_up
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.scores import ScoresTeacher
-from tmkd.training.losses import golden_loss
 from tmkd.training.targets import Targets
 from tmkd.training.teacher_weights import above_chance, development_weights
 
@@ -245,7 +244,7 @@ class TeacherLabels:
         stacked = self._stacked_targets(which, logits) if method.targets == "mean" else None
         found = stacked or Targets.choose(method, names, logits, best)
         assert found is not None
-        weighed = found.weigh(self.recipe.loss.weighting, lambda: self.development_weights(which))
+        weighed = found.weigh(self.recipe.of_method(method).loss.weighting, lambda: self.development_weights(which))
         return replace(weighed.masked(), folds=marks)
 
     def pool_targets(self, method: Method) -> Targets | None:
@@ -255,7 +254,8 @@ class TeacherLabels:
         if method.targets == "mean" and self.recipe.ensemble == "stacked":
             self.cache.say_once("stage 1 learns the mean of the pool's own teachers: their task has no labels here")
         targets = Targets.choose(method, *self.foreign_logits, best=0)
-        if targets is not None and self.recipe.loss.weighting == "confidence":  # the others need a development set
+        weighting = self.recipe.of_method(method).loss.weighting
+        if targets is not None and weighting == "confidence":  # the others need a development set
             targets = targets.weigh("confidence", lambda: np.empty(0))
         return targets
 
@@ -295,17 +295,22 @@ class TeacherLabels:
         return weights
 
     @functools.cached_property
-    def dev_losses(self) -> list[float]:
-        """Each teacher's cross-entropy on the development set, [K]; inf where it cannot be measured."""
-        dev = self.data.dev
-        golden = torch.from_numpy(dev.golden)
-        golden = golden.double() if golden.ndim == 2 else golden
-        known = np.flatnonzero(dev.labels >= 0)
-        losses = [float("inf")] * len(self.teachers)
-        measured = self.measured
-        for number, logits in zip(measured, self.logits(dev, "dev", measured), strict=True):
-            losses[number] = float(golden_loss(torch.from_numpy(logits).double(), golden)[known].mean())
-        return losses
+    def development(self) -> Choice | None:
+        """What the development set says of the teachers that it can measure; None where it can measure none.
+
+        It is what chooses among students, too (`choose_best`): ROC-AUC plus MRR, or accuracy.
+        """
+        dev, which = self.data.dev, self.measured
+        if not which:
+            return None
+        names = [self.teachers[number][0].name for number in which]
+        logits = {name: one[None] for name, one in zip(names, self.logits(dev, "dev", which), strict=True)}
+        return choose_best(logits, dev, classes=self.recipe.classes, positive=self.recipe.positive_class)
+
+    def _best(self, which: Sequence[int]) -> int:
+        """The teacher (index) of these that is best on the development set; the first if none can be measured there."""
+        values = (self.development.values if self.development else None) or {}
+        return max(which, key=lambda number: values.get(self.teachers[number][0].name, float("-inf")))
 
     def best_of(self, method: Method) -> int:
         """The index of the best teacher on the development set.
@@ -313,21 +318,17 @@ class TeacherLabels:
         Only teachers that take part in every stage of the method count.
         """
         mined = self.recipe.trains_stage1(method) and not self.data.foreign_pool
-        which = self.labellers(self.data.pool) if mined else range(len(self.teachers))
-        best = min(which, key=lambda number: self.dev_losses[number])
+        best = self._best(self.labellers(self.data.pool) if mined else range(len(self.teachers)))
         self.cache.say_once(f"best teacher on the development set: {self.teachers[best][0].name}")
         return best
 
     @functools.cached_property
     def best_of_own_encoder(self) -> Step:
         """The step of the best teacher on the development set among those fine-tuned from the recipe's own encoder."""
-        own = [
-            (loss, step, teacher.name)
-            for loss, (teacher, step) in zip(self.dev_losses, self.teachers, strict=True)
-            if step is not None and self.recipe.fine_tunes_own(teacher)
-        ]
-        _, step, name = min(own, key=lambda one: one[0])
-        self.cache.say_once(f"students begin with layers, or learn hidden states, of teacher {name}")
+        own = [n for n, (teacher, _) in enumerate(self.teachers) if self.recipe.fine_tunes_own(teacher)]
+        teacher, step = self.teachers[self._best(own)]
+        assert step is not None, "a teacher that is fine-tuned here is a step"
+        self.cache.say_once(f"students begin with layers, or learn hidden states, of teacher {teacher.name}")
         return step
 
     @functools.cached_property

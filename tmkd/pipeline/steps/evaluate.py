@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.config.recipe import Recipe
+from tmkd.config.sections import Training
 from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import prepare
 from tmkd.data.pairs import Pairs
@@ -32,6 +34,7 @@ from tmkd.pipeline.steps.free_baselines import COSINE, free_baselines, untrained
 from tmkd.pipeline.steps.label import method_logits
 from tmkd.pipeline.steps.speed import add_speed
 from tmkd.pipeline.steps.stacking import StackedTeachers
+from tmkd.pipeline.steps.student import StudentSpec
 from tmkd.pipeline.steps.teacher_logits import StoredTeachers, TeacherLogits, calibrated
 from tmkd.pipeline.steps.tune import TUNED
 from tmkd.teachers.calibration import reliability
@@ -220,6 +223,7 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
     ways = _combinations(run, pairs)
     if ways:
         results.combinations = measure_components(pairs, ways["logit"], ways, classes=classes, options=options)
+    results.training = training_numbers(run.recipe)
     results.development = run.development
     results.reliability = {output.name: output.reliability for output in found if output.reliability}
     if run.choice.get("development"):
@@ -229,6 +233,31 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
     if top is not None:
         results.agreement = measure_agreement(pairs, top, taken, others, classes=classes)
     return results
+
+
+def training_numbers(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The learning rate and the epochs that each method's students are trained with.
+
+    Returns:
+        By method, by stage (`stage1`, `stage2`, `without_stage1`, or `bilstm`): {"learning_rate", "epochs"}; where
+        stage 2 starts from a finished stage-1 student, {"from": its folder} for `stage1`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for method in (one for one in recipe.chosen_methods if one.trains):
+        spec = StudentSpec(recipe.of_method(method), method, seed=0)
+        stages: dict[str, Training] = {"without_stage1": spec.last_stage(continues=False)}
+        if method.stage1:
+            stages = {"stage1": spec.stage1, "stage2": spec.stage2}
+        if method.encoder == "lstm":
+            stages = {"bilstm": recipe.bilstm}
+        about: dict[str, Any] = {
+            stage: {"learning_rate": numbers.learning_rate, "epochs": numbers.epochs}
+            for stage, numbers in stages.items()
+        }
+        if (folder := recipe.finished_stage1(method)) is not None and method.stage1:
+            about["stage1"] = {"from": folder}
+        found[method.name] = about
+    return found
 
 
 def _without_each(run: FinishedRun, found: list[ModelOutput]) -> dict[str, ModelOutput]:

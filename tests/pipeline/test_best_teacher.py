@@ -1,0 +1,55 @@
+"""The best teacher is one and the same wherever one is taken of several: ROC-AUC plus MRR on the development set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import pair_rows, write_jsonl
+
+from tmkd.config.load import load_recipe
+from tmkd.config.methods import METHODS
+from tmkd.pipeline.development import teachers_on_development
+from tmkd.pipeline.run import Run
+
+SCORES = "data.scores={sharp: probability, timid: probability}"
+
+
+@pytest.fixture
+def labels(tiny_recipe: Path, tmp_path: Path) -> Run:
+    """Two columns of scores: `timid` puts every right passage first but believes none, `sharp` errs in one of eight."""
+    rows = pair_rows(2)
+    for number, row in enumerate(rows):
+        right, erring = bool(row["label"]), number // 4 % 8 == 0
+        row["timid"] = 0.02 if right else 0.01
+        row["sharp"] = 0.9 if right != erring else 0.1
+    train = write_jsonl(tmp_path / "train.jsonl", rows[:32])
+    dev = write_jsonl(tmp_path / "dev.jsonl", [{**row, "passage": f"So: {row['passage']}"} for row in rows[32:]])
+    recipe = load_recipe(tiny_recipe, [
+        f"data.train={train}", f"data.dev={dev}", "data.test=null", SCORES, "data.shared_pairs=remove",
+        "teachers=[{name: sharp, scores: sharp}, {name: timid, scores: timid}]", "methods=[1-o-1,tkd,bilstm]",
+        "take=1-o-1",
+    ])  # fmt: skip
+    return Run(recipe, tmp_path / "workspace")
+
+
+def test_the_best_teacher_of_students_is_that_of_the_report(labels: Run) -> None:
+    teachers = labels.labels
+    # by cross-entropy, which was once what chose the teacher of a student, it is the other one
+    golden = teachers.data.dev.labels
+    losses = []
+    for logits in teachers.logits(teachers.data.dev, "dev"):
+        shifted = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        losses.append(-shifted[np.arange(len(golden)), golden].mean())
+    assert losses[0] < losses[1]
+    about = teachers_on_development(teachers)
+    assert about["metrics"] == ["auc", "mrr"]
+    assert about["best"] == "teacher:timid"
+    assert about["values"]["timid"] == pytest.approx(2.0)
+    assert about["values"]["sharp"] < 2.0
+    for name in ("1-o-1", "tkd", "bilstm"):
+        assert [one.name for one, _ in teachers.teachers][teachers.best_of(METHODS[name])] == "timid"
+        soft = teachers.targets(METHODS[name], teachers.data.student_pairs, "train")
+        assert soft is not None
+        assert soft.names == (teachers._name_of(1),)
