@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from conftest import pair_rows, pool_rows, write_jsonl
-from encoder_fixtures import tiny
+from encoder_fixtures import byte_tokenizer, tiny
 from safetensors.numpy import load_file
 
 from tmkd.config.load import load_recipe
+from tmkd.export.export import export_student
 from tmkd.pipeline.run import Run
 
 SHORT = "{learning_rate: 1.0e-3, epochs: 1, batch_size: 8}"
@@ -72,3 +77,33 @@ def killed(recipe: Path, patch: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+class Trained(NamedTuple):
+    """A finished run of a cached student, and its export with fp32."""
+
+    run: Path
+    student: Path
+    export: Path
+
+
+@functools.cache
+def trained(kind: str) -> Trained:
+    """A student whose questions have an encoder of their own, or one whose encoder was trained along.
+
+    Tests only read it.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="tmkd-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    keys = ["methods=[tmkd]", "take=tmkd"]
+    if kind == "question encoder":
+        asking = tiny("roberta", folder / "asking", num_hidden_layers=1, pad_token_id=1)
+        keys.append(f"cached.question_encoder={byte_tokenizer(asking)}")
+    else:
+        keys.append("cached.encoder_learning_rate=1.0e-3")
+    run = run_of(write_recipe(folder), *keys)
+    run.distill()
+    student = run.students.taken().steps[0].folder
+    (row,) = export_student(student, run.data.dev, folder / "export", backends=["onnx-fp32"])
+    assert row["passed"], row["reason"]
+    return Trained(run.folder, student, folder / "export")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cached_fixtures import cached_export
 from conftest import Tmkd
 from encoder_fixtures import tiny
 from export_fixtures import dev_pairs, mpnet_student
@@ -184,6 +185,33 @@ def test_states_that_do_not_fit_leave_those_before_whole(small_disk: SmallDisk) 
         update_states(disk / "index", MiniLM(64))
     store.refresh()
     assert len(store) == 48
+
+
+def test_indexing_on_a_full_disk_ends_in_one_sentence_and_goes_on_afterwards(
+    small_disk: SmallDisk, tmkd: Tmkd, tmp_path: Path
+) -> None:
+    disk, export = small_disk(2048), cached_export() / "out"
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for number in range(60):
+        (docs / f"d{number}.md").write_text(f"The disk number{number} holds what the {number + 3} others do not.\n")
+    tmkd("index", docs, "--out", disk / "index")
+    before = {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()}
+    fill_up(disk, but=20_000)
+    call = ("index", "--out", disk / "index", "--model", export, "--threads", "1")
+    done = tmkd(*call, check=False)
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 1
+    assert f"no room on disk at {disk}/index/states" in said
+    assert "MiB needed" in said
+    assert "Traceback" not in said
+    assert {path: path.read_bytes() for path in before} == before
+    answered = tmkd("ask", "disk number7", "--model", export, "--index", disk / "index", "--threads", "1")
+    assert "number7" in answered.stdout
+    assert f"tmkd index --out {disk}/index --model {export}" in " ".join(answered.stderr.split())
+    (disk / "filler").unlink()
+    assert "60 computed, 0 kept" in tmkd(*call).stderr
+    tmkd("index", "--check", "--out", disk / "index")
 
 
 def test_a_run_on_a_full_disk_ends_in_one_sentence(small_disk: SmallDisk, tmkd: Tmkd, tiny_recipe: Path) -> None:

@@ -227,6 +227,23 @@ def test_damaged_and_missing_graphs_are_refused(copy: Path, part: str) -> None:
         Scorer(copy)
 
 
+def test_another_tokenizer_in_an_export_is_refused(copy: Path) -> None:
+    """Nothing else notices: the graph takes any ids, and what is stored keeps its name."""
+    path = copy / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    path.write_text(json.dumps(tokenizer))
+    for opened in (Scorer, TextEncoder.open):
+        with pytest.raises(
+            ExportError, match=r"tokenizer\.json is damaged: it is not the file that was exported; copy"
+        ):
+            opened(copy)
+    card = json.loads((copy / "tmkd.json").read_text())
+    assert list(card["states"].pop("tokenizers")) == ["tokenizer.json"]
+    (copy / "tmkd.json").write_text(json.dumps(card))
+    Scorer(copy)  # an older export does not say which file it was
+
+
 def test_what_tmkd_json_says_wrongly_is_refused(copy: Path) -> None:
     card = json.loads((copy / "tmkd.json").read_text())
     (copy / "tmkd.json").write_text(json.dumps({**card, "kind": "other"}))

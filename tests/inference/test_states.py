@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +24,12 @@ from state_fixtures import MiniLM, same
 
 from tmkd.core.errors import DataError, ExportError
 from tmkd.data.documents.index import Changes, DocumentIndex, update_index
-from tmkd.inference.qa.windows import Windows
+from tmkd.inference.qa.windows import Span, Windows
 from tmkd.inference.state_store import CARD, FOLDER, PARTS, ROW, StateStore, has_states
 from tmkd.inference.state_update import update_states, with_states
 from tmkd.inference.state_writer import PENDING, writing
 from tmkd.models.text_states import TextStates, text_key
+from tmkd.models.text_tokenizer import TextTokenizer
 from tmkd.models.tokenizer import PairTokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +150,69 @@ def test_long_passages_are_stored_as_the_windows_that_are_scored(tmp_path: Path,
     index_of(index.folder, {"short": "A disk is a device."})
     changes = update_states(index.folder, encoder)
     assert (changes.dropped, changes.long, changes.windows) == (1, 0, 0)
+
+
+TORN = {  # texts with many more tokens than a word of English has
+    "letters": "zxqj " * 100, "finnish": "taivutusmuodoltaan " * 60, "hex": "deadbeefcafe " * 60, "tags": "<br/>" * 200,
+    "mixed": "bq-7.xz_k1,vv93 w" * 60, "words": ("zxqjvkwb" * 12 + " ") * 9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("max_length", [8, 64, 128])
+def test_no_window_is_longer_than_the_encoder_reads_and_they_leave_nothing_out(
+    encoder: MiniLM, max_length: int
+) -> None:
+    windows, tokenizer = Windows(max_length, encoder.folder, apart=True), TextTokenizer(encoder.folder, max_length)
+    for text, spans in zip(TORN.values(), windows.of("", list(TORN.values())), strict=True):
+        _, tokens = tokenizer.encode_counted([text[start:stop] for start, stop in spans])
+        assert len(spans) > 1
+        assert tokens.max() <= max_length
+        assert (spans[0][0], spans[-1][1]) == (0, len(text.rstrip()))
+        assert all(not text[end:start].strip() for (_, end), (start, _) in pairwise(spans))
+
+
+def test_what_is_said_of_long_passages_is_true_after_every_update(tmp_path: Path, encoder: MiniLM) -> None:
+    def said(passages: dict[str, str]) -> tuple[int, int]:
+        index = index_of(tmp_path / "index", passages)
+        changes = update_states(index.folder, encoder)
+        found = re.search(r"; (\d+) longer than 128 tokens are stored in (\d+) windows, so nothing", changes.sentence())
+        assert ([changes.long, changes.windows] if changes.long else None) == (
+            found and [int(number) for number in found.groups()]
+        )
+        return changes.long, changes.windows
+
+    windows = {key: len(spans) for key, spans in zip(
+        TORN, Windows(128, encoder.folder, apart=True).of("", list(TORN.values())), strict=True
+    )}  # fmt: skip
+    first = {"letters": TORN["letters"], "short": "A disk is a device."}
+    assert said(first) == (1, windows["letters"])
+    assert said({**first, "new": "Another short text."}) == (1, windows["letters"])
+    assert said({**first, "tags": TORN["tags"]}) == (2, windows["letters"] + windows["tags"])
+    assert said({"tags": TORN["tags"], "letters": "zxqj"}) == (1, windows["tags"])
+    assert said({"letters": "zxqj"}) == (0, 0)
+
+
+def test_passages_that_an_earlier_version_cut_are_computed_again(
+    tmp_path: Path, encoder: MiniLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = index_of(tmp_path / "index", {"letters": TORN["letters"], "long": LONG, "short": "A disk is a device."})
+
+    def as_before(self: Windows, question: str, passages: Sequence[str]) -> list[list[Span]]:
+        """One passage is taken for a short one."""
+        found = of(self, question, passages)
+        return [[(0, len(text))] if text == TORN["letters"] else one for text, one in zip(passages, found, strict=True)]
+
+    of = Windows.of
+    monkeypatch.setattr(Windows, "of", as_before)
+    assert update_states(index.folder, encoder).long == 1
+    monkeypatch.undo()
+    changes = update_states(index.folder, encoder)
+    assert (changes.computed, changes.kept, changes.dropped, changes.long) == (1, 2, 0, 2)
+    assert "an earlier version cut 1 long passages in another way" in caplog.text
+    store = StateStore.open(index.folder, encoder.identity)
+    assert store.get(text_key(TORN["letters"])) is None
+    assert store.passages == 3
+    assert (update_states(index.folder, encoder).computed, update_states(index.folder, encoder).kept) == (0, 3)
 
 
 def test_windows_of_texts_read_apart_do_not_depend_on_the_question(encoder: MiniLM) -> None:

@@ -169,6 +169,7 @@ def _model_result(output: ModelOutput, drawn: dict[str, Distribution]) -> ModelR
             "layers": output.layers,
             "parameters": output.parameters,
             "encoder_parameters": output.encoder_parameters,
+            "cached": output.cached,
             "bytes": output.bytes,
             "pairs_per_second": output.pairs_per_second,
             "milliseconds": output.milliseconds,

@@ -55,6 +55,7 @@ def write_report(
             verdicts=results.verdicts(student.name) if (student := _headline_model(results)) else [],
             speedup=speedups(results),
             reads_once=[row.name for row in results.methods if row.size.get("encoder_parameters")],
+            cached=cached_students(results),
             latency_chart=quality_against_latency(results),
             curve_charts=learning_curves(curves or {}),
             parity=list(parity),
@@ -177,3 +178,28 @@ def headline(results: Results) -> str:
             base = (student.size["pairs_per_second"] or 1) / every[student.name]
             text += f"; exported ({fastest['backend']}) {fastest['pairs_per_second'] / base:.1f} times as fast as one"
     return text + "."
+
+
+def cached_students(results: Results) -> list[str]:
+    """Say how the encoders of cached students were made, in a sentence for those that were made alike."""
+    alike: dict[str, list[str]] = {}
+    for row in results.methods:
+        if about := row.size.get("cached"):
+            alike.setdefault(_encoder_in_words(about), []).append(row.name)
+    return [f"{', '.join(names)}: {words}" for words, names in alike.items()]
+
+
+def _encoder_in_words(about: Mapping[str, Any]) -> str:
+    rate = f"trained along with the interaction layers at a peak learning rate of {about['encoder_learning_rate']:g}"
+    before = "trained along by the run that stage 1 is from, and frozen in this one"
+    how = {"no": "frozen", "along": rate, "before": before}[about["trained"]]
+    encoder = f"{about['encoder']} with {_counted(about['encoder_layers'], 'layer')}"
+    text = f"the encoder is {encoder}, {how}"
+    if about["question_encoder"]:
+        text = f"the encoder of passages is {encoder}, that of questions {about['question_encoder']}; both are {how}"
+    text += f". {about['state_size']} numbers of each token of a passage are stored, and the question reads them in "
+    return f"{text}{_counted(about['layers'], 'interaction layer')}."
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -35,6 +35,9 @@ class ModelOutput:
         parameters: number of parameters, None where unknown.
         encoder_parameters: how many of them are of an encoder that reads each text by itself, passages beforehand; None
             for models that read question and passage together.
+        cached: of a student that reads passages once, how its encoder was made: `encoder`, `encoder_layers`, `trained`
+            ("no", "along", or "before": by the run that its stage 1 is from), `encoder_learning_rate`,
+            `question_encoder`, `state_size` and `layers`.
         bytes: size of the weights file in bytes, None where unknown.
         layers: transformer layers, None where unknown.
         pairs_per_second: throughput on many pairs, tokenizing included.
@@ -48,6 +51,7 @@ class ModelOutput:
     logits: NDArray[np.floating[Any]]
     parameters: int | None = None
     encoder_parameters: int | None = None
+    cached: dict[str, Any] | None = None
     bytes: int | None = None
     layers: int | None = None
     pairs_per_second: float | None = None
@@ -97,8 +101,8 @@ class ModelResult:
             significantly above it.
         recovered: (metric - finetune's) / (ensemble's - finetune's), where the ensemble is significantly better than
             finetune. All three with 95% intervals, on the same resamples.
-        size: "layers", "parameters", "encoder_parameters", "bytes", "pairs_per_second" and "milliseconds" as in
-            `ModelOutput`.
+        size: "layers", "parameters", "encoder_parameters", "cached", "bytes", "pairs_per_second" and
+            "milliseconds" as in `ModelOutput`.
     """
 
     name: str

@@ -391,10 +391,3 @@ def cached_backends(student: CachedStudent) -> dict[str, Backend]:
     if student.question_encoder is None:
         return CACHED_BACKENDS
     return {name: replace(backend, question=QUESTION) for name, backend in CACHED_BACKENDS.items()}
-
-
-def states_entry(student: CachedStudent) -> dict[str, Any]:
-    """What tmkd.json says about the states: `identity`, `size` and `width`, and whether questions are read apart."""
-    shape, apart = student.interaction.shape, student.question_encoder is not None
-    entry = {"identity": student.identity, "size": shape.state_size, "width": shape.encoder_width}
-    return {**entry, "question_encoder": True} if apart else entry

@@ -28,16 +28,16 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tmkd.core.errors import EncoderError, ExportError
-from tmkd.core.files import disk_errors, swap_in, write_json
+from tmkd.core.files import disk_errors, sha256_of, swap_in, write_json
 from tmkd.core.logits import log_odds, two_logits
 from tmkd.data.pairs import Pairs
-from tmkd.export.cached import CachedSource, CachedStudent, cached_backends, cost_of_rounding, states_entry
+from tmkd.export.cached import CachedSource, CachedStudent, cached_backends, cost_of_rounding
 from tmkd.export.fold import checked_logits, load_checkpoint
 from tmkd.export.gate import BACKENDS, Backend, ExportSource, Source, gate, writable
 from tmkd.inference.manifest import CACHED, CACHED_FORMAT, POSITIVE_FORMAT, QUESTION_FORMAT, positive_of
 from tmkd.models.card import CARD_FILE, FORMAT, ModelCard, has_card, read_card
 from tmkd.models.checkpoint import save_tokenizer
-from tmkd.models.encoders.cached_files import ENCODER_FOLDER, is_cached, question_folder
+from tmkd.models.encoders.cached_files import ENCODER_FOLDER, QUESTION_FOLDER, is_cached, question_folder
 from tmkd.models.encoders.families import family_of
 from tmkd.models.encoders.tensors import write_tensors
 from tmkd.models.label_map import class_names
@@ -175,7 +175,16 @@ def _cached(
     read = own.read(dev)
     rounded, exact = (own.logits(read, dev, rounded=yes) for yes in (True, False))
     source = CachedSource(own, fresh, read, calibration, cost_of_rounding(exact, rounded, dev, positive))
-    return _Whole(source, cached_backends(own), rounded, {**about, "states": states_entry(own)})
+    return _Whole(source, cached_backends(own), rounded, {**about, "states": _states_entry(own, fresh)})
+
+
+def _states_entry(student: CachedStudent, export: Path) -> dict[str, Any]:
+    """What tmkd.json says about the states, as `tmkd.inference.manifest.StatesFormat` has it."""
+    shape, apart = student.interaction.shape, student.question_encoder is not None
+    names = ["tokenizer.json", *([f"{QUESTION_FOLDER}/tokenizer.json"] if apart else [])]
+    entry = {"identity": student.identity, "size": shape.state_size, "width": shape.encoder_width}
+    entry |= {"tokenizers": {name: sha256_of(export / name) for name in names}}
+    return {**entry, "question_encoder": True} if apart else entry
 
 
 def _question_tokenizer(encoder: Path, folder: Path, about: dict[str, Any]) -> TextTokenizer:

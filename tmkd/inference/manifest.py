@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,14 @@ class StatesFormat:
         size: k, numbers of a token's state.
         width: d, numbers of an embedding.
         question_encoder: Whether questions are read by a graph of their own (`question`), with a tokenizer of its own.
+        tokenizers: The SHA-256 of each file of a tokenizer, by its name in the export; empty in older exports.
     """
 
     identity: str
     size: int
     width: int
     question_encoder: bool = False
+    tokenizers: dict[str, str] = field(default_factory=dict)
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -218,7 +220,8 @@ def _states_format(content: dict[str, Any]) -> StatesFormat | None:
         raise ValueError(f"a student of the kind {kind!r}")
     said = content["states"]
     apart = bool(said.get("question_encoder"))
-    return StatesFormat(str(said["identity"]), int(said["size"]), int(said["width"]), apart)
+    tokenizers = {str(name): str(digest) for name, digest in said.get("tokenizers", {}).items()}
+    return StatesFormat(str(said["identity"]), int(said["size"]), int(said["width"]), apart, tokenizers)
 
 
 def read_probes(folder: Path, classes: int) -> tuple[list[str], list[str], NDArray[np.float32]]:

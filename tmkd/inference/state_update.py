@@ -77,7 +77,8 @@ class StateChanges:
         if self.computed:
             text += f", {self.computed / max(self.seconds, 1e-9):,.0f} passages/s"
         if self.long:
-            text += f"; {self.long:,} longer than {self.max_length} tokens are stored in {self.windows:,} windows"
+            text += f"; {self.long:,} longer than {self.max_length} tokens are stored in {self.windows:,} windows, "
+            text += "so nothing of them is cut off"
         text += f"; {self.damaged:,} were damaged" if self.damaged else ""
         return f"{text}; {self.graph}" if self.graph else text
 
@@ -204,11 +205,34 @@ class _Update:
                 f"{self.writer.folder} is damaged: the states of {len(damaged):,} passages do not match their "
                 "checksums; they are computed again"
             )
-        out = (have - wanted) | damaged
+        out = (have - wanted) | damaged | (otherwise := self._cut_otherwise(opened))
+        if otherwise:
+            logger.warning(
+                f"{self.writer.folder}: an earlier version cut {len(otherwise):,} long passages in another way, or at "
+                "their end; they are computed again"
+            )
         self.changes.dropped, self.changes.damaged = len(have - wanted), len(damaged)
         if out:
             self.writer.drop(np.fromiter((key in out for key in keys), dtype=bool, count=len(keys)))
         return have - out
+
+    def _cut_otherwise(self, opened: Opened) -> set[bytes]:
+        """The keys of the index's passages whose stored texts are not the windows that are scored."""
+        rows = opened.rows[~opened.gone]
+        stored: dict[bytes, set[bytes]] = {
+            key: set() for key in keys_of(rows["passage"][rows["length"] >= self.encoder.max_length])
+        }
+        for passage, key in zip(keys_of(rows["passage"]), keys_of(rows["key"]), strict=True) if stored else ():
+            if passage in stored:
+                stored[passage].add(key)
+        found = (one.text for one in self.index.passages()) if stored else ()
+        texts = {key: text for text in found if (key := text_key(text)) in stored}
+        windows = zip(texts.items(), self.windows.of("", list(texts.values())), strict=True)
+        return {
+            key
+            for (key, text), spans in windows
+            if {text_key(text[start:stop]) for start, stop in spans} != stored[key]
+        }
 
     def _segments(self, missing: set[bytes]) -> Iterator[list[Passage]]:
         """The passages to compute, each text once."""

@@ -184,6 +184,7 @@ class QuestionAnswerer:
         self.scorer, self.index, self.calibration = scorer, index, calibration
         self.retriever = Retriever(index) if retriever is None else retriever
         self._windows = Windows(scorer.max_length, None if model is None else Path(model), apart=reader is not None)
+        self._reader = reader
         self._marker = None if reader is None else StateMarker(reader, self.retriever)
 
     @classmethod
@@ -256,7 +257,13 @@ class QuestionAnswerer:
         clock.lap("mark")
         least = self.calibration.threshold
         answered = bool(answers) and (least is None or answers[0].probability >= least)
-        return Answers(question, answered, answers, len(retrieved), clock.total(), self._windows.cuts(question))
+        return Answers(question, answered, answers, len(retrieved), clock.total(), self._cuts(question))
+
+    def _cuts(self, question: str) -> bool:
+        """Whether the end of a question is not read. Questions that are read apart may have their own tokenizer."""
+        if self._reader is None or len(question) > LONGEST_TOKEN * self._reader.max_length:
+            return self._windows.cuts(question)
+        return self._reader.cuts(question)
 
     def retrieve(
         self, question: str, candidates: int, *, exclude: Collection[str] = (), headings: bool = True

@@ -8,7 +8,7 @@ their states are stored (`tmkd.inference.state_update`).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tmkd.models.tokenizer import PairTokenizer
@@ -42,11 +42,17 @@ class Windows:
             question: The question, which takes a part of the student's length, unless it is read apart.
             passages: The passages.
         """
+        found = [[(0, len(text))] for text in passages]
+        if self.apart and self._tokenizer is not None:  # all are counted: what is stored of them must be all of them
+            spans, room = self._tokenizer.token_spans(passages), max(self.max_length - _SPECIAL_APART, 1)
+            for row, tokens in enumerate(spans):
+                if len(tokens) > room:
+                    found[row] = _cut(tokens, room, self._fitting(passages[row], room))
+            return found
         usable = self.max_length - (_SPECIAL_APART if self.apart else _SPECIAL)
         question = "" if self.apart else question[: LONGEST_TOKEN * self.max_length]
         asked = len(_pieces(question))
         pieces = [_pieces(text) for text in passages]
-        found = [[(0, len(text))] for text in passages]
         most = _SURELY * max(usable - asked, usable // 2)
         long = [row for row, one in enumerate(pieces) if len(one) + _torn(passages[row]) > most]
         if not long:
@@ -60,6 +66,23 @@ class Windows:
             if len(tokens) > room:
                 found[row] = _cut(tokens, room)
         return found
+
+    def _fitting(self, text: str, room: int) -> Callable[[Sequence[Span], int, int], int]:
+        """What finds the end of a window that has no more than `room` tokens as a text of its own.
+
+        A word that a window cuts in two may have more tokens than it has as a whole.
+        """
+        assert self._tokenizer is not None
+        count = self._tokenizer.token_spans
+
+        def fitting(tokens: Sequence[Span], start: int, stop: int) -> int:
+            while (
+                stop > start + 1 and (over := len(count([text[tokens[start][0] : tokens[stop - 1][1]]])[0]) - room) > 0
+            ):
+                stop = max(start + 1, stop - over)
+            return stop
+
+        return fitting
 
     def cuts(self, question: str) -> bool:
         """Whether a question takes more than half of the student's length: a long passage leaves it no more.
@@ -95,8 +118,21 @@ def _mixed(word: str) -> bool:
     return any(map(str.isdigit, word)) and any(map(str.isalpha, word))
 
 
-def _cut(tokens: Sequence[Span], room: int) -> list[Span]:
-    """Windows of `room` tokens. Each begins with the last quarter of the one before; the last one may be shorter."""
-    step = max(1, 3 * room // 4)
-    starts = range(0, max(1, len(tokens) - (room - step)), step)
-    return [(tokens[start][0], tokens[min(start + room, len(tokens)) - 1][1]) for start in starts]
+def _cut(
+    tokens: Sequence[Span], room: int, fitting: Callable[[Sequence[Span], int, int], int] | None = None
+) -> list[Span]:
+    """Windows of `room` tokens. Each begins with the last quarter of the one before; the last one may be shorter.
+
+    Args:
+        tokens: The characters of each token of the text.
+        room: Most tokens of a window.
+        fitting: Gives of a window's first token and of the one after its last where it has to end.
+    """
+    found, start, overlap = list[Span](), 0, room - max(1, 3 * room // 4)
+    while True:
+        stop = min(start + room, len(tokens))
+        stop = stop if fitting is None else fitting(tokens, start, stop)
+        found.append((tokens[start][0], tokens[stop - 1][1]))
+        if stop == len(tokens):
+            return found
+        start = max(start + 1, stop - overlap)

@@ -58,6 +58,11 @@ def first_encoders(folder: Path) -> dict[str, str]:
     return {**{name: weights_fingerprint(folder / name) for name in there}, **config.get("trained_from", {})}
 
 
+def was_trained(folder: Path) -> bool:
+    """Return whether a student's encoders were trained with it, by the run that made it or by one before."""
+    return bool(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("trained_from"))
+
+
 def save_interaction(encoder: InteractionEncoder, weight: Tensor, bias: Tensor, folder: Path) -> None:
     """Write config.json and model.safetensors, and the checkpoints of the encoders into folders of their own.
 

@@ -22,8 +22,14 @@ from tmkd.evaluation.comparison import ComparisonOptions, compare
 from tmkd.evaluation.components import measure_agreement, measure_components
 from tmkd.evaluation.results import ENSEMBLE, ModelOutput, Results
 from tmkd.models.card import read_card
-from tmkd.models.checkpoint import load_student
-from tmkd.models.encoders.cached_files import ENCODER_FOLDER, is_cached, question_folder
+from tmkd.models.checkpoint import depth, load_student
+from tmkd.models.encoders.cached_files import (
+    ENCODER_FOLDER,
+    interaction_shape,
+    is_cached,
+    question_folder,
+    was_trained,
+)
 from tmkd.models.encoders.families import last_linear
 from tmkd.models.encoders.find import WEIGHTS_FILE, weight_files
 from tmkd.models.encoders.lstm import is_lstm
@@ -101,7 +107,25 @@ def _output(run: FinishedRun, model: RunModel, pairs: Pairs) -> ModelOutput:
     logits = method_logits(
         run.workspace, steps, pairs, recipe.combination, each=model.each, name=model.name, precision=recipe.precision
     )
-    return ModelOutput(model.name, model.kind, logits, **_sizes([step.folder for step in steps[: model.each]]))
+    folders = [step.folder for step in steps[: model.each]]
+    return ModelOutput(model.name, model.kind, logits, cached=_cached(recipe, folders[0]), **_sizes(folders))
+
+
+def _cached(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
+    """How a cached student's encoder was made, as `ModelOutput` has it; None for other models."""
+    if not is_cached(folder):
+        return None
+    section, shape = recipe.cached, interaction_shape(folder)
+    changed = was_trained(folder)
+    return {
+        "encoder": recipe.cached_encoder,
+        "encoder_layers": depth(folder / ENCODER_FOLDER),
+        "trained": "no" if not changed else "along" if section.encoder_learning_rate else "before",
+        "encoder_learning_rate": section.encoder_learning_rate,
+        "question_encoder": section.question_encoder,
+        "state_size": shape.state_size,
+        "layers": shape.layers,
+    }
 
 
 def _teacher(run: FinishedRun, model: RunModel, pairs: Pairs, sources: TeacherLogits) -> ModelOutput | None:
