@@ -40,7 +40,7 @@ STEP_VERSIONS: dict[str, int] = {
     "question-states": 1,
     "stage1": 2,
     "student": 2,
-    "export": 3,
+    "export": 4,
     "speed": 1,
     "exports": 1,
 }
