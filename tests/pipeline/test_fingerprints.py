@@ -62,7 +62,10 @@ ORDER = (
 """The kinds of steps of a run, each after those that it depends on."""
 
 # every way that a student is trained
-ALL_METHODS = ["finetune", "self-taught", "bilstm", "m-o-m", "tkd", "tmkd", "finetune@cached", "tmkd@cached"]
+ALL_METHODS = [
+    "finetune", "finetune-whole", "finetune-warm", "self-taught", "bilstm", "m-o-m", "tkd", "tmkd", "tmkd-paper",
+    "finetune@cached", "tmkd@cached",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -605,6 +608,32 @@ def test_rates_of_a_method_are_its_sections_numbers_and_nothing_else(dry: Dry) -
     usual = dry.steps(dry.recipe({}))
     stated = {"finetune": {"without_stage1": {"learning_rate": 1e-4, "epochs": 2}}}  # what the section says
     assert dry.steps(dry.recipe({"rates": stated})) == usual
+
+
+@pytest.mark.parametrize("kind", ["layers", "cached"])
+def test_the_papers_method_is_tmkd_of_a_recipe_without_extras(dry: Dry, kind: str) -> None:
+    """Whatever a recipe adds to the paper's method, its students are those of a recipe that adds nothing."""
+    of = {name: f"{name}@{kind}" for name in ("tmkd", "tmkd-paper")}
+    extras: dict[str, Any] = {"loss.weighting": "confidence", "loss.temperature": 2.0}
+    plain: dict[str, Any] = {"loss.kind": "mse"}
+    if kind == "layers":
+        extras |= {"stage2.replay": 0.25}  # beside student.start: teacher and stage1.states and cosine of the base
+        plain |= {"student.start": "bottom", "stage1.states": 0, "stage1.cosine": 0}
+    else:
+        without = {"student.start": "bottom", "stage1.states": 0, "stage1.cosine": 0}
+        extras |= {**without, "cached.stage1.states": 3.0, "cached.stage2.replay": 0.25}
+        plain |= without
+    paper = dry.steps(dry.recipe({**extras, "methods": [of["tmkd-paper"]], "take": of["tmkd-paper"]}))
+    tmkd = dry.steps(dry.recipe({**plain, "methods": [of["tmkd"]], "take": of["tmkd"]}))
+    ours = dry.steps(dry.recipe({**extras, "methods": [of["tmkd"]], "take": of["tmkd"]}))
+    assert paper["stage1"] == tmkd["stage1"] != ours["stage1"]
+    assert paper["student"] == tmkd["student"] != ours["student"]
+    assert not paper["question-states"]
+    own = {"tmkd-paper": {"stage1": {"learning_rate": 9e-4}}} if kind == "layers" else {}
+    if own:
+        rated = dry.steps(dry.recipe({**extras, "rates": own, "methods": [*of.values()], "take": of["tmkd"]}))
+        faster = dry.recipe({**plain, "stage1.learning_rate": 9e-4, "methods": [of["tmkd"]], "take": of["tmkd"]})
+        assert rated["stage1"] == ours["stage1"] | dry.steps(faster)["stage1"]
 
 
 def test_methods_share_what_they_have_in_common(dry: Dry) -> None:

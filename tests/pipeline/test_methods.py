@@ -57,19 +57,20 @@ def test_a_method_of_several_teachers_names_the_one_it_is_with_a_single_teacher(
 
 
 FAST = "export.backends=[onnx-fp32]"
+WARM = "warm_up={learning_rate: 1.0e-3, epochs: 1, batch_size: 8}"  # finetune-warm starts from it
 ALL = f"methods=[{','.join(METHODS)}]"
 
 
 def test_every_method_in_one_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
     """Shared work is done once; m-o-m is the mean of its students and costs them all; bilstm is measured."""
-    done = tmkd("run", tiny_recipe, ALL, "bilstm={width: 16, epochs: 1}", FAST, "--json")
+    done = tmkd("run", tiny_recipe, ALL, "bilstm={width: 16, epochs: 1}", WARM, FAST, "--json")
     results = json.loads(done.stdout)
     rows = {row["name"]: row for row in results["methods"]}
     assert list(rows) == ["teacher:a", "teacher:b", *list(stated_methods())[1:]]
     workspace = tmp_path / "workspace"
     steps = [path.name.split("-")[0] for path in (workspace / "steps").iterdir()]
-    # One 1-o-1 of the two in m-o-m is the best teacher's. Stage 1: self-taught, tkd, 1avg-tkd, tmkd.
-    assert (steps.count("teacher"), steps.count("stage1"), steps.count("student")) == (2, 4, 10)
+    # One 1-o-1 of the two in m-o-m is the best teacher's. Stage 1: self-taught, tkd, 1avg-tkd, tmkd, tmkd-paper.
+    assert (steps.count("teacher"), steps.count("stage1"), steps.count("student")) == (2, 5, 13)
 
     one, all_k, lstm = rows["1-o-1"], rows["m-o-m"], rows["bilstm"]
     assert all_k["seeds"] == 1
@@ -87,7 +88,7 @@ def test_every_method_in_one_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) 
     assert len(by_name["m-o-m"]) == 2
     assert by_name["1-o-1"][0] in by_name["m-o-m"]
 
-    overrides = [ALL, "bilstm={width: 16, epochs: 1}", FAST]
+    overrides = [ALL, "bilstm={width: 16, epochs: 1}", WARM, FAST]
     run = Run(load_recipe(tiny_recipe, overrides), workspace)
     student = next(student for student in run.students.train_all() if student.method.name == "m-o-m")
     test = run.data.test
@@ -241,6 +242,13 @@ def test_errors(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
         (one, "methods=[m-o-m,tkd]", "take=tkd"): "m-o-m needs two or more teachers",
         (one, "methods=[1avg-o-1,tkd]", "take=tkd"): "1avg-o-1 needs two or more teachers",
         (one, "methods=[1avg-tkd]", "take=1avg-tkd"): "1avg-tkd needs two or more teachers",
+        (one, "methods=[tmkd-paper]", "take=tmkd-paper"): "tmkd-paper needs two or more teachers",
+        ("methods=[finetune-warm]", "take=finetune-warm"): "methods: finetune-warm starts from the warm start, and the "
+        "recipe has none; give it one, such as warm_up={learning_rate: 3.0e-4, epochs: 1}, or leave finetune-warm out",
+        ("methods=[finetune-warm@cached]", "take=finetune-warm@cached"): "finetune-warm has no student of the kind "
+        "cached: the warm start teaches an encoder to compare two texts in one sequence",
+        ("methods=[finetune-whole@cached]", "take=finetune-whole@cached"): "finetune-whole has no kinds of students, "
+        "its student is a whole encoder; write finetune-whole",
         ("methods=[m-o-m,tkd]", "take=m-o-m"): "take: m-o-m is several students, and cannot be exported",
         ("methods=[bilstm]", "take=bilstm"): "take: bilstm is an LSTM, no transformers checkpoint",
         ("loss.kind=margin",): "loss.kind: input should be 'kl', 'mse', 'mse_logits', 'list_kl', 'margin_mse', "

@@ -32,6 +32,9 @@ class Method:
             `cached`: the row `bottom` with a student that reads passages once (`chosen_method`).
         text: how `tmkd recipe` describes it.
         alone: for a method that needs two or more teachers: the method to use with a single teacher.
+        extras: whether its students have what recipes add to the paper's method (hidden states, token cosine, another
+            loss, a start from a teacher's layers, replay); `tmkd-paper` has none.
+        warm: whether its students start from the encoder's warm start (`warm_up`), by evenly spaced layers.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Method:
     encoder: Literal["whole", "bottom", "lstm", "cached"]
     text: str
     alone: str | None = None
+    extras: bool = True
+    warm: bool = False
 
     @property
     def trains(self) -> bool:
@@ -56,7 +61,7 @@ class Method:
     @property
     def exportable(self) -> bool:
         """Whether it gives one student for each seed, which can be folded and exported."""
-        return self.students == 1 and self.encoder in ("bottom", "cached")
+        return self.students == 1 and self.encoder in ("whole", "bottom", "cached")
 
     @property
     def cached(self) -> bool:
@@ -73,6 +78,8 @@ METHODS: dict[str, Method] = {
         Method("teacher-ensemble", False, "none", "golden", 0, "whole", "all teachers together (`ensemble`)"),
         Method("cosine", False, "none", "golden", 0, "whole", "bi-encoder cosine of the encoder, nothing trained"),
         Method("finetune", False, "none", "golden", 1, "bottom", "the student on labels only"),
+        Method("finetune-whole", False, "none", "golden", 1, "whole", "an encoder of whole depth on labels only"),
+        Method("finetune-warm", False, "none", "golden", 1, "bottom", "finetune from the warm start", warm=True),
         Method("self-taught", True, "none", "golden", 1, "bottom", "both stages without a teacher"),
         Method("bilstm", False, "one", "golden", 1, "lstm", "bidirectional LSTM student of the best teacher"),
         Method("1-o-1", False, "one", "golden", 1, "bottom", "student of the best teacher, one head, no stage 1"),
@@ -82,6 +89,7 @@ METHODS: dict[str, Method] = {
         Method("tkd", True, "one", _BOTH, 1, "bottom", "both stages, the best teacher only"),
         Method("1avg-tkd", True, "mean", _BOTH, 1, "bottom", "both stages, the teacher ensemble", alone="tkd"),
         Method("tmkd", True, "each", _BOTH, 1, "bottom", "both stages, a head for each teacher", alone="tkd"),
+        Method("tmkd-paper", True, "each", _BOTH, 1, "bottom", "tmkd as the paper has it", alone="tkd", extras=False),
     )
 }
 
@@ -110,7 +118,8 @@ def chosen_method(name: str, kind: StudentKind) -> Method:
         )
         raise ValueError(f"{name!r}: {suffix!r} is not a kind of student; {hint}")
     if method.encoder != "bottom":
-        what = "its student is an LSTM" if method.trains else "it trains no student"
+        what = "its student is an LSTM" if method.encoder == "lstm" else "it trains no student"
+        what = "its student is a whole encoder" if method.trains and method.encoder == "whole" else what
         raise ValueError(f"{name!r}: {base} has no kinds of students, {what}; write {base}")
     return replace(_cached(method) if suffix == "cached" else method, name=name)
 
@@ -121,5 +130,10 @@ def _cached(method: Method) -> Method:
         raise ValueError(
             f"{method.name} has no student of the kind cached: its stage 1 learns the bi-encoder cosine, which is what "
             f"a cached student starts as; take {method.name}@layers, or finetune@cached"
+        )
+    if method.warm:
+        raise ValueError(
+            f"{method.name} has no student of the kind cached: the warm start teaches an encoder to compare two texts "
+            f"in one sequence, and cached students read each alone; take {method.name}@layers, or finetune@cached"
         )
     return replace(method, encoder="cached")

@@ -13,6 +13,7 @@ from tmkd.config.methods import Method, StudentKind, chosen_method
 from tmkd.config.sections import Part, Positive, Rate, Training
 
 STAGES = ("stage1", "stage2", "without_stage1")
+EXTRAS = ("states", "cosine", "replay")  # weights and shares in a stage's section that the paper's method has not
 
 
 class StageRates(Part):
@@ -89,18 +90,26 @@ def _students(method: Method) -> tuple[str, str]:
     return "1-o-1" if method.students == "K" else method.name.partition("@")[0], method.encoder
 
 
-def with_rates(
+def own_numbers(
     sections: Mapping[str, Training], rates: Mapping[str, MethodRates], method: Method, kind: StudentKind
 ) -> dict[str, Training]:
-    """The sections that one method's own numbers change, with these numbers.
+    """Those sections that are others for one method, as they are for it.
 
     Args:
         sections: the recipe's, by stage.
         rates: as of `require_rates`.
-        method: the method.
+        method: the method; one without extras has soft labels alone in stage 1, and no replay in stage 2.
         kind: as of `require_rates`.
     """
+    found = {} if method.extras else {stage: _without_extras(numbers) for stage, numbers in sections.items()}
     for name, own in rates.items():
         if _students(chosen_method(name, kind)) == _students(method):
-            return {stage: sections[stage].model_copy(update=numbers) for stage, numbers in own.given().items()}
-    return {}
+            given = own.given()
+            found |= {stage: found.get(stage, sections[stage]).model_copy(update=given[stage]) for stage in given}
+    return found
+
+
+def _without_extras(numbers: Training) -> Training:
+    """The section with soft and golden labels alone."""
+    extras = {key: 0.0 for key in EXTRAS if key in type(numbers).model_fields}
+    return numbers.model_copy(update=extras)

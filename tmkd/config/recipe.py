@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from tmkd.config.class_checks import class_names, positive_class, require_label_maps, require_positive
 from tmkd.config.methods import METHODS, Method, chosen_method
 from tmkd.config.pool_sections import Pool
-from tmkd.config.rates import STAGES, MethodRates, require_rates, with_rates
+from tmkd.config.rates import STAGES, MethodRates, own_numbers, require_rates
 from tmkd.config.sections import (
     GROUPED_LOSSES,
     Bilstm,
@@ -32,6 +32,7 @@ from tmkd.config.teacher_sections import KINDS_OF_TWO, Teacher
 
 BEST = "best"
 """As `take`: the method that is best on the development set."""
+NO_WARM_UP = "the recipe has none; give it one, such as warm_up={learning_rate: 3.0e-4, epochs: 1}"
 
 
 class Recipe(Part):
@@ -135,13 +136,14 @@ class Recipe(Part):
         return method.stage1 and self.finished_stage1(method) is None
 
     def of_method(self, method: Method) -> Recipe:
-        """The recipe as it trains the students of one method: with that method's own numbers (`rates`)."""
-        part = self.cached if method.cached else self
-        sections = {stage: getattr(part, stage) for stage in STAGES}
-        own: dict[str, Any] = dict(with_rates(sections, self.rates, method, self.student.kind))
-        if not own:
-            return self
-        return self.model_copy(update={"cached": self.cached.model_copy(update=own)} if method.cached else own)
+        """The recipe as it trains one method's students: its own numbers (`rates`), no extras for `tmkd-paper`."""
+        numbers = {stage: getattr(self.cached if method.cached else self, stage) for stage in STAGES}
+        own: dict[str, Any] = dict(own_numbers(numbers, self.rates, method, self.student.kind))
+        own = {"cached": self.cached.model_copy(update=own)} if method.cached and own else own
+        if not method.extras:
+            shape = self.student.model_copy(update={"start": "bottom"})
+            own |= {"loss": Loss(kind="mse", alpha=self.loss.alpha), "student": shape}
+        return self.model_copy(update=own) if own else self
 
     @property
     def cached_encoder(self) -> str:
@@ -370,6 +372,8 @@ class Recipe(Part):
                     f"methods: {name} needs two or more teachers, and {self.all_teachers[0].name} is the only one; add "
                     f"another, or take {like} instead (methods=[...] and take={like})"
                 )
+            if method.warm and self.warm_up is None:
+                raise ValueError(f"methods: {name} starts from the warm start, and {NO_WARM_UP}, or leave {name} out")
             if self.stage1_from is not None and method.self_taught:
                 raise ValueError(
                     f"methods: {name} makes a stage 1 of its own, and stage1_from names a finished one, "

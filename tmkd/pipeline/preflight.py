@@ -87,8 +87,11 @@ def _say_unread_rates(data: RunData) -> None:
 
 def _require_encoders(data: RunData) -> None:
     recipe = data.recipe
-    if any(method.encoder == "bottom" for method in recipe.chosen_methods):
+    trained = [method for method in recipe.chosen_methods if method.trains]
+    if any(method.encoder == "bottom" for method in trained):
         require_fit(find_encoder(recipe.encoder), layers=recipe.student.layers, length=recipe.max_length)
+    if any(method.encoder == "whole" for method in trained):
+        require_fit(find_encoder(recipe.encoder), length=recipe.max_length)
     if any(method.cached for method in recipe.chosen_methods):
         _require_cached(recipe)
 
@@ -185,15 +188,16 @@ def _require_training_rows(data: RunData, methods: list[Method]) -> None:
         require_every_class(train.labels, recipe.classes)
     if any(method.targets != "none" for method in methods):
         require_labeller(data, data.student_pairs, "train")
-        require_comparable(data.student_pairs, recipe.loss.kind, "train")
+        for kind in _losses(recipe, methods):
+            require_comparable(data.student_pairs, kind, "train")
 
 
 def _warn_of_unread_text(data: RunData) -> None:
     """Say where the encoder cannot read much of the text: tokens unknown to its vocabulary, pairs that are cut."""
     recipe, task = data.recipe, data.task
-    kinds = {method.encoder for method in recipe.chosen_methods}
+    kinds = {method.encoder for method in recipe.chosen_methods if method.trains}
     readers: list[tuple[str, str]] = []
-    if "bottom" in kinds or any(map(recipe.fine_tunes_own, recipe.used_teachers)):
+    if kinds & {"bottom", "whole"} or any(map(recipe.fine_tunes_own, recipe.used_teachers)):
         readers.append(("pairs", recipe.encoder))
     if "cached" in kinds:
         readers.append(("passages", recipe.cached_encoder))
@@ -254,8 +258,13 @@ def _require_pool(data: RunData, methods: list[Method]) -> None:
         return
     if all(teacher.of_kind == "scores" for teacher in recipe.used_teachers) and not data.foreign_pool:
         require_labeller(data, data.pool, "pool")
-    if recipe.loss.kind in GROUPED:
-        require_comparable(data.pool, recipe.loss.kind, "pool")
+    for kind in _losses(recipe, methods):
+        require_comparable(data.pool, kind, "pool")
+
+
+def _losses(recipe: Recipe, methods: list[Method]) -> set[str]:
+    """The kinds of losses with which students of these methods learn soft labels."""
+    return {recipe.of_method(method).loss.kind for method in methods if method.targets != "none"}
 
 
 def require_comparable(pairs: Pairs, loss: str, where: str) -> None:

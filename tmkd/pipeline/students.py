@@ -154,7 +154,9 @@ class Students:
         return targets
 
     def begins_with(self, method: Method) -> Step | None:
-        """The teacher whose layers a method's student begins with; None for the layers of the encoder."""
+        """The teacher, or the warm start, whose layers a method's student has first; None for those of the encoder."""
+        if method.warm:
+            return self.labels.warm_start
         taught = (
             self.recipe.of_method(method).student.start == "teacher" and method.targets != "none" and not method.cached
         )

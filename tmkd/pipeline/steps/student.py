@@ -47,8 +47,8 @@ class StudentSpec:
         recipe: Its recipe.
         method: Its method.
         seed: Seed of its new weights, its data order and its dropout.
-        begin: The teacher whose layers it begins with; None: it begins with the recipe's encoder. For `bilstm`: the
-            teacher whose word pieces and embeddings it takes.
+        begin: The teacher, or the warm start, whose layers it begins with; None: it begins with the recipe's encoder.
+            For `bilstm`: the teacher whose word pieces and embeddings it takes.
         taught_by: The teacher whose hidden states a cached student learns in stage 1; None: it learns none.
     """
 
@@ -99,6 +99,11 @@ class StudentSpec:
         if continues:
             return self.stage2
         return self.recipe.cached.without_stage1 if self.method.cached else self.recipe.without_stage1
+
+    @property
+    def layers(self) -> int | None:
+        """How many layers a layered student takes of `source`; None for all."""
+        return None if self.method.encoder == "whole" else self.recipe.student.layers
 
     @property
     def layers_from(self) -> str:
@@ -163,11 +168,11 @@ class StudentSpec:
         encoder = load_encoder(
             self.source,
             classes,
-            layers=shape.layers,
+            layers=self.layers,
             start=self.layers_from,
             dropout=numbers.dropout,
             freeze_embeddings=shape.freeze_embeddings,
-            pooler=shape.pooler if self.begin is None else "keep",  # a teacher's pooler was trained
+            pooler=shape.pooler if self.begin is None else "keep",  # that of a teacher or warm start was trained
         )
         return Student(encoder, classes, soft_heads, use_golden=use_golden)
 
@@ -261,8 +266,10 @@ class StudentSpec:
     def _layered_shape(self, continues: bool) -> dict[str, Any]:
         shape = self.recipe.student.model_copy(update={"start": self.layers_from})
         unread = {"pooler"} if self.begin is not None else set()  # a teacher's pooler is kept
+        unread = {"layers", "start"} if self.layers is None else unread
         unread = {"layers", "start", "pooler"} if continues else unread
-        return {"student": non_defaults(shape, without={"kind", *unread})}
+        depth = "all" if self.layers is None else None
+        return {"student": non_defaults(shape, without={"kind", *unread}), "layers": depth}
 
     def _cached_shape(self, continues: bool) -> dict[str, Any]:
         positive = self.recipe.positive_class
