@@ -263,6 +263,7 @@ CHANGES: dict[str, Change] = {
     "student.pooler": Change("stage1", "identity"),
     "student.freeze_embeddings": Change("stage1", False),
     **under("warm_up", training("warmup")),
+    "warm_up.teacher": Change("warmup", "a", BI_ENCODER),
     **under("stage1", training("stage1")),
     "stage1.cosine": Change("stage1", 0.25),
     "stage1.states": Change("stage1", 3.0),

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save_file as save_numpy
 
 from tmkd.config.load import load_recipe
-from tmkd.config.sections import Training
+from tmkd.config.sections import Training, WarmUp
 from tmkd.data.pairs import Pairs
 from tmkd.models.batching import pack, pad
 from tmkd.models.bi_encoder import cosine_by_token, cosine_logits
@@ -26,7 +26,7 @@ from tmkd.models.predict import score
 from tmkd.models.student import SHARPNESS, Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
-from tmkd.pipeline.steps.warm_up import warm_up
+from tmkd.pipeline.steps.warm_up import Judgement, warm_up
 from tmkd.pipeline.store.workspace import Workspace
 from tmkd.training.token_cosine import (
     TokenCosine,
@@ -53,6 +53,34 @@ def test_it_learns_the_encoders_bi_encoder_cosine(tiny_recipe: Path, tmp_path: P
     cosine = cosine_logits(Path(recipe.encoder), pairs.questions, pairs.passages, 64)[:, 1]
     learned, expected = (_minus_its_question(values, pairs) for values in (logits[:, 1] - logits[:, 0], cosine))
     assert np.corrcoef(learned, expected)[0, 1] > 0.8
+
+
+def test_it_learns_what_a_teacher_says_of_the_pairs(tiny_recipe: Path, tmp_path: Path) -> None:
+    rows = pair_rows(2)
+    pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])
+    said = np.random.default_rng(0).normal(size=len(pairs)).astype(np.float32)
+    recipe, workspace = load_recipe(tiny_recipe), Workspace(tmp_path / "w")
+    numbers = WarmUp(learning_rate=2e-3, epochs=20, batch_size=8)
+    step = warm_up(workspace, recipe, numbers, pairs, Judgement("a-teacher", said))
+    assert step.folder != warm_up(workspace, recipe, numbers, pairs).folder
+    model, tokenizer = load_student(step.folder), PairTokenizer(step.folder, 64)
+    inputs = TokenInputs(tokenizer.encode(pairs.questions, pairs.passages), tokenizer.pad_id)
+    logits = score(model, inputs, precision="fp32")
+    learned, expected = (_minus_its_question(values, pairs) for values in (logits[:, 1] - logits[:, 0], said))
+    assert np.corrcoef(learned, expected)[0, 1] > 0.8
+
+
+def test_a_run_warms_up_on_a_bi_encoders_scores(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
+    encoder = load_recipe(tiny_recipe).encoder
+    teachers = f"teachers=[{{name: mine, kind: bi_encoder, model: {encoder}, pooling: mean}}, {{name: t, epochs: 1}}]"
+    warm = "warm_up={learning_rate: 1.0e-3, epochs: 1, batch_size: 8, teacher: %s}"
+    tmkd("teach", tiny_recipe, teachers, warm % "mine", "methods=[tkd]", "take=tkd", "-w", tmp_path / "w")
+    (step,) = (tmp_path / "w" / "steps").glob("warmup-*")
+    content = json.loads((step / "step.json").read_text())
+    assert content["depends_on"]["inputs"]["teacher"]
+    for name, said in (("t", "finished model"), ("none", "finished model; there are: mine")):
+        refused = tmkd("teach", tiny_recipe, teachers, warm % name, "methods=[tkd]", "take=tkd", check=False)
+        assert said in refused.stderr
 
 
 def _minus_its_question(values: NDArray[np.float32], pairs: Pairs) -> NDArray[np.float64]:

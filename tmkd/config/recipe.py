@@ -26,6 +26,7 @@ from tmkd.config.sections import (
     Stage1,
     Stage2,
     Training,
+    WarmUp,
 )
 from tmkd.config.student_sections import Cached, StudentShape
 from tmkd.config.teacher_sections import KINDS_OF_TWO, Teacher
@@ -73,7 +74,7 @@ class Recipe(Part):
         default_factory=StudentShape, description="the kind of the students, and the shape of layered ones"
     )
     cached: Cached = Field(default_factory=Cached, description="students of the kind cached, and how they are trained")
-    warm_up: Training | None = Field(
+    warm_up: WarmUp | None = Field(
         None,
         description="warm start, for bi-encoders, which have never read two texts in one sequence: before anything "
         "else the encoder learns its own bi-encoder cosine of the pool's pairs, and teachers with the recipe's "
@@ -250,6 +251,13 @@ class Recipe(Part):
             raise ValueError(f"ensemble: stacked weighs two or more teachers, and {names[0]} is the only one")
         if self.ensemble == "stacked" and (partial := [one.name for one in self.used_teachers if one.partial]):
             raise ValueError(f"ensemble: stacked needs every teacher's label of a pair; {partial[0]} is partial")
+        if self.warm_up is not None and (wanted := self.warm_up.teacher) is not None:
+            finished = [one.name for one in self.used_teachers if not (one.learns_labels or one.of_kind == "scores")]
+            if self.classes != 2:
+                raise ValueError(f"warm_up: a teacher's scores are of two classes, and there are {self.classes}")
+            if wanted not in finished:
+                there = f"there are: {', '.join(finished)}" if finished else "there is none"
+                raise ValueError(f"warm_up: {wanted!r} is not a teacher that is a finished model; {there}")
         if self.labels == "out-of-fold" and not any(teacher.learns_labels for teacher in self.used_teachers):
             raise ValueError("labels: out-of-fold needs a teacher that is trained here, and none is")
         return self

@@ -72,6 +72,17 @@ class Training(Part):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
 
 
+class WarmUp(Training):
+    """How the warm start trains the encoder, and whose judgement of the pool's pairs it learns."""
+
+    teacher: str | None = Field(
+        None,
+        description="the name of a teacher whose scores of the pool it learns, in place of the encoder's own "
+        "bi-encoder cosine: a finished model, such as a stronger bi_encoder. The tokens of the passage learn their "
+        "shares of the encoder's own cosine in either case",
+    )
+
+
 class Stage1(Training):
     """How stage 1 trains the student."""
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tmkd.config.methods import Method
 from tmkd.config.teacher_sections import Teacher
+from tmkd.core.logits import log_odds
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import BAGS, subsample
 from tmkd.pipeline.choice import Choice, choose_best
@@ -22,7 +23,7 @@ from tmkd.pipeline.steps.stacking import StackedTeachers, stack_teachers
 from tmkd.pipeline.steps.teach import teach
 from tmkd.pipeline.steps.teacher_logits import TeacherLogits, calibrated, is_step
 from tmkd.pipeline.steps.tune import tune
-from tmkd.pipeline.steps.warm_up import warm_up
+from tmkd.pipeline.steps.warm_up import Judgement, warm_up
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.scores import ScoresTeacher
 from tmkd.training.targets import Targets
@@ -79,7 +80,17 @@ class TeacherLabels:
     def warm_start(self) -> Step | None:
         """The warm start: the encoder that teachers begin with, if the recipe has a `warm_up`."""
         numbers = self.recipe.warm_up
-        return None if numbers is None else warm_up(self.workspace, self.recipe, numbers, self.data.pool)
+        if numbers is None:
+            return None
+        judgement = None if numbers.teacher is None else self._judgement(numbers.teacher)
+        return warm_up(self.workspace, self.recipe, numbers, self.data.pool, judgement)
+
+    def _judgement(self, name: str) -> Judgement:
+        """What a teacher that is a finished model says of the pool (`warm_up.teacher`)."""
+        teacher = next(one for one in self.recipe.used_teachers if one.name == name)
+        step = teach(self.workspace, self.recipe, teacher, self.data.train) if is_step(teacher) else None
+        logits = self._sources.uncalibrated(teacher, step, self.data.pool, "pool")
+        return Judgement(self._sources.fingerprint(teacher, step), log_odds(logits).astype(np.float32))
 
     def labellers(self, pairs: Pairs) -> list[int]:
         """The teachers (indices) that can label the pairs: scores made elsewhere can where there are some for them."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,10 +153,7 @@ def token_cosine_objective(encoder: Encoder, targets: TokenTargets, config: Toke
 
 
 def soft_labels(folder: Path, pairs: Pairs) -> NDArray[np.float32]:
-    """Turn the bi-encoder cosines of pairs into soft labels.
-
-    The mean of each question's cosines is subtracted: what all passages of a question share says nothing about their
-    order, and would be learned first. From the cosine of a question with one passage, the mean of all is subtracted.
+    """Turn the bi-encoder cosines of pairs into soft labels (`centred`).
 
     Args:
         folder: What `tmkd.pipeline.steps.bi_encoder_cosine` wrote for these pairs.
@@ -165,10 +163,26 @@ def soft_labels(folder: Path, pairs: Pairs) -> NDArray[np.float32]:
         Logits, [N, 2], whose log-odds have the standard deviation `SPREAD`.
     """
     cosine: NDArray[np.float32] = load_file(folder / TARGETS)["cosine"]
+    return centred(cosine, pairs)
+
+
+def centred(scores: NDArray[np.floating[Any]], pairs: Pairs) -> NDArray[np.float32]:
+    """Turn scores on any scale into soft labels.
+
+    The mean of each question's scores is subtracted: what all passages of a question share says nothing about their
+    order, and would be learned first. From the score of a question with one passage, the mean of all is subtracted.
+
+    Args:
+        scores: [N], such as cosines or log-odds.
+        pairs: N pairs.
+
+    Returns:
+        Logits, [N, 2], whose log-odds have the standard deviation `SPREAD`.
+    """
     _, question = grouped(pairs.questions)
     counts = np.bincount(question)
-    means = np.bincount(question, cosine) / counts
-    level = np.where(counts[question] > 1, means[question], cosine.mean())
-    odds = cosine - level
+    means = np.bincount(question, scores) / counts
+    level = np.where(counts[question] > 1, means[question], scores.mean())
+    odds = scores - level
     odds *= SPREAD / max(float(odds.std()), 1e-6)
     return np.stack([np.zeros_like(odds), odds], axis=1).astype(np.float32)

@@ -6,9 +6,12 @@ helps: `tmkd.training.token_cosine`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tmkd.config.recipe import Recipe
@@ -25,23 +28,40 @@ from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
 from tmkd.pipeline.store.token_cache import token_inputs
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.losses import soft_kl
-from tmkd.training.token_cosine import TokenCosineConfig, TokenTargets, soft_labels, token_cosine_objective
+from tmkd.training.token_cosine import TokenCosineConfig, TokenTargets, centred, soft_labels, token_cosine_objective
 from tmkd.training.trainer import Trainer, TrainerConfig
 from tmkd.training.training_set import TrainingSet
 
 SEED = 0
 
 
-def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pairs) -> Step:
-    """Train the recipe's encoder on its own bi-encoder cosine of some pairs.
+@dataclass(frozen=True)
+class Judgement:
+    """What a teacher says of the pairs of the warm start.
 
-    The loss is the KL divergence to a soft label of two classes, plus the token cosine (`TokenCosine`).
+    Attributes:
+        teacher: Fingerprint of the teacher.
+        log_odds: Of the right class, [N] on any scale.
+    """
+
+    teacher: str
+    log_odds: NDArray[np.float32]
+
+
+def warm_up(
+    workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pairs, judgement: Judgement | None = None
+) -> Step:
+    """Train the recipe's encoder on its own bi-encoder cosine of some pairs, or on a teacher's scores of them.
+
+    The loss is the KL divergence to a soft label of two classes, plus the token cosine (`TokenCosine`), which is the
+    encoder's own in either case.
 
     Args:
         workspace: Keeps the step.
         recipe: The encoder, the maximum length and the precision.
         numbers: Of the training.
         pairs: N pairs; their golden labels are not read.
+        judgement: A teacher's scores of the pairs; None: the encoder's own bi-encoder cosine.
 
     Returns:
         The finished step; its folder is a checkpoint.
@@ -49,13 +69,15 @@ def warm_up(workspace: Workspace, recipe: Recipe, numbers: Training, pairs: Pair
     source = find_encoder(recipe.encoder)
     cosine = bi_encoder_cosine(workspace, recipe, pairs)
     content = depends_on(
-        settings={"training": non_defaults(numbers), "precision": recipe.precision},
-        inputs={"token_cosine": cosine},  # with the encoder, the maximum length and the pairs
+        settings={"training": non_defaults(numbers, without={"teacher"}), "precision": recipe.precision},
+        # the cosine, with the encoder, the maximum length and the pairs
+        inputs={"token_cosine": cosine, "teacher": judgement and judgement.teacher},
     )
 
     def build(folder: Path) -> None:
         tokenizer = PairTokenizer(source, recipe.max_length)
-        soft = torch.from_numpy(soft_labels(cosine.folder, pairs)).to(device())
+        found = soft_labels(cosine.folder, pairs) if judgement is None else centred(judgement.log_odds, pairs)
+        soft = torch.from_numpy(found).to(device())
         targets = TokenTargets(cosine.folder, pairs, tokenizer)
 
         def loss(output: StudentOutput, rows: Tensor) -> Tensor:
