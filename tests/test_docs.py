@@ -89,7 +89,9 @@ def test_every_study_of_the_docs_loads_with_the_keys_that_are_shown(tmp_path: Pa
     listed = re.findall(r"^\| `([a-z-]+\.yaml)` \|", STUDIES, flags=re.M)
     assert sorted(listed) == sorted(path.name for path in (ROOT / "recipes" / "studies").glob("*.yaml"))
     (example,) = blocks("yaml", STUDIES)
-    (tmp_path / "study.yaml").write_text(example.replace("../demo.yaml", str(ROOT / "recipes" / "demo.yaml")))
+    (tmp_path / "study.yaml").write_text(
+        example.replace("../demo-small.yaml", str(ROOT / "recipes" / "demo-small.yaml"))
+    )
     assert len(load_study(tmp_path / "study.yaml").cells) == 18
 
 

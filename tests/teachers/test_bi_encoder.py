@@ -13,8 +13,9 @@ from encoder_fixtures import tiny
 
 from tmkd.core.errors import EncoderError
 from tmkd.data.pairs import Pairs
-from tmkd.models.bi_encoder import cosine_logits, embed
+from tmkd.models.bi_encoder import cosine_logits, embeddings
 from tmkd.models.encoders.find import find_encoder
+from tmkd.models.text_reader import TextReader
 from tmkd.teachers import bi_encoder
 from tmkd.teachers.bi_encoder import BiEncoderTeacher, Prompts
 from tmkd.teachers.interface import TeacherLike
@@ -74,15 +75,19 @@ def test_files_and_settings_are_in_the_fingerprint_and_the_name_is_not(tmp_path:
 def test_every_text_is_embedded_once_and_pairs_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    def counted(folder: Path, texts: list[str], *rest: object) -> object:
-        seen.extend(texts)
-        return embed(folder, texts, *rest)  # type: ignore[arg-type]
+    readers: set[int] = set()
 
-    monkeypatch.setattr(bi_encoder, "embed", counted)
+    def counted(reader: TextReader, texts: list[str]) -> object:
+        seen.extend(texts)
+        readers.add(id(reader))
+        return embeddings(reader, texts)
+
+    monkeypatch.setattr(bi_encoder, "embeddings", counted)
     monkeypatch.setattr(bi_encoder, "CHUNK", 5)
     teacher = BiEncoderTeacher(MINILM, precision="fp32")
     parts = [rows for rows, _ in teacher.scored(PAIRS)]
     assert len(parts) > 2
+    assert len(readers) == 1  # the model is opened once
     assert np.concatenate(parts).tolist() == list(range(len(PAIRS)))
     assert sorted(seen) == sorted({*PAIRS.questions, *PAIRS.passages})
     teacher.logits(PAIRS)

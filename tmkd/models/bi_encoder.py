@@ -35,9 +35,9 @@ def cosine_logits(
     """
     texts = list(dict.fromkeys([*questions, *passages]))
     place = {text: row for row, text in enumerate(texts)}
-    embeddings = embed(folder, texts, max_length, precision)
-    of_questions = embeddings[[place[text] for text in questions]]
-    of_passages = embeddings[[place[text] for text in passages]]
+    found = embed(folder, texts, max_length, precision)
+    of_questions = found[[place[text] for text in questions]]
+    of_passages = found[[place[text] for text in passages]]
     cosine = (of_questions * of_passages).sum(axis=1)
     return np.stack([np.zeros_like(cosine), SHARPNESS * (cosine - 0.5)], axis=1)
 
@@ -54,9 +54,14 @@ def embed(folder: Path, texts: Sequence[str], max_length: int, precision: str = 
     Returns:
         [N, d] float32; [0, 0] for no texts.
     """
+    return embeddings(TextReader(folder, max_length, precision), texts)
+
+
+def embeddings(reader: TextReader, texts: Sequence[str]) -> NDArray[np.float32]:
+    """As `embed`, with an encoder that is open already."""
     found: NDArray[np.float32] | None = None
     with progress("embed", len(texts), "texts") as bar:
-        for row, hidden, _ in TextReader(folder, max_length, precision).read(texts):
+        for row, hidden, _ in reader.read(texts):
             found = np.empty((len(texts), hidden.shape[1]), dtype=np.float32) if found is None else found
             found[row] = unit_mean(hidden)
             bar.advance(1)
@@ -83,7 +88,7 @@ def cosine_by_token(
         float16, special tokens left out.
     """
     numbers = {text: row for row, text in enumerate(dict.fromkeys(questions))}
-    embeddings = embed(folder, list(numbers), max_length, precision)
+    asked = embed(folder, list(numbers), max_length, precision)
     pairs_of: dict[str, list[int]] = {}
     for pair, text in enumerate(passages):
         pairs_of.setdefault(text, []).append(pair)
@@ -94,7 +99,7 @@ def cosine_by_token(
         for row, hidden, own in TextReader(folder, max_length, precision).read(texts):
             mean = unit_mean(hidden)
             for pair in pairs_by_text[row]:
-                question = embeddings[numbers[questions[pair]]]
+                question = asked[numbers[questions[pair]]]
                 cosine[pair] = mean @ question
                 by_token[pair] = (hidden[own] @ question).astype(np.float16)
             bar.advance(1)

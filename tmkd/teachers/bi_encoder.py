@@ -19,11 +19,12 @@ from tmkd.core.files import digest_of
 from tmkd.core.hardware import device
 from tmkd.core.logits import two_logits
 from tmkd.data.pairs import Pairs
-from tmkd.models.bi_encoder import embed
+from tmkd.models.bi_encoder import embeddings
 from tmkd.models.encoders.find import find_folder, folder_fingerprint
 from tmkd.models.module_files import MODULES_FILE, read_modules
 from tmkd.models.ready import read_json
 from tmkd.models.student import SHARPNESS
+from tmkd.models.text_reader import TextReader
 from tmkd.teachers.interface import Scored, StoredTeacher
 
 CHUNK = 2048  # texts that are embedded between two writes of the label store
@@ -148,8 +149,11 @@ class BiEncoderTeacher(StoredTeacher):
         return model
 
     def _embed_builtin(self, texts: Sequence[str], prompt: str | None) -> NDArray[np.float32]:
-        length = self.max_length or BUILTIN_LENGTH[self.spec]
-        return embed(self.folder, [f"{prompt or ''}{text}" for text in texts], length, self.precision)
+        return embeddings(self._reader, [f"{prompt or ''}{text}" for text in texts])
+
+    @functools.cached_property
+    def _reader(self) -> TextReader:
+        return TextReader(self.folder, self.max_length or BUILTIN_LENGTH[self.spec], self.precision)
 
     def _embedder(self, side: str, prompt: str | None) -> Callable[[Sequence[str]], NDArray[np.float32]]:
         """What embeds questions (`query`) or passages (`document`)."""
