@@ -7,6 +7,11 @@ Every question's candidates for negatives that BM25 puts above its answer are co
 `builtin:mpnet`, in fp32; `tmkd/data/builtin/judgements.py` says what for. Run it when the documentation packages have
 new versions, or when the parsers or the choice of candidates change. Pairs that the file has already stay and are not
 compared again; `--anew` begins with an empty file, which takes about fifteen minutes on one core.
+
+    python tools/judge_negatives.py --nothing-left-out test.parquet
+
+writes the test pairs as they would be without these judgements, and judges nothing: MPNet's own figures on the data set
+are too good by construction, and these rows show by how much.
 """
 
 from __future__ import annotations
@@ -16,11 +21,12 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from tmkd.config.sections import DebianDocsSizes
 from tmkd.core.console import progress
 from tmkd.data.builtin.corpus import read_corpus
 from tmkd.data.builtin.debian_packages import fetch
 from tmkd.data.builtin.judgements import FILE, Judgements, judge
-from tmkd.data.builtin.pairing import to_judge
+from tmkd.data.builtin.pairing import make_pairs, to_judge
 from tmkd.models.bi_encoder import cosine_logits
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 
@@ -59,9 +65,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=FILE)
     parser.add_argument("--anew", action="store_true", help="begin with an empty file")
+    parser.add_argument("--nothing-left-out", type=Path, metavar="FILE", help="write the test pairs without judgements")
     arguments = parser.parse_args()
     packages = fetch()
     corpus = read_corpus(packages)
+    if arguments.nothing_left_out is not None:
+        parts, _ = make_pairs(corpus, DebianDocsSizes(), Judgements(frozenset(), frozenset(), {}))
+        parts["test"].save(arguments.nothing_left_out)
+        print(f"{arguments.nothing_left_out}: {len(parts['test'])} pairs")
+        return
     known = Judgements(frozenset(), frozenset(), {}) if arguments.anew else Judgements.read(arguments.out)
     for spare in (SPARE, 0):  # with other numbers of negatives, others are held out
         while asked := to_judge(corpus, known, spare):
