@@ -12,7 +12,7 @@ from cached_run_fixtures import killed, run_of, weights, write_recipe
 from encoder_fixtures import tiny
 from safetensors.numpy import load_file
 
-from tmkd.core.errors import EncoderError, TmkdError
+from tmkd.core.errors import EncoderError, RecipeError, TmkdError
 from tmkd.data.pairs import Pairs
 from tmkd.export.export import export_student
 from tmkd.inference.scorer import Scorer
@@ -100,6 +100,21 @@ def test_a_trained_encoder_changes_in_both_stages_and_is_kept_with_the_student(s
     again.distill()  # frozen now: its states are those of the encoder that stage 1 trained
     kept = again.students.taken().steps[0].folder / "encoder"
     assert weights_fingerprint(kept) == weights_fingerprint(run.folder / "stage1" / "encoder")
+
+
+def test_the_last_stage_alone_can_train_the_encoder(scored_recipe: Path) -> None:
+    """Stage 1 is then the very step that a run with a frozen encoder has."""
+    keys = ["cached.encoder_learning_rate=1.0e-3", "cached.trains_in=last"]
+    frozen, run = run_of(scored_recipe, "methods=[tmkd]", "name=frozen"), run_of(scored_recipe, "methods=[tmkd]", *keys)
+    frozen.distill()
+    run.distill()
+    assert run.students.taken().stage1[0].folder == frozen.students.taken().stage1[0].folder
+    source, encoder = scored_recipe.parent / "tiny", run.students.taken().steps[0].folder / "encoder"
+    name = "encoder.layer.0.attention.self.query.weight"
+    before, after = (load_file(at / "model.safetensors")[name] for at in (source, encoder))
+    assert not np.array_equal(before, after)
+    with pytest.raises(RecipeError, match="trains_in: last trains no encoder; give encoder_learning_rate"):
+        run_of(scored_recipe, "cached.trains_in=last")
 
 
 def test_with_a_tiny_learning_rate_a_trained_encoder_is_the_frozen_one(scored_recipe: Path) -> None:

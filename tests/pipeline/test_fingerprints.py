@@ -283,6 +283,7 @@ CHANGES: dict[str, Change] = {
     "cached.encoder_layers": Change("states", 1),
     "cached.question_encoder": Change("states", "{encoder3}"),
     "cached.encoder_learning_rate": Change("states", 2e-5),
+    "cached.trains_in": Change("states", "last", {"cached.encoder_learning_rate": 2e-5}),
     "cached.layers": Change("stage1", 3),
     "cached.heads": Change("stage1", 2),
     "cached.ffn": Change("stage1", 64),

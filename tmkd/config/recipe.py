@@ -251,13 +251,9 @@ class Recipe(Part):
             raise ValueError(f"ensemble: stacked weighs two or more teachers, and {names[0]} is the only one")
         if self.ensemble == "stacked" and (partial := [one.name for one in self.used_teachers if one.partial]):
             raise ValueError(f"ensemble: stacked needs every teacher's label of a pair; {partial[0]} is partial")
-        if self.warm_up is not None and (wanted := self.warm_up.teacher) is not None:
+        if self.warm_up is not None:
             finished = [one.name for one in self.used_teachers if not (one.learns_labels or one.of_kind == "scores")]
-            if self.classes != 2:
-                raise ValueError(f"warm_up: a teacher's scores are of two classes, and there are {self.classes}")
-            if wanted not in finished:
-                there = f"there are: {', '.join(finished)}" if finished else "there is none"
-                raise ValueError(f"warm_up: {wanted!r} is not a teacher that is a finished model; {there}")
+            self.warm_up.require_teacher(finished, self.classes)
         if self.labels == "out-of-fold" and not any(teacher.learns_labels for teacher in self.used_teachers):
             raise ValueError("labels: out-of-fold needs a teacher that is trained here, and none is")
         return self

@@ -5,6 +5,7 @@ Each section refuses what it can see to be wrong by itself; `tmkd.config.recipe`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -81,6 +82,16 @@ class WarmUp(Training):
         "bi-encoder cosine: a finished model, such as a stronger bi_encoder. The tokens of the passage learn their "
         "shares of the encoder's own cosine in either case",
     )
+
+    def require_teacher(self, finished: Sequence[str], classes: int) -> None:
+        """Refuse a `teacher` that is none of the finished models, and scores where there are not two classes."""
+        if self.teacher is None:
+            return
+        if classes != 2:
+            raise ValueError(f"warm_up: a teacher's scores are of two classes, and there are {classes}")
+        if self.teacher not in finished:
+            there = f"there are: {', '.join(finished)}" if finished else "there is none"
+            raise ValueError(f"warm_up: {self.teacher!r} is not a teacher that is a finished model; {there}")
 
 
 class Stage1(Training):

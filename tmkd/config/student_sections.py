@@ -65,8 +65,14 @@ class Cached(Part):
         ge=0,
         le=1,
         description="peak learning rate of the encoders, such as 2e-5: they are then trained with the interaction "
-        "layers, in every stage, which takes many times as long. 0: they stay as they are, and training reads their "
-        "states from a file. student.freeze_embeddings holds for them, too",
+        "layers, in the stages of trains_in, which takes many times as long. 0: they stay as they are, and training "
+        "reads their states from a file. student.freeze_embeddings holds for them, too",
+    )
+    trains_in: Literal["all", "last"] = Field(
+        "all",
+        description="where encoder_learning_rate is not 0: the stages in which the encoders are trained. all; last: "
+        "stage 2 (or the only stage) alone, so that stage 1 reads states from a file and is as fast as with a frozen "
+        "encoder",
     )
     layers: Positive = Field(2, description="number of interaction layers")
     heads: Positive = Field(6, description="attention heads of each; the width is a multiple of it")
@@ -100,8 +106,14 @@ class Cached(Part):
         description="how students train that skip stage 1 (finetune, 1-o-1, mkd, ...)",
     )
 
+    def frozen_before_the_last(self) -> Cached:
+        """The section as stage 1 reads it: with a frozen encoder where the last stage alone trains it."""
+        return self.model_copy(update={"encoder_learning_rate": 0.0}) if self.trains_in == "last" else self
+
     @model_validator(mode="after")
-    def _heads_fit(self) -> Cached:
+    def _keys_fit(self) -> Cached:
         if self.width is not None and self.width % self.heads:
             raise ValueError(f"cached: width {self.width} is no multiple of {self.heads} heads")
+        if self.trains_in == "last" and not self.encoder_learning_rate:
+            raise ValueError("cached: trains_in: last trains no encoder; give encoder_learning_rate, such as 2e-5")
         return self

@@ -141,6 +141,7 @@ class Students:
         if self.recipe.stage1.share < 1:
             pool, targets = pool.take(self.data.stage1_rows), targets.take(self.data.stage1_rows)
         recipe = self.recipe.of_method(method)
+        recipe = recipe.model_copy(update={"cached": recipe.cached.frozen_before_the_last()})
         spec = StudentSpec(recipe, method, seed, self.begins_with(method), self._taught_by(method))
         return stage1(self.workspace, spec, pool, targets)
 

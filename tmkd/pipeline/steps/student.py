@@ -34,7 +34,8 @@ from tmkd.training.trainer import TrainerConfig
 
 SAMPLE = 8192  # tokens whose states a cached student's projection begins as the principal components of
 _NOT_SHAPE = {  # inputs, and how students are trained
-    "encoder", "encoder_layers", "question_encoder", "encoder_learning_rate", "stage1", "stage2", "without_stage1",
+    "encoder", "encoder_layers", "question_encoder", "encoder_learning_rate", "trains_in", "stage1", "stage2",
+    "without_stage1",
 }  # fmt: skip
 READERS = "encoder.readers."  # begins the names of a student's encoders, where they are trained with it
 
