@@ -209,16 +209,6 @@ class Recipe(Part):
                 raise ValueError(f"methods: {other} and {method.name} are the same students; leave one of them out")
         return self
 
-    @field_validator("stage1", mode="before")
-    @classmethod
-    def _no_path(cls, numbers: Any) -> Any:
-        if isinstance(numbers, str):
-            raise ValueError(
-                f"stage1 holds numbers, not {numbers!r}; the folder of an earlier run's stage-1 student has a key of "
-                f"its own: stage1_from={numbers}"
-            )
-        return numbers
-
     @model_validator(mode="after")
     def _one_stage1(self) -> Recipe:
         # compared by value, since a recipe that was written with its default values must be readable again

@@ -118,6 +118,16 @@ class Stage1(Training):
         "The encoder's warm start and the teachers do not depend on it",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_path(cls, numbers: Any) -> Any:
+        if isinstance(numbers, str):
+            raise ValueError(
+                f"it holds numbers, not {numbers!r}; the folder of an earlier run's stage-1 student has a key of its "
+                f"own: stage1_from={numbers}"
+            )
+        return numbers
+
 
 class Stage2(Training):
     """How stage 2 trains the student."""
