@@ -132,6 +132,8 @@ LONG_TEXTS = {
     "data.pool": None,
     "pool": {"sources": [{"questions": {"file": "{long}"}, "passages": {"file": "{long}"}}]},
 }
+SAMPLED = {"data.columns.qid": "topic", "pool": {"sampling": {"keep": 3, "quantiles": 2}}}
+OTHER_TASK = {"data.pool": None, "pool": {"sources": [{"task": {"recipe": "{other}"}}]}}
 
 
 def source_texts(side: str, column: str) -> dict[str, Change]:
@@ -198,6 +200,12 @@ CHANGES: dict[str, Change] = {
     "pool.passages_per_question": Change("pool", 2, MINED),
     "pool.seed": Change("token-cosine", 3, {"pool.size": 9}),
     "pool.teachers": Change("labels", ["{teacher}"], MINED),
+    "pool.sampling.kind": Change("token-cosine", "top", SAMPLED),
+    "pool.sampling.keep": Change("token-cosine", 2, SAMPLED),
+    "pool.sampling.quantiles": Change("token-cosine", 3, SAMPLED),
+    "pool.sampling.by": Change("labels", "b", SAMPLED),
+    "pool.sources.task.recipe": Change("pool", "{other2}", OTHER_TASK),
+    "pool.sources.task.keys": Change("pool", {"data.train": "{test2}"}, OTHER_TASK),
     "pool.sources.share": Change("pool", 0.2, TWO_SOURCES),
     "pool.sources.ask": Change("pool", "passages", MINED),
     **under("pool.sources.questions", source_texts("questions", "query")),
@@ -309,6 +317,7 @@ CHANGES: dict[str, Change] = {
 NOT_MATTERING: dict[str, tuple[Any, str]] = {
     "data.shared_pairs": ("remove", "the parts share no pair here; where they do, the pairs that are left count"),
     "name": ("other", "names the folder under runs/"),
+    "export.every": (True, "whether other students are exported, too; an export is a step of its own student"),
     "attention": ("sdpa", "the results are the same, to rounding"),
     "combination": ("probability", "steps keep the logits of every head; they are combined when they are read"),
     "teachers.endpoint.api_key_env": ("HOME", "who pays; the answers are the same"),
@@ -341,7 +350,7 @@ def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 
 FIELDS = dict(fields_of(Recipe))
-DEFAULTS = "b6c0ecb55c7c"  # a digest of every default that enters fingerprints by its absence
+DEFAULTS = "0c84d851d210"  # a digest of every default that enters fingerprints by its absence
 
 
 def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
@@ -393,6 +402,13 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("scores", "scores2"):
         every = [row for part in ("train", "dev", "test", "pool") for row in rows(part)]
         found[name] = write_jsonl(root / f"{name}.jsonl", [*every, *rows(name)])
+    for name in ("other", "other2"):
+        found[name] = root / f"{name}.yaml"
+        part = "train2" if name == "other" else "pool2"
+        found[name].write_text(
+            f"name: elsewhere\ndata: {{train: {found[part]}}}\nteachers: [{{name: x}}]\n"
+            "methods: [finetune]\ntake: finetune\n"
+        )
     long = [{key: f"{row[key]} " * 20 for key in ("question", "passage")} for row in rows("long")]
     found["long"] = write_jsonl(root / "long.jsonl", long)
     found["quoted"] = root / "quoted.tsv"

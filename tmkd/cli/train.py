@@ -32,12 +32,19 @@ def run(
     Example: tmkd run recipes/demo.yaml seeds=[0,1,2] --jobs 2
     """
     done = _run(recipe, overrides, workspace).run(jobs)
-    give(json_file, done.results.to_json(), [done.results.table()])
+    give(json_file, done.results.to_json(), [done.results.table(), *(one.table() for one in done.others.values())])
     for sentence in [*done.results.standing(), *done.results.verdicts()]:
         say(sentence)
+    for name, results in done.others.items():
+        for sentence in results.standing():
+            say(f"{name}: {sentence}")
     say(f"report:    {done.report}")
+    for name in done.others:
+        say(f"           {done.report.parent / name / done.report.name}")
     opens = "opens with transformers; " if (done.export / "model.safetensors").is_file() else ""  # not of a cached one
     say(f"student:   {done.export}  ({opens}tmkd score {done.export} --pairs FILE)")
+    for folder in sorted((done.folder / "methods").glob("*/export")):
+        say(f"           {folder}")
     say(f"test set:  {done.folder / 'test.jsonl'}")
 
 

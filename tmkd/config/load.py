@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tmkd.config.places import find_beside
+from tmkd.config.pool_sections import OtherTask
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Part
 from tmkd.core.errors import RecipeError
@@ -36,6 +37,23 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     content = read_content(Path(path), overrides)
     find_beside(content, Path(path))
     return parse_recipe(content, str(path))
+
+
+def load_other(task: OtherTask) -> Recipe:
+    """Read the recipe that a source of a pool names.
+
+    Args:
+        task: its file, and the keys of it that are changed.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    path = Path(task.recipe)
+    content = read_content(path)
+    where = f"{path}, with the keys of pool.sources" if task.keys else str(path)
+    set_keys(content, [(key, value, where) for key, value in task.keys.items()])
+    find_beside(content, path)
+    return parse_recipe(content, where)
 
 
 def read_content(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:

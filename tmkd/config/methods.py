@@ -35,6 +35,8 @@ class Method:
         extras: whether its students have what recipes add to the paper's method (hidden states, token cosine, another
             loss, a start from a teacher's layers, replay); `tmkd-paper` has none.
         warm: whether its students start from the encoder's warm start (`warm_up`), by evenly spaced layers.
+        stage2: whether the student learns the task's labels: in stage 2, or in its only stage. False of `stage1-only`,
+            the general student, which has soft heads only.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Method:
     alone: str | None = None
     extras: bool = True
     warm: bool = False
+    stage2: bool = True
 
     @property
     def trains(self) -> bool:
@@ -67,6 +70,26 @@ class Method:
     def cached(self) -> bool:
         """Whether its student reads passages once."""
         return self.encoder == "cached"
+
+    def require_stage1(self, finished: str | None, combination: str) -> None:
+        """Check that a method which is stage 1 alone trains it, and that its heads give the output.
+
+        Args:
+            finished: the folder of the stage-1 student that the recipe names; None where stage 1 is trained.
+            combination: the recipe's.
+
+        Raises:
+            ValueError: stage 1 is finished elsewhere, or the output is that of the golden head.
+        """
+        if self.stage2:
+            return
+        if finished is not None:
+            raise ValueError(
+                f"methods: {self.name} is what stage 1 makes, and stage1_from names a finished one, {finished}; leave "
+                "one of them out"
+            )
+        if combination == "golden":
+            raise ValueError(f"combination: golden, but {self.name} learns no labels and has no golden head; use logit")
 
 
 _BOTH: Literal["golden+soft"] = "golden+soft"
@@ -90,6 +113,7 @@ METHODS: dict[str, Method] = {
         Method("1avg-tkd", True, "mean", _BOTH, 1, "bottom", "both stages, the teacher ensemble", alone="tkd"),
         Method("tmkd", True, "each", _BOTH, 1, "bottom", "both stages, a head for each teacher", alone="tkd"),
         Method("tmkd-paper", True, "each", _BOTH, 1, "bottom", "tmkd as the paper has it", alone="tkd", extras=False),
+        Method("stage1-only", True, "each", _BOTH, 1, "bottom", "stage 1 alone: the general student", stage2=False),
     )
 }
 

@@ -18,7 +18,7 @@ _FOLDERS = ("stage1_from", "cached.stage1_from", "pool.teachers.*")
 _FILES = ("teachers.*.file", "teachers.*.endpoint.prompt", "data.train", "data.dev", "data.test", "data.pool",
           "pool.sources.*.questions", "pool.sources.*.passages",
           "pool.sources.*.pairs", "pool.sources.*.questions.file", "pool.sources.*.passages.file",
-          "pool.sources.*.pairs.file")  # fmt: skip
+          "pool.sources.*.pairs.file", "pool.sources.*.task", "pool.sources.*.task.recipe")  # fmt: skip
 
 
 def find_beside(content: dict[str, Any], recipe: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -52,6 +53,20 @@ class ReadyPairs(Source):
     passage: str = Field("passage", description="column of the passage (hypothesis)")
 
 
+class OtherTask(Part):
+    """Another recipe, whose questions and passages a pool is mined from. A single path means `{recipe: ...}`."""
+
+    recipe: str = Field(description="the recipe's file, beside this one or as given")
+    keys: dict[str, Any] = Field(
+        default_factory=dict, description="keys of it that are changed, such as `data.train: my-rows.jsonl`"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"recipe": value} if isinstance(value, str) else value
+
+
 class PoolSource(Part):
     """One source of the pool: questions and the passages that they retrieve, or ready-made pairs."""
 
@@ -61,6 +76,12 @@ class PoolSource(Part):
     questions: Texts | None = Field(None, description="`own`, a file, or a hub data set")
     passages: Texts | None = Field(None, description="`own`, `debian-docs`, a file, or a hub data set")
     pairs: ReadyPairs | None = Field(None, description="instead: ready-made pairs of `own`, a file, or a hub data set")
+    task: OtherTask | None = Field(
+        None,
+        description="instead: another recipe. The questions of its training set and pool search the passages of these "
+        "(of the built-in data set, all passages); its development and test set stay out of the whole pool, and the "
+        "report measures the students on its development set, too",
+    )
     ask: Literal["questions", "passages"] = Field(
         "questions",
         description="which side searches the other. `passages`: each passage (hypothesis) is paired with the "
@@ -70,8 +91,31 @@ class PoolSource(Part):
     @model_validator(mode="after")
     def _one_kind(self) -> PoolSource:
         mined = self.questions is not None and self.passages is not None
-        if mined == (self.pairs is not None) or (self.questions is None) != (self.passages is None):
-            raise ValueError("give `questions` and `passages`, or `pairs`")
+        given = [mined, self.pairs is not None, self.task is not None]
+        if sum(given) != 1 or (self.questions is None) != (self.passages is None):
+            raise ValueError("give `questions` and `passages`, or `pairs`, or `task`")
+        return self
+
+
+class Sampling(Part):
+    """Which of a question's passages students see in stage 1, by the scores of a teacher."""
+
+    kind: Literal["top", "stratified"] = Field(
+        "stratified",
+        description="top: the passages with the best scores; stratified: some of every quantile of the scores",
+    )
+    keep: int = Field(ge=2, description="passages of each question that are kept; all, where there are no more")
+    quantiles: int = Field(4, ge=2, description="of stratified: how many quantiles a question's passages are cut into")
+    by: str | None = Field(
+        None,
+        description="the teacher whose scores decide; the others then label only what is kept, so let a cheap one, "
+        "such as a bi_encoder, decide. The mean of all teachers unless given",
+    )
+
+    @model_validator(mode="after")
+    def _some_of_each(self) -> Sampling:
+        if self.kind == "stratified" and self.keep < self.quantiles:
+            raise ValueError(f"keep: {self.keep} leaves none of some of {self.quantiles} quantiles; keep more")
         return self
 
 
@@ -87,6 +131,11 @@ class Pool(Part):
     )
     passages_per_question: int = Field(30, gt=0, description="passages retrieved for each question")
     seed: int = Field(0, description="decides which questions are used first")
+    sampling: Sampling | None = Field(
+        None,
+        description="of the passages that are found for a question, those that students see, chosen by a teacher's "
+        "scores; all unless given",
+    )
     teachers: tuple[str, ...] = Field(
         (),
         description="for a pool of another task (question-answer pairs for an NLI task): the teachers that label it "
@@ -94,12 +143,44 @@ class Pool(Part):
         "Stage 2 then keeps the encoder and the pooler of stage 1, and starts with new heads",
     )
 
+    def require_origin(self, *, own: bool, builtin: bool) -> None:
+        """Check that the pairs come from one place.
+
+        Args:
+            own: whether the recipe names a file of ready pairs (`data.pool`).
+            builtin: whether its data is the built-in data set.
+
+        Raises:
+            ValueError: they come from two places, or from none.
+        """
+        if self.sources and own:
+            raise ValueError("give pool.sources or data.pool, not both; a file is a source too: {pairs: FILE}")
+        if self.size and not self.sources and not own and not builtin:
+            raise ValueError("pool.size: there is no pool to take from; give pool.sources or data.pool")
+
+    def require_sampling(self, teachers: Sequence[str], classes: int) -> None:
+        """Check that one of these teachers decides.
+
+        Raises:
+            ValueError: `sampling.by` is none of them, the pool has teachers of its own, or there are not two classes.
+        """
+        if self.sampling is None:
+            return
+        if classes != 2:
+            raise ValueError(f"pool.sampling: passages have an order in two classes only, and there are {classes}")
+        if self.teachers:
+            raise ValueError("pool.sampling: the pool has teachers of its own (pool.teachers); leave one of them out")
+        if self.sampling.by is not None and self.sampling.by not in teachers:
+            raise ValueError(
+                f"pool.sampling.by: {self.sampling.by!r} is not one of the teachers, {', '.join(teachers)}"
+            )
+
     @model_validator(mode="after")
     def _shares(self) -> Pool:
         shares = [source.share for source in self.sources]
         if shares and sum(shares) <= 0:
             given = ", ".join(f"{share:g}" for share in shares)
             raise ValueError(f"the shares of pool.sources are {given}; one must be above 0")
-        if self.size is None and len(set(shares)) > 1:
+        if self.size is None and len(set(filter(None, shares))) > 1:
             raise ValueError("different shares are shares of `size`; give pool.size")
         return self

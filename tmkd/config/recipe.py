@@ -252,10 +252,8 @@ class Recipe(Part):
     def _one_pool(self) -> Recipe:
         if self.pool is None:
             return self
-        if self.pool.sources and self.data.pool is not None:
-            raise ValueError("give pool.sources or data.pool, not both; a file is a source too: {pairs: FILE}")
-        if self.pool.size and not self.pool.sources and self.data.pool is None and self.data.builtin is None:
-            raise ValueError("pool.size: there is no pool to take from; give pool.sources or data.pool")
+        self.pool.require_sampling([teacher.name for teacher in self.used_teachers], self.classes)
+        self.pool.require_origin(own=self.data.pool is not None, builtin=self.data.builtin is not None)
         return self
 
     @model_validator(mode="after")
@@ -368,6 +366,7 @@ class Recipe(Part):
                 )
             if method.warm and self.warm_up is None:
                 raise ValueError(f"methods: {name} starts from the warm start, and {NO_WARM_UP}, or leave {name} out")
+            method.require_stage1(self.finished_stage1(method), self.combination)
             if self.stage1_from is not None and method.self_taught:
                 raise ValueError(
                     f"methods: {name} makes a stage 1 of its own, and stage1_from names a finished one, "

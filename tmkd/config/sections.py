@@ -311,6 +311,10 @@ class Bilstm(Training):
 class Export(Part):
     """What is written for serving."""
 
+    every: bool = Field(
+        False,
+        description="also export the first student of every other method, into methods/METHOD/ of the run's folder",
+    )
     backends: tuple[BackendName, ...] | None = Field(
         None,
         description=f"backends to write, of: {', '.join(KNOWN_BACKENDS)}; all whose tools are installed unless given",

@@ -8,7 +8,7 @@ comes in (`tmkd.data.decontamination`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -59,13 +59,19 @@ class Material:
         return Pairs.build(self.askers, [""] * len(self.askers)).digest() + Pairs.build(self.texts, self.texts).digest()
 
 
-def read_sources(pool: Pool, train: Pairs, documentation: Callable[[], list[str]]) -> list[Material]:
+def read_sources(
+    pool: Pool,
+    train: Pairs,
+    documentation: Callable[[], list[str]],
+    others: Mapping[int, tuple[str, tuple[list[str], list[str]]]] | None = None,
+) -> list[Material]:
     """Read what a pool's sources name, except sources with a share of 0.
 
     Args:
         pool: the recipe's `pool`.
         train: the training pairs, which the name `own` stands for.
         documentation: gives the passages that the name `debian-docs` stands for.
+        others: for each source that is another recipe, by its number: the recipe's name, its questions and passages.
 
     Raises:
         DataError: a source cannot be read (`tmkd.data.pool_sources`).
@@ -79,14 +85,19 @@ def read_sources(pool: Pool, train: Pairs, documentation: Callable[[], list[str]
             ready = read_ready(source.pairs, train, f"{key}.pairs")
             materials.append(Material(source, f"pairs of {source.pairs.name}", [], [], ready))
             continue
-        assert source.questions is not None
-        assert source.passages is not None
-        questions = read_texts(source.questions, train, "question", f"{key}.questions", documentation)
-        passages = read_texts(source.passages, train, "passage", f"{key}.passages", documentation)
-        asked, found_in = f"questions of {source.questions.name}", f"passages of {source.passages.name}"
-        sides = (questions, passages)
+        if source.task is not None:
+            assert others is not None
+            name, sides = others[number]
+            asked, found_in = f"questions of {name}", f"passages of {name}"
+        else:
+            assert source.questions is not None
+            assert source.passages is not None
+            questions = read_texts(source.questions, train, "question", f"{key}.questions", documentation)
+            passages = read_texts(source.passages, train, "passage", f"{key}.passages", documentation)
+            asked, found_in = f"questions of {source.questions.name}", f"passages of {source.passages.name}"
+            sides = (questions, passages)
         if source.ask == "passages":
-            asked, found_in, sides = found_in, asked, (passages, questions)
+            asked, found_in, sides = found_in, asked, (sides[1], sides[0])
         name = f"{asked} on {found_in}"
         materials.append(Material(source, name, *sides, None))
     return materials

@@ -81,6 +81,7 @@ def _path(source: Source, key: str, side: str) -> Path:
     raise DataError(
         f"{key}: {source.file!r} is neither a file nor {' nor '.join(named)}"
         + (f"; did you mean {near[0]!r}?" if near else "; a hub data set is written {hub: NAME, split: train}")
+        + f"; {key.rpartition('.')[0]}.share=0 leaves this source out"
     )
 
 

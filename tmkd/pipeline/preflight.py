@@ -57,7 +57,8 @@ def require_runnable(data: RunData) -> None:
             classes.
         RecipeError: a checkpoint's classes are in another order than the task's, or `pool.teachers` names something
             that is no teacher.
-        DataError: rows that cannot be used, a share that leaves nothing, a score column with gaps.
+        DataError: rows that cannot be used (also of a task that the pool is mined from), a share that leaves nothing,
+            a score column with gaps.
         TmkdError: `stage1_from` is no stage-1 student, or one of another shape.
     """
     recipe = data.recipe
@@ -65,6 +66,7 @@ def require_runnable(data: RunData) -> None:
     _say_unread_rates(data)
     require_teachers(data)
     _require_encoders(data)
+    _ = data.others  # their files are read at once, not when the pool is mined
     for folder in dict.fromkeys(filter(None, map(recipe.finished_stage1, methods))):
         _require_stage1(
             recipe, Path(folder), [one for one in methods if one.stage1 and recipe.finished_stage1(one) == folder]
@@ -253,7 +255,7 @@ def _require_pool(data: RunData, methods: list[Method]) -> None:
     if not methods:
         return
     if recipe.stage1.share < 1:
-        _ = data.stage1_rows
+        data.stage1_rows(data.pool)
     if not any(method.targets != "none" for method in methods):
         return
     if all(teacher.of_kind == "scores" for teacher in recipe.used_teachers) and not data.foreign_pool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ class RunResult:
         export: the export of the student.
         report: the report's page.
         results: every model of the run compared on the test pairs.
+        others: the same on the development sets of the other tasks that the pool was mined from, by the task's name.
     """
 
     folder: Path
@@ -95,3 +96,4 @@ class RunResult:
     export: Path
     report: Path
     results: Results
+    others: Mapping[str, Results] = field(default_factory=dict)

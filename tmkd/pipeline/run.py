@@ -22,11 +22,12 @@ from tmkd.data.measured import read_measured
 from tmkd.data.pairs import Pairs
 from tmkd.data.row_checks import check_groups, check_labels, counted_once
 from tmkd.data.row_counts import RowCounts
+from tmkd.evaluation.report import write_report
 from tmkd.evaluation.results import Results
 from tmkd.pipeline.development import teachers_on_development
 from tmkd.pipeline.parallel import workers
 from tmkd.pipeline.preflight import require_runnable
-from tmkd.pipeline.provenance import provenance
+from tmkd.pipeline.provenance import as_lines, provenance
 from tmkd.pipeline.report import report
 from tmkd.pipeline.results import DistillResult, ExportResult, LabelResult, PretrainResult, RunResult, TeachResult
 from tmkd.pipeline.run_data import RunCache, RunData
@@ -35,7 +36,7 @@ from tmkd.pipeline.steps.evaluate import evaluate
 from tmkd.pipeline.steps.export import copy_export, export_step
 from tmkd.pipeline.steps.finished_run import FinishedRun
 from tmkd.pipeline.store.workspace import UNFINISHED, Step, Workspace, held
-from tmkd.pipeline.students import Students
+from tmkd.pipeline.students import Students, TrainedStudents
 from tmkd.pipeline.teacher_labels import TeacherLabels
 
 logger = logging.getLogger(__name__)
@@ -248,8 +249,9 @@ class Run:
             exported = self._export()
             results = report(self.data, self.folder, self._export_step(), exported.parity)
             self._write_manifest()
+            others = self._measure_others()
         page = self.folder / "report" / "report.html"
-        return RunResult(self.folder, distilled.student, exported.folder, page, results)
+        return RunResult(self.folder, distilled.student, exported.folder, page, results, others)
 
     def _distill(self, jobs: int = 1) -> DistillResult:
         with workers([self.recipe], self.workspace, jobs):
@@ -273,9 +275,9 @@ class Run:
             if taken.stage1:
                 copy_folder(taken.stage1[0].folder, self.folder / "stage1")
 
-    def _export_step(self) -> Step:
-        student = self.students.taken().steps[0]
-        recipe = self.recipe
+    def _export_step(self, students: TrainedStudents | None = None) -> Step:
+        """The export of a method's first student; of the method that is taken, unless given."""
+        student, recipe = (students or self.students.taken()).steps[0], self.recipe
         return export_step(
             self.workspace, student, self.data.task, recipe.export.backends, recipe.class_names, recipe.positive_class
         )
@@ -283,8 +285,33 @@ class Run:
     def _export(self) -> ExportResult:
         target = self.folder / "export"
         copy_export(self._export_step(), target)
+        if self.recipe.export.every:
+            self._export_others()
         self._write_manifest()
         return ExportResult(target, tuple(json.loads((target / "parity.json").read_text(encoding="utf-8"))))
+
+    def _export_others(self) -> None:
+        """Copy the first student of every other method, and its export, into `methods/METHOD/`."""
+        for students in self.students.train_all():
+            name = students.method.name
+            if students.method.exportable and name != self.students.choice.method:
+                folder = self.folder / "methods" / name
+                with disk_errors(folder):
+                    copy_folder(students.steps[0].folder, folder / "student")
+                copy_export(self._export_step(students), folder / "export")
+
+    def _measure_others(self) -> dict[str, Results]:
+        """Measure the students on the development set of every other task that the pool was mined from."""
+        found = {}
+        for other in self.data.others.values():
+            logger.info(f"measuring every model on the development set of {other.name}")
+            finished = FinishedRun.read(self.folder, self.workspace)
+            results = evaluate(finished, other.data.dev, timed=False, task=f"{other.name} (development set)")
+            results.data = {"dev": other.data.counts["dev"].to_json()}
+            results.provenance = provenance(self.recipe, other.data.info)
+            write_report(self.folder / "report" / other.name, results, environment=as_lines(results.provenance))
+            found[other.name] = results
+        return found
 
     @functools.cached_property
     def _development(self) -> dict[str, Any]:

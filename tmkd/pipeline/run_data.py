@@ -16,6 +16,7 @@ from tmkd.data.mining import Material
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import STAGE1, subsample
 from tmkd.data.tasks import TaskData, load_task
+from tmkd.pipeline.steps.other_tasks import LoadedTask, load_others
 from tmkd.pipeline.steps.pool import pool_of
 from tmkd.pipeline.store.fingerprint import with_precision_of_machine
 from tmkd.pipeline.store.workspace import Workspace
@@ -116,7 +117,7 @@ class RunData:
         """The pairs of stage 1: the pool, or the training pairs where there is none."""
         key = self._pool_key
         if key not in self.cache.pools:
-            self.cache.pools[key] = pool_of(self.workspace, self.recipe, self.task, self.cache.materials)
+            self.cache.pools[key] = pool_of(self.workspace, self.recipe, self.task, self.cache.materials, self.others)
         return self.cache.pools[key][0]
 
     @property
@@ -125,21 +126,25 @@ class RunData:
         _, counts = self.cache.pools.get(self._pool_key, (None, []))
         return counts
 
+    @functools.cached_property
+    def others(self) -> dict[int, LoadedTask]:
+        """The other recipes that the pool is mined from (`pool.sources.N.task`), by the number N of the source."""
+        return load_others(self.recipe, self.cache.tasks)
+
     @property
     def foreign_pool(self) -> bool:
         """Whether the pool is of another task, with teachers of its own (`pool.teachers`)."""
         return self.recipe.pool is not None and bool(self.recipe.pool.teachers)
 
-    @functools.cached_property
-    def stage1_rows(self) -> NDArray[np.int64]:
-        """The rows of the pool that students see (`stage1.share`), [n].
+    def stage1_rows(self, pool: Pairs) -> NDArray[np.int64]:
+        """The rows of a pool that students see (`stage1.share`), [n].
 
         Raises:
             DataError: the share leaves no pair.
         """
         share = self.recipe.stage1.share
-        none = f"stage1.share: {share} leaves none of the {len(self.pool):,} pairs of the pool"
-        return subsample(self.pool, share, STAGE1, none=none)
+        none = f"stage1.share: {share} leaves none of the {len(pool):,} pairs of the pool"
+        return subsample(pool, share, STAGE1, none=none)
 
     @functools.cached_property
     def student_rows(self) -> NDArray[np.int64]:

@@ -127,6 +127,9 @@ class Students:
     def train(self, method: Method, seed: int) -> TrainedSeed:
         """The student of one method and seed; the students of `m-o-m` are the `1-o-1` students of every teacher."""
         first = self.pretrain(method, seed) if method.stage1 else None
+        if not method.stage2:
+            assert isinstance(first, Step)  # a recipe with `stage1_from` is refused
+            return first, [first]
         if method.students == "K":
             each = self.labels.labellers(self.data.student_pairs)
             single = chosen_method("1-o-1", "cached" if method.cached else "layers")
@@ -137,9 +140,10 @@ class Students:
         """The stage-1 student of a method and seed, or the folder of the one that the recipe names."""
         if (finished := self.recipe.finished_stage1(method)) is not None:
             return Path(finished)
-        pool, targets = self.data.pool, self.stage1_targets(method)
+        pool, targets = self.labels.stage1_pool, self.stage1_targets(method)
         if self.recipe.stage1.share < 1:
-            pool, targets = pool.take(self.data.stage1_rows), targets.take(self.data.stage1_rows)
+            rows = self.data.stage1_rows(pool)
+            pool, targets = pool.take(rows), targets.take(rows)
         recipe = self.recipe.of_method(method)
         recipe = recipe.model_copy(update={"cached": recipe.cached.frozen_before_the_last()})
         spec = StudentSpec(recipe, method, seed, self.begins_with(method), self._taught_by(method))
@@ -148,8 +152,9 @@ class Students:
     def stage1_targets(self, method: Method) -> Targets:
         """What a method's student learns in stage 1: the teachers' labels, or the bi-encoder cosine (`self-taught`)."""
         if method.self_taught:
-            cosine = bi_encoder_cosine(self.workspace, self.recipe, self.data.pool)
-            return Targets((f"cosine {cosine.fingerprint}",), soft_labels(cosine.folder, self.data.pool)[:, None])
+            pool = self.labels.stage1_pool
+            cosine = bi_encoder_cosine(self.workspace, self.recipe, pool)
+            return Targets((f"cosine {cosine.fingerprint}",), soft_labels(cosine.folder, pool)[:, None])
         targets = self.labels.pool_targets(method)
         assert targets is not None
         return targets
@@ -194,8 +199,9 @@ class Students:
         numbers = recipe.cached.stage2 if method.cached else recipe.stage2
         if not (method.stage1 and numbers.replay):
             return None
-        targets = self.labels.targets(method, self.data.pool, "pool")
-        return Replay(self.data.pool, targets) if targets else None
+        pool = self.labels.stage1_pool
+        targets = self.labels.targets(method, pool, "pool")
+        return Replay(pool, targets) if targets else None
 
     def logits(self, students: TrainedStudents, pairs: Pairs) -> NDArray[np.float64]:
         """The outputs of a method's students under the recipe's combination, [S, N, C] for S seeds."""

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from tmkd.config.methods import Method
 from tmkd.config.teacher_sections import Teacher
+from tmkd.core.errors import DataError
 from tmkd.core.logits import log_odds
 from tmkd.data.pairs import Pairs
+from tmkd.data.sampling import sample
 from tmkd.data.split import BAGS, subsample
 from tmkd.pipeline.choice import Choice, choose_best
 from tmkd.pipeline.results import LabelResult
@@ -25,6 +27,7 @@ from tmkd.pipeline.steps.teacher_logits import TeacherLogits, calibrated, is_ste
 from tmkd.pipeline.steps.tune import tune
 from tmkd.pipeline.steps.warm_up import Judgement, warm_up
 from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.teachers.ensemble import ensemble_logits
 from tmkd.teachers.scores import ScoresTeacher
 from tmkd.training.targets import Targets
 from tmkd.training.teacher_weights import above_chance, development_weights
@@ -261,7 +264,7 @@ class TeacherLabels:
     def pool_targets(self, method: Method) -> Targets | None:
         """What a method's student learns from the teachers in stage 1; from the pool's own teachers, if it has some."""
         if not self.data.foreign_pool:
-            return self.targets(method, self.data.pool, "pool")
+            return self.targets(method, self.stage1_pool, "pool")
         if method.targets == "mean" and self.recipe.ensemble == "stacked":
             self.cache.say_once("stage 1 learns the mean of the pool's own teachers: their task has no labels here")
         targets = Targets.choose(method, *self.foreign_logits, best=0)
@@ -269,6 +272,26 @@ class TeacherLabels:
         if targets is not None and weighting == "confidence":  # the others need a development set
             targets = targets.weigh("confidence", lambda: np.empty(0))
         return targets
+
+    @functools.cached_property
+    def stage1_pool(self) -> Pairs:
+        """The pairs of the pool that `pool.sampling` leaves to stage 1; all of them without it.
+
+        Raises:
+            DataError: a teacher whose scores decide lacks some of them.
+        """
+        pool, wanted = self.data.pool, self.recipe.pool
+        if wanted is None or wanted.sampling is None:
+            return pool
+        by = wanted.sampling.by
+        which = self.labellers(pool) if by is None else [[one.name for one, _ in self.teachers].index(by)]
+        whose = ", ".join(self.teachers[number][0].name for number in which)
+        scores = log_odds(ensemble_logits(self.logits(pool, "pool", which)), self.recipe.positive_class)
+        if gaps := int((~np.isfinite(scores)).sum()):
+            raise DataError(f"pool.sampling: {whose}: {gaps:,} of {len(pool):,} pairs have no score; name another `by`")
+        found = sample(pool, scores, wanted.sampling, wanted.seed)
+        self.cache.say_once(found.sentence(whose))
+        return pool.take(found.rows)
 
     def _column(self, teacher: Teacher) -> ScoresTeacher:
         return ScoresTeacher.of(teacher, self.recipe.data)
@@ -358,9 +381,9 @@ class TeacherLabels:
             _ = self.foreign_logits
             pool = len(self.data.pool)
         elif any(map(self.recipe.trains_stage1, self.learning)):
-            self.logits(self.data.pool, "pool", self.labellers(self.data.pool))
-            pool = len(self.data.pool)
-        if self.learning:
+            self.logits(self.stage1_pool, "pool", self.labellers(self.stage1_pool))
+            pool = len(self.stage1_pool)
+        if any(method.stage2 for method in self.learning):
             _ = self.stacked
             self.logits(self.data.student_pairs, "train")
             train = len(self.data.student_pairs)

@@ -299,10 +299,12 @@ def _combinations(run: FinishedRun, pairs: Pairs) -> dict[str, ModelOutput]:
     """The exported method's students under every combination of their heads; empty if they have one head."""
     model = next(model for model in run.models if model.name == run.take)
     steps = run.steps(model.steps)
-    if not steps or not read_card(steps[0].folder).soft_heads:
+    if not steps or not (card := read_card(steps[0].folder)).soft_heads:
         return {}
     found = {}
     for how in COMBINATIONS:
+        if how == "golden" and not card.use_golden:  # it stopped after stage 1
+            continue
         logits = method_logits(run.workspace, steps, pairs, how, name=run.take, precision=run.recipe.precision)
         found[str(how)] = ModelOutput(f"{run.take} ({how})", "student", logits)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,20 @@ from tmkd.models.card import has_card
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.label_map import order_of_two
 from tmkd.models.ready import head_classes
+from tmkd.pipeline.steps.other_tasks import LoadedTask
 from tmkd.pipeline.steps.teach import copy_checkpoint
 from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
 from tmkd.pipeline.store.workspace import Step, Workspace
 
+_TEXTS = {"questions", "passages", "pairs", "task"}  # of a source: their content is an input
+
 
 def pool_of(
-    workspace: Workspace, recipe: Recipe, data: TaskData, read: dict[str, list[Material]] | None = None
+    workspace: Workspace,
+    recipe: Recipe,
+    data: TaskData,
+    read: dict[str, list[Material]] | None = None,
+    others: Mapping[int, LoadedTask] | None = None,
 ) -> tuple[Pairs, list[dict[str, Any]]]:
     """The pairs of stage 1.
 
@@ -32,6 +40,7 @@ def pool_of(
         recipe: its `pool` says what to mine; without one, the pool is `data.pool` or the training pairs.
         data: the task's pairs. Pairs that share a question or passage with dev or test are removed.
         read: texts of sources that were read before, by a key of their own; sources that are read now are added.
+        others: the other recipes that sources name, by the number of the source.
 
     Returns:
         The pairs, and for each source how many it gave and how many were dropped (empty if nothing was mined).
@@ -44,24 +53,28 @@ def pool_of(
         size = wanted and wanted.size
         pool = data.train if data.pool is None else _decontaminated(workspace, recipe, data, data.pool)
         return (choose_pairs(pool, size, wanted.seed) if wanted and size else pool), []
-    materials = _materials(recipe, data, {} if read is None else read)
+    others = others or {}
+    held = [data.dev, data.test, *(part for one in others.values() for part in (one.data.dev, one.data.test))]
+    materials = _materials(recipe, data, {} if read is None else read, others)
     asks_passages = any(one.source.ask == "passages" for one in materials)
     content = depends_on(
         settings={
-            "pool": non_defaults(wanted, without={"sources", "teachers"}),  # the sources' content is an input
-            "sources": [non_defaults(one.source, without={"questions", "passages", "pairs"}) for one in materials],
+            "pool": non_defaults(
+                wanted, without={"sources", "teachers", "sampling"}
+            ),  # the sources' content is an input
+            "sources": [non_defaults(one.source, without=_TEXTS) for one in materials],
             "classes": recipe.classes,
             "positive": recipe.positive_class if recipe.positive_class != 1 else None,
         },
         inputs={
             "sources": [one.digest() for one in materials],
-            "held_out": [data.dev, data.test],
+            "held_out": held,
             "train": data.train if asks_passages else None,  # to tell a passage's own question
         },
     )
 
     def build(folder: Path) -> None:
-        pairs, counts = mine(wanted, materials, data.train, _held_out(recipe, data))
+        pairs, counts = mine(wanted, materials, data.train, HeldOut(held, recipe.classes, recipe.positive_class))
         pairs.save(folder / "pool.parquet")
         write_json(folder / "counts.json", counts)
 
@@ -69,18 +82,20 @@ def pool_of(
     return Pairs.load(step.folder / "pool.parquet"), json.loads((step.folder / "counts.json").read_text())
 
 
-def _held_out(recipe: Recipe, data: TaskData) -> HeldOut:
-    return HeldOut([data.dev, data.test], recipe.classes, recipe.positive_class)
-
-
-def _materials(recipe: Recipe, data: TaskData, read: dict[str, list[Material]]) -> list[Material]:
+def _materials(
+    recipe: Recipe, data: TaskData, read: dict[str, list[Material]], others: Mapping[int, LoadedTask]
+) -> list[Material]:
     """The texts that the pool's sources hold, read once a process."""
     wanted = recipe.pool
     assert wanted is not None
     sources = wanted.model_dump(mode="json", include={"sources"})
-    key = digest_of([sources, data.train.digest(), recipe.data.debian_docs.model_dump(mode="json")])
+    theirs = [part.digest() for one in others.values() for part in one.data.parts.values()]
+    key = digest_of([sources, data.train.digest(), recipe.data.debian_docs.model_dump(mode="json"), theirs])
     if key not in read:
-        read[key] = read_sources(wanted, data.train, lambda: [one.text for one in built_in(recipe.data).passages])
+        texts = {number: (one.name, one.texts()) for number, one in others.items()}
+        read[key] = read_sources(
+            wanted, data.train, lambda: [one.text for one in built_in(recipe.data).passages], texts
+        )
     return read[key]
 
 
@@ -97,7 +112,8 @@ def _decontaminated(workspace: Workspace, recipe: Recipe, data: TaskData, pool: 
     )
 
     def build(folder: Path) -> None:
-        decontaminate(pool, _held_out(recipe, data)).save(folder / "pool.parquet")
+        held = HeldOut([data.dev, data.test], recipe.classes, recipe.positive_class)
+        decontaminate(pool, held).save(folder / "pool.parquet")
 
     step = workspace.step("pool", content, build, label="remove development and test pairs from the pool")
     kept = Pairs.load(step.folder / "pool.parquet")

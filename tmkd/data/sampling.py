@@ -1,0 +1,78 @@
+"""Choose some of a question's passages by a teacher's scores (`pool.sampling`): the best, or some of each quantile.
+
+A question's best passages alone show a student what is relevant. Those of every quantile show it the whole range that
+it will have to rank. Hofstätter et al. 2021, "Efficiently teaching an effective dense retriever with balanced topic
+aware sampling", choose pairs by bins of the teacher's margin in the same way.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.config.pool_sections import Sampling
+from tmkd.data.pairs import Pairs, grouped
+from tmkd.data.split import share_of
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The pairs that were chosen.
+
+    Attributes:
+        rows: their places, in their order, [n] int64.
+        total: how many pairs there were.
+        quantiles: how many of each quantile were chosen, the quantile of the best scores first; empty for `top`.
+    """
+
+    rows: NDArray[np.int64]
+    total: int
+    quantiles: tuple[int, ...]
+
+    def sentence(self, by: str) -> str:
+        """How many pairs of how many were chosen, by whose scores, and how many of each quantile."""
+        each = f", {' + '.join(f'{one:,}' for one in self.quantiles)} of the quantiles, best first" * bool(
+            self.quantiles
+        )
+        return f"pool: {len(self.rows):,} of {self.total:,} pairs are kept, by the scores of {by}{each}"
+
+
+def sample(pairs: Pairs, scores: NDArray[np.floating[Any]], sampling: Sampling, seed: int = 0) -> Sampled:
+    """Choose passages of every question.
+
+    A question's passages are ordered by score and cut into quantiles of equal size, those of better scores being larger
+    by one where that does not come out even. `keep` is shared out to them in the same way; in a quantile a hash of the
+    pair chooses. A question with no more than `keep` passages keeps all.
+
+    Args:
+        pairs: N pairs.
+        scores: of each, [N]; higher is more relevant.
+        sampling: how many of a question are chosen, and from how many quantiles.
+        seed: of the hash.
+
+    Returns:
+        The choice. It depends on the texts and scores, not on the order of the pairs.
+    """
+    names, groups = grouped(pairs.qids)
+    ids = pairs.pair_ids
+    order = sorted(range(len(pairs)), key=lambda row: (groups[row], -scores[row], ids[row]))
+    bounds = np.searchsorted(groups[order], np.arange(len(names) + 1))
+    count = sampling.quantiles if sampling.kind == "stratified" else 1
+    chosen: list[int] = []
+    found = [0] * count
+    for begin, end in itertools.pairwise(bounds):
+        own = order[begin:end]
+        if sampling.kind == "top":
+            chosen += own[: sampling.keep]
+            continue
+        wanted = np.full(count, sampling.keep // count) + (np.arange(count) < sampling.keep % count)
+        for place, part in enumerate(np.array_split(np.array(own, dtype=np.int64), count)):
+            most = len(part) if len(own) <= sampling.keep else int(wanted[place])
+            chosen += sorted(part.tolist(), key=lambda row: (share_of(ids[row], seed), ids[row]))[:most]
+            found[place] += min(most, len(part))
+    quantiles = tuple(found) if sampling.kind == "stratified" else ()
+    return Sampled(np.array(sorted(chosen), dtype=np.int64), len(pairs), quantiles)
