@@ -283,8 +283,7 @@ class TeacherLabels:
         pool, wanted = self.data.pool, self.recipe.pool
         if wanted is None or wanted.sampling is None:
             return pool
-        by = wanted.sampling.by
-        which = self.labellers(pool) if by is None else [[one.name for one, _ in self.teachers].index(by)]
+        which = [n for n in self.labellers(pool) if wanted.sampling.by in (None, self.teachers[n][0].name)]
         whose = ", ".join(self.teachers[number][0].name for number in which)
         scores = log_odds(ensemble_logits(self.logits(pool, "pool", which)), self.recipe.positive_class)
         if gaps := int((~np.isfinite(scores)).sum()):
