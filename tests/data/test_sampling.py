@@ -7,7 +7,7 @@ import pytest
 
 from tmkd.config.load import parse_recipe
 from tmkd.config.pool_sections import Sampling
-from tmkd.core.errors import RecipeError
+from tmkd.core.errors import DataError, RecipeError
 from tmkd.data.pairs import Pairs
 from tmkd.data.sampling import sample
 from tmkd.data.split import share_of
@@ -63,6 +63,11 @@ def test_another_seed_chooses_others_of_the_same_quantiles() -> None:
     seeds = {tuple(sample(PAIRS, SCORES, Sampling(keep=4), seed).rows.tolist()) for seed in range(8)}
     assert len(seeds) > 1
     assert all(sum(row in part for part in QUANTILES for row in rows) == 4 for rows in seeds)
+
+
+def test_a_pair_without_a_score_is_refused() -> None:
+    with pytest.raises(DataError, match=r"pool\.sampling: 2 of 9 pairs have no score"):
+        sample(PAIRS, np.where(SCORES > 0.85, np.nan, SCORES)[[0, 1, 2, 3, 4, 5, 6, 7, 0]], Sampling(keep=4))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.config.pool_sections import Sampling
+from tmkd.core.errors import DataError
 from tmkd.data.pairs import Pairs, grouped
 from tmkd.data.split import share_of
 
@@ -56,7 +57,12 @@ def sample(pairs: Pairs, scores: NDArray[np.floating[Any]], sampling: Sampling, 
 
     Returns:
         The choice. It depends on the texts and scores, not on the order of the pairs.
+
+    Raises:
+        DataError: a pair has no score.
     """
+    if gaps := int((~np.isfinite(scores)).sum()):
+        raise DataError(f"pool.sampling: {gaps:,} of {len(pairs):,} pairs have no score; name another teacher (`by`)")
     names, groups = grouped(pairs.qids)
     ids = pairs.pair_ids
     order = sorted(range(len(pairs)), key=lambda row: (groups[row], -scores[row], ids[row]))

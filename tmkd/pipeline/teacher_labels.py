@@ -278,16 +278,16 @@ class TeacherLabels:
         """The pairs of the pool that `pool.sampling` leaves to stage 1; all of them without it.
 
         Raises:
-            DataError: a teacher whose scores decide lacks some of them.
+            DataError: a teacher whose scores decide has none of the pool, or lacks some.
         """
         pool, wanted = self.data.pool, self.recipe.pool
         if wanted is None or wanted.sampling is None:
             return pool
         which = [n for n in self.labellers(pool) if wanted.sampling.by in (None, self.teachers[n][0].name)]
+        if not which:
+            raise DataError(f"pool.sampling.by: {wanted.sampling.by} has no scores of the pool; name another teacher")
         whose = ", ".join(self.teachers[number][0].name for number in which)
         scores = log_odds(ensemble_logits(self.logits(pool, "pool", which)), self.recipe.positive_class)
-        if gaps := int((~np.isfinite(scores)).sum()):
-            raise DataError(f"pool.sampling: {whose}: {gaps:,} of {len(pool):,} pairs have no score; name another `by`")
         found = sample(pool, scores, wanted.sampling, wanted.seed)
         self.cache.say_once(found.sentence(whose))
         return pool.take(found.rows)
