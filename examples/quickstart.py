@@ -26,7 +26,7 @@ run = tmkd.Run.from_pairs(
     dev=pairs([other for _, other, _ in FAQ]),
     workspace="quickstart",
     max_length=48,
-    teachers=[tmkd.Teacher(name=name, seed=seed, epochs=10, batch_size=8) for seed, name in enumerate("ab")],
+    teachers=[tmkd.Teacher(name=name, seed=seed, epochs=15, batch_size=8) for seed, name in enumerate("ab")],
     student=tmkd.StudentShape(layers=3, start="teacher"),
     stage1=tmkd.Stage1(learning_rate=2e-4, epochs=10, batch_size=8),
     stage2=tmkd.Stage2(learning_rate=3e-5, epochs=4, batch_size=8),

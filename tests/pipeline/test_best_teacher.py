@@ -10,6 +10,8 @@ from conftest import pair_rows, write_jsonl
 
 from tmkd.config.load import load_recipe
 from tmkd.config.methods import METHODS
+from tmkd.data.pairs import Pairs
+from tmkd.pipeline.choice import choose_best
 from tmkd.pipeline.development import teachers_on_development
 from tmkd.pipeline.run import Run
 
@@ -53,3 +55,13 @@ def test_the_best_teacher_of_students_is_that_of_the_report(labels: Run) -> None
         soft = teachers.targets(METHODS[name], teachers.data.student_pairs, "train")
         assert soft is not None
         assert soft.names == (teachers._name_of(1),)
+
+
+def test_of_teachers_that_are_equally_good_the_cross_entropy_decides() -> None:
+    dev = Pairs.build(["a", "a", "b", "b"], list("wxyz"), labels=[1, 0, 0, 1])
+    sure, unsure = (np.array([[0, size], [0, -size], [0, -size], [0, size]]) for size in (3.0, 0.5))
+    found = choose_best({"unsure": unsure[None], "sure": sure[None]}, dev, classes=2, positive=1)
+    assert dict(found.values or {}) == {"unsure": 2.0, "sure": 2.0}
+    assert found.method == "sure"
+    assert found.order == ("sure", "unsure")
+    assert choose_best({"one": sure[None], "two": sure[None]}, dev, classes=2, positive=1).method == "one"

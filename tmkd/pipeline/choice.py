@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.comparison import ComparisonOptions, compare
 from tmkd.evaluation.results import ModelOutput
 from tmkd.evaluation.significance import TITLES
+from tmkd.training.losses import golden_loss
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,13 @@ class Choice:
         method: its name in the recipe.
         metrics: what decided on the development set: the sum of these; empty where the recipe names the method.
         values: that sum for every method that could be exported, a mean over seeds.
+        order: these methods, the best first.
     """
 
     method: str
     metrics: tuple[str, ...] = ()
     values: Mapping[str, float] | None = None
+    order: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """Why this method is exported; nothing where the recipe names it."""
@@ -47,7 +51,7 @@ def choose_best(logits: Mapping[str, NDArray[np.floating[Any]]], dev: Pairs, *, 
     """Choose the method that is best on the development set.
 
     ROC-AUC plus MRR decide where they are defined: of two classes, where questions have right and wrong passages.
-    Otherwise accuracy does.
+    Otherwise accuracy does. Where these are equal, as on a small set that several solve, the cross-entropy decides.
 
     Args:
         logits: of each method's students on the development set, [S, N, C] for S seeds.
@@ -56,7 +60,7 @@ def choose_best(logits: Mapping[str, NDArray[np.floating[Any]]], dev: Pairs, *, 
         positive: of two classes, the one of the right passages.
 
     Returns:
-        The choice; of equally good methods the first.
+        The choice; of methods that are equal in all of this the first.
 
     Raises:
         DataError: no pair of the development set has a label.
@@ -67,4 +71,15 @@ def choose_best(logits: Mapping[str, NDArray[np.floating[Any]]], dev: Pairs, *, 
     both = all({"auc", "mrr"} <= row.metrics.keys() for row in rows)
     metrics = ("auc", "mrr") if both else ("accuracy",)
     values = {row.name: sum(row.metrics[metric].mean for metric in metrics) for row in rows}
-    return Choice(max(values, key=lambda name: values[name]), metrics, values)
+    losses = {name: _cross_entropy(found, dev) for name, found in logits.items()}
+    order = tuple(sorted(values, key=lambda name: (-values[name], losses[name])))
+    return Choice(order[0], metrics, values, order)
+
+
+def _cross_entropy(logits: NDArray[np.floating[Any]], pairs: Pairs) -> float:
+    """The mean cross-entropy of logits [S, N, C] over the pairs that have a label."""
+    golden = torch.from_numpy(pairs.golden)
+    golden = golden.double() if golden.ndim == 2 else golden
+    known = np.flatnonzero(pairs.labels >= 0)
+    each = [golden_loss(torch.from_numpy(np.asarray(one)).double(), golden)[known].mean() for one in logits]
+    return float(torch.stack(each).mean())

@@ -342,8 +342,8 @@ class TeacherLabels:
 
     def _best(self, which: Sequence[int]) -> int:
         """The teacher (index) of these that is best on the development set; the first if none can be measured there."""
-        values = (self.development.values if self.development else None) or {}
-        return max(which, key=lambda number: values.get(self.teachers[number][0].name, float("-inf")))
+        order = [*(self.development.order if self.development else ()), *(one.name for one, _ in self.teachers)]
+        return min(which, key=lambda number: order.index(self.teachers[number][0].name))
 
     def best_of(self, method: Method) -> int:
         """The index of the best teacher on the development set.
