@@ -27,8 +27,9 @@ $(STAMP): requirements.txt pyproject.toml
 
 # TMKD_DEMO=small make demo leaves MPNet out (400 MB less to fetch): its teachers are three cross-encoders
 SMALL := $(filter small,$(TMKD_DEMO))
+RECIPE := recipes/demo$(if $(SMALL),-small).yaml
 demo: setup $(if $(SMALL),,weights-mpnet)  ## distil several teachers into two students on real text, with the report
-	$(BIN)/tmkd run recipes/demo$(if $(SMALL),-small).yaml name=demo
+	$(BIN)/tmkd run $(RECIPE) name=demo
 	@echo "ask it:    make serve, then open http://127.0.0.1:8080/"
 
 # a process for each core; the tests of a file stay together and share what they build
@@ -87,7 +88,7 @@ test-all: lint browser dockerfile  ## the slow tests too, and how much of the co
 # layered student, which is trained already where the demo is done
 ecosystem: setup  ## open the demo's layered student in other tools (real packages, pinned): do they rank as it does?
 	@test -n "$(EXPORT)" || test -f $(DEMO)/tmkd.json || { echo "there is no student yet; run: make demo" >&2; exit 1; }
-	@test -n "$(EXPORT)" || $(BIN)/tmkd run recipes/demo.yaml name=demo-layers take=tmkd --quiet
+	@test -n "$(EXPORT)" || $(BIN)/tmkd run $(RECIPE) name=demo-layers take=tmkd --quiet
 	$(BIN)/python tools/ecosystem/run.py $(if $(EXPORT),--export $(EXPORT))
 
 weights-mpnet: setup  ## the weights behind builtin:mpnet (400 MB)
