@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,15 @@ def test_shares_differences_and_their_verdicts() -> None:
     assert "3 teachers" not in headline(results)
     assert "2 teachers of 6 layers became one student of 3 layers" in headline(results)
     assert "2.0 times as fast as one teacher" in headline(results)
+
+
+def test_the_headline_names_no_depth_where_a_teachers_is_not_known() -> None:
+    pairs = rows()
+    some = outputs(pairs)
+    unknown = [replace(one, layers=None) if one.kind == "teacher" and n == 0 else one for n, one in enumerate(some)]
+    assert headline(compare(pairs, unknown, classes=2, task="t")).startswith("2 teachers became one student")
+    alone = [one for one in some if one.name == "tmkd"]
+    assert "one student of 3 layers" in headline(compare(pairs, alone, classes=2, task="t"))
 
 
 def test_accuracy_above_the_largest_class_by_hand() -> None:

@@ -151,7 +151,7 @@ def headline(results: Results) -> str:
     teachers = [row for row in results.methods if row.kind == "teacher"]
     depths = {row.size.get("layers") or 0 for row in teachers}
     text = "1 teacher" if len(teachers) == 1 else f"{len(teachers)} teachers"
-    if all(depths):  # of embedding models, endpoints and scores the depth is not known
+    if depths and all(depths):  # of embedding models, endpoints and scores the depth is not known
         text += f" of {'up to ' if len(depths) > 1 else ''}{max(depths)} layers"
     text += " became one student"
     once = student.size.get("encoder_parameters")
