@@ -81,5 +81,5 @@ def _cross_entropy(logits: NDArray[np.floating[Any]], pairs: Pairs) -> float:
     golden = torch.from_numpy(pairs.golden)
     golden = golden.double() if golden.ndim == 2 else golden
     known = np.flatnonzero(pairs.labels >= 0)
-    each = [golden_loss(torch.from_numpy(np.asarray(one)).double(), golden)[known].mean() for one in logits]
+    each = [golden_loss(torch.from_numpy(np.ascontiguousarray(one)).double(), golden)[known].mean() for one in logits]
     return float(torch.stack(each).mean())
