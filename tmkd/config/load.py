@@ -34,9 +34,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         RecipeError: the file is missing or no YAML, a key is unknown (the error names the nearest right one), or a
             value does not fit.
     """
-    content = read_content(Path(path), overrides)
-    find_beside(content, Path(path))
-    return parse_recipe(content, str(path))
+    return parse_beside(read_content(Path(path), overrides), Path(path))
 
 
 def load_other(task: OtherTask) -> Recipe:
@@ -52,8 +50,22 @@ def load_other(task: OtherTask) -> Recipe:
     content = read_content(path)
     where = f"{path}, with the keys of pool.sources" if task.keys else str(path)
     set_keys(content, [(key, value, where) for key, value in task.keys.items()])
+    return parse_beside(content, path, where)
+
+
+def parse_beside(content: dict[str, Any], path: Path, where: str | None = None) -> Recipe:
+    """Validate the content of a recipe's file, whose relative paths may be beside the file.
+
+    Args:
+        content: as `read_content` gives it, with keys changed or not; paths in it are resolved in place.
+        path: the file.
+        where: what errors call it; the file's path unless given.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
     find_beside(content, path)
-    return parse_recipe(content, where)
+    return parse_recipe(content, where or str(path))
 
 
 def read_content(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:

@@ -36,10 +36,10 @@ class Sampled:
 
     def sentence(self, by: str) -> str:
         """How many pairs of how many were chosen, by whose scores, and how many of each quantile."""
-        each = f", {' + '.join(f'{one:,}' for one in self.quantiles)} of the quantiles, best first" * bool(
-            self.quantiles
-        )
-        return f"pool: {len(self.rows):,} of {self.total:,} pairs are kept, by the scores of {by}{each}"
+        text = f"pool: {len(self.rows):,} of {self.total:,} pairs are kept, by the scores of {by}"
+        if not self.quantiles:
+            return text
+        return f"{text}, {' + '.join(f'{one:,}' for one in self.quantiles)} of the quantiles, best first"
 
 
 def sample(pairs: Pairs, scores: NDArray[np.floating[Any]], sampling: Sampling, seed: int = 0) -> Sampled:

@@ -289,7 +289,8 @@ def _why_refused(numbers: Mapping[str, Any], backend: str) -> str:
     parts = {"the same states": "interaction_difference", "states that are not rounded": "reading_difference"}
     for of, name in parts.items():
         if not numbers[name] <= SAME:
-            return f"for {of} a logit differs by {numbers[name]:.2e} from the PyTorch student, at most 1e-04 is allowed"
+            apart = f"for {of} a logit differs by {numbers[name]:.2e} from the PyTorch student"
+            return f"{apart}, at most {SAME:.0e} is allowed"
     return ""
 
 

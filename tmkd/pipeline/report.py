@@ -19,7 +19,7 @@ from tmkd.evaluation.results import Results
 from tmkd.pipeline.preflight_teachers import coverage_of
 from tmkd.pipeline.provenance import as_lines, provenance
 from tmkd.pipeline.run_data import RunData
-from tmkd.pipeline.steps.evaluate import compare_outputs, outputs
+from tmkd.pipeline.steps.evaluate import compare_outputs, evaluate, outputs
 from tmkd.pipeline.steps.evaluate_export import evaluate_export
 from tmkd.pipeline.steps.finished_run import FinishedRun
 from tmkd.pipeline.store.workspace import Step
@@ -67,3 +67,28 @@ def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[s
         )
         write_rows(folder / "test.jsonl", spelled_rows(data.test, recipe.data))
     return results
+
+
+def report_on_others(data: RunData, folder: Path) -> dict[str, Results]:
+    """Measure every model on the development set of each task that the pool was mined from, in `report/TASK/`.
+
+    Args:
+        data: the pairs of the run.
+        folder: the run's folder, with its manifest.
+
+    Returns:
+        The comparisons by the task's name; empty for a run whose pool is of no other task.
+    """
+    if not data.others:
+        return {}
+    run, found = FinishedRun.read(folder, data.workspace), dict[str, Results]()
+    for other in data.others.values():
+        logger.info(f"measuring every model on the development set of {other.name}")
+        task, opened = f"{other.name} (development set)", data.cache.stored_teachers
+        results = evaluate(run, other.data.dev, timed=False, task=task, opened=opened)
+        results.data = {"dev": other.data.counts["dev"].to_json()}
+        results.provenance = provenance(data.recipe, other.data.info)
+        with disk_errors(folder):
+            write_report(folder / "report" / other.name, results, environment=as_lines(results.provenance))
+        found[other.name] = results
+    return found

@@ -22,13 +22,12 @@ from tmkd.data.measured import read_measured
 from tmkd.data.pairs import Pairs
 from tmkd.data.row_checks import check_groups, check_labels, counted_once
 from tmkd.data.row_counts import RowCounts
-from tmkd.evaluation.report import write_report
 from tmkd.evaluation.results import Results
 from tmkd.pipeline.development import teachers_on_development
 from tmkd.pipeline.parallel import workers
 from tmkd.pipeline.preflight import require_runnable
-from tmkd.pipeline.provenance import as_lines, provenance
-from tmkd.pipeline.report import report
+from tmkd.pipeline.provenance import provenance
+from tmkd.pipeline.report import report, report_on_others
 from tmkd.pipeline.results import DistillResult, ExportResult, LabelResult, PretrainResult, RunResult, TeachResult
 from tmkd.pipeline.run_data import RunCache, RunData
 from tmkd.pipeline.seen import save_seen, warn_of_seen
@@ -248,8 +247,8 @@ class Run:
             distilled = self._distill(jobs)
             exported = self._export()
             results = report(self.data, self.folder, self._export_step(), exported.parity)
-            self._write_manifest()
-            others = self._measure_others()
+            others = report_on_others(self.data, self.folder)
+            self._write_manifest()  # with the steps that the reports used
         page = self.folder / "report" / "report.html"
         return RunResult(self.folder, distilled.student, exported.folder, page, results, others)
 
@@ -299,19 +298,6 @@ class Run:
                 with disk_errors(folder):
                     copy_folder(students.steps[0].folder, folder / "student")
                 copy_export(self._export_step(students), folder / "export")
-
-    def _measure_others(self) -> dict[str, Results]:
-        """Measure the students on the development set of every other task that the pool was mined from."""
-        found = {}
-        for other in self.data.others.values():
-            logger.info(f"measuring every model on the development set of {other.name}")
-            finished = FinishedRun.read(self.folder, self.workspace)
-            results = evaluate(finished, other.data.dev, timed=False, task=f"{other.name} (development set)")
-            results.data = {"dev": other.data.counts["dev"].to_json()}
-            results.provenance = provenance(self.recipe, other.data.info)
-            write_report(self.folder / "report" / other.name, results, environment=as_lines(results.provenance))
-            found[other.name] = results
-        return found
 
     @functools.cached_property
     def _development(self) -> dict[str, Any]:

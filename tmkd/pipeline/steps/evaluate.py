@@ -50,7 +50,14 @@ from tmkd.teachers.scores import ScoresTeacher
 logger = logging.getLogger(__name__)
 
 
-def evaluate(run: FinishedRun, pairs: Pairs, *, timed: bool = True, task: str | None = None) -> Results:
+def evaluate(
+    run: FinishedRun,
+    pairs: Pairs,
+    *,
+    timed: bool = True,
+    task: str | None = None,
+    opened: StoredTeachers | None = None,
+) -> Results:
     """Compare every model of a run on labelled pairs.
 
     Args:
@@ -58,6 +65,7 @@ def evaluate(run: FinishedRun, pairs: Pairs, *, timed: bool = True, task: str | 
         pairs: labelled pairs.
         timed: whether to measure the speed of the models too.
         task: what the results call the pairs; the recipe's name unless given.
+        opened: teachers that are open already.
 
     Raises:
         TmkdError: no pair has a label, or a label is not a class of the run.
@@ -67,7 +75,8 @@ def evaluate(run: FinishedRun, pairs: Pairs, *, timed: bool = True, task: str | 
     if int(pairs.labels.max()) >= run.recipe.classes:
         raise TmkdError(f"label {int(pairs.labels.max())} is out of range: the run has {run.recipe.classes} classes")
     prepare(attention=run.recipe.attention)
-    return compare_outputs(run, pairs, outputs(run, pairs, timed=timed), task=task or run.recipe.name)
+    found = outputs(run, pairs, timed=timed, opened=opened)
+    return compare_outputs(run, pairs, found, task=task or run.recipe.name)
 
 
 def outputs(run: FinishedRun, pairs: Pairs, *, timed: bool, opened: StoredTeachers | None = None) -> list[ModelOutput]:

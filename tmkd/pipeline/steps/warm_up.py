@@ -41,7 +41,7 @@ class Judgement:
 
     Attributes:
         teacher: Fingerprint of the teacher.
-        log_odds: Of the right class, [N] on any scale.
+        log_odds: Of class 1, [N] on any scale.
     """
 
     teacher: str

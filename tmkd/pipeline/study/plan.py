@@ -12,8 +12,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from tmkd.config.load import number, parse_recipe, read_content, set_keys, validate
-from tmkd.config.places import find_beside
+from tmkd.config.load import number, parse_beside, read_content, set_keys, validate
 from tmkd.config.recipe import BEST, Recipe
 from tmkd.config.sections import Part, Seeds
 from tmkd.core.errors import RecipeError
@@ -158,8 +157,7 @@ def _recipe(
         set_keys(changed, [(key, copy.deepcopy(value), f"key {key!r}") for key, value in recipe_keys.items()])
         if recipe_keys.get("take", BEST) != BEST:
             changed["methods"] = [changed["take"]]
-        find_beside(changed, Path(file))
-        recipe = parse_recipe(changed, file)
+        recipe = parse_beside(changed, Path(file))
     except RecipeError as error:
         raise error.within(where) from error
     if recipe.take == BEST:
