@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from tmkd.core.errors import EncoderError, RecipeError, TmkdError
 from tmkd.data.pairs import Pairs
+from tmkd.evaluation.report import cached_students
 from tmkd.export.export import export_student
 from tmkd.inference.scorer import Scorer
 from tmkd.models.bi_encoder import cosine_logits
@@ -113,6 +114,7 @@ def test_the_last_stage_alone_can_train_the_encoder(scored_recipe: Path) -> None
     name = "encoder.layer.0.attention.self.query.weight"
     before, after = (load_file(at / "model.safetensors")[name] for at in (source, encoder))
     assert not np.array_equal(before, after)
+    assert "a peak learning rate of 0.001, in the last stage alone. 16 numbers" in cached_students(run.run().results)[0]
     with pytest.raises(RecipeError, match="trains_in: last trains no encoder; give encoder_learning_rate"):
         run_of(scored_recipe, "cached.trains_in=last")
 

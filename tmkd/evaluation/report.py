@@ -192,7 +192,9 @@ def cached_students(results: Results) -> list[str]:
 def _encoder_in_words(about: Mapping[str, Any]) -> str:
     rate = f"trained along with the interaction layers at a peak learning rate of {about['encoder_learning_rate']:g}"
     before = "trained along by the run that stage 1 is from, and frozen in this one"
-    how = {"no": "frozen", "along": rate, "before": before}[about["trained"]]
+    how = {"no": "frozen", "along": rate, "last": f"{rate}, in the last stage alone", "before": before}[
+        about["trained"]
+    ]
     encoder = f"{about['encoder']} with {_counted(about['encoder_layers'], 'layer')}"
     text = f"the encoder is {encoder}, {how}"
     if about["question_encoder"]:

@@ -36,8 +36,8 @@ class ModelOutput:
         encoder_parameters: how many of them are of an encoder that reads each text by itself, passages beforehand; None
             for models that read question and passage together.
         cached: of a student that reads passages once, how its encoder was made: `encoder`, `encoder_layers`, `trained`
-            ("no", "along", or "before": by the run that its stage 1 is from), `encoder_learning_rate`,
-            `question_encoder`, `state_size` and `layers`.
+            ("no"; "along": in all stages; "last": in the last one; "before": by the run that its stage 1 is from),
+            `encoder_learning_rate`, `question_encoder`, `state_size` and `layers`.
         bytes: size of the weights file in bytes, None where unknown.
         layers: transformer layers, None where unknown.
         pairs_per_second: throughput on many pairs, tokenizing included.

@@ -125,11 +125,11 @@ def _cached(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
     if not is_cached(folder):
         return None
     section, shape = recipe.cached, interaction_shape(folder)
-    changed = was_trained(folder)
+    here = {"all": "along", "last": "last"}[section.trains_in] if section.encoder_learning_rate else "before"
     return {
         "encoder": recipe.cached_encoder,
         "encoder_layers": depth(folder / ENCODER_FOLDER),
-        "trained": "no" if not changed else "along" if section.encoder_learning_rate else "before",
+        "trained": here if was_trained(folder) else "no",
         "encoder_learning_rate": section.encoder_learning_rate,
         "question_encoder": section.question_encoder,
         "state_size": shape.state_size,
