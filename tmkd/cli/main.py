@@ -37,6 +37,8 @@ COMMANDS = {
 # Commands that keep their finished steps: the same command continues.
 STEPWISE = frozenset(["run", "teach", "label", "pretrain", "distill", "export", "evaluate", "study"])
 
+TOGETHER = frozenset(["run", "teach", "label", "pretrain", "distill", "export"])  # what torchrun may start
+
 app = typer.Typer(
     cls=Sections,
     help="Compress slow question-answering models into a small fast one: two-stage multi-teacher distillation.",
@@ -77,6 +79,14 @@ def _interrupt(number: int, frame: object) -> None:
     raise _Interrupted(number)
 
 
+def _require_together() -> None:
+    """Refuse a command that several processes of torchrun would carry out side by side, each for itself."""
+    started = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if started and not set(sys.argv[1:2]) & TOGETHER:
+        allowed = ", ".join(sorted(TOGETHER))
+        raise TmkdError(f"torchrun with several processes is for {allowed}; start `tmkd {sys.argv[1]}` without it")
+
+
 def main() -> None:
     """Run the command line. Errors end it with one message; `tmkd --help` lists the exit statuses."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -86,6 +96,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # where a terminal or a file has no such character
     set_quiet(False)
     try:
+        _require_together()
         app()
     except TmkdError as error:
         print(f"tmkd: {error}", file=sys.stderr)

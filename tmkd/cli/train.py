@@ -14,6 +14,9 @@ from tmkd.core.console import say
 
 
 def _run(recipe: Path, overrides: list[str] | None, workspace: Path) -> api.Run:
+    from tmkd.core import processes
+
+    processes.join()
     return api.Run(api.load_recipe(recipe, overrides), workspace)
 
 
@@ -28,6 +31,8 @@ def run(
     """Carry out every step of a recipe, then write the report.
 
     Steps that are finished are not repeated; an interrupted step continues where it stopped.
+
+    Several processes train each model together, on one machine or more: torchrun --nproc-per-node 2 -m tmkd run RECIPE
 
     Example: tmkd run recipes/demo.yaml seeds=[0,1,2] --jobs 2
     """

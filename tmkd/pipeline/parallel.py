@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tmkd.config.recipe import Recipe
+from tmkd.core import processes
 from tmkd.core.console import set_quiet
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import write_json
@@ -44,10 +45,15 @@ def workers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
         recipes: whose students are trained.
         workspace: where they are kept.
         jobs: processes in all; 1 starts none.
+
+    Raises:
+        TmkdError: more than one job, where several processes train each model together (`tmkd.core.processes`).
     """
     if jobs == 1 or not recipes:
         yield
         return
+    if processes.count() > 1:
+        raise TmkdError(f"--jobs {jobs}: {processes.count()} processes train each model together; leave out --jobs")
     folder = workspace.root / "jobs"
     task = folder / f"{os.getpid()}.json"
     about = {

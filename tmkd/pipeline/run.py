@@ -9,12 +9,13 @@ import functools
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from tmkd.config.load import parse_recipe
 from tmkd.config.recipe import Recipe
+from tmkd.core import processes
 from tmkd.core.errors import ExportError
 from tmkd.core.files import Quoting, copy_folder, disk_errors, write_json
 from tmkd.core.hardware import describe, prepare
@@ -140,9 +141,13 @@ class Run:
         name = self.recipe.name
         busy = f"run {name} is in use by another tmkd process; wait for it, or give this one another: name={name}-2"
         alone = held(self.folder.with_name(f".{name}.lock"), busy)
-        with self.workspace.locked(), alone, self.workspace.recording(self.folder / UNFINISHED):
+        with ExitStack() as meanwhile:
+            if processes.first():
+                for one in (self.workspace.locked(), alone, self.workspace.recording(self.folder / UNFINISHED)):
+                    meanwhile.enter_context(one)
             require_runnable(self.data)
             yield
+        processes.leave()
 
     def teach(self) -> TeachResult:
         """Fine-tune the teachers on golden labels."""
@@ -255,6 +260,7 @@ class Run:
     def _distill(self, jobs: int = 1) -> DistillResult:
         with workers([self.recipe], self.workspace, jobs):
             trained = self.students.train_all()
+        processes.leave()  # only the first one goes on: no more model is trained
         save_seen(self.folder, self.data.train, self.data.dev)
         self._write_manifest()
         self._take_away()

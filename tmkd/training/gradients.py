@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from tmkd.core import processes
 from tmkd.core.hardware import device
 from tmkd.models.inputs import Rows
 from tmkd.models.student import Student, StudentOutput
@@ -73,6 +74,24 @@ class MicroBatchGradients:
 def on_device(rows: Rows) -> Tensor:
     """Copy rows to the device, [n] int64."""
     return torch.from_numpy(rows).to(device())
+
+
+class SharedGradients:
+    """The gradients of a step whose pairs are shared out among several processes (`tmkd.core.processes`).
+
+    Args:
+        own: Computes the gradients of this process's pairs.
+        parameters: Those that are trained.
+    """
+
+    def __init__(self, own: Gradients, parameters: Sequence[torch.nn.Parameter]) -> None:
+        self.own, self.parameters = own, parameters
+
+    def __call__(self, rows: Rows, seed: int) -> float:
+        """See `Gradients`. The dropout of each process has a seed of its own."""
+        mine = rows[processes.rank() :: processes.count()]
+        loss = self.own(mine, dropout_seed(seed, processes.rank())) if len(mine) else 0.0
+        return processes.add_up(self.parameters, loss, len(mine) / len(rows))
 
 
 class WholeStepGradients:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from tmkd.core import processes
 from tmkd.models.encoders.tensors import write_tensors
 
 SAVE_SECONDS = 30.0
@@ -24,7 +25,8 @@ CurvePoint = dict[str, float]
 class TrainingState:
     """Weights, AdamW's moments, position and curve of a run, in one safetensors file of a folder.
 
-    A save is written beside the file and renamed, so the file is always whole.
+    A save is written beside the file and renamed, so the file is always whole. Of several processes that train
+    together the first one saves, and all of them continue from what it saved, whatever number of them there was then.
 
     Args:
         trained: The trained parameters by name.
@@ -43,9 +45,9 @@ class TrainingState:
             How many steps are done, and the curve so far; 0 and an empty curve where nothing was saved.
         """
         path = self.folder / "state.safetensors"
-        if not path.is_file():
+        tensors = processes.told(load_file(path) if path.is_file() else {})
+        if not tensors:
             return 0, []
-        tensors = load_file(path)
         position: dict[str, Any] = json.loads(bytes(tensors["position"].numpy()).decode())
         with torch.no_grad():
             for name, parameter in self.trained.items():
@@ -60,7 +62,7 @@ class TrainingState:
 
     def save_sometimes(self, done: int, curve: list[CurvePoint]) -> None:
         """Save if the last save is `SAVE_SECONDS` ago; arguments as of `save`."""
-        if time.monotonic() - self.saved >= SAVE_SECONDS:
+        if processes.first() and time.monotonic() - self.saved >= SAVE_SECONDS:
             self.save(done, curve)
             self.saved = time.monotonic()
 

@@ -17,12 +17,13 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from tmkd.config.sections import Training
+from tmkd.core import processes
 from tmkd.core.console import progress
 from tmkd.core.errors import Diverged
 from tmkd.core.hardware import device, use_bf16
 from tmkd.models.inputs import Rows
 from tmkd.models.student import Student
-from tmkd.training.gradients import Gradients, dropout_seed, gradients_of
+from tmkd.training.gradients import Gradients, SharedGradients, dropout_seed, gradients_of
 from tmkd.training.objectives import AuxiliaryObjective, PairLoss, TotalLoss
 from tmkd.training.state import CurvePoint, LearningCurve, TrainingState
 from tmkd.training.training_set import TrainingSet
@@ -140,6 +141,7 @@ class Loop:
         total = sum(len(self.steps(epoch)) for epoch in range(config.epochs))
         pairs = config.epochs * sum(len(rows) for rows in self.steps(0))  # the same number in every epoch
         done, points = self.state.load()
+        processes.require_same(self.parameters, self.name)
         curve = LearningCurve(points, total=total, epochs=config.epochs, pairs=pairs)
         schedule = self._scheduler(total, done)
         model.train()
@@ -229,10 +231,14 @@ class Trainer:
         total = TotalLoss(loss, objectives)
         for module in (model, *objectives):
             module.to(device())
+        trained = total.trained(model)
+        gradients = gradients_of(model, data, total, bf16=use_bf16(config.precision))
+        if processes.count() > 1 and data.questions is None:  # a loss over whole steps: every process computes all
+            gradients = SharedGradients(gradients, list(trained.values()))
         self._loop = Loop(
-            total.trained(model),
+            trained,
             lambda epoch: data.steps(config.batch_size, epoch, config.seed),
-            gradients_of(model, data, total, bf16=use_bf16(config.precision)),
+            gradients,
             config,
             name=name,
             state_folder=state_folder,

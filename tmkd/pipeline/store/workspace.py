@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from tmkd.core import processes
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import disk_errors, write_json
 from tmkd.core.locks import locked
@@ -24,6 +25,7 @@ from tmkd.pipeline.store.fingerprint import STEP_VERSIONS, fingerprint
 
 logger = logging.getLogger(__name__)
 
+TRAINED = frozenset(["warmup", "teacher", "stage1", "student"])  # kinds of steps that all processes build together
 UNFINISHED = "unfinished.json"  # beside the manifest of a run or study: the steps it used since that was written
 T = TypeVar("T")
 
@@ -187,9 +189,12 @@ class Workspace:
         if self.mode == "read":
             if not step.folder.is_dir():
                 raise StepMissing(label)
-        else:
+        elif processes.first():
             self.ledger.note(step)
             self._ensure(step, depends_on, build, label)
+            processes.told(("there", step.folder.name))
+        else:
+            self._follow(step, build)
         if step not in self.used:
             self.used.append(step)
         return step
@@ -210,6 +215,10 @@ class Workspace:
         logger.info(f"{label}: {step.folder.name}")
         partial = step.folder.with_name(step.folder.name + ".partial")
         partial.mkdir(parents=True, exist_ok=True)
+        for left in partial.parent.glob(f"{step.folder.name}-process-*.partial"):  # by processes that were killed
+            shutil.rmtree(left)
+        if step.kind in TRAINED:
+            processes.told(("build", step.folder.name))
         began = time.monotonic()
         with disk_errors(partial):
             build(partial)
@@ -219,6 +228,26 @@ class Workspace:
             partial.rename(step.folder)
         self.ledger.built += 1
         logger.info(f"{label}: done in {time.monotonic() - began:,.0f} s")
+
+    def _follow(self, step: Step, build: Callable[[Path], None]) -> None:
+        """Wait until the first process has built the step; take part where it trains a model.
+
+        Raises:
+            TmkdError: this process asks for another step than the first one, or does not see its workspace.
+        """
+        name = step.folder.name
+        word, asked = processes.told(("", ""))
+        if asked == name and word == "build":
+            own = step.folder.with_name(f"{name}-process-{processes.rank()}.partial")
+            shutil.rmtree(own, ignore_errors=True)
+            own.mkdir(parents=True)
+            with disk_errors(own):
+                build(own)
+            shutil.rmtree(own)
+            word, asked = processes.told(("", ""))
+        if asked != name or not step.folder.is_dir():
+            what = f"asks for step {name}, process 0 for {asked}" if asked != name else f"does not see {step.folder}"
+            raise TmkdError(f"process {processes.rank()} {what}; all need the same tmkd, recipe, files and workspace")
 
     def in_turn(self, works: Sequence[Callable[[Workspace], T]]) -> list[T]:
         """Do every work, and give the results in the order of `works`.
@@ -233,7 +262,7 @@ class Workspace:
         Raises:
             Busy: another process is building a step, and this workspace itself does not wait.
         """
-        if self.mode != "wait":
+        if self.mode != "wait" or processes.count() > 1:
             return [work(self) for work in works]
         results: dict[int, T] = {}
         while left := [number for number in range(len(works)) if number not in results]:
