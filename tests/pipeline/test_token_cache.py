@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import TOPICS
+from safetensors.numpy import load_file
 
 from tmkd.data.pairs import Pairs
 from tmkd.models.encoders.find import find_encoder
@@ -58,15 +60,37 @@ def test_no_pairs(tmp_path: Path, pairs: Pairs) -> None:
     assert len(tokens_of(Workspace(tmp_path / "w"), tokenizer, pairs.take([])).ids) == 0
 
 
-def test_a_damaged_file_is_made_again(tmp_path: Path, pairs: Pairs, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_is_ordinary_safetensors(tmp_path: Path, pairs: Pairs) -> None:
+    workspace = Workspace(tmp_path / "w")
+    found = tokens_of(workspace, PairTokenizer(find_encoder("builtin:minilm-l6"), 24), pairs)
+    (path,) = kept(workspace)
+    tensors = load_file(path)
+    assert tensors["lengths"].tolist() == found.lengths.tolist() == [len(row) for row in found.ids]
+    assert tensors["ids"].tolist() == np.concatenate(found.ids).tolist()
+    assert tensors["type_ids"].tolist() == np.concatenate(found.type_ids).tolist()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda path: b"cut off",
+        lambda path: path.read_bytes()[:-1],
+        lambda path: path.read_bytes()[:300],
+        lambda path: b"",
+        lambda path: path.read_bytes().replace(b'"ids"', b'"idx"'),
+    ],
+)
+def test_a_damaged_file_is_made_again(
+    tmp_path: Path, pairs: Pairs, caplog: pytest.LogCaptureFixture, content: Callable[[Path], bytes]
+) -> None:
     tokenizer = PairTokenizer(find_encoder("builtin:minilm-l6"), 24)
     workspace = Workspace(tmp_path / "w")
-    first = tokens_of(workspace, tokenizer, pairs)
+    first = [row.copy() for row in tokens_of(workspace, tokenizer, pairs).ids]
     (path,) = kept(workspace)
-    path.write_bytes(b"cut off")
+    path.write_bytes(content(path))
     again = tokens_of(workspace, tokenizer, pairs)
     assert "is damaged" in caplog.text
     caplog.clear()
-    assert all(np.array_equal(a, b) for a, b in zip(first.ids, again.ids, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again.ids, strict=True))
     assert len(tokens_of(workspace, tokenizer, pairs).ids) == len(pairs)
     assert "is damaged" not in caplog.text

@@ -149,13 +149,14 @@ def pad(
     Returns:
         Input ids, attention mask and segment ids, [n, T] int64 each.
     """
-    width = padded_width(max(len(ids[row]) for row in rows), step)
+    chosen = [ids[row] for row in rows]
+    width = padded_width(max(map(len, chosen)), step)
     input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.int64)
     types = np.zeros((len(rows), width), dtype=np.int64)
-    for line, row in enumerate(rows):
-        count = len(ids[row])
-        input_ids[line, :count] = ids[row]
+    for line, (row, own) in enumerate(zip(rows, chosen, strict=True)):
+        count = len(own)
+        input_ids[line, :count] = own
         types[line, :count] = type_ids[row]
         mask[line, :count] = 1
     return input_ids, mask, types
@@ -174,9 +175,9 @@ def pack(
     Returns:
         Input ids and segment ids, [tokens] int64 each; where each pair starts, and the end of the last, [n + 1] int32.
     """
-    lengths = [len(ids[row]) for row in rows]
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    input_ids = np.concatenate([ids[row] for row in rows]).astype(np.int64)
+    chosen = [ids[row] for row in rows]
+    starts = np.concatenate([[0], np.cumsum([len(own) for own in chosen])]).astype(np.int32)
+    input_ids = np.concatenate(chosen).astype(np.int64)
     return input_ids, np.concatenate([type_ids[row] for row in rows]).astype(np.int64), starts
 
 

@@ -73,9 +73,9 @@ class TokenInputs:
         ids_of, types_of, where = self.encoded.ids, self.encoded.type_ids, device()
         if attention(bf16) == "packed" and model.encoder.packs:
             ids, types, starts = (torch.from_numpy(a).to(where) for a in pack(ids_of, types_of, rows))
-            return Batch(ids, None, types, Packing(starts, max(len(ids_of[row]) for row in rows)))
+            return Batch(ids, None, types, Packing(starts, int(starts.diff().max())))
         ids, mask, types = (torch.from_numpy(a).to(where) for a in pad(ids_of, types_of, rows, self.pad_id))
-        full = ids.numel() == sum(len(ids_of[row]) for row in rows)
+        full = bool(mask.all())
         return Batch(ids, None if full else mask, types)
 
     def followed_by(self, others: TokenInputs) -> TokenInputs:

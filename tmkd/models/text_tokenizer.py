@@ -71,13 +71,12 @@ class TextTokenizer(ModelTokenizer):
         Raises:
             DataError: as `encode`.
         """
-        encoded, tokens = Encoded([], []), np.empty(len(texts), dtype=np.int64)
+        rows, tokens = list[tuple[NDArray[np.int32], NDArray[np.int32]]](), np.empty(len(texts), dtype=np.int64)
         for start in range(0, len(texts), CHUNK):
             for number, row in enumerate(self._encode(texts[start : start + CHUNK], name, start), start):
                 ids, types, tokens[number] = self._cut(row)
-                encoded.ids.append(ids)
-                encoded.type_ids.append(types)
-        return encoded, tokens
+                rows.append((ids, types))
+        return Encoded.of(rows), tokens
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return the characters that each token of a text stands for; (0, 0) for a special one. Nothing is cut.

@@ -24,30 +24,46 @@ from tokenizers import Tokenizer
 
 from tmkd.core.errors import DataError
 from tmkd.core.files import write_text
+from tmkd.models.ragged import Ragged
 from tmkd.models.tokenizer_base import CHUNK, ModelTokenizer, sides_of
 from tmkd.models.tokenizer_files import SEGMENTS
+
+_Row = tuple[NDArray[np.int32], NDArray[np.int32]]  # ids and segment ids
 
 
 class Encoded(NamedTuple):
     """N pairs as token ids, without padding.
 
     Attributes:
-        ids: token ids of every pair, [T_i] int32 each.
+        ids: token ids of every pair, [T_i] int32 each: a list, or read from a file as they are needed.
         type_ids: segment ids of every pair (0 for the question, 1 for the passage; all 0 where the tokenizer gives the
             model none), [T_i] int32 each.
     """
 
-    ids: list[NDArray[np.int32]]
-    type_ids: list[NDArray[np.int32]]
+    ids: Sequence[NDArray[np.int32]]
+    type_ids: Sequence[NDArray[np.int32]]
+
+    @classmethod
+    def of(cls, rows: Sequence[_Row]) -> Encoded:
+        """Pairs whose ids and segment ids are in memory."""
+        return cls([ids for ids, _ in rows], [types for _, types in rows])
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """The number of tokens of every pair, [N] int64."""
+        if isinstance(self.ids, Ragged):
+            return self.ids.lengths
         return np.fromiter((len(row) for row in self.ids), dtype=np.int64, count=len(self.ids))
 
     def followed_by(self, others: Encoded) -> Encoded:
         """These, and then the others."""
-        return Encoded([*self.ids, *others.ids], [*self.type_ids, *others.type_ids])
+        return Encoded(_joined(self.ids, others.ids), _joined(self.type_ids, others.type_ids))
+
+
+def _joined(first: Sequence[NDArray[np.int32]], others: Sequence[NDArray[np.int32]]) -> Sequence[NDArray[np.int32]]:
+    if isinstance(first, Ragged) and isinstance(others, Ragged):
+        return first.followed_by(others)
+    return [*first, *others]
 
 
 class PairTokenizer(ModelTokenizer):
@@ -95,12 +111,11 @@ class PairTokenizer(ModelTokenizer):
         Raises:
             DataError: as `encode`.
         """
-        encoded, tokens = Encoded([], []), list[NDArray[np.int64]]()
+        rows, tokens = list[_Row](), list[NDArray[np.int64]]()
         for chunk, counted in self._chunks(questions, passages, first):
-            encoded.ids.extend(chunk.ids)
-            encoded.type_ids.extend(chunk.type_ids)
+            rows.extend(zip(chunk.ids, chunk.type_ids, strict=True))
             tokens.append(counted)
-        return encoded, np.concatenate([np.empty(0, np.int64), *tokens])
+        return Encoded.of(rows), np.concatenate([np.empty(0, np.int64), *tokens])
 
     def encode_chunks(self, questions: Sequence[str], passages: Sequence[str]) -> Iterator[Encoded]:
         """Tokenize pairs in chunks of about a thousand, for callers that show progress; otherwise as `encode`.
@@ -118,13 +133,12 @@ class PairTokenizer(ModelTokenizer):
         if len(questions) != len(passages):
             raise DataError(f"{len(questions)} questions but {len(passages)} passages; a pair has one of each")
         for start in range(0, len(questions), CHUNK):
-            encoded, tokens = Encoded([], []), list[int]()
+            rows, tokens = list[_Row](), list[int]()
             for row in self._encode(questions[start : start + CHUNK], passages[start : start + CHUNK], first + start):
                 ids, type_ids, count = self._cut(row)
-                encoded.ids.append(ids)
-                encoded.type_ids.append(type_ids)
+                rows.append((ids, type_ids))
                 tokens.append(count)
-            yield encoded, np.array(tokens, dtype=np.int64)
+            yield Encoded.of(rows), np.array(tokens, dtype=np.int64)
 
     def _encode(self, questions: Sequence[str], passages: Sequence[str], start: int) -> list[Any]:
         pairs = list(zip(questions, passages, strict=True))

@@ -5,20 +5,27 @@ This is a cache beside the steps and not a step: the folder can be removed at an
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from numpy.typing import NDArray
 
 from tmkd.core.console import progress
 from tmkd.core.files import digest_of, replacing
 from tmkd.data.pairs import Pairs
 from tmkd.models.inputs import TokenInputs
+from tmkd.models.ragged import Ragged
 from tmkd.models.tokenizer import Encoded, PairTokenizer
 from tmkd.pipeline.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
+
+_DATA = 512  # bytes before the numbers of a file
 
 
 def token_inputs(workspace: Workspace, tokenizer: PairTokenizer, pairs: Pairs) -> TokenInputs:
@@ -39,42 +46,65 @@ def tokens_of(workspace: Workspace, tokenizer: PairTokenizer, pairs: Pairs) -> E
     """
     name = digest_of({"tokenizer": tokenizer.fingerprint(), "pairs": pairs.digest()})
     path = workspace.tokens / f"{name}.safetensors"
-    found = _read(path) if path.is_file() else None
+    found = _mapped(path) if path.is_file() else None
     if found is None:
-        found = _encode(tokenizer, pairs)
-        _write(path, found)
+        _write(path, tokenizer, pairs)
+        found = _mapped(path)
+        assert found is not None
     return found
 
 
-def _encode(tokenizer: PairTokenizer, pairs: Pairs) -> Encoded:
-    encoded = Encoded([], [])
-    with progress("tokenize", len(pairs)) as bar:
-        for chunk in tokenizer.encode_chunks(pairs.questions, pairs.passages):
-            encoded.ids.extend(chunk.ids)
-            encoded.type_ids.extend(chunk.type_ids)
-            bar.advance(len(chunk.ids))
-    return encoded
+def _write(path: Path, tokenizer: PairTokenizer, pairs: Pairs) -> None:
+    """Tokenize the pairs, chunk by chunk, into a safetensors file: ids [tokens], lengths [N], type_ids [tokens]."""
+    lengths = [np.empty(0, dtype=np.int64)]
+    with replacing(path) as temporary, temporary.open("wb") as file, TemporaryFile(dir=path.parent) as types:
+        file.write(bytes(_DATA))  # the header needs the number of tokens
+        with progress("tokenize", len(pairs)) as bar:
+            for chunk in tokenizer.encode_chunks(pairs.questions, pairs.passages):
+                file.write(np.concatenate(chunk.ids).astype(np.int32).tobytes())
+                types.write(np.concatenate(chunk.type_ids).astype(np.uint8).tobytes())
+                lengths.append(chunk.lengths)
+                bar.advance(len(chunk.ids))
+        each = np.concatenate(lengths)
+        file.write(each.tobytes())
+        types.seek(0)
+        shutil.copyfileobj(types, file)
+        file.seek(0)
+        file.write(_header(int(each.sum()), len(each)))
 
 
-def _write(path: Path, encoded: Encoded) -> None:
-    empty = [np.empty(0, dtype=np.int32)]  # np.concatenate needs one array at least
-    tensors: dict[str, np.ndarray] = {
-        "ids": np.concatenate(encoded.ids or empty),
-        "type_ids": np.concatenate(encoded.type_ids or empty).astype(np.uint8),
-        "lengths": encoded.lengths,
-    }
-    with replacing(path, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
-        save_file(tensors, temporary)
+def _header(tokens: int, pairs: int) -> bytes:
+    """The first `_DATA` bytes of a safetensors file with these numbers of tokens and pairs."""
+    content, start = {}, 0
+    for name, kind, count, size in (
+        ("ids", "I32", tokens, 4),
+        ("lengths", "I64", pairs, 8),
+        ("type_ids", "U8", tokens, 1),
+    ):
+        content[name] = {"dtype": kind, "shape": [count], "data_offsets": [start, start + count * size]}
+        start += count * size
+    return (_DATA - 8).to_bytes(8, "little") + json.dumps(content).encode().ljust(_DATA - 8)
 
 
-def _read(path: Path) -> Encoded | None:
-    """The token ids in a cache file; None if the file is damaged."""
+def _mapped(path: Path) -> Encoded | None:
+    """The token ids in a cache file, which stays on the disk and is read where it is needed; None if it is damaged."""
     try:
-        stored = load_file(path)
-    except Exception as error:  # safetensors raises its own class for a damaged header
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(size))
+        ids, lengths, types = (_tensor(path, 8 + size, header[name]) for name in ("ids", "lengths", "type_ids"))
+        if not len(ids) == len(types) == lengths.sum():
+            raise ValueError(f"{len(ids)} ids, {len(types)} segment ids, lengths of {lengths.sum()} in all")
+    except (OSError, ValueError, KeyError, OverflowError) as error:
         logger.warning(f"{path} is damaged ({error}); the pairs are tokenized again")
         return None
-    if len(stored["lengths"]) == 0:
-        return Encoded([], [])
-    ends = np.cumsum(stored["lengths"])[:-1]
-    return Encoded(np.split(stored["ids"], ends), np.split(stored["type_ids"].astype(np.int32), ends))
+    return Encoded(Ragged(ids, lengths), Ragged(types, lengths))
+
+
+def _tensor(path: Path, data: int, entry: dict[str, Any]) -> NDArray[Any]:
+    kind, (count,) = {"I32": np.int32, "I64": np.int64, "U8": np.uint8}[entry["dtype"]], entry["shape"]
+    if count == 0:
+        return np.empty(0, dtype=kind)  # nothing can be mapped
+    return np.memmap(path, kind, "r", offset=data + entry["data_offsets"][0], shape=(count,))
