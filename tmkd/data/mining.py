@@ -166,9 +166,8 @@ def decontaminate(pool: Pairs, held: HeldOut) -> Pairs:
         DataError: not a single pair is left.
     """
     dropped, kept = _Dropped(held), list[int]()
-    rows = zip(pool.questions, pool.passages, strict=True)
     with progress("decontaminate", len(pool)) as bar:
-        for row, (question, passage) in enumerate(_counted(rows, len(pool), bar)):
+        for row, (question, passage) in enumerate(_counted(pool.texts(), len(pool), bar)):
             if not dropped.pair(question, passage) and not dropped.question(question) and not dropped.passage(passage):
                 kept.append(row)
     if not kept:

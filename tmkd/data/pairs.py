@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from tmkd.core.files import replacing
 from tmkd.core.logits import sigmoid
 from tmkd.data.documents.text import question_key
 
+_BATCH = 65_536  # pairs whose texts are Python strings at the same time, where pairs are read one after another
 _GRADE = "relevance_grade"
 _FIXED = ("pair_id", "question", "passage", "label", "qid", "pid", _GRADE)
 
@@ -147,6 +148,12 @@ class Pairs:
         """The passages, N strings."""
         return self._strings("passage")
 
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Question and passage of each pair. Few of them are in memory at a time, unlike with `questions`."""
+        both = self.table.select(["question", "passage"])
+        for batch in both.to_batches(max_chunksize=_BATCH):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
     @property
     def pair_ids(self) -> list[str]:
         """The pairs' ids, N strings of 32 hex digits."""
@@ -155,7 +162,7 @@ class Pairs:
     @property
     def pair_keys(self) -> list[str]:
         """The pairs' keys (`pair_key`), N strings of 32 hex digits: equal for spellings of one pair."""
-        return [pair_key(*texts) for texts in zip(self.questions, self.passages, strict=True)]
+        return [pair_key(*texts) for texts in self.texts()]
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -276,8 +283,9 @@ class Pairs:
             digest = hashlib.sha256()
             for name in sorted(self.table.column_names):
                 digest.update(f"\n{name}\n".encode())
-                for value in self.table.column(name).to_pylist():
-                    digest.update(f"{value!r}\n".encode())
+                for start in range(0, len(self), _BATCH):
+                    some = self.table.column(name).slice(start, _BATCH).to_pylist()
+                    digest.update("".join(f"{value!r}\n" for value in some).encode())
             self._digest = digest.hexdigest()[:16]
         return self._digest
 

@@ -14,7 +14,8 @@ every model folder, so every tool that opens the folder cuts a pair at the same 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,34 +112,27 @@ class PairTokenizer(ModelTokenizer):
         Raises:
             DataError: as `encode`.
         """
-        rows, tokens = list[_Row](), list[NDArray[np.int64]]()
-        for chunk, counted in self._chunks(questions, passages, first):
-            rows.extend(zip(chunk.ids, chunk.type_ids, strict=True))
-            tokens.append(counted)
-        return Encoded.of(rows), np.concatenate([np.empty(0, np.int64), *tokens])
-
-    def encode_chunks(self, questions: Sequence[str], passages: Sequence[str]) -> Iterator[Encoded]:
-        """Tokenize pairs in chunks of about a thousand, for callers that show progress; otherwise as `encode`.
-
-        Args:
-            questions: N texts.
-            passages: N texts.
-        """
-        for chunk, _ in self._chunks(questions, passages, 0):
-            yield chunk
-
-    def _chunks(
-        self, questions: Sequence[str], passages: Sequence[str], first: int
-    ) -> Iterator[tuple[Encoded, NDArray[np.int64]]]:
         if len(questions) != len(passages):
             raise DataError(f"{len(questions)} questions but {len(passages)} passages; a pair has one of each")
+        rows, tokens = list[_Row](), list[int]()
         for start in range(0, len(questions), CHUNK):
-            rows, tokens = list[_Row](), list[int]()
             for row in self._encode(questions[start : start + CHUNK], passages[start : start + CHUNK], first + start):
                 ids, type_ids, count = self._cut(row)
                 rows.append((ids, type_ids))
                 tokens.append(count)
-            yield Encoded.of(rows), np.array(tokens, dtype=np.int64)
+        return Encoded.of(rows), np.array(tokens, dtype=np.int64)
+
+    def encode_chunks(self, texts: Iterable[tuple[str, str]]) -> Iterator[Encoded]:
+        """Tokenize pairs in chunks of about a thousand, which are all that is in memory; otherwise as `encode`.
+
+        Args:
+            texts: question and passage of each pair.
+        """
+        left, first = iter(texts), 0
+        while some := list(islice(left, CHUNK)):
+            questions, passages = zip(*some, strict=True)
+            yield self.encode_counted(questions, passages, first)[0]
+            first += len(some)
 
     def _encode(self, questions: Sequence[str], passages: Sequence[str], start: int) -> list[Any]:
         pairs = list(zip(questions, passages, strict=True))

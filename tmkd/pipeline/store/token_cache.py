@@ -60,7 +60,7 @@ def _write(path: Path, tokenizer: PairTokenizer, pairs: Pairs) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file, TemporaryFile(dir=path.parent) as types:
         file.write(bytes(_DATA))  # the header needs the number of tokens
         with progress("tokenize", len(pairs)) as bar:
-            for chunk in tokenizer.encode_chunks(pairs.questions, pairs.passages):
+            for chunk in tokenizer.encode_chunks(pairs.texts()):
                 file.write(np.concatenate(chunk.ids).astype(np.int32).tobytes())
                 types.write(np.concatenate(chunk.type_ids).astype(np.uint8).tobytes())
                 lengths.append(chunk.lengths)
