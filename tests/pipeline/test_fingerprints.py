@@ -34,6 +34,7 @@ from tmkd.core import hardware
 from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import save_student, save_tokenizer
+from tmkd.models.encoders.find import find_folder, folder_fingerprint
 from tmkd.models.encoders.interaction import InteractionEncoder
 from tmkd.models.student import Student
 from tmkd.pipeline.run import Run
@@ -42,6 +43,7 @@ from tmkd.pipeline.steps.student import shape_of
 from tmkd.pipeline.store import fingerprint as fingerprints
 from tmkd.pipeline.store.fingerprint import STEP_VERSIONS, depends_on, fingerprint, non_defaults
 from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.teachers.bi_encoder import BiEncoderTeacher, TunedBuiltin
 from tmkd.teachers.calibration import Calibration
 
 ORDER = (
@@ -528,6 +530,7 @@ def dry(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Path]) -> It
             model_folder(step.folder / "model", places["encoder"])
             modules = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
             (step.folder / "model" / "modules.json").write_text(json.dumps(modules))
+            (step.folder / "step.json").write_text(json.dumps({"depends_on": depends}))
             return
         card = {"classes": settings.get("classes", 2), "max_length": settings.get("max_length", 64)}
         if step.kind == "stage1":
@@ -665,6 +668,36 @@ def test_methods_share_what_they_have_in_common(dry: Dry) -> None:
     )
     assert one < several  # one student of m-o-m for each of the two teachers, and finetune
     assert len(several) == 3
+
+
+def test_labels_of_a_tuned_model_depend_on_who_reads_it(dry: Dry) -> None:
+    """tmkd reads a builtin model, sentence-transformers a folder, whose steps say nothing of it, as before."""
+
+    def settings(model: str, **keys: Any) -> Any:
+        teacher = {"name": "a", "kind": "bi_encoder", "model": model, "tune": {}, "calibrate": "none", **keys}
+        (name,) = dry.steps(dry.recipe({"teachers.0": teacher}))["tuned"]
+        return json.loads((dry.root / "steps" / f"tuned-{name}" / "step.json").read_text())["depends_on"]["settings"]
+
+    prompts = {"query": "find: ", "passage": None}
+    reader = {"model": "builtin:minilm-l6", "max_length": None, "prompts": prompts}
+    assert settings("builtin:minilm-l6", query_prompt="find: ") == {"precision": "fp32", "reader": reader}
+    assert settings("{encoder}", pooling="mean") == {"precision": "fp32"}
+
+
+def test_fingerprints_of_bi_encoders(places: dict[str, Path]) -> None:
+    """Those of models that are not tuned, and of tuned folders, are what they were in earlier versions."""
+    minilm = "builtin:minilm-l6"
+    weights, none = folder_fingerprint(find_folder(minilm)), [None, None, [None, None]]
+    before = BiEncoderTeacher(minilm, precision="fp32").fingerprint
+    assert before == digest_of(["bi_encoder", weights, 1, *none, "fp32"])
+    assert BiEncoderTeacher(minilm, precision="bf16").fingerprint == digest_of(
+        ["bi_encoder", weights, 1, *none, "bf16"]
+    )
+    given, about = folder_fingerprint(places["encoder"]), [None, "mean", [None, None], "fp32"]
+    folder = BiEncoderTeacher(str(places["encoder"]), pooling="mean", precision="bf16")
+    assert folder.fingerprint == digest_of(["bi_encoder", given, 1, *about])
+    read = BiEncoderTeacher(TunedBuiltin(minilm, find_folder(minilm)), precision="fp32")
+    assert read.fingerprint != before  # sentence-transformers gave other scores in the same precision, to rounding
 
 
 def test_the_version_of_a_kind_is_part_of_its_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import tiny
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
+from transformers.utils import logging as transformers_logging
 
 from tmkd.config.load import parse_recipe
 from tmkd.core.errors import DataError, RecipeError
@@ -78,6 +80,7 @@ def test_a_tuned_model_is_a_folder_of_sentence_transformers(tmp_path: Path, mode
     assert list((step.folder / "model").glob("*.safetensors"))
     assert not list(step.folder.rglob("*.bin"))
     teacher = tuned_teacher(run.recipe, step, "b")
+    assert teacher.builtin == model.startswith("builtin:")  # then tmkd reads it
     pairs = run.data.dev
     theirs = opened.similarity_pairwise(opened.encode_query(pairs.questions), opened.encode_document(pairs.passages))
     np.testing.assert_allclose(teacher.similarities(pairs), theirs, atol=1e-5)
@@ -183,6 +186,17 @@ def test_a_whole_run_with_out_of_fold_labels_of_a_tuned_model(tmkd: Tmkd, tmp_pa
     assert "tune b: done before" in tmkd("run", recipe).stderr
     done = tmkd("evaluate", "workspace/runs/tuned", "--pairs", tmp_path / "train.jsonl", "--json", "-", "--no-speed")
     assert [row["name"] for row in json.loads(done.stdout)["methods"]] == ["teacher:b", "tkd"]
+
+
+def test_transformers_draws_no_bars(tmkd: Tmkd, tmp_path: Path) -> None:
+    """Neither when a model is tuned and saved nor when the result labels; other programs' bars stay as they were."""
+    made = content(tmp_path, str(tiny("bert", tmp_path / "mine")), teacher={"pooling": "mean"})
+    recipe = tmp_path / "tuned.yaml"
+    recipe.write_text(yaml.safe_dump(made))
+    shown = tmkd("label", recipe).stderr
+    assert "pairs with b: done" in shown
+    assert not re.search(r"Loading weights|Writing model shards|\d%\|", shown)
+    assert transformers_logging.is_progress_bar_enabled()
 
 
 def test_settings_that_cannot_be_tuned(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from tmkd.inference.manifest import read_manifest
 from tmkd.models.checkpoint import load_encoder, load_finished, save_student
 from tmkd.models.encoders.families import takes_token_types
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
+from tmkd.models.quiet import without_bars
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 
@@ -261,8 +262,9 @@ def _write_single(found: Weights) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from transformers import AutoModelForSequenceClassification
 
-    model: Any = AutoModelForSequenceClassification.from_pretrained(found.student, attn_implementation="eager")
-    model.eval().save_pretrained(found.single)
+    with without_bars():
+        model: Any = AutoModelForSequenceClassification.from_pretrained(found.student, attn_implementation="eager")
+        model.eval().save_pretrained(found.single)
     for file in found.student.glob("*token*"):
         shutil.copyfile(file, found.single / file.name)
     _write_tokenizer_files(found)

@@ -26,6 +26,7 @@ from tmkd.models.card import ModelCard
 from tmkd.models.encoders.families import family_of, last_linear, takes_token_types
 from tmkd.models.encoders.find import HEADS_FILE
 from tmkd.models.one_logit import folded_rows
+from tmkd.models.quiet import without_bars
 from tmkd.models.tokenizer import PairTokenizer
 
 FOLD_LIMIT = 1e-5  # largest difference allowed between the folded head's logits and the mean of the heads' logits
@@ -41,15 +42,14 @@ def load_checkpoint(folder: Path) -> Any:
         EncoderError: the folder holds no checkpoint, or one of an architecture that is not supported.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         family_of(config.model_type, str(folder))
-        return AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        ).eval()
+        with without_bars():
+            return AutoModelForSequenceClassification.from_pretrained(
+                folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            ).eval()
     except EncoderError:
         raise
     except Exception as error:  # safetensors and the hub's loader raise classes of their own

@@ -21,6 +21,7 @@ from tmkd.core.hardware import device, use_bf16
 from tmkd.models.batching import length_sorted_batches, pad
 from tmkd.models.encoders.find import weight_files
 from tmkd.models.encoders.tensors import require_finite
+from tmkd.models.quiet import without_bars
 from tmkd.models.text_tokenizer import TextTokenizer
 
 TOKENS = 4096  # most tokens of a batch
@@ -157,13 +158,12 @@ def unit_mean(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
 def _load(folder: Path) -> Any:
     """The encoder as transformers loads it, on the device, in evaluation mode."""
     from transformers import AutoModel
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # transformers shows one while it reads weights
     weight_files(folder)  # refuses what transformers would read otherwise
-    model, about = AutoModel.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-    )
+    with without_bars():
+        model, about = AutoModel.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
     _require_whole(about, folder)
     require_finite(model.state_dict(), folder)
     return model.to(device()).eval()

@@ -22,6 +22,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.models.bi_encoder import embeddings
 from tmkd.models.encoders.find import find_folder, folder_fingerprint
 from tmkd.models.module_files import MODULES_FILE, read_modules
+from tmkd.models.quiet import without_bars
 from tmkd.models.ready import read_json
 from tmkd.models.student import SHARPNESS
 from tmkd.models.text_reader import TextReader
@@ -45,11 +46,24 @@ class Prompts:
     passage: str | None = None
 
 
+@dataclass(frozen=True)
+class TunedBuiltin:
+    """A builtin model that was fine-tuned.
+
+    Attributes:
+        spec: which one it was, `builtin:NAME`.
+        folder: its weights and tokenizer now.
+    """
+
+    spec: str
+    folder: Path
+
+
 class BiEncoderTeacher(StoredTeacher):
     """An embedding model as a teacher of two classes.
 
     Pooling, normalisation, prompts and the kind of similarity are what the model's files say. `builtin:` models are run
-    by tmkd itself, others by sentence-transformers.
+    by tmkd itself, fine-tuned ones too, and others by sentence-transformers.
 
     Example:
         >>> from tmkd.data.pairs import Pairs
@@ -59,7 +73,7 @@ class BiEncoderTeacher(StoredTeacher):
         [0.48, 0.0]
 
     Attributes:
-        spec: as given.
+        spec: as given; of a fine-tuned builtin model, which one it was.
         folder: the model's folder.
         name: what messages and reports call the teacher.
         positive: the class of the right passages.
@@ -67,7 +81,7 @@ class BiEncoderTeacher(StoredTeacher):
 
     def __init__(
         self,
-        spec: str,
+        spec: str | TunedBuiltin,
         *,
         name: str | None = None,
         max_length: int | None = None,
@@ -79,7 +93,7 @@ class BiEncoderTeacher(StoredTeacher):
         """Find the model and check that its files say how token vectors become one.
 
         Args:
-            spec: `builtin:NAME`, a folder of sentence-transformers, or a hub id.
+            spec: `builtin:NAME`, a builtin model that was fine-tuned, a folder of sentence-transformers, or a hub id.
             name: the last part of `spec` unless given.
             max_length: tokens of a text; what the model's files say unless given.
             pooling: for a model without files about pooling: mean, cls, max or lasttoken.
@@ -90,26 +104,32 @@ class BiEncoderTeacher(StoredTeacher):
         Raises:
             EncoderError: there is no such model, its pooling is not known, or its files name code of its own.
         """
-        self.spec, self.positive, self.pooling = spec, positive, pooling
-        self.name = name or spec.rpartition("/")[2]
+        self._tuned = isinstance(spec, TunedBuiltin)
+        self.spec = spec.spec if isinstance(spec, TunedBuiltin) else spec
+        self.positive, self.pooling = positive, pooling
+        self.name = name or self.spec.rpartition("/")[2]
         self.max_length, self.prompts, self.precision = max_length, prompts or Prompts(), precision
-        self.folder = find_folder(spec)
-        if self._builtin:
+        self.folder = spec.folder if isinstance(spec, TunedBuiltin) else find_folder(spec)
+        if self.builtin:
             if pooling is not None:
-                raise EncoderError(f"{spec}: its pooling is known; leave out `pooling: {pooling}`", source=spec)
+                raise EncoderError(
+                    f"{self.spec}: its pooling is known; leave out `pooling: {pooling}`", source=self.spec
+                )
         else:
             _require_pooling(self.folder, pooling)
         self._embeddings: dict[str, NDArray[np.float32]] = {}
 
     @property
-    def _builtin(self) -> bool:
+    def builtin(self) -> bool:
+        """Whether tmkd runs the model itself."""
         return self.spec in BUILTIN_LENGTH
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash over weights, configuration, length, pooling, prompts and, for a builtin model, precision."""
         prompts = [self.prompts.query, self.prompts.passage]
-        about = [self.max_length, self.pooling, prompts, self.precision if self._builtin else "fp32"]
+        about = [self.max_length, self.pooling, prompts, self.precision if self.builtin else "fp32"]
+        about += [self.spec] if self._tuned else []
         return digest_of(["bi_encoder", folder_fingerprint(self.folder), self.positive, *about])
 
     @functools.cached_property
@@ -128,15 +148,16 @@ class BiEncoderTeacher(StoredTeacher):
             from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         where = {"device": str(device()), "model_kwargs": {"use_safetensors": True}}
-        pooling = "mean" if self._builtin else self.pooling
+        pooling = "mean" if self.builtin else self.pooling
         try:
-            if pooling is None:
-                model = SentenceTransformer(str(self.folder), **options, **where)
-            else:
-                words = Transformer(str(self.folder), model_kwargs=where["model_kwargs"])
-                pool = Pooling(words.get_embedding_dimension(), pooling_mode=pooling)
-                modules = [words, pool, Normalize()] if self._builtin else [words, pool]
-                model = SentenceTransformer(modules=modules, device=str(device()))
+            with without_bars():
+                if pooling is None:
+                    model = SentenceTransformer(str(self.folder), **options, **where)
+                else:
+                    words = Transformer(str(self.folder), model_kwargs=where["model_kwargs"])
+                    pool = Pooling(words.get_embedding_dimension(), pooling_mode=pooling)
+                    modules = [words, pool, Normalize()] if self.builtin else [words, pool]
+                    model = SentenceTransformer(modules=modules, device=str(device()))
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise EncoderError(f"{self.folder} cannot be read: {reason}", source=self.folder) from error
@@ -157,7 +178,7 @@ class BiEncoderTeacher(StoredTeacher):
 
     def _embedder(self, side: str, prompt: str | None) -> Callable[[Sequence[str]], NDArray[np.float32]]:
         """What embeds questions (`query`) or passages (`document`)."""
-        if self._builtin:
+        if self.builtin:
             return functools.partial(self._embed_builtin, prompt=prompt)
         encode = getattr(self._model, f"encode_{side}")
         given = {} if prompt is None else {"prompt": prompt}
@@ -188,7 +209,7 @@ class BiEncoderTeacher(StoredTeacher):
             self._fill("document", passages)
         first = np.stack([self._embeddings["query" + text] for text in questions])
         second = np.stack([self._embeddings["document" + text] for text in passages])
-        if self._builtin:
+        if self.builtin:
             return np.asarray(np.einsum("nd,nd->n", first, second), dtype=np.float32)
         found = self._model.similarity_pairwise(first, second)
         return np.asarray(found, dtype=np.float32)
@@ -200,7 +221,7 @@ class BiEncoderTeacher(StoredTeacher):
     def from_raw(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of two classes: SHARPNESS (cosine - 1/2) as log-odds; another similarity is taken as it is."""
         odds = raw[:, 0]
-        if self._builtin or _similarity_of(self.folder) == "cosine":
+        if self.builtin or _similarity_of(self.folder) == "cosine":
             odds = SHARPNESS * (odds - 0.5)
         return two_logits(odds if self.positive else -odds)
 

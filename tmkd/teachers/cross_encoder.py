@@ -23,6 +23,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.models.encoders.find import find_folder, folder_fingerprint, weight_files
 from tmkd.models.module_files import read_modules
 from tmkd.models.predict import require_finite_logits
+from tmkd.models.quiet import without_bars
 from tmkd.models.ready import activation_of, keeps_log_odds, no_log_odds, read_json, scale_problem
 from tmkd.models.weights import names_of
 from tmkd.teachers.interface import Scored, StoredTeacher
@@ -127,10 +128,11 @@ class CrossEncoderTeacher(StoredTeacher):
 
         weights = {"use_safetensors": True, **({"dtype": "float32"} if self.precision == "fp32" else {})}
         try:
-            return CrossEncoder(
-                str(self.folder), max_length=self.max_length, device=str(device()), model_kwargs=weights,
-                local_files_only=True, trust_remote_code=False,
-            )  # fmt: skip
+            with without_bars():
+                return CrossEncoder(
+                    str(self.folder), max_length=self.max_length, device=str(device()), model_kwargs=weights,
+                    local_files_only=True, trust_remote_code=False,
+                )  # fmt: skip
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
             raise self._unreadable(error) from error
 

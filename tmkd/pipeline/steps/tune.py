@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from tmkd.core.files import write_json
 from tmkd.core.hardware import device, use_bf16
 from tmkd.data.pairs import Pairs
 from tmkd.models.encoders.tensors import require_finite
+from tmkd.models.quiet import without_bars
+from tmkd.models.ready import read_json
 from tmkd.pipeline.steps.fit import state_folder
 from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
 from tmkd.pipeline.store.workspace import Step, Workspace
-from tmkd.teachers.bi_encoder import BiEncoderTeacher, Prompts
+from tmkd.teachers.bi_encoder import BiEncoderTeacher, Prompts, TunedBuiltin
 from tmkd.training.contrastive import Contrast, ContrastiveGradients
 from tmkd.training.trainer import Loop, TrainerConfig
 
@@ -44,8 +46,19 @@ def untuned(recipe: Recipe, teacher: Teacher) -> BiEncoderTeacher:
 
 
 def tuned_teacher(recipe: Recipe, step: Step, name: str) -> BiEncoderTeacher:
-    """The bi-encoder of a finished step; its files say all but which class is the right one."""
-    return BiEncoderTeacher(str(step.folder / _MODEL), name=name, positive=recipe.positive_class)
+    """The bi-encoder of a finished step, read as it would be read before it was fine-tuned."""
+    folder, right = step.folder / _MODEL, recipe.positive_class
+    about = read_json(step.folder / "step.json")["depends_on"]["settings"].get("reader")
+    if about is None:  # its files say the rest
+        return BiEncoderTeacher(str(folder), name=name, positive=right)
+    return BiEncoderTeacher(
+        TunedBuiltin(about["model"], folder),
+        name=name,
+        max_length=about["max_length"],
+        prompts=Prompts(**about["prompts"]),
+        precision=recipe.precision,
+        positive=right,
+    )
 
 
 def require_tunable(recipe: Recipe, teacher: Teacher, pairs: Pairs) -> None:
@@ -84,7 +97,7 @@ def tune(workspace: Workspace, recipe: Recipe, teacher: Teacher, pairs: Pairs) -
         start = untuned(recipe, teacher)
     labelled = pairs.take((pairs.labels >= 0).nonzero()[0])
     content = depends_on(
-        settings={"tune": non_defaults(numbers), "precision": recipe.precision},
+        settings={"tune": non_defaults(numbers), "precision": recipe.precision, "reader": _reader(start)},
         inputs={"model": start, "train": labelled},
     )
 
@@ -106,11 +119,22 @@ def tune(workspace: Workspace, recipe: Recipe, teacher: Teacher, pairs: Pairs) -
         )
         curve = loop.fit(model)
         require_finite(model.state_dict(), folder)
-        model.save(str(folder / _MODEL), create_model_card=False)
+        with without_bars():
+            model.save(str(folder / _MODEL), create_model_card=False)
         write_json(folder / "curve.json", curve)
         write_json(folder / "contrast.json", counts)
 
     return workspace.step(TUNED, content, build, label=f"tune {teacher.name}")
+
+
+def _reader(start: BiEncoderTeacher) -> dict[str, Any] | None:
+    """How tmkd reads the fine-tuned model itself; None where sentence-transformers runs it.
+
+    The step's fingerprint stands for the teacher's labels wherever they are used, so it depends on who makes them.
+    """
+    if not start.builtin:
+        return None
+    return {"model": start.spec, "max_length": start.max_length, "prompts": asdict(start.prompts)}
 
 
 def _say(name: str, contrast: Contrast, numbers: Tune) -> dict[str, int]:
