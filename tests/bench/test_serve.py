@@ -16,9 +16,10 @@ import pytest
 from conftest import Done, pair_rows, write_jsonl
 from serve_fixtures import model
 
-from tmkd.bench import fuzz, serve, soak
+from tmkd.bench import fuzz, serve, served, soak
 from tmkd.bench.hostile import hostile, valid
 from tmkd.bench.loadgen import Client, Reply, closed_loop, open_loop, percentiles, request_bytes
+from tmkd.bench.material import Subject
 from tmkd.bench.serve import ServeFigures, ServerResult, best_rate
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -134,6 +135,15 @@ def test_a_fuzz_run_reports_a_server_that_breaks(answer: bytes, problem: str) ->
     found = against(answer, run)
     assert found.sent >= 20
     assert (any(problem in text for text in found.problems)) if problem else found.problems == []
+
+
+def test_a_served_teacher_is_measured_beside_its_server(tmp_path: Path) -> None:
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(2))
+    figures = served.run(Subject(str(model()), pairs=pairs), count=32, rounds=2, threads=1)
+    alone, teacher = json.loads(json.dumps(figures.to_json()))["rows"]
+    assert (alone["name"], teacher["name"]) == ("the server alone", "served teacher, labels stored")
+    assert alone["slower"] > 0  # the median of teacher / server inside a round
+    assert [len(one.values["pairs/s"]) for one in figures.results] == [2, 2]
 
 
 def test_a_fuzz_run_reports_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,14 @@ def labelling(model: Weights) -> list[Contestant]:
     ]
 
 
+def reusing(model: Weights) -> list[Contestant]:
+    """A cross-encoder, which reads every pair, and an embedding model, which reads every text once."""
+    return [
+        _ours("tmkd, cross-encoder", "score", model=model.student, max_length=model.max_length),
+        _ours("tmkd, MiniLM's cosine", "similarity", model="builtin:minilm-l6"),
+    ]
+
+
 def scoring(model: Weights) -> list[Contestant]:
     """The exported student, everything else that runs the same weights, and a deep teacher."""
     return [

@@ -85,6 +85,22 @@ class BenchPairs:
         part = self.pairs.take(range(min(count, len(self.pairs))))
         return list(part.questions), list(part.passages), [int(label) for label in np.maximum(part.labels, 0)]
 
+    def reused(self, times: int, count: int) -> tuple[list[str], list[str], list[int]]:
+        """At most `count` pairs in which every passage occurs `times` times, and labels that are all 0.
+
+        The passages are those of the pairs, each with so many different questions of any pair. The number of pairs does
+        not depend on `times`.
+
+        Raises:
+            TmkdError: There are fewer questions than `times`.
+        """
+        questions, passages = (list(dict.fromkeys(texts)) for texts in (self.pairs.questions, self.pairs.passages))
+        if len(questions) < times:
+            raise TmkdError(f"the pairs have {len(questions)} questions; give {times} or more")
+        rows = range(min(count, len(passages)))
+        asked = [questions[row % len(questions)] for row in rows]
+        return asked, [passages[row // times] for row in rows], [0] * len(rows)
+
     def one_question(self, passages: int, turn: int) -> tuple[list[str], list[str], list[int]]:
         """One question with so many passages, and labels that are all 0. Each turn has another question."""
         rows = [(turn * passages + i) % len(self.pairs) for i in range(passages)]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import RenderableType
 
-from tmkd.bench.contestants import PROBE, choose, factors, labelling, latency, scoring, training
+from tmkd.bench.contestants import PROBE, choose, factors, labelling, latency, reusing, scoring, training
 from tmkd.bench.material import BenchPairs, Subject, Weights
 from tmkd.bench.rounds import Result, Turn, compete, ratios, table
 from tmkd.bench.worker import Contestant, Worker
@@ -22,10 +22,12 @@ from tmkd.core.files import cache_folder
 logger = logging.getLogger(__name__)
 
 SIZES = (10, 25, 50, 100)  # passages of one question
+REUSE = (1, 4, 16)  # pairs that a passage occurs in
 QUESTIONS = 10  # of each size in one turn of the latency bench
 BENCHES: dict[str, Callable[[Weights], list[Contestant]]] = {
     "train": training,
     "label": labelling,
+    "label --reuse": reusing,
     "score": scoring,
     "latency": latency,
     "factors": factors,
@@ -92,11 +94,12 @@ def run(
     contestants = [replace(one, threads=one.threads or threads) for one in contestants]
     logs = cache_folder("bench", "logs")
     scores: dict[str, list[float]] = {}
-    turn = _latency_turn(pairs) if bench == "latency" else _rate_turn(pairs, count, scores)
+    turns = {"latency": _latency_turn(pairs), "label --reuse": _reuse_turn(pairs, count)}
+    turn = turns.get(bench) or _rate_turn(pairs, count, scores)
     results = compete(contestants, turn, rounds, logs)
     logger.info(f"bench: the contestants' own output is in {logs}")
     columns: dict[str, dict[str, str]] = {}
-    if bench != "latency":
+    if bench not in turns:
         questions, passages, _ = pairs.first(count)
         per_pair = model.flops(questions, passages) / len(questions) * (3 if bench == "train" else 1)
         columns = _arithmetic(contestants, results, per_pair)
@@ -120,6 +123,19 @@ def _rate_turn(pairs: BenchPairs, count: int, scores: dict[str, list[float]]) ->
         if found is not None and one.same_weights:
             scores[one.name] = found
         return {"pairs/s": [len(given[0]) / seconds]}
+
+    return turn
+
+
+def _reuse_turn(pairs: BenchPairs, count: int) -> Turn:
+    """A turn that gives pairs per second, for each number of pairs that a passage occurs in."""
+
+    def turn(worker: Worker) -> dict[str, list[float]]:
+        found = {}
+        for times in REUSE:
+            given = pairs.reused(times, count)
+            found[f"pairs/s, each passage in {times}"] = [len(given[0]) / worker.run(*given)[0]]
+        return found
 
     return turn
 

@@ -84,15 +84,31 @@ def label(
     count: Count = 512,
     rounds: Rounds = 5,
     peers: Peers = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="a cross-encoder beside MiniLM's cosine; each passage in 1, 4 and 16 pairs")
+    ] = False,
+    served: Annotated[
+        bool, typer.Option("--served", help="a served teacher beside its server alone, with an export of the model")
+    ] = False,
     threads: Cores = 0,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure labelling with a teacher in PyTorch, in pairs per second.
+    """Measure labelling with a teacher, in pairs per second; with one in PyTorch unless --served is given.
 
     Example: tmkd bench label --count 256 --rounds 5
     """
+    if (reuse or served) and (peers is not None or (reuse and served)):
+        raise typer.BadParameter("give one of --reuse, --served and --peers", param_hint="--reuse, --served")
     subject = _subject(model, layers, max_length, pairs)
+    if served:
+        from tmkd.bench.served import run
+
+        _give(json_file, run(subject, count=count, rounds=rounds, threads=threads))
+        return
+    if reuse:
+        _speed("label --reuse", subject, json_file, count=count, rounds=rounds, threads=threads)
+        return
     _speed("label", subject, json_file, count=count, rounds=rounds, peers=_names(peers), threads=threads)
 
 

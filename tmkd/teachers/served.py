@@ -1,17 +1,23 @@
 """A teacher behind an HTTP endpoint: a rerank API, or a chat model as a judge.
 
-Requests run side by side, answers are given as they come, and what was answered is stored before more is asked: an
-interrupted labelling pays for nothing twice.
+Requests run side by side, in an event loop of their own, so that the server does not wait while answers are stored.
+Answers are given as they come, those of half a second together: an interrupted labelling pays for no more than these
+and the requests under way again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -25,9 +31,17 @@ from tmkd.teachers.interface import Scored, StoredTeacher
 from tmkd.teachers.scores import imported_logits
 from tmkd.teachers.served_forms import form_of
 
+if TYPE_CHECKING:
+    import httpx
+
 logger = logging.getLogger(__name__)
 
+_GATHERED = 0.5  # seconds between two times that answers are given: each is a file for the label store
 _LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
+
+
+_Answer = tuple[list[int], list[float]]
+"""Indices of the pairs of a request, and their scores."""
 
 
 class ServedTeacher(StoredTeacher):
@@ -57,9 +71,9 @@ class ServedTeacher(StoredTeacher):
             if not key:
                 raise self._error(f"the environment has no {endpoint.api_key_env}, which endpoint.api_key_env names")
             headers["Authorization"] = f"Bearer {key}"
-        self._client = httpx.Client(timeout=endpoint.timeout, headers=headers)
+        most = httpx.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
+        self._client = partial(httpx.AsyncClient, timeout=endpoint.timeout, headers=headers, limits=most)
         self._failures: tuple[type[Exception], ...] = (httpx.TransportError,)
-        self._lock = threading.Lock()
         self._stop = threading.Event()
         self.sent = 0
 
@@ -80,55 +94,67 @@ class ServedTeacher(StoredTeacher):
             EndpointError: the endpoint refuses, answers something else, or the budget is spent. Answers of requests
                 that were under way are given first.
         """
-        jobs = iter(_jobs(pairs.questions, self._form.batch))
-        questions, passages = pairs.questions, pairs.passages
+        answers: SimpleQueue[_Answer | None] = SimpleQueue()
+        problems: list[EndpointError] = []
         self._stop.clear()
-        problem: EndpointError | None = None
-        with ThreadPoolExecutor(self.endpoint.concurrency) as pool:
-            running: dict[Future[list[float]], list[int]] = {}
+        with ThreadPoolExecutor(1) as pool:
             try:
-                while True:
-                    while problem is None and len(running) < self.endpoint.concurrency and (rows := next(jobs, None)):
-                        texts = [passages[row] for row in rows]
-                        running[pool.submit(self._scores, questions[rows[0]], texts)] = rows
-                    if not running:
-                        break
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    answered: list[int] = []
-                    scores: list[float] = []
-                    for future in done:
-                        rows = running.pop(future)
-                        try:
-                            scores += future.result()
-                            answered += rows
-                        except EndpointError as error:
-                            problem = problem or error
-                            self._stop.set()
-                    if answered:
-                        yield np.array(answered), np.array(scores, dtype=np.float32)[:, None]
+                done = pool.submit(asyncio.run, self._ask_all(pairs, answers, problems))
+                more, until = True, 0.0
+                while more:
+                    ready = _gathered(answers, until)
+                    more, found = ready[-1] is not None, [one for one in ready if one is not None]
+                    if found:
+                        scores = np.array([score for one in found for score in one[1]], dtype=np.float32)
+                        yield np.array([row for one in found for row in one[0]]), scores[:, None]
+                    until = time.monotonic() + _GATHERED
             finally:
                 self._stop.set()
-        if problem is not None:
-            raise problem
+        done.result()
+        if problems:
+            raise problems[0]
 
-    def _scores(self, question: str, passages: list[str]) -> list[float]:
+    async def _ask_all(self, pairs: Pairs, answers: SimpleQueue[_Answer | None], problems: list[EndpointError]) -> None:
+        """Ask for the scores of all pairs, until there is a problem; None is the last of the answers."""
+        questions, passages = pairs.questions, pairs.passages
+        jobs = requests_of(questions, self._form.batch)
+
+        async def ask() -> None:
+            for rows in jobs:
+                if self._stop.is_set():
+                    break
+                try:
+                    scores = await self._scores(client, questions[rows[0]], [passages[row] for row in rows])
+                except EndpointError as problem:
+                    problems.append(problem)
+                    self._stop.set()
+                else:
+                    answers.put((rows, scores))
+
+        try:
+            async with self._client() as client:
+                await asyncio.gather(*(ask() for _ in range(self.endpoint.concurrency)))
+        finally:
+            answers.put(None)
+
+    async def _scores(self, client: httpx.AsyncClient, question: str, passages: list[str]) -> list[float]:
         """The raw scores of one request's passages."""
-        answer = self._ask(self._form.request(question, passages))
+        answer = await self._ask(client, self._form.request(question, passages))
         try:
             return self._form.read(answer, len(passages))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise self._error(f"its answer cannot be used: {reason}; it begins {str(answer)[:200]!r}") from error
 
-    def _ask(self, body: dict[str, Any]) -> Any:
+    async def _ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Any:
         """The JSON that one request is answered with; tried again after 429, 5xx and broken connections."""
         pause, problem = 0.5, ""
         for attempt in range(self.endpoint.retries + 1):
-            if attempt and self._stop.wait(pause):
+            if attempt and not await self._waited(pause):
                 break
             self._count()
             try:
-                reply = self._client.post(self.url, json=body)
+                reply = await client.post(self.url, json=body)
             except self._failures as error:
                 problem, status = f"{type(error).__name__}: {error}", None
                 pause = min(2 * pause, _LONGEST_WAIT)
@@ -156,16 +182,22 @@ class ServedTeacher(StoredTeacher):
             status,
         )
 
+    async def _waited(self, seconds: float) -> bool:
+        """Wait; False where nothing is to be asked any more."""
+        until = time.monotonic() + seconds
+        while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.1))
+        return not self._stop.is_set()
+
     def _count(self) -> None:
         """Note that a request is sent, if the budget has room for it."""
-        with self._lock:
-            most = self.endpoint.max_requests
-            if most is not None and self.sent >= most:
-                raise self._error(
-                    f"max_requests: {most:,} requests are spent. What was answered is kept: run again to go on with as "
-                    "many, or raise endpoint.max_requests"
-                )
-            self.sent += 1
+        most = self.endpoint.max_requests
+        if most is not None and self.sent >= most:
+            raise self._error(
+                f"max_requests: {most:,} requests are spent. What was answered is kept: run again to go on with as "
+                "many, or raise endpoint.max_requests"
+            )
+        self.sent += 1
 
     def from_raw(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of two classes: what the form of the answers holds, log-odds or probabilities."""
@@ -173,8 +205,25 @@ class ServedTeacher(StoredTeacher):
         return logits if self.positive else logits[:, ::-1]
 
 
-def _jobs(questions: list[str], batch: int) -> Iterator[list[int]]:
-    """The pairs (indices) of each request: passages of one question, at most `batch` of them."""
+def _gathered(answers: SimpleQueue[_Answer | None], until: float) -> list[_Answer | None]:
+    """The next answer, as soon as it is there, with those that come until then; None is the last of all."""
+    found = [answers.get()]
+    with suppress(Empty):
+        while found[-1] is not None:
+            found.append(answers.get(timeout=max(0.0, until - time.monotonic())))
+    return found
+
+
+def requests_of(questions: list[str], batch: int) -> Iterator[list[int]]:
+    """The pairs of each request: passages of one question, at most `batch` of them.
+
+    Args:
+        questions: the question of each pair.
+        batch: most passages of a request.
+
+    Yields:
+        Indices of the pairs of a request.
+    """
     rows_of: dict[str, list[int]] = {}
     for row, question in enumerate(questions):
         rows_of.setdefault(question, []).append(row)

@@ -8,7 +8,9 @@ from protocol import serve
 
 
 def load(options):
-    return {"train": train, "score": score, "export": export, "probe": probe}[options["do_what"]](options)
+    return {"train": train, "score": score, "similarity": similarity, "export": export, "probe": probe}[
+        options["do_what"]
+    ](options)
 
 
 def train(options):
@@ -57,6 +59,25 @@ def score(options):
         logits = score(model, inputs, precision=options.get("precision", "auto"))
         return logits[:, 1] - logits[:, 0]
 
+    return run
+
+
+def similarity(options):
+    from tmkd.core.hardware import prepare
+    from tmkd.data.pairs import Pairs
+    from tmkd.teachers.bi_encoder import BiEncoderTeacher
+
+    prepare(options["threads"])
+    teachers = []
+
+    def run(questions, passages, labels):
+        return teachers.pop().similarities(Pairs.build(questions, passages))
+
+    def fresh(questions, passages):  # one that has embedded none of the texts, with its model open
+        teachers[:] = [BiEncoderTeacher(options["model"])]
+        teachers[0].similarities(Pairs.build(["question"], ["passage"]))
+
+    run.prepare = fresh
     return run
 
 
