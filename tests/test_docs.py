@@ -265,6 +265,15 @@ def test_the_table_of_passages_that_occur_again_is_that_of_its_file() -> None:
         assert ratio == f"{cross['slower'] if 'slower' in cross else 1 / cosine['slower']:.1f}"
 
 
+def test_the_figures_of_a_served_teacher_are_those_of_its_file() -> None:
+    alone, teacher = json.loads((ROOT / "docs" / "results" / "bench-label-served.json").read_text())["rows"]
+    shown = (
+        f"labels {teacher['median']:.0f} pairs/s where its server alone answers {alone['median']:.0f} to prepared "
+        f"requests, {alone['slower']:.2f} times as many"
+    )
+    assert shown in " ".join(TEXTS["docs/performance.md"].split())
+
+
 @pytest.mark.parametrize("page", ["docs/results.md"])
 def test_the_tables_over_the_tasks_are_what_their_command_prints(page: str, tmkd: Tmkd, monkeypatch: Any) -> None:
     monkeypatch.chdir(ROOT)
