@@ -55,9 +55,12 @@ if TYPE_CHECKING:
     from tmkd.core.errors import RecipeError as RecipeError
     from tmkd.core.errors import TmkdError as TmkdError
     from tmkd.core.files import Quoting
+    from tmkd.data.corpus_pool.mine import MinedPool as MinedPool
+    from tmkd.data.corpus_pool.mine import mine_pool as mine_pool
+    from tmkd.data.corpus_pool.retrieve import Mining as Mining
+    from tmkd.data.documents.document_rows import Fields as Fields
     from tmkd.data.documents.index import Changes as Changes
     from tmkd.data.documents.index import DocumentIndex as DocumentIndex
-    from tmkd.data.documents.json_lines import Fields as Fields
     from tmkd.data.documents.reader import Reading as Reading
     from tmkd.data.pairs import Pairs as Pairs
     from tmkd.data.rows import read_pairs as read_pairs
@@ -122,6 +125,8 @@ __all__ = [
     "LabelResult",
     "LabelStore",
     "Loss",
+    "MinedPool",
+    "Mining",
     "MissingExtraError",
     "MultiTaskResults",
     "NoRoomError",
@@ -164,6 +169,7 @@ __all__ = [
     "describe_recipe",
     "list_study",
     "load_recipe",
+    "mine_pool",
     "read_pairs",
     "run_study",
     "score_file",
@@ -171,8 +177,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "tmkd.config.load": ["load_recipe"],
-    "tmkd.config.recipe": ["Recipe"],
+    "tmkd.config.load": ["load_recipe"], "tmkd.config.recipe": ["Recipe"],
     "tmkd.config.pool_sections": ["Pool", "PoolSource", "ReadyPairs", "Texts"],
     "tmkd.config.sections": [
         "Bilstm", "Columns", "Data", "DebianDocsSizes", "Export", "HoldOut", "Loss", "Stage1", "Stage2",
@@ -184,19 +189,17 @@ _HOMES = {
         "DataError", "Diverged", "EncoderError", "EndpointError", "ExportError", "FetchError", "LabelError",
         "MissingExtraError", "NoRoomError", "RecipeError", "TmkdError",
     ],
+    "tmkd.data.corpus_pool.mine": ["MinedPool", "mine_pool"], "tmkd.data.corpus_pool.retrieve": ["Mining"],
     "tmkd.data.documents.index": ["Changes", "DocumentIndex"],
-    "tmkd.data.documents.json_lines": ["Fields"],
-    "tmkd.data.documents.reader": ["Reading"],
-    "tmkd.data.pairs": ["Pairs"],
-    "tmkd.data.rows": ["read_pairs"],
+    "tmkd.data.documents.document_rows": ["Fields"], "tmkd.data.documents.reader": ["Reading"],
+    "tmkd.data.pairs": ["Pairs"], "tmkd.data.rows": ["read_pairs"],
     "tmkd.evaluation.multi_task": ["MultiTaskResults"],
     "tmkd.evaluation.results": ["Results"],
     "tmkd.inference.qa.answer": ["Answer", "Answers", "QuestionAnswerer"],
     "tmkd.inference.qa.calibrate": ["CalibrationResult"],
     "tmkd.inference.qa.calibration": ["Calibration"],
     "tmkd.inference.score_file": ["ScoredFile", "score_file"],
-    "tmkd.inference.scorer": ["Scorer"],
-    "tmkd.inference.state_store": ["StateStore"],
+    "tmkd.inference.scorer": ["Scorer"], "tmkd.inference.state_store": ["StateStore"],
     "tmkd.inference.state_update": ["IndexChanges", "StateChanges"],
     "tmkd.pipeline.results": [
         "DistillResult", "ExportResult", "LabelResult", "PretrainResult", "RunResult", "TeachResult",
@@ -279,7 +282,7 @@ def build_index(
     """Index documents, or bring an index up to date: afterwards it holds these documents and no others.
 
     Args:
-        documents: files and folders (HTML, Markdown, text, POD, JSON lines, BEIR), or `debian-docs`.
+        documents: files and folders (HTML, Markdown, text, POD, JSON lines, Parquet, BEIR), or `debian-docs`.
         folder: the index; it is made where there is none.
         reading: fields of JSON lines, addresses and limits; the usual ones unless given.
         model: an export of a student of the kind `cached`, to compute the states of the passages with.

@@ -10,7 +10,7 @@ from conftest import write_jsonl
 
 from tmkd.config.load import load_recipe
 from tmkd.core.errors import DataError, MissingExtraError, RecipeError, needs_extra
-from tmkd.data.documents.json_lines import Fields
+from tmkd.data.documents.document_rows import Fields
 from tmkd.data.documents.reader import DocumentReader, Reading
 from tmkd.data.readers import read_rows
 from tmkd.data.rows import read_pairs

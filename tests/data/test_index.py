@@ -19,12 +19,13 @@ from conftest import Tmkd, write_jsonl
 from qa_fixtures import document, index_of
 
 from tmkd.core.errors import DataError, MissingExtraError
+from tmkd.data.documents.document_rows import Fields, row_id
 from tmkd.data.documents.html import parse_html
 from tmkd.data.documents.index import Document, DocumentIndex, Found, update_index
 from tmkd.data.documents.index_files import CARD
-from tmkd.data.documents.json_lines import Fields
 from tmkd.data.documents.markdown import parse_markdown, parse_plain
 from tmkd.data.documents.reader import DocumentReader, Reading, index_documents
+from tmkd.data.writers import write_rows
 
 ROOT = Path(__file__).parents[2]
 MARKDOWN = """---
@@ -479,7 +480,7 @@ def test_an_error_of_the_disk_is_said_plainly(tmp_path: Path, monkeypatch: pytes
     def full(*_: object) -> None:
         raise ValueError("An error occurred in a thread: no space")
 
-    monkeypatch.setattr("tmkd.data.documents.index._document", full)
+    monkeypatch.setattr("tmkd.data.documents.index.as_document", full)
     with pytest.raises(DataError, match=r"cannot be written \(.*no space; .* MiB free on its disk\); it is as it was"):
         update_index(tmp_path / "index", lambda: [document("b", "new words")])
     assert [one.document for one in DocumentIndex.open(tmp_path / "index").search("words", 3)] == ["a"]
@@ -547,3 +548,61 @@ def test_the_command_counts(docs: Path, tmp_path: Path, tmkd: Tmkd) -> None:
     assert "0 added, 0 changed, 0 deleted, 3 unchanged documents; 5 passages" in told
     assert "left out 1 files of other kinds" in told
     assert "nowhere: no such file" in tmkd("index", "nowhere", "--out", "out", check=False).stderr
+
+
+def test_documents_that_are_gone_are_found_group_by_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tmkd.data.documents.index._AT_ONCE", 3)
+    texts = {f"{number}.md": f"text number {number}" if number % 5 else "" for number in range(40)}
+    index_of(tmp_path / "index", texts)
+    kept = {key: text for key, text in texts.items() if key.startswith("1")}
+    changes = update_index(tmp_path / "index", lambda: [document(key, *filter(None, [kept[key]])) for key in kept])
+    assert (changes.deleted, changes.unchanged, changes.passages) == (29, 11, 9)
+    index = DocumentIndex.open(tmp_path / "index")
+    assert index.documents == 11
+    assert {one.document for one in index.search("text", 40)} == {key for key, text in kept.items() if text}
+
+
+def test_parquet_is_read_row_by_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    rows: list[dict[str, object]] = [
+        {"id": number, "title": f"Part {number}", "text": f"Cells of kind {number} divide."} for number in range(2100)
+    ]
+    write_rows(docs / "cells.parquet", [*rows, {"id": 2100, "title": None, "text": None}])
+    changes = index_documents([docs], tmp_path / "index")
+    assert (changes.added, changes.passages) == (2101, 2100)
+    assert (
+        "cells.parquet: 1 of 2,101 documents have no text, and so no passage; the first is in row 2101" in caplog.text
+    )
+    (found,) = DocumentIndex.open(tmp_path / "index").search("kind 1999", 1)
+    assert (found.document, found.passage.title) == (f"{docs}/cells.parquet#1999", "Part 1999")
+    for wrong, said in (
+        ([{"id": 1, "body": "x"}], r"cells.parquet, row 1: there is no field 'text' .*; there are: 'id', 'body'"),
+        ([{"id": 1, "text": "x"}, {"id": 1, "text": "y"}], r"cells.parquet, row 2: the id '1' is in row 1 already"),
+        ([{"id": 1, "text": 7}], r"cells.parquet, row 1: 'text' is int, it must be text"),
+    ):
+        write_rows(docs / "cells.parquet", wrong)
+        with pytest.raises(DataError, match=said):
+            index_documents([docs], tmp_path / "index")
+    (docs / "cells.parquet").write_bytes(b"PAR1 or not")
+    with pytest.raises(DataError, match=r"cells\.parquet is not a readable Parquet file"):
+        index_documents([docs], tmp_path / "index")
+
+
+def test_rows_may_be_whole_passages(tmp_path: Path) -> None:
+    long = "\n\n".join(f"Paragraph {number} has words, " + "and more words, " * 30 for number in range(3))
+    write_jsonl(tmp_path / "a.jsonl", [{"_id": "d7", "title": "Long", "text": f" {long} "}, {"text": "Lonely"}])
+    whole = Reading(whole=True)
+    assert index_documents([tmp_path / "a.jsonl"], tmp_path / "index", whole).passages == 2
+    (found,) = DocumentIndex.open(tmp_path / "index").search("paragraph", 5)
+    assert (found.passage.text, found.passage.section) == (long.strip(), "d7")
+    assert row_id(found.document, found.passage) == "d7"
+    changes = index_documents([tmp_path / "a.jsonl"], tmp_path / "index")  # cut: other passages of the same rows
+    assert changes.changed == 2
+    found = DocumentIndex.open(tmp_path / "index").search("paragraph", 1)[0]
+    assert row_id(found.document, found.passage) is None
+    write_jsonl(tmp_path / "b.jsonl", [{"_id": "d7", "text": "Other words of another file."}])
+    index_documents([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], tmp_path / "index", whole)
+    index = DocumentIndex.open(tmp_path / "index")
+    names = {row_id(one.document, one.passage) for one in index.search("words", 5)}
+    assert names == {f"{tmp_path}/{name}.jsonl#d7" for name in "ab"}

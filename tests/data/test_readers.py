@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from pairs_fixtures import EXTENSIONS, ROWS, refused
 
+from tmkd.core.errors import DataError
 from tmkd.data.pairs import pair_id
-from tmkd.data.readers import line_of, read_rows
+from tmkd.data.readers import line_of, read_rows, stream_rows
 from tmkd.data.rows import Columns, Row, read_pairs, rows_to_pairs
 from tmkd.data.writers import write_rows
 
@@ -345,3 +346,56 @@ def test_numbers_that_json_does_not_have_become_null_and_are_counted(
     lines = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert lines == [{"a": None, "b": [1.0, None], "c": "NaN"}, rows[1]]
     assert "null: 1 in column 'a', 1 in column 'b'" in caplog.text
+
+
+STREAMED = {
+    "mark.jsonl": b'\xef\xbb\xbf{"a": "\xe2\x80\xa8 one"}\r\n\n  \n{"a": "two"}\n',
+    "end.ndjson": b'{"a": 1}\n{"b": [2]}',
+    "returns.jsonl": b'{"a": 1}',
+    "array.json": b'\n [{"a": 1},\n {"a": 2}]\n',
+    "lines.json": b'{"a": 1}\n{"a": 2}\n',
+    "wide.jsonl": '{"a": "ü"}\n{"a": "one"}\n'.encode("utf-16"),
+    "cells.csv": b'a,b\n1,"2\n3"\n',
+    "cells.tsv": b'a\tb\n1\t"2\n',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STREAMED)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_stream_has_the_rows_and_places_of_the_whole_file(tmp_path: Path, name: str, packed: bool) -> None:
+    path = tmp_path / (name + ".gz" if packed else name)
+    path.write_bytes(gzip.compress(STREAMED[name]) if packed else STREAMED[name])
+    whole = read_rows(path)
+    assert whole.lines is not None
+    places = [f"{path}:{line}" for line in whole.lines]
+    assert list(stream_rows(path)) == list(zip(places, whole, strict=True))
+
+
+def test_a_stream_of_parquet_has_every_row(tmp_path: Path) -> None:
+    path, rows = tmp_path / "rows.parquet", [{"a": f"text {number}", "b": number} for number in range(2500)]
+    write_rows(path, rows)
+    assert list(stream_rows(path)) == [(f"{path}, row {number + 1}", row) for number, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", b'{"a": 1}\n{"a": \n'), ("a.jsonl", b'{"a": 1}\n[1]\n'), ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n'),
+     ("a.jsonl", b'{"a": 1, "a": 2}\n'), ("a.jsonl", '{"a": 1}'.encode("utf-16-le")), ("a.parquet", b"PAR1 or not"),
+     ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9999)[:-20]), ("a.xml", b"<a/>")],
+)  # fmt: skip
+def test_a_stream_refuses_what_the_whole_file_refuses(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as whole:
+        read_rows(path)
+    with pytest.raises(DataError) as streamed:
+        list(stream_rows(path))
+    assert str(streamed.value) == str(whole.value)
+    assert streamed.value.line == whole.value.line
+
+
+def test_a_stream_of_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n")
+    for path, said in ((tmp_path / "a.jsonl", "has no rows"), (tmp_path / "b.jsonl", "no such file")):
+        with pytest.raises(DataError, match=said):
+            list(stream_rows(path))

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import tmkd
-from tmkd.cli import evaluate, serve, student, train, workspace
+from tmkd.cli import evaluate, mine, serve, student, train, workspace
 from tmkd.cli.bench import bench
 from tmkd.cli.options import Command, Sections
 from tmkd.core.console import set_quiet
@@ -29,13 +29,13 @@ Exit status:
   130  interrupted by Ctrl-C; 143 by the signal TERM
 """
 COMMANDS = {
-    "Train": (train.run, train.teach, train.label, train.pretrain, train.distill, train.export),
+    "Train": (mine.mine, train.run, train.teach, train.label, train.pretrain, train.distill, train.export),
     "Evaluate": (evaluate.evaluate, evaluate.overall, evaluate.study),
     "Use a student": (student.score, serve.serve, student.index, student.ask, student.calibrate),
     "Recipes and the workspace": (workspace.recipe, workspace.clean),
 }
 # Commands that keep their finished steps: the same command continues.
-STEPWISE = frozenset(["run", "teach", "label", "pretrain", "distill", "export", "evaluate", "study"])
+STEPWISE = frozenset(["run", "teach", "label", "pretrain", "distill", "export", "evaluate", "study", "mine"])
 
 TOGETHER = frozenset(["run", "teach", "label", "pretrain", "distill", "export"])  # what torchrun may start
 

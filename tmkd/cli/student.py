@@ -70,7 +70,8 @@ def index(
         list[str] | None,
         typer.Argument(
             metavar="DOCS",
-            help="folders or files: HTML, Markdown, text, POD, JSON lines (plain or .gz), BEIR; or debian-docs",
+            help="folders or files: HTML, Markdown, text, POD, JSON lines (plain or .gz), Parquet, BEIR; "
+            "or debian-docs",
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="the index's folder")] = INDEX,
@@ -83,10 +84,10 @@ def index(
     ] = False,
     backend: Backend = "auto",
     threads: Threads = None,
-    id_field: Annotated[str, typer.Option(help="JSON lines: the field that names a document")] = "id",
-    title_field: Annotated[str, typer.Option(help="JSON lines: the field of its title")] = "title",
-    text_field: Annotated[str, typer.Option(help="JSON lines: the field of its text")] = "text",
-    url_field: Annotated[str, typer.Option(help="JSON lines: the field of its address")] = "url",
+    id_field: Annotated[str, typer.Option(help="JSON lines, Parquet: the field that names a document")] = "id",
+    title_field: Annotated[str, typer.Option(help="JSON lines, Parquet: the field of its title")] = "title",
+    text_field: Annotated[str, typer.Option(help="JSON lines, Parquet: the field of its text")] = "text",
+    url_field: Annotated[str, typer.Option(help="JSON lines, Parquet: the field of its address")] = "url",
     url: Annotated[
         str | None, typer.Option(help="address of the folder DOCS; a file's path within DOCS is appended to it")
     ] = None,

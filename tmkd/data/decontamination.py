@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from tmkd.data.pairs import Pairs, pair_key
 
 NEAR = 0.8  # two texts whose sets of words have this Jaccard similarity or more count as nearly equal
 MOST_TELLING = 0.65  # ROC-AUC that a feature which says nothing of the question may have in a held-out set
+_REMEMBERED = 1 << 15  # texts whose answer is kept, since a text is often asked for again
 _LEAST_QUOTED = 3  # words; shorter questions occur in many texts by chance
 
 
@@ -88,14 +90,12 @@ class HeldOut:
         for phrase, found in sorted(phrases.items()):
             if word_count(phrase) >= _LEAST_QUOTED:
                 self._quotable[min(found, key=lambda word: (counts[word], word))].append(f" {phrase} ")
-        self._seen: dict[tuple[str, str], bool] = {}
+        self._found_question = lru_cache(_REMEMBERED)(self._is_question)
+        self._found_passage = lru_cache(_REMEMBERED)(self._is_answer)
 
     def question(self, text: str) -> bool:
         """Whether a question is a held-out one, or nearly equal to one."""
-        key = ("question", text)
-        if key not in self._seen:
-            self._seen[key] = question_key(text) in self._question_keys or text in self.questions
-        return self._seen[key]
+        return self._found_question(text)
 
     def pair(self, question: str, passage: str) -> bool:
         """Whether a pair is a held-out one."""
@@ -103,12 +103,14 @@ class HeldOut:
 
     def passage(self, text: str) -> bool:
         """Whether a passage answers a held-out question, is nearly equal to such an answer, or quotes the question."""
-        key = ("passage", text)
-        if key not in self._seen:
-            self._seen[key] = question_key(text) in self._answer_keys or self._is_answer(text)
-        return self._seen[key]
+        return self._found_passage(text)
+
+    def _is_question(self, text: str) -> bool:
+        return question_key(text) in self._question_keys or text in self.questions
 
     def _is_answer(self, text: str) -> bool:
+        if question_key(text) in self._answer_keys:
+            return True
         found = words(text)
         if self._answers.near(frozenset(bigrams(found))):
             return True

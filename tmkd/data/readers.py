@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import itertools
 import json
 import logging
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,9 +23,10 @@ import pyarrow.parquet as pq
 
 from tmkd.core.errors import DataError
 from tmkd.core.files import Quoting
-from tmkd.data.delimited import Dialect, bad_line, delimited_lines, find_dialect
+from tmkd.data.delimited import Dialect, bad_line, delimited_lines, find_dialect, text_lines
 
 logger = logging.getLogger(__name__)
+_BATCH = 1024  # rows of Parquet in memory at once
 
 JSON_FORMATS = (".jsonl", ".ndjson", ".json")
 FORMATS = (*JSON_FORMATS, ".csv", ".tsv", ".parquet")
@@ -97,6 +99,91 @@ def read_text(path: Path) -> str:
     return _decode(path, _bytes(path))
 
 
+def stream_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file, plain or .gz, with their numbers (from 1), without their ends.
+
+    The file is not read as a whole, except one in UTF-16, as a byte order mark says.
+
+    Raises:
+        DataError: as `read_text`.
+    """
+    with _opened(path) as file:
+        first = file.readline()
+        wide = any(first.startswith(mark) for mark in _MARKS) or 0 in first[:64]
+        if wide or not first.endswith(b"\n"):  # one line without an end may hold carriage returns instead
+            yield from enumerate(text_lines(read_text(path)), start=1)
+            return
+        for number, line in enumerate(itertools.chain([first.removeprefix(codecs.BOM_UTF8)], file), start=1):
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                raise _undecodable(path, number, line[error.start], "UTF-8") from error
+            yield number, text.removesuffix("\n").removesuffix("\r")
+
+
+def stream_rows(path: Path, quoting: Quoting = "auto") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a file, each with its place as errors name it; JSON lines and Parquet are never read as a whole.
+
+    CSV, TSV and JSON arrays are, and so are Parquet in .gz and what is in UTF-16.
+
+    Args:
+        path: the file.
+        quoting: as `read_rows` takes it.
+
+    Raises:
+        DataError: as `read_rows`.
+    """
+    extension, empty = file_format(path), True
+    if extension == ".parquet" and not str(path).endswith(".gz"):
+        rows: Iterable[tuple[int | None, dict[str, Any]]] = ((None, row) for row in _stream_parquet(path))
+    elif extension in JSON_FORMATS and not _begins_array(path):
+        rows = _stream_json(path)
+    else:
+        whole = read_rows(path, quoting)
+        rows = zip(whole.lines or itertools.repeat(None), whole, strict=False)
+    for number, (line, row) in enumerate(rows):
+        empty = False
+        yield place_of(path, number, line), row
+    if empty:
+        raise DataError(f"{path} has no rows", path=path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """An open file, decompressed if its name ends in .gz; errors of reading it are those of `_bytes`."""
+    try:
+        with path.open("rb") as raw, cast(IO[bytes], gzip.open(raw)) if str(path).endswith(".gz") else raw as file:
+            yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _damaged_gzip(path, error) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _begins_array(path: Path) -> bool:
+    with _opened(path) as file:
+        return file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+
+
+def _stream_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in stream_lines(path):
+        if line.strip():
+            with _json_errors(path, number):
+                row = json.loads(line, object_pairs_hook=_json_object)
+            yield number, _require_object(path, number, row)
+
+
+def _stream_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    with _opened(path) as raw:
+        try:
+            with pq.ParquetFile(raw) as file:
+                _require_once(file.schema_arrow.names, str(path))
+                for batch in file.iter_batches(_BATCH):
+                    yield from _table_rows(pa.Table.from_batches([batch]), path)
+        except (pa.ArrowException, OSError) as error:
+            raise _no_parquet(path, error) from error
+
+
 def read_rows(path: Path, quoting: Quoting = "auto", *, keep: bool = False) -> Rows:
     """The rows of a file as they are.
 
@@ -130,17 +217,34 @@ def read_rows(path: Path, quoting: Quoting = "auto", *, keep: bool = False) -> R
 def _bytes(path: Path) -> bytes:
     try:
         content = path.read_bytes()
-    except FileNotFoundError as error:
-        where = "" if path.is_absolute() else f" (looked for from {Path.cwd()}, where tmkd was called)"
-        raise DataError(f"{path}: no such file{where}", path=path) from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}", path=path) from error
+        raise _unreadable(path, error) from error
     if not str(path).endswith(".gz"):
         return content
     try:
         return gzip.decompress(content)
     except (EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path}: damaged or truncated gzip ({error}); fetch or write it again", path=path) from error
+        raise _damaged_gzip(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        where = "" if path.is_absolute() else f" (looked for from {Path.cwd()}, where tmkd was called)"
+        return DataError(f"{path}: no such file{where}", path=path)
+    return DataError(f"{path}: cannot be read: {error.strerror or error}", path=path)
+
+
+def _damaged_gzip(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: damaged or truncated gzip ({error}); fetch or write it again", path=path)
+
+
+def _undecodable(path: Path, line: int, byte: int, name: str) -> DataError:
+    fix = "convert the file, for example with iconv -f latin1 -t utf-8"
+    return bad_line(path, line, f"byte 0x{byte:02x} is not valid {name}; {fix}")
+
+
+def _no_parquet(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is not a readable Parquet file ({error}); fetch or write it again", path=path)
 
 
 def _decode(path: Path, content: bytes) -> str:
@@ -157,10 +261,7 @@ def _decode(path: Path, content: bytes) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         name = encoding.removesuffix("-sig").upper()
-        raise bad_line(
-            path, line, f"byte 0x{content[error.start]:02x} is not valid {name}; "
-            "convert the file, for example with iconv -f latin1 -t utf-8",
-        ) from error  # fmt: skip
+        raise _undecodable(path, line, content[error.start], name) from error
 
 
 def _parquet_table(path: Path, content: bytes) -> pa.Table:
@@ -169,9 +270,7 @@ def _parquet_table(path: Path, content: bytes) -> pa.Table:
         _require_once(file.schema_arrow.names, str(path))
         return file.read()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} is not a readable Parquet file ({error}); fetch or write it again", path=path
-        ) from error
+        raise _no_parquet(path, error) from error
 
 
 def _table_rows(table: pa.Table, path: Path) -> list[dict[str, Any]]:
@@ -209,14 +308,18 @@ def _json_rows(path: Path, text: str, keep: bool) -> Rows:
         logger.info(f"{path}: read as one JSON array of objects")
     rows, lines, texts = Rows(), [], []
     for line, piece, row in _json_array(path, text) if array else _json_lines(path, text):
-        if not isinstance(row, dict):
-            raise bad_line(path, line, f"a row is a JSON object, this is {type(row).__name__}")
-        rows.append(row)
+        rows.append(_require_object(path, line, row))
         lines.append(line)
         if keep:
             texts.append(piece)
     rows.lines, rows.kept = lines, texts if keep else None
     return rows
+
+
+def _require_object(path: Path, line: int, row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise bad_line(path, line, f"a row is a JSON object, this is {type(row).__name__}")
+    return row
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:

@@ -8,6 +8,7 @@ aware sampling", choose pairs by bins of the teacher's margin in the same way.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +43,31 @@ class Sampled:
         return f"{text}, {' + '.join(f'{one:,}' for one in self.quantiles)} of the quantiles, best first"
 
 
+def of_quantiles(names: Sequence[str], keep: int, quantiles: int, seed: int) -> list[list[int]]:
+    """Cut an order into quantiles of equal size, and choose the same number from each by a hash of the name.
+
+    Where that does not come out even, the better quantiles are larger by one, and one more of them is chosen.
+
+    Args:
+        names: the names of N things, the best first.
+        keep: how many are chosen; all, where there are no more.
+        quantiles: into how many quantiles they are cut.
+        seed: of the hash.
+
+    Returns:
+        The places of the chosen ones in `names`, for each quantile, the best first.
+    """
+    chosen = []
+    for number, part in enumerate(np.array_split(np.arange(len(names)), quantiles)):
+        most = len(part) if len(names) <= keep else keep // quantiles + (number < keep % quantiles)
+        chosen.append(sorted(part.tolist(), key=lambda one: (share_of(names[one], seed), names[one]))[:most])
+    return chosen
+
+
 def sample(pairs: Pairs, scores: NDArray[np.floating[Any]], sampling: Sampling, seed: int = 0) -> Sampled:
     """Choose passages of every question.
 
-    A question's passages are ordered by score and cut into quantiles of equal size, those of better scores being larger
-    by one where that does not come out even. `keep` is shared out to them in the same way; in a quantile a hash of the
-    pair chooses. A question with no more than `keep` passages keeps all.
+    A question's passages are ordered by score, and `of_quantiles` chooses among them by their pair ids.
 
     Args:
         pairs: N pairs.
@@ -75,10 +95,8 @@ def sample(pairs: Pairs, scores: NDArray[np.floating[Any]], sampling: Sampling, 
         if sampling.kind == "top":
             chosen += own[: sampling.keep]
             continue
-        wanted = np.full(count, sampling.keep // count) + (np.arange(count) < sampling.keep % count)
-        for place, part in enumerate(np.array_split(np.array(own, dtype=np.int64), count)):
-            most = len(part) if len(own) <= sampling.keep else int(wanted[place])
-            chosen += sorted(part.tolist(), key=lambda row: (share_of(ids[row], seed), ids[row]))[:most]
-            found[place] += min(most, len(part))
+        for place, part in enumerate(of_quantiles([ids[row] for row in own], sampling.keep, count, seed)):
+            chosen += [own[one] for one in part]
+            found[place] += len(part)
     quantiles = tuple(found) if sampling.kind == "stratified" else ()
     return Sampled(np.array(sorted(chosen), dtype=np.int64), len(pairs), quantiles)

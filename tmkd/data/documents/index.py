@@ -21,7 +21,7 @@ from typing import Any
 
 from tmkd.core.errors import DataError
 from tmkd.core.files import disk_errors
-from tmkd.data.documents.bm25 import best, build_query, import_tantivy, searchable
+from tmkd.data.documents.bm25 import best, build_query, import_tantivy
 from tmkd.data.documents.index_files import (
     create_files,
     let_others_read,
@@ -32,10 +32,12 @@ from tmkd.data.documents.index_files import (
     version_of,
 )
 from tmkd.data.documents.passages import Passage
+from tmkd.data.documents.seen import SeenNames
+from tmkd.data.documents.stored import EMPTY, FIRST, LATER, as_document, neighbours, number_of, reader, stored
 
 HEADING_WEIGHT = 0.5  # of a word in a heading, relative to a word in the text
 _FIELDS = {"text": 1.0, "headings": HEADING_WEIGHT}
-_LATER, _FIRST, _EMPTY = 0, 1, 2  # roles: a passage, a document's first passage, a document without any
+_AT_ONCE = 50_000  # documents whose names are in memory at once
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,20 @@ class Document:
 
 @dataclass(frozen=True)
 class Found:
-    """A hit: the passage, the key of its document, and the BM25 score."""
+    """A hit.
+
+    Attributes:
+        passage: the passage.
+        document: the key of its document.
+        score: the BM25 score.
+        number: where the passage stands in the index: the number of its segment times 2^32, and its place there. It is
+            the same as long as the version of the index is.
+    """
 
     passage: Passage
     document: str
     score: float
+    number: int = -1
 
 
 @dataclass
@@ -133,12 +144,12 @@ class DocumentIndex:
     def __len__(self) -> int:
         """How many passages it holds."""
         _, searcher = self._state
-        return int(searcher.num_docs) - self._count(_EMPTY)
+        return int(searcher.num_docs) - self._count(EMPTY)
 
     @property
     def documents(self) -> int:
         """How many documents it holds, including documents without text."""
-        return self._count(_FIRST) + self._count(_EMPTY)
+        return self._count(FIRST) + self._count(EMPTY)
 
     def _count(self, role: int) -> int:
         index, searcher = self._state
@@ -159,13 +170,34 @@ class DocumentIndex:
         found: dict[str, Found] = {}
         reach = k
         while True:  # the same text may be in several documents
-            hits = best(searcher, query, reach, searcher.num_docs, _reader(searcher))
-            for (key, passage), score in hits:
-                found.setdefault(passage.pid, Found(passage, key, score))
+            hits = best(searcher, query, reach, searcher.num_docs, reader(searcher))
+            for (key, passage, number), score in hits:
+                found.setdefault(passage.pid, Found(passage, key, score, number))
             if len(found) >= k or len(hits) < reach:
                 return list(found.values())[:k]
             found.clear()
             reach *= 2
+
+    def hits(self, question: str, k: int) -> list[Found]:
+        """The k best passages by BM25 with title and headings, best first; a text comes as often as documents have it.
+
+        Args:
+            question: any text; it has no syntax.
+            k: how many passages.
+        """
+        index, searcher = self._state
+        query = build_query(index, question, _FIELDS)
+        hits = best(searcher, query, k, searcher.num_docs, reader(searcher))
+        return [Found(passage, key, score, number) for (key, passage, number), score in hits]
+
+    def text_number(self, found: Found) -> int:
+        """The least number among the passages with the text of a hit: one number for each text."""
+        index, searcher = self._state
+        copies = searcher.doc_freq("pid", found.passage.pid)
+        if copies < 2:
+            return found.number
+        query = import_tantivy().Query.term_query(index.schema, "pid", found.passage.pid)
+        return min(number_of(address) for _, address in searcher.search(query, copies, count=False).hits)
 
     def look_up(
         self, pids: Collection[str], question: str, *, exclude: Collection[str] = (), headings: bool = True
@@ -182,18 +214,18 @@ class DocumentIndex:
         only = import_tantivy().Query.term_set_query(index.schema, "pid", sorted(pids))
         query = build_query(index, question, _fields(headings), exclude=("document", exclude), only=only)
         copies = sum(searcher.doc_freq("pid", pid) for pid in pids)
-        hits = best(searcher, query, copies, searcher.num_docs, _reader(searcher))
+        hits = best(searcher, query, copies, searcher.num_docs, reader(searcher))
         found: dict[str, Found] = {}
-        for (key, passage), score in hits:
-            found.setdefault(passage.pid, Found(passage, key, score))
+        for (key, passage, number), score in hits:
+            found.setdefault(passage.pid, Found(passage, key, score, number))
         return list(found.values())
 
     def passages(self) -> Iterator[Passage]:
         """Every passage of every document; the same text comes as often as there are documents with it."""
         index, searcher = self._state
-        query = import_tantivy().Query.term_set_query(index.schema, "role", [_LATER, _FIRST])
+        query = import_tantivy().Query.term_set_query(index.schema, "role", [LATER, FIRST])
         for _, address in searcher.search(query, max(1, searcher.num_docs), count=False).hits:
-            yield _stored(searcher.doc(address))[2]
+            yield stored(searcher.doc(address))[2]
 
     def beside(self, found: Sequence[Found]) -> dict[str, list[str]]:
         """The ids of the passages right before and right after each of these in its document, by the passage's id.
@@ -210,9 +242,9 @@ class DocumentIndex:
         most = max(1, sum(searcher.doc_freq("pid", pid) for pid in pids))
         beside: dict[str, list[str]] = {}
         for _, address in searcher.search(query.boolean_query(parts), most, count=False).hits:
-            key, place, passage = _stored(searcher.doc(address))
+            key, place, passage = stored(searcher.doc(address))
             if (key, passage.pid) in wanted:
-                beside[passage.pid] = _neighbours(searcher, address, key, place)
+                beside[passage.pid] = neighbours(searcher, address, key, place)
         return beside
 
     def holding(self, pids: Iterable[str]) -> dict[str, set[str]]:
@@ -223,7 +255,7 @@ class DocumentIndex:
         for pid in set(pids):
             most = max(1, searcher.doc_freq("pid", pid))
             for _, address in searcher.search(term(index.schema, "pid", pid), most, count=False).hits:
-                found.setdefault(pid, set()).add(_stored(searcher.doc(address))[0])
+                found.setdefault(pid, set()).add(stored(searcher.doc(address))[0])
         return found
 
 
@@ -264,27 +296,31 @@ def update_index(folder: Path, documents: Callable[[], Iterable[Document]]) -> C
 
 
 class _Update:
-    """One pass over the documents, which writes those that differ from the index."""
+    """One pass over the documents, which writes those that differ from the index.
+
+    What the index has and which documents were seen is kept on disk, so that memory does not grow with the documents.
+    """
 
     def __init__(self, index: Any, writer: Any) -> None:
         self.writer = writer
         self.changes = Changes()
-        self.before = _digests(index)
-        self.seen: set[str] = set()
+        self.index = index
 
     def run(self, documents: Iterable[Document]) -> Changes:
-        for document in documents:
-            if document.key in self.seen:
-                raise DataError(f"two documents are named {document.key}; rename one of them")
-            self.seen.add(document.key)
-            self._take(document)
-        for key in self.before.keys() - self.seen:
-            self.writer.delete_documents_by_term("document", key)
-            self.changes.deleted += 1
+        with SeenNames() as before, SeenNames() as seen:
+            for key, digest in _digests(self.index):
+                before.add(key, digest)
+            for document in documents:
+                if seen.add(document.key) is not None:
+                    raise DataError(f"two documents are named {document.key}; rename one of them")
+                self._take(document, before.get(document.key))
+            for key in before:
+                if key not in seen:
+                    self.writer.delete_documents_by_term("document", key)
+                    self.changes.deleted += 1
         return self.changes
 
-    def _take(self, document: Document) -> None:
-        before = self.before.get(document.key)
+    def _take(self, document: Document, before: str | None) -> None:
         if before == document.digest:
             self.changes.unchanged += 1
             return
@@ -295,67 +331,29 @@ class _Update:
             self.changes.changed += 1
             self.writer.delete_documents_by_term("document", document.key)
         for place, passage in enumerate(passages):
-            self.writer.add_document(_document(document, place, passage))
+            self.writer.add_document(as_document(document.key, document.digest, place, passage))
         if not passages:
-            self.writer.add_document(_document(document, 0, None))
-
-
-def _document(document: Document, place: int, passage: Passage | None) -> Any:
-    """A passage as a Tantivy document: the words to search, its ids, and the whole passage as JSON."""
-    found = import_tantivy().Document()
-    found.add_text("document", document.key)
-    found.add_unsigned("role", _EMPTY if passage is None else _FIRST if place == 0 else _LATER)
-    whole: dict[str, Any] = {"document": document.key, "place": place}
-    if place == 0:
-        whole["digest"] = document.digest
-    if passage is not None:
-        found.add_text("pid", passage.pid)
-        found.add_text("text", searchable(passage.text))
-        found.add_text("headings", searchable(" ".join((passage.title, *passage.heading_path))))
-        whole["passage"] = [
-            passage.pid, passage.text, passage.title, list(passage.heading_path), passage.source, passage.section,
-            passage.code,
-        ]  # fmt: skip
-    found.add_bytes("stored", json.dumps(whole, ensure_ascii=False).encode())
-    return found
-
-
-def _stored(document: Any) -> tuple[str, int, Passage]:
-    whole = json.loads(document["stored"][0])
-    pid, text, title, headings, source, section, code = whole["passage"]
-    return whole["document"], whole["place"], Passage(pid, text, title, tuple(headings), source, section, code=code)
-
-
-def _neighbours(searcher: Any, address: Any, key: str, place: int) -> list[str]:
-    """Ids of the passages beside one. A document's passages are written one after the other, so their addresses are."""
-    found = []
-    for step in (-1, 1):
-        with suppress(ValueError, OverflowError):  # there is no such address
-            there = type(address)(address.segment_ord, address.doc + step)
-            other = json.loads(searcher.doc(there)["stored"][0])
-            if (other["document"], other["place"]) == (key, place + step):
-                found.append(str(other["passage"][0]))
-    return found
+            self.writer.add_document(as_document(document.key, document.digest, 0, None))
 
 
 def _fields(headings: bool) -> dict[str, float]:
     return _FIELDS if headings else {"text": 1.0}
 
 
-def _reader(searcher: Any) -> Callable[[Any], tuple[tuple[str, int], tuple[str, Passage]]]:
-    """What `best` reads of a hit: document and place, by which equal scores are ordered; document and passage."""
-
-    def read(address: Any) -> tuple[tuple[str, int], tuple[str, Passage]]:
-        key, place, passage = _stored(searcher.doc(address))
-        return (key, place), (key, passage)
-
-    return read
-
-
-def _digests(index: Any) -> dict[str, str]:
-    """The digest of every document of the index, by key."""
+def _digests(index: Any) -> Iterator[tuple[str, str]]:
+    """The key and the digest of every document of the index; of those with a passage in groups by its hash."""
     searcher = index.searcher()
-    query = import_tantivy().Query.term_set_query(index.schema, "role", [_FIRST, _EMPTY])
-    hits = searcher.search(query, max(1, searcher.search(query, 1, count=True).count), count=False).hits
-    wholes = (json.loads(searcher.doc(address)["stored"][0]) for _, address in hits)
-    return {whole["document"]: whole["digest"] for whole in wholes}
+    query, must = import_tantivy().Query, import_tantivy().Occur.Must
+    firsts = query.term_query(index.schema, "role", FIRST)
+    digits = 0
+    while searcher.num_docs > _AT_ONCE * 16**digits:
+        digits += 1
+    parts = [query.term_query(index.schema, "role", EMPTY)]
+    for number in range(16**digits):
+        of_group = query.regex_query(index.schema, "pid", f"{number:0{digits}x}.*") if digits else query.all_query()
+        parts.append(query.boolean_query([(must, firsts), (must, of_group)]))
+    for part in parts:
+        size = int(searcher.search(part, 1, count=True).count)
+        for _, address in searcher.search(part, max(1, size), count=False).hits:
+            whole = json.loads(searcher.doc(address)["stored"][0])
+            yield whole["document"], whole["digest"]

@@ -104,7 +104,7 @@ def create_files(folder: Path) -> Any:
     if not (folder / CARD).is_file() and folder.exists():  # a card without an index: the first call was killed early
         others = [] if not folder.is_dir() else [one for one in folder.iterdir() if not one.name.startswith(CARD)]
         if others or not folder.is_dir():
-            raise DataError(f"{folder} is there already and holds no index; name another place with --out")
+            raise DataError(f"{folder} is there already and holds no index; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CARD, {"format": FORMAT})
     tantivy.Index(_schema(tantivy), str(folder))
@@ -116,7 +116,7 @@ def unwritable(folder: Path, error: ValueError) -> DataError:
     free = shutil.disk_usage(folder).free >> 20
     return DataError(
         f"the index {folder} cannot be written ({str(error).splitlines()[0]}; {free:,} MiB free on its disk); it is as "
-        "it was. Free some space, or use another --out"
+        "it was. Free some space, or name another folder"
     )
 
 
@@ -132,5 +132,5 @@ def open_writer(index: Any, folder: Path) -> Any:
         if "lock" not in str(error).lower():
             raise
         raise DataError(
-            f"another process is writing to the index {folder}; wait for it, or use another --out"
+            f"another process is writing to the index {folder}; wait for it, or name another folder"
         ) from error

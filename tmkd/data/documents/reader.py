@@ -1,4 +1,4 @@
-"""Read documents to index them: HTML, Markdown, plain text and POD files in folders, JSON lines, BEIR data sets.
+"""Read documents to index them: HTML, Markdown, plain text and POD in folders, JSON lines, Parquet, BEIR data sets.
 
 All files below a folder are read, except hidden ones, and each once even if several links lead to it. A folder with a
 corpus.jsonl is read as a BEIR data set, which keeps its questions beside it. The caller may give corpora that have a
@@ -9,10 +9,8 @@ warning that counts them.
 
 from __future__ import annotations
 
-import gzip
 import logging
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,18 +21,19 @@ from urllib.parse import quote
 from tmkd.core.console import Bar, progress
 from tmkd.core.errors import DataError, needs_extra
 from tmkd.data.documents.charset import Decoded, decode_html, decode_pod, decode_text
+from tmkd.data.documents.document_rows import PARQUET, Fields, read_rows, repeated
 from tmkd.data.documents.index import Changes, Document, update_index
-from tmkd.data.documents.json_lines import Fields, JsonRow, lines_of, unpacked
 from tmkd.data.documents.markdown import parse_markdown, parse_plain
 from tmkd.data.documents.passages import Passage, content_digest, section_passages
 from tmkd.data.documents.pod import parse_pod
 from tmkd.data.documents.sections import Section
+from tmkd.data.documents.seen import SeenNames
 
 logger = logging.getLogger(__name__)
 
 _HTML = (".html", ".htm", ".xhtml")
 TEXT_KINDS = (*_HTML, ".md", ".markdown", ".txt", ".text", ".rst", ".pod")
-ROW_KINDS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+ROW_KINDS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", PARQUET)
 _BEIR = "corpus.jsonl"
 _MOST_WARNINGS = 20
 _GOOD_FOR_EACH_BAD = 100  # characters; a text with more bad bytes than one in so many is in another charset
@@ -45,17 +44,20 @@ class Reading:
     """How documents are read.
 
     Attributes:
-        fields: the names of the fields of JSON lines.
+        fields: the names of the fields of JSON lines and Parquet.
         url: the address of the folder, to which a file's path within it is appended, percent-encoded; None: the path
             itself is shown.
         most_bytes: larger files, and longer lines of JSON lines files, are not read.
         strict: whether to refuse what cannot be read instead of skipping it.
+        whole: whether a row of JSON lines or Parquet is a passage as it stands, and not a document to be cut. Its
+            section is then named as the row is; with the file before it, if rows of several files are read.
     """
 
     fields: Fields = field(default_factory=Fields)
     url: str | None = None
     most_bytes: int = 64 << 20
     strict: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class SourceFile:
         name: its key in the index.
         source: what is shown as the place of its passages.
         size: bytes.
-        passages: makes passages of the file's content; None: JSON lines, which hold many documents.
+        passages: makes passages of the file's content; None: rows, each of which is a document.
     """
 
     path: Path
@@ -141,6 +143,7 @@ class DocumentReader:
         self.replaced: dict[str, int] = {}
         self._seen: set[tuple[int, int]] = set()
         self._files = [file for place in places for file in self._place(str(place))]
+        self._one_file = sum(file.passages is None for file in self._files) == 1
 
     def documents(self) -> Iterator[Document]:
         """Every document that can be read.
@@ -262,43 +265,39 @@ class DocumentReader:
         return True
 
     def _rows(self, file: SourceFile, bar: Bar) -> Iterator[Document]:
-        """The documents of a JSON lines file."""
-        places: dict[str, int] = {}
-        empty: list[int] = []  # lines
-        shown = 0
-        try:
-            with file.path.open("rb") as raw, unpacked(file.path, raw) as lines:
-                for number, line in enumerate(lines_of(lines, self.reading.most_bytes, file.name), start=1):
-                    if line.strip():
-                        row = JsonRow.of(line, (file.name, number), self.reading.fields)
-                        if row.id in places and not row.named:
-                            continue
-                        if row.id in places:
-                            raise DataError(
-                                f"{file.name}:{number}: the id {row.id!r} is in line {places[row.id]} already; "
-                                "ids must differ (--id-field names their field)",
-                                path=file.name,
-                                line=number,
-                            )
-                        places[row.id] = number
-                        if not row.text.strip():
-                            empty.append(number)
-                        key = f"{file.name}#{row.id}"
-                        yield Document(key, row.digest(), partial(row.passages, row.url or key))
-                    bar.advance(max(0, (now := raw.tell() >> 10) - shown))
-                    shown = max(shown, now)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{file.name}: damaged or truncated gzip ({error}); fetch or write it again") from error
-        except OSError as error:
-            raise DataError(f"{file.name}: cannot be read: {error.strerror or error}") from error
-        if not places:
+        """The documents of a file of rows."""
+        shown = count = 0
+        empty: list[int] = []  # how many documents have no text; the first of them
+
+        def reached(read: int) -> None:
+            nonlocal shown
+            if read >> 10 > shown:
+                bar.advance((read >> 10) - shown)
+                shown = read >> 10
+
+        reading = self.reading
+        with SeenNames() as seen:
+            for number, row in read_rows(file.path, file.name, reading.fields, reading.most_bytes, reached):
+                before = seen.add(row.id, number)
+                if before is not None and not row.named:
+                    continue
+                if before is not None:
+                    raise repeated((file.name, number), row.id, before)
+                count += 1
+                if not row.text.strip():
+                    empty = [1 + (empty or [0])[0], (empty or [0, number])[1]]
+                key = f"{file.name}#{row.id}"
+                whole = (row.id if self._one_file else key) if reading.whole else None
+                yield Document(key, row.digest(whole), partial(row.passages, row.url or key, whole))
+        if not count:
             raise DataError(f"{file.name} has no documents")
         if empty:
             logger.warning(
-                f"{file.name}: {len(empty):,} of {len(places):,} documents have no text, and so no passage; "
-                f"the first is on line {empty[0]}"
+                f"{file.name}: {empty[0]:,} of {count:,} documents have no text, and so no passage; "
+                f"the first is {'in row' if file.name.endswith(PARQUET) else 'on line'} {empty[1]}"
             )
-        bar.advance(max(0, _kib(file.size) - shown))
+        if _kib(file.size) > shown:
+            bar.advance(_kib(file.size) - shown)
 
 
 def _address(folder: str, below: Path) -> str:
