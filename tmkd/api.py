@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from tmkd.data.documents.reader import Reading as Reading
     from tmkd.data.pairs import Pairs as Pairs
     from tmkd.data.rows import read_pairs as read_pairs
+    from tmkd.data.scored_rows import import_scores as import_scores
     from tmkd.evaluation.multi_task import MultiTaskResults as MultiTaskResults
     from tmkd.evaluation.results import Results as Results
     from tmkd.inference.qa.answer import Answer as Answer
@@ -77,6 +78,8 @@ if TYPE_CHECKING:
     from tmkd.inference.state_store import StateStore as StateStore
     from tmkd.inference.state_update import IndexChanges as IndexChanges
     from tmkd.inference.state_update import StateChanges as StateChanges
+    from tmkd.pipeline.label_export import export_labels as export_labels
+    from tmkd.pipeline.labels import WorkspaceLabels as WorkspaceLabels
     from tmkd.pipeline.results import DistillResult as DistillResult
     from tmkd.pipeline.results import ExportResult as ExportResult
     from tmkd.pipeline.results import LabelResult as LabelResult
@@ -159,6 +162,7 @@ __all__ = [
     "TmkdError",
     "Training",
     "UnusedFolder",
+    "WorkspaceLabels",
     "__version__",
     "build_index",
     "build_states",
@@ -167,6 +171,8 @@ __all__ = [
     "clean_workspace",
     "compare_tasks",
     "describe_recipe",
+    "export_labels",
+    "import_scores",
     "list_study",
     "load_recipe",
     "mine_pool",
@@ -180,11 +186,9 @@ _HOMES = {
     "tmkd.config.load": ["load_recipe"], "tmkd.config.recipe": ["Recipe"],
     "tmkd.config.pool_sections": ["Pool", "PoolSource", "ReadyPairs", "Texts"],
     "tmkd.config.sections": [
-        "Bilstm", "Columns", "Data", "DebianDocsSizes", "Export", "HoldOut", "Loss", "Stage1", "Stage2",
-        "Training",
+        "Bilstm", "Columns", "Data", "DebianDocsSizes", "Export", "HoldOut", "Loss", "Stage1", "Stage2", "Training",
     ],
-    "tmkd.config.student_sections": ["Cached", "StudentShape"],
-    "tmkd.config.teacher_sections": ["Teacher"],
+    "tmkd.config.student_sections": ["Cached", "StudentShape"], "tmkd.config.teacher_sections": ["Teacher"],
     "tmkd.core.errors": [
         "DataError", "Diverged", "EncoderError", "EndpointError", "ExportError", "FetchError", "LabelError",
         "MissingExtraError", "NoRoomError", "RecipeError", "TmkdError",
@@ -192,25 +196,21 @@ _HOMES = {
     "tmkd.data.corpus_pool.mine": ["MinedPool", "mine_pool"], "tmkd.data.corpus_pool.retrieve": ["Mining"],
     "tmkd.data.documents.index": ["Changes", "DocumentIndex"],
     "tmkd.data.documents.document_rows": ["Fields"], "tmkd.data.documents.reader": ["Reading"],
-    "tmkd.data.pairs": ["Pairs"], "tmkd.data.rows": ["read_pairs"],
-    "tmkd.evaluation.multi_task": ["MultiTaskResults"],
-    "tmkd.evaluation.results": ["Results"],
+    "tmkd.data.pairs": ["Pairs"], "tmkd.data.rows": ["read_pairs"], "tmkd.data.scored_rows": ["import_scores"],
+    "tmkd.evaluation.multi_task": ["MultiTaskResults"], "tmkd.evaluation.results": ["Results"],
     "tmkd.inference.qa.answer": ["Answer", "Answers", "QuestionAnswerer"],
-    "tmkd.inference.qa.calibrate": ["CalibrationResult"],
-    "tmkd.inference.qa.calibration": ["Calibration"],
+    "tmkd.inference.qa.calibrate": ["CalibrationResult"], "tmkd.inference.qa.calibration": ["Calibration"],
     "tmkd.inference.score_file": ["ScoredFile", "score_file"],
     "tmkd.inference.scorer": ["Scorer"], "tmkd.inference.state_store": ["StateStore"],
     "tmkd.inference.state_update": ["IndexChanges", "StateChanges"],
+    "tmkd.pipeline.label_export": ["export_labels"], "tmkd.pipeline.labels": ["WorkspaceLabels"],
     "tmkd.pipeline.results": [
         "DistillResult", "ExportResult", "LabelResult", "PretrainResult", "RunResult", "TeachResult",
     ],
-    "tmkd.pipeline.run": ["Run"],
-    "tmkd.pipeline.store.label_store": ["LabelStore"],
+    "tmkd.pipeline.run": ["Run"], "tmkd.pipeline.store.label_store": ["LabelStore"],
     "tmkd.pipeline.store.workspace": ["Busy", "UnusedFolder"],
-    "tmkd.pipeline.study.results": ["StudyResults"],
-    "tmkd.pipeline.study.run": ["StudyListing", "list_study", "run_study"],
-    "tmkd.teachers.encoder": ["EncoderTeacher"],
-    "tmkd.teachers.interface": ["TeacherLike"],
+    "tmkd.pipeline.study.results": ["StudyResults"], "tmkd.pipeline.study.run": ["StudyListing", "list_study", "run_study"],
+    "tmkd.teachers.encoder": ["EncoderTeacher"], "tmkd.teachers.interface": ["TeacherLike"],
     "tmkd.teachers.scores": ["ScoresTeacher"],
 }  # fmt: skip
 """The names that are imported when they are first used, by the module that defines them."""

@@ -21,8 +21,9 @@ from tmkd.cli.options import with_json_value
 
 REPOSITORY = Path(__file__).parents[2]
 ROOT: Any = get_command(app)
-BENCH = ROOT.commands["bench"]
-PATHS = [(name,) for name in ROOT.commands if name != "bench"] + [("bench", name) for name in BENCH.commands]
+GROUPS = ("bench", "labels")
+PATHS: list[tuple[str, ...]] = [(name,) for name in ROOT.commands if name not in GROUPS]
+PATHS += [(group, name) for group in GROUPS for name in ROOT.commands[group].commands]
 NO_RESULT = {("teach",), ("label",), ("pretrain",), ("distill",), ("serve",), ("recipe",)}
 
 
@@ -62,6 +63,7 @@ def test_the_help_lists_every_command_under_a_title_and_the_exit_statuses(tmkd: 
     for title, functions in COMMANDS.items():
         assert re.findall(r"^  ([a-z]+) ", sections[title], flags=re.M) == [one.__name__ for one in functions]
     assert re.findall(r"^  ([a-z]+) ", sections["Benchmarks"], flags=re.M) == ["bench"]
+    assert re.findall(r"^  ([a-z]+) ", sections["Labels of teachers"], flags=re.M) == ["labels"]
     assert "..." not in page.partition("Train:")[2]  # no first sentence is cut
     assert set(re.findall(r"^    (\d+) ", page, flags=re.M)) == {"0", "1", "2", "130"}
 
@@ -85,7 +87,7 @@ def test_the_command_lines_of_the_docs_parse() -> None:
     assert len([line for line in lines if line.startswith("tmkd bench")]) > 10
     for line in lines:
         words = shlex.split(re.split(r" [<>|&] ", line)[0], comments=True)[1:]
-        path = tuple(words[: 2 if words[0] == "bench" else 1])
+        path = tuple(words[: 2 if words[0] in GROUPS else 1])
         command_of(path).make_context(" ".join(path), words[len(path) :])
 
 

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from cached_fixtures import cached_export
 from conftest import Tmkd
 from encoder_fixtures import tiny
 from export_fixtures import dev_pairs, mpnet_student
+from label_fixtures import append, header_of, label_step, read
 from qa_fixtures import document, index_of
 from state_fixtures import MiniLM
 
@@ -25,12 +27,14 @@ from tmkd.core.errors import DataError, NoRoomError, TmkdError
 from tmkd.core.files import disk_errors, write_json, write_text
 from tmkd.data.documents.index import DocumentIndex, update_index
 from tmkd.data.pairs import Pairs
+from tmkd.data.writers import write_tables
 from tmkd.export.export import export_student
 from tmkd.inference.state_store import StateStore
 from tmkd.inference.state_update import update_states
 from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.labels import WorkspaceLabels
 from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.pipeline.store.token_cache import tokens_of
 from tmkd.pipeline.store.workspace import Workspace
@@ -102,6 +106,33 @@ def test_pairs_and_labels_are_whole_or_not_there(small_disk: SmallDisk) -> None:
         store.append([f"pair {number}" for number in range(len(many))], many)
     assert files(disk) == there
     assert LabelStore.open(disk / "labels", header=header).done_ids() == {"one"}
+
+
+def test_labels_that_cannot_be_repaired_on_a_full_disk_are_repaired_later(small_disk: SmallDisk) -> None:
+    disk = small_disk(1024)
+    folder = label_step(disk, ids=range(9000), size=3000)
+    append(LabelStore.open(folder, header=header_of("teacher 1")), [7])  # there twice: two parts are written anew
+    fill_up(disk, but=4096)
+    with pytest.raises(NoRoomError, match="no room on disk at"):
+        WorkspaceLabels(disk).repair()
+    (disk / "filler").unlink()
+    (done,) = WorkspaceLabels(disk).repair()
+    assert (done.dropped, done.missing) == (2, 1)
+    label_step(disk, ids=range(9000), size=3000)
+    numbers = [str(number) for number in range(9000)]
+    assert read(folder).logits_for(numbers)[:, 0].tolist() == list(range(9000))
+
+
+def test_rows_that_do_not_fit_leave_the_earlier_file(small_disk: SmallDisk) -> None:
+    disk = small_disk(512)
+    words = np.random.default_rng(0).integers(0, 10**9, (2000, 20))
+    table = pa.table({"text": [" ".join(map(str, row)) for row in words]})
+    for name in ("rows.csv", "rows.jsonl", "rows.parquet", "rows.jsonl.gz"):
+        (disk / name).write_text("before")
+        with pytest.raises(NoRoomError, match=f"no room on disk at .*{name}"):
+            write_tables(disk / name, table.schema, (table for _ in range(40)))
+        assert (disk / name).read_text() == "before"
+    assert len(files(disk)) == 4
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_no_weights(small_disk: SmallDisk, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytrec_eval
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.comparison import ComparisonOptions, compare, disagreements
 from tmkd.evaluation.metrics import Questions, ranking_metrics
-from tmkd.evaluation.ranking import RANKING, first_right, fused_ranks, ranking_values
+from tmkd.evaluation.ranking import RANKING, first_right, fused_ranks, kendall_within, ranking_values
 from tmkd.evaluation.results import ModelOutput
 
 TREC = {"mrr": "recip_rank", "map": "map", "ndcg@10": "ndcg_cut_10"}
@@ -121,3 +121,16 @@ def test_reciprocal_rank_fusion_by_hand() -> None:
     groups = np.array([0, 0, 0, 1])
     found = fused_ranks(groups, [np.array([3.0, 2.0, 1.0, 9.0]), np.array([5.0, 7.0, 5.0, 0.0])])
     assert found == pytest.approx([1 / 61 + 1 / 62.5, 1 / 62 + 1 / 61, 1 / 63 + 1 / 62.5, 2 / 61])
+
+
+def test_kendalls_tau_is_the_mean_over_questions_that_have_an_order() -> None:
+    questions = np.array([3, 1, 3, 1, 3, 2, 4, 4, 1])
+    first = np.array([1.0, 5.0, 2.0, 6.0, 3.0, 0.0, 1.0, 1.0, 6.0])
+    second = np.array([1.0, 9.0, 3.0, 7.0, 2.0, 0.0, 1.0, 2.0, 8.0])
+    # question 3: one of three pairs the other way round; 1: two of three, the third tied; 2: one passage; 4: all tied
+    tau, count = kendall_within(questions, first, second)
+    assert count == 2
+    assert tau == pytest.approx(((2 - 1) / 3 + (0 - 2) / np.sqrt(2 * 3)) / 2)
+    opposite, count = kendall_within(questions, first, -first)
+    assert (opposite, count) == (pytest.approx(-1.0), 2)
+    assert kendall_within(questions[:1], first[:1], second[:1]) == (None, 0)

@@ -16,6 +16,7 @@ import typer
 import tmkd
 from tmkd.cli import evaluate, mine, serve, student, train, workspace
 from tmkd.cli.bench import bench
+from tmkd.cli.labels import labels
 from tmkd.cli.options import Command, Sections
 from tmkd.core.console import set_quiet
 from tmkd.core.errors import TmkdError
@@ -53,6 +54,7 @@ for title, functions in COMMANDS.items():
     for function in functions:
         kind = serve.ServeCommand if function is serve.serve else Command
         app.command(cls=kind, rich_help_panel=title)(function)
+app.add_typer(labels, name="labels", rich_help_panel="Labels of teachers")
 app.add_typer(bench, name="bench", rich_help_panel="Benchmarks")
 
 

@@ -9,8 +9,9 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -134,6 +135,10 @@ def _json_texts(rows: Rows, where: str) -> Iterator[str]:
             yield _json_text(row, changed)
         else:
             yield text.strip().replace("\r", " ").replace("\n", " ")  # of an array, whose objects have line breaks
+    _say_changed(changed, where)
+
+
+def _say_changed(changed: Counter[str], where: str) -> None:
     if changed:
         found = ", ".join(f"{count:,} in column {name!r}" for name, count in changed.items())
         logger.warning(f"{where}: JSON has no NaN and no Infinity; such numbers are written as null: {found}")
@@ -191,3 +196,50 @@ def _arrow_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
             raise DataError(f"column {name!r} does not fit Parquet ({error}); write .jsonl instead") from error
     return pa.table(columns)
+
+
+def write_tables(path: Path | str, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write one table after the other in the format of the extension, beside and renamed; one is in memory at a time.
+
+    Cells are written as `write_rows` writes them.
+
+    Args:
+        path: the file.
+        schema: that of every table.
+        tables: the tables.
+
+    Raises:
+        DataError: there is no folder for the file, or its extension is unknown.
+        NoRoomError: the disk is full; an earlier file stays.
+    """
+    target, extension = Path(path), file_format(path)
+    if not target.parent.is_dir():
+        raise DataError(f"{path}: cannot be written: there is no folder {target.parent}")
+    with replacing(target) as temporary, temporary.open("wb") as raw, ExitStack() as opened:
+        file: IO[bytes] | gzip.GzipFile = raw
+        if str(path).endswith(".gz"):
+            file = opened.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
+        if extension == ".parquet":
+            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+                for table in tables:
+                    writer.write_table(table)
+            return
+        rows = (row for table in tables for row in table.to_pylist())
+        for line in _lines_of(rows, schema.names, extension, str(path)):
+            file.write(line.encode(errors="backslashreplace"))
+
+
+def _lines_of(rows: Iterable[Mapping[str, Any]], names: list[str], extension: str, where: str) -> Iterator[str]:
+    """The lines of a text file."""
+    if extension not in JSON_FORMATS:
+        dialect = Dialect("\t" if extension == ".tsv" else ",", quoted=True)
+        yield from csv_lines(names, ([_cell(row[name]) for name in names] for row in rows), dialect)
+        return
+    changed: Counter[str] = Counter()
+    array = extension == ".json"
+    yield "[\n" if array else ""
+    for number, row in enumerate(rows):
+        between = ",\n" if array and number else ""
+        yield between + _json_text(row, changed) + ("" if array else "\n")
+    yield "\n]\n" if array else ""
+    _say_changed(changed, where)

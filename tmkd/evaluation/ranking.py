@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
-from scipy.stats import rankdata
+from scipy.stats import kendalltau, rankdata
 
 Floats = NDArray[np.float64]
 RANKING = ("mrr", "map", "ndcg@10")
@@ -159,3 +159,24 @@ def fused_ranks(groups: NDArray[np.int64], scores: Sequence[Floats]) -> Floats:
         for one in scores:
             found[rows] += 1 / (_FUSED_FROM + rankdata(-one[rows]))
     return found
+
+
+def kendall_within(questions: NDArray[np.int64], first: Floats, second: Floats) -> tuple[float | None, int]:
+    """How alike two models order the passages of a question: Kendall's tau-b, mean over the questions.
+
+    Args:
+        questions: the question of each pair, [N].
+        first: the scores of one model, [N], finite.
+        second: those of the other.
+
+    Returns:
+        The mean, None where there is no question to compare; and how many questions it is of. A question with one
+        passage, or whose passages all have the same score from one of the models, has no order.
+    """
+    order = np.argsort(questions, kind="stable")
+    begins = np.flatnonzero(np.diff(questions[order])) + 1
+    found = []
+    for rows in np.split(order, begins):
+        if len(rows) > 1 and np.ptp(first[rows]) > 0 and np.ptp(second[rows]) > 0:
+            found.append(float(kendalltau(first[rows], second[rows], method="asymptotic").statistic))
+    return (float(np.mean(found)) if found else None), len(found)

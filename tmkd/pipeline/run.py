@@ -143,7 +143,10 @@ class Run:
         alone = held(self.folder.with_name(f".{name}.lock"), busy)
         with ExitStack() as meanwhile:
             if processes.first():
-                for one in (self.workspace.locked(), alone, self.workspace.recording(self.folder / UNFINISHED)):
+                recording = self.workspace.recording(
+                    self.folder / UNFINISHED, {"recipe": self.recipe.model_dump(mode="json")}
+                )
+                for one in (self.workspace.locked(), alone, recording):
                     meanwhile.enter_context(one)
             require_runnable(self.data)
             yield

@@ -59,7 +59,7 @@ class Targets:
         if method.targets == "one":
             return cls((names[best],), logits[best][:, None])
         if method.targets == "mean":
-            return cls((MEAN + "+".join(names),), _mean(logits).astype(np.float32)[:, None])
+            return cls((MEAN + "+".join(names),), mean_logits(logits).astype(np.float32)[:, None])
         return cls(tuple(names), np.stack(logits, axis=1))
 
     @classmethod
@@ -114,8 +114,15 @@ class Targets:
         return replace(self, logits=np.nan_to_num(self.logits), weights=weights.astype(np.float32))
 
 
-def _mean(logits: Sequence[NDArray[np.floating[Any]]]) -> Floats:
-    """The mean of the teachers, and for each pair of those alone that label it; nan for a pair that none labels."""
+def mean_logits(logits: Sequence[NDArray[np.floating[Any]]]) -> Floats:
+    """The mean of the teachers, and for each pair of those alone that label it; nan for a pair that none labels.
+
+    Args:
+        logits: K arrays [N, C]; nan where a teacher has no label.
+
+    Returns:
+        [N, C] float64, as `tmkd.teachers.ensemble.ensemble_logits` gives it.
+    """
     known = np.stack([np.isfinite(one).all(axis=-1) for one in logits], axis=1)  # [N, K]
     if known.all():
         return ensemble_logits(logits)

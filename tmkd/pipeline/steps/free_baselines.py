@@ -6,6 +6,7 @@ BM25, the bi-encoder cosine of each encoder at hand, and the reciprocal-rank fus
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from tmkd.evaluation.ranking import fused_ranks
 from tmkd.evaluation.results import ModelOutput
 from tmkd.models.bi_encoder import cosine_logits
 from tmkd.models.encoders.find import find_encoder
+from tmkd.pipeline.steps.label import Labels, distinct, stored
 from tmkd.pipeline.steps.student import cached_encoder
 from tmkd.pipeline.store.fingerprint import depends_on
-from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.pipeline.store.workspace import Workspace
+from tmkd.teachers.interface import Scored
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +51,12 @@ def encoder_cosine(workspace: Workspace, recipe: Recipe, source: Path, pairs: Pa
     )
     header = {"encoder": content["inputs"]["encoder"], "max_length": length, "precision": precision, "classes": 2}
 
-    def build(folder: Path) -> None:
-        store = LabelStore.open(folder, header=header)
-        missing = set(pairs.pair_ids) - store.done_ids()
-        unique = pairs.take(np.unique(np.array(pairs.pair_ids), return_index=True)[1])
-        rows = unique.take(np.flatnonzero([name in missing for name in unique.pair_ids]))
-        if len(rows):
-            store.append(rows.pair_ids, cosine_logits(source, rows.questions, rows.passages, length, precision))
+    def scored(left: Pairs) -> Iterator[Scored]:
+        if len(left):
+            yield np.arange(len(left)), cosine_logits(source, left.questions, left.passages, length, precision)
 
-    step = workspace.step("cosine", content, build, label="bi-encoder cosine")
-    logits = LabelStore.open(step.folder, header=header).logits_for(pairs.pair_ids)
+    wanted = Labels("cosine", header, content, distinct(pairs), source.name, step="bi-encoder cosine")
+    logits = stored(workspace, wanted, scored).logits_for(pairs.pair_ids)
     return turned(logits.astype(np.float64), recipe.positive_class)
 
 

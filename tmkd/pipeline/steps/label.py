@@ -22,7 +22,7 @@ from tmkd.models.student import Combination, combine
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.states import model_inputs
 from tmkd.pipeline.store.fingerprint import depends_on
-from tmkd.pipeline.store.label_store import LabelStore
+from tmkd.pipeline.store.label_store import MANIFEST, LabelStore
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.interface import Scored, StoredTeacher
 
@@ -164,13 +164,9 @@ def label_stored(workspace: Workspace, teacher: StoredTeacher, pairs: Pairs) -> 
         TmkdError: the teacher stopped; the scores that it gave before are kept.
     """
     header = {"teacher": teacher.fingerprint, "holds": "raw scores", "classes": teacher.width, "dtype": "float32"}
-    unique = _distinct(pairs)
+    unique = distinct(pairs)
     content = depends_on(settings={}, inputs={"model": teacher, "pairs": unique})
-
-    def fill(store: LabelStore) -> None:
-        _fill(store, teacher.scored, unique, teacher.name)
-
-    return _stored(workspace, _Labels("labels", header, content, unique, teacher.name), fill)
+    return stored(workspace, Labels("labels", header, content, unique, teacher.name), teacher.scored)
 
 
 def _label(workspace: Workspace, model: Step, pairs: Pairs, how: _Labelling, extra: dict[str, Any]) -> LabelStore:
@@ -184,29 +180,29 @@ def _label(workspace: Workspace, model: Step, pairs: Pairs, how: _Labelling, ext
         "dtype": "float32",
         **extra,
     }
-    unique = _distinct(pairs)
+    unique = distinct(pairs)
     content = depends_on(settings={"precision": how.precision}, inputs={"model": model, "pairs": unique})
-
-    def fill(store: LabelStore) -> None:
-        _fill(store, partial(_scored, workspace, model, how), unique, how.name)
-
-    return _stored(workspace, _Labels(how.kind, header, content, unique, how.name), fill)
+    return stored(
+        workspace, Labels(how.kind, header, content, unique, how.name), partial(_scored, workspace, model, how)
+    )
 
 
-def _distinct(pairs: Pairs) -> Pairs:
+def distinct(pairs: Pairs) -> Pairs:
+    """The pairs, each once, in the order of their ids."""
     return pairs.take(np.unique(np.array(pairs.pair_ids), return_index=True)[1])
 
 
 @dataclass(frozen=True)
-class _Labels:
+class Labels:
     """Labels that are wanted.
 
     Attributes:
         kind: the kind of step.
         header: what identifies them in their store.
-        content: what they depend on.
+        content: what they depend on; its inputs have `pairs`.
         pairs: distinct pairs.
         name: what the log calls the model.
+        step: what the log calls the step; says what is labelled with which model unless given.
     """
 
     kind: str
@@ -214,21 +210,37 @@ class _Labels:
     content: dict[str, Any]
     pairs: Pairs
     name: str
+    step: str = ""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is labelled, as a label store keeps it."""
+        return {"digest": self.content["inputs"]["pairs"], "count": len(self.pairs), "model": self.name}
 
 
-def _stored(workspace: Workspace, wanted: _Labels, fill: Callable[[LabelStore], None]) -> LabelStore:
-    """The store of labels, after it was filled."""
+def stored(workspace: Workspace, wanted: Labels, scored: Callable[[Pairs], Iterator[Scored]]) -> LabelStore:
+    """The store of labels, after it was filled. What was damaged in a finished step since is labelled again.
+
+    Args:
+        workspace: keeps the labels; one that is only read is not filled.
+        wanted: which labels.
+        scored: as `StoredTeacher.scored`.
+    """
 
     def build(folder: Path) -> None:
-        store = LabelStore.open(folder, header=wanted.header)
+        store = LabelStore.open(folder, header=wanted.header, pairs=wanted.about)
         _borrow(store, workspace, wanted.pairs, wanted.kind, wanted.content)
-        fill(store)
+        _fill(store, scored, wanted.pairs, wanted.name)
 
-    step = workspace.step(
-        wanted.kind, wanted.content, build, label=f"label {len(wanted.pairs):,} pairs with {wanted.name}"
-    )
-    store = LabelStore.open(step.folder, header=wanted.header)
-    fill(store)  # labels the pairs of a part that was damaged since
+    label = wanted.step or f"label {len(wanted.pairs):,} pairs with {wanted.name}"
+    step = workspace.step(wanted.kind, wanted.content, build, label=label)
+    if (step.folder / MANIFEST).is_file() or workspace.mode == "read":
+        store = LabelStore.read(step.folder, header=wanted.header, pairs=wanted.about)
+        if workspace.mode == "read" or store.done_ids().issuperset(wanted.pairs.pair_ids):
+            return store
+    with workspace.holding(step.folder.name, label, wait=workspace.mode == "wait"):
+        store = LabelStore.open(step.folder, header=wanted.header, pairs=wanted.about)
+        _fill(store, scored, wanted.pairs, wanted.name)
     return store
 
 
@@ -238,7 +250,7 @@ def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, co
     for folder, theirs in workspace.finished(kind):
         if not _differ_in_pairs_alone(theirs, content):
             continue
-        other = LabelStore.open(folder, header=store.manifest["header"])
+        other = LabelStore.read(folder, header=store.manifest["header"])
         shared = sorted(wanted & other.done_ids())
         if shared:
             logger.info(f"{len(shared):,} of the pairs are labelled already ({folder.name})")

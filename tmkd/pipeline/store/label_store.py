@@ -4,7 +4,8 @@ A store is a folder for one teacher and one set of pairs. It holds Parquet parts
 with the teacher's identity and the checksums of the parts. Logits are joined by `pair_id`, never by row order.
 
 A part is written to a temporary file and renamed before the manifest names it, so a killed process loses at most the
-part that it was writing. A damaged part is dropped, and its pairs are labelled again. Small parts, as a served teacher
+part that it was writing. A part that is damaged, or of another store, is dropped, and its pairs are labelled again. One
+process writes a store (`LabelStore.open`); `LabelStore.read` changes nothing. Small parts, as a served teacher
 leaves them, are merged: the merged part is written before the manifest names it in place of them, and they are removed
 after that, so a process that is killed at any moment loses nothing.
 """
@@ -14,17 +15,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tmkd.core.errors import LabelError
 from tmkd.core.files import write_durably
+from tmkd.pipeline.store.label_parts import NAMED, Owner, encode_part, read_part, what_is_wrong
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ class LabelStore:
 
     Attributes:
         folder: where the parts and the manifest are.
-        manifest: the content of manifest.json: `format`, `header`, `rows`, `parts`.
+        manifest: the content of manifest.json: `format`, `header`, `rows`, `parts`, and `pairs` (what is labelled:
+            `digest`, `count` and the `model` by name) where the store was made with it.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -53,49 +54,81 @@ class LabelStore:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, folder: Path, *, header: dict[str, Any]) -> LabelStore:
-        """Open a store, or create it if the folder holds none.
+    def open(cls, folder: Path, *, header: dict[str, Any], pairs: dict[str, Any] | None = None) -> LabelStore:
+        """Open a store to write to it, or create it if the folder holds none. What cannot be used is removed.
 
         Args:
             folder: the store's folder.
             header: what identifies the labels, as JSON-like content: the fingerprints of teacher and tokenizer,
                 max_length, dtype, classes (required), class order. `headers` is the number of heads if the store keeps
                 the logits of every head of a student, one head after the other.
+            pairs: what is labelled: the `digest` of the set of pairs, their `count`, and the `model` by name. A store
+                that is there keeps what it has.
 
         Raises:
-            LabelError: the folder holds labels with another header (the message names the key that differs), or its
-                manifest cannot be read.
+            LabelError: the folder holds labels with another header (the message names the key that differs) or of other
+                pairs, or its manifest cannot be read.
             ValueError: the header does not say how many classes there are.
         """
         if not isinstance(header.get("classes"), int):
             raise ValueError(f"the header of a label store needs `classes`, an integer; it has {', '.join(header)}")
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / MANIFEST).is_file():
-            store = cls(folder, _read_manifest(folder / MANIFEST))
-            _require_same(folder, store.manifest["header"], json.loads(json.dumps(header)))
-            store._drop_damaged()
+            store = cls._found(folder, header, pairs)
+            if bad := store._leave_out():
+                for path, why in bad.items():
+                    logger.warning(f"{path} {why}")
+                store._write_manifest()
         else:
-            store = cls(folder, {"format": 1, "header": header, "rows": 0, "parts": []})
+            about = {"pairs": pairs} if pairs else {}
+            store = cls(folder, {"format": NAMED, "header": header, **about, "rows": 0, "parts": []})
             store._write_manifest()
         named = {part["file"] for part in store.manifest["parts"]}
-        for stray in [*folder.glob("*.tmp"), *folder.glob("part-*.parquet")]:  # left by a killed process
+        for stray in [*folder.glob("*.tmp"), *folder.glob("part-*.parquet")]:  # left by a killed process, or unusable
             if stray.name not in named:
                 stray.unlink()
         return store
 
-    def _drop_damaged(self) -> None:
-        """Remove the parts whose files are gone or do not match their checksums."""
-        good = []
+    @classmethod
+    def read(cls, folder: Path, *, header: dict[str, Any], pairs: dict[str, Any] | None = None) -> LabelStore:
+        """Open a store without changing it. Parts that cannot be used are left out: their pairs have no logits.
+
+        Args:
+            folder: the store's folder.
+            header: as in `open`.
+            pairs: as in `open`.
+
+        Raises:
+            LabelError: as in `open`.
+        """
+        store = cls._found(folder, header, pairs)
+        store._leave_out()
+        return store
+
+    @classmethod
+    def _found(cls, folder: Path, header: dict[str, Any], pairs: dict[str, Any] | None) -> LabelStore:
+        store = cls(folder, read_manifest(folder / MANIFEST))
+        _require_same(folder, store.manifest["header"], json.loads(json.dumps(header)))
+        mine, theirs = (pairs or {}).get("digest"), store.manifest.get("pairs", {}).get("digest")
+        if mine and theirs and mine != theirs:
+            message = f"{folder} holds labels of the pairs {theirs}, not {mine}; use another folder"
+            raise LabelError(message, path=folder, key="pairs")
+        return store
+
+    def _leave_out(self) -> dict[Path, str]:
+        """Leave out the parts that cannot be used; says of each why."""
+        good, bad = [], {}
         for part in self.manifest["parts"]:
-            path = self.folder / part["file"]
-            if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == part["sha256"]:
-                good.append(part)
+            if wrong := what_is_wrong(self.folder, part, self._owner):
+                bad[self.folder / part["file"]] = f"{wrong}; its {part['rows']:,} pairs will be labelled again"
             else:
-                logger.warning(f"{path} is missing or damaged; its {part['rows']:,} pairs will be labelled again")
-                path.unlink(missing_ok=True)
-        if len(good) < len(self.manifest["parts"]):
-            self.manifest["parts"] = good
-            self._write_manifest()
+                good.append(part)
+        self.manifest["parts"] = good
+        return bad
+
+    @property
+    def _owner(self) -> Owner:
+        return Owner.of(self.manifest)
 
     def _write_manifest(self) -> None:
         self.manifest["rows"] = sum(part["rows"] for part in self.manifest["parts"])
@@ -104,14 +137,7 @@ class LabelStore:
     def _parts(self, some: Sequence[Any] | None = None) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
         """The pair ids of each part (all unless some are given) and their logits, [n, width] float32, oldest first."""
         for part in self.manifest["parts"] if some is None else some:
-            path = self.folder / part["file"]
-            try:
-                table = pq.ParquetFile(path).read()
-            except (pa.ArrowException, OSError) as error:
-                message = f"{path} cannot be read ({error}); run again, and its pairs are labelled again"
-                raise LabelError(message, path=path) from error
-            flat = table.column("logits").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            yield table.column("pair_id").to_pylist(), flat.reshape(-1, self.width)
+            yield read_part(self.folder / part["file"], self.width)
 
     @property
     def classes(self) -> int:
@@ -146,21 +172,44 @@ class LabelStore:
             raise ValueError(f"expected logits of shape {(len(pair_ids), self.width)}, got {logits.shape}")
         if not pair_ids:
             return
-        self.manifest["parts"].append(self._write_part(pair_ids, logits))
+        self.manifest["parts"].append(self._write_part(pair_ids, logits, self._next()))
         self._write_manifest()
         self._merge()
 
-    def _write_part(self, pair_ids: Sequence[str], logits: NDArray[np.float32]) -> dict[str, Any]:
+    def _next(self) -> int:
+        """The number of the next part."""
+        return max((int(Path(part["file"]).stem[5:]) for part in self.manifest["parts"]), default=-1) + 1
+
+    def _write_part(self, pair_ids: Sequence[str], logits: NDArray[np.float32], number: int) -> dict[str, Any]:
         """Write a part that the manifest does not name yet; returns what the manifest is to say of it."""
-        values = pa.FixedSizeListArray.from_arrays(pa.array(logits.astype(np.float32).ravel()), self.width)
-        table = pa.table({"pair_id": pa.array(pair_ids, pa.string()), "logits": values})
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        content = sink.getvalue().to_pybytes()
-        number = max((int(Path(part["file"]).stem[5:]) for part in self.manifest["parts"]), default=-1) + 1
+        content = encode_part(pair_ids, logits, self._owner)
         name = f"part-{number:05d}.parquet"
         write_durably(self.folder / name, content)
         return {"file": name, "rows": len(pair_ids), "sha256": hashlib.sha256(content).hexdigest()}
+
+    def drop(self, files: Collection[str], pairs: Collection[str]) -> None:
+        """Remove parts as a whole, and some pairs from the others, so that they can be labelled again.
+
+        Args:
+            files: names of parts. They are not read.
+            pairs: ids of pairs.
+        """
+        kept, number = [], self._next()
+        for part in self.manifest["parts"]:
+            if part["file"] in files:
+                continue
+            names, logits = read_part(self.folder / part["file"], self.width)
+            rows = [row for row, name in enumerate(names) if name not in pairs]
+            if len(rows) == len(names):
+                kept.append(part)
+            elif rows:
+                kept.append(self._write_part([names[row] for row in rows], logits[rows], number))
+                number += 1
+        gone = {part["file"] for part in self.manifest["parts"]} - {part["file"] for part in kept}
+        self.manifest["parts"] = kept
+        self._write_manifest()
+        for name in gone:
+            (self.folder / name).unlink(missing_ok=True)
 
     def _merge(self) -> None:
         """Make one part of the last ones, where they are small and many: parts stay few, and their order stays."""
@@ -173,7 +222,7 @@ class LabelStore:
         latest: dict[str, NDArray[np.float32]] = {}
         for names, logits in self._parts(parts[first:]):
             latest.update(zip(names, logits, strict=True))
-        merged = self._write_part(list(latest), np.stack(list(latest.values())))
+        merged = self._write_part(list(latest), np.stack(list(latest.values())), self._next())
         self.manifest["parts"] = [*parts[:first], merged]
         self._write_manifest()
         for part in parts[first:]:
@@ -225,16 +274,24 @@ class LabelStore:
         )
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """The content of a manifest; LabelError if it cannot be read."""
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The content of a manifest.
+
+    Raises:
+        LabelError: it cannot be read, or is not whole.
+    """
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(manifest["header"], dict) and isinstance(manifest["parts"], list):
+        Owner.of(manifest)
+        if all(isinstance(part["file"], str) and part["rows"] >= 0 and part["sha256"] for part in manifest["parts"]):
             return dict(manifest)
-    except (ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    message = f"{path} is damaged; remove the folder {path.parent} to have its pairs labelled again"
-    raise LabelError(message, path=path)
+    raise LabelError(
+        f"{path} is damaged; remove the folder {path.parent}, or run `tmkd labels repair`, to have its pairs labelled "
+        "again",
+        path=path,
+    )
 
 
 def _require_same(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

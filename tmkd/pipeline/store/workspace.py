@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,20 +85,23 @@ class Ledger:
         used: the steps that were asked for, each once, in that order.
         built: how many steps this process built.
         record: a file that names the steps as they are asked for (`UNFINISHED`), or None.
+        about: what else the record says, as JSON-like content.
     """
 
     used: list[Step] = field(default_factory=list)
     built: int = 0
     record: Path | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def note(self, step: Step) -> None:
         """Name the step in the record before it is built: `tmkd clean` must know that an unfinished run needs it."""
         if self.record is None or step in self.used:
             return
-        names = json.loads(self.record.read_text())["steps"] if self.record.is_file() else []
-        if step.folder.name not in names:
+        there = json.loads(self.record.read_text()) if self.record.is_file() else {"steps": []}
+        content = {**self.about, "steps": list(dict.fromkeys([*there["steps"], step.folder.name]))}
+        if content != there:
             with disk_errors(self.record.parent):
-                write_json(self.record, {"steps": [*names, step.folder.name]})
+                write_json(self.record, content)
 
 
 @dataclass(frozen=True)
@@ -163,9 +166,9 @@ class Workspace:
             yield
 
     @contextmanager
-    def recording(self, record: Path) -> Iterator[None]:
-        """Name the steps that the block asks for in a file, as they come (`Ledger.record`)."""
-        self.ledger.record = record
+    def recording(self, record: Path, about: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """Name the steps that the block asks for in a file, as they come (`Ledger.record`, `Ledger.about`)."""
+        self.ledger.record, self.ledger.about = record, about or {}
         try:
             yield
         finally:
@@ -205,11 +208,26 @@ class Workspace:
             if step not in self.used:
                 logger.info(f"{label}: done before ({step.folder.name})")
             return
-        lock = self.root / "locks" / step.folder.name
-        with held(lock, f"{label}: another process is at it ({step.folder.name})", wait=self.mode == "wait"):
+        with self.holding(step.folder.name, label, wait=self.mode == "wait"):
             if not step.folder.is_dir():
                 self._build(step, depends_on, build, label)
-            lock.unlink(missing_ok=True)  # a process that waits for the lock still finds the step
+
+    @contextmanager
+    def holding(self, name: str, label: str, *, wait: bool) -> Iterator[None]:
+        """Hold the lock of a step, as the process that builds it does.
+
+        Args:
+            name: the name of the step's folder.
+            label: the step's name in the log.
+            wait: wait for the process that holds it.
+
+        Raises:
+            Busy: another process holds it, and `wait` is false.
+        """
+        lock = self.root / "locks" / name
+        with held(lock, f"{label}: another process is at it ({name})", wait=wait):
+            yield
+            lock.unlink(missing_ok=True)  # a process that waits for the lock still finds what was done
 
     def _build(self, step: Step, depends_on: Any, build: Callable[[Path], None], label: str) -> None:
         logger.info(f"{label}: {step.folder.name}")
@@ -285,14 +303,22 @@ class Workspace:
                 found.append((path.parent, content["depends_on"]))
         return found
 
+    def require_steps(self) -> None:
+        """Refuse a folder that is no workspace.
+
+        Raises:
+            TmkdError: it has no `steps/`.
+        """
+        if not (self.root / "steps").is_dir():
+            raise TmkdError(f"{self.root} is not a workspace (no steps/); name one with --workspace")
+
     def unused(self) -> list[Path]:
         """The folders of steps, partial ones too, that no run and no study names, finished or not.
 
         Raises:
             TmkdError: the folder is no workspace.
         """
-        if not (self.root / "steps").is_dir():
-            raise TmkdError(f"{self.root} is not a workspace (no steps/); name one with --workspace")
+        self.require_steps()
         named: set[str] = set()
         for name in ("manifest.json", UNFINISHED):
             for file in [*self.root.glob(f"runs/*/{name}"), *self.root.glob(f"studies/*/{name}")]:
@@ -317,11 +343,12 @@ class Workspace:
         folders = self.unused()
         with self.locked(alone=True):
             folders += [self.tokens] if tokens and self.tokens.is_dir() else []
-            found = [UnusedFolder(folder, _bytes_in(folder)) for folder in folders]
+            found = [UnusedFolder(folder, bytes_in(folder)) for folder in folders]
             for folder in folders if remove else ():
                 shutil.rmtree(folder)
         return found
 
 
-def _bytes_in(folder: Path) -> int:
+def bytes_in(folder: Path) -> int:
+    """The bytes of all files in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,152 @@
+"""The labels of a run, finished or not, as they are stored: nothing is trained and nothing is labelled."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.config.load import parse_recorded_recipe
+from tmkd.core.errors import TmkdError
+from tmkd.data.pairs import Pairs
+from tmkd.pipeline.run_data import RunCache, RunData
+from tmkd.pipeline.steps.label import distinct
+from tmkd.pipeline.store.fingerprint import depends_on
+from tmkd.pipeline.store.workspace import UNFINISHED, StepMissing, Workspace
+from tmkd.pipeline.teacher_labels import TeacherLabels
+from tmkd.training.targets import mean_logits
+
+PARTS = ("train", "dev", "test", "pool")
+"""The sets of pairs of a run."""
+
+
+class RunLabels:
+    """The stored labels of a run.
+
+    Args:
+        folder: the run's folder, `runs/NAME/` of a workspace.
+
+    Attributes:
+        folder: the run's folder.
+        workspace: the workspace around it, which is only read.
+        steps: the names of the steps that the run used.
+
+    Raises:
+        TmkdError: the folder is that of no run, or does not lie in a workspace.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        records = [self.folder / name for name in ("manifest.json", UNFINISHED)]
+        self._records = [(path, json.loads(path.read_text())) for path in records if path.is_file()]
+        if not self._records:
+            raise TmkdError(
+                f"{folder} is not a run (no manifest.json, and no {UNFINISHED}); give a folder such as "
+                "workspace/runs/demo"
+            )
+        root = self.folder.resolve().parent.parent
+        if not (root / "steps").is_dir():
+            raise TmkdError(f"{folder} lies in no workspace: its labels are in {root / 'steps'}, which is not there")
+        self.workspace = Workspace(root).read_only()
+        self.steps = {name for _, content in self._records for name in content["steps"]}
+
+    @functools.cached_property
+    def _labels(self) -> TeacherLabels:
+        """The teachers and the pairs as the run's recipe has them.
+
+        Raises:
+            TmkdError: the run does not say its recipe (an unfinished one of an earlier version), or what it names
+                cannot be read any more.
+        """
+        for path, content in self._records:
+            if "recipe" in content:
+                recipe = parse_recorded_recipe(content["recipe"], str(path))
+                return TeacherLabels(RunData(recipe, self.workspace, RunCache()))
+        raise TmkdError(f"{self.folder}: the run is not finished and does not say its recipe; run the recipe again")
+
+    @property
+    def classes(self) -> int:
+        """C, the number of classes."""
+        return self._labels.recipe.classes
+
+    @property
+    def positive(self) -> int:
+        """Of two classes the one of the right passages."""
+        return self._labels.recipe.positive_class
+
+    @property
+    def teachers(self) -> list[str]:
+        """The teachers' names, in the order of the recipe."""
+        return [teacher.name for teacher in self._labels.recipe.used_teachers]
+
+    @functools.cached_property
+    def pairs(self) -> dict[str, Pairs]:
+        """The sets of pairs by name: train, dev, test and, where there is one, the pool."""
+        data = self._labels.data
+        found = {"train": data.train, "dev": data.dev, "test": data.test}
+        try:
+            pool = data.pool
+        except StepMissing:  # it was not mined yet
+            return found
+        return found if pool is data.train else {**found, "pool": pool}
+
+    @functools.cached_property
+    def sets(self) -> dict[str, tuple[str, ...]]:
+        """The names of the sets of pairs by their digest, as the steps that label them depend on it."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name, pairs in self.pairs.items():
+            for one in (pairs, distinct(pairs)):
+                mark = depends_on(settings={}, inputs={"pairs": one})["inputs"]["pairs"]
+                found[mark] = tuple(dict.fromkeys([*found.get(mark, ()), name]))
+        return found
+
+    def logits(self, part: str) -> dict[str, NDArray[np.float32]]:
+        """The logits of the teachers that have labelled a set of pairs, on the scale that students learn.
+
+        Args:
+            part: the set's name (`PARTS`).
+
+        Returns:
+            By the teacher's name [N, C] float32 in the order of the pairs; nan where a partial teacher has no label.
+
+        Raises:
+            LabelError: labels are missing, as where a part of them is damaged.
+        """
+        if part == "pool" and self._labels.data.foreign_pool:  # it is labelled by other teachers, of another task
+            return {}
+        found, pairs = {}, self.pairs[part]
+        try:
+            able = self._labels.labellers(pairs)
+        except StepMissing:  # no teacher is trained yet
+            return {}
+        for number in able:
+            try:
+                (found[self.teachers[number]],) = self._labels.logits(pairs, part, [number])
+            except StepMissing:
+                continue
+        return found
+
+    def ensemble(self, logits: dict[str, NDArray[np.float32]]) -> NDArray[np.floating[Any]] | None:
+        """The ensemble of some teachers as the recipe has it.
+
+        Args:
+            logits: the teachers' logits [N, C] by name (`logits`).
+
+        Returns:
+            [N, C] float64; nan for a pair that no teacher labels. None for fewer than two teachers, and where the
+            weights of a stacked ensemble are not there yet.
+        """
+        if len(logits) < 2:
+            return None
+        try:
+            stacked = self._labels.stacked
+        except StepMissing:
+            return None
+        members = {} if stacked is None else {name: one for name, one in logits.items() if name in stacked.names}
+        if stacked is None or not members:
+            return mean_logits(list(logits.values()))
+        return stacked.of(list(members)).apply(list(members.values()))
