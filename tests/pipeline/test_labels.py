@@ -18,6 +18,7 @@ from label_fixtures import put_in_place
 from scipy.stats import kendalltau
 
 from tmkd.config.load import parse_recipe
+from tmkd.config.methods import METHODS
 from tmkd.core.errors import DataError, LabelError, TmkdError
 from tmkd.core.logits import log_mean_softmax, log_odds
 from tmkd.data.pairs import Pairs
@@ -54,11 +55,18 @@ def content(folder: Path, **keys: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe and the workspace of its run; labels are in parts of 8 pairs."""
-    torch.set_num_threads(1)
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe and the files that it names."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(files: Path) -> Path:
+    """The same, with the workspace of its run; labels are in parts of 8 pairs."""
+    torch.set_num_threads(1)
+    folder = files
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(label_module, "CHUNK", 8)
         Run(parse_recipe(content(folder), "test"), folder / "workspace").run()
@@ -72,13 +80,10 @@ def workspace(whole: Path, tmp_path: Path) -> Path:
     return tmp_path / "workspace"
 
 
-def store_of(workspace: Path, model: str, part: str) -> Path:
-    """The folder of one model's labels of one set of pairs."""
+def stores_of(workspace: Path) -> dict[tuple[str, str], Path]:
+    """The folders of the run's label stores, by the model and the set of pairs."""
     found = WorkspaceLabels(workspace).show(workspace / "runs" / "tiny").stores
-    (one,) = [
-        one for one in found if one.check.model == model and part in one.sets and "labels" in str(one.check.folder)
-    ]
-    return one.check.folder
+    return {(one.check.model, part): one.check.folder for one in found for part in one.sets}
 
 
 def labels(folder: Path) -> dict[str, list[float]]:
@@ -112,9 +117,9 @@ def test_show_says_what_is_labelled_and_how_far_the_teachers_agree(workspace: Pa
     assert (everything.agreement, everything.coverage) == ((), {})
 
     pairs = Run.open(workspace / "runs" / "tiny").data.pool
-    scores = []
+    scores, stores = [], stores_of(workspace)
     for name in ("a", "b"):
-        stored = labels(store_of(workspace, name, "pool"))
+        stored = labels(stores[name, "pool"])
         scores.append(log_odds(np.array([stored[one] for one in pairs.pair_ids])))
     rows = [[row for row, one in enumerate(pairs.qids) if one == qid] for qid in dict.fromkeys(pairs.qids)]
     taus = [kendalltau(scores[0][some], scores[1][some]).statistic for some in rows]
@@ -127,8 +132,8 @@ def test_repaired_labels_are_made_again_alone_and_all_that_hangs_on_them_stays_r
     workspace: Path, whole: Path, tmkd: Tmkd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two finished steps: a part that is cut, and one of the other teacher that the manifest trusts."""
-    cut, swapped = store_of(workspace, "a", "pool"), store_of(workspace, "a", "train")
-    other = store_of(workspace, "b", "train")
+    stores = stores_of(workspace)
+    cut, swapped, other = stores["a", "pool"], stores["a", "train"], stores["b", "train"]
     before, logits = contents(workspace), {folder: labels(folder) for folder in (cut, swapped)}
     report = json.loads((workspace / "runs" / "tiny" / "report" / "results.json").read_text())
     part = cut / "part-00002.parquet"
@@ -176,7 +181,7 @@ def test_repaired_labels_are_made_again_alone_and_all_that_hangs_on_them_stays_r
 def test_a_run_that_finds_damage_itself_holds_the_step_while_it_labels(
     workspace: Path, whole: Path, tmkd: Tmkd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = store_of(workspace, "b", "train")
+    folder = stores_of(workspace)["b", "train"]
     (folder / "part-00003.parquet").unlink()
     held: list[bool] = []
     scored = label_module._scored
@@ -210,7 +215,7 @@ def test_export_has_every_teacher_and_the_ensemble_by_name(workspace: Path, tmp_
     rows = read_rows(path)
     assert list(rows[0]) == ["part", "pair_id", "question", "passage", "label", "a", "b", "teacher-ensemble"]
     assert {row["part"] for row in rows} == {"train", "dev", "pool"}
-    run = Run.open(workspace / "runs" / "tiny")
+    run, stores = Run.open(workspace / "runs" / "tiny"), stores_of(workspace)
     for part, pairs in {"train": run.data.train, "dev": run.data.dev, "pool": run.data.pool}.items():
         mine = [row for row in rows if row["part"] == part]
         assert [row["pair_id"] for row in mine] == pairs.pair_ids
@@ -221,7 +226,7 @@ def test_export_has_every_teacher_and_the_ensemble_by_name(workspace: Path, tmp_
         assert given == pairs.labels.tolist()
         logits = []
         for name in ("a", "b"):
-            stored = labels(store_of(workspace, name, part))
+            stored = labels(stores[name, part])
             logits.append(np.array([stored[one] for one in pairs.pair_ids]))
             np.testing.assert_allclose([float(row[name]) for row in mine], log_odds(logits[-1]), atol=1e-6)
         together = log_odds(log_mean_softmax(np.stack(logits, axis=1)))
@@ -234,13 +239,13 @@ def test_an_export_is_a_file_for_a_scores_teacher(workspace: Path, tmp_path: Pat
 
     pairs = Run.open(workspace / "runs" / "tiny").data.pool
     teacher = ScoreFileTeacher(tmp_path / "labels.csv", "a", "logit", "a")
-    stored = labels(store_of(workspace, "a", "pool"))
+    stored = labels(stores_of(workspace)["a", "pool"])
     expected = log_odds(np.array([stored[one] for one in pairs.pair_ids]))
     np.testing.assert_allclose(log_odds(teacher.logits(pairs)), expected, atol=1e-5)
 
 
 def test_damaged_labels_are_not_exported(workspace: Path, tmp_path: Path) -> None:
-    (store_of(workspace, "b", "dev") / "part-00001.parquet").unlink()
+    (stores_of(workspace)["b", "dev"] / "part-00001.parquet").unlink()
     with pytest.raises(LabelError, match="of 32 pairs 8 have no labels"):
         export_labels(workspace / "runs" / "tiny", tmp_path / "labels.csv")
     assert not (tmp_path / "labels.csv").exists()
@@ -249,13 +254,13 @@ def test_damaged_labels_are_not_exported(workspace: Path, tmp_path: Path) -> Non
     assert sum(len(one.check.faults) for one in shown.stores) == 1
 
 
-def test_labels_of_a_run_that_is_not_finished(whole: Path, tmp_path: Path) -> None:
+def test_labels_of_a_run_that_is_not_finished(files: Path, tmp_path: Path) -> None:
     """A partial file of scores, a teacher of the run; no student yet."""
     pool = [Pairs.build([row["question"]], [row["passage"]]) for row in pool_rows()]  # type: ignore[list-item]
     some = [{"pair_id": one.pair_ids[0], "score": number / 8} for number, one in enumerate(pool[:20])]
     file = str(write_jsonl(tmp_path / "judge.jsonl", some))
     judge = {"name": "judge", "file": file, "holds": "logit", "partial": True}
-    keys = {**content(whole), "teachers": [{"name": "a", "seed": 1, **NUMBERS}, judge], "name": "begun"}
+    keys = {**content(files), "teachers": [{"name": "a", "seed": 1, **NUMBERS}, judge], "name": "begun"}
     workspace = tmp_path / "workspace"
     run = Run(parse_recipe(keys, "test"), workspace)
     run.teach()
@@ -276,11 +281,37 @@ def test_labels_of_a_run_that_is_not_finished(whole: Path, tmp_path: Path) -> No
     assert pool_agreement.questions == 5  # those with a score of the judge
 
 
-def test_lists_of_logits_for_more_than_two_classes(whole: Path, tmp_path: Path) -> None:
+def test_export_has_the_labels_that_students_learn(files: Path, tmp_path: Path) -> None:
+    """Out-of-fold ones of the share of the training pairs, and of the sampled pool, that students see."""
+    data = {**content(files)["data"], "train_share": 0.5}
+    pool = {"sampling": {"kind": "top", "keep": 2}}
+    keys = {**content(files), "data": data, "pool": pool, "teachers": [{"name": "a", "seed": 1, **NUMBERS}]}
+    keys |= {"labels": "out-of-fold", "folds": 2, "name": "folds", "methods": ["teacher", "tkd"], "take": "tkd"}
+    run = Run(parse_recipe(keys, "test"), tmp_path / "workspace")
+    run.label()
+    learned = {
+        "train": run.labels.targets(METHODS["tkd"], run.data.student_pairs, "train"),
+        "pool": run.labels.pool_targets(METHODS["tkd"]),
+    }
+    done = export_labels(tmp_path / "workspace" / "runs" / "folds", tmp_path / "labels.parquet")
+    assert done.rows == {"train": len(run.data.student_pairs), "dev": 32, "pool": 16}
+    assert len(run.data.student_pairs) < 64
+    rows = pq.read_table(tmp_path / "labels.parquet").to_pylist()
+    for part, targets in learned.items():
+        assert targets is not None
+        found = [row["a"] for row in rows if row["part"] == part]
+        np.testing.assert_allclose(found, log_odds(targets.logits[:, 0]), atol=1e-6)
+    in_fold = log_odds(run.labels.logits(run.data.student_pairs, "train")[0])
+    assert not np.allclose([row["a"] for row in rows if row["part"] == "train"], in_fold)
+    shown = WorkspaceLabels(tmp_path / "workspace").show(tmp_path / "workspace" / "runs" / "folds")
+    assert {one.sets for one in shown.stores} >= {("train",), ("pool",), ("all of the pool",)}
+
+
+def test_lists_of_logits_for_more_than_two_classes(files: Path, tmp_path: Path) -> None:
     three = [{**row, "label": number % 3} for number, row in enumerate(pair_rows(1))]
-    data = {part: str(whole / f"{part}.jsonl") for part in ("dev", "test", "pool")}
+    data = {part: str(files / f"{part}.jsonl") for part in ("dev", "test", "pool")}
     train = str(write_jsonl(tmp_path / "train.jsonl", three))
-    keys = {**content(whole), "classes": 3, "data": {**data, "train": train}, "name": "three"}
+    keys = {**content(files), "classes": 3, "data": {**data, "train": train}, "name": "three"}
     Run(parse_recipe(keys, "test"), tmp_path / "workspace").label()
     export_labels(tmp_path / "workspace" / "runs" / "three", tmp_path / "labels.jsonl")
     row = json.loads((tmp_path / "labels.jsonl").read_text().splitlines()[0])

@@ -56,7 +56,7 @@ def export_labels(run: str | Path, path: str | Path) -> ExportedLabels:
     The columns are `part` (train, dev or pool), `pair_id`, `question`, `passage`, `label` (empty where there is none),
     then one for each teacher by its name and, of two teachers or more, `teacher-ensemble`. Of two classes they hold the
     log-odds of the right passages (`data.positive`), else a list of C logits. A set that no teacher has labelled is
-    left out. The labels are those that students learn: calibrated, and not out-of-fold.
+    left out. They are the labels that students learn.
 
     Args:
         run: the run's folder, finished or not.

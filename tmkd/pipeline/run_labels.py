@@ -15,6 +15,8 @@ from tmkd.core.errors import TmkdError
 from tmkd.data.pairs import Pairs
 from tmkd.pipeline.run_data import RunCache, RunData
 from tmkd.pipeline.steps.label import distinct
+from tmkd.pipeline.steps.out_of_fold import fold_logits
+from tmkd.pipeline.steps.teacher_logits import calibrated
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import UNFINISHED, StepMissing, Workspace
 from tmkd.pipeline.teacher_labels import TeacherLabels
@@ -85,27 +87,42 @@ class RunLabels:
 
     @functools.cached_property
     def pairs(self) -> dict[str, Pairs]:
-        """The sets of pairs by name: train, dev, test and, where there is one, the pool."""
+        """The sets of pairs by name: train, dev, test and, where there is one, the pool.
+
+        Of the training pairs and of the pool they are those that students see (`data.train_share`, `pool.sampling`).
+        """
         data = self._labels.data
-        found = {"train": data.train, "dev": data.dev, "test": data.test}
+        found = {"train": data.student_pairs, "dev": data.dev, "test": data.test}
         try:
             pool = data.pool
         except StepMissing:  # it was not mined yet
             return found
-        return found if pool is data.train else {**found, "pool": pool}
+        if pool is data.train:
+            return found
+        try:
+            return {**found, "pool": self._labels.stage1_pool}
+        except StepMissing:  # the teachers whose scores sample it have not labelled it yet
+            return {**found, "pool": pool}
 
     @functools.cached_property
     def sets(self) -> dict[str, tuple[str, ...]]:
         """The names of the sets of pairs by their digest, as the steps that label them depend on it."""
         found: dict[str, tuple[str, ...]] = {}
-        for name, pairs in self.pairs.items():
+        named, data = dict(self.pairs), self._labels.data
+        if len(data.train) > len(named["train"]):
+            named["all of train"] = data.train
+        if "pool" in named and len(data.pool) > len(named["pool"]):
+            named["all of the pool"] = data.pool
+        for name, pairs in named.items():
             for one in (pairs, distinct(pairs)):
                 mark = depends_on(settings={}, inputs={"pairs": one})["inputs"]["pairs"]
                 found[mark] = tuple(dict.fromkeys([*found.get(mark, ()), name]))
         return found
 
     def logits(self, part: str) -> dict[str, NDArray[np.float32]]:
-        """The logits of the teachers that have labelled a set of pairs, on the scale that students learn.
+        """The logits of the teachers that have labelled a set of pairs, as students learn them.
+
+        They are calibrated and, of the training pairs where the recipe says so, out-of-fold.
 
         Args:
             part: the set's name (`PARTS`).
@@ -125,10 +142,18 @@ class RunLabels:
             return {}
         for number in able:
             try:
-                (found[self.teachers[number]],) = self._labels.logits(pairs, part, [number])
+                found[self.teachers[number]] = self._of_teacher(number, part)
             except StepMissing:
                 continue
         return found
+
+    def _of_teacher(self, number: int, part: str) -> NDArray[np.float32]:
+        labels, pairs = self._labels, self.pairs[part]
+        teacher, recipe = labels.teachers[number][0], labels.recipe
+        if part != "train" or recipe.labels != "out-of-fold" or not teacher.learns_labels:
+            return labels.logits(pairs, part, [number])[0]
+        folded = fold_logits(recipe, teacher, labels.data.train, labels.teach, labels.logits_of)
+        return calibrated(teacher, labels.calibration(number), folded.logits[labels.data.student_rows], pairs)
 
     def ensemble(self, logits: dict[str, NDArray[np.float32]]) -> NDArray[np.floating[Any]] | None:
         """The ensemble of some teachers as the recipe has it.
