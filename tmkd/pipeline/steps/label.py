@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.core import processes
 from tmkd.core.console import progress
 from tmkd.core.errors import TmkdError, named
 from tmkd.data.pairs import Pairs
@@ -234,14 +235,21 @@ def stored(workspace: Workspace, wanted: Labels, scored: Callable[[Pairs], Itera
 
     label = wanted.step or f"label {len(wanted.pairs):,} pairs with {wanted.name}"
     step = workspace.step(wanted.kind, wanted.content, build, label=label)
-    if (step.folder / MANIFEST).is_file() or workspace.mode == "read":
-        store = LabelStore.read(step.folder, header=wanted.header, pairs=wanted.about)
-        if workspace.mode == "read" or store.done_ids().issuperset(wanted.pairs.pair_ids):
-            return store
-    with workspace.holding(step.folder.name, label, wait=workspace.mode == "wait"):
-        store = LabelStore.open(step.folder, header=wanted.header, pairs=wanted.about)
-        _fill(store, scored, wanted.pairs, wanted.name)
-    return store
+    if workspace.mode != "read" and processes.told(_lacks_some(step.folder, wanted)):
+        if processes.first():
+            with workspace.holding(step.folder.name, label, wait=workspace.mode == "wait"):
+                store = LabelStore.open(step.folder, header=wanted.header, pairs=wanted.about)
+                _fill(store, scored, wanted.pairs, wanted.name)
+        processes.told(None)  # the others wait
+    return LabelStore.read(step.folder, header=wanted.header, pairs=wanted.about)
+
+
+def _lacks_some(folder: Path, wanted: Labels) -> bool:
+    """Whether a finished store has not all of the labels: a part is damaged, or the teacher has no score for a pair."""
+    if not (folder / MANIFEST).is_file():
+        return True
+    store = LabelStore.read(folder, header=wanted.header, pairs=wanted.about)
+    return not store.done_ids().issuperset(wanted.pairs.pair_ids)
 
 
 def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, content: dict[str, Any]) -> None:
