@@ -209,7 +209,8 @@ _HOMES = {
     ],
     "tmkd.pipeline.run": ["Run"], "tmkd.pipeline.store.label_store": ["LabelStore"],
     "tmkd.pipeline.store.workspace": ["Busy", "UnusedFolder"],
-    "tmkd.pipeline.study.results": ["StudyResults"], "tmkd.pipeline.study.run": ["StudyListing", "list_study", "run_study"],
+    "tmkd.pipeline.study.results": ["StudyResults"],
+    "tmkd.pipeline.study.run": ["StudyListing", "list_study", "run_study"],
     "tmkd.teachers.encoder": ["EncoderTeacher"], "tmkd.teachers.interface": ["TeacherLike"],
     "tmkd.teachers.scores": ["ScoresTeacher"],
 }  # fmt: skip
