@@ -18,6 +18,7 @@ import pytest
 from conftest import TOPICS, write_jsonl
 
 from tmkd.config.load import parse_recipe
+from tmkd.config.pool_sections import ReadyPairs
 from tmkd.core.errors import DataError, TmkdError
 from tmkd.core.locks import locked
 from tmkd.data.corpus_pool.mine import MinedPool, mine_pool
@@ -27,6 +28,7 @@ from tmkd.data.corpus_pool.retrieve import Mining
 from tmkd.data.documents.document_rows import Fields
 from tmkd.data.documents.index import DocumentIndex
 from tmkd.data.documents.reader import Reading
+from tmkd.data.pool_sources import read_ready
 from tmkd.data.rows import read_pairs
 from tmkd.data.tasks import load_task
 from tmkd.data.writers import write_rows
@@ -103,6 +105,8 @@ def test_a_recipe_reads_the_pool(corpus: Path, tmp_path: Path) -> None:
     data = load_task(recipe.data, recipe.classes)
     assert data.pool is not None
     assert data.pool.pair_ids == pool.pair_ids
+    ready = ReadyPairs.model_validate("pool.parquet")
+    assert read_ready(ready, data.train, "pool.sources.0").pair_ids == pool.pair_ids
 
 
 def test_documents_are_cut_and_rows_are_not(tmp_path: Path) -> None:
@@ -357,7 +361,13 @@ def test_a_killed_call_continues_with_the_same_result(
         }
 
 
-def test_parts_of_another_pool_are_refused(corpus: Path, questions: Path, tmp_path: Path) -> None:
+def interrupted(*given: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_parts_of_another_pool_are_refused(
+    corpus: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     killed_after(2, "pool.parquet", tmp_path)
     mining = Mining(passages=3, most=2)
     with pytest.raises(DataError, match=r"begun otherwise: passages was 3 and is 2; repeat the first call, or remove"):
@@ -372,6 +382,11 @@ def test_parts_of_another_pool_are_refused(corpus: Path, questions: Path, tmp_pa
         mine_pool(questions, "pool.parquet", ["beir"], index="index", mining=mining)
     shutil.rmtree("pool.parquet.parts")
     assert mine_pool(questions, "pool.parquet", ["beir"], index="index", mining=mining).pairs
+    with monkeypatch.context() as patched:  # interrupted before the first part: nothing is there to be kept
+        patched.setattr("tmkd.data.corpus_pool.parts.Parts.add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            mine_pool(questions, "none.parquet", index="index", mining=mining)
+    assert mine_pool(questions, "none.parquet", index="index").pairs
     lock = folder_of(Path("other.parquet")) / "lock"
     with locked(lock, TmkdError("")), pytest.raises(TmkdError, match=r"another process is mining other\.parquet"):
         mine_pool(questions, "other.parquet", ["beir"], index="index")

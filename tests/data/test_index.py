@@ -25,6 +25,7 @@ from tmkd.data.documents.index import Document, DocumentIndex, Found, update_ind
 from tmkd.data.documents.index_files import CARD
 from tmkd.data.documents.markdown import parse_markdown, parse_plain
 from tmkd.data.documents.reader import DocumentReader, Reading, index_documents
+from tmkd.data.documents.seen import SeenNames
 from tmkd.data.writers import write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -606,3 +607,13 @@ def test_rows_may_be_whole_passages(tmp_path: Path) -> None:
     index = DocumentIndex.open(tmp_path / "index")
     names = {row_id(one.document, one.passage) for one in index.search("words", 5)}
     assert names == {f"{tmp_path}/{name}.jsonl#d7" for name in "ab"}
+
+
+def test_names_that_were_seen_keep_their_first_value() -> None:
+    with SeenNames() as seen:
+        assert [seen.add(name, place) for place, name in enumerate(("b", "a", "b", "\u00e9", "e\u0301"))] == [
+            None, None, 0, None, None,
+        ]  # fmt: skip
+        assert ("a" in seen, "c" in seen) == (True, False)
+        assert (seen.get("a"), seen.get("c")) == (1, None)
+        assert list(seen) == sorted(["a", "b", "\u00e9", "e\u0301"])

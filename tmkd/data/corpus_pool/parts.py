@@ -76,7 +76,7 @@ class Parts:
 
     def _open(self) -> None:
         card = self.folder / _CARD
-        if not card.is_file():
+        if not self._path(0).is_file():
             write_json(card, self.depends_on)
         fix = f"repeat the first call, or remove {self.folder} to begin anew"
         try:
