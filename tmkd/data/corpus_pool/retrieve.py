@@ -167,7 +167,7 @@ class Retriever:
                 reason = "held_out"
             elif plain in texts:
                 reason = "same_text"
-            elif any(_near(words, other) for other in sets):
+            elif _near_one(words, sets):
                 reason = "nearly_same"
             elif self.uses.full(number):
                 reason = "over_most"
@@ -185,7 +185,6 @@ def _words(text: str) -> tuple[str, str, frozenset[str]]:
     return same_text(text), f" {normalise(text)} ", tokens(text)
 
 
-def _near(first: frozenset[str], second: frozenset[str]) -> bool:
-    if not NEAR * len(first) <= len(second) <= len(first) / NEAR:  # then their similarity is lower
-        return False
-    return jaccard(first, second) >= NEAR
+def _near_one(words: frozenset[str], sets: list[frozenset[str]]) -> bool:
+    least, most = NEAR * len(words), len(words) / NEAR  # of sets of other sizes the similarity is lower
+    return any(least <= len(other) <= most and jaccard(words, other) >= NEAR for other in sets)
