@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -57,10 +58,13 @@ def tokens_of(workspace: Workspace, tokenizer: PairTokenizer, pairs: Pairs) -> E
 def _write(path: Path, tokenizer: PairTokenizer, pairs: Pairs) -> None:
     """Tokenize the pairs, chunk by chunk, into a safetensors file: ids [tokens], lengths [N], type_ids [tokens]."""
     lengths = [np.empty(0, dtype=np.int64)]
-    with replacing(path) as temporary, temporary.open("wb") as file, TemporaryFile(dir=path.parent) as types:
+    chunks = tokenizer.encode_chunks(pairs.texts())
+    first = list(islice(chunks, 1))
+    needed = sum(int((5 * one.lengths + 8).mean() * len(pairs)) for one in first)  # if the others are as long
+    with replacing(path, needed) as temporary, temporary.open("wb") as file, TemporaryFile(dir=path.parent) as types:
         file.write(bytes(_DATA))  # the header needs the number of tokens
         with progress("tokenize", len(pairs)) as bar:
-            for chunk in tokenizer.encode_chunks(pairs.texts()):
+            for chunk in chain(first, chunks):
                 file.write(np.concatenate(chunk.ids).astype(np.int32).tobytes())
                 types.write(np.concatenate(chunk.type_ids).astype(np.uint8).tobytes())
                 lengths.append(chunk.lengths)
