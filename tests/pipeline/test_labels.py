@@ -254,6 +254,15 @@ def test_damaged_labels_are_not_exported(workspace: Path, tmp_path: Path) -> Non
     assert sum(len(one.check.faults) for one in shown.stores) == 1
 
 
+def test_labels_of_a_teacher_are_shown_where_another_is_not_trained(workspace: Path) -> None:
+    for path in workspace.glob("steps/teacher-*/step.json"):
+        if json.loads(path.read_text())["label"] == "teacher a":
+            shutil.rmtree(path.parent)
+    sizes = {"train": 64, "dev": 32, "test": 32, "pool": 32}
+    found = WorkspaceLabels(workspace).show(workspace / "runs" / "tiny")
+    assert found.coverage == {part: {"a": 0, "b": size} for part, size in sizes.items()}
+
+
 def test_labels_of_a_run_that_is_not_finished(files: Path, tmp_path: Path) -> None:
     """A partial file of scores, a teacher of the run; no student yet."""
     pool = [Pairs.build([row["question"]], [row["passage"]]) for row in pool_rows()]  # type: ignore[list-item]

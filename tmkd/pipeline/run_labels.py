@@ -136,19 +136,32 @@ class RunLabels:
         if part == "pool" and self._labels.data.foreign_pool:  # it is labelled by other teachers, of another task
             return {}
         found, pairs = {}, self.pairs[part]
-        try:
-            able = self._labels.labellers(pairs)
-        except StepMissing:  # no teacher is trained yet
-            return {}
-        for number in able:
+        for name in self.teachers:
+            labels, number = self._alone(name)
             try:
-                found[self.teachers[number]] = self._of_teacher(number, part)
-            except StepMissing:
+                if number in labels.labellers(pairs):
+                    found[name] = self._of_teacher(labels, number, part)
+            except StepMissing:  # it is not trained yet, or has not labelled them
                 continue
         return found
 
-    def _of_teacher(self, number: int, part: str) -> NDArray[np.float32]:
-        labels, pairs = self._labels, self.pairs[part]
+    def _alone(self, name: str) -> tuple[TeacherLabels, int]:
+        """The labels of one teacher, with the one that a warm start learns from, and its index in them.
+
+        So the labels of a teacher are found whether the others are trained yet or not.
+        """
+        recipe = self._labels.recipe
+        needed = {name, recipe.warm_up.teacher if recipe.warm_up else None}
+        some = tuple(one for one in recipe.teachers if one.name in needed)
+        alone = TeacherLabels(
+            RunData(
+                recipe.model_copy(update={"teachers": some, "use_teachers": None}), self.workspace, self._labels.cache
+            )
+        )
+        return alone, [one.name for one in alone.recipe.used_teachers].index(name)
+
+    def _of_teacher(self, labels: TeacherLabels, number: int, part: str) -> NDArray[np.float32]:
+        pairs = self.pairs[part]
         teacher, recipe = labels.teachers[number][0], labels.recipe
         if part != "train" or recipe.labels != "out-of-fold" or not teacher.learns_labels:
             return labels.logits(pairs, part, [number])[0]
