@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from tmkd.config.student_sections import Cached as Cached
     from tmkd.config.student_sections import StudentShape as StudentShape
     from tmkd.config.teacher_sections import Teacher as Teacher
+    from tmkd.core.cluster import Cluster as Cluster
+    from tmkd.core.errors import ClusterError as ClusterError
     from tmkd.core.errors import DataError as DataError
     from tmkd.core.errors import Diverged as Diverged
     from tmkd.core.errors import EncoderError as EncoderError
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
     from tmkd.core.errors import NoRoomError as NoRoomError
     from tmkd.core.errors import RecipeError as RecipeError
     from tmkd.core.errors import TmkdError as TmkdError
-    from tmkd.core.files import Quoting
     from tmkd.data.corpus_pool.mine import MinedPool as MinedPool
     from tmkd.data.corpus_pool.mine import mine_pool as mine_pool
     from tmkd.data.corpus_pool.retrieve import Mining as Mining
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from tmkd.inference.qa.answer import Answers as Answers
     from tmkd.inference.qa.answer import QuestionAnswerer as QuestionAnswerer
     from tmkd.inference.qa.calibrate import CalibrationResult as CalibrationResult
+    from tmkd.inference.qa.calibrate_export import calibrate_export as calibrate_export
     from tmkd.inference.qa.calibration import Calibration as Calibration
     from tmkd.inference.score_file import ScoredFile as ScoredFile
     from tmkd.inference.score_file import score_file as score_file
@@ -107,6 +109,8 @@ __all__ = [
     "Calibration",
     "CalibrationResult",
     "Changes",
+    "Cluster",
+    "ClusterError",
     "Columns",
     "Data",
     "DataError",
@@ -189,9 +193,10 @@ _HOMES = {
         "Bilstm", "Columns", "Data", "DebianDocsSizes", "Export", "HoldOut", "Loss", "Stage1", "Stage2", "Training",
     ],
     "tmkd.config.student_sections": ["Cached", "StudentShape"], "tmkd.config.teacher_sections": ["Teacher"],
+    "tmkd.core.cluster": ["Cluster"],
     "tmkd.core.errors": [
-        "DataError", "Diverged", "EncoderError", "EndpointError", "ExportError", "FetchError", "LabelError",
-        "MissingExtraError", "NoRoomError", "RecipeError", "TmkdError",
+        "ClusterError", "DataError", "Diverged", "EncoderError", "EndpointError", "ExportError", "FetchError",
+        "LabelError", "MissingExtraError", "NoRoomError", "RecipeError", "TmkdError",
     ],
     "tmkd.data.corpus_pool.mine": ["MinedPool", "mine_pool"], "tmkd.data.corpus_pool.retrieve": ["Mining"],
     "tmkd.data.documents.index": ["Changes", "DocumentIndex"],
@@ -199,7 +204,8 @@ _HOMES = {
     "tmkd.data.pairs": ["Pairs"], "tmkd.data.rows": ["read_pairs"], "tmkd.data.scored_rows": ["import_scores"],
     "tmkd.evaluation.multi_task": ["MultiTaskResults"], "tmkd.evaluation.results": ["Results"],
     "tmkd.inference.qa.answer": ["Answer", "Answers", "QuestionAnswerer"],
-    "tmkd.inference.qa.calibrate": ["CalibrationResult"], "tmkd.inference.qa.calibration": ["Calibration"],
+    "tmkd.inference.qa.calibrate": ["CalibrationResult"],
+    "tmkd.inference.qa.calibrate_export": ["calibrate_export"], "tmkd.inference.qa.calibration": ["Calibration"],
     "tmkd.inference.score_file": ["ScoredFile", "score_file"],
     "tmkd.inference.scorer": ["Scorer"], "tmkd.inference.state_store": ["StateStore"],
     "tmkd.inference.state_update": ["IndexChanges", "StateChanges"],
@@ -341,45 +347,6 @@ def check_states(folder: str | Path) -> StateStore:
     store = StateStore.open(folder, None)
     store.check()
     return store
-
-
-def calibrate_export(
-    model: str | Path, index: str | Path, *, pairs: str | Path | None = None, test: str | Path | None = None,
-    risk: float | None = None, candidates: int = 100, quoting: Quoting = "auto", **scoring: Any,
-) -> CalibrationResult:  # fmt: skip
-    """Choose an export's temperature, no-answer threshold and retrieval weight, and write calibration.json into it.
-
-    Args:
-        model: the export.
-        index: the index whose passages answer the questions.
-        pairs: a file of labelled pairs that the choice is made on; the questions of debian-docs unless given.
-        test: a file of labelled pairs of other questions, on which the choice is only measured.
-        risk: the largest share of wrong answers; the threshold with the best F1 unless given.
-        candidates: passages that are retrieved and ranked for a question.
-        quoting: what a quote in a CSV or TSV file means: `none`, `csv`, or `auto` for what the file shows.
-        scoring: `backend` and `threads`, as for `Scorer`.
-
-    Raises:
-        ValueError: `test` without `pairs`.
-        DataError: pairs that cannot be used, or a risk that no threshold keeps.
-        ExportError: an export that cannot be used.
-    """
-    from tmkd.inference.manifest import read_manifest
-    from tmkd.inference.qa.answer import QuestionAnswerer
-    from tmkd.inference.qa.calibrate import calibrate
-    from tmkd.inference.qa.calibration import Calibration
-    from tmkd.inference.qa.cases import built_in, from_file
-
-    if test is not None and pairs is None:
-        raise ValueError("test pairs without development pairs; debian-docs brings test questions of its own")
-    answerer = QuestionAnswerer.open(model, index, calibration=Calibration(), **scoring)
-    positive = read_manifest(model).positive
-    given = [Path(file) for file in (pairs, test) if file is not None]
-    files = [from_file(file, answerer.index, quoting, positive) for file in given]
-    dev, *unseen = files or built_in(answerer.index)
-    found = calibrate(answerer, dev, unseen[0] if unseen else None, candidates=candidates, risk=risk)
-    found.save(Path(model))
-    return found
 
 
 def start_server(model: str | Path, **settings: Any) -> None:

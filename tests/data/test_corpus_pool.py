@@ -66,7 +66,7 @@ def mined(asked: list[str], texts: list[str], **choices: Any) -> tuple[list[dict
     Path("asked.txt").write_text("\n".join(asked) + "\n")
     write_jsonl(Path("texts.jsonl"), [{"id": str(number), "text": text} for number, text in enumerate(texts)])
     without = choices.pop("without", ())
-    done = mine_pool("asked.txt", "pool.parquet", ["texts.jsonl"], mining=Mining(**choices), without=without)
+    done = mine_pool("asked.txt", "pool.parquet", ["texts.jsonl"], mining=Mining(**choices, without=without))
     return rows_of(Path("pool.parquet")), done
 
 

@@ -15,6 +15,7 @@ from tmkd.cli.options import (
     JsonFile,
     ModelFolder,
     Quiet,
+    RayAddress,
     Sections,
     give,
 )
@@ -90,6 +91,7 @@ def label(
     served: Annotated[
         bool, typer.Option("--served", help="a served teacher beside its server alone, with an export of the model")
     ] = False,
+    ray: RayAddress = None,
     threads: Cores = 0,
     json_file: JsonFile = None,
     quiet: Quiet = False,
@@ -98,9 +100,16 @@ def label(
 
     Example: tmkd bench label --count 256 --rounds 5
     """
-    if (reuse or served) and (peers is not None or (reuse and served)):
-        raise typer.BadParameter("give one of --reuse, --served and --peers", param_hint="--reuse, --served")
+    if sum((reuse, served, ray is not None, peers is not None)) > 1:
+        raise typer.BadParameter(
+            "give one of --reuse, --served, --ray and --peers", param_hint="--reuse, --served, --ray"
+        )
     subject = _subject(model, layers, max_length, pairs)
+    if ray is not None:
+        from tmkd.bench import on_ray
+
+        _give(json_file, on_ray.run(subject, ray, count=count, rounds=rounds, threads=threads))
+        return
     if served:
         from tmkd.bench.served import run
 

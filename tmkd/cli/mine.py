@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tmkd import api
-from tmkd.cli.options import JsonFile, Quiet, QuotingOption, give
+from tmkd.cli.options import JsonFile, Quiet, QuotingOption, RayAddress, RayCores, give, ray_cluster
 from tmkd.core.console import say
 
 
@@ -59,6 +59,8 @@ def mine(
     id_field: Annotated[str, typer.Option(help="rows of CORPUS: the field that names a passage")] = "id",
     title_field: Annotated[str, typer.Option(help="rows of CORPUS: the field of its title")] = "title",
     text_field: Annotated[str, typer.Option(help="rows of CORPUS: the field of its text")] = "text",
+    ray: RayAddress = None,
+    ray_cores: RayCores = 1,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
@@ -71,16 +73,19 @@ def mine(
     Finished parts are kept in a folder beside the output (pool.parquet.parts) until the pool is whole: a call that was
     interrupted continues if it is repeated as it was, and is refused with other options or texts.
 
+    With --ray the workers of a Ray cluster search the index, which all its nodes must see. The pool is the same.
+
     Example: tmkd mine corpus.jsonl --questions queries.txt --output pool.parquet --without test.jsonl
     """
     try:
-        mining = api.Mining(passages, sampling, depth, quantiles, most, seed, question_column, quoting)
+        mining = api.Mining(passages, sampling, depth, quantiles, most, seed, question_column, quoting, without or ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     reading = api.Reading(api.Fields(id_field, title_field, text_field), whole=not cut)
-    done = api.mine_pool(
-        questions, output, corpus or (), index=index, reading=reading, mining=mining, without=without or ()
-    )
+    with ray_cluster(ray, ray_cores) as cluster:
+        done = api.mine_pool(
+            questions, output, corpus or (), index=index, reading=reading, mining=mining, cluster=cluster
+        )
     give(json_file, done.to_json())
     for sentence in done.sentences():
         say(f"{output}: {sentence}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,16 @@ Jobs = Annotated[
     int,
     typer.Option("--jobs", "-j", min=1, help="students to train at the same time; they share the cores"),
 ]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[HOST:PORT]",
+        envvar="TMKD_RAY",
+        help="use the workers of this Ray cluster; alone: of a new one on this machine",
+    ),
+]
+RayCores = Annotated[int, typer.Option(min=1, help="cores of one Ray worker; on GPUs a worker has a GPU")]
 ModelFolder = Annotated[Path, typer.Option("--model", "-m", help="an exported student")]
 IndexFolder = Annotated[Path, typer.Option("--index", "-i", help="an index, as `tmkd index` writes it")]
 Candidates = Annotated[int, typer.Option(min=1, help="passages to retrieve and rank for each question")]
@@ -60,7 +71,7 @@ JsonFile = Annotated[
 
 
 class Command(TyperCommand):
-    """A command whose `--json` needs no value: alone, it means standard output.
+    """A command whose `--json` and `--ray` need no value: standard output, and a Ray cluster of this machine.
 
     The example in its help stays on one line, so that it can be copied.
     """
@@ -70,8 +81,8 @@ class Command(TyperCommand):
         self.help = (self.help or "").replace("\nExample: ", "\n\b\nExample: ")  # \b: do not wrap this paragraph
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give a bare `--json` the value `-`."""
-        return super().parse_args(ctx, with_json_value(args))
+        """Give a bare `--json` the value `-`, and a bare `--ray` the value `local`."""
+        return super().parse_args(ctx, with_ray_value(with_json_value(args)))
 
 
 def with_json_value(arguments: list[str]) -> list[str]:
@@ -85,6 +96,17 @@ def with_json_value(arguments: list[str]) -> list[str]:
         following = arguments[place + 1] if place + 1 < len(arguments) else ""
         if word == "--json" and following != "-" and not following.endswith((".json", ".jsonl")):
             found.append("-")
+    return found
+
+
+def with_ray_value(arguments: list[str]) -> list[str]:
+    """The arguments, with `local` after each `--ray` that no address follows: HOST:PORT, `auto` or `local`."""
+    found: list[str] = []
+    for place, word in enumerate(arguments):
+        found.append(word)
+        following = arguments[place + 1] if place + 1 < len(arguments) else ""
+        if word == "--ray" and following not in ("auto", "local") and not re.fullmatch(r"[^=]+:\d+", following):
+            found.append("local")
     return found
 
 
@@ -126,6 +148,18 @@ def give(json_file: Path | None, content: Any, shown: Iterable[RenderableType] =
     if json_file is not None:
         with disk_errors(json_file.parent):
             write_json(json_file, content)
+
+
+@contextmanager
+def ray_cluster(address: str | None, cores: int) -> Iterator[Any]:
+    """The cluster that `--ray` names, while the block runs; None where it names none."""
+    if address is None:
+        yield None
+        return
+    from tmkd.core.cluster import Cluster
+
+    with Cluster(address, cores) as cluster:
+        yield cluster
 
 
 @contextmanager

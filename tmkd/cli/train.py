@@ -9,15 +9,27 @@ from typing import Annotated
 import typer
 
 from tmkd import api
-from tmkd.cli.options import WORKSPACE, Jobs, JsonFile, Overrides, Quiet, RecipeFile, WorkspaceFolder, give
+from tmkd.cli.options import (
+    WORKSPACE,
+    Jobs,
+    JsonFile,
+    Overrides,
+    Quiet,
+    RayAddress,
+    RayCores,
+    RecipeFile,
+    WorkspaceFolder,
+    give,
+    ray_cluster,
+)
 from tmkd.core.console import say
 
 
-def _run(recipe: Path, overrides: list[str] | None, workspace: Path) -> api.Run:
+def _run(recipe: Path, overrides: list[str] | None, workspace: Path, cluster: api.Cluster | None = None) -> api.Run:
     from tmkd.core import processes
 
     processes.join()
-    return api.Run(api.load_recipe(recipe, overrides), workspace)
+    return api.Run(api.load_recipe(recipe, overrides), workspace, cluster=cluster)
 
 
 def run(
@@ -25,6 +37,8 @@ def run(
     overrides: Overrides = None,
     workspace: WorkspaceFolder = WORKSPACE,
     jobs: Jobs = 1,
+    ray: RayAddress = None,
+    ray_cores: RayCores = 1,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
@@ -34,9 +48,12 @@ def run(
 
     Several processes train each model together, on one machine or more: torchrun --nproc-per-node 2 -m tmkd run RECIPE
 
+    With --ray the workers of a Ray cluster label large sets of pairs: tmkd run RECIPE --ray 10.0.0.1:6379
+
     Example: tmkd run recipes/demo.yaml seeds=[0,1,2] --jobs 2
     """
-    done = _run(recipe, overrides, workspace).run(jobs)
+    with ray_cluster(ray, ray_cores) as cluster:
+        done = _run(recipe, overrides, workspace, cluster).run(jobs)
     give(json_file, done.results.to_json(), [done.results.table(), *(one.table() for one in done.others.values())])
     for sentence in [*done.results.standing(), *done.results.verdicts()]:
         say(sentence)
@@ -71,13 +88,18 @@ def label(
     recipe: RecipeFile,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = WORKSPACE,
+    ray: RayAddress = None,
+    ray_cores: RayCores = 1,
     quiet: Quiet = False,
 ) -> None:
     """Label the pool and the training examples with every teacher.
 
-    Example: tmkd label recipes/demo.yaml
+    With --ray the workers of a Ray cluster label large sets of pairs.
+
+    Example: tmkd label recipes/demo.yaml --ray
     """
-    _run(recipe, overrides, workspace).label()
+    with ray_cluster(ray, ray_cores) as cluster:
+        _run(recipe, overrides, workspace, cluster).label()
 
 
 def pretrain(

@@ -13,6 +13,7 @@ TmkdError
 ├── LabelError           the label store: labels that are missing, not finite, or of another teacher
 ├── ExportError          an export that does not match its student, or a backend that is not available
 ├── NoRoomError          a full disk
+├── ClusterError         a Ray cluster that is not there, went away, or has no room
 └── MissingExtraError    an optional dependency that is not installed
 """
 
@@ -185,6 +186,10 @@ class NoRoomError(TmkdError):
         self.path = path
         self.needed = needed
         self.free = free
+
+
+class ClusterError(TmkdError):
+    """A Ray cluster is not there, went away, or has no room for a worker. What came back from it is kept."""
 
 
 class MissingExtraError(TmkdError):

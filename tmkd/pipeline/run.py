@@ -16,6 +16,7 @@ from typing import Any
 from tmkd.config.load import parse_recipe
 from tmkd.config.recipe import Recipe
 from tmkd.core import processes
+from tmkd.core.cluster import Cluster
 from tmkd.core.errors import ExportError
 from tmkd.core.files import Quoting, copy_folder, disk_errors, write_json
 from tmkd.core.hardware import describe, prepare
@@ -51,6 +52,7 @@ class Run:
         recipe: a recipe, as `load_recipe` reads it or built in Python.
         workspace: the folder that keeps every step's result; several runs may share it.
         cache: shared by the runs of one process that have pairs or labels in common.
+        cluster: the Ray cluster whose workers label large sets of pairs; this process labels them unless given.
 
     Attributes:
         recipe: the recipe.
@@ -69,10 +71,14 @@ class Run:
     """
 
     def __init__(
-        self, recipe: Recipe, workspace: Workspace | str | Path = "workspace", cache: RunCache | None = None
+        self,
+        recipe: Recipe,
+        workspace: Workspace | str | Path = "workspace",
+        cache: RunCache | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
         self.recipe = recipe
-        self.workspace = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace))
+        self.workspace = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace), cluster=cluster)
         self.folder = self.workspace.root / "runs" / recipe.name
         self.data = RunData(recipe, self.workspace, cache or RunCache())
         self.labels = TeacherLabels(self.data)

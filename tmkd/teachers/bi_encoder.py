@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.core.cluster import Cluster
 from tmkd.core.errors import EncoderError, named, needs_extra
 from tmkd.core.files import digest_of
 from tmkd.core.hardware import device
@@ -27,6 +29,7 @@ from tmkd.models.ready import read_json
 from tmkd.models.student import SHARPNESS
 from tmkd.models.text_reader import TextReader
 from tmkd.teachers.interface import Scored, StoredTeacher
+from tmkd.teachers.on_cluster import Embed, EmbedTexts, embed_on, embed_sides
 
 CHUNK = 2048  # texts that are embedded between two writes of the label store
 BUILTIN_LENGTH = {"builtin:minilm-l6": 256, "builtin:mpnet": 384}
@@ -176,37 +179,44 @@ class BiEncoderTeacher(StoredTeacher):
     def _reader(self) -> TextReader:
         return TextReader(self.folder, self.max_length or BUILTIN_LENGTH[self.spec], self.precision)
 
-    def _embedder(self, side: str, prompt: str | None) -> Callable[[Sequence[str]], NDArray[np.float32]]:
-        """What embeds questions (`query`) or passages (`document`)."""
+    def embedder(self, side: str) -> Embed:
+        """What embeds texts: questions (`side` is `query`) or passages (`document`)."""
+        prompt = self.prompts.query if side == "query" else self.prompts.passage
         if self.builtin:
-            return functools.partial(self._embed_builtin, prompt=prompt)
+            return partial(self._embed_builtin, prompt=prompt)
         encode = getattr(self._model, f"encode_{side}")
         given = {} if prompt is None else {"prompt": prompt}
         return lambda texts: np.asarray(encode(list(texts), show_progress_bar=False, **given), dtype=np.float32)
 
-    def _fill(self, side: str, texts: Sequence[str]) -> None:
+    def _fill(self, questions: Sequence[str], passages: Sequence[str], cluster: Cluster | None) -> None:
         """Embed the texts that are not embedded yet. A text may be embedded once as a question, once as a passage."""
-        new = [text for text in dict.fromkeys(texts) if side + text not in self._embeddings]
-        if new:
-            prompt = self.prompts.query if side == "query" else self.prompts.passage
-            found = self._embedder(side, prompt)(new)
-            self._embeddings |= dict(zip((side + text for text in new), found, strict=True))
+        keys = dict.fromkeys([*(("query", one) for one in questions), *(("document", one) for one in passages)])
+        new = [key for key in keys if "".join(key) not in self._embeddings]
+        if not new:
+            return
+        if cluster is not None:
+            found = embed_on(cluster, _OnWorkers(self), new)
+        else:
+            found = embed_sides(self.embedder, *zip(*new, strict=True))
+        self._embeddings |= dict(zip(map("".join, new), found, strict=True))
 
-    def scored(self, pairs: Pairs) -> Iterator[Scored]:
+    def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
         """Embed the texts that are new, and give the similarity of the pairs whose texts are embedded."""
         questions, passages = pairs.questions, pairs.passages
+        chunk = CHUNK if cluster is None else CHUNK * 8 * cluster.workers
         begin, new = 0, set[str]()
         for row, (question, passage) in enumerate(zip(questions, passages, strict=True)):
             new.update(key for key in ("query" + question, "document" + passage) if key not in self._embeddings)
-            if len(new) >= CHUNK or row == len(pairs) - 1:
-                rows = np.arange(begin, row + 1)
-                yield rows, self._similarity(questions[begin : row + 1], passages[begin : row + 1])[:, None]
+            if len(new) >= chunk or row == len(pairs) - 1:
+                some = slice(begin, row + 1)
+                yield np.arange(begin, row + 1), self._similarity(questions[some], passages[some], cluster)[:, None]
                 begin, new = row + 1, set()
 
-    def _similarity(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float32]:
+    def _similarity(
+        self, questions: Sequence[str], passages: Sequence[str], cluster: Cluster | None
+    ) -> NDArray[np.float32]:
         with named(f"teacher {self.name}"):
-            self._fill("query", questions)
-            self._fill("document", passages)
+            self._fill(questions, passages, cluster)
         first = np.stack([self._embeddings["query" + text] for text in questions])
         second = np.stack([self._embeddings["document" + text] for text in passages])
         if self.builtin:
@@ -224,6 +234,27 @@ class BiEncoderTeacher(StoredTeacher):
         if self.builtin or _similarity_of(self.folder) == "cosine":
             odds = SHARPNESS * (odds - 0.5)
         return two_logits(odds if self.positive else -odds)
+
+
+class _OnWorkers(EmbedTexts):
+    """The same model on the workers of a cluster.
+
+    Args:
+        teacher: the teacher.
+    """
+
+    def __init__(self, teacher: BiEncoderTeacher) -> None:
+        self.folder = teacher.folder
+        self._builtin = teacher.spec if teacher.builtin else None
+        self._keys: dict[str, Any] = {
+            "name": teacher.name, "max_length": teacher.max_length, "pooling": teacher.pooling,
+            "prompts": teacher.prompts, "precision": teacher.precision,
+        }  # fmt: skip
+
+    def open_model(self, folder: Path) -> Callable[[str], Embed]:
+        """See `EmbedTexts`."""
+        spec = str(folder) if self._builtin is None else TunedBuiltin(self._builtin, folder)
+        return BiEncoderTeacher(spec, **self._keys).embedder
 
 
 def _similarity_of(folder: Path) -> str:

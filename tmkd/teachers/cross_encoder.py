@@ -7,7 +7,7 @@ architectures that tmkd does not read itself. `tmkd.models.ready.needs_library` 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.core.cluster import Cluster
 from tmkd.core.errors import EncoderError, needs_extra
 from tmkd.core.files import digest_of
 from tmkd.core.hardware import device
@@ -27,6 +28,7 @@ from tmkd.models.quiet import without_bars
 from tmkd.models.ready import activation_of, keeps_log_odds, no_log_odds, read_json, scale_problem
 from tmkd.models.weights import names_of
 from tmkd.teachers.interface import Scored, StoredTeacher
+from tmkd.teachers.on_cluster import ScorePairs, score_on
 
 CHUNK = 512  # pairs between two writes of the label store
 _BATCH = 32  # pairs of one forward pass
@@ -140,8 +142,11 @@ class CrossEncoderTeacher(StoredTeacher):
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return EncoderError(f"{self.folder} cannot be read: {reason}", source=self.folder)
 
-    def scored(self, pairs: Pairs) -> Iterator[Scored]:
+    def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
         """Score pairs chunk by chunk, the longest texts first."""
+        if cluster is not None:
+            yield from score_on(cluster, _OnWorkers(self), pairs)
+            return
         from torch import nn
 
         texts = list(zip(pairs.questions, pairs.passages, strict=True))
@@ -164,6 +169,20 @@ class CrossEncoderTeacher(StoredTeacher):
         """Logits in the task's order of classes: of one logit z, (0, z)."""
         logits = two_logits(raw[:, 0]) if self.width == 1 else raw
         return logits[:, self.class_order]
+
+
+class _OnWorkers(ScorePairs):
+    """The same teacher on the workers of a cluster."""
+
+    def __init__(self, teacher: CrossEncoderTeacher) -> None:
+        self.folder, self._name = teacher.folder, teacher.name
+        self._keys: dict[str, Any] = {
+            "max_length": teacher.max_length, "class_order": teacher.class_order, "precision": teacher.precision,
+        }  # fmt: skip
+
+    def open_model(self, folder: Path) -> Callable[[Pairs], NDArray[np.float32]]:
+        """See `ScorePairs`."""
+        return CrossEncoderTeacher(str(folder), name=self._name, **self._keys).raw
 
 
 def _head_of(folder: Path) -> _Head:

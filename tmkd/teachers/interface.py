@@ -22,6 +22,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.core.cluster import Cluster
 from tmkd.data.pairs import Pairs
 
 Scored = tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -73,11 +74,12 @@ class StoredTeacher(ABC):
         """A text that changes whenever the teacher's scores for the same pairs do. The name is no part of it."""
 
     @abstractmethod
-    def scored(self, pairs: Pairs) -> Iterator[Scored]:
+    def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
         """Score pairs, in an order of its own.
 
         Args:
             pairs: N different pairs.
+            cluster: the workers that run the teacher's model, if it has one; this process unless given.
 
         Yields:
             Indices of n of the pairs, and their raw scores, [n, width] float32. What was yielded is stored before the

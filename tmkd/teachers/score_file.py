@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.core.cluster import Cluster
 from tmkd.core.errors import DataError
 from tmkd.core.files import digest_of, sha256_of
 from tmkd.data.pairs import Pairs, pair_id
@@ -142,7 +143,7 @@ class ScoreFileTeacher(StoredTeacher):
                 path=self.path, column=self.column,
             )  # fmt: skip
 
-    def scored(self, pairs: Pairs) -> Iterator[Scored]:
+    def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
         """The scores of all pairs at once, or of a partial file those that it has."""
         self.require_all(pairs, "given")
         rows, keys = self.known(pairs), self._keys(pairs)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.config.teacher_sections import Endpoint
+from tmkd.core.cluster import Cluster
 from tmkd.core.errors import EndpointError, needs_extra
 from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
@@ -87,7 +88,7 @@ class ServedTeacher(StoredTeacher):
         """A hash over the address, the form of the requests, and what is asked."""
         return digest_of(["served", self.url, self.endpoint.model, self._form.fingerprint])
 
-    def scored(self, pairs: Pairs) -> Iterator[Scored]:
+    def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
         """Ask for scores, at most `concurrency` requests at a time.
 
         Raises:

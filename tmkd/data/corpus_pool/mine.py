@@ -15,15 +15,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tmkd.core.cluster import Cluster
 from tmkd.core.console import Bar, progress
 from tmkd.core.errors import DataError
 from tmkd.core.files import sha256_of
 from tmkd.data.builtin.corpus import CORPORA
+from tmkd.data.corpus_pool.one_question import MinedQuestion, mined_on
 from tmkd.data.corpus_pool.parts import FORMATS, Parts
 from tmkd.data.corpus_pool.questions import Question, QuestionFile
 from tmkd.data.corpus_pool.retrieve import REASONS, Mining, Retriever, Uses
 from tmkd.data.decontamination import HeldOut
-from tmkd.data.documents.document_rows import row_id
 from tmkd.data.documents.index import Changes, DocumentIndex
 from tmkd.data.documents.reader import Reading, index_documents
 from tmkd.data.rows import read_pairs
@@ -117,7 +118,7 @@ def mine_pool(
     index: str | Path | None = None,
     reading: Reading | None = None,
     mining: Mining | None = None,
-    without: Sequence[str | Path] = (),
+    cluster: Cluster | None = None,
 ) -> MinedPool:
     """Retrieve passages of a corpus for every question of a file, and write the pairs: a pool for stage 1.
 
@@ -132,8 +133,8 @@ def mine_pool(
             given.
         reading: how the corpus is read; rows of JSON lines and Parquet are whole passages unless given.
         mining: how passages are chosen.
-        without: files of labelled pairs (development, test) whose questions and right passages are left out; labels
-            from 1 on are right ones.
+        cluster: the Ray cluster whose workers search the index, which all its nodes must see; this process unless
+            given. The pool is the same.
 
     Raises:
         DataError: a file that cannot be used (the message names file and line), parts of a pool that was begun
@@ -145,18 +146,18 @@ def mine_pool(
     _check_output(output, corpus)
     asked = QuestionFile(Path(questions), mining.column, mining.quoting)
     next(iter(asked))  # a file that cannot be used is refused before the corpus is indexed
-    held = _held_out(without)
+    held = _held_out(mining.without)
     folder = Path(index) if index is not None else output.with_name(output.name.split(".")[0] + ".index")
     indexed = _up_to_date(corpus, folder, reading)
     opened = DocumentIndex.open(folder)
     if not len(opened):
         raise DataError(f"the index {folder} holds no passage; name a corpus that has some")
     done = MinedPool(output, folder, indexed, len(opened))
-    texts = {"questions": sha256_of(asked.path), "without": [sha256_of(Path(one)) for one in without]}
-    depends_on = {"format": _FORMAT, "index": opened.version, **texts, **asdict(mining)}
+    texts = {"questions": sha256_of(asked.path), "without": [sha256_of(Path(one)) for one in mining.without]}
+    depends_on = {"format": _FORMAT, "index": opened.version, **asdict(mining), **texts}
     with Parts.opened(output, depends_on) as parts:
         before, began = sum(one["pairs"] for one in parts.counts), time.monotonic()
-        _mine(asked, parts, Retriever(opened, mining, held, _uses(mining, parts)), done)
+        _mine(asked, parts, Retriever(opened, mining, held, _uses(mining, parts)), done, cluster)
         for counts in parts.counts:
             done.add(counts)
         if not done.pairs:
@@ -204,7 +205,7 @@ def _uses(mining: Mining, parts: Parts) -> Uses:
     return uses
 
 
-def _mine(asked: QuestionFile, parts: Parts, retriever: Retriever, done: MinedPool) -> None:
+def _mine(asked: QuestionFile, parts: Parts, retriever: Retriever, done: MinedPool, cluster: Cluster | None) -> None:
     """Write the parts that are missing."""
     finished = sum(one["taken"] for one in parts.counts)
     at = parts.counts[-1]["row"] if parts.counts else 0
@@ -212,49 +213,56 @@ def _mine(asked: QuestionFile, parts: Parts, retriever: Retriever, done: MinedPo
         logger.info(f"{parts.folder} holds the pairs of the first {finished:,} questions; continued after them")
     with progress("mine", asked.count(), "questions", done=at) as bar:
         rest = itertools.islice(asked.distinct(), finished, None)
-        while taken := list(itertools.islice(rest, _PART)):
-            parts.add(*_part(_counted(taken, bar, at), taken[-1].row, retriever))
-            at = taken[-1].row
+        taken = iter(lambda: list(itertools.islice(rest, _PART)), [])
+        each = _here(taken, retriever) if cluster is None else mined_on(cluster, taken, retriever)
+        for questions, found in each:
+            row = questions[-1].row
+            parts.add(*_part(_counted(found, bar, at), row, retriever))
+            at = row
     done.duplicates = asked.duplicates
     done.read = asked.duplicates + sum(one["taken"] for one in parts.counts)
 
 
-def _counted(questions: Sequence[Question], bar: Bar, at: int) -> Iterator[Question]:
+def _here(
+    parts: Iterable[list[Question]], retriever: Retriever
+) -> Iterator[tuple[list[Question], Iterator[MinedQuestion]]]:
+    """Find the passages of the questions of every part, as they are asked for."""
+    for questions in parts:
+        yield questions, (MinedQuestion.of(question, retriever) for question in questions)
+
+
+def _counted(found: Iterable[MinedQuestion], bar: Bar, at: int) -> Iterator[MinedQuestion]:
     """The same questions; each is counted when the next is asked for, with the rows of the file before it."""
-    for question in questions:
-        yield question
-        bar.advance(question.row - at)
-        at = question.row
+    for one in found:
+        yield one
+        bar.advance(one.row - at)
+        at = one.row
 
 
-def _part(questions: Iterable[Question], row: int, retriever: Retriever) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _part(
+    found: Iterable[MinedQuestion], row: int, retriever: Retriever
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The pairs of some questions, the last of which is in this row, and their counts."""
     rows: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     named: dict[str, list[str]] = {"without_hit": [], "without_pair": []}
-    for question in questions:
+    for one in found:
         counts["taken"] += 1
-        if retriever.held is not None and retriever.held.question(question.text):
+        if one.held_out:
             counts["held_out"] += 1
             continue
-        chosen, hits, dropped = retriever.passages(question.text)
-        left_out += dropped
-        if not chosen:
-            why = "without_pair" if hits else "without_hit"
+        left_out += Counter(one.left_out)
+        if not one.rows:
+            why = "without_pair" if one.hits else "without_hit"
             counts[why] += 1
-            named[why].append(question.text)
+            named[why].append(one.text)
             continue
         counts["questions"] += 1
-        counts["fewer"] += len(chosen) < retriever.mining.passages
-        for one in chosen:
-            passage = one.found.passage
-            retriever.uses.add(one.number)
-            rows.append({
-                "question": question.text, "passage": passage.text, "qid": question.qid,
-                "pid": row_id(one.found.document, passage) or passage.pid, "rank": one.rank, "bm25": one.found.score,
-                "source": passage.source, "number": one.number,
-            })  # fmt: skip
+        counts["fewer"] += len(one.rows) < retriever.mining.passages
+        for pair in one.rows:
+            retriever.uses.add(pair["number"])
+        rows += one.rows
     names = ("taken", "questions", "held_out", "without_hit", "without_pair", "fewer")
     return rows, {
         "row": row, "pairs": len(rows), **{name: counts[name] for name in names},

@@ -7,8 +7,10 @@ held-out sets, or is in as many pairs as it may be.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -49,6 +51,8 @@ class Mining:
         seed: of `stratified`: decides which passages of a quantile are chosen.
         column: the column of the question; `text` in a file queries.jsonl, else `question`, unless given.
         quoting: what a quote in a CSV or TSV file of questions means.
+        without: files of labelled pairs (development, test) whose questions and right passages are left out; labels
+            from 1 on are right ones.
 
     Raises:
         ValueError: numbers that do not fit each other.
@@ -62,6 +66,7 @@ class Mining:
     seed: int = 0
     column: str | None = None
     quoting: Quoting = "auto"
+    without: Sequence[str | Path] = ()
 
     def __post_init__(self) -> None:
         if self.sampling not in get_args(Kind):

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core import processes
+from tmkd.core.cluster import Cluster
 from tmkd.core.console import progress
 from tmkd.core.errors import TmkdError, named
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
+from tmkd.models.encoders.cached_files import is_cached
+from tmkd.models.inputs import TokenInputs
 from tmkd.models.predict import require_finite_logits, score, score_heads
 from tmkd.models.student import Combination, combine
 from tmkd.models.tokenizer import PairTokenizer
@@ -26,6 +29,7 @@ from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.label_store import MANIFEST, LabelStore
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.interface import Scored, StoredTeacher
+from tmkd.teachers.on_cluster import FEWEST, ScorePairs, score_on
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +171,13 @@ def label_stored(workspace: Workspace, teacher: StoredTeacher, pairs: Pairs) -> 
     header = {"teacher": teacher.fingerprint, "holds": "raw scores", "classes": teacher.width, "dtype": "float32"}
     unique = distinct(pairs)
     content = depends_on(settings={}, inputs={"model": teacher, "pairs": unique})
-    return stored(workspace, Labels("labels", header, content, unique, teacher.name), teacher.scored)
+    wanted = Labels("labels", header, content, unique, teacher.name)
+    return stored(workspace, wanted, lambda some: teacher.scored(some, _cluster_for(workspace, some)))
+
+
+def _cluster_for(workspace: Workspace, pairs: Pairs) -> Cluster | None:
+    """The workspace's cluster, if there are pairs enough."""
+    return workspace.cluster if len(pairs) >= FEWEST else None
 
 
 def _label(workspace: Workspace, model: Step, pairs: Pairs, how: _Labelling, extra: dict[str, Any]) -> LabelStore:
@@ -288,6 +298,10 @@ def _fill(store: LabelStore, scored: Callable[[Pairs], Iterator[Scored]], pairs:
 
 def _scored(workspace: Workspace, model: Step, how: _Labelling, pairs: Pairs) -> Iterator[Scored]:
     """Score pairs with a model of the workspace, chunk by chunk; as `StoredTeacher.scored`."""
+    cluster = _cluster_for(workspace, pairs)
+    if cluster is not None and not is_cached(model.folder):  # whose states of texts lie in the workspace
+        yield from score_on(cluster, _OnWorkers(model.folder, how), pairs)
+        return
     with named(how.name):
         student = load_student(model.folder)
     logger.info(f"{how.name}: {student.encoder.path}")
@@ -299,3 +313,28 @@ def _scored(workspace: Workspace, model: Step, how: _Labelling, pairs: Pairs) ->
         logits = how.score(student, inputs, rows, how.precision).reshape(len(rows), -1)
         require_finite_logits(logits, pairs.take(rows), f"{how.name} ({model.folder})", how.precision)
         yield rows, logits
+
+
+class _OnWorkers(ScorePairs):
+    """A model of the workspace on the workers of a cluster.
+
+    Args:
+        folder: the model's folder.
+        how: how pairs are labelled.
+    """
+
+    def __init__(self, folder: Path, how: _Labelling) -> None:
+        self.folder, self.how = folder, how
+
+    def open_model(self, folder: Path) -> Callable[[Pairs], NDArray[np.float32]]:
+        """See `ScorePairs`."""
+        student = load_student(folder)
+        tokenizer = PairTokenizer(folder, read_card(folder).max_length)
+
+        def scored(pairs: Pairs) -> NDArray[np.float32]:
+            inputs = TokenInputs(tokenizer.encode(pairs.questions, pairs.passages), tokenizer.pad_id)
+            logits = self.how.score(student, inputs, None, self.how.precision).reshape(len(pairs), -1)
+            require_finite_logits(logits, pairs, f"{self.how.name} ({self.folder})", self.how.precision)
+            return logits
+
+        return scored

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tmkd.core import processes
+from tmkd.core.cluster import Cluster
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import disk_errors, write_json
 from tmkd.core.locks import locked
@@ -111,6 +112,7 @@ class Workspace:
     Attributes:
         root: the folder.
         ledger: the steps that were used; shared with the views of this workspace.
+        cluster: the Ray cluster whose workers label large sets of pairs; this process unless given.
         mode: what `step` does about a step that is not there. `wait`: build it, or wait for the process that builds
             it; `skip`: build it, or raise `Busy` where another process builds it; `read`: raise `StepMissing`.
 
@@ -121,6 +123,7 @@ class Workspace:
     root: Path
     ledger: Ledger = field(default_factory=Ledger)
     mode: Literal["wait", "skip", "read"] = "wait"
+    cluster: Cluster | None = None
 
     def __post_init__(self) -> None:
         if self.root.is_symlink() and not self.root.exists():
