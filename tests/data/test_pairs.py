@@ -15,6 +15,7 @@ import pytest
 from pairs_fixtures import ROWS, refused
 
 from tmkd.core.errors import MissingExtraError, NoRoomError
+from tmkd.data.arrow_file import ArrowFile, write_arrow
 from tmkd.data.documents.text import question_key
 from tmkd.data.hub import read_hub
 from tmkd.data.pairs import Pairs, pair_id
@@ -225,3 +226,82 @@ def test_split_refuses_shares_that_are_none(fractions: tuple[float, ...]) -> Non
 
 def test_split_of_nothing() -> None:
     assert [len(part) for part in split(Pairs.build([], []), (0.5, 0.5))] == [0, 0]
+
+
+# --- pairs in a file that is mapped into memory
+
+
+@pytest.fixture
+def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pairs, Pairs]:
+    """The same pairs in memory and in a file of many chunks, which is removed once it is mapped."""
+    monkeypatch.setattr("tmkd.data.arrow_file._ROWS", 7)
+    monkeypatch.setattr("tmkd.data.arrow_file._CHOSEN", 5)
+    monkeypatch.setattr("tmkd.core.mapped._MOST", 3 * 65_536)  # pages are given back again and again
+    numbers = [number % 40 for number in range(60)]  # the last twenty are those of the first
+    plain = Pairs.build(
+        [f"who is {number // 4}?" for number in numbers],
+        [f"é {number} is" * (number % 5 + 1) for number in numbers],
+        labels=[None if number % 3 else number % 2 for number in range(60)],
+        grades=[None if number % 3 else number for number in range(60)],
+        pids=[f"p{number}" for number in range(60)],
+        scores={"s": [None if number % 7 == 0 else number / 7 for number in range(60)]},
+    )
+    path = tmp_path / "pairs.arrow"
+    write_arrow(path, plain.table.schema, [plain.table.slice(0, 23), plain.table.slice(23)])
+    mapped = Pairs.mapped(ArrowFile(path))
+    path.unlink()
+    return plain, mapped
+
+
+def same(found: Pairs, wanted: Pairs) -> bool:
+    """Whether two sets of pairs are alike in all that is read of them."""
+    assert len(found) == len(wanted)
+    assert found.table.equals(wanted.table)
+    assert list(found.texts()) == list(wanted.texts())
+    for name in ("questions", "passages", "pair_ids", "pair_keys", "qids", "pids", "grades", "score_names"):
+        assert getattr(found, name) == getattr(wanted, name), name
+    assert list(found.ids) == found.pair_ids
+    assert found.labels.tolist() == wanted.labels.tolist()
+    np.testing.assert_array_equal(found.score("s"), wanted.score("s"))
+    return found.digest() == wanted.digest()
+
+
+def test_pairs_in_a_file_are_those_in_memory(both: tuple[Pairs, Pairs], tmp_path: Path) -> None:
+    plain, mapped = both
+    assert same(mapped, plain)
+    rows = np.random.default_rng(0).permutation(60)[:31]
+    assert same(mapped.take(rows), plain.take(rows))
+    assert same(mapped.take(rows).take([3, 3, 30]), plain.take(rows).take([3, 3, 30]))
+    assert same(mapped.take([]), plain.take([]))
+    for one, other in ((mapped, plain), (mapped.take(rows), plain.take(rows))):
+        assert same(one.distinct(), other.distinct())
+        assert one.ids_at(np.array([4, 0])).to_pylist() == other.ids_at(np.array([4, 0])).to_pylist()
+        one.save(tmp_path / "saved.parquet")
+        assert same(Pairs.load(tmp_path / "saved.parquet"), other)
+        assert one.and_unlabelled(one).digest() == other.and_unlabelled(other).digest()
+    assert len(mapped.distinct()) == 40
+    assert mapped.distinct().pair_ids == sorted(set(plain.pair_ids))
+
+
+def test_pairs_that_are_taken_of_a_file_hold_no_text_in_memory(tmp_path: Path) -> None:
+    count = 20_000
+    plain = Pairs.build([f"question {n}" for n in range(count)], [f"passage {n} " * 20 for n in range(count)])
+    write_arrow(tmp_path / "pairs.arrow", plain.table.schema, [plain.table])
+    mapped, rows = Pairs.mapped(ArrowFile(tmp_path / "pairs.arrow")), np.random.default_rng(0).permutation(count)
+    before = pa.total_allocated_bytes()
+    taken = mapped.take(rows)
+    assert next(iter(taken.texts())) == (f"question {rows[0]}", f"passage {rows[0]} " * 20)
+    assert pa.total_allocated_bytes() == before
+    assert plain.take(rows).table.nbytes > 4_000_000
+
+
+def test_an_arrow_file_that_is_cut_off_or_none_is_an_error(tmp_path: Path) -> None:
+    plain = Pairs.build(["q"], ["p"])
+    write_arrow(tmp_path / "pairs.arrow", plain.table.schema, [plain.table])
+    content = (tmp_path / "pairs.arrow").read_bytes()
+    for broken in (content[:-9], b"PAR1", b""):
+        (tmp_path / "pairs.arrow").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"Arrow|footer|empty"):
+            ArrowFile(tmp_path / "pairs.arrow")
+    with pytest.raises(FileNotFoundError):
+        ArrowFile(tmp_path / "none.arrow")

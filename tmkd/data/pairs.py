@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from tmkd.core.errors import DataError
 from tmkd.core.files import replacing
 from tmkd.core.logits import sigmoid
+from tmkd.data.arrow_file import ArrowFile
 from tmkd.data.documents.text import question_key
+from tmkd.data.pair_ids import PairIds, first_of_each
 
 _BATCH = 65_536  # pairs whose texts are Python strings at the same time, where pairs are read one after another
 _GRADE = "relevance_grade"
@@ -57,7 +59,7 @@ class Reference(NamedTuple):
 
 
 class Pairs:
-    """N pairs in one Arrow table.
+    """N pairs in one Arrow table, or in a file that is mapped into memory (`mapped`).
 
     Columns: pair_id, question, passage (string); optionally label (int64, null for no label), qid, pid (string), and
     any number of score columns (float64, null for no score).
@@ -67,7 +69,6 @@ class Pairs:
         assert pairs.labels.tolist() == [1]
 
     Attributes:
-        table: the Arrow table.
         reference: the score column that is used in place of labels: `labels` are then its classes, 1 from a
             probability of 0.5 on, and `golden` is the probability itself. None: the labels are given.
 
@@ -81,9 +82,12 @@ class Pairs:
             raise DataError(
                 f"a pairs table needs the columns {', '.join(missing)}; it has {', '.join(table.column_names)}"
             )
-        self.table = table
+        self._table = table
+        self._file: ArrowFile | None = None  # that holds the table
+        self._rows: NDArray[np.integer] | None = None  # those of the table that are pairs, in their order; None: all
         self.reference = reference
         self._digest: str | None = None
+        self._distinct: Pairs | None = None
 
     @classmethod
     def build(
@@ -132,11 +136,28 @@ class Pairs:
         return cls(pa.table(columns))
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return int(self._table.num_rows) if self._rows is None else len(self._rows)
+
+    @property
+    def table(self) -> pa.Table:
+        """The pairs as an Arrow table; in memory as a whole where they are some of those of a file."""
+        return self._table if self._rows is None else self._read(self._table.column_names)
+
+    def _batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns, batch by batch; few pairs are in memory at a time where the pairs are in a file."""
+        if self._file is not None:
+            return self._file.batches(names, self._rows)
+        return iter(self._table.select(names).to_batches(max_chunksize=_BATCH))
+
+    def _read(self, names: Sequence[str]) -> pa.Table:
+        schema = pa.schema([self._table.schema.field(name) for name in names])
+        return pa.Table.from_batches(self._batches(names), schema)
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return self._table.column(name) if self._rows is None else self._read([name]).column(0)
 
     def _strings(self, name: str) -> list[str]:
-        found: list[str] = self.table.column(name).to_pylist()
-        return found
+        return [value for batch in self._batches([name]) for value in batch.column(0).to_pylist()]
 
     @property
     def questions(self) -> list[str]:
@@ -150,14 +171,18 @@ class Pairs:
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Question and passage of each pair. Few of them are in memory at a time, unlike with `questions`."""
-        both = self.table.select(["question", "passage"])
-        for batch in both.to_batches(max_chunksize=_BATCH):
+        for batch in self._batches(["question", "passage"]):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
     @property
     def pair_ids(self) -> list[str]:
         """The pairs' ids, N strings of 32 hex digits."""
         return self._strings("pair_id")
+
+    @property
+    def ids(self) -> PairIds:
+        """The pairs' ids as `pair_ids`; few of them are in memory at a time."""
+        return PairIds(len(self), lambda: (batch.column(0) for batch in self._batches(["pair_id"])))
 
     @property
     def pair_keys(self) -> list[str]:
@@ -167,18 +192,18 @@ class Pairs:
     @property
     def labels(self) -> NDArray[np.int64]:
         """The labels, [N] int64; -1 for a pair without one."""
-        if "label" not in self.table.column_names:
+        if "label" not in self._table.column_names:
             return np.full(len(self), -1, dtype=np.int64)
-        filled = self.table.column("label").fill_null(-1)
+        filled = self._column("label").fill_null(-1)
         labels: NDArray[np.int64] = filled.to_numpy().astype(np.int64)
         return labels
 
     @property
     def grades(self) -> list[int | None] | None:
         """The grades that the labels were made of, N integers, None for a pair without one; None: there are none."""
-        if _GRADE not in self.table.column_names:
+        if _GRADE not in self._table.column_names:
             return None
-        found: list[int | None] = self.table.column(_GRADE).to_pylist()
+        found: list[int | None] = self._column(_GRADE).to_pylist()
         return found
 
     @property
@@ -217,7 +242,7 @@ class Pairs:
     @property
     def has_qids(self) -> bool:
         """Whether there is a column of qids."""
-        return "qid" in self.table.column_names
+        return "qid" in self._table.column_names
 
     @property
     def qids(self) -> list[str]:
@@ -227,12 +252,12 @@ class Pairs:
     @property
     def pids(self) -> list[str]:
         """The names of the passages: the column, or the pair ids if there is no such column."""
-        return self._strings("pid") if "pid" in self.table.column_names else self.pair_ids
+        return self._strings("pid") if "pid" in self._table.column_names else self.pair_ids
 
     @property
     def score_names(self) -> list[str]:
         """The names of the score columns."""
-        return [name for name in self.table.column_names if name not in _FIXED]
+        return [name for name in self._table.column_names if name not in _FIXED]
 
     def score(self, name: str) -> NDArray[np.float64]:
         """One score column, [N] float64; nan for a pair without a score.
@@ -242,7 +267,7 @@ class Pairs:
         """
         if name not in self.score_names:
             raise DataError(f"there is no score column {name!r}; there are: {', '.join(self.score_names) or 'none'}")
-        values: NDArray[np.float64] = self.table.column(name).fill_null(float("nan")).to_numpy()
+        values: NDArray[np.float64] = self._column(name).fill_null(float("nan")).to_numpy()
         return values
 
     def select_given(self) -> pa.Table:
@@ -250,8 +275,26 @@ class Pairs:
         return self.table.drop_columns([name for name in ("pair_id", _GRADE) if name in self.table.column_names])
 
     def take(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Pairs:
-        """The pairs at these places, in the order of `indices`."""
-        return Pairs(self.table.take(pa.array(np.asarray(indices, dtype=np.int64))), self.reference)
+        """The pairs at these places, in the order of `indices`. Texts of a file stay there."""
+        rows: NDArray[np.integer[Any]] = np.asarray(indices, dtype=np.int64)
+        if self._file is None:
+            return Pairs(self._table.take(pa.array(rows)), self.reference)
+        found = Pairs(self._table, self.reference)
+        rows = rows if self._rows is None else self._rows[rows]
+        found._file, found._rows = self._file, rows.astype(np.int32) if self._table.num_rows < 2**31 else rows
+        return found
+
+    def ids_at(self, rows: NDArray[np.int64]) -> pa.Array:
+        """The ids of the pairs at these places, strings in Arrow."""
+        if self._file is None:
+            return self._table.column("pair_id").take(pa.array(rows)).combine_chunks()
+        return self._file.taken(["pair_id"], rows if self._rows is None else self._rows[rows]).column(0)
+
+    def distinct(self) -> Pairs:
+        """The pairs, each once, in the order of their ids."""
+        if self._distinct is None:
+            self._distinct = self.take(first_of_each(self.ids))
+        return self._distinct
 
     def with_reference(self, reference: Reference) -> Pairs:
         """These pairs with a score column in place of labels (METHOD.md, "Teachers").
@@ -281,18 +324,22 @@ class Pairs:
         """A hash of all columns and pairs in their order, 16 hex digits: what a step that reads them depends on."""
         if self._digest is None:  # Arrow tables do not change
             digest = hashlib.sha256()
-            for name in sorted(self.table.column_names):
+            for name in sorted(self._table.column_names):
                 digest.update(f"\n{name}\n".encode())
-                for start in range(0, len(self), _BATCH):
-                    some = self.table.column(name).slice(start, _BATCH).to_pylist()
-                    digest.update("".join(f"{value!r}\n" for value in some).encode())
+                for batch in self._batches([name]):
+                    digest.update("".join(f"{value!r}\n" for value in batch.column(0).to_pylist()).encode())
             self._digest = digest.hexdigest()[:16]
         return self._digest
 
     def save(self, path: Path) -> None:
         """Write a Parquet file, whole or not at all."""
         with replacing(path) as temporary:
-            pq.write_table(self.table, temporary, compression="zstd")
+            if self._file is None:
+                pq.write_table(self._table, temporary, compression="zstd")
+                return
+            with pq.ParquetWriter(temporary, self._table.schema, compression="zstd") as writer:
+                for batch in self._batches(self._table.column_names):
+                    writer.write_batch(batch)
 
     @classmethod
     def load(cls, path: Path) -> Pairs:
@@ -307,3 +354,14 @@ class Pairs:
             raise DataError(f"{path}: no such file", path=path) from error
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: not a readable Parquet file: {error}", path=path) from error
+
+    @classmethod
+    def mapped(cls, file: ArrowFile) -> Pairs:
+        """The pairs in an Arrow file, which stay there: only the numbers of those that are taken are in memory.
+
+        Raises:
+            DataError: the file holds no table of pairs.
+        """
+        found = cls(file.table)
+        found._file = file
+        return found

@@ -14,7 +14,6 @@ from tmkd.config.load import parse_recorded_recipe
 from tmkd.core.errors import TmkdError
 from tmkd.data.pairs import Pairs
 from tmkd.pipeline.run_data import RunCache, RunData
-from tmkd.pipeline.steps.label import distinct
 from tmkd.pipeline.steps.out_of_fold import fold_logits
 from tmkd.pipeline.steps.teacher_logits import calibrated
 from tmkd.pipeline.store.fingerprint import depends_on
@@ -114,7 +113,7 @@ class RunLabels:
         if "pool" in named and len(data.pool) > len(named["pool"]):
             named["all of the pool"] = data.pool
         for name, pairs in named.items():
-            for one in (pairs, distinct(pairs)):
+            for one in (pairs, pairs.distinct()):
                 mark = depends_on(settings={}, inputs={"pairs": one})["inputs"]["pairs"]
                 found[mark] = tuple(dict.fromkeys([*found.get(mark, ()), name]))
         return found

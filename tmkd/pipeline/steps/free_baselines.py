@@ -22,7 +22,7 @@ from tmkd.evaluation.ranking import fused_ranks
 from tmkd.evaluation.results import ModelOutput
 from tmkd.models.bi_encoder import cosine_logits
 from tmkd.models.encoders.find import find_encoder
-from tmkd.pipeline.steps.label import Labels, distinct, stored
+from tmkd.pipeline.steps.label import Labels, stored
 from tmkd.pipeline.steps.student import cached_encoder
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Workspace
@@ -55,8 +55,8 @@ def encoder_cosine(workspace: Workspace, recipe: Recipe, source: Path, pairs: Pa
         if len(left):
             yield np.arange(len(left)), cosine_logits(source, left.questions, left.passages, length, precision)
 
-    wanted = Labels("cosine", header, content, distinct(pairs), source.name, step="bi-encoder cosine")
-    logits = stored(workspace, wanted, scored).logits_for(pairs.pair_ids)
+    wanted = Labels("cosine", header, content, pairs.distinct(), source.name, step="bi-encoder cosine")
+    logits = stored(workspace, wanted, scored).logits_for(pairs.ids)
     return turned(logits.astype(np.float64), recipe.positive_class)
 
 

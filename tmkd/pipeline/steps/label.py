@@ -71,7 +71,7 @@ def head_logits(workspace: Workspace, model: Step, pairs: Pairs, *, name: str, p
     heads = card.heads
     how = _Labelling("headers", f"the heads of {name}", precision, score_heads)
     store = _label(workspace, model, pairs, how, {"headers": heads})
-    return store.logits_for(pairs.pair_ids).reshape(len(pairs), heads, card.classes)
+    return store.logits_for(pairs.ids).reshape(len(pairs), heads, card.classes)
 
 
 def combined_logits(
@@ -97,7 +97,7 @@ def combined_logits(
     if how == "golden" and not card.use_golden:
         raise TmkdError(f"{name}: a student that stopped after stage 1 has no golden head; use combination: logit")
     if how == "logit" or not card.soft_heads:
-        return label(workspace, model, pairs, name=name, precision=precision).logits_for(pairs.pair_ids)
+        return label(workspace, model, pairs, name=name, precision=precision).logits_for(pairs.ids)
     heads = head_logits(workspace, model, pairs, name=name, precision=precision)
     return combine(heads, how, golden=card.use_golden)
 
@@ -169,7 +169,7 @@ def label_stored(workspace: Workspace, teacher: StoredTeacher, pairs: Pairs) -> 
         TmkdError: the teacher stopped; the scores that it gave before are kept.
     """
     header = {"teacher": teacher.fingerprint, "holds": "raw scores", "classes": teacher.width, "dtype": "float32"}
-    unique = distinct(pairs)
+    unique = pairs.distinct()
     content = depends_on(settings={}, inputs={"model": teacher, "pairs": unique})
     wanted = Labels("labels", header, content, unique, teacher.name)
     return stored(workspace, wanted, lambda some: teacher.scored(some, _cluster_for(workspace, some)))
@@ -191,16 +191,11 @@ def _label(workspace: Workspace, model: Step, pairs: Pairs, how: _Labelling, ext
         "dtype": "float32",
         **extra,
     }
-    unique = distinct(pairs)
+    unique = pairs.distinct()
     content = depends_on(settings={"precision": how.precision}, inputs={"model": model, "pairs": unique})
     return stored(
         workspace, Labels(how.kind, header, content, unique, how.name), partial(_scored, workspace, model, how)
     )
-
-
-def distinct(pairs: Pairs) -> Pairs:
-    """The pairs, each once, in the order of their ids."""
-    return pairs.take(np.unique(np.array(pairs.pair_ids), return_index=True)[1])
 
 
 @dataclass(frozen=True)
@@ -259,21 +254,25 @@ def _lacks_some(folder: Path, wanted: Labels) -> bool:
     if not (folder / MANIFEST).is_file():
         return True
     store = LabelStore.read(folder, header=wanted.header, pairs=wanted.about)
-    return not store.done_ids().issuperset(wanted.pairs.pair_ids)
+    return not store.has(wanted.pairs.ids).all()
 
 
 def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, content: dict[str, Any]) -> None:
     """Copy the labels of pairs that other stores of the same model and precision have: no pair is labelled twice."""
-    wanted = set(pairs.pair_ids) - store.done_ids()
+    wanted = pairs.take(np.flatnonzero(~store.has(pairs.ids)))
     for folder, theirs in workspace.finished(kind):
-        if not _differ_in_pairs_alone(theirs, content):
+        if not _differ_in_pairs_alone(theirs, content) or not len(wanted):
             continue
         other = LabelStore.read(folder, header=store.manifest["header"])
-        shared = sorted(wanted & other.done_ids())
-        if shared:
+        known = other.has(wanted.ids)
+        shared = wanted.take(np.flatnonzero(known))
+        if len(shared):
             logger.info(f"{len(shared):,} of the pairs are labelled already ({folder.name})")
-            store.append(shared, other.logits_for(shared))
-            wanted.difference_update(shared)
+            logits, end = other.logits_for(shared.ids), 0
+            for ids in shared.ids.chunks():
+                store.append(ids, logits[end : end + len(ids)])
+                end += len(ids)
+            wanted = wanted.take(np.flatnonzero(~known))
 
 
 def _differ_in_pairs_alone(theirs: dict[str, Any], mine: dict[str, Any]) -> bool:
@@ -284,15 +283,13 @@ def _differ_in_pairs_alone(theirs: dict[str, Any], mine: dict[str, Any]) -> bool
 
 def _fill(store: LabelStore, scored: Callable[[Pairs], Iterator[Scored]], pairs: Pairs, name: str) -> None:
     """Label the pairs that the store does not have yet; `scored` is as `StoredTeacher.scored`."""
-    done = store.done_ids()
-    missing = np.flatnonzero([pair_id not in done for pair_id in pairs.pair_ids])
+    missing = np.flatnonzero(~store.has(pairs.ids))
     if len(missing) == 0:
         return
-    left = pairs.take(missing)
-    ids = np.array(left.pair_ids)
+    left = pairs.take(missing) if len(missing) < len(pairs) else pairs
     with progress(f"label with {name}", len(pairs), done=len(pairs) - len(missing)) as bar:
         for rows, logits in scored(left):
-            store.append(list(ids[rows]), logits)
+            store.append(left.ids_at(rows), logits)
             bar.advance(len(rows))
 
 

@@ -147,7 +147,7 @@ class TeacherLogits:
         if isinstance(labeller, ScoreFileTeacher):
             labeller.require_all(pairs, where)
         store = label_stored(self.workspace, labeller, pairs)
-        return labeller.from_raw(store.logits_for(pairs.pair_ids, allow_missing=teacher.partial))
+        return labeller.from_raw(store.logits_for(pairs.ids, allow_missing=teacher.partial))
 
     def of_step(self, step: Step, pairs: Pairs, name: str) -> NDArray[np.float32]:
         """The logits of a model of the workspace, [N, C] float32 in the order of the pairs.
@@ -159,9 +159,9 @@ class TeacherLogits:
         """
         if step.kind != TUNED:
             store = label(self.workspace, step, pairs, name=name, precision=self.recipe.precision)
-            return store.logits_for(pairs.pair_ids)
+            return store.logits_for(pairs.ids)
         teacher = self.opened.setdefault(step.folder.name, tuned_teacher(self.recipe, step, name))
-        return teacher.from_raw(label_stored(self.workspace, teacher, pairs).logits_for(pairs.pair_ids))
+        return teacher.from_raw(label_stored(self.workspace, teacher, pairs).logits_for(pairs.ids))
 
     def calibration(self, teacher: Teacher, names: Sequence[str], pairs: Pairs, logits: NDArray[np.float32]) -> Step:
         """Fit a teacher's calibration, or find it.

@@ -49,7 +49,7 @@ class Owner:
         return cls(digest_of(header), str(manifest.get("pairs", {}).get("digest", "")), width, manifest["format"])
 
 
-def encode_part(pair_ids: Sequence[str], logits: NDArray[np.float32], owner: Owner) -> bytes:
+def encode_part(pair_ids: Sequence[str] | pa.Array, logits: NDArray[np.float32], owner: Owner) -> bytes:
     """The content of a part.
 
     Args:
@@ -66,7 +66,13 @@ def encode_part(pair_ids: Sequence[str], logits: NDArray[np.float32], owner: Own
 
 
 def read_part(path: Path, width: int) -> tuple[list[str], NDArray[np.float32]]:
-    """The pair ids of a part, N strings, and their logits, [N, width] float32.
+    """The pair ids of a part, N strings, and their logits, [N, width] float32; errors as of `read_arrays`."""
+    names, logits = read_arrays(path, width)
+    return names.to_pylist(), logits
+
+
+def read_arrays(path: Path, width: int) -> tuple[pa.Array, NDArray[np.float32]]:
+    """The pair ids of a part, N strings in Arrow, and their logits, [N, width] float32.
 
     Raises:
         LabelError: it cannot be read.
@@ -77,7 +83,7 @@ def read_part(path: Path, width: int) -> tuple[list[str], NDArray[np.float32]]:
         message = f"{path} {_READING} ({error}); run again, and its pairs are labelled again"
         raise LabelError(message, path=path) from error
     flat = table.column("logits").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return table.column("pair_id").to_pylist(), flat.reshape(-1, width)
+    return table.column("pair_id").combine_chunks(), flat.reshape(-1, width)
 
 
 def what_is_wrong(folder: Path, part: Mapping[str, Any], owner: Owner) -> str:

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from tmkd.core.errors import LabelError
 from tmkd.core.files import write_durably
-from tmkd.pipeline.store.label_parts import NAMED, Owner, encode_part, read_part, what_is_wrong
+from tmkd.pipeline.store.label_join import Part, finite_rows, have_finite, join
+from tmkd.pipeline.store.label_parts import NAMED, Owner, encode_part, read_arrays, read_part, what_is_wrong
 
 logger = logging.getLogger(__name__)
 
@@ -131,13 +133,18 @@ class LabelStore:
         return Owner.of(self.manifest)
 
     def _write_manifest(self) -> None:
-        self.manifest["rows"] = sum(part["rows"] for part in self.manifest["parts"])
+        self.manifest["rows"] = self._rows
         write_durably(self.folder / MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())
 
-    def _parts(self, some: Sequence[Any] | None = None) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    def _parts(self, some: Sequence[Any] | None = None) -> Iterator[Part]:
         """The pair ids of each part (all unless some are given) and their logits, [n, width] float32, oldest first."""
         for part in self.manifest["parts"] if some is None else some:
-            yield read_part(self.folder / part["file"], self.width)
+            yield read_arrays(self.folder / part["file"], self.width)
+
+    @property
+    def _rows(self) -> int:
+        """The rows of all parts; a pair may have several."""
+        return sum(part["rows"] for part in self.manifest["parts"])
 
     @property
     def classes(self) -> int:
@@ -150,19 +157,26 @@ class LabelStore:
         return self.classes * int(self.manifest["header"].get("headers", 1))
 
     def done_ids(self) -> set[str]:
-        """The ids of the pairs that need not be labelled again: those whose latest logits are finite."""
+        """The ids of the pairs that need not be labelled again: those whose latest logits are finite.
+
+        For stores of any size, `has` asks about given pairs.
+        """
         done: set[str] = set()
-        for names, logits in self._parts():
-            finite = np.isfinite(logits).all(axis=1)
-            done.difference_update(names)
-            done.update(names[row] for row in np.flatnonzero(finite))
+        for ids, logits in self._parts():
+            latest = dict(zip(ids.to_pylist(), finite_rows(logits).tolist(), strict=True))
+            done.difference_update(latest)
+            done.update(name for name, finite in latest.items() if finite)
         return done
 
-    def append(self, pair_ids: Sequence[str], logits: NDArray[np.float32]) -> None:
+    def has(self, pair_ids: Sequence[str]) -> NDArray[np.bool_]:
+        """Whether each of some pairs need not be labelled again, [N]: its latest logits are finite."""
+        return have_finite(self._parts(), self._rows, pair_ids)
+
+    def append(self, pair_ids: Sequence[str] | pa.Array, logits: NDArray[np.float32]) -> None:
         """Store the logits of some pairs as one part. For a pair that has logits already, the new ones count.
 
         Args:
-            pair_ids: the ids of N pairs.
+            pair_ids: the ids of N pairs, strings in a list or in Arrow.
             logits: [N, width] float32, in the same order.
 
         Raises:
@@ -170,7 +184,7 @@ class LabelStore:
         """
         if logits.shape != (len(pair_ids), self.width):
             raise ValueError(f"expected logits of shape {(len(pair_ids), self.width)}, got {logits.shape}")
-        if not pair_ids:
+        if not len(pair_ids):
             return
         self.manifest["parts"].append(self._write_part(pair_ids, logits, self._next()))
         self._write_manifest()
@@ -180,7 +194,9 @@ class LabelStore:
         """The number of the next part."""
         return max((int(Path(part["file"]).stem[5:]) for part in self.manifest["parts"]), default=-1) + 1
 
-    def _write_part(self, pair_ids: Sequence[str], logits: NDArray[np.float32], number: int) -> dict[str, Any]:
+    def _write_part(
+        self, pair_ids: Sequence[str] | pa.Array, logits: NDArray[np.float32], number: int
+    ) -> dict[str, Any]:
         """Write a part that the manifest does not name yet; returns what the manifest is to say of it."""
         content = encode_part(pair_ids, logits, self._owner)
         name = f"part-{number:05d}.parquet"
@@ -220,8 +236,8 @@ class LabelStore:
         if len(parts) - first < MERGED:
             return
         latest: dict[str, NDArray[np.float32]] = {}
-        for names, logits in self._parts(parts[first:]):
-            latest.update(zip(names, logits, strict=True))
+        for ids, logits in self._parts(parts[first:]):
+            latest.update(zip(ids.to_pylist(), logits, strict=True))
         merged = self._write_part(list(latest), np.stack(list(latest.values())), self._next())
         self.manifest["parts"] = [*parts[:first], merged]
         self._write_manifest()
@@ -241,23 +257,12 @@ class LabelStore:
         Raises:
             LabelError: some pairs have no logits, or logits that are not finite; the message counts both.
         """
-        place: dict[str, int] = {}
-        blocks = []
-        start = 0
-        for names, logits in self._parts():
-            place.update({name: start + row for row, name in enumerate(names)})
-            blocks.append(logits)
-            start += len(names)
-        stored = np.concatenate([*blocks, np.full((1, self.width), np.nan, dtype=np.float32)])
-        # -1 is the row of nan at the end of `stored`
-        rows = np.array([place.get(name, -1) for name in pair_ids], dtype=np.int64)
-        found: NDArray[np.float32] = stored[rows].astype(np.float32)
-        bad = ~np.isfinite(found).all(axis=1)
+        found, missing = join(self._parts(), self._rows, self.width, pair_ids)
+        bad = ~finite_rows(found)
         if bad.any() and not allow_missing:
-            missing = int((rows < 0).sum())
             not_finite = int(bad.sum()) - missing
             raise LabelError(
-                f"{self.folder}: of {len(rows):,} pairs {missing:,} have no labels and {not_finite:,} have "
+                f"{self.folder}: of {len(pair_ids):,} pairs {missing:,} have no labels and {not_finite:,} have "
                 f"labels that are not finite, first {pair_ids[int(np.flatnonzero(bad)[0])]}; "
                 + ("label them again" if not not_finite else self._why_not_finite()),
                 path=self.folder,

@@ -1,0 +1,88 @@
+"""Rows in an uncompressed Arrow file, which stays on the disk and is read where it is needed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tmkd.core.mapped import MappedFile
+
+_ROWS = 65_536  # of a chunk of the file, and of what is read in order at the same time
+_CHOSEN = 8192  # rows that are read at the same time where their order is another one
+
+
+def write_arrow(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write tables into one Arrow file that `ArrowFile` maps.
+
+    Args:
+        path: The file; it is overwritten in place.
+        schema: That of every table.
+        tables: One after another; one is in memory at a time.
+    """
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for table in tables:
+            writer.write_table(table, max_chunksize=_ROWS)
+
+
+class ArrowFile:
+    """The rows of an Arrow file, or some of them in any order; only numbers of rows are in memory.
+
+    Args:
+        path: The file, which may be removed afterwards.
+
+    Attributes:
+        table: All rows of the file, not copied.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no Arrow file (`pa.ArrowInvalid`), or not whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._mapped = MappedFile(path)
+        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._mapped.memory)))
+        self.table: pa.Table = reader.read_all()
+        self._chunks = self.table.to_batches()
+        self._ends = np.cumsum([chunk.num_rows for chunk in self._chunks], dtype=np.int64)
+
+    def batches(self, columns: Sequence[str], rows: NDArray[np.integer] | None = None) -> Iterator[pa.RecordBatch]:
+        """Some columns, batch by batch.
+
+        Args:
+            columns: Their names.
+            rows: The rows and their order, [n]; all in their order unless given.
+        """
+        if rows is not None:
+            for start in range(0, len(rows), _CHOSEN):
+                yield self.taken(columns, rows[start : start + _CHOSEN])
+            return
+        for batch in self.table.select(columns).to_batches(max_chunksize=_ROWS):
+            yield batch
+            self._mapped.used(1, batch.nbytes)
+
+    def taken(self, columns: Sequence[str], rows: NDArray[np.integer]) -> pa.RecordBatch:
+        """Some columns of some rows, in the order that is asked for.
+
+        `pa.Table.take` would first copy whole columns of text into one piece.
+        """
+        if not len(rows):
+            return pa.RecordBatch.from_pylist([], self.table.select(columns).schema)
+        order = np.argsort(rows, kind="stable")
+        ordered = np.asarray(rows, dtype=np.int64)[order]
+        chunks = np.searchsorted(self._ends, ordered, side="right")
+        cuts = [0, *(np.flatnonzero(np.diff(chunks)) + 1).tolist(), len(rows)]
+        pieces = []
+        for begin, end in itertools.pairwise(cuts):
+            chunk = self._chunks[int(chunks[begin])].select(columns)
+            first = int(self._ends[chunks[begin]]) - chunk.num_rows
+            pieces.append(chunk.take(pa.array(ordered[begin:end] - first)))
+            self._mapped.used(len(columns) * (end - begin))
+        places = np.empty(len(rows), dtype=np.int64)
+        places[order] = np.arange(len(rows))
+        (batch,) = pa.Table.from_batches(pieces).combine_chunks().to_batches()
+        return batch.take(pa.array(places))

@@ -1,0 +1,110 @@
+"""Pair ids as numbers: 16 bytes for an id in place of a Python string of 81, compared in all of their 128 bits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.uint64]
+_CHUNK = 65_536  # ids of a list that are made an Arrow array at the same time
+_DIGITS = 32  # of an id
+_NO_DIGIT = 255
+_VALUES = np.full(256, _NO_DIGIT, dtype=np.uint8)  # of each character as a hex digit
+_VALUES[list(b"0123456789abcdef")] = np.arange(16)
+
+
+class PairIds(Sequence[str]):
+    """The ids of N pairs, read chunk by chunk: a sequence of strings that is never in memory as a whole.
+
+    Args:
+        count: N.
+        chunks: Gives the ids in their order, some in each Arrow array of strings.
+    """
+
+    def __init__(self, count: int, chunks: Callable[[], Iterator[pa.Array]]) -> None:
+        self._count = count
+        self.chunks = chunks
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        """One id, found by reading those before it; a slice reads all."""
+        if isinstance(place, slice):
+            return list(self)[place]
+        left = place + (self._count if place < 0 else 0)
+        for chunk in self.chunks():
+            if 0 <= left < len(chunk):
+                return str(chunk[left].as_py())
+            left -= len(chunk)
+        raise IndexError(place)
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self.chunks():
+            yield from chunk.to_pylist()
+
+
+def chunks_of(ids: Sequence[str]) -> Iterator[pa.Array]:
+    """Some ids after the others as Arrow arrays of strings, in their order."""
+    if isinstance(ids, PairIds):
+        yield from ids.chunks()
+        return
+    for start in range(0, len(ids), _CHUNK):
+        yield pa.array(ids[start : start + _CHUNK], pa.string())
+
+
+def numbers_of(ids: pa.Array) -> Numbers:
+    """The 128 bits of each id as two numbers, [N, 2] uint64.
+
+    An id that is not 32 hex digits of lower case, as `tmkd.data.pairs.pair_id` makes them, has the numbers of its
+    BLAKE2b-128 hash.
+    """
+    numbers, hexadecimal = _of_hex(ids)
+    for row in np.flatnonzero(~hexadecimal):
+        digest = hashlib.blake2b(str(ids[int(row)].as_py()).encode(), digest_size=16).digest()
+        numbers[row] = np.frombuffer(digest, dtype=">u8")
+    return numbers
+
+
+def first_of_each(ids: Sequence[str]) -> NDArray[np.int64]:
+    """The place at which each distinct one of N ids occurs first, in the alphabetical order of the ids, [n] int64."""
+    first, second = np.empty(len(ids), dtype=np.uint64), np.empty(len(ids), dtype=np.uint64)
+    end = 0
+    for chunk in chunks_of(ids):
+        numbers, hexadecimal = _of_hex(chunk)
+        if not hexadecimal.all():  # other ids have numbers in another order
+            return np.unique(np.array(list(ids)), return_index=True)[1]
+        first[end : end + len(chunk)], second[end : end + len(chunk)] = numbers.T
+        end += len(chunk)
+    order = np.lexsort((second, first))
+    again = np.zeros(len(order), dtype=np.bool_)
+    again[1:] = (np.diff(first[order]) == 0) & (np.diff(second[order]) == 0)
+    return order[~again]
+
+
+def _of_hex(ids: pa.Array) -> tuple[Numbers, NDArray[np.bool_]]:
+    """The numbers of the ids that are 32 hex digits, [N, 2] uint64 (0 for others), and which ones are, [N]."""
+    texts = ids.cast(pa.binary())
+    lengths = np.diff(np.frombuffer(texts.buffers()[1], dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1])
+    hexadecimal = lengths == _DIGITS
+    if not hexadecimal.all():
+        texts = pa.array([one if fits else b"0" * _DIGITS for one, fits in zip(texts.to_pylist(), hexadecimal.tolist(),
+                                                                              strict=True)], pa.binary())  # fmt: skip
+    if not len(texts):
+        return np.empty((0, 2), dtype=np.uint64), hexadecimal
+    offsets = np.frombuffer(texts.buffers()[1], dtype=np.int32)
+    start = int(offsets[texts.offset])
+    characters = np.frombuffer(texts.buffers()[2], dtype=np.uint8, count=_DIGITS * len(texts), offset=start)
+    digits = _VALUES[characters].reshape(len(texts), _DIGITS)
+    hexadecimal = hexadecimal & (digits != _NO_DIGIT).all(axis=1)
+    bytes_ = digits[:, 0::2] << 4 | digits[:, 1::2] & 15
+    return bytes_.view(">u8").astype(np.uint64), hexadecimal
