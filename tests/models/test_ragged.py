@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from tmkd.models.ragged import Ragged
+from tmkd.core.mapped import MappedFile
+from tmkd.models.ragged import Ragged, together
 from tmkd.models.tokenizer import Encoded
 
 
@@ -34,3 +37,23 @@ def test_pairs_in_a_file_and_pairs_in_memory_follow_each_other() -> None:
         assert both.lengths.tolist() == [*first.lengths, *second.lengths]
         assert [row.tolist() for row in both.ids] == [row.tolist() for row in (*first.ids, *second.ids)]
         assert [row.tolist() for row in both.type_ids] == [row.tolist() for row in (*first.type_ids, *second.type_ids)]
+
+
+def test_some_arrays_together_are_the_same_from_a_list_and_from_a_file_whose_pages_are_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tmkd.core.mapped._MOST", 1)  # after every call
+    generator = np.random.default_rng(0)
+    rows = [generator.integers(0, 30_000, size).astype(np.int32) for size in (3, 0, 5, 1, 70)]
+    (tmp_path / "ids").write_bytes(np.concatenate(rows).tobytes())
+    file = MappedFile(tmp_path / "ids")
+    ragged = Ragged(file.array(np.int32, 0, 79), np.array([3, 0, 5, 1, 70]), file)
+    small = ragged.beside(ragged._parts[0].values.astype(np.uint8))
+    chosen = [4, 0, 1, 4]
+    for sequence in (rows, ragged, ragged.followed_by(ragged)):
+        values, lengths = together(sequence, chosen)
+        assert values.tolist() == np.concatenate([rows[place] for place in chosen]).tolist()
+        assert lengths.tolist() == [70, 3, 0, 70]
+        assert [part.tolist() for part in together(sequence, [])] == [[], []]
+    assert together(small, chosen)[0].tolist() == [one % 256 for place in chosen for one in rows[place].tolist()]
+    assert small.lengths.tolist() == ragged.lengths.tolist()

@@ -226,3 +226,30 @@ def test_dropout_depends_on_the_seed_and_on_the_step() -> None:
 
     assert len({draws(seed, step) for seed in range(4) for step in range(4)}) == 16
     assert draws(1, 2) == draws(1, 2)
+
+
+def test_the_order_of_an_epoch_is_that_of_earlier_versions() -> None:
+    """A run that was interrupted before an update continues with the same pairs."""
+    lengths = np.random.default_rng(0).integers(5, 90, 333)
+
+    def of_lists(epoch: int, seed: int) -> list[list[int]]:
+        generator = np.random.default_rng([seed, epoch])
+        order = generator.permutation(len(lengths))
+        steps = []
+        for start in range(0, len(order), 4 * 8):
+            rows = order[start : start + 4 * 8]
+            rows = rows[np.argsort(lengths[rows], kind="stable")]
+            cuts = [rows[place : place + 8].tolist() for place in range(0, len(rows), 8)]
+            steps += [cuts[place] for place in generator.permutation(len(cuts))]
+        return steps
+
+    for epoch, seed in ((0, 7), (1, 7), (0, 8)):
+        found = epoch_steps(lengths.astype(np.int32), 8, epoch, seed, window=4)
+        assert [step.tolist() for step in found] == of_lists(epoch, seed)
+        assert found.order.dtype == np.int32
+        assert found[0].dtype == np.int64
+        assert found[-1].tolist() == found[len(found) - 1].tolist() == of_lists(epoch, seed)[-1]
+        assert [step.tolist() for step in found[2:5]] == of_lists(epoch, seed)[2:5]
+        with pytest.raises(IndexError):
+            found[len(found)]
+    assert len(epoch_steps(lengths[:0], 8, 0, 0)) == 0

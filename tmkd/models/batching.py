@@ -8,13 +8,16 @@ are sorted within windows of 16 steps only, so an epoch still mixes short and lo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.models.ragged import together
+
 IntArray = NDArray[np.int64]
 WIDTH_STEP = 8  # batches are padded to a multiple of this, so that there are few shapes and kernels are reused
+_LARGE = 1 << 31  # pairs whose numbers need 8 bytes
 NO_BUDGET = 1 << 60  # a token budget that never limits a batch
 
 
@@ -149,17 +152,14 @@ def pad(
     Returns:
         Input ids, attention mask and segment ids, [n, T] int64 each.
     """
-    chosen = [ids[row] for row in rows]
-    width = padded_width(max(map(len, chosen)), step)
-    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    types = np.zeros((len(rows), width), dtype=np.int64)
-    for line, (row, own) in enumerate(zip(rows, chosen, strict=True)):
-        count = len(own)
-        input_ids[line, :count] = own
-        types[line, :count] = type_ids[row]
-        mask[line, :count] = 1
-    return input_ids, mask, types
+    tokens, lengths = together(ids, rows)
+    width = padded_width(int(lengths.max()), step)
+    inside = np.arange(width) < lengths[:, None]
+    input_ids = np.full(inside.shape, pad_id, dtype=np.int64)
+    types = np.zeros(inside.shape, dtype=np.int64)
+    input_ids[inside] = tokens
+    types[inside] = together(type_ids, rows)[0]
+    return input_ids, inside.astype(np.int64), types
 
 
 def pack(
@@ -175,10 +175,42 @@ def pack(
     Returns:
         Input ids and segment ids, [tokens] int64 each; where each pair starts, and the end of the last, [n + 1] int32.
     """
-    chosen = [ids[row] for row in rows]
-    starts = np.concatenate([[0], np.cumsum([len(own) for own in chosen])]).astype(np.int32)
-    input_ids = np.concatenate(chosen).astype(np.int64)
-    return input_ids, np.concatenate([type_ids[row] for row in rows]).astype(np.int64), starts
+    tokens, lengths = together(ids, rows)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return tokens.astype(np.int64), together(type_ids, rows)[0].astype(np.int64), starts
+
+
+class Steps(Sequence[IntArray]):
+    """The pairs of every optimiser step of an epoch, read as a list of arrays is: one array holds the whole order.
+
+    Args:
+        order: numbers of the pairs, step after step, [N] int.
+        bounds: where each step begins in `order`, and the end of the last, [steps + 1].
+    """
+
+    def __init__(self, order: NDArray[np.integer], bounds: NDArray[np.integer]) -> None:
+        self.order, self.bounds = order, bounds
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @overload
+    def __getitem__(self, step: int) -> IntArray: ...
+    @overload
+    def __getitem__(self, step: slice) -> list[IntArray]: ...
+    def __getitem__(self, step: int | slice) -> IntArray | list[IntArray]:
+        """The pairs of one step, [n] int64, or those of a slice of steps."""
+        if isinstance(step, slice):
+            return [self[number] for number in range(*step.indices(len(self)))]
+        number = step + (len(self) if step < 0 else 0)
+        if not 0 <= number < len(self):
+            raise IndexError(step)
+        return self.order[self.bounds[number] : self.bounds[number + 1]].astype(np.int64)
+
+
+def _numbers(count: int) -> NDArray[np.integer]:
+    """The numbers from 0 to below `count`, in as few bytes as that takes."""
+    return np.arange(count, dtype=np.int32 if count < _LARGE else np.int64)
 
 
 def replayed_steps(
@@ -202,7 +234,7 @@ def replayed_steps(
         Indices of the pairs of each step, int64.
     """
     size = batch_size - replayed
-    steps = epoch_steps(lengths[:own], size, epoch, seed)
+    steps = list(epoch_steps(lengths[:own], size, epoch, seed))
     counts = [round(len(step) * replayed / size) for step in steps]
     generator, pool = np.random.default_rng([seed, epoch, own]), len(lengths) - own
     passes = -(-sum(counts) // pool)
@@ -215,9 +247,7 @@ def replayed_steps(
     return steps
 
 
-def epoch_steps(
-    lengths: NDArray[np.integer], batch_size: int, epoch: int, seed: int, window: int = 16
-) -> list[IntArray]:
+def epoch_steps(lengths: NDArray[np.integer], batch_size: int, epoch: int, seed: int, window: int = 16) -> Steps:
     """Choose the pairs of every optimiser step of one epoch.
 
     Pairs are shuffled and cut into windows. Within a window they are sorted by length, cut into steps, and the steps
@@ -234,18 +264,20 @@ def epoch_steps(
     Returns:
         Indices of the pairs of each step, int64; every pair exactly once.
     """
-    generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(lengths))
-    steps: list[IntArray] = []
+    generator, known = np.random.default_rng([seed, epoch]), np.asarray(lengths)
+    order = generator.permutation(_numbers(len(known)))
+    sizes: list[int] = []
     for start in range(0, len(order), window * batch_size):
         rows = order[start : start + window * batch_size]
-        rows = rows[np.argsort(np.asarray(lengths)[rows], kind="stable")]
+        rows = rows[np.argsort(known[rows], kind="stable")]
         cuts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        steps.extend(cuts[i] for i in generator.permutation(len(cuts)))
-    return steps
+        shuffled = [cuts[i] for i in generator.permutation(len(cuts))]
+        order[start : start + len(rows)] = np.concatenate(shuffled)
+        sizes += map(len, shuffled)
+    return Steps(order, np.cumsum([0, *sizes]))
 
 
-def grouped_epoch_steps(questions: NDArray[np.integer], batch_size: int, epoch: int, seed: int) -> list[IntArray]:
+def grouped_epoch_steps(questions: NDArray[np.integer], batch_size: int, epoch: int, seed: int) -> Steps:
     """Choose the pairs of every optimiser step with a question's pairs together, for losses that compare them.
 
     Questions are shuffled and put one after another into steps. A question with more pairs than a step is cut into
@@ -270,14 +302,12 @@ def grouped_epoch_steps(questions: NDArray[np.integer], batch_size: int, epoch: 
     shuffled = generator.permutation(len(questions))
     place = generator.permutation(int(questions.max(initial=-1)) + 1)[questions[shuffled]]
     order = shuffled[np.argsort(place, kind="stable")]
-    whole = np.split(order, np.flatnonzero(np.diff(questions[order])) + 1)
-    steps: list[list[IntArray]] = []
-    room = 0
-    for rows in whole if len(order) else []:
-        for part in np.array_split(rows, -(-len(rows) // batch_size)):
-            if len(part) > room:
-                steps.append([])
-                room = batch_size
-            steps[-1].append(part)
-            room -= len(part)
-    return [np.concatenate(step) for step in steps]
+    sizes: list[int] = []  # of the steps
+    for count in np.diff([0, *(np.flatnonzero(np.diff(questions[order])) + 1), len(order)]).tolist():
+        parts = -(-count // batch_size)
+        for part in range(parts):
+            size = count // parts + (part < count % parts)
+            if not sizes or sizes[-1] + size > batch_size:
+                sizes.append(0)
+            sizes[-1] += size
+    return Steps(_numbers(len(order))[order], np.cumsum([0, *sizes]))

@@ -63,7 +63,7 @@ class StoredStates:
         width: Numbers of one token, over all layers.
     """
 
-    def __init__(self, folder: Path, lengths: NDArray[np.int64], width: int) -> None:
+    def __init__(self, folder: Path, lengths: NDArray[np.integer], width: int) -> None:
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         shape = (int(self.starts[-1]), width)
         self.values = np.memmap(_reserved(folder / VALUES, shape[0] * width * 2), np.float16, "r+", shape=shape)
@@ -145,7 +145,7 @@ class HiddenStates(AuxiliaryObjective):
         """The norms whose outputs are read; their weights' mean square is that of the outputs."""
         return [self.teacher.base.encoder.layer[layer].output.LayerNorm for layer in self.taught_layers]
 
-    def store(self, folder: Path, lengths: NDArray[np.int64]) -> None:
+    def store(self, folder: Path, lengths: NDArray[np.integer]) -> None:
         """From now on run the teacher once for each pair, and read its hidden states from a file after that.
 
         Nothing changes on a GPU, or if the file would take more than `SHARE_OF_DISK` of the free space.

@@ -112,7 +112,7 @@ class Loop:
     def __init__(
         self,
         trained: Mapping[str, torch.nn.Parameter],
-        steps: Callable[[int], list[Rows]],
+        steps: Callable[[int], Sequence[Rows]],
         gradients: Gradients,
         config: TrainerConfig,
         *,

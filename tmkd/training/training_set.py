@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tmkd.core.hardware import batch_tokens
 from tmkd.models.batching import epoch_steps, grouped_epoch_steps, micro_batches, replayed_steps
@@ -39,11 +43,11 @@ class TrainingSet:
         return cls(inputs.followed_by(pool), own=len(inputs.lengths), replayed=replayed)
 
     @functools.cached_property
-    def lengths(self) -> Rows:
-        """How many tokens each pair has, [N] int64."""
-        return self.inputs.lengths
+    def lengths(self) -> NDArray[np.int32]:
+        """How many tokens each pair has, [N] int32."""
+        return self.inputs.lengths.astype(np.int32)
 
-    def steps(self, batch_size: int, epoch: int, seed: int) -> list[Rows]:
+    def steps(self, batch_size: int, epoch: int, seed: int) -> Sequence[Rows]:
         """Cut one epoch into optimiser steps: a pure function of its arguments, so that a resumed run repeats it.
 
         Args:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tmkd.core.console import progress
 from tmkd.core.files import digest_of, replacing
+from tmkd.core.mapped import MappedFile
 from tmkd.data.pairs import Pairs
 from tmkd.models.inputs import TokenInputs
 from tmkd.models.ragged import Ragged
@@ -98,17 +99,17 @@ def _mapped(path: Path) -> Encoded | None:
             if size > path.stat().st_size:
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(size))
-        ids, lengths, types = (_tensor(path, 8 + size, header[name]) for name in ("ids", "lengths", "type_ids"))
+        mapped = MappedFile(path)
+        ids, lengths, types = (_tensor(mapped, 8 + size, header[name]) for name in ("ids", "lengths", "type_ids"))
         if not len(ids) == len(types) == lengths.sum():
             raise ValueError(f"{len(ids)} ids, {len(types)} segment ids, lengths of {lengths.sum()} in all")
     except (OSError, ValueError, KeyError, OverflowError) as error:
         logger.warning(f"{path} is damaged ({error}); the pairs are tokenized again")
         return None
-    return Encoded(Ragged(ids, lengths), Ragged(types, lengths))
+    each = Ragged(ids, lengths, mapped)
+    return Encoded(each, each.beside(types))
 
 
-def _tensor(path: Path, data: int, entry: dict[str, Any]) -> NDArray[Any]:
+def _tensor(mapped: MappedFile, data: int, entry: dict[str, Any]) -> NDArray[Any]:
     kind, (count,) = {"I32": np.int32, "I64": np.int64, "U8": np.uint8}[entry["dtype"]], entry["shape"]
-    if count == 0:
-        return np.empty(0, dtype=kind)  # nothing can be mapped
-    return np.memmap(path, kind, "r", offset=data + entry["data_offsets"][0], shape=(count,))
+    return mapped.array(kind, data + entry["data_offsets"][0], count)
