@@ -8,9 +8,12 @@ comes in (`tmkd.data.decontamination`).
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import numpy as np
 
 from tmkd.config.pool_sections import Pool, PoolSource
 from tmkd.core.console import progress
@@ -154,9 +157,9 @@ def choose_pairs(pairs: Pairs, size: int, seed: int) -> Pairs:
     if len(pairs) <= size:
         logger.warning(f"pool: there are {len(pairs):,} pairs, `size` is {size:,}; all are taken")
         return pairs
-    places = [(share_of(name, seed), row) for row, name in enumerate(pairs.pair_ids)]
+    shares = np.fromiter((share_of(name, seed) for name in pairs.ids), dtype=np.float64, count=len(pairs))
     logger.info(f"pool: {size:,} of {len(pairs):,} pairs")
-    return pairs.take(sorted(row for _, row in sorted(places)[:size]))
+    return pairs.take(np.sort(np.argsort(shares, kind="stable")[:size]))
 
 
 def decontaminate(pool: Pairs, held: HeldOut) -> Pairs:
@@ -165,7 +168,7 @@ def decontaminate(pool: Pairs, held: HeldOut) -> Pairs:
     Raises:
         DataError: not a single pair is left.
     """
-    dropped, kept = _Dropped(held), list[int]()
+    dropped, kept = _Dropped(held), array("q")
     with progress("decontaminate", len(pool)) as bar:
         for row, (question, passage) in enumerate(_counted(pool.texts(), len(pool), bar)):
             if not dropped.pair(question, passage) and not dropped.question(question) and not dropped.passage(passage):

@@ -356,12 +356,16 @@ class Pairs:
             raise DataError(f"{path}: not a readable Parquet file: {error}", path=path) from error
 
     @classmethod
-    def mapped(cls, file: ArrowFile) -> Pairs:
+    def mapped(cls, file: ArrowFile, without: Sequence[str] = ()) -> Pairs:
         """The pairs in an Arrow file, which stay there: only the numbers of those that are taken are in memory.
+
+        Args:
+            file: the file.
+            without: columns of it that the pairs do not have.
 
         Raises:
             DataError: the file holds no table of pairs.
         """
-        found = cls(file.table)
+        found = cls(file.table.drop_columns(list(without)))
         found._file = file
         return found

@@ -41,6 +41,7 @@ class Rows(list[dict[str, Any]]):
         lines: the line (from 1) on which each row ends; None for Parquet, which has no lines.
         dialect: how a CSV or TSV file separates its columns; None for other formats.
         kept: where `read_rows` was asked to keep it: the JSON text of every row, or the Arrow table of a Parquet file.
+        first: the number (from 0) that the first of the rows has in its file.
     """
 
     def __init__(self, rows: Iterable[dict[str, Any]] = (), lines: list[int] | None = None) -> None:
@@ -48,6 +49,7 @@ class Rows(list[dict[str, Any]]):
         self.lines = lines
         self.dialect: Dialect | None = None
         self.kept: list[str] | pa.Table | None = None
+        self.first = 0
 
 
 def file_format(path: Path | str) -> str:
@@ -133,19 +135,22 @@ def stream_rows(path: Path, quoting: Quoting = "auto") -> Iterator[tuple[str, di
     Raises:
         DataError: as `read_rows`.
     """
-    extension, empty = file_format(path), True
-    if extension == ".parquet" and not str(path).endswith(".gz"):
-        rows: Iterable[tuple[int | None, dict[str, Any]]] = ((None, row) for row in _stream_parquet(path))
-    elif extension in JSON_FORMATS and not _begins_array(path):
-        rows = _stream_json(path)
-    else:
-        whole = read_rows(path, quoting)
-        rows = zip(whole.lines or itertools.repeat(None), whole, strict=False)
-    for number, (line, row) in enumerate(rows):
-        empty = False
+    number = -1
+    for number, (line, row) in enumerate(rows_with_lines(path, quoting)):
         yield place_of(path, number, line), row
-    if empty:
+    if number < 0:
         raise DataError(f"{path} has no rows", path=path)
+
+
+def rows_with_lines(path: Path, quoting: Quoting = "auto") -> Iterable[tuple[int | None, dict[str, Any]]]:
+    """The rows as `stream_rows` gives them, each with its line as in `Rows.lines`; none for a file without rows."""
+    extension = file_format(path)
+    if extension == ".parquet" and not str(path).endswith(".gz"):
+        return ((None, row) for row in _stream_parquet(path))
+    if extension in JSON_FORMATS and not _begins_array(path):
+        return _stream_json(path)
+    whole = read_rows(path, quoting)
+    return zip(whole.lines or itertools.repeat(None), whole, strict=False)
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Ex
     names = expected.get("labels", {}) if need_labels else {}
     present = column_names(rows)
     needed = [columns.question, columns.passage, *(scores if expected.get("need_scores") else {})]
-    _require_columns([*needed, columns.label] if need_labels and columns.label else needed, present, source)
+    require_columns([*needed, columns.label] if need_labels and columns.label else needed, present, source)
 
     questions = checked_column(rows, columns.question, text, source)
     passages = checked_column(rows, columns.passage, text, source)
@@ -111,11 +111,11 @@ def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Ex
             )
     qids = pids = None
     if columns.qid in present:
-        qids = _qids(checked_column(rows, columns.qid, identifier, source), questions, counts)
+        qids = filled_qids(checked_column(rows, columns.qid, identifier, source), questions, counts)
     if columns.pid in present:
         texts = zip(checked_column(rows, columns.pid, identifier, source), questions, passages, strict=True)
         pids = [pair_id(question, passage) if pid is None else pid for pid, question, passage in texts]
-    values = {name: _scores(rows, name, kind, source) for name, kind in scores.items() if name in present}
+    values = {name: checked_scores(rows, name, kind, source) for name, kind in scores.items() if name in present}
     pairs = Pairs.build(questions, passages, labels=labels, grades=grades, qids=qids, pids=pids, scores=values)
     unlabelled = [names.get(spelling(row.get(columns.label or "")), 0) is None for row in rows]
     counts.leave_out("their label stands for no class", sum(unlabelled))
@@ -140,8 +140,9 @@ def checked_column(rows: Sequence[Row], column: str, check: Callable[[Any], Any]
             values.append(check(row.get(column)))
         except BadValue as error:
             path, line = (source, _line(rows, source, number)) if isinstance(source, Path) else (None, None)
+            first = rows.first if isinstance(rows, Rows) else 0
             raise DataError(
-                f"{place_of(source, number, line)}: {column!r} {error}",
+                f"{place_of(source, first + number, line)}: {column!r} {error}",
                 path=path, line=line, column=column, value=row.get(column),
             ) from None  # fmt: skip
     return values
@@ -153,7 +154,8 @@ def _line(rows: Sequence[Row], path: Path, number: int) -> int | None:
     return line_number(path, number)
 
 
-def _require_columns(needed: Sequence[str], present: Sequence[str], source: Path | str) -> None:
+def require_columns(needed: Sequence[str], present: Sequence[str], source: Path | str) -> None:
+    """DataError if a needed column is not there; the message names those that are."""
     for name in needed:
         if name not in present:
             raise DataError(
@@ -164,7 +166,7 @@ def _require_columns(needed: Sequence[str], present: Sequence[str], source: Path
             )
 
 
-def _qids(found: Sequence[str | None], questions: Sequence[str], counts: RowCounts) -> list[str] | None:
+def filled_qids(found: Sequence[str | None], questions: Sequence[str], counts: RowCounts) -> list[str] | None:
     """A qid for every row, or None where no row has one.
 
     A row without one belongs to its question: it has the qid of the question's other rows, or else the question's text.
@@ -194,7 +196,8 @@ def _labels(
     return checked_column(rows, column, lambda value: label(value, classes, names), source)
 
 
-def _scores(rows: Sequence[Row], column: str, kind: str, source: Path | str) -> list[float | None]:
+def checked_scores(rows: Sequence[Row], column: str, kind: str, source: Path | str) -> list[float | None]:
+    """The scores of a kind in one column; arguments and errors as of `checked_column`."""
     return checked_column(rows, column, lambda value: score(value, kind), source)
 
 

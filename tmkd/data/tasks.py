@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from tmkd.data.row_checks import check_groups, check_labels, check_scores, check
 from tmkd.data.row_counts import RowCounts
 from tmkd.data.rows import Columns, Expected, rows_to_pairs
 from tmkd.data.split import split
+from tmkd.data.streamed_pairs import PairStream, is_large
 
 logger = logging.getLogger(__name__)
 
@@ -56,19 +57,20 @@ class TaskData:
         return self.labelled | ({} if self.pool is None else {"pool": self.pool})
 
 
-def load_task(data: Data, classes: int) -> TaskData:
+def load_task(data: Data, classes: int, folder: Path | None = None) -> TaskData:
     """Read, split and check the pairs that a recipe names.
 
     Args:
         data: the recipe's `data`.
         classes: C.
+        folder: where the pairs of a large pool are kept while the process lives; unless given, they are in memory.
 
     Raises:
         DataError: a file or a row that cannot be used; a part without labels; training pairs of one class only; pairs
             that are in two parts.
         FetchError: the built-in data set cannot be fetched.
     """
-    task = _checked(_builtin(data) if data.builtin else _own(data, classes), data, classes)
+    task = _checked(_builtin(data) if data.builtin else _own(data, classes, folder), data, classes)
     parts = {"training": task.train, "development": task.dev, "test": task.test}
     for name, part in parts.items():
         if not part.has_labels:
@@ -168,7 +170,7 @@ def _builtin(data: Data) -> TaskData:
     return TaskData(docs.train, docs.dev, docs.test, docs.pool, docs.info, counts)
 
 
-def _own(data: Data, classes: int) -> TaskData:
+def _own(data: Data, classes: int, folder: Path | None) -> TaskData:
     assert data.train is not None
     given = {"train": data.train, "dev": data.dev, "test": data.test, "pool": data.pool}
     counts = {name: RowCounts(f"{name} ({source})") for name, source in given.items() if source is not None}
@@ -187,7 +189,7 @@ def _own(data: Data, classes: int) -> TaskData:
     if test is None:
         logger.warning("data: there is no test set; the report is on the development set, which also made the choices")
         info["note"] = "No test set was given: the figures are on the development set."
-    pool = None if data.pool is None else _read(data, classes, "pool", counts)
+    pool = None if data.pool is None else _pool(data, classes, counts, folder)
     return TaskData(train, dev, dev if test is None else test, pool, info, counts)
 
 
@@ -208,6 +210,22 @@ def _held_out(data: Data, train: Pairs, counts: dict[str, RowCounts]) -> tuple[P
             counts["train"].leave_out(f"held out as {name}", len(part), level=logging.INFO)
             counts[name] = RowCounts(f"{name} (held out of {data.train})", len(part))
     return kept, parts[0] if dev is not None else None, parts[-1] if test is not None else None
+
+
+def _pool(data: Data, classes: int, counts: Mapping[str, RowCounts], folder: Path | None) -> Pairs:
+    """Read `data.pool`: a large file in a stream, if there is a folder to keep its pairs in."""
+    path = Path(data.pool or "")
+    if folder is None or data.hub is not None or not is_large(path):
+        return _read(data, classes, "pool", counts)
+    stream = PairStream(path, Columns(**data.columns.model_dump()), data.scores, counts["pool"], data.quoting)
+    pairs = stream.read(folder)
+    _say_unread_labels(data, path, stream.names)
+    return pairs
+
+
+def _say_unread_labels(data: Data, path: Path | str, names: Collection[str]) -> None:
+    if data.columns.label in names:
+        logger.info(f"{path}: the labels of pool pairs (column {data.columns.label!r}) are not read")
 
 
 def _read(data: Data, classes: int, part: str, counts: Mapping[str, RowCounts]) -> Pairs:
@@ -242,8 +260,8 @@ def _read(data: Data, classes: int, part: str, counts: Mapping[str, RowCounts]) 
         pairs = read_hub(data.hub, source, config=data.config, **expected)
     else:
         rows = read_rows(Path(source), data.quoting)
-        if not labels and data.columns.label in column_names(rows):
-            logger.info(f"{source}: the labels of pool pairs (column {data.columns.label!r}) are not read")
+        if not labels:
+            _say_unread_labels(data, source, column_names(rows))
         pairs = rows_to_pairs(rows, Path(source), **expected)
     return pairs if reference is None else with_reference(pairs, Reference(reference, data.scores[reference]), source)
 

@@ -87,7 +87,7 @@ class RunData:
         """
         key = self._task_key
         if key not in self.cache.tasks:
-            task = self.cache.tasks[key] = load_task(self.recipe.data, self.recipe.classes)
+            task = self.cache.tasks[key] = load_task(self.recipe.data, self.recipe.classes, self.workspace.tokens)
             pool = f", pool {len(task.pool):,}" if task.pool is not None else ""
             sizes = f"train {len(task.train):,}, dev {len(task.dev):,}, test {len(task.test):,}{pool} pairs"
             self.cache.say_once(f"data: {sizes}")

@@ -21,6 +21,7 @@ from tmkd.models.ready import head_classes
 from tmkd.pipeline.steps.other_tasks import LoadedTask
 from tmkd.pipeline.steps.teach import copy_checkpoint
 from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
+from tmkd.pipeline.store.pair_cache import load_pairs
 from tmkd.pipeline.store.workspace import Step, Workspace
 
 _TEXTS = {"questions", "passages", "pairs", "task"}  # of a source: their content is an input
@@ -79,7 +80,7 @@ def pool_of(
         write_json(folder / "counts.json", counts)
 
     step = workspace.step("pool", content, build, label="mine the pool")
-    return Pairs.load(step.folder / "pool.parquet"), json.loads((step.folder / "counts.json").read_text())
+    return load_pairs(workspace, step.folder / "pool.parquet"), json.loads((step.folder / "counts.json").read_text())
 
 
 def _materials(
@@ -116,7 +117,7 @@ def _decontaminated(workspace: Workspace, recipe: Recipe, data: TaskData, pool: 
         decontaminate(pool, held).save(folder / "pool.parquet")
 
     step = workspace.step("pool", content, build, label="remove development and test pairs from the pool")
-    kept = Pairs.load(step.folder / "pool.parquet")
+    kept = load_pairs(workspace, step.folder / "pool.parquet")
     counts, reason = data.counts.get("pool"), "they hold a question, passage or pair of the development or test set"
     if counts is not None and reason not in counts.left_out:
         counts.leave_out(reason, len(pool) - len(kept), level=logging.INFO)
