@@ -235,7 +235,7 @@ def test_split_of_nothing() -> None:
 def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pairs, Pairs]:
     """The same pairs in memory and in a file of many chunks, which is removed once it is mapped."""
     monkeypatch.setattr("tmkd.data.arrow_file._ROWS", 7)
-    monkeypatch.setattr("tmkd.data.arrow_file._CHOSEN", 5)
+    monkeypatch.setattr("tmkd.data.arrow_file._READ", 5)
     monkeypatch.setattr("tmkd.core.mapped._MOST", 3 * 65_536)  # pages are given back again and again
     numbers = [number % 40 for number in range(60)]  # the last twenty are those of the first
     plain = Pairs.build(

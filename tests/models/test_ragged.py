@@ -50,10 +50,10 @@ def test_some_arrays_together_are_the_same_from_a_list_and_from_a_file_whose_pag
     ragged = Ragged(file.array(np.int32, 0, 79), np.array([3, 0, 5, 1, 70]), file)
     small = ragged.beside(ragged._parts[0].values.astype(np.uint8))
     chosen = [4, 0, 1, 4]
-    for sequence in (rows, ragged, ragged.followed_by(ragged)):
-        values, lengths = together(sequence, chosen)
-        assert values.tolist() == np.concatenate([rows[place] for place in chosen]).tolist()
-        assert lengths.tolist() == [70, 3, 0, 70]
-        assert [part.tolist() for part in together(sequence, [])] == [[], []]
-    assert together(small, chosen)[0].tolist() == [one % 256 for place in chosen for one in rows[place].tolist()]
+    for first, second in ((rows, rows), (ragged, small), (ragged.followed_by(ragged), small.followed_by(small))):
+        found = together(first, second, chosen)
+        assert found.ids.tolist() == np.concatenate([rows[place] for place in chosen]).tolist()
+        assert (found.others.astype(np.uint8) == found.ids.astype(np.uint8)).all()
+        assert found.lengths.tolist() == [70, 3, 0, 70]
+        assert [part.tolist() for part in together(first, second, [])] == [[], [], []]
     assert small.lengths.tolist() == ragged.lengths.tolist()

@@ -213,6 +213,27 @@ def profile(
     _give(json_file, run(subject, count=count, rounds=rounds, threads=threads))
 
 
+@bench.command(cls=Command, rich_help_panel="Speed")
+def scale(
+    pairs: Annotated[int, typer.Option(min=100, help="synthetic pairs; each takes about 1 kB of the disk")] = 1_000_000,
+    folder: Annotated[
+        Path | None, typer.Option(help="where they are written until the end; the cache folder unless given")
+    ] = None,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure whether reading, labels and batches keep up with many pairs, and their memory.
+
+    Texts, token ids and logits are made up, and real code stores, joins and batches them. The share of the label store
+    is that of labelling with MiniLM on this machine.
+
+    Example: tmkd bench scale --pairs 1000000 --json scale.json
+    """
+    with needs_extra("train"):
+        from tmkd.bench.scale import run
+    _give(json_file, run(pairs, folder))
+
+
 @bench.command(cls=Command, rich_help_panel="Answers")
 def qa(
     model: ModelFolder = EXPORT,

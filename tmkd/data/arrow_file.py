@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from tmkd.core.mapped import MappedFile
 
-_ROWS = 65_536  # of a chunk of the file, and of what is read in order at the same time
-_CHOSEN = 8192  # rows that are read at the same time where their order is another one
+_ROWS = 65_536  # of a chunk of the file
+_READ = 8192  # rows that are read at the same time
 
 
 def write_arrow(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
@@ -58,10 +58,10 @@ class ArrowFile:
             rows: The rows and their order, [n]; all in their order unless given.
         """
         if rows is not None:
-            for start in range(0, len(rows), _CHOSEN):
-                yield self.taken(columns, rows[start : start + _CHOSEN])
+            for start in range(0, len(rows), _READ):
+                yield self.taken(columns, rows[start : start + _READ])
             return
-        for batch in self.table.select(columns).to_batches(max_chunksize=_ROWS):
+        for batch in self.table.select(columns).to_batches(max_chunksize=_READ):
             yield batch
             self._mapped.used(1, batch.nbytes)
 

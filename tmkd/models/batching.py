@@ -152,13 +152,13 @@ def pad(
     Returns:
         Input ids, attention mask and segment ids, [n, T] int64 each.
     """
-    tokens, lengths = together(ids, rows)
+    tokens, own_types, lengths = together(ids, type_ids, rows)
     width = padded_width(int(lengths.max()), step)
     inside = np.arange(width) < lengths[:, None]
     input_ids = np.full(inside.shape, pad_id, dtype=np.int64)
     types = np.zeros(inside.shape, dtype=np.int64)
     input_ids[inside] = tokens
-    types[inside] = together(type_ids, rows)[0]
+    types[inside] = own_types
     return input_ids, inside.astype(np.int64), types
 
 
@@ -175,9 +175,9 @@ def pack(
     Returns:
         Input ids and segment ids, [tokens] int64 each; where each pair starts, and the end of the last, [n + 1] int32.
     """
-    tokens, lengths = together(ids, rows)
+    tokens, types, lengths = together(ids, type_ids, rows)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return tokens.astype(np.int64), together(type_ids, rows)[0].astype(np.int64), starts
+    return tokens.astype(np.int64), types.astype(np.int64), starts
 
 
 class Steps(Sequence[IntArray]):

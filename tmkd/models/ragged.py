@@ -17,6 +17,14 @@ class _Part(NamedTuple):
     file: MappedFile | None
 
 
+class Together(NamedTuple):
+    """Some arrays of two sequences, one after another: the numbers of both, [sum of T_i], and the lengths T_i, [n]."""
+
+    ids: NDArray[Any]
+    others: NDArray[Any]
+    lengths: NDArray[np.int64]
+
+
 class Ragged(Sequence[NDArray[Any]]):
     """N arrays of numbers, read as a list of arrays is, without an object in memory for each of them.
 
@@ -69,18 +77,19 @@ class Ragged(Sequence[NDArray[Any]]):
             file.used(1)
         return np.asarray(values[starts[row] : starts[row + 1]]).astype(np.int32, copy=False)
 
-    def together(self, rows: NDArray[np.integer[Any]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Some arrays one after another, as `together` gives those of any sequence."""
-        if len(self._parts) > 1:
-            return _joined([self[row] for row in rows])
+    def together(self, other: Ragged, rows: NDArray[np.int64]) -> Together | None:
+        """Some arrays of two, as `together` gives them; None where the two are not beside each other in one part."""
+        if len(self._parts) > 1 or len(other._parts) > 1 or self._parts[0].starts is not other._parts[0].starts:
+            return None
         ((values, starts, file),) = self._parts
         begins = starts[rows]
         lengths = starts[rows + 1] - begins
         ends = np.cumsum(lengths)
         if file is not None:
-            file.used(len(rows))
-        places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(begins - ends + lengths, lengths)
-        return values[places], lengths
+            file.used(2 * len(rows))
+        places = np.arange(ends[-1] if len(ends) else 0)
+        places += np.repeat(begins - ends + lengths, lengths)
+        return Together(values[places], other._parts[0].values[places], lengths)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -96,22 +105,20 @@ class Ragged(Sequence[NDArray[Any]]):
 
 
 def together(
-    arrays: Sequence[NDArray[Any]], rows: Sequence[int] | NDArray[np.integer[Any]]
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Some of the arrays of a sequence, one after another.
+    ids: Sequence[NDArray[Any]], others: Sequence[NDArray[Any]], rows: Sequence[int] | NDArray[np.int64]
+) -> Together:
+    """Some arrays of two sequences whose arrays have the same lengths, one after another.
 
     Args:
-        arrays: N arrays, [T_i] each.
+        ids: N arrays, [T_i] each.
+        others: N arrays, [T_i] each.
         rows: which of them, n numbers.
-
-    Returns:
-        Their numbers, [sum of T_i], and how many each has, [n].
     """
-    if isinstance(arrays, Ragged):
-        return arrays.together(np.asarray(rows, dtype=np.int64))
-    return _joined([arrays[row] for row in rows])
-
-
-def _joined(chosen: list[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    lengths = np.fromiter(map(len, chosen), dtype=np.int64, count=len(chosen))
-    return np.concatenate(chosen) if chosen else np.empty(0, dtype=np.int32), lengths
+    if isinstance(ids, Ragged) and isinstance(others, Ragged):
+        found = ids.together(others, np.asarray(rows, dtype=np.int64))
+        if found is not None:
+            return found
+    first, second = [ids[row] for row in rows], [others[row] for row in rows]
+    lengths = np.fromiter(map(len, first), dtype=np.int64, count=len(first))
+    nothing = np.empty(0, dtype=np.int32)
+    return Together(np.concatenate([nothing, *first]), np.concatenate([nothing, *second]), lengths)

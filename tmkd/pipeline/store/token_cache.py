@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -21,7 +22,7 @@ from tmkd.core.files import digest_of, replacing
 from tmkd.core.mapped import MappedFile
 from tmkd.data.pairs import Pairs
 from tmkd.models.inputs import TokenInputs
-from tmkd.models.ragged import Ragged
+from tmkd.models.ragged import Ragged, together
 from tmkd.models.tokenizer import Encoded, PairTokenizer
 from tmkd.pipeline.store.workspace import Workspace
 
@@ -46,29 +47,43 @@ def tokens_of(workspace: Workspace, tokenizer: PairTokenizer, pairs: Pairs) -> E
     Raises:
         NoRoomError: the disk is full.
     """
-    name = digest_of({"tokenizer": tokenizer.fingerprint(), "pairs": pairs.digest()})
-    path = workspace.tokens / f"{name}.safetensors"
+    path = tokens_path(workspace, tokenizer, pairs)
     found = _mapped(path) if path.is_file() else None
     if found is None:
-        _write(path, tokenizer, pairs)
+        write_tokens(path, tokenizer.encode_chunks(pairs.texts()), len(pairs))
         found = _mapped(path)
         assert found is not None
     return found
 
 
-def _write(path: Path, tokenizer: PairTokenizer, pairs: Pairs) -> None:
-    """Tokenize the pairs, chunk by chunk, into a safetensors file: ids [tokens], lengths [N], type_ids [tokens]."""
+def tokens_path(workspace: Workspace, tokenizer: PairTokenizer, pairs: Pairs) -> Path:
+    """Where the token ids of the pairs are kept; arguments as of `tokens_of`."""
+    name = digest_of({"tokenizer": tokenizer.fingerprint(), "pairs": pairs.digest()})
+    return workspace.tokens / f"{name}.safetensors"
+
+
+def write_tokens(path: Path, chunks: Iterator[Encoded], count: int) -> None:
+    """Write a file of token ids.
+
+    Args:
+        path: a safetensors file: ids [tokens], lengths [N], type_ids [tokens].
+        chunks: some pairs after the others; one chunk is in memory at a time.
+        count: N.
+
+    Raises:
+        NoRoomError: the disk is full.
+    """
     lengths = [np.empty(0, dtype=np.int64)]
-    chunks = tokenizer.encode_chunks(pairs.texts())
     first = list(islice(chunks, 1))
-    needed = sum(int((5 * one.lengths + 8).mean() * len(pairs)) for one in first)  # if the others are as long
+    needed = sum(int((5 * one.lengths + 8).mean() * count) for one in first)  # if the others are as long
     with replacing(path, needed) as temporary, temporary.open("wb") as file, TemporaryFile(dir=path.parent) as types:
         file.write(bytes(_DATA))  # the header needs the number of tokens
-        with progress("tokenize", len(pairs)) as bar:
+        with progress("tokenize", count) as bar:
             for chunk in chain(first, chunks):
-                file.write(np.concatenate(chunk.ids).astype(np.int32).tobytes())
-                types.write(np.concatenate(chunk.type_ids).astype(np.uint8).tobytes())
-                lengths.append(chunk.lengths)
+                numbers = together(chunk.ids, chunk.type_ids, range(len(chunk.ids)))
+                file.write(numbers.ids.astype(np.int32).tobytes())
+                types.write(numbers.others.astype(np.uint8).tobytes())
+                lengths.append(numbers.lengths)
                 bar.advance(len(chunk.ids))
         each = np.concatenate(lengths)
         file.write(each.tobytes())
