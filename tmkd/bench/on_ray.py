@@ -20,7 +20,7 @@ from tmkd.core.cluster import Cluster
 from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import prepare
 from tmkd.data.pairs import Pairs
-from tmkd.pipeline.steps.label import distinct, label
+from tmkd.pipeline.steps.label import label
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.on_cluster import FEWEST
 
@@ -43,7 +43,7 @@ def run(subject: Subject, address: str, *, count: int, rounds: int, threads: int
         ClusterError: There is no cluster, or it went away.
     """
     every, weights = subject.prepare(export=False)
-    pairs = distinct(every.pairs.take(range(min(count, len(every.pairs)))))
+    pairs = every.pairs.take(range(min(count, len(every.pairs)))).distinct()
     if len(pairs) < FEWEST:
         raise TmkdError(f"there are {len(pairs):,} pairs; a cluster is used from {FEWEST:,} on (--count, --pairs)")
     prepare(threads or None)

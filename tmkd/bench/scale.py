@@ -14,13 +14,13 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import RenderableType
 from rich.table import Table
 
-from tmkd import __version__
 from tmkd.bench.scale_material import BYTES
 from tmkd.core.console import progress
 from tmkd.core.cpu import machine
@@ -93,7 +93,7 @@ class ScaleFigures:
         """The figures, and what each part measured."""
         figures = [{**one._asdict(), "kept": one.kept} for one in self.figures]
         return {
-            "version": __version__, "machine": machine(), "pairs": self.pairs, "figures": figures, "parts": self.parts,
+            "version": version("tmkd"), "machine": machine(), "pairs": self.pairs, "figures": figures, "parts": self.parts,
         }  # fmt: skip
 
     def shown(self) -> list[RenderableType]:

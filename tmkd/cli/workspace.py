@@ -23,7 +23,7 @@ def clean(
     workspace: WorkspaceFolder = WORKSPACE,
     yes: Annotated[bool, typer.Option("--yes", help="remove them; otherwise they are only listed")] = False,
     tokens: Annotated[
-        bool, typer.Option("--tokens", help="also the stored token ids, which can be made again")
+        bool, typer.Option("--tokens", help="also the stored token ids and mapped pools, which can be made again")
     ] = False,
     json_file: JsonFile = None,
     quiet: Quiet = False,

@@ -143,7 +143,7 @@ class Pairs:
         """The pairs as an Arrow table; in memory as a whole where they are some of those of a file."""
         return self._table if self._rows is None else self._read(self._table.column_names)
 
-    def _batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Some columns, batch by batch; few pairs are in memory at a time where the pairs are in a file."""
         if self._file is not None:
             return self._file.batches(names, self._rows)
@@ -151,13 +151,13 @@ class Pairs:
 
     def _read(self, names: Sequence[str]) -> pa.Table:
         schema = pa.schema([self._table.schema.field(name) for name in names])
-        return pa.Table.from_batches(self._batches(names), schema)
+        return pa.Table.from_batches(self.batches(names), schema)
 
     def _column(self, name: str) -> pa.ChunkedArray:
         return self._table.column(name) if self._rows is None else self._read([name]).column(0)
 
     def _strings(self, name: str) -> list[str]:
-        return [value for batch in self._batches([name]) for value in batch.column(0).to_pylist()]
+        return [value for batch in self.batches([name]) for value in batch.column(0).to_pylist()]
 
     @property
     def questions(self) -> list[str]:
@@ -171,7 +171,7 @@ class Pairs:
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Question and passage of each pair. Few of them are in memory at a time, unlike with `questions`."""
-        for batch in self._batches(["question", "passage"]):
+        for batch in self.batches(["question", "passage"]):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
     @property
@@ -182,7 +182,7 @@ class Pairs:
     @property
     def ids(self) -> PairIds:
         """The pairs' ids as `pair_ids`; few of them are in memory at a time."""
-        return PairIds(len(self), lambda: (batch.column(0) for batch in self._batches(["pair_id"])))
+        return PairIds(len(self), lambda: (batch.column(0) for batch in self.batches(["pair_id"])))
 
     @property
     def pair_keys(self) -> list[str]:
@@ -326,7 +326,7 @@ class Pairs:
             digest = hashlib.sha256()
             for name in sorted(self._table.column_names):
                 digest.update(f"\n{name}\n".encode())
-                for batch in self._batches([name]):
+                for batch in self.batches([name]):
                     digest.update("".join(f"{value!r}\n" for value in batch.column(0).to_pylist()).encode())
             self._digest = digest.hexdigest()[:16]
         return self._digest
@@ -338,7 +338,7 @@ class Pairs:
                 pq.write_table(self._table, temporary, compression="zstd")
                 return
             with pq.ParquetWriter(temporary, self._table.schema, compression="zstd") as writer:
-                for batch in self._batches(self._table.column_names):
+                for batch in self.batches(self._table.column_names):
                     writer.write_batch(batch)
 
     @classmethod

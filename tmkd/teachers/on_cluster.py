@@ -108,12 +108,17 @@ def score_on(cluster: Cluster, work: ScorePairs, pairs: Pairs) -> Iterator[Score
     Raises:
         ClusterError: the cluster went away; what was yielded stays good.
     """
-    texts = pairs.table.select(["pair_id", "question", "passage"])
-    size = pc.add(pc.utf8_length(texts["question"]), pc.utf8_length(texts["passage"])).to_numpy()
-    order = np.argsort(-size, kind="stable")
+    sizes = [np.empty(0, dtype=np.int32)]
+    for batch in pairs.batches(["question", "passage"]):
+        sizes.append(pc.add(pc.utf8_length(batch["question"]), pc.utf8_length(batch["passage"])).to_numpy())
+    order = np.argsort(-np.concatenate(sizes), kind="stable")
+
+    def taken(rows: NDArray[np.int64]) -> pa.Table:
+        return pairs.take(rows).table.select(["pair_id", "question", "passage"])
+
     for rows in _jobs(order, cluster):
-        place = dict(zip(texts["pair_id"].take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))
-        for found in cluster.map(work, _blocks(texts, rows)):
+        place = dict(zip(pairs.ids_at(rows).to_pylist(), rows.tolist(), strict=True))
+        for found in cluster.map(work, _blocks(taken, rows)):
             ids = [name for name in found["pair_id"].to_pylist() if name in place]
             if len(ids) != len(found):
                 raise ClusterError(f"the cluster gave scores of {len(found) - len(ids)} pairs that were not asked for")
@@ -142,7 +147,7 @@ def embed_on(cluster: Cluster, work: EmbedTexts, texts: Sequence[tuple[str, str]
     found: NDArray[np.float32] | None = None
     got = np.zeros(len(texts), dtype=np.bool_)
     for rows in _jobs(order, cluster):
-        for some in cluster.map(work, _blocks(table, rows)):
+        for some in cluster.map(work, _blocks(lambda rows: table.take(pa.array(rows)), rows)):
             places, embeddings = some["row"].to_numpy(), from_arrow(some["embedding"])
             found = np.empty((len(texts), embeddings.shape[1]), np.float32) if found is None else found
             found[places], got[places] = embeddings, True
@@ -157,8 +162,8 @@ def _jobs(order: NDArray[np.int64], cluster: Cluster) -> Iterator[NDArray[np.int
         yield order[start : start + most]
 
 
-def _blocks(table: pa.Table, rows: NDArray[np.int64]) -> list[pa.Table]:
-    return [table.take(pa.array(rows[start : start + BLOCK])) for start in range(0, len(rows), BLOCK)]
+def _blocks(taken: Callable[[NDArray[np.int64]], pa.Table], rows: NDArray[np.int64]) -> list[pa.Table]:
+    return [taken(rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK)]
 
 
 def to_arrow(numbers: NDArray[np.float32]) -> pa.Array:
