@@ -92,9 +92,8 @@ class ScaleFigures:
     def to_json(self) -> dict[str, Any]:
         """The figures, and what each part measured."""
         figures = [{**one._asdict(), "kept": one.kept} for one in self.figures]
-        return {
-            "version": version("tmkd"), "machine": machine(), "pairs": self.pairs, "figures": figures, "parts": self.parts,
-        }  # fmt: skip
+        about = {"version": version("tmkd"), "machine": machine(), "pairs": self.pairs}
+        return {**about, "figures": figures, "parts": self.parts}
 
     def shown(self) -> list[RenderableType]:
         """The table of the figures, and what else was measured."""
