@@ -43,6 +43,7 @@ RAY_JOB = strict(
                 "rayClusterSpec": strict(
                     {
                         "rayVersion": {"type": "string"},
+                        "authOptions": strict({"mode": {"enum": ["token", "disabled"]}}, "mode"),
                         "headGroupSpec": strict(GROUP, "rayStartParams", "template"),
                         "workerGroupSpecs": {
                             "type": "array",

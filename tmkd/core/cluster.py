@@ -330,7 +330,8 @@ def _sockets(address: str) -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ClusterError(
             f"there is no Ray cluster at {address!r} ({reason}); start one with `ray start --head`, name its head as "
-            "HOST:6379, or leave the address out for a cluster of this machine alone"
+            "HOST:6379, or leave the address out for a cluster of this machine alone. If it wants a token (the default "
+            "of Ray 2.61), set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on its head"
         ) from error
 
 
