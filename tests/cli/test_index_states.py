@@ -149,7 +149,9 @@ def test_ask_says_what_is_wrong_with_a_damaged_store_and_answers_all_the_same(
     assert ("is cut short: it has" if spoil == "cut short" else "do not match their checksum") in said
     assert f"compute the states again: tmkd index --out index --model {export}" in said
     assert found
-    assert found.items() <= wanted.items()  # with the states computed afresh; BM25 alone may find fewer
+    assert set(found) <= set(wanted)  # BM25 alone may find fewer
+    # with the states computed afresh, in another batch: on some CPUs the last bits depend on the batch
+    assert found == pytest.approx({name: wanted[name] for name in found}, abs=1e-4)
     mended = tmkd("index", "--out", "index", "--model", export, "--threads", "1")
     assert ("2 computed" if spoil == "cut short" else "1 computed, 1 kept") in mended.stderr
     assert "checksum" not in tmkd(*call).stderr
