@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import pair_rows, pool_rows, write_jsonl
 from pairs_fixtures import refused
+from safetensors.numpy import load_file
 
+from tmkd.config.load import load_recipe
+from tmkd.data import streamed_pairs
 from tmkd.data.pairs import Pairs
+from tmkd.pipeline.run import Run
 from tmkd.pipeline.store import pair_cache
 from tmkd.pipeline.store.pair_cache import load_pairs
 from tmkd.pipeline.store.workspace import Workspace
@@ -67,3 +73,30 @@ def test_what_is_no_pairs_file_is_an_error(tmp_path: Path) -> None:
     refused(lambda: load_pairs(workspace, tmp_path / "none.parquet"), "none.parquet", "no such file")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     refused(lambda: load_pairs(workspace, tmp_path / "bad.parquet"), "bad.parquet", "not a readable Parquet")
+
+
+def test_a_run_whose_pool_stays_on_the_disk_is_the_run_that_has_it_in_memory(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Teachers label, and stage 1 learns, the same pairs in the same steps, to the last bit."""
+    rows = [*pool_rows(), *pool_rows()[:5], *pool_rows()[:3]]  # some pairs twice
+    rows += [{"question": pair_rows(1)[0]["question"], "passage": "An answer to a question of the test set."}]
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
+    found = {}
+    for where in ("memory", "disk"):
+        if where == "disk":
+            monkeypatch.setattr(pair_cache, "IN_MEMORY", 0)
+            monkeypatch.setattr(streamed_pairs, "_LARGE", 0)
+            monkeypatch.setattr(streamed_pairs, "_ROWS", 7)
+            monkeypatch.setattr("tmkd.data.arrow_file._READ", 5)
+        run = Run(load_recipe(tiny_recipe, [f"data.pool={pool}", "methods=[tmkd]", "take=tmkd"]), tmp_path / where)
+        run.pretrain()
+        assert (run.data.pool._file is not None) == (where == "disk")
+        assert 0 < len(run.data.pool) < len(rows)  # decontaminated
+        steps = {step.folder.name: step.folder for step in run.workspace.used}
+        (stage1,) = (folder for name, folder in steps.items() if name.startswith("stage1-"))
+        found[where] = set(steps), load_file(stage1 / "model.safetensors")
+    assert found["memory"][0] == found["disk"][0]
+    for name, weight in found["memory"][1].items():
+        np.testing.assert_array_equal(weight, found["disk"][1][name])
+    assert [path.suffix for path in sorted((tmp_path / "disk" / "tokens").iterdir())].count(".arrow") == 1

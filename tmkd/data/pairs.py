@@ -327,7 +327,7 @@ class Pairs:
             for name in sorted(self._table.column_names):
                 digest.update(f"\n{name}\n".encode())
                 for batch in self.batches([name]):
-                    digest.update("".join(f"{value!r}\n" for value in batch.column(0).to_pylist()).encode())
+                    digest.update("\n".join([*map(repr, batch.column(0).to_pylist()), ""]).encode())
             self._digest = digest.hexdigest()[:16]
         return self._digest
 
