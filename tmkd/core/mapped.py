@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _FAULT = 65_536  # bytes that a kernel maps around an address that is read for the first time
-_MOST = 1 << 28  # bytes that stay mapped at most
+_MOST = 1 << 27  # bytes that stay mapped at most
 
 
 class MappedFile:

@@ -87,7 +87,10 @@ def first_of_each(ids: Sequence[str]) -> NDArray[np.int64]:
         end += len(chunk)
     order = np.lexsort((second, first))
     again = np.zeros(len(order), dtype=np.bool_)
-    again[1:] = (np.diff(first[order]) == 0) & (np.diff(second[order]) == 0)
+    first = first[order]
+    again[1:] = first[1:] == first[:-1]
+    second = second[order]
+    again[1:] &= second[1:] == second[:-1]
     return order[~again]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from tmkd.pipeline.store.workspace import Workspace
 from tmkd.teachers.interface import StoredTeacher
 
 logger = logging.getLogger(__name__)
+_KEPT = 1 << 26  # bytes of logits in the cache at most; larger ones are joined again in seconds
 
 
 @dataclass
@@ -44,6 +46,15 @@ class RunCache:
     logits: dict[tuple[str, str, str], NDArray[np.float32]] = field(default_factory=dict)
     stored_teachers: dict[str, StoredTeacher] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
+
+    def logits_by(self, key: tuple[str, str, str], read: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The logits that are kept by a key; they are read where they are not, and kept unless they are large."""
+        found = self.logits.get(key)
+        if found is None:
+            found = read()
+            if found.nbytes <= _KEPT:
+                self.logits[key] = found
+        return found
 
     def say_once(self, text: str, level: int = logging.INFO) -> None:
         """Log a line unless it was logged before."""

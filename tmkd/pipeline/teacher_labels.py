@@ -132,9 +132,7 @@ class TeacherLabels:
         if teacher.is_column:
             return self._sources.uncalibrated(teacher, None, pairs, where)
         key = (self._sources.fingerprint(teacher, None), pairs.digest(), "raw scores")
-        if key not in self.cache.logits:
-            self.cache.logits[key] = self._sources.uncalibrated(teacher, None, pairs, where)
-        return self.cache.logits[key]
+        return self.cache.logits_by(key, lambda: self._sources.uncalibrated(teacher, None, pairs, where))
 
     @functools.cached_property
     def _sources(self) -> TeacherLogits:
@@ -227,9 +225,7 @@ class TeacherLabels:
             name: what the log calls the model.
         """
         key = (model.fingerprint, pairs.digest(), self.recipe.precision)
-        if key not in self.cache.logits:
-            self.cache.logits[key] = self._sources.of_step(model, pairs, name)
-        return self.cache.logits[key]
+        return self.cache.logits_by(key, lambda: self._sources.of_step(model, pairs, name))
 
     def targets(self, method: Method, pairs: Pairs, where: str, only: int | None = None) -> Targets | None:
         """What one student of a method learns on these pairs; None where it learns no soft labels.

@@ -1,4 +1,4 @@
-"""The join of stored logits with pairs by their ids, in arrays: 24 bytes a stored pair and its logits.
+"""The join of stored logits with pairs by their ids, in arrays of numbers, for a range of the ids at a time.
 
 Every one of the 128 bits of an id is compared. Nothing here is an object for each pair: Python's strings and
 dictionaries take some 200 bytes a pair.
@@ -6,13 +6,16 @@ dictionaries take some 200 bytes a pair.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from tmkd.data.pair_ids import Numbers, chunks_of, numbers_of
+
+_AT_ONCE = 6_000_000  # stored pairs whose ids are in memory at the same time
 
 Part = tuple[pa.Array, NDArray[np.float32]]
 """The ids of a part of a store, N strings in Arrow, and their logits, [N, width] float32."""
@@ -22,23 +25,12 @@ class StoredIds:
     """The ids of stored pairs, in which others are looked up.
 
     Args:
-        numbers: The ids as numbers (`tmkd.data.pair_ids`), [M, 2] uint64 in chunks, oldest first; an id may occur more
-            than once.
-        count: M, no less than there are.
+        numbers: The ids as numbers (`tmkd.data.pair_ids`), [M, 2] uint64, oldest first; an id may occur more than once.
     """
 
-    def __init__(self, numbers: Iterable[Numbers], count: int) -> None:
-        first, second = np.empty(count, dtype=np.uint64), np.empty(count, dtype=np.uint64)
-        end = 0
-        for some in numbers:
-            first[end : end + len(some)], second[end : end + len(some)] = some.T
-            end += len(some)
-        order = np.argsort(first[:end], kind="stable")  # so of equal ids the latest comes last
-        self._first = first[:end][order]
-        del first
-        self._second = second[:end][order]
-        del second
-        self._order = order.astype(np.int32) if end < 2**31 else order
+    def __init__(self, numbers: Numbers) -> None:
+        order = np.argsort(numbers[:, 0], kind="stable")  # so of equal ids the latest comes last
+        self._first, self._second, self._order = numbers[order, 0], numbers[order, 1], order
 
     def find(self, wanted: Numbers) -> NDArray[np.int64]:
         """The place of the latest of the stored ids that equals each wanted one, [N] int64; -1 where none does."""
@@ -57,11 +49,15 @@ class StoredIds:
         return found
 
 
-def join(parts: Iterable[Part], rows: int, width: int, wanted: Sequence[str]) -> tuple[NDArray[np.float32], int]:
+def join(
+    parts: Callable[[], Iterable[Part]], rows: int, width: int, wanted: Sequence[str]
+) -> tuple[NDArray[np.float32], int]:
     """The latest logits that the parts of a store have of some pairs.
 
+    A store of many pairs is read several times, for a range of the ids each time.
+
     Args:
-        parts: Oldest first.
+        parts: Gives the parts, oldest first.
         rows: How many pairs they have in all.
         width: Numbers of a pair.
         wanted: The ids of N pairs; an id may occur more than once.
@@ -69,25 +65,37 @@ def join(parts: Iterable[Part], rows: int, width: int, wanted: Sequence[str]) ->
     Returns:
         [N, width] float32 in the order of `wanted`, nan for a pair that no part has; and how many pairs that are.
     """
-    logits = np.empty((rows + 1, width), dtype=np.float32)
-    logits[-1] = np.nan  # the place -1 of a pair that is not there
-    stored = StoredIds(_numbers(parts, logits), rows)
-    found, end, missing = np.empty((len(wanted), width), dtype=np.float32), 0, 0
-    for ids in chunks_of(wanted):
-        places = stored.find(numbers_of(ids))
-        found[end : end + len(places)] = logits[places]
-        missing += int((places < 0).sum())
-        end += len(places)
+    found, missing = np.full((len(wanted), width), np.nan, dtype=np.float32), 0
+    for within in _ranges(rows):
+        numbers, logits = [np.empty((0, 2), dtype=np.uint64)], [np.empty((0, width), dtype=np.float32)]
+        for ids, some in parts():
+            every = numbers_of(ids)
+            mine = within(every)
+            numbers.append(every[mine])
+            logits.append(some[mine])
+        stored, known, end = StoredIds(np.concatenate(numbers)), np.concatenate(logits), 0
+        del numbers, logits
+        for ids in chunks_of(wanted):
+            every = numbers_of(ids)
+            mine = within(every)
+            places = stored.find(every[mine])
+            there = places >= 0
+            found[end + np.flatnonzero(mine)[there]] = known[places[there]]
+            missing += int((~there).sum())
+            end += len(ids)
     return found, missing
 
 
-def _numbers(parts: Iterable[Part], logits: NDArray[np.float32]) -> Iterator[Numbers]:
-    """The ids of parts as numbers, while their logits are written into an array."""
-    end = 0
-    for ids, some in parts:
-        logits[end : end + len(some)] = some
-        end += len(some)
-        yield numbers_of(ids)
+def _ranges(rows: int) -> Iterator[Callable[[Numbers], NDArray[np.bool_]]]:
+    """For each range of the ids a function that tells which of some are in it, [N]; `_AT_ONCE` of the rows may be."""
+    count = max(1, -(-rows // _AT_ONCE))
+    for number in range(count):
+        lowest, highest = (number << 64) // count, ((number + 1 << 64) // count) - 1
+        yield partial(_within, np.uint64(lowest), np.uint64(highest))
+
+
+def _within(lowest: np.uint64, highest: np.uint64, ids: Numbers) -> NDArray[np.bool_]:
+    return (ids[:, 0] >= lowest) & (ids[:, 0] <= highest)
 
 
 def finite_rows(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -95,14 +103,11 @@ def finite_rows(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(logits).all(axis=1))
 
 
-def have_finite(parts: Iterable[Part], rows: int, wanted: Sequence[str]) -> NDArray[np.bool_]:
+def have_finite(parts: Callable[[], Iterable[Part]], rows: int, wanted: Sequence[str]) -> NDArray[np.bool_]:
     """Whether the latest logits that the parts have of each pair are finite, [N]; arguments as of `join`."""
-    finite = np.zeros((rows + 1, 1), dtype=np.float32)
 
     def told() -> Iterator[Part]:
-        for ids, logits in parts:
+        for ids, logits in parts():
             yield ids, finite_rows(logits)[:, None].astype(np.float32)
 
-    stored = StoredIds(_numbers(told(), finite), rows)
-    found = [finite[stored.find(numbers_of(ids)), 0] > 0 for ids in chunks_of(wanted)]
-    return np.concatenate([np.empty(0, dtype=np.bool_), *found])
+    return join(told, rows, 1, wanted)[0][:, 0] > 0  # nan is not

@@ -170,7 +170,7 @@ class LabelStore:
 
     def has(self, pair_ids: Sequence[str]) -> NDArray[np.bool_]:
         """Whether each of some pairs need not be labelled again, [N]: its latest logits are finite."""
-        return have_finite(self._parts(), self._rows, pair_ids)
+        return have_finite(self._parts, self._rows, pair_ids)
 
     def append(self, pair_ids: Sequence[str] | pa.Array, logits: NDArray[np.float32]) -> None:
         """Store the logits of some pairs as one part. For a pair that has logits already, the new ones count.
@@ -257,7 +257,7 @@ class LabelStore:
         Raises:
             LabelError: some pairs have no logits, or logits that are not finite; the message counts both.
         """
-        found, missing = join(self._parts(), self._rows, self.width, pair_ids)
+        found, missing = join(self._parts, self._rows, self.width, pair_ids)
         bad = ~finite_rows(found)
         if bad.any() and not allow_missing:
             not_finite = int(bad.sum()) - missing
