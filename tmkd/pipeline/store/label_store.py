@@ -134,7 +134,8 @@ class LabelStore:
 
     def _write_manifest(self) -> None:
         self.manifest["rows"] = self._rows
-        write_durably(self.folder / MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())
+        # without indentation, with which the encoder takes five times as long: there may be thousands of parts
+        write_durably(self.folder / MANIFEST, (json.dumps(self.manifest) + "\n").encode())
 
     def _parts(self, some: Sequence[Any] | None = None) -> Iterator[Part]:
         """The pair ids of each part (all unless some are given) and their logits, [n, width] float32, oldest first."""
