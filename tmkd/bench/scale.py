@@ -113,9 +113,10 @@ class ScaleFigures:
             f"memory: {used['before'] / _GIB:.2f} GiB before any data, that is the imports; "
             f"{used['resident'] / _GIB:.2f} at most, of which no file backs {used['anonymous'] / _GIB:.2f}; "
             f"while labels are stored {memory['memory']['resident'] / _GIB:.2f}",
-            f"store: {labelled:,.0f} pairs/s for the labels of one teacher; teachers of 3 and 6 layers label "
-            f"{teacher['3 layers']:,.0f} and {teacher['6 layers']:,.0f} pairs/s ({teacher['where']}); texts are "
-            f"tokenized at {teacher['tokenized']:,.0f} pairs/s, once for all teachers with one tokenizer",
+            f"store: {labelled:,.0f} pairs/s by the clock for the labels of one teacher; teachers of 3 and 6 layers "
+            f"label {teacher['3 layers']:,.0f} and {teacher['6 layers']:,.0f} in a second of a core "
+            f"({teacher['where']}); texts are tokenized at {teacher['tokenized']:,.0f}, once for all teachers with one "
+            "tokenizer",
             "texts, token ids and logits are made up; no text of these pairs was tokenized, but for that rate",
         ]
 
