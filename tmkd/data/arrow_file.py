@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tmkd.core.mapped import MappedFile
 
 _ROWS = 65_536  # of a chunk of the file
-_READ = 8192  # rows that are read at the same time
+_READ = 32_768  # rows that are read at the same time
 
 
 def write_arrow(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
@@ -81,7 +81,7 @@ class ArrowFile:
             chunk = self._chunks[int(chunks[begin])].select(columns)
             first = int(self._ends[chunks[begin]]) - chunk.num_rows
             pieces.append(chunk.take(pa.array(ordered[begin:end] - first)))
-            self._mapped.used(len(columns) * (end - begin))
+            self._mapped.used(2 * len(columns) * (end - begin))  # where a text is, and the text
         places = np.empty(len(rows), dtype=np.int64)
         places[order] = np.arange(len(rows))
         (batch,) = pa.Table.from_batches(pieces).combine_chunks().to_batches()
