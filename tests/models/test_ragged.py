@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tmkd.core.mapped import MappedFile
+from tmkd.core.mapped import NumbersInFile
 from tmkd.models.ragged import Ragged, together
 from tmkd.models.tokenizer import Encoded
 
@@ -39,21 +39,28 @@ def test_pairs_in_a_file_and_pairs_in_memory_follow_each_other() -> None:
         assert [row.tolist() for row in both.type_ids] == [row.tolist() for row in (*first.type_ids, *second.type_ids)]
 
 
-def test_some_arrays_together_are_the_same_from_a_list_and_from_a_file_whose_pages_are_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tmkd.core.mapped._MOST", 1)  # after every call
+def test_some_arrays_together_are_the_same_from_a_list_in_memory_and_from_a_file(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     rows = [generator.integers(0, 30_000, size).astype(np.int32) for size in (3, 0, 5, 1, 70)]
-    (tmp_path / "ids").write_bytes(np.concatenate(rows).tobytes())
-    file = MappedFile(tmp_path / "ids")
-    ragged = Ragged(file.array(np.int32, 0, 79), np.array([3, 0, 5, 1, 70]), file)
-    small = ragged.beside(ragged._parts[0].values.astype(np.uint8))
+    types = [generator.integers(0, 2, len(row)).astype(np.int32) for row in rows]
+    packed = np.concatenate(rows).astype(np.uint16) | np.concatenate(types).astype(np.uint16) << 15
+    (tmp_path / "tokens").write_bytes(b"before" + packed.tobytes() + b"behind")
+    lengths = np.array([3, 0, 5, 1, 70])
+    of_file = Ragged(NumbersInFile(tmp_path / "tokens", np.uint16, 6, 79), lengths).unpacked(15)
+    in_memory = Ragged(packed, lengths).unpacked(15)
+    plain = Ragged(np.concatenate(rows), lengths)
     chosen = [4, 0, 1, 4]
-    for first, second in ((rows, rows), (ragged, small), (ragged.followed_by(ragged), small.followed_by(small))):
+    for first, second in (
+        (rows, types), of_file, in_memory, (plain, plain.beside(np.concatenate(types))), (plain, of_file[1]),
+        (of_file[0].followed_by(plain), of_file[1].followed_by(plain)), (of_file[0], types),
+    ):  # fmt: skip
         found = together(first, second, chosen)
         assert found.ids.tolist() == np.concatenate([rows[place] for place in chosen]).tolist()
-        assert (found.others.astype(np.uint8) == found.ids.astype(np.uint8)).all()
+        assert found.others.tolist() == np.concatenate([types[place] for place in chosen]).tolist()
         assert found.lengths.tolist() == [70, 3, 0, 70]
         assert [part.tolist() for part in together(first, second, [])] == [[], [], []]
-    assert small.lengths.tolist() == ragged.lengths.tolist()
+        assert [row.tolist() for row in first][:5] == [row.tolist() for row in rows]
+        assert [row.tolist() for row in second][:5] == [row.tolist() for row in types]
+    assert of_file[1].lengths.tolist() == lengths.tolist()
+    with pytest.raises(ValueError, match="too short for 86 numbers"):
+        NumbersInFile(tmp_path / "tokens", np.uint16, 6, 86)

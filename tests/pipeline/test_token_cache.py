@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 from tmkd.data.pairs import Pairs
 from tmkd.models.encoders.find import find_encoder
-from tmkd.models.tokenizer import PairTokenizer
-from tmkd.pipeline.store.token_cache import tokens_of
+from tmkd.models.tokenizer import Encoded, PairTokenizer
+from tmkd.pipeline.store.token_cache import _opened, tokens_of, write_tokens
 from tmkd.pipeline.store.workspace import Workspace
 
 
@@ -66,8 +66,37 @@ def test_a_file_is_ordinary_safetensors(tmp_path: Path, pairs: Pairs) -> None:
     (path,) = kept(workspace)
     tensors = load_file(path)
     assert tensors["lengths"].tolist() == found.lengths.tolist() == [len(row) for row in found.ids]
-    assert tensors["ids"].tolist() == np.concatenate(found.ids).tolist()
-    assert tensors["type_ids"].tolist() == np.concatenate(found.type_ids).tolist()
+    assert tensors["tokens"].dtype == np.uint16  # of a vocabulary of 30,522
+    assert (tensors["tokens"] & 0x7FFF).tolist() == np.concatenate(found.ids).tolist()
+    assert (tensors["tokens"] >> 15).tolist() == np.concatenate(found.type_ids).tolist()
+
+
+def test_a_large_vocabulary_takes_four_bytes_and_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    rows = Encoded.of([(np.array([1, size - 1], dtype=np.int32), np.array([0, 1], dtype=np.int32))
+                       for size in (1 << 15, (1 << 15) + 1)])  # fmt: skip
+    path = tmp_path / "tokens"
+    write_tokens(path, iter([rows]), 2, (1 << 15) + 1)
+    assert load_file(path)["tokens"].dtype == np.uint32
+    found = _opened(path)
+    assert found is not None
+    assert [row.tolist() for row in found.ids] == [row.tolist() for row in rows.ids]
+    assert [row.tolist() for row in found.type_ids] == [[0, 1], [0, 1]]
+    path.unlink()
+    with pytest.raises(ValueError, match="a token id from 32,768 on"):
+        write_tokens(path, iter([rows]), 2, 1 << 15)
+    segments = Encoded.of([(np.array([1], dtype=np.int32), np.array([2], dtype=np.int32))])
+    with pytest.raises(ValueError, match="segment id"):
+        write_tokens(path, iter([segments]), 1, 100)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_is_an_error(tmp_path: Path, pairs: Pairs) -> None:
+    workspace = Workspace(tmp_path / "w")
+    found = tokens_of(workspace, PairTokenizer(find_encoder("builtin:minilm-l6"), 24), pairs)
+    (path,) = kept(workspace)
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(OSError, match="was cut off while it was read"):
+        _ = found.ids[len(pairs) - 1]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +106,7 @@ def test_a_file_is_ordinary_safetensors(tmp_path: Path, pairs: Pairs) -> None:
         lambda path: path.read_bytes()[:-1],
         lambda path: path.read_bytes()[:300],
         lambda path: b"",
-        lambda path: path.read_bytes().replace(b'"ids"', b'"idx"'),
+        lambda path: path.read_bytes().replace(b'"tokens"', b'"tokenz"'),
     ],
 )
 def test_a_damaged_file_is_made_again(

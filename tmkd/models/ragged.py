@@ -1,4 +1,4 @@
-"""Arrays of different lengths, one after another in one array, which may be mapped from a file."""
+"""Arrays of different lengths, one after another in one array, which may be in a file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,29 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.core.mapped import MappedFile
+from tmkd.core.mapped import NumbersInFile
 
 
 class _Part(NamedTuple):
-    values: NDArray[Any]
+    values: NDArray[Any] | NumbersInFile
     starts: NDArray[np.int64]
-    file: MappedFile | None
+    shift: int = 0  # the lowest bit of the values that counts
+    mask: int = 0  # those that count, after the shift; 0: all
+
+    def pieces(self, begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[Any]:
+        """Some values as they are stored, one array after another."""
+        if isinstance(self.values, NumbersInFile):
+            return self.values.pieces(begins, lengths)
+        ends = np.cumsum(lengths)
+        places = np.arange(ends[-1] if len(ends) else 0)
+        places += np.repeat(begins - ends + lengths, lengths)
+        found: NDArray[Any] = self.values[places]
+        return found
+
+    def unpacked(self, values: NDArray[Any]) -> NDArray[Any]:
+        """What the bits that count say."""
+        shifted = values >> self.shift if self.shift else values
+        return shifted & self.mask if self.mask else shifted
 
 
 class Together(NamedTuple):
@@ -29,9 +45,8 @@ class Ragged(Sequence[NDArray[Any]]):
     """N arrays of numbers, read as a list of arrays is, without an object in memory for each of them.
 
     Args:
-        values: the numbers of all arrays, one array after another, [sum of T_i].
+        values: the numbers of all arrays, one array after another, [sum of T_i]; or where they are in a file.
         lengths: how many numbers each array has, T_i, [N].
-        file: holds the values, if it is mapped; it is told what is read.
 
     Example:
         >>> rows = Ragged(np.array([5, 6, 7], dtype=np.uint8), np.array([1, 2]))
@@ -41,17 +56,28 @@ class Ragged(Sequence[NDArray[Any]]):
         [[5], [6, 7], [5], [6, 7]]
     """
 
-    def __init__(self, values: NDArray[Any], lengths: NDArray[np.integer[Any]], file: MappedFile | None = None) -> None:
+    def __init__(self, values: NDArray[Any] | NumbersInFile, lengths: NDArray[np.integer[Any]]) -> None:
         starts = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=starts[1:])
-        self._parts = [_Part(values, starts, file)]
+        self._parts = [_Part(values, starts)]
         self._firsts = [0, len(lengths)]  # the number of the first array of each part, and N
 
+    def unpacked(self, bits: int) -> tuple[Ragged, Ragged]:
+        """Two numbers in place of each, in arrays of the same lengths: its lowest bits and the rest. Nothing is copied.
+
+        Args:
+            bits: how many are the lowest ones.
+        """
+        (part,) = self._parts
+        return self._with(part._replace(mask=(1 << bits) - 1)), self._with(part._replace(shift=bits))
+
     def beside(self, values: NDArray[Any]) -> Ragged:
-        """Other numbers in arrays of the same lengths, from the same file; only their values take memory."""
-        (mine,) = self._parts
+        """Other numbers in arrays of the same lengths; only their values take memory."""
+        return self._with(self._parts[0]._replace(values=values))
+
+    def _with(self, part: _Part) -> Ragged:
         other = Ragged.__new__(Ragged)
-        other._parts, other._firsts = [mine._replace(values=values)], self._firsts
+        other._parts, other._firsts = [part], self._firsts
         return other
 
     def __len__(self) -> int:
@@ -71,25 +97,21 @@ class Ragged(Sequence[NDArray[Any]]):
         number = 0
         while row >= self._firsts[number + 1]:
             number += 1
-        values, starts, file = self._parts[number]
-        row -= self._firsts[number]
-        if file is not None:
-            file.used(1)
-        return np.asarray(values[starts[row] : starts[row + 1]]).astype(np.int32, copy=False)
+        part = self._parts[number]
+        begin, end = part.starts[row - self._firsts[number] :][:2]
+        found = part.pieces(np.array([begin]), np.array([end - begin]))
+        return np.asarray(part.unpacked(found)).astype(np.int32, copy=False)
 
     def together(self, other: Ragged, rows: NDArray[np.int64]) -> Together | None:
         """Some arrays of two, as `together` gives them; None where the two are not beside each other in one part."""
-        if len(self._parts) > 1 or len(other._parts) > 1 or self._parts[0].starts is not other._parts[0].starts:
+        (mine, *more), (theirs, *others) = self._parts, other._parts
+        if more or others or mine.starts is not theirs.starts:
             return None
-        ((values, starts, file),) = self._parts
-        begins = starts[rows]
-        lengths = starts[rows + 1] - begins
-        ends = np.cumsum(lengths)
-        if file is not None:
-            file.used(2 * len(rows))
-        places = np.arange(ends[-1] if len(ends) else 0)
-        places += np.repeat(begins - ends + lengths, lengths)
-        return Together(values[places], other._parts[0].values[places], lengths)
+        begins = mine.starts[rows]
+        lengths = mine.starts[rows + 1] - begins
+        found = mine.pieces(begins, lengths)
+        second = found if mine.values is theirs.values else theirs.pieces(begins, lengths)
+        return Together(mine.unpacked(found), theirs.unpacked(second), lengths)
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -57,6 +57,12 @@ class ModelTokenizer:
         """As `tmkd.models.tokenizer_files.unknown_id`."""
         return unknown_id(self._tokenizer)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids there are: one more than the largest."""
+        found: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return 1 + max(found.values())
+
     def _cut(self, row: Any) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
         """Token ids and segment ids of what the library encoded, at most `max_length`; and how many there were."""
         ids = np.array(row.ids, dtype=np.int32)
