@@ -274,6 +274,18 @@ def test_the_figures_of_a_served_teacher_are_those_of_its_file() -> None:
     assert shown in " ".join(TEXTS["docs/performance.md"].split())
 
 
+def test_the_table_of_what_many_pairs_cost_is_that_of_its_file() -> None:
+    found = json.loads((ROOT / "docs" / "results" / "bench-scale.json").read_text())
+    page = TEXTS["docs/scale.md"]
+    assert len(found["figures"]) == 4
+    for one in found["figures"]:
+        measured = f"{one['measured']:,.0f}" if one["least"] else f"{one['measured']:.2f}"
+        needed = f"{'at least' if one['least'] else 'below'} {one['needed']:,g}"
+        assert f"| {one['name']}, {one['unit']} | {needed} | {measured} |" in page
+        assert one["kept"]
+    assert f"{found['pairs']:,} pairs" in page
+
+
 @pytest.mark.parametrize("page", ["docs/results.md"])
 def test_the_tables_over_the_tasks_are_what_their_command_prints(page: str, tmkd: Tmkd, monkeypatch: Any) -> None:
     monkeypatch.chdir(ROOT)

@@ -102,7 +102,8 @@ class ScaleFigures:
             table.add_column(column)
         for one in self.figures:
             needed = f"{'at least' if one.least else 'below'} {one.needed:,g}"
-            table.add_row(one.name, needed, f"{one.measured:,.4g} {one.unit}", "" if one.kept else "not kept")
+            measured = f"{one.measured:,.0f}" if one.least else f"{one.measured:.2f}"
+            table.add_row(one.name, needed, f"{measured} {one.unit}", "" if one.kept else "not kept")
         return [table, *self._more()]
 
     def _more(self) -> list[str]:

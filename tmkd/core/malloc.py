@@ -1,4 +1,7 @@
-"""Keep freed memory in the process. By default glibc returns large blocks to the system and faults them in again."""
+"""Keep freed memory in the process, or give it back.
+
+By default glibc returns large blocks to the system and faults them in again.
+"""
 
 from __future__ import annotations
 
@@ -20,3 +23,10 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for option, value in _KEEP:
             mallopt(option, value)
+
+
+def give_back_freed_memory() -> None:
+    """Return the memory that glibc keeps to the system, after work that took much of it in small blocks."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

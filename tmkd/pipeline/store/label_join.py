@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tmkd.core.malloc import give_back_freed_memory
 from tmkd.data.pair_ids import Numbers, chunks_of, numbers_of
 
 _AT_ONCE = 6_000_000  # stored pairs whose ids are in memory at the same time
@@ -83,6 +84,10 @@ def join(
             found[end + np.flatnonzero(mine)[there]] = known[places[there]]
             missing += int((~there).sum())
             end += len(ids)
+        del stored, known
+        if rows > _AT_ONCE:  # hundreds of megabytes, between which little is in use
+            give_back_freed_memory()
+            pa.default_memory_pool().release_unused()
     return found, missing
 
 
