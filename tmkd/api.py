@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from tmkd.core.errors import LabelError as LabelError
     from tmkd.core.errors import MissingExtraError as MissingExtraError
     from tmkd.core.errors import NoRoomError as NoRoomError
+    from tmkd.core.errors import PlaceError as PlaceError
     from tmkd.core.errors import RecipeError as RecipeError
     from tmkd.core.errors import TmkdError as TmkdError
     from tmkd.data.corpus_pool.mine import MinedPool as MinedPool
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from tmkd.pipeline.results import RunResult as RunResult
     from tmkd.pipeline.results import TeachResult as TeachResult
     from tmkd.pipeline.run import Run as Run
+    from tmkd.pipeline.shared_checks import SharedLabels as SharedLabels
     from tmkd.pipeline.store.label_store import LabelStore as LabelStore
     from tmkd.pipeline.store.workspace import Busy as Busy
     from tmkd.pipeline.store.workspace import UnusedFolder as UnusedFolder
@@ -138,6 +140,7 @@ __all__ = [
     "MultiTaskResults",
     "NoRoomError",
     "Pairs",
+    "PlaceError",
     "Pool",
     "PoolSource",
     "PretrainResult",
@@ -152,6 +155,7 @@ __all__ = [
     "ScoredFile",
     "Scorer",
     "ScoresTeacher",
+    "SharedLabels",
     "Stage1",
     "Stage2",
     "StateChanges",
@@ -196,7 +200,7 @@ _HOMES = {
     "tmkd.core.cluster": ["Cluster"],
     "tmkd.core.errors": [
         "ClusterError", "DataError", "Diverged", "EncoderError", "EndpointError", "ExportError", "FetchError",
-        "LabelError", "MissingExtraError", "NoRoomError", "RecipeError", "TmkdError",
+        "LabelError", "MissingExtraError", "NoRoomError", "PlaceError", "RecipeError", "TmkdError",
     ],
     "tmkd.data.corpus_pool.mine": ["MinedPool", "mine_pool"], "tmkd.data.corpus_pool.retrieve": ["Mining"],
     "tmkd.data.documents.index": ["Changes", "DocumentIndex"],
@@ -213,7 +217,8 @@ _HOMES = {
     "tmkd.pipeline.results": [
         "DistillResult", "ExportResult", "LabelResult", "PretrainResult", "RunResult", "TeachResult",
     ],
-    "tmkd.pipeline.run": ["Run"], "tmkd.pipeline.store.label_store": ["LabelStore"],
+    "tmkd.pipeline.run": ["Run"], "tmkd.pipeline.shared_checks": ["SharedLabels"],
+    "tmkd.pipeline.store.label_store": ["LabelStore"],
     "tmkd.pipeline.store.workspace": ["Busy", "UnusedFolder"],
     "tmkd.pipeline.study.results": ["StudyResults"],
     "tmkd.pipeline.study.run": ["StudyListing", "list_study", "run_study"],

@@ -83,7 +83,7 @@ def workspace(whole: Path, tmp_path: Path) -> Path:
 def stores_of(workspace: Path) -> dict[tuple[str, str], Path]:
     """The folders of the run's label stores, by the model and the set of pairs."""
     found = WorkspaceLabels(workspace).show(workspace / "runs" / "tiny").stores
-    return {(one.check.model, part): one.check.folder for one in found for part in one.sets}
+    return {(one.check.model, part): Path(str(one.check.folder)) for one in found for part in one.sets}
 
 
 def labels(folder: Path) -> dict[str, list[float]]:
@@ -110,7 +110,7 @@ def test_show_says_what_is_labelled_and_how_far_the_teachers_agree(workspace: Pa
     for (_, (part,)), one in of_teachers.items():
         assert (one.check.count, one.check.labelled, one.check.not_finite) == (sizes[part], sizes[part], 0)
         assert one.to_json()["finished"]
-        assert one.size == sum(path.stat().st_size for path in one.check.folder.iterdir())
+        assert one.size == sum(path.stat().st_size for path in Path(str(one.check.folder)).iterdir())
         assert one.runs == ("tiny",)
     everything = WorkspaceLabels(workspace).show()
     assert [one.check for one in everything.stores] == [one.check for one in found.stores]

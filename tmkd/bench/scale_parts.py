@@ -29,7 +29,8 @@ from tmkd.models.encoders.forward import Batch
 from tmkd.models.inputs import TokenInputs
 from tmkd.models.predict import score
 from tmkd.models.student import Student
-from tmkd.pipeline.steps.label import CHUNK, Labels, stored
+from tmkd.pipeline.steps.label import CHUNK
+from tmkd.pipeline.steps.stored_labels import Labels, stored
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.token_cache import token_inputs
 from tmkd.pipeline.store.workspace import Workspace

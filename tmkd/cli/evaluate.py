@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tmkd import api
-from tmkd.cli.options import PAIRS_HELP, WORKSPACE, Jobs, JsonFile, Quiet, WorkspaceFolder, give
+from tmkd.cli.options import PAIRS_HELP, WORKSPACE, Jobs, JsonFile, Quiet, SharedAddress, WorkspaceFolder, give
 from tmkd.core.console import say
 from tmkd.core.files import Quoting
 
@@ -65,6 +65,7 @@ def study(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="replace keys of the study, such as seeds=[0]")
     ] = None,
     workspace: WorkspaceFolder = WORKSPACE,
+    labels: SharedAddress = None,
     jobs: Jobs = 1,
     only_list: Annotated[
         bool, typer.Option("--list", help="show what is done and what is missing; run nothing")
@@ -83,7 +84,7 @@ def study(
         listing = api.list_study(file, overrides, workspace)
         _show_study(json_file, listing)
     else:
-        outcome = api.run_study(file, overrides, workspace, jobs)
+        outcome = api.run_study(file, overrides, workspace, jobs, labels)
         _show_study(json_file, outcome)
         say(f"report: {workspace / 'studies' / outcome.study.name / 'report.html'}")
 

@@ -32,6 +32,9 @@ labels = typer.Typer(
 )
 
 _TEXTS = ("step", "of", "state", "used by", "set", "teachers")  # columns that hold no numbers
+_AT = typer.Option(
+    "--labels", metavar="ADDRESS", help="of an address, such as s3://bucket/labels, in place of a workspace"
+)
 _RUN = "a run's folder, such as workspace/runs/demo"
 
 
@@ -42,6 +45,7 @@ def show(
         typer.Argument(metavar="[RUN]", help=f"only of this run, with its teachers' agreement: {_RUN}"),
     ] = None,
     workspace: WorkspaceFolder = WORKSPACE,
+    address: Annotated[str | None, _AT] = None,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
@@ -52,14 +56,23 @@ def show(
 
     Example: tmkd labels show workspace/runs/demo
     """
-    root = workspace if run is None else run.resolve().parent.parent
-    found = api.WorkspaceLabels(root).show(run)
+    if address is None:
+        root = workspace if run is None else run.resolve().parent.parent
+        found = api.WorkspaceLabels(root).show(run)
+    elif run is None:
+        found = api.SharedLabels(address).show()
+    else:
+        raise typer.BadParameter("give a run or --labels", param_hint="--labels")
     tables = [_stores(found)] + ([_coverage(found)] if found.coverage else [])
     give(json_file, found.to_json(), [*tables, *([_agreement(found)] if found.agreement else [])])
     if found.unknown:
         say(f"the run's sets of pairs are not known: {found.unknown}")
     if faults := sum(len(one.check.faults) for one in found.stores):
         say(f"{faults} files cannot be used as they are: `tmkd labels verify` names them")
+
+
+def _stored(workspace: Path, address: str | None) -> api.WorkspaceLabels | api.SharedLabels:
+    return api.WorkspaceLabels(workspace) if address is None else api.SharedLabels(address)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -108,6 +121,7 @@ def _agreement(found: Any) -> Table:
 @labels.command(cls=Command, rich_help_panel="Commands")
 def verify(
     workspace: WorkspaceFolder = WORKSPACE,
+    address: Annotated[str | None, _AT] = None,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
@@ -118,7 +132,7 @@ def verify(
 
     Example: tmkd labels verify
     """
-    found = api.WorkspaceLabels(workspace).verify()
+    found = _stored(workspace, address).verify()
     faults = [fault for check in found for fault in check.faults]
     content = [{"path": str(fault.path), "fault": fault.what} for fault in faults]
     parts, rows = sum(check.parts for check in found), sum(check.rows for check in found)
@@ -132,16 +146,17 @@ def verify(
 @labels.command(cls=Command, rich_help_panel="Commands")
 def repair(
     workspace: WorkspaceFolder = WORKSPACE,
+    address: Annotated[str | None, _AT] = None,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Drop what `verify` finds. The next `tmkd run` or `tmkd label` labels those pairs again, and no others.
 
-    Refused while another process works in the workspace.
+    Refused while another process works in the workspace, or writes one of the stores at the address.
 
     Example: tmkd labels repair
     """
-    found = api.WorkspaceLabels(workspace).repair()
+    found = _stored(workspace, address).repair()
     content = [
         {
             "folder": str(one.folder),

@@ -28,6 +28,15 @@ Overrides = Annotated[
 WorkspaceFolder = Annotated[
     Path, typer.Option("--workspace", "-w", envvar="TMKD_WORKSPACE", help="the folder that keeps every step's result")
 ]
+SharedAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="ADDRESS",
+        envvar="TMKD_LABELS",
+        help="share labels between machines at this address, such as s3://bucket/labels or a shared folder",
+    ),
+]
 Jobs = Annotated[
     int,
     typer.Option("--jobs", "-j", min=1, help="students to train at the same time; they share the cores"),

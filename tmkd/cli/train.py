@@ -18,6 +18,7 @@ from tmkd.cli.options import (
     RayAddress,
     RayCores,
     RecipeFile,
+    SharedAddress,
     WorkspaceFolder,
     give,
     ray_cluster,
@@ -25,17 +26,24 @@ from tmkd.cli.options import (
 from tmkd.core.console import say
 
 
-def _run(recipe: Path, overrides: list[str] | None, workspace: Path, cluster: api.Cluster | None = None) -> api.Run:
+def _run(
+    recipe: Path,
+    overrides: list[str] | None,
+    workspace: Path,
+    labels: str | None,
+    cluster: api.Cluster | None = None,
+) -> api.Run:
     from tmkd.core import processes
 
     processes.join()
-    return api.Run(api.load_recipe(recipe, overrides), workspace, cluster=cluster)
+    return api.Run(api.load_recipe(recipe, overrides), workspace, cluster=cluster, labels=labels)
 
 
 def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = WORKSPACE,
+    labels: SharedAddress = None,
     jobs: Jobs = 1,
     ray: RayAddress = None,
     ray_cores: RayCores = 1,
@@ -53,7 +61,7 @@ def run(
     Example: tmkd run recipes/demo.yaml seeds=[0,1,2] --jobs 2
     """
     with ray_cluster(ray, ray_cores) as cluster:
-        done = _run(recipe, overrides, workspace, cluster).run(jobs)
+        done = _run(recipe, overrides, workspace, labels, cluster).run(jobs)
     give(json_file, done.results.to_json(), [done.results.table(), *(one.table() for one in done.others.values())])
     for sentence in [*done.results.standing(), *done.results.verdicts()]:
         say(sentence)
@@ -74,13 +82,14 @@ def teach(
     recipe: RecipeFile,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = WORKSPACE,
+    labels: SharedAddress = None,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune the teachers on the labelled examples.
 
     Example: tmkd teach recipes/demo.yaml
     """
-    for name, folder in _run(recipe, overrides, workspace).teach().teachers.items():
+    for name, folder in _run(recipe, overrides, workspace, labels).teach().teachers.items():
         say(f"{name}: {folder or 'nothing to train'}")
 
 
@@ -88,31 +97,34 @@ def label(
     recipe: RecipeFile,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = WORKSPACE,
+    labels: SharedAddress = None,
     ray: RayAddress = None,
     ray_cores: RayCores = 1,
     quiet: Quiet = False,
 ) -> None:
     """Label the pool and the training examples with every teacher.
 
-    With --ray the workers of a Ray cluster label large sets of pairs.
+    With --ray the workers of a Ray cluster label large sets of pairs. With --labels the labels also lie at an address,
+    such as a bucket: another machine fetches what is there, and continues where this one stopped.
 
     Example: tmkd label recipes/demo.yaml --ray
     """
     with ray_cluster(ray, ray_cores) as cluster:
-        _run(recipe, overrides, workspace, cluster).label()
+        _run(recipe, overrides, workspace, labels, cluster).label()
 
 
 def pretrain(
     recipe: RecipeFile,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = WORKSPACE,
+    labels: SharedAddress = None,
     quiet: Quiet = False,
 ) -> None:
     """Stage 1: train the students on the labelled pool.
 
     Example: tmkd pretrain recipes/demo.yaml stage1.epochs=4
     """
-    started = _run(recipe, overrides, workspace)
+    started = _run(recipe, overrides, workspace, labels)
     for name, folders in started.pretrain().students.items():
         for seed, folder in zip(started.recipe.seeds, folders, strict=True):
             say(f"{name}, seed {seed}: {folder}")
@@ -122,13 +134,14 @@ def distill(
     recipe: RecipeFile,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = WORKSPACE,
+    labels: SharedAddress = None,
     quiet: Quiet = False,
 ) -> None:
     """Stage 2: train the students of every method of the recipe.
 
     Example: tmkd distill recipes/demo.yaml stage1_from=workspace/runs/demo/stage1 'methods=[tmkd]' take=tmkd
     """
-    for name, folders in _run(recipe, overrides, workspace).distill().students.items():
+    for name, folders in _run(recipe, overrides, workspace, labels).distill().students.items():
         say(f"{name}: {', '.join(map(str, folders))}")
 
 
@@ -136,6 +149,7 @@ def export(
     recipe: RecipeFile,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = WORKSPACE,
+    labels: SharedAddress = None,
     backend: Annotated[
         list[str] | None, typer.Option(help="a backend that must pass, such as openvino-int8; may be repeated")
     ] = None,
@@ -150,5 +164,5 @@ def export(
     """
     if backend:
         overrides = [*(overrides or []), f"export.backends={json.dumps(backend)}"]
-    rows = _run(recipe, overrides, workspace).export(must_pass=bool(backend)).parity
+    rows = _run(recipe, overrides, workspace, labels).export(must_pass=bool(backend)).parity
     give(json_file, rows, [f"{row['backend']}: {'passed' if row['passed'] else row['reason']}" for row in rows])

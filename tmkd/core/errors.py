@@ -13,6 +13,7 @@ TmkdError
 ├── LabelError           the label store: labels that are missing, not finite, or of another teacher
 ├── ExportError          an export that does not match its student, or a backend that is not available
 ├── NoRoomError          a full disk
+├── PlaceError           an address of a folder, such as s3://..., that cannot be read or written
 ├── ClusterError         a Ray cluster that is not there, went away, or has no room
 └── MissingExtraError    an optional dependency that is not installed
 """
@@ -186,6 +187,18 @@ class NoRoomError(TmkdError):
         self.path = path
         self.needed = needed
         self.free = free
+
+
+class PlaceError(TmkdError):
+    """A folder at an address, such as s3://bucket/folder, cannot be read or written: credentials, room, connection.
+
+    Attributes:
+        address: the file or folder.
+    """
+
+    def __init__(self, message: str, *, address: str | None = None) -> None:
+        super().__init__(message)
+        self.address = address
 
 
 class ClusterError(TmkdError):

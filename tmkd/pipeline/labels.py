@@ -21,7 +21,6 @@ from tmkd.pipeline.store.label_check import (
     Repaired,
     StoreCheck,
     check_store,
-    is_finished,
     repair_store,
     store_folders,
 )
@@ -56,7 +55,7 @@ class StoredLabels:
             "not_finite": found.not_finite,
             "parts": found.parts,
             "bytes": self.size,
-            "finished": is_finished(found.folder),
+            "finished": found.finished,
             "faults": len(found.faults),
             "runs": list(self.runs),
         }

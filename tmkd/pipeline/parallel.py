@@ -24,6 +24,7 @@ from tmkd.core.console import set_quiet
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import write_json
 from tmkd.core.hardware import prepare, share_cores
+from tmkd.core.places import Place
 from tmkd.pipeline.run_data import RunCache
 from tmkd.pipeline.store.workspace import Workspace
 from tmkd.pipeline.students import Students
@@ -58,6 +59,7 @@ def workers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
     task = folder / f"{os.getpid()}.json"
     about = {
         "workspace": str(workspace.root),
+        "labels": None if workspace.labels is None else workspace.labels.address,
         "jobs": jobs,
         "recipes": [one.model_dump(mode="json") for one in recipes],
     }
@@ -115,7 +117,8 @@ def run_worker(task: Path) -> None:
     about = json.loads(task.read_text(encoding="utf-8"))
     share_cores(about["jobs"])
     recipes = [Recipe.model_validate(one) for one in about["recipes"]]
-    workspace, cache = Workspace(Path(about["workspace"])), RunCache()
+    labels = None if about["labels"] is None else Place.at(about["labels"])
+    workspace, cache = Workspace(Path(about["workspace"]), labels=labels), RunCache()
     students = [Students.of(recipe, workspace, cache) for recipe in recipes]
     prepare(attention=recipes[-1].attention)
     with workspace.locked():

@@ -20,6 +20,7 @@ from tmkd.core.cluster import Cluster
 from tmkd.core.errors import ExportError
 from tmkd.core.files import Quoting, copy_folder, disk_errors, write_json
 from tmkd.core.hardware import describe, prepare
+from tmkd.core.places import Place
 from tmkd.data.measured import read_measured
 from tmkd.data.pairs import Pairs
 from tmkd.data.row_checks import check_groups, check_labels, counted_once
@@ -53,6 +54,7 @@ class Run:
         workspace: the folder that keeps every step's result; several runs may share it.
         cache: shared by the runs of one process that have pairs or labels in common.
         cluster: the Ray cluster whose workers label large sets of pairs; this process labels them unless given.
+        labels: an address that shares labels between machines, such as s3://bucket/labels.
 
     Attributes:
         recipe: the recipe.
@@ -76,9 +78,14 @@ class Run:
         workspace: Workspace | str | Path = "workspace",
         cache: RunCache | None = None,
         cluster: Cluster | None = None,
+        labels: str | None = None,
     ) -> None:
         self.recipe = recipe
-        self.workspace = workspace if isinstance(workspace, Workspace) else Workspace(Path(workspace), cluster=cluster)
+        self.workspace = (
+            workspace
+            if isinstance(workspace, Workspace)
+            else Workspace(Path(workspace), cluster=cluster, labels=None if labels is None else Place.at(labels))
+        )
         self.folder = self.workspace.root / "runs" / recipe.name
         self.data = RunData(recipe, self.workspace, cache or RunCache())
         self.labels = TeacherLabels(self.data)

@@ -22,7 +22,7 @@ from tmkd.evaluation.ranking import fused_ranks
 from tmkd.evaluation.results import ModelOutput
 from tmkd.models.bi_encoder import cosine_logits
 from tmkd.models.encoders.find import find_encoder
-from tmkd.pipeline.steps.label import Labels, stored
+from tmkd.pipeline.steps.stored_labels import Labels, stored
 from tmkd.pipeline.steps.student import cached_encoder
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Workspace

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.core import processes
 from tmkd.core.cluster import Cluster
-from tmkd.core.console import progress
 from tmkd.core.errors import TmkdError, named
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import read_card
@@ -25,8 +23,9 @@ from tmkd.models.predict import require_finite_logits, score, score_heads
 from tmkd.models.student import Combination, combine
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.states import model_inputs
+from tmkd.pipeline.steps.stored_labels import Labels, stored
 from tmkd.pipeline.store.fingerprint import depends_on
-from tmkd.pipeline.store.label_store import MANIFEST, LabelStore
+from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.interface import Scored, StoredTeacher
 from tmkd.teachers.on_cluster import FEWEST, ScorePairs, score_on
@@ -196,101 +195,6 @@ def _label(workspace: Workspace, model: Step, pairs: Pairs, how: _Labelling, ext
     return stored(
         workspace, Labels(how.kind, header, content, unique, how.name), partial(_scored, workspace, model, how)
     )
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labels that are wanted.
-
-    Attributes:
-        kind: the kind of step.
-        header: what identifies them in their store.
-        content: what they depend on; its inputs have `pairs`.
-        pairs: distinct pairs.
-        name: what the log calls the model.
-        step: what the log calls the step; says what is labelled with which model unless given.
-    """
-
-    kind: str
-    header: dict[str, Any]
-    content: dict[str, Any]
-    pairs: Pairs
-    name: str
-    step: str = ""
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What is labelled, as a label store keeps it."""
-        return {"digest": self.content["inputs"]["pairs"], "count": len(self.pairs), "model": self.name}
-
-
-def stored(workspace: Workspace, wanted: Labels, scored: Callable[[Pairs], Iterator[Scored]]) -> LabelStore:
-    """The store of labels, after it was filled. What was damaged in a finished step since is labelled again.
-
-    Args:
-        workspace: keeps the labels; one that is only read is not filled.
-        wanted: which labels.
-        scored: as `StoredTeacher.scored`.
-    """
-
-    def build(folder: Path) -> None:
-        store = LabelStore.open(folder, header=wanted.header, pairs=wanted.about)
-        _borrow(store, workspace, wanted.pairs, wanted.kind, wanted.content)
-        _fill(store, scored, wanted.pairs, wanted.name)
-
-    label = wanted.step or f"label {len(wanted.pairs):,} pairs with {wanted.name}"
-    step = workspace.step(wanted.kind, wanted.content, build, label=label)
-    if workspace.mode != "read" and processes.told(_lacks_some(step.folder, wanted)):
-        if processes.first():
-            with workspace.holding(step.folder.name, label, wait=workspace.mode == "wait"):
-                store = LabelStore.open(step.folder, header=wanted.header, pairs=wanted.about)
-                _fill(store, scored, wanted.pairs, wanted.name)
-        processes.told(None)  # the others wait
-    return LabelStore.read(step.folder, header=wanted.header, pairs=wanted.about)
-
-
-def _lacks_some(folder: Path, wanted: Labels) -> bool:
-    """Whether a finished store has not all of the labels: a part is damaged, or the teacher has no score for a pair."""
-    if not (folder / MANIFEST).is_file():
-        return True
-    store = LabelStore.read(folder, header=wanted.header, pairs=wanted.about)
-    return not store.has(wanted.pairs.ids).all()
-
-
-def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, content: dict[str, Any]) -> None:
-    """Copy the labels of pairs that other stores of the same model and precision have: no pair is labelled twice."""
-    wanted = pairs.take(np.flatnonzero(~store.has(pairs.ids)))
-    for folder, theirs in workspace.finished(kind):
-        if not _differ_in_pairs_alone(theirs, content) or not len(wanted):
-            continue
-        other = LabelStore.read(folder, header=store.manifest["header"])
-        known = other.has(wanted.ids)
-        shared = wanted.take(np.flatnonzero(known))
-        if len(shared):
-            logger.info(f"{len(shared):,} of the pairs are labelled already ({folder.name})")
-            logits, end = other.logits_for(shared.ids), 0
-            for ids in shared.ids.chunks():
-                store.append(ids, logits[end : end + len(ids)])
-                end += len(ids)
-            wanted = wanted.take(np.flatnonzero(~known))
-
-
-def _differ_in_pairs_alone(theirs: dict[str, Any], mine: dict[str, Any]) -> bool:
-    return {**theirs, "inputs": {**theirs["inputs"], "pairs": None}} == {
-        **mine, "inputs": {**mine["inputs"], "pairs": None},
-    }  # fmt: skip
-
-
-def _fill(store: LabelStore, scored: Callable[[Pairs], Iterator[Scored]], pairs: Pairs, name: str) -> None:
-    """Label the pairs that the store does not have yet; `scored` is as `StoredTeacher.scored`."""
-    missing = np.flatnonzero(~store.has(pairs.ids))
-    if len(missing) == 0:
-        return
-    left = pairs.take(missing) if len(missing) < len(pairs) else pairs
-    with progress(f"label with {name}", len(pairs), done=len(pairs) - len(missing)) as bar:
-        for rows, logits in scored(left):
-            store.append(left.ids_at(rows), logits)
-            bar.advance(len(rows))
 
 
 def _scored(workspace: Workspace, model: Step, how: _Labelling, pairs: Pairs) -> Iterator[Scored]:

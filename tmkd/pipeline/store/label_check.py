@@ -19,6 +19,7 @@ import numpy as np
 
 from tmkd.core.errors import LabelError
 from tmkd.core.files import digest_of
+from tmkd.core.places import Place
 from tmkd.pipeline.store.label_parts import Owner, read_part, what_is_wrong
 from tmkd.pipeline.store.label_store import MANIFEST, LabelStore, read_manifest
 
@@ -33,9 +34,9 @@ def store_folders(root: Path) -> list[Path]:
     return sorted(path for kind in KINDS for path in root.glob(f"steps/{kind}-*") if path.is_dir())
 
 
-def is_finished(folder: Path) -> bool:
+def is_finished(folder: Path | Place) -> bool:
     """Whether a step's folder is that of a finished step."""
-    return folder.suffix != _PARTIAL
+    return not folder.name.endswith(_PARTIAL)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Fault:
         what: what is wrong with it.
     """
 
-    path: Path
+    path: Path | Place
     what: str
 
     def __str__(self) -> str:
@@ -68,12 +69,13 @@ class StoreCheck:
         count: how many pairs are to be labelled; None where the store does not say.
         digest: that of the set of pairs; empty where the store does not say.
         faults: what is wrong, a file at a time.
+        finished: whether it has a finished step.
         whole: whether the store can stay, without the parts and pairs at fault; if not, none of its labels can be used.
         bad_parts: names of the parts that cannot be used.
         bad_pairs: ids of pairs that lie in usable parts, and whose logits are not finite or are there twice.
     """
 
-    folder: Path
+    folder: Path | Place
     faults: tuple[Fault, ...]
     parts: int = 0
     rows: int = 0
@@ -82,6 +84,7 @@ class StoreCheck:
     model: str = ""
     count: int | None = None
     digest: str = ""
+    finished: bool = True
     whole: bool = True
     bad_parts: frozenset[str] = frozenset()
     bad_pairs: frozenset[str] = frozenset()
@@ -101,7 +104,7 @@ def check_store(folder: Path) -> StoreCheck:
         found = _check(folder)
         if not found.faults or (path.read_bytes() if path.is_file() else b"") == before:
             break
-    return found
+    return replace(found, finished=is_finished(folder))
 
 
 def _check(folder: Path) -> StoreCheck:
@@ -220,7 +223,7 @@ class Repaired:
             pairs there are.
     """
 
-    folder: Path
+    folder: Path | Place
     faults: tuple[Fault, ...]
     dropped: int
     missing: int | None
@@ -230,12 +233,13 @@ def repair_store(check: StoreCheck) -> Repaired:
     """Drop what a check found. The caller holds the step's lock.
 
     Args:
-        check: of a store with faults.
+        check: of a store with faults, which is a folder.
 
     Raises:
         NoRoomError: the disk is full; the store is as unfinished as it was, and nothing of it is lost.
     """
     folder = check.folder
+    assert isinstance(folder, Path)
     if not check.whole:
         shutil.rmtree(folder)
         return Repaired(folder, check.faults, check.rows, check.count)
@@ -244,8 +248,17 @@ def repair_store(check: StoreCheck) -> Repaired:
         if partial.is_dir():  # left by a process that was killed in between
             shutil.rmtree(partial)
         folder.rename(partial)
-    store = LabelStore(partial, read_manifest(partial / MANIFEST))
+    return drop_faults(LabelStore(partial, read_manifest(partial / MANIFEST)), check)
+
+
+def drop_faults(store: LabelStore, check: StoreCheck) -> Repaired:
+    """Drop the parts and pairs at fault from a store that can stay.
+
+    Args:
+        store: the store, open to write to it.
+        check: of it.
+    """
     store.drop(check.bad_parts, check.bad_pairs)
     left = len(store.done_ids())
     missing = None if check.count is None else check.count - left
-    return Repaired(folder, check.faults, check.rows - left, missing)
+    return Repaired(check.folder, check.faults, check.rows - left, missing)

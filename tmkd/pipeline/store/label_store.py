@@ -8,6 +8,10 @@ part that it was writing. A part that is damaged, or of another store, is droppe
 process writes a store (`LabelStore.open`); `LabelStore.read` changes nothing. Small parts, as a served teacher
 leaves them, are merged: the merged part is written before the manifest names it in place of them, and they are removed
 after that, so a process that is killed at any moment loses nothing.
+
+A store may have a `Mirror`: the same store at a shared address. What is read lies in the folder; what is written goes
+to both, to the folder first. There the names of parts have a piece of their checksum, so that no two writers ever write
+the same file.
 """
 
 from __future__ import annotations
@@ -15,9 +19,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +30,7 @@ from numpy.typing import NDArray
 
 from tmkd.core.errors import LabelError
 from tmkd.core.files import write_durably
+from tmkd.data.pair_ids import PairIds
 from tmkd.pipeline.store.label_join import Part, finite_rows, have_finite, join
 from tmkd.pipeline.store.label_parts import NAMED, Owner, encode_part, read_arrays, read_part, what_is_wrong
 
@@ -33,6 +39,19 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 SMALL = 2048  # pairs of a part that is not merged any more
 MERGED = 64  # small parts that become one
+
+
+class Mirror(Protocol):
+    """The same store at a shared address (`tmkd.pipeline.store.shared_labels`)."""
+
+    def fetch(self, folder: Path) -> dict[str, Any] | None:
+        """Download the parts that a folder lacks; returns the manifest there, None where there is none."""
+
+    def commit(self, parts: Mapping[str, bytes], manifest: bytes) -> None:
+        """Write new parts by name, then the manifest that names them."""
+
+    def remove(self, names: Collection[str]) -> None:
+        """Remove parts that the manifest names no more."""
 
 
 class LabelStore:
@@ -49,14 +68,24 @@ class LabelStore:
         folder: where the parts and the manifest are.
         manifest: the content of manifest.json: `format`, `header`, `rows`, `parts`, and `pairs` (what is labelled:
             `digest`, `count` and the `model` by name) where the store was made with it.
+        mirror: the same store at a shared address, or None.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any], mirror: Mirror | None = None) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.mirror = mirror
+        self._unsent: dict[str, bytes] = {}  # parts that the mirror does not have yet
 
     @classmethod
-    def open(cls, folder: Path, *, header: dict[str, Any], pairs: dict[str, Any] | None = None) -> LabelStore:
+    def open(
+        cls,
+        folder: Path,
+        *,
+        header: dict[str, Any],
+        pairs: dict[str, Any] | None = None,
+        mirror: Mirror | None = None,
+    ) -> LabelStore:
         """Open a store to write to it, or create it if the folder holds none. What cannot be used is removed.
 
         Args:
@@ -66,6 +95,7 @@ class LabelStore:
                 the logits of every head of a student, one head after the other.
             pairs: what is labelled: the `digest` of the set of pairs, their `count`, and the `model` by name. A store
                 that is there keeps what it has.
+            mirror: the same store at a shared address. Its parts are fetched, and what only the folder has is sent.
 
         Raises:
             LabelError: the folder holds labels with another header (the message names the key that differs) or of other
@@ -75,15 +105,19 @@ class LabelStore:
         if not isinstance(header.get("classes"), int):
             raise ValueError(f"the header of a label store needs `classes`, an integer; it has {', '.join(header)}")
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / MANIFEST).is_file():
+        found = (folder / MANIFEST).is_file()
+        if found:
             store = cls._found(folder, header, pairs)
-            if bad := store._leave_out():
-                for path, why in bad.items():
-                    logger.warning(f"{path} {why}")
-                store._write_manifest()
         else:
             about = {"pairs": pairs} if pairs else {}
             store = cls(folder, {"format": NAMED, "header": header, **about, "rows": 0, "parts": []})
+        bad = store._leave_out()
+        if mirror is not None:
+            store.mirror = mirror
+            bad |= store._join(mirror.fetch(folder), header, pairs)
+        for path, why in bad.items():
+            logger.warning(f"{path} {why}")
+        if bad or not found or mirror is not None:
             store._write_manifest()
         named = {part["file"] for part in store.manifest["parts"]}
         for stray in [*folder.glob("*.tmp"), *folder.glob("part-*.parquet")]:  # left by a killed process, or unusable
@@ -110,12 +144,30 @@ class LabelStore:
     @classmethod
     def _found(cls, folder: Path, header: dict[str, Any], pairs: dict[str, Any] | None) -> LabelStore:
         store = cls(folder, read_manifest(folder / MANIFEST))
-        _require_same(folder, store.manifest["header"], json.loads(json.dumps(header)))
-        mine, theirs = (pairs or {}).get("digest"), store.manifest.get("pairs", {}).get("digest")
-        if mine and theirs and mine != theirs:
-            message = f"{folder} holds labels of the pairs {theirs}, not {mine}; use another folder"
-            raise LabelError(message, path=folder, key="pairs")
+        _require_same(folder, store.manifest, header, pairs)
         return store
+
+    def _join(
+        self, theirs: dict[str, Any] | None, header: dict[str, Any], pairs: dict[str, Any] | None
+    ) -> dict[Path, str]:
+        """Take the parts of the mirror, then what only this folder has; says of each bad part of the mirror why."""
+        own, shared = self.manifest["parts"], theirs["parts"] if theirs else []
+        if theirs:
+            _require_same(self.folder, theirs, header, pairs)
+        self.manifest["parts"] = list(shared)
+        bad = self._leave_out()
+        known = {part["file"] for part in shared}
+        more = list(self._parts([part for part in own if part["file"] not in known]))
+        if more:
+            ids = PairIds(sum(len(names) for names, _ in more), lambda: (names for names, _ in more))
+            lacks, end = ~self.has(ids), 0
+            for names, logits in more:
+                rows = np.flatnonzero(lacks[end : end + len(names)] & finite_rows(logits))
+                end += len(names)
+                if len(rows):
+                    part = self._write_part(names.take(pa.array(rows)), logits[rows], self._next())
+                    self.manifest["parts"].append(part)
+        return bad
 
     def _leave_out(self) -> dict[Path, str]:
         """Leave out the parts that cannot be used; says of each why."""
@@ -135,7 +187,18 @@ class LabelStore:
     def _write_manifest(self) -> None:
         self.manifest["rows"] = self._rows
         # without indentation, with which the encoder takes five times as long: there may be thousands of parts
-        write_durably(self.folder / MANIFEST, (json.dumps(self.manifest) + "\n").encode())
+        content = (json.dumps(self.manifest) + "\n").encode()
+        write_durably(self.folder / MANIFEST, content)
+        if self.mirror is not None:
+            self.mirror.commit(self._unsent, content)
+            self._unsent = {}
+
+    def _remove(self, names: Collection[str]) -> None:
+        """Remove parts that the manifest names no more."""
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+        if self.mirror is not None:
+            self.mirror.remove(names)
 
     def _parts(self, some: Sequence[Any] | None = None) -> Iterator[Part]:
         """The pair ids of each part (all unless some are given) and their logits, [n, width] float32, oldest first."""
@@ -193,16 +256,19 @@ class LabelStore:
 
     def _next(self) -> int:
         """The number of the next part."""
-        return max((int(Path(part["file"]).stem[5:]) for part in self.manifest["parts"]), default=-1) + 1
+        return max((int(Path(part["file"]).stem.split("-")[1]) for part in self.manifest["parts"]), default=-1) + 1
 
     def _write_part(
         self, pair_ids: Sequence[str] | pa.Array, logits: NDArray[np.float32], number: int
     ) -> dict[str, Any]:
         """Write a part that the manifest does not name yet; returns what the manifest is to say of it."""
         content = encode_part(pair_ids, logits, self._owner)
-        name = f"part-{number:05d}.parquet"
+        digest = hashlib.sha256(content).hexdigest()
+        name = f"part-{number:05d}.parquet" if self.mirror is None else f"part-{number:05d}-{digest[:12]}.parquet"
         write_durably(self.folder / name, content)
-        return {"file": name, "rows": len(pair_ids), "sha256": hashlib.sha256(content).hexdigest()}
+        if self.mirror is not None:
+            self._unsent[name] = content
+        return {"file": name, "rows": len(pair_ids), "sha256": digest}
 
     def drop(self, files: Collection[str], pairs: Collection[str]) -> None:
         """Remove parts as a whole, and some pairs from the others, so that they can be labelled again.
@@ -225,8 +291,7 @@ class LabelStore:
         gone = {part["file"] for part in self.manifest["parts"]} - {part["file"] for part in kept}
         self.manifest["parts"] = kept
         self._write_manifest()
-        for name in gone:
-            (self.folder / name).unlink(missing_ok=True)
+        self._remove(gone)
 
     def _merge(self) -> None:
         """Make one part of the last ones, where they are small and many: parts stay few, and their order stays."""
@@ -242,8 +307,7 @@ class LabelStore:
         merged = self._write_part(list(latest), np.stack(list(latest.values())), self._next())
         self.manifest["parts"] = [*parts[:first], merged]
         self._write_manifest()
-        for part in parts[first:]:
-            (self.folder / part["file"]).unlink(missing_ok=True)
+        self._remove([part["file"] for part in parts[first:]])
 
     def logits_for(self, pair_ids: Sequence[str], *, allow_missing: bool = False) -> NDArray[np.float32]:
         """The stored logits of some pairs.
@@ -286,13 +350,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         LabelError: it cannot be read, or is not whole.
     """
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        Owner.of(manifest)
-        if all(isinstance(part["file"], str) and part["rows"] >= 0 and part["sha256"] for part in manifest["parts"]):
-            return dict(manifest)
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        pass
+    with suppress(FileNotFoundError):
+        if found := parsed_manifest(path.read_bytes()):
+            return found
     raise LabelError(
         f"{path} is damaged; remove the folder {path.parent}, or run `tmkd labels repair`, to have its pairs labelled "
         "again",
@@ -300,9 +360,26 @@ def read_manifest(path: Path) -> dict[str, Any]:
     )
 
 
-def _require_same(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """LabelError if two headers differ."""
-    for key in [*wanted, *stored]:
-        if key not in stored or key not in wanted or stored[key] != wanted[key]:
-            differs = f"{key} is {stored.get(key)!r}, not {wanted.get(key)!r}"
+def parsed_manifest(content: bytes) -> dict[str, Any] | None:
+    """The content of a manifest; None if it is not whole."""
+    try:
+        manifest = json.loads(content.decode())
+        Owner.of(manifest)
+        if all(isinstance(part["file"], str) and part["rows"] >= 0 and part["sha256"] for part in manifest["parts"]):
+            return dict(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def _require_same(folder: Path, stored: dict[str, Any], header: dict[str, Any], pairs: dict[str, Any] | None) -> None:
+    """LabelError if a manifest has another header, or is of other pairs."""
+    there, wanted = stored["header"], json.loads(json.dumps(header))
+    for key in [*wanted, *there]:
+        if key not in there or key not in wanted or there[key] != wanted[key]:
+            differs = f"{key} is {there.get(key)!r}, not {wanted.get(key)!r}"
             raise LabelError(f"{folder} holds labels whose {differs}; use another folder", path=folder, key=key)
+    mine, theirs = (pairs or {}).get("digest"), stored.get("pairs", {}).get("digest")
+    if mine and theirs and mine != theirs:
+        message = f"{folder} holds labels of the pairs {theirs}, not {mine}; use another folder"
+        raise LabelError(message, path=folder, key="pairs")

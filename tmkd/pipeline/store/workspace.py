@@ -22,6 +22,7 @@ from tmkd.core.cluster import Cluster
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import disk_errors, write_json
 from tmkd.core.locks import locked
+from tmkd.core.places import Place
 from tmkd.pipeline.store.fingerprint import STEP_VERSIONS, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ class Workspace:
         root: the folder.
         ledger: the steps that were used; shared with the views of this workspace.
         cluster: the Ray cluster whose workers label large sets of pairs; this process unless given.
+        labels: a shared address that has the label stores, too (`tmkd.pipeline.store.shared_labels`), or None.
         mode: what `step` does about a step that is not there. `wait`: build it, or wait for the process that builds
             it; `skip`: build it, or raise `Busy` where another process builds it; `read`: raise `StepMissing`.
 
@@ -124,8 +126,12 @@ class Workspace:
     ledger: Ledger = field(default_factory=Ledger)
     mode: Literal["wait", "skip", "read"] = "wait"
     cluster: Cluster | None = None
+    labels: Place | None = None
 
     def __post_init__(self) -> None:
+        steps = self.root.resolve() / "steps"
+        if self.labels and self.labels.folder and self.labels.folder.resolve().is_relative_to(steps):
+            raise TmkdError(f"--labels {self.labels} lies in the workspace's steps; name another folder or address")
         if self.root.is_symlink() and not self.root.exists():
             raise TmkdError(
                 f"workspace {self.root} is a symbolic link to {self.root.readlink()}, which is not there (a disk "
@@ -243,8 +249,7 @@ class Workspace:
         began = time.monotonic()
         with disk_errors(partial):
             build(partial)
-            content = {"kind": step.kind, "version": STEP_VERSIONS[step.kind], "label": label, "depends_on": depends_on}
-            write_json(partial / "step.json", content)
+            write_json(partial / "step.json", step_content(step.kind, depends_on, label))
             shutil.rmtree(partial / "state", ignore_errors=True)
             partial.rename(step.folder)
         self.ledger.built += 1
@@ -350,6 +355,11 @@ class Workspace:
             for folder in folders if remove else ():
                 shutil.rmtree(folder)
         return found
+
+
+def step_content(kind: str, depends_on: Any, label: str) -> dict[str, Any]:
+    """The content of a step's step.json; arguments as of `Workspace.step`."""
+    return {"kind": kind, "version": STEP_VERSIONS[kind], "label": label, "depends_on": depends_on}
 
 
 def bytes_in(folder: Path) -> int:

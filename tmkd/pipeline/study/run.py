@@ -21,6 +21,7 @@ from rich.console import RenderableType
 
 from tmkd.core.errors import RecipeError, TmkdError
 from tmkd.core.files import disk_errors, write_json
+from tmkd.core.places import Place
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.metrics import Questions, defined_metrics
 from tmkd.evaluation.ranking import Floats
@@ -259,7 +260,11 @@ def list_study(
 
 
 def run_study(
-    file: str | Path, overrides: list[str] | None = None, workspace: str | Path = "workspace", jobs: int = 1
+    file: str | Path,
+    overrides: list[str] | None = None,
+    workspace: str | Path = "workspace",
+    jobs: int = 1,
+    labels: str | None = None,
 ) -> StudyResults:
     """Train and measure every variant of a study with every seed, and write its report to `studies/<name>/`.
 
@@ -270,12 +275,14 @@ def run_study(
         overrides: `key=value` pairs that replace keys of the study.
         workspace: the workspace.
         jobs: processes that train students side by side.
+        labels: an address that shares labels between machines, such as s3://bucket/labels.
 
     Raises:
         TmkdError: the study, or a recipe of it, cannot work.
         Busy: another process runs this study, or removes steps of the workspace.
     """
-    plan, place = load_study(Path(file), overrides), Workspace(Path(workspace))
+    plan = load_study(Path(file), overrides)
+    place = Workspace(Path(workspace), labels=None if labels is None else Place.at(labels))
     folder = place.root / "studies" / plan.study.name
     cache = RunCache()
     busy = f"study {plan.study.name} is in use by another tmkd process; wait for it"

@@ -1,0 +1,178 @@
+"""A step that is a label store: it is filled with what it lacks, here and at the workspace's shared address."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from tmkd.core import processes
+from tmkd.core.console import progress
+from tmkd.core.errors import PlaceError
+from tmkd.data.pairs import Pairs
+from tmkd.pipeline.store.label_store import MANIFEST, LabelStore, Mirror
+from tmkd.pipeline.store.shared_labels import SharedStore, shared_steps
+from tmkd.pipeline.store.workspace import Busy, Workspace, step_content
+from tmkd.teachers.interface import Scored
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels that are wanted.
+
+    Attributes:
+        kind: the kind of step.
+        header: what identifies them in their store.
+        content: what they depend on; its inputs have `pairs`.
+        pairs: distinct pairs.
+        name: what the log calls the model.
+        step: what the log calls the step; says what is labelled with which model unless given.
+    """
+
+    kind: str
+    header: dict[str, Any]
+    content: dict[str, Any]
+    pairs: Pairs
+    name: str
+    step: str = ""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is labelled, as a label store keeps it."""
+        return {"digest": self.content["inputs"]["pairs"], "count": len(self.pairs), "model": self.name}
+
+
+def stored(workspace: Workspace, wanted: Labels, scored: Callable[[Pairs], Iterator[Scored]]) -> LabelStore:
+    """The store of labels, after it was filled. What was damaged in a finished step since is labelled again.
+
+    Args:
+        workspace: keeps the labels; one that is only read is not filled.
+        wanted: which labels.
+        scored: as `StoredTeacher.scored`.
+    """
+    label = wanted.step or f"label {len(wanted.pairs):,} pairs with {wanted.name}"
+
+    def build(folder: Path) -> None:
+        _complete(workspace, folder, wanted, scored, step_content(wanted.kind, wanted.content, label))
+
+    step = workspace.step(wanted.kind, wanted.content, build, label=label)
+    if workspace.mode != "read" and processes.told(processes.first() and _lacks_some(workspace, step.folder, wanted)):
+        if processes.first():
+            with workspace.holding(step.folder.name, label, wait=workspace.mode == "wait"):
+                build(step.folder)
+        processes.told(None)  # the others wait
+    return LabelStore.read(step.folder, header=wanted.header, pairs=wanted.about)
+
+
+def _lacks_some(workspace: Workspace, folder: Path, wanted: Labels) -> bool:
+    """Whether a finished store has not all of the labels, or the workspace's shared address lacks it.
+
+    A part is damaged, or the teacher has no score for a pair.
+    """
+    if not (folder / MANIFEST).is_file():
+        return True
+    store = LabelStore.read(folder, header=wanted.header, pairs=wanted.about)
+    shared = _shared(workspace, folder)
+    return not store.has(wanted.pairs.ids).all() or (shared is not None and shared.step() is None)
+
+
+def _shared(workspace: Workspace, folder: Path) -> SharedStore | None:
+    """The store of a step's folder at the workspace's shared address."""
+    name = folder.name.removesuffix(".partial")
+    return None if workspace.labels is None else SharedStore(workspace.labels / name)
+
+
+def _complete(
+    workspace: Workspace,
+    folder: Path,
+    wanted: Labels,
+    scored: Callable[[Pairs], Iterator[Scored]],
+    step: dict[str, Any],
+) -> None:
+    """Fill the store in a folder, and that at the workspace's shared address; `step` is the content of its step.json.
+
+    Raises:
+        PlaceError: the shared address cannot be read or written; the message says what is kept.
+    """
+    shared = _shared(workspace, folder)
+
+    def filled(mirror: Mirror | None) -> None:
+        store = LabelStore.open(folder, header=wanted.header, pairs=wanted.about, mirror=mirror)
+        _borrow(store, workspace, wanted.pairs, wanted.kind, wanted.content)
+        _fill(store, scored, wanted.pairs, wanted.name)
+
+    if shared is None:
+        return filled(None)
+    try:
+        if shared.step() is not None:
+            store = LabelStore.open(folder, header=wanted.header, pairs=wanted.about, mirror=shared)
+            if store.has(wanted.pairs.ids).all():
+                return None
+        with shared.writing(Busy, wait=workspace.mode == "wait") as writer:
+            filled(writer)
+            writer.finish(step)
+    except PlaceError as error:
+        done = 0
+        if (folder / MANIFEST).is_file():
+            store = LabelStore.read(folder, header=wanted.header, pairs=wanted.about)
+            done = int(store.has(wanted.pairs.ids).sum())
+        raise PlaceError(
+            f"{error}. {done:,} of {len(wanted.pairs):,} pairs are labelled with {wanted.name} and stay in {folder}; "
+            "the same command continues",
+            address=error.address,
+        ) from error
+
+
+def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, content: dict[str, Any]) -> None:
+    """Copy the labels of pairs that other stores of the same model and precision have: no pair is labelled twice."""
+    wanted, header, here = pairs.take(np.flatnonzero(~store.has(pairs.ids))), store.manifest["header"], set()
+    for folder, theirs in workspace.finished(kind):
+        here.add(folder.name)
+        if _differ_in_pairs_alone(theirs, content) and len(wanted):
+            wanted = _taken(store, LabelStore.read(folder, header=header), wanted, folder.name)
+    if workspace.labels is None or not len(wanted):
+        return
+    for shared, theirs in shared_steps(workspace.labels, kind):
+        if _differ_in_pairs_alone(theirs, content) and len(wanted) and shared.place.name not in here:
+            workspace.tokens.mkdir(exist_ok=True)
+            with TemporaryDirectory(dir=workspace.tokens) as copy:
+                other = LabelStore.open(Path(copy), header=header, mirror=shared)
+                wanted = _taken(store, other, wanted, str(shared.place))
+
+
+def _taken(store: LabelStore, other: LabelStore, wanted: Pairs, name: str) -> Pairs:
+    """Copy the labels of pairs that another store has; returns the pairs that it has not."""
+    known = other.has(wanted.ids)
+    shared = wanted.take(np.flatnonzero(known))
+    if len(shared):
+        logger.info(f"{len(shared):,} of the pairs are labelled already ({name})")
+        logits, end = other.logits_for(shared.ids), 0
+        for ids in shared.ids.chunks():
+            store.append(ids, logits[end : end + len(ids)])
+            end += len(ids)
+    return wanted.take(np.flatnonzero(~known))
+
+
+def _differ_in_pairs_alone(theirs: dict[str, Any], mine: dict[str, Any]) -> bool:
+    return {**theirs, "inputs": {**theirs["inputs"], "pairs": None}} == {
+        **mine, "inputs": {**mine["inputs"], "pairs": None},
+    }  # fmt: skip
+
+
+def _fill(store: LabelStore, scored: Callable[[Pairs], Iterator[Scored]], pairs: Pairs, name: str) -> None:
+    """Label the pairs that the store does not have yet; `scored` is as `StoredTeacher.scored`."""
+    missing = np.flatnonzero(~store.has(pairs.ids))
+    if len(missing) == 0:
+        return
+    left = pairs.take(missing) if len(missing) < len(pairs) else pairs
+    with progress(f"label with {name}", len(pairs), done=len(pairs) - len(missing)) as bar:
+        for rows, logits in scored(left):
+            store.append(left.ids_at(rows), logits)
+            bar.advance(len(rows))
