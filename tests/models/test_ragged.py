@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +65,18 @@ def test_some_arrays_together_are_the_same_from_a_list_in_memory_and_from_a_file
     assert of_file[1].lengths.tolist() == lengths.tolist()
     with pytest.raises(ValueError, match="too short for 86 numbers"):
         NumbersInFile(tmp_path / "tokens", np.uint16, 6, 86)
+
+
+def test_a_file_of_numbers_is_closed_with_the_object(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_bytes(bytes(8))
+
+    def opened() -> int:
+        return sum(os.readlink(f"/proc/self/fd/{one}").endswith("/tokens") for one in os.listdir("/proc/self/fd")
+                   if os.path.lexists(f"/proc/self/fd/{one}"))  # fmt: skip
+
+    numbers = NumbersInFile(tmp_path / "tokens", np.uint16, 0, 4)
+    assert opened() == 1
+    del numbers
+    assert opened() == 0
+    with pytest.raises(FileNotFoundError):
+        NumbersInFile(tmp_path / "none", np.uint16, 0, 4)

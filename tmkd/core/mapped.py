@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,9 @@ class NumbersInFile:
     def __init__(self, path: Path, kind: Any, start: int, count: int) -> None:
         self.dtype = np.dtype(kind)
         self._path, self._start, self._count = path, start, count
-        self._file = path.open("rb", buffering=0)
-        if os.fstat(self._file.fileno()).st_size < start + count * self.dtype.itemsize:
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
+        if os.fstat(self._file).st_size < start + count * self.dtype.itemsize:
             raise ValueError(f"the file is too short for {count:,} numbers")
 
     def __len__(self) -> int:
@@ -96,7 +98,7 @@ class NumbersInFile:
         Raises:
             OSError: The file was cut off since it was opened.
         """
-        size, file = self.dtype.itemsize, self._file.fileno()
+        size, file = self.dtype.itemsize, self._file
         ends = np.cumsum(lengths) * size
         found = np.empty(int(lengths.sum()), dtype=self.dtype)
         room, place = memoryview(found.view(np.uint8)), 0  # type: ignore[arg-type]  # NumPy 2.4 has Buffer at run time

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.uint64]
-_CHUNK = 65_536  # ids of a list that are made an Arrow array at the same time
+_CHUNK = 65_536  # ids that are strings, or made numbers, at the same time
 _DIGITS = 32  # of an id
 _NO_DIGIT = 255
 _VALUES = np.full(256, _NO_DIGIT, dtype=np.uint8)  # of each character as a hex digit
@@ -68,10 +68,12 @@ def numbers_of(ids: pa.Array) -> Numbers:
     An id that is not 32 hex digits of lower case, as `tmkd.data.pairs.pair_id` makes them, has the numbers of its
     BLAKE2b-128 hash.
     """
-    numbers, hexadecimal = _of_hex(ids)
-    for row in np.flatnonzero(~hexadecimal):
-        digest = hashlib.blake2b(str(ids[int(row)].as_py()).encode(), digest_size=16).digest()
-        numbers[row] = np.frombuffer(digest, dtype=">u8")
+    numbers = np.empty((len(ids), 2), dtype=np.uint64)
+    for start in range(0, len(ids), _CHUNK):
+        numbers[start : start + _CHUNK], hexadecimal = _of_hex(ids[start : start + _CHUNK])
+        for row in start + np.flatnonzero(~hexadecimal):
+            digest = hashlib.blake2b(str(ids[int(row)].as_py()).encode(), digest_size=16).digest()
+            numbers[row] = np.frombuffer(digest, dtype=">u8")
     return numbers
 
 

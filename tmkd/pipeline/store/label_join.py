@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tmkd.core.malloc import give_back_freed_memory
 from tmkd.data.pair_ids import Numbers, chunks_of, numbers_of
 
-_AT_ONCE = 6_000_000  # stored pairs whose ids are in memory at the same time
+_AT_ONCE = 5_000_000  # stored pairs whose ids are in memory at the same time
 
 Part = tuple[pa.Array, NDArray[np.float32]]
 """The ids of a part of a store, N strings in Arrow, and their logits, [N, width] float32."""
