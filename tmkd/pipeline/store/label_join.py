@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tmkd.core.malloc import give_back_freed_memory
 from tmkd.data.pair_ids import Numbers, chunks_of, numbers_of
 
-_AT_ONCE = 5_000_000  # stored pairs whose ids are in memory at the same time
+_AT_ONCE = 4_000_000  # stored pairs whose ids are in memory at the same time
 
 Part = tuple[pa.Array, NDArray[np.float32]]
 """The ids of a part of a store, N strings in Arrow, and their logits, [N, width] float32."""
@@ -74,8 +74,10 @@ def join(
             mine = within(every)
             numbers.append(every[mine])
             logits.append(some[mine])
-        stored, known, end = StoredIds(np.concatenate(numbers)), np.concatenate(logits), 0
+        joined, known, end = np.concatenate(numbers), np.concatenate(logits), 0
         del numbers, logits
+        stored = StoredIds(joined)
+        del joined
         for ids in chunks_of(wanted):
             every = numbers_of(ids)
             mine = within(every)
