@@ -67,7 +67,10 @@ class Lease:
             if content != seen:
                 seen, since = content, time.monotonic()
             other = _parsed(content)
-            if _is_gone(other) or time.monotonic() - since > STALE:
+            gone = _is_gone(other) or time.monotonic() - since > STALE
+            if gone and self.place.read(NAME) != content:  # it was given back, and perhaps taken, meanwhile
+                continue
+            if gone:
                 logger.warning(f"{self.place}: {_who(other)} is gone or gives no sign of life; its work is continued")
                 self.place.write(NAME, self._content())
                 time.sleep(SETTLE)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -102,7 +103,8 @@ class Place:
         """
         with self._errors(name, "be written"):
             if self.folder is not None:
-                write_durably(self.folder / name, content)
+                with self._aside(name, content) as whole:
+                    os.replace(whole, self.folder / name)
             else:
                 self._files.pipe_file(f"{self._path}/{name}", content)
 
@@ -111,12 +113,8 @@ class Place:
         with self._errors(name, "be written"):
             try:
                 if self.folder is not None:
-                    whole = self.folder / f".{name}.{os.getpid()}"
-                    write_durably(whole, content)
-                    try:
+                    with self._aside(name, content) as whole:
                         os.link(whole, self.folder / name)
-                    finally:
-                        whole.unlink()
                 else:
                     self._files.pipe_file(f"{self._path}/{name}", content, mode="create")
             except FileExistsError:
@@ -138,6 +136,17 @@ class Place:
                     raise
                 return []
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found if path.rstrip("/") != self._path)
+
+    @contextmanager
+    def _aside(self, name: str, content: bytes) -> Iterator[Path]:
+        """Write a file of this machine under another name, which no process of any machine that shares the disk has."""
+        assert self.folder is not None
+        whole = self.folder / f".{name}.{secrets.token_hex(8)}.tmp"
+        try:
+            write_durably(whole, content)
+            yield whole
+        finally:
+            whole.unlink(missing_ok=True)
 
     @contextmanager
     def _errors(self, name: str, what: str) -> Iterator[None]:

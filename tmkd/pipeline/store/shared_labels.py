@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 STEP = "step.json"
 _PART = re.compile(r"part-[0-9a-f-]+\.parquet")
+_TEMPORARY = re.compile(r"\.(part-|manifest|step).*\.tmp")  # half a file of a shared disk
 _AT_ONCE = 8  # parts that are sent or fetched side by side
 _TRIES = 3  # how often a store that another process changes is looked at
 
@@ -124,7 +125,8 @@ class SharedWriter(SharedStore):
         """See `SharedStore`. Removes parts that the manifest does not name: a process was killed meanwhile."""
         manifest = super().fetch(folder)
         named = {part["file"] for part in manifest["parts"]} if manifest else set()
-        self.remove([name for name in self.place.names() if _PART.fullmatch(name) and name not in named])
+        strays = [name for name in self.place.names() if _PART.fullmatch(name) or _TEMPORARY.fullmatch(name)]
+        self.remove([name for name in strays if name not in named])
         return manifest
 
     def commit(self, parts: Mapping[str, bytes], manifest: bytes) -> None:
