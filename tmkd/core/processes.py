@@ -83,13 +83,18 @@ def leave() -> None:
     share_cores(1)
 
 
-def told(value: T) -> T:
-    """What the first process gives here; the value of the others is not read. All processes wait for it."""
+def broadcast(value: T) -> T:
+    """The value that the first process gives; that of the others is not read. All processes wait for it."""
     if count() == 1:
         return value
     box: list[Any] = [value if first() else None]
     dist.broadcast_object_list(box, device=torch.device("cpu"))
     return cast(T, box[0])
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    broadcast(None)
 
 
 def require_same(tensors: Sequence[Tensor], what: str) -> None:
@@ -103,14 +108,14 @@ def require_same(tensors: Sequence[Tensor], what: str) -> None:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    if digest.hexdigest() != told(digest.hexdigest()):
+    if digest.hexdigest() != broadcast(digest.hexdigest()):
         raise TmkdError(
             f"{what}: process {rank()} begins with other weights than process 0; all of them need the same version of "
             "tmkd, recipe and workspace"
         )
 
 
-def add_up(parameters: Sequence[torch.nn.Parameter], loss: float, share: float) -> float:
+def sum_gradients(parameters: Sequence[torch.nn.Parameter], loss: float, share: float) -> float:
     """Replace each gradient by the sum of all processes' gradients, each weighed by the process's share of the pairs.
 
     A parameter that has a gradient in no process keeps none.

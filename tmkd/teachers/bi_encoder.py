@@ -28,6 +28,7 @@ from tmkd.models.quiet import without_bars
 from tmkd.models.ready import read_json
 from tmkd.models.student import SHARPNESS
 from tmkd.models.text_reader import TextReader
+from tmkd.teachers.embedded_texts import EmbeddedTexts, Sided
 from tmkd.teachers.interface import Scored, StoredTeacher
 from tmkd.teachers.on_cluster import Embed, EmbedTexts, embed_on, embed_sides
 
@@ -120,7 +121,7 @@ class BiEncoderTeacher(StoredTeacher):
                 )
         else:
             _require_pooling(self.folder, pooling)
-        self._embeddings: dict[str, NDArray[np.float32]] = {}
+        self._embedded = EmbeddedTexts()
 
     @property
     def builtin(self) -> bool:
@@ -188,41 +189,40 @@ class BiEncoderTeacher(StoredTeacher):
         given = {} if prompt is None else {"prompt": prompt}
         return lambda texts: np.asarray(encode(list(texts), show_progress_bar=False, **given), dtype=np.float32)
 
-    def _fill(self, questions: Sequence[str], passages: Sequence[str], cluster: Cluster | None) -> None:
-        """Embed the texts that are not embedded yet. A text may be embedded once as a question, once as a passage."""
-        keys = dict.fromkeys([*(("query", one) for one in questions), *(("document", one) for one in passages)])
-        new = [key for key in keys if "".join(key) not in self._embeddings]
-        if not new:
-            return
-        if cluster is not None:
-            found = embed_on(cluster, _OnWorkers(self), new)
-        else:
-            found = embed_sides(self.embedder, *zip(*new, strict=True))
-        self._embeddings |= dict(zip(map("".join, new), found, strict=True))
+    def keep_in(self, folder: Path) -> None:
+        """See `StoredTeacher`: the embeddings of texts."""
+        if self._embedded.folder != folder:
+            self._embedded = EmbeddedTexts(folder)
 
     def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
         """Embed the texts that are new, and give the similarity of the pairs whose texts are embedded."""
-        questions, passages = pairs.questions, pairs.passages
         chunk = CHUNK if cluster is None else CHUNK * 8 * cluster.workers
-        begin, new = 0, set[str]()
-        for row, (question, passage) in enumerate(zip(questions, passages, strict=True)):
-            new.update(key for key in ("query" + question, "document" + passage) if key not in self._embeddings)
-            if len(new) >= chunk or row == len(pairs) - 1:
-                some = slice(begin, row + 1)
-                yield np.arange(begin, row + 1), self._similarity(questions[some], passages[some], cluster)[:, None]
-                begin, new = row + 1, set()
+        some: list[tuple[str, str]] = []
+        end, new = 0, set[Sided]()
+        for question, passage in pairs.texts():
+            some.append((question, passage))
+            new.update(self._embedded.missing([("query", question), ("document", passage)]))
+            if len(new) >= chunk:
+                end += len(some)
+                yield np.arange(end - len(some), end), self._similarity(some, cluster)[:, None]
+                some, new = [], set()
+        if some:
+            yield np.arange(end, end + len(some)), self._similarity(some, cluster)[:, None]
 
-    def _similarity(
-        self, questions: Sequence[str], passages: Sequence[str], cluster: Cluster | None
-    ) -> NDArray[np.float32]:
-        with named(f"teacher {self.name}"):
-            self._fill(questions, passages, cluster)
-        first = np.stack([self._embeddings["query" + text] for text in questions])
-        second = np.stack([self._embeddings["document" + text] for text in passages])
+    def _similarity(self, pairs: Sequence[tuple[str, str]], cluster: Cluster | None) -> NDArray[np.float32]:
+        questions, passages = zip(*pairs, strict=True)
+        texts = [*(("query", one) for one in questions), *(("document", one) for one in passages)]
+        if new := self._embedded.missing(texts):
+            with named(f"teacher {self.name}"):
+                if cluster is not None:
+                    found = embed_on(cluster, _OnWorkers(self), new)
+                else:
+                    found = embed_sides(self.embedder, *zip(*new, strict=True))
+            self._embedded.add(new, found)
+        first, second = self._embedded.of("query", questions), self._embedded.of("document", passages)
         if self.builtin:
             return np.asarray(np.einsum("nd,nd->n", first, second), dtype=np.float32)
-        found = self._model.similarity_pairwise(first, second)
-        return np.asarray(found, dtype=np.float32)
+        return np.asarray(self._model.similarity_pairwise(first, second), dtype=np.float32)
 
     def similarities(self, pairs: Pairs) -> NDArray[np.float32]:
         """The similarity of each pair's two texts, [N] float32."""

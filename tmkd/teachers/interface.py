@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -84,6 +85,13 @@ class StoredTeacher(ABC):
         Yields:
             Indices of n of the pairs, and their raw scores, [n, width] float32. What was yielded is stored before the
             next pairs are asked for.
+        """
+
+    def keep_in(self, folder: Path) -> None:  # noqa: B027
+        """Keep what scoring makes beside the scores, and later scoring can use again, in a folder; most make nothing.
+
+        Args:
+            folder: of this teacher alone; it may be removed at any time that the teacher is not in use.
         """
 
     def can_label(self, pairs: Pairs) -> bool:

@@ -91,7 +91,7 @@ class SharedGradients:
         """See `Gradients`. The dropout of each process has a seed of its own."""
         mine = rows[processes.rank() :: processes.count()]
         loss = self.own(mine, dropout_seed(seed, processes.rank())) if len(mine) else 0.0
-        return processes.add_up(self.parameters, loss, len(mine) / len(rows))
+        return processes.sum_gradients(self.parameters, loss, len(mine) / len(rows))
 
 
 class WholeStepGradients:

@@ -45,7 +45,7 @@ class TrainingState:
             How many steps are done, and the curve so far; 0 and an empty curve where nothing was saved.
         """
         path = self.folder / "state.safetensors"
-        tensors = processes.told(load_file(path) if path.is_file() else {})
+        tensors = processes.broadcast(load_file(path) if path.is_file() else {})
         if not tensors:
             return 0, []
         position: dict[str, Any] = json.loads(bytes(tensors["position"].numpy()).decode())

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tmkd.core.cluster import Cluster
 from tmkd.core.errors import TmkdError, named
+from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
@@ -171,6 +172,8 @@ def label_stored(workspace: Workspace, teacher: StoredTeacher, pairs: Pairs) -> 
     unique = pairs.distinct()
     content = depends_on(settings={}, inputs={"model": teacher, "pairs": unique})
     wanted = Labels("labels", header, content, unique, teacher.name)
+    if workspace.mode != "read":
+        teacher.keep_in(workspace.tokens / f"embeddings-{digest_of(teacher.fingerprint)}")
     return stored(workspace, wanted, lambda some: teacher.scored(some, _cluster_for(workspace, some)))
 
 

@@ -63,11 +63,13 @@ def stored(workspace: Workspace, wanted: Labels, scored: Callable[[Pairs], Itera
         _complete(workspace, folder, wanted, scored, step_content(wanted.kind, wanted.content, label))
 
     step = workspace.step(wanted.kind, wanted.content, build, label=label)
-    if workspace.mode != "read" and processes.told(processes.first() and _lacks_some(workspace, step.folder, wanted)):
+    if workspace.mode != "read" and processes.broadcast(
+        processes.first() and _lacks_some(workspace, step.folder, wanted)
+    ):
         if processes.first():
             with workspace.holding(step.folder.name, label, wait=workspace.mode == "wait"):
                 build(step.folder)
-        processes.told(None)  # the others wait
+        processes.barrier()
     return LabelStore.read(step.folder, header=wanted.header, pairs=wanted.about)
 
 

@@ -204,7 +204,7 @@ class Workspace:
         elif processes.first():
             self.ledger.note(step)
             self._ensure(step, depends_on, build, label)
-            processes.told(("there", step.folder.name))
+            processes.broadcast(("there", step.folder.name))
         else:
             self._follow(step, build)
         if step not in self.used:
@@ -245,7 +245,7 @@ class Workspace:
         for left in partial.parent.glob(f"{step.folder.name}-process-*.partial"):  # by processes that were killed
             shutil.rmtree(left)
         if step.kind in TRAINED:
-            processes.told(("build", step.folder.name))
+            processes.broadcast(("build", step.folder.name))
         began = time.monotonic()
         with disk_errors(partial):
             build(partial)
@@ -262,7 +262,7 @@ class Workspace:
             TmkdError: this process asks for another step than the first one, or does not see its workspace.
         """
         name = step.folder.name
-        word, asked = processes.told(("", ""))
+        word, asked = processes.broadcast(("", ""))
         if asked == name and word == "build":
             own = step.folder.with_name(f"{name}-process-{processes.rank()}.partial")
             shutil.rmtree(own, ignore_errors=True)
@@ -270,7 +270,7 @@ class Workspace:
             with disk_errors(own):
                 build(own)
             shutil.rmtree(own)
-            word, asked = processes.told(("", ""))
+            word, asked = processes.broadcast(("", ""))
         if asked != name or not step.folder.is_dir():
             what = f"asks for step {name}, process 0 for {asked}" if asked != name else f"does not see {step.folder}"
             raise TmkdError(f"process {processes.rank()} {what}; all need the same tmkd, recipe, files and workspace")

@@ -1,0 +1,76 @@
+"""Embeddings that are kept for later processes: each text once, and damaged files are made again."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tmkd.data.pairs import Pairs
+from tmkd.teachers import bi_encoder
+from tmkd.teachers.bi_encoder import BiEncoderTeacher
+from tmkd.teachers.embedded_texts import EmbeddedTexts
+
+QUESTIONS = [f"How do I sort {thing} by value?" for thing in ("a hash", "a list of files", "an index", "my mail", "it")]
+PASSAGES = [f"{begin}, with a comparison of the values." for begin in ("Sort the keys", "Walk it", "Use sort", "Ask")]
+
+
+def pairs_of(first: int, last: int) -> Pairs:
+    both = [(question, passage) for question in QUESTIONS[first:last] for passage in PASSAGES[first % 2 :]]
+    return Pairs.build([question for question, _ in both], [passage for _, passage in both])
+
+
+def teacher_in(folder: Path) -> BiEncoderTeacher:
+    found = BiEncoderTeacher("builtin:minilm-l6", precision="fp32")
+    found.keep_in(folder)
+    return found
+
+
+def test_a_later_process_gives_the_same_bits_and_embeds_no_text_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = teacher_in(tmp_path / "one")
+    at_once = [one.raw(pairs_of(0, 2)), one.raw(pairs_of(1, 5))]
+    first = teacher_in(tmp_path / "two").raw(pairs_of(0, 2))  # as a process that is killed afterwards
+    embedded = []
+    real = bi_encoder.embeddings
+    monkeypatch.setattr(bi_encoder, "embeddings", lambda reader, texts: embedded.extend(texts) or real(reader, texts))
+    second = teacher_in(tmp_path / "two").raw(pairs_of(1, 5))
+    assert np.array_equal(first, at_once[0])
+    assert np.array_equal(second, at_once[1])
+    assert sorted(embedded) == sorted(QUESTIONS[2:])  # the passages, and the second question, were embedded before
+    again = teacher_in(tmp_path / "two")
+    assert np.array_equal(again.raw(pairs_of(1, 5)), second)
+    assert len(embedded) == 3
+
+
+def test_the_sides_of_a_text_are_kept_apart() -> None:
+    kept = EmbeddedTexts()
+    kept.add([("query", "a"), ("document", "a")], np.array([[1, 0], [0, 1]], dtype=np.float32))
+    assert kept.of("document", ["a", "a"]).tolist() == [[0, 1], [0, 1]]
+    assert kept.missing([("query", "a"), ("query", "b"), ("query", "b"), ("document", "b")]) == [
+        ("query", "b"),
+        ("document", "b"),
+    ]
+
+
+@pytest.mark.parametrize("spoil", ["cut", "gone", "other"])
+def test_a_damaged_part_is_made_again(tmp_path: Path, spoil: str, caplog: pytest.LogCaptureFixture) -> None:
+    kept = EmbeddedTexts(tmp_path)
+    kept.add([("query", "a")], np.ones((1, 2), dtype=np.float32))
+    kept.add([("query", "b")], np.zeros((1, 2), dtype=np.float32))
+    (values,) = [path for path in tmp_path.glob("00000-*.npy") if ".keys" not in path.name]
+    if spoil == "cut":
+        values.write_bytes(values.read_bytes()[:-4])
+    elif spoil == "gone":
+        values.unlink()
+    else:
+        np.save(values, np.ones((2, 2), dtype=np.float32))
+    with caplog.at_level(logging.WARNING):
+        again = EmbeddedTexts(tmp_path)
+    assert again.missing([("query", "a"), ("query", "b")]) == [("query", "a")]
+    assert "is missing or damaged" in caplog.text
+    again.add([("query", "a")], np.full((1, 2), 3, dtype=np.float32))
+    assert EmbeddedTexts(tmp_path).of("query", ["a", "b"]).tolist() == [[3, 3], [0, 0]]

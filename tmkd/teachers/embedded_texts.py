@@ -1,0 +1,82 @@
+"""The embeddings that a bi-encoder made: each text's once, in memory or, in a folder, for later processes too.
+
+A later process that goes on with a killed one's work finds what that one had embedded. So it embeds the same texts
+together, and gives the same numbers: on some CPUs the last bits of an embedding depend on the others of its batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmkd.core.files import replacing
+
+logger = logging.getLogger(__name__)
+
+Sided = tuple[str, str]
+"""A text and before it its side, `query` or `document`: a text may be embedded once as each."""
+
+
+class EmbeddedTexts:
+    """Embeddings by side and text.
+
+    Args:
+        folder: keeps them in parts, each a file of embeddings and one of keys; made when the first part is written.
+            None: they stay in memory.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._parts: list[NDArray[np.float32]] = []
+        self._places: dict[bytes, tuple[int, int]] = {}
+        for path in sorted(folder.glob("*.keys.npy")) if folder is not None else ():
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        values = path.with_name(path.name.replace(".keys", ""))
+        try:
+            keys, part = np.load(path), np.load(values, mmap_mode="r")
+            if part.ndim != 2 or keys.shape != (len(part), 16) or keys.dtype != np.uint8 or part.dtype != np.float32:
+                raise ValueError(f"it has {part.shape} numbers for keys of {keys.shape}")
+        except (OSError, ValueError, EOFError) as error:
+            logger.warning(f"{values} is missing or damaged ({error}); its texts are embedded again")
+            return
+        self._keep(keys, part)
+
+    def _keep(self, keys: NDArray[np.uint8], part: NDArray[np.float32]) -> None:
+        self._places |= {key.tobytes(): (len(self._parts), row) for row, key in enumerate(keys)}
+        self._parts.append(part)
+
+    def missing(self, texts: Iterable[Sided]) -> list[Sided]:
+        """Those of the texts that are not embedded yet, each once, in their order."""
+        return [one for one in dict.fromkeys(texts) if _key(one) not in self._places]
+
+    def add(self, texts: Sequence[Sided], embeddings: NDArray[np.float32]) -> None:
+        """Keep the embeddings [n, d] float32 of n texts.
+
+        Raises:
+            NoRoomError: the disk is full; what was kept before stays.
+        """
+        keys = np.stack([np.frombuffer(_key(one), dtype=np.uint8) for one in texts])
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            name = f"{len(list(self.folder.glob('*.keys.npy'))):05}-{keys[0].tobytes().hex()[:8]}"
+            for path, numbers in ((f"{name}.npy", embeddings), (f"{name}.keys.npy", keys)):  # the keys come last
+                with replacing(self.folder / path, numbers.nbytes) as temporary, temporary.open("wb") as file:
+                    np.save(file, numbers)
+            embeddings = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        self._keep(keys, embeddings)
+
+    def of(self, side: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The embeddings of texts that are there, [n, d] float32."""
+        places = [self._places[_key((side, text))] for text in texts]
+        return np.stack([self._parts[part][row] for part, row in places])
+
+
+def _key(text: Sided) -> bytes:
+    return hashlib.blake2b("\n".join(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
