@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tmkd.data.pairs import Pairs
-from tmkd.teachers import bi_encoder
+from tmkd.models.bi_encoder import embeddings
+from tmkd.models.text_reader import TextReader
 from tmkd.teachers.bi_encoder import BiEncoderTeacher
 from tmkd.teachers.embedded_texts import EmbeddedTexts
 
@@ -34,9 +37,13 @@ def test_a_later_process_gives_the_same_bits_and_embeds_no_text_again(
     one = teacher_in(tmp_path / "one")
     at_once = [one.raw(pairs_of(0, 2)), one.raw(pairs_of(1, 5))]
     first = teacher_in(tmp_path / "two").raw(pairs_of(0, 2))  # as a process that is killed afterwards
-    embedded = []
-    real = bi_encoder.embeddings
-    monkeypatch.setattr(bi_encoder, "embeddings", lambda reader, texts: embedded.extend(texts) or real(reader, texts))
+    embedded: list[str] = []
+
+    def counted(reader: TextReader, texts: Sequence[str]) -> NDArray[np.float32]:
+        embedded.extend(texts)
+        return embeddings(reader, texts)
+
+    monkeypatch.setattr("tmkd.teachers.bi_encoder.embeddings", counted)
     second = teacher_in(tmp_path / "two").raw(pairs_of(1, 5))
     assert np.array_equal(first, at_once[0])
     assert np.array_equal(second, at_once[1])
