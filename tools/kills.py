@@ -147,6 +147,20 @@ def made(folder: Path) -> dict[str, str]:
     return found
 
 
+def copy_until(reference: Path, workspace: Path, steps: list[str]) -> None:
+    """Put a workspace into the state that the reference had after these steps: they, and the caches of that time."""
+    for name in steps:
+        shutil.copytree(reference / "steps" / name, workspace / "steps" / name)
+    end = max(
+        (path.stat().st_mtime for name in steps for path in [reference / "steps" / name / "step.json"]), default=0
+    )
+    for path in (reference / "tokens").rglob("*"):
+        if path.is_file() and path.stat().st_mtime <= end:
+            target = workspace / path.relative_to(reference)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)
+
+
 def kill_once(reference: Path, folder: Path, order: list[tuple[str, float]], number: int, seed: int) -> Kill:
     """Draw a step and a moment, kill the run there, run it to its end, and compare."""
     draw = random.Random(f"{seed} {number}")
@@ -157,8 +171,7 @@ def kill_once(reference: Path, folder: Path, order: list[tuple[str, float]], num
     (folder / "workspace" / "steps").mkdir(parents=True)
     for name in ("recipe.yaml", "train.jsonl", "pool.jsonl"):
         shutil.copy(reference / name, folder)
-    for name, _ in order[:place]:
-        shutil.copytree(reference / "workspace" / "steps" / name, folder / "workspace" / "steps" / name)
+    copy_until(reference / "workspace", folder / "workspace", [name for name, _ in order[:place]])
     steps = folder / "workspace" / "steps"
     process = start(folder, folder / "killed.txt")
     while process.poll() is None and not (steps / f"{step}.partial").exists() and not (steps / step).exists():
