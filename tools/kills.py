@@ -109,21 +109,25 @@ def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def timed_steps(folder: Path) -> list[tuple[str, float]]:
-    """Run the recipe once; every step in the order in which it was begun, and its seconds."""
+Timed = list[tuple[str, float, float]]
+"""Steps in the order in which they were begun, with the times of beginning and end; a step may lie within another."""
+
+
+def timed_steps(folder: Path) -> Timed:
+    """Run the recipe once."""
     began: dict[str, float] = {}
     ended: dict[str, float] = {}
     process = start(folder, folder / "log.txt")
     while process.poll() is None:
         for path in (folder / "workspace" / "steps").glob("*"):
             name = path.name.removesuffix(".partial")
-            began.setdefault(name, time.monotonic())
+            began.setdefault(name, time.time())
             if path.name == name:
-                ended.setdefault(name, time.monotonic())
+                ended.setdefault(name, time.time())
         time.sleep(0.01)
     if process.returncode:
         raise SystemExit(f"the run without a kill failed: {(folder / 'log.txt').read_text()[-2000:]}")
-    return [(name, ended[name] - began[name]) for name in began if name in ended]
+    return [(name, began[name], ended[name]) for name in began if name in ended]
 
 
 def made(folder: Path) -> dict[str, str]:
@@ -147,36 +151,35 @@ def made(folder: Path) -> dict[str, str]:
     return found
 
 
-def copy_until(reference: Path, workspace: Path, steps: list[str]) -> None:
-    """Put a workspace into the state that the reference had after these steps: they, and the caches of that time."""
-    for name in steps:
-        shutil.copytree(reference / "steps" / name, workspace / "steps" / name)
-    end = max(
-        (path.stat().st_mtime for name in steps for path in [reference / "steps" / name / "step.json"]), default=0
-    )
+def copy_until(reference: Path, workspace: Path, order: Timed, began: float) -> None:
+    """Put a workspace into the state that the reference had at a moment: its finished steps, and its caches."""
+    (workspace / "steps").mkdir(parents=True)
+    for name, _, ended in order:
+        if ended <= began:
+            shutil.copytree(reference / "steps" / name, workspace / "steps" / name)
     for path in (reference / "tokens").rglob("*"):
-        if path.is_file() and path.stat().st_mtime <= end:
+        if path.is_file() and path.stat().st_mtime <= began:
             target = workspace / path.relative_to(reference)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target)
 
 
-def kill_once(reference: Path, folder: Path, order: list[tuple[str, float]], number: int, seed: int) -> Kill:
+def kill_once(reference: Path, folder: Path, order: Timed, number: int, seed: int) -> Kill:
     """Draw a step and a moment, kill the run there, run it to its end, and compare."""
     draw = random.Random(f"{seed} {number}")
     place, moment = draw.randrange(len(order)), draw.random()
-    step, seconds = order[place]
+    step, began, ended = order[place]
     if folder.exists():
         shutil.rmtree(folder)
-    (folder / "workspace" / "steps").mkdir(parents=True)
+    folder.mkdir()
     for name in ("recipe.yaml", "train.jsonl", "pool.jsonl"):
         shutil.copy(reference / name, folder)
-    copy_until(reference / "workspace", folder / "workspace", [name for name, _ in order[:place]])
+    copy_until(reference / "workspace", folder / "workspace", order, began)
     steps = folder / "workspace" / "steps"
     process = start(folder, folder / "killed.txt")
     while process.poll() is None and not (steps / f"{step}.partial").exists() and not (steps / step).exists():
         time.sleep(0.002)
-    time.sleep(moment * seconds)
+    time.sleep(moment * (ended - began))
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -202,10 +205,10 @@ def main() -> int:
         reference.mkdir(parents=True)
         write_recipe(reference)
         times.write_text(json.dumps(timed_steps(reference)))
-    order = [(str(name), float(seconds)) for name, seconds in json.loads(times.read_text())]
+    order = [(str(name), float(began), float(ended)) for name, began, ended in json.loads(times.read_text())]
     log = given.folder / f"kills-{given.seed}.jsonl"
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    for number in range(len(done), given.kills):
+    for number in sorted(set(range(given.kills)) - {one["number"] for one in done}):
         found = asdict(kill_once(reference, given.folder / "run", order, number, given.seed))
         with log.open("a") as file:
             file.write(json.dumps(found) + "\n")

@@ -1,7 +1,8 @@
 """A lease on a shared folder: one writer at a time, on any machine, with nothing but files.
 
-`writer.json` names the writer. It is renewed while its process lives, so that of a process that is gone grows old and
-is taken over. A writer that lost its lease learns that from `Lease.check`, before it writes what others rely on.
+`writer.json` names the writer, which writes it again every half minute (`BEAT`). If it gets old, the writer is gone,
+and another process takes the lease over. A writer learns from `Lease.check` that it lost its lease, before it writes
+what others rely on.
 """
 
 from __future__ import annotations
