@@ -25,7 +25,7 @@ from pydantic import BaseModel
 import tmkd.data.builtin.debian_docs as debian_docs
 import tmkd.data.hub as hub
 import tmkd.pipeline.steps.bi_encoder_cosine as bi_encoder_cosine
-import tmkd.pipeline.steps.label as labelling
+import tmkd.pipeline.steps.stored_labels as labelling
 from tmkd.config.load import parse_recipe, set_keys
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import DebianDocsSizes

@@ -90,7 +90,8 @@ def test_students_are_trained_side_by_side(tmkd: Tmkd, tiny_recipe: Path, tmp_pa
 def test_a_job_trains_every_student_that_nobody_is_at(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
     place, recipe = tmp_path / "workspace", load_recipe(tiny_recipe, list(SEEDS))
     task = tmp_path / "task.json"
-    task.write_text(json.dumps({"workspace": str(place), "jobs": 2, "recipes": [recipe.model_dump(mode="json")]}))
+    recipes = [recipe.model_dump(mode="json")]
+    task.write_text(json.dumps({"workspace": str(place), "labels": None, "jobs": 2, "recipes": recipes}))
     jobs.run_worker(task)
     share_cores(1)
     assert len(list((place / "steps").glob("student-*"))) == 6
