@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,23 +100,21 @@ def with_json_value(arguments: list[str]) -> list[str]:
 
     A file name ends in .json or .jsonl, so that `tmkd run RECIPE --json seeds=[0]` does not write a file `seeds=[0]`.
     """
-    found: list[str] = []
-    for place, word in enumerate(arguments):
-        found.append(word)
-        following = arguments[place + 1] if place + 1 < len(arguments) else ""
-        if word == "--json" and following != "-" and not following.endswith((".json", ".jsonl")):
-            found.append("-")
-    return found
+    return _with_value(arguments, "--json", "-", r"-|.*\.jsonl?")
 
 
 def with_ray_value(arguments: list[str]) -> list[str]:
     """The arguments, with `local` after each `--ray` that no address follows: HOST:PORT, `auto` or `local`."""
+    return _with_value(arguments, "--ray", "local", r"auto|local|[^=]+:\d+")
+
+
+def _with_value(arguments: list[str], option: str, value: str, pattern: str) -> list[str]:
+    """The arguments, with a value after each such option that no word of the pattern follows."""
     found: list[str] = []
-    for place, word in enumerate(arguments):
+    for word, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         found.append(word)
-        following = arguments[place + 1] if place + 1 < len(arguments) else ""
-        if word == "--ray" and following not in ("auto", "local") and not re.fullmatch(r"[^=]+:\d+", following):
-            found.append("local")
+        if word == option and not re.fullmatch(pattern, following, re.DOTALL):
+            found.append(value)
     return found
 
 

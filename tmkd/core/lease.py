@@ -62,7 +62,7 @@ class Lease:
 
     def take(self, busy: Callable[[str], TmkdError], *, wait: bool) -> None:
         """Take the lease; arguments and errors as of `leased`."""
-        seen, since, told = b"", time.monotonic(), False
+        seen, since, announced = b"", time.monotonic(), False
         while not self.place.create(NAME, self._content()) or not self._is_ours():
             content = self.place.read(NAME) or b""
             if content != seen:
@@ -81,9 +81,9 @@ class Lease:
             message = f"{self.place} is being written by {_who(other)}"
             if not wait:
                 raise busy(message)
-            if not told:
+            if not announced:
                 logger.info(f"{message}; waiting for it")
-            told = True
+            announced = True
             time.sleep(POLL)
 
     def give_back(self) -> None:

@@ -57,9 +57,8 @@ class Place:
 
             if kind == "s3":
                 importlib.import_module("s3fs")
-        one_request = (
-            {"max_concurrency": 1} if kind == "s3" else {}
-        )  # else a HEAD, which gives no reasons, before a GET
+        # s3fs otherwise sends a HEAD before each GET, and the answer to a HEAD does not say why it failed
+        one_request = {"max_concurrency": 1} if kind == "s3" else {}
         try:
             files, path = url_to_fs(text, use_listings_cache=False, **one_request)
         except ValueError as error:

@@ -357,7 +357,7 @@ class Pairs:
 
     @classmethod
     def mapped(cls, file: ArrowFile, without: Sequence[str] = ()) -> Pairs:
-        """The pairs in an Arrow file, which stay there: only the numbers of those that are taken are in memory.
+        """The pairs in an Arrow file. Their texts stay in the file; `take` keeps only row numbers in memory.
 
         Args:
             file: the file.

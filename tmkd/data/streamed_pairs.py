@@ -32,7 +32,7 @@ def is_large(path: Path) -> bool:
 class PairStream:
     """Reads unlabelled pairs as `tmkd.data.rows.read_pairs` does, with the same checks.
 
-    Of several things that are wrong in a file the first one is told, whatever its column.
+    If several values in a file are wrong, the error names the first of them, in whatever column it is.
 
     Args:
         path: The file. JSON lines and Parquet are read in a stream, other formats as a whole.

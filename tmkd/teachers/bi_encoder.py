@@ -198,27 +198,29 @@ class BiEncoderTeacher(StoredTeacher):
         """Embed the texts that are new, and give the similarity of the pairs whose texts are embedded."""
         chunk = CHUNK if cluster is None else CHUNK * 8 * cluster.workers
         some: list[tuple[str, str]] = []
-        end, new = 0, set[Sided]()
-        for question, passage in pairs.texts():
+        new: dict[Sided, None] = {}  # a set that keeps the order
+        for end, (question, passage) in enumerate(pairs.texts(), start=1):
             some.append((question, passage))
-            new.update(self._embedded.missing([("query", question), ("document", passage)]))
-            if len(new) >= chunk:
-                end += len(some)
-                yield np.arange(end - len(some), end), self._similarity(some, cluster)[:, None]
-                some, new = [], set()
-        if some:
-            yield np.arange(end, end + len(some)), self._similarity(some, cluster)[:, None]
+            new |= dict.fromkeys(self._embedded.missing([("query", question), ("document", passage)]))
+            if len(new) >= chunk or end == len(pairs):
+                self._embed([*new], cluster)
+                yield np.arange(end - len(some), end), self._similarity(some)[:, None]
+                some, new = [], {}
 
-    def _similarity(self, pairs: Sequence[tuple[str, str]], cluster: Cluster | None) -> NDArray[np.float32]:
+    def _embed(self, texts: Sequence[Sided], cluster: Cluster | None) -> None:
+        """Embed texts that are not embedded yet."""
+        if not texts:
+            return
+        with named(f"teacher {self.name}"):
+            if cluster is not None:
+                found = embed_on(cluster, _OnWorkers(self), texts)
+            else:
+                found = embed_sides(self.embedder, *zip(*texts, strict=True))
+        self._embedded.add(texts, found)
+
+    def _similarity(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        """The similarity of pairs whose texts are embedded, [n] float32."""
         questions, passages = zip(*pairs, strict=True)
-        texts = [*(("query", one) for one in questions), *(("document", one) for one in passages)]
-        if new := self._embedded.missing(texts):
-            with named(f"teacher {self.name}"):
-                if cluster is not None:
-                    found = embed_on(cluster, _OnWorkers(self), new)
-                else:
-                    found = embed_sides(self.embedder, *zip(*new, strict=True))
-            self._embedded.add(new, found)
         first, second = self._embedded.of("query", questions), self._embedded.of("document", passages)
         if self.builtin:
             return np.asarray(np.einsum("nd,nd->n", first, second), dtype=np.float32)

@@ -1,12 +1,11 @@
 """The embeddings that a bi-encoder made: each text's once, in memory or, in a folder, for later processes too.
 
-A later process that goes on with a killed one's work finds what that one had embedded. So it embeds the same texts
-together, and gives the same numbers: on some CPUs the last bits of an embedding depend on the others of its batch.
+On some CPUs the last bits of an embedding depend on the other texts of its batch. If a process is killed, the next one
+finds the embeddings in the folder, embeds the remaining texts in the same batches, and so gives the same numbers.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.files import replacing
+from tmkd.models.text_states import text_key
 
 logger = logging.getLogger(__name__)
 
@@ -79,4 +79,4 @@ class EmbeddedTexts:
 
 
 def _key(text: Sided) -> bytes:
-    return hashlib.blake2b("\n".join(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return text_key("\n".join(text))

@@ -48,6 +48,10 @@ class Labels:
         """What is labelled, as a label store keeps it."""
         return {"digest": self.content["inputs"]["pairs"], "count": len(self.pairs), "model": self.name}
 
+    def read(self, folder: Path) -> LabelStore:
+        """The store in a folder, which stays as it is; errors as of `LabelStore.read`."""
+        return LabelStore.read(folder, header=self.header, pairs=self.about)
+
 
 def stored(workspace: Workspace, wanted: Labels, scored: Callable[[Pairs], Iterator[Scored]]) -> LabelStore:
     """The store of labels, after it was filled. What was damaged in a finished step since is labelled again.
@@ -63,24 +67,25 @@ def stored(workspace: Workspace, wanted: Labels, scored: Callable[[Pairs], Itera
         _complete(workspace, folder, wanted, scored, step_content(wanted.kind, wanted.content, label))
 
     step = workspace.step(wanted.kind, wanted.content, build, label=label)
+    store = wanted.read(step.folder) if (step.folder / MANIFEST).is_file() else None
     if workspace.mode != "read" and processes.broadcast(
-        processes.first() and _lacks_some(workspace, step.folder, wanted)
+        processes.first() and _lacks_some(workspace, step.folder, store, wanted)
     ):
         if processes.first():
             with workspace.holding(step.folder.name, label, wait=workspace.mode == "wait"):
                 build(step.folder)
         processes.barrier()
-    return LabelStore.read(step.folder, header=wanted.header, pairs=wanted.about)
+        store = None
+    return wanted.read(step.folder) if store is None else store
 
 
-def _lacks_some(workspace: Workspace, folder: Path, wanted: Labels) -> bool:
+def _lacks_some(workspace: Workspace, folder: Path, store: LabelStore | None, wanted: Labels) -> bool:
     """Whether a finished store has not all of the labels, or the workspace's shared address lacks it.
 
     A part is damaged, or the teacher has no score for a pair.
     """
-    if not (folder / MANIFEST).is_file():
+    if store is None:
         return True
-    store = LabelStore.read(folder, header=wanted.header, pairs=wanted.about)
     shared = _shared(workspace, folder)
     return not store.has(wanted.pairs.ids).all() or (shared is not None and shared.step() is None)
 
@@ -123,7 +128,7 @@ def _complete(
     except PlaceError as error:
         done = 0
         if (folder / MANIFEST).is_file():
-            store = LabelStore.read(folder, header=wanted.header, pairs=wanted.about)
+            store = wanted.read(folder)
             done = int(store.has(wanted.pairs.ids).sum())
         raise PlaceError(
             f"{error}. {done:,} of {len(wanted.pairs):,} pairs are labelled with {wanted.name} and stay in {folder}; "

@@ -113,8 +113,9 @@ def finite_rows(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
 def have_finite(parts: Callable[[], Iterable[Part]], rows: int, wanted: Sequence[str]) -> NDArray[np.bool_]:
     """Whether the latest logits that the parts have of each pair are finite, [N]; arguments as of `join`."""
 
-    def told() -> Iterator[Part]:
+    def finiteness() -> Iterator[Part]:
         for ids, logits in parts():
             yield ids, finite_rows(logits)[:, None].astype(np.float32)
 
-    return join(told, rows, 1, wanted)[0][:, 0] > 0  # nan is not
+    # a pair that no part has is nan, which is not above 0
+    return join(finiteness, rows, 1, wanted)[0][:, 0] > 0
