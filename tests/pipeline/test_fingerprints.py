@@ -274,6 +274,7 @@ CHANGES: dict[str, Change] = {
     "student.freeze_embeddings": Change("stage1", False),
     **under("warm_up", training("warmup")),
     "warm_up.teacher": Change("warmup", "a", BI_ENCODER),
+    "warm_up.share": Change("token-cosine", 0.5),
     **under("stage1", training("stage1")),
     "stage1.cosine": Change("stage1", 0.25),
     "stage1.states": Change("stage1", 3.0),

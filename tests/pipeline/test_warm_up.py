@@ -25,6 +25,7 @@ from tmkd.models.inputs import TokenInputs
 from tmkd.models.predict import score
 from tmkd.models.student import SHARPNESS, Student
 from tmkd.models.tokenizer import PairTokenizer
+from tmkd.pipeline.run_data import RunCache, RunData
 from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
 from tmkd.pipeline.steps.warm_up import Judgement, warm_up
 from tmkd.pipeline.store.workspace import Workspace
@@ -81,6 +82,22 @@ def test_a_run_warms_up_on_a_bi_encoders_scores(tmkd: Tmkd, tiny_recipe: Path, t
     for name, said in (("t", "finished model"), ("none", "finished model; there are: mine")):
         refused = tmkd("teach", tiny_recipe, teachers, warm % name, "methods=[tkd]", "take=tkd", check=False)
         assert said in refused.stderr
+
+
+def test_it_sees_a_share_of_the_pools_questions(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
+    """Those of a smaller share are among those of a larger one, and a share without a question is refused."""
+    recipe = load_recipe(tiny_recipe, [WARM.replace("}", ", share: 0.5}")])
+    data = RunData(recipe, Workspace(tmp_path / "w"), RunCache())
+    some = data.warm_up_pairs
+    assert 0 < len(some) < len(data.pool)
+    assert set(some.questions).isdisjoint(set(data.pool.questions) - set(some.questions))
+    wider = RunData(load_recipe(tiny_recipe, ["stage1.share=0.7"]), Workspace(tmp_path / "w"), RunCache())
+    assert set(some.pair_ids) <= set(wider.pool.take(wider.stage1_rows(wider.pool)).pair_ids)
+    tmkd("teach", tiny_recipe, WARM.replace("}", ", share: 0.5}"), "-w", tmp_path / "w")
+    (step,) = (tmp_path / "w" / "steps").glob("warmup-*")
+    assert json.loads((step / "curve.json").read_text())[-1]["step"] == -(-len(some) // 8)
+    refused = tmkd("teach", tiny_recipe, WARM.replace("}", ", share: 0.0001}"), "-w", tmp_path / "w", check=False)
+    assert "warm_up.share: 0.0001 leaves none of the" in refused.stderr
 
 
 def _minus_its_question(values: NDArray[np.float32], pairs: Pairs) -> NDArray[np.float64]:

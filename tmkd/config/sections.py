@@ -82,6 +82,13 @@ class WarmUp(Training):
         "bi-encoder cosine: a finished model, such as a stronger bi_encoder. The tokens of the passage learn their "
         "shares of the encoder's own cosine in either case",
     )
+    share: float = Field(
+        1,
+        gt=0,
+        le=1,
+        description="share of the pool's questions that it sees; a smaller share is part of a larger one, and of "
+        "stage1.share",
+    )
 
     def require_teacher(self, finished: Sequence[str], classes: int) -> None:
         """Refuse a `teacher` that is none of the finished models, and scores where there are not two classes."""

@@ -7,24 +7,22 @@ that are mapped into memory, so that the states of any number of texts can be tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tmkd.core.errors import EncoderError
-from tmkd.core.hardware import device, use_bf16
+from tmkd.core.hardware import batch_tokens, device, use_bf16
 from tmkd.models.batching import length_sorted_batches, pad
-from tmkd.models.encoders.find import weight_files
+from tmkd.models.checkpoint import load_encoder
+from tmkd.models.encoders.forward import Batch, PairEncoder
 from tmkd.models.encoders.tensors import require_finite
-from tmkd.models.quiet import without_bars
 from tmkd.models.text_tokenizer import TextTokenizer
 
-TOKENS = 4096  # most tokens of a batch
+_TOKENS = 1024  # most tokens of a batch on a CPU, whose states then stay in its cache
 
 
 class TextReader:
@@ -41,14 +39,14 @@ class TextReader:
     """
 
     def __init__(self, folder: Path, max_length: int, precision: str = "auto", *, tokenizer: Path | None = None):
-        self._model = _load(folder)
+        self._encoder = _load(folder)
         self._bf16 = use_bf16(precision)
         self._tokenizer = TextTokenizer(tokenizer or folder, max_length)
 
     @property
     def width(self) -> int:
         """d, the width of a hidden state."""
-        return int(self._model.config.hidden_size)
+        return self._encoder.hidden_size
 
     def read(self, texts: Sequence[str]) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.bool_]]]:
         """Run the encoder on texts, longest first.
@@ -58,9 +56,9 @@ class TextReader:
         """
         encoded, (before, after) = self._tokenizer.encode(texts), self._tokenizer.around
         lengths = encoded.lengths
-        for rows in length_sorted_batches(lengths, TOKENS):
+        for rows in length_sorted_batches(lengths, _TOKENS if device().type == "cpu" else batch_tokens()):
             input_ids, mask, _ = pad(encoded.ids, encoded.type_ids, rows, self._tokenizer.pad_id)
-            hidden = self._run(torch.from_numpy(input_ids), torch.from_numpy(mask))
+            hidden = self._run(torch.from_numpy(input_ids), None if mask.all() else torch.from_numpy(mask))
             for row, of_text in zip(rows, hidden, strict=True):
                 own = np.ones(lengths[row], dtype=np.bool_)
                 own[:before] = own[lengths[row] - after :] = False
@@ -76,10 +74,11 @@ class TextReader:
             with np.errstate(over="ignore"):  # the caller looks whether all are finite
                 yield row, (hidden.astype(np.float16), unit_mean(hidden))
 
-    def _run(self, input_ids: torch.Tensor, mask: torch.Tensor) -> NDArray[np.float32]:
+    def _run(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> NDArray[np.float32]:
         where = device()
+        batch = Batch(input_ids.to(where), None if mask is None else mask.to(where), None)
         with torch.inference_mode(), torch.autocast(where.type, torch.bfloat16, enabled=self._bf16):
-            hidden = self._model(input_ids=input_ids.to(where), attention_mask=mask.to(where)).last_hidden_state
+            hidden = self._encoder.last_hidden_states(batch)
         found: NDArray[np.float32] = hidden.float().cpu().numpy()
         return found
 
@@ -155,27 +154,9 @@ def unit_mean(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit
 
 
-def _load(folder: Path) -> Any:
-    """The encoder as transformers loads it, on the device, in evaluation mode."""
-    from transformers import AutoModel
-
-    weight_files(folder)  # refuses what transformers would read otherwise
-    with without_bars():
-        model, about = AutoModel.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-        )
-    _require_whole(about, folder)
-    require_finite(model.state_dict(), folder)
-    return model.to(device()).eval()
-
-
-def _require_whole(about: Mapping[str, Any], folder: Path) -> None:
-    """Refuse an encoder of which transformers left weights at random; the pooler is not used."""
-    left = [*about["missing_keys"], *(one[0] for one in about["mismatched_keys"])]
-    missing = sorted(name for name in left if not name.startswith("pooler."))
-    if missing:
-        raise EncoderError(
-            f"{folder}: {len(missing)} weights are missing or of another shape, first {missing[0]}; "
-            "this checkpoint does not hold the model that its config.json names",
-            source=folder,
-        )
+def _load(folder: Path) -> PairEncoder:
+    """The whole encoder on the device, in evaluation mode; torch's random state stays as it is."""
+    with torch.random.fork_rng([]):  # the last linear layer, which is not used, starts with random weights
+        encoder = load_encoder(folder, 1)
+    require_finite(encoder.base.state_dict(), folder)
+    return encoder.to(device()).eval()

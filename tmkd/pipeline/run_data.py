@@ -153,9 +153,17 @@ class RunData:
         Raises:
             DataError: the share leaves no pair.
         """
-        share = self.recipe.stage1.share
-        none = f"stage1.share: {share} leaves none of the {len(pool):,} pairs of the pool"
-        return subsample(pool, share, STAGE1, none=none)
+        return _rows_of_share(pool, self.recipe.stage1.share, "stage1.share")
+
+    @property
+    def warm_up_pairs(self) -> Pairs:
+        """The pairs of the pool that the warm start sees (`warm_up.share`).
+
+        Raises:
+            DataError: the share leaves no pair.
+        """
+        share = self.recipe.warm_up.share if self.recipe.warm_up is not None else 1
+        return self.pool if share == 1 else self.pool.take(_rows_of_share(self.pool, share, "warm_up.share"))
 
     @functools.cached_property
     def student_rows(self) -> NDArray[np.int64]:
@@ -172,3 +180,8 @@ class RunData:
     def student_pairs(self) -> Pairs:
         """The training pairs that students see."""
         return self.train if self.recipe.data.train_share == 1 else self.train.take(self.student_rows)
+
+
+def _rows_of_share(pool: Pairs, share: float, key: str) -> NDArray[np.int64]:
+    """The rows of the questions of a share, [n]; those of a smaller share are among them, whatever the key."""
+    return subsample(pool, share, STAGE1, none=f"{key}: {share} leaves none of the {len(pool):,} pairs of the pool")

@@ -85,14 +85,15 @@ class TeacherLabels:
         numbers = self.recipe.warm_up
         if numbers is None:
             return None
-        judgement = None if numbers.teacher is None else self._judgement(numbers.teacher)
-        return warm_up(self.workspace, self.recipe, numbers, self.data.pool, judgement)
+        pairs = self.data.warm_up_pairs
+        judgement = None if numbers.teacher is None else self._judgement(numbers.teacher, pairs)
+        return warm_up(self.workspace, self.recipe, numbers, pairs, judgement)
 
-    def _judgement(self, name: str) -> Judgement:
-        """What a teacher that is a finished model says of the pool (`warm_up.teacher`)."""
+    def _judgement(self, name: str, pairs: Pairs) -> Judgement:
+        """What a teacher that is a finished model says of pairs of the pool (`warm_up.teacher`)."""
         teacher = next(one for one in self.recipe.used_teachers if one.name == name)
         step = teach(self.workspace, self.recipe, teacher, self.data.train) if is_step(teacher) else None
-        logits = self._sources.uncalibrated(teacher, step, self.data.pool, "pool")
+        logits = self._sources.uncalibrated(teacher, step, pairs, "pool")
         return Judgement(self._sources.fingerprint(teacher, step), log_odds(logits).astype(np.float32))
 
     def labellers(self, pairs: Pairs) -> list[int]:

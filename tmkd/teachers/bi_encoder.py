@@ -33,6 +33,7 @@ from tmkd.teachers.interface import Scored, StoredTeacher
 from tmkd.teachers.on_cluster import Embed, EmbedTexts, embed_on, embed_sides
 
 CHUNK = 2048  # texts that are embedded between two writes of the label store
+_FORWARD = 2  # raised when our forward gives other numbers than before, so that stored labels are not taken for its own
 BUILTIN_LENGTH = {"builtin:minilm-l6": 256, "builtin:mpnet": 384}
 """Tokens of a text that these models were trained with; both take the mean of the tokens, scaled to length 1."""
 
@@ -134,6 +135,7 @@ class BiEncoderTeacher(StoredTeacher):
         prompts = [self.prompts.query, self.prompts.passage]
         about = [self.max_length, self.pooling, prompts, self.precision if self.builtin else "fp32"]
         about += [self.spec] if self._tuned else []
+        about += [_FORWARD] if self.builtin else []
         return digest_of(["bi_encoder", folder_fingerprint(self.folder), self.positive, *about])
 
     @functools.cached_property

@@ -69,7 +69,7 @@ def warm_up(
     source = find_encoder(recipe.encoder)
     cosine = bi_encoder_cosine(workspace, recipe, pairs)
     content = depends_on(
-        settings={"training": non_defaults(numbers, without={"teacher"}), "precision": recipe.precision},
+        settings={"training": non_defaults(numbers, without={"teacher", "share"}), "precision": recipe.precision},
         # the cosine, with the encoder, the maximum length and the pairs
         inputs={"token_cosine": cosine, "teacher": judgement and judgement.teacher},
     )

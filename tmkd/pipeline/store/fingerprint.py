@@ -27,15 +27,15 @@ from tmkd.models.encoders.find import encoder_fingerprint
 
 STEP_VERSIONS: dict[str, int] = {
     "pool": 3,
-    "cosine": 1,
-    "token-cosine": 1,
+    "cosine": 2,
+    "token-cosine": 2,
     "warmup": 2,
     "teacher": 2,
     "tuned": 1,
     "labels": 2,
     "calibration": 1,
     "ensemble": 1,
-    "states": 1,
+    "states": 2,
     "headers": 2,
     "question-states": 1,
     "stage1": 2,
