@@ -274,6 +274,17 @@ def test_the_figures_of_a_served_teacher_are_those_of_its_file() -> None:
     assert shown in " ".join(TEXTS["docs/performance.md"].split())
 
 
+def test_the_figures_of_labelling_on_ray_are_those_of_its_file() -> None:
+    rows = json.loads((ROOT / "docs" / "results" / "bench-label-ray.json").read_text())["rows"]
+    (here, here_first), (ray, ray_first) = ([row["median"] for row in rows[start : start + 2]] for start in (0, 2))
+    text = " ".join(TEXTS["docs/scale.md"].split())
+    assert (
+        f"two workers label {ray:.0f} pairs/s and one process with two threads {here:.0f}, {ray / here:.2f} times"
+        in text
+    )
+    assert f"these are {ray_first:.0f} with Ray and {here_first:.0f} without it" in text
+
+
 def test_the_table_of_what_many_pairs_cost_is_that_of_its_file() -> None:
     found = json.loads((ROOT / "docs" / "results" / "bench-scale.json").read_text())
     page = TEXTS["docs/scale.md"]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tmkd.core.cluster import Cluster
+from tmkd.core.errors import ClusterError
 from tmkd.data.pairs import Pairs
 from tmkd.models.bi_encoder import embeddings
+from tmkd.models.encoders.find import find_encoder
 from tmkd.models.text_reader import TextReader
 from tmkd.teachers.bi_encoder import BiEncoderTeacher
 from tmkd.teachers.embedded_texts import EmbeddedTexts
+from tmkd.teachers.on_cluster import EmbedTexts
 
 QUESTIONS = [f"How do I sort {thing} by value?" for thing in ("a hash", "a list of files", "an index", "my mail", "it")]
 PASSAGES = [f"{begin}, with a comparison of the values." for begin in ("Sort the keys", "Walk it", "Use sort", "Ask")]
@@ -63,7 +67,7 @@ def test_the_sides_of_a_text_are_kept_apart() -> None:
     ]
 
 
-@pytest.mark.parametrize("spoil", ["cut", "gone", "other"])
+@pytest.mark.parametrize("spoil", ["cut", "gone", "other", "flipped"])
 def test_a_damaged_part_is_made_again(tmp_path: Path, spoil: str, caplog: pytest.LogCaptureFixture) -> None:
     kept = EmbeddedTexts(tmp_path)
     kept.add([("query", "a")], np.ones((1, 2), dtype=np.float32))
@@ -73,6 +77,8 @@ def test_a_damaged_part_is_made_again(tmp_path: Path, spoil: str, caplog: pytest
         values.write_bytes(values.read_bytes()[:-4])
     elif spoil == "gone":
         values.unlink()
+    elif spoil == "flipped":
+        values.write_bytes(values.read_bytes()[:-1] + b"\x40")
     else:
         np.save(values, np.ones((2, 2), dtype=np.float32))
     with caplog.at_level(logging.WARNING):
@@ -81,3 +87,33 @@ def test_a_damaged_part_is_made_again(tmp_path: Path, spoil: str, caplog: pytest
     assert "is missing or damaged" in caplog.text
     again.add([("query", "a")], np.full((1, 2), 3, dtype=np.float32))
     assert EmbeddedTexts(tmp_path).of("query", ["a", "b"]).tolist() == [[3, 3], [0, 0]]
+
+
+def test_what_a_cluster_gave_before_it_went_away_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings come back in any order, in blocks; those of a block that came are in the folder."""
+    pairs = pairs_of(0, 5)
+    expected = teacher_in(tmp_path / "here").raw(pairs)
+    asked: list[list[tuple[str, str]]] = []
+
+    def blocks(
+        cluster: Cluster, work: EmbedTexts, texts: Sequence[tuple[str, str]]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        asked.append(list(texts))
+        model = work.open_model(find_encoder("builtin:minilm-l6"))
+        for place in range(len(texts) - 1, -1, -1):
+            if len(asked) == 1 and place < 3:
+                raise ClusterError("it went away")
+            side, text = texts[place]
+            yield np.array([place]), model(side)([text])
+
+    monkeypatch.setattr("tmkd.teachers.bi_encoder.embed_on", blocks)
+    monkeypatch.setattr("tmkd.teachers.bi_encoder.CHUNK", 4)
+    monkeypatch.setattr(Cluster, "workers", 2)
+    cluster = object.__new__(Cluster)  # not connected to anything
+    with pytest.raises(ClusterError, match="it went away"):
+        list(teacher_in(tmp_path / "there").scored(pairs, cluster))
+    found = np.concatenate([scores for _, scores in teacher_in(tmp_path / "there").scored(pairs, cluster)])
+    assert len(asked[0]) == len(QUESTIONS) + len(PASSAGES)
+    assert sorted(asked[1]) == sorted(asked[0][:3])
+    assert len(asked) == 2
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.cluster import Cluster
+from tmkd.core.console import progress
 from tmkd.core.errors import EncoderError, named, needs_extra
 from tmkd.core.files import digest_of
 from tmkd.core.hardware import device
@@ -215,10 +216,29 @@ class BiEncoderTeacher(StoredTeacher):
             return
         with named(f"teacher {self.name}"):
             if cluster is not None:
-                found = embed_on(cluster, _OnWorkers(self), texts)
+                self._embed_on(cluster, texts)
             else:
-                found = embed_sides(self.embedder, *zip(*texts, strict=True))
-        self._embedded.add(texts, found)
+                self._embedded.add(texts, embed_sides(self.embedder, *zip(*texts, strict=True)))
+
+    def _embed_on(self, cluster: Cluster, texts: Sequence[Sided]) -> None:
+        """Embed texts on a cluster, and keep them some at a time: a kill costs no more than that."""
+        some: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+
+        def keep() -> None:
+            if some:
+                places, found = (np.concatenate(parts) for parts in zip(*some, strict=True))
+                self._embedded.add([texts[place] for place in places.tolist()], found)
+                some.clear()
+
+        with progress("embed", len(texts), "texts") as bar:
+            try:
+                for places, found in embed_on(cluster, _OnWorkers(self), texts):
+                    some.append((places, found))
+                    bar.advance(len(places))
+                    if sum(len(places) for places, _ in some) >= CHUNK:
+                        keep()
+            finally:
+                keep()
 
     def _similarity(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         """The similarity of pairs whose texts are embedded, [n] float32."""

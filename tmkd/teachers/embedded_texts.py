@@ -6,6 +6,7 @@ finds the embeddings in the folder, embeds the remaining texts in the same batch
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,8 +27,8 @@ class EmbeddedTexts:
     """Embeddings by side and text.
 
     Args:
-        folder: keeps them in parts, each a file of embeddings and one of keys; made when the first part is written.
-            None: they stay in memory.
+        folder: keeps them in parts, each a file of embeddings and one of keys, with a checksum of both; made when the
+            first part is written. None: they stay in memory.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -40,9 +41,12 @@ class EmbeddedTexts:
     def _read(self, path: Path) -> None:
         values = path.with_name(path.name.replace(".keys", ""))
         try:
-            keys, part = np.load(path), np.load(values, mmap_mode="r")
-            if part.ndim != 2 or keys.shape != (len(part), 16) or keys.dtype != np.uint8 or part.dtype != np.float32:
-                raise ValueError(f"it has {part.shape} numbers for keys of {keys.shape}")
+            lines, part = np.load(path), np.load(values, mmap_mode="r")
+            if part.ndim != 2 or lines.shape != (len(part) + 1, 16) or lines.dtype != np.uint8:
+                raise ValueError(f"it has {part.shape} numbers for keys of {lines.shape}")
+            keys = lines[:-1]
+            if part.dtype != np.float32 or not np.array_equal(lines[-1], _checksum(keys, part)):
+                raise ValueError("its checksum is another")
         except (OSError, ValueError, EOFError) as error:
             logger.warning(f"{values} is missing or damaged ({error}); its texts are embedded again")
             return
@@ -66,7 +70,8 @@ class EmbeddedTexts:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             name = f"{len(list(self.folder.glob('*.keys.npy'))):05}-{keys[0].tobytes().hex()[:8]}"
-            for path, numbers in ((f"{name}.npy", embeddings), (f"{name}.keys.npy", keys)):  # the keys come last
+            lines = np.vstack([keys, _checksum(keys, embeddings)])
+            for path, numbers in ((f"{name}.npy", embeddings), (f"{name}.keys.npy", lines)):  # the keys come last
                 with replacing(self.folder / path, numbers.nbytes) as temporary, temporary.open("wb") as file:
                     np.save(file, numbers)
             embeddings = np.load(self.folder / f"{name}.npy", mmap_mode="r")
@@ -80,3 +85,10 @@ class EmbeddedTexts:
 
 def _key(text: Sided) -> bytes:
     return text_key("\n".join(text))
+
+
+def _checksum(keys: NDArray[np.uint8], embeddings: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Of a part, [16]."""
+    found = hashlib.blake2b(keys.tobytes(), digest_size=16)
+    found.update(np.ascontiguousarray(embeddings))
+    return np.frombuffer(found.digest(), dtype=np.uint8)

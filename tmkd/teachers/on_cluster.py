@@ -127,7 +127,9 @@ def score_on(cluster: Cluster, work: ScorePairs, pairs: Pairs) -> Iterator[Score
             raise ClusterError(f"the cluster gave no scores of {len(place):,} of {len(rows):,} pairs")
 
 
-def embed_on(cluster: Cluster, work: EmbedTexts, texts: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+def embed_on(
+    cluster: Cluster, work: EmbedTexts, texts: Sequence[tuple[str, str]]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Embed texts on a cluster, the longest first.
 
     Args:
@@ -135,25 +137,23 @@ def embed_on(cluster: Cluster, work: EmbedTexts, texts: Sequence[tuple[str, str]
         work: the model.
         texts: N texts, the side before each.
 
-    Returns:
-        [N, d] float32.
+    Yields:
+        Places of some of the texts, [n], and their embeddings, [n, d] float32; every text once.
 
     Raises:
-        ClusterError: the cluster went away.
+        ClusterError: the cluster went away; what was yielded stays good.
     """
     order = np.argsort([-len(text) for _, text in texts], kind="stable")
     sides, contents = zip(*texts, strict=True)
     table = pa.table({"row": np.arange(len(texts)), "side": sides, "text": contents})
-    found: NDArray[np.float32] | None = None
     got = np.zeros(len(texts), dtype=np.bool_)
     for rows in _jobs(order, cluster):
         for some in cluster.map(work, _blocks(lambda rows: table.take(pa.array(rows)), rows)):
-            places, embeddings = some["row"].to_numpy(), from_arrow(some["embedding"])
-            found = np.empty((len(texts), embeddings.shape[1]), np.float32) if found is None else found
-            found[places], got[places] = embeddings, True
-    if found is None or not got.all():
+            new = ~got[places := some["row"].to_numpy()]
+            got[places] = True
+            yield places[new], from_arrow(some["embedding"])[new]
+    if not got.all():
         raise ClusterError(f"the cluster gave no embedding of {int((~got).sum()):,} of {len(texts):,} texts")
-    return found
 
 
 def _jobs(order: NDArray[np.int64], cluster: Cluster) -> Iterator[NDArray[np.int64]]:
