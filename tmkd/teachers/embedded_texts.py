@@ -90,5 +90,5 @@ def _key(text: Sided) -> bytes:
 def _checksum(keys: NDArray[np.uint8], embeddings: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Of a part, [16]."""
     found = hashlib.blake2b(keys.tobytes(), digest_size=16)
-    found.update(np.ascontiguousarray(embeddings))
+    found.update(np.ascontiguousarray(embeddings).data)
     return np.frombuffer(found.digest(), dtype=np.uint8)
