@@ -131,6 +131,13 @@ def test_what_processes_cannot_do_together_is_refused(recipe: Path) -> None:
     assert "--jobs 2: 2 processes train each model together; leave out --jobs" in done.stderr
 
 
+def test_the_first_process_alone_connects_to_a_ray_cluster(recipe: Path) -> None:
+    workspace = str(recipe.parent / "on-ray")
+    done = started(2, "-m", "tmkd", "label", str(recipe), *KEYS, "--ray", "127.0.0.1:1", "-w", workspace)
+    assert done.returncode != 0
+    assert done.stderr.count("127.0.0.1:1") == 1, done.stderr
+
+
 def test_a_process_with_another_recipe_is_refused(recipe: Path) -> None:
     script = recipe.parent / "other.py"
     script.write_text("""

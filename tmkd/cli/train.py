@@ -26,6 +26,14 @@ from tmkd.cli.options import (
 from tmkd.core.console import say
 
 
+def _join() -> bool:
+    """Join the processes that torchrun started; whether this is the first, which alone labels."""
+    from tmkd.core import processes
+
+    processes.join()
+    return processes.first()
+
+
 def _run(
     recipe: Path,
     overrides: list[str] | None,
@@ -33,9 +41,7 @@ def _run(
     labels: str | None,
     cluster: api.Cluster | None = None,
 ) -> api.Run:
-    from tmkd.core import processes
-
-    processes.join()
+    _join()
     return api.Run(api.load_recipe(recipe, overrides), workspace, cluster=cluster, labels=labels)
 
 
@@ -60,7 +66,7 @@ def run(
 
     Example: tmkd run recipes/demo.yaml seeds=[0,1,2] --jobs 2
     """
-    with ray_cluster(ray, ray_cores) as cluster:
+    with ray_cluster(ray if _join() else None, ray_cores) as cluster:
         done = _run(recipe, overrides, workspace, labels, cluster).run(jobs)
     give(json_file, done.results.to_json(), [done.results.table(), *(one.table() for one in done.others.values())])
     for sentence in [*done.results.standing(), *done.results.verdicts()]:
@@ -109,7 +115,7 @@ def label(
 
     Example: tmkd label recipes/demo.yaml --ray
     """
-    with ray_cluster(ray, ray_cores) as cluster:
+    with ray_cluster(ray if _join() else None, ray_cores) as cluster:
         _run(recipe, overrides, workspace, labels, cluster).label()
 
 
