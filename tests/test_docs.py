@@ -285,6 +285,16 @@ def test_the_figures_of_labelling_on_ray_are_those_of_its_file() -> None:
     assert f"these are {ray_first:.0f} with Ray and {here_first:.0f} without it" in text
 
 
+def test_the_kills_are_those_of_their_file() -> None:
+    found = json.loads((ROOT / "docs" / "results" / "kills.json").read_text())
+    kinds = {one["step"].rpartition("-")[0] for one in found["kills"]}
+    unfinished = sum(bool(one["during"]) for one in found["kills"])
+    assert all(one["identical"] for one in found["kills"])
+    text = " ".join(TEXTS["docs/scale.md"].split())
+    assert f"{len(found['kills'])} kills gave [{found['identical']} identical results]" in text
+    assert f"They fell in {len(kinds)} of 14 kinds of steps, and {unfinished} of them left a step unfinished" in text
+
+
 def test_the_table_of_what_many_pairs_cost_is_that_of_its_file() -> None:
     found = json.loads((ROOT / "docs" / "results" / "bench-scale.json").read_text())
     page = TEXTS["docs/scale.md"]
