@@ -18,7 +18,7 @@ from tmkd.models.encoders.find import find_encoder
 from tmkd.models.text_reader import TextReader
 from tmkd.teachers.bi_encoder import BiEncoderTeacher
 from tmkd.teachers.embedded_texts import EmbeddedTexts
-from tmkd.teachers.on_cluster import EmbedTexts
+from tmkd.teachers.on_cluster import Embedded, EmbedTexts
 
 QUESTIONS = [f"How do I sort {thing} by value?" for thing in ("a hash", "a list of files", "an index", "my mail", "it")]
 PASSAGES = [f"{begin}, with a comparison of the values." for begin in ("Sort the keys", "Walk it", "Use sort", "Ask")]
@@ -95,9 +95,7 @@ def test_what_a_cluster_gave_before_it_went_away_is_kept(tmp_path: Path, monkeyp
     expected = teacher_in(tmp_path / "here").raw(pairs)
     asked: list[list[tuple[str, str]]] = []
 
-    def blocks(
-        cluster: Cluster, work: EmbedTexts, texts: Sequence[tuple[str, str]]
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def blocks(cluster: Cluster, work: EmbedTexts, texts: Sequence[tuple[str, str]]) -> Iterator[Embedded]:
         asked.append(list(texts))
         model = work.open_model(find_encoder("builtin:minilm-l6"))
         for place in range(len(texts) - 1, -1, -1):

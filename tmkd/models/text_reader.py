@@ -19,7 +19,6 @@ from tmkd.core.hardware import batch_tokens, device, use_bf16
 from tmkd.models.batching import length_sorted_batches, pad
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.forward import Batch, PairEncoder
-from tmkd.models.encoders.tensors import require_finite
 from tmkd.models.text_tokenizer import TextTokenizer
 
 _TOKENS = 1024  # most tokens of a batch on a CPU, whose states then stay in its cache
@@ -157,6 +156,4 @@ def unit_mean(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
 def _load(folder: Path) -> PairEncoder:
     """The whole encoder on the device, in evaluation mode; torch's random state stays as it is."""
     with torch.random.fork_rng([]):  # the last linear layer, which is not used, starts with random weights
-        encoder = load_encoder(folder, 1)
-    require_finite(encoder.base.state_dict(), folder)
-    return encoder.to(device()).eval()
+        return load_encoder(folder, 1).to(device()).eval()

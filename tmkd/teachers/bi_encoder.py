@@ -31,7 +31,7 @@ from tmkd.models.student import SHARPNESS
 from tmkd.models.text_reader import TextReader
 from tmkd.teachers.embedded_texts import EmbeddedTexts, Sided
 from tmkd.teachers.interface import Scored, StoredTeacher
-from tmkd.teachers.on_cluster import Embed, EmbedTexts, embed_on, embed_sides
+from tmkd.teachers.on_cluster import Embed, Embedded, EmbedTexts, embed_on, embed_sides
 
 CHUNK = 2048  # texts that are embedded between two writes of the label store
 _FORWARD = 2  # raised when our forward gives other numbers than before, so that stored labels are not taken for its own
@@ -222,7 +222,7 @@ class BiEncoderTeacher(StoredTeacher):
 
     def _embed_on(self, cluster: Cluster, texts: Sequence[Sided]) -> None:
         """Embed texts on a cluster, and keep them some at a time: a kill costs no more than that."""
-        some: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+        some: list[Embedded] = []
 
         def keep() -> None:
             if some:

@@ -25,6 +25,8 @@ BLOCK = 512  # pairs or texts that a worker gets at a time: what its death costs
 _EACH = 128  # blocks a worker in one job: all that the cluster holds at once
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """What embeds n texts: [n, d] float32."""
+Embedded = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Places of n texts, and their embeddings, [n, d] float32."""
 FEWEST = 4096  # pairs that are worth a job
 
 
@@ -127,9 +129,7 @@ def score_on(cluster: Cluster, work: ScorePairs, pairs: Pairs) -> Iterator[Score
             raise ClusterError(f"the cluster gave no scores of {len(place):,} of {len(rows):,} pairs")
 
 
-def embed_on(
-    cluster: Cluster, work: EmbedTexts, texts: Sequence[tuple[str, str]]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+def embed_on(cluster: Cluster, work: EmbedTexts, texts: Sequence[tuple[str, str]]) -> Iterator[Embedded]:
     """Embed texts on a cluster, the longest first.
 
     Args:
@@ -138,7 +138,7 @@ def embed_on(
         texts: N texts, the side before each.
 
     Yields:
-        Places of some of the texts, [n], and their embeddings, [n, d] float32; every text once.
+        Some of the texts; every text once.
 
     Raises:
         ClusterError: the cluster went away; what was yielded stays good.
