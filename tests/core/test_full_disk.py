@@ -25,6 +25,7 @@ from state_fixtures import MiniLM
 
 from tmkd.core.errors import DataError, NoRoomError, TmkdError
 from tmkd.core.files import disk_errors, write_json, write_text
+from tmkd.core.mapped import mapped_numbers
 from tmkd.data.documents.index import DocumentIndex, update_index
 from tmkd.data.pairs import Pairs
 from tmkd.data.writers import write_tables
@@ -166,6 +167,14 @@ def test_token_ids_that_do_not_fit_are_not_kept(small_disk: SmallDisk, tmp_path:
     with pytest.raises(NoRoomError, match=r"\.safetensors \(\d\.\d MiB needed"):
         tokens_of(Workspace(disk), PairTokenizer(tiny("bert", tmp_path / "tiny"), 128), pairs)
     assert not [name for name in files(disk) if "safetensors" in name]
+
+
+def test_soft_labels_that_cannot_be_mapped_leave_no_file(small_disk: SmallDisk) -> None:
+    disk = small_disk(512)
+    with pytest.raises(NoRoomError, match=r"numbers \(7\.6 MiB needed"):
+        mapped_numbers(np.zeros((1_000_000, 2), dtype=np.float32), disk)
+    assert files(disk) == []
+    fill_up(disk, but=65536)  # the room is free again
 
 
 def test_an_export_that_does_not_fit_leaves_the_earlier_one(small_disk: SmallDisk, tmp_path: Path) -> None:

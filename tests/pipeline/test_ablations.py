@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +24,11 @@ from tmkd.data.split import STAGE1, folds, split, subsample
 from tmkd.models.batching import replayed_steps
 from tmkd.models.student import StudentOutput
 from tmkd.pipeline.run import Run
+from tmkd.pipeline.steps import label
 from tmkd.pipeline.steps.teach import teach
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.pipeline.teacher_labels import TeacherLabels
+from tmkd.teachers.interface import Scored
 from tmkd.training import state
 from tmkd.training.gradients import MicroBatchGradients
 from tmkd.training.targets import Replay, Targets, stage2_loss
@@ -228,10 +232,6 @@ def test_replayed_pairs_keep_their_own_labels_and_weights() -> None:
     assert both.logits[:, 0, 1].tolist() == [1, 2, 3, 4, 5]
     assert both.weights is not None
     np.testing.assert_allclose(both.weights[:, 0], [0.1, 0.2, 0.3, 0.4, 0.5])
-    some = both.take(np.array([4, 0]))
-    assert some.logits[:, 0, 1].tolist() == [5, 1]
-    assert some.weights is not None
-    np.testing.assert_allclose(some.weights, [[0.5, 0.5], [0.1, 0.9]])
 
 
 def test_replay_keeps_the_reference_of_the_task_and_needs_the_same_teachers(tmkd: Tmkd, small: Path) -> None:
@@ -298,6 +298,25 @@ def test_stage_1_sees_a_share_of_the_pool_and_teachers_all(small: Path, tmp_path
     assert seen == sum(question in kept for question in whole.data.pool.questions)  # whole questions
     with pytest.raises(DataError, match=r"stage1\.share: 1e-09 leaves none of the "):
         a_run(small, tmp_path / "w", "methods=[tmkd]", "stage1.share=1e-9").students.taken()
+
+
+def test_a_larger_share_labels_only_what_a_smaller_one_did_not(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled: list[tuple[str, str]] = []
+    scored = label._scored
+
+    def counted(workspace: Workspace, model: Step, how: Any, pairs: Pairs) -> Iterator[Scored]:
+        labelled.extend((model.fingerprint, one) for one in pairs.pair_ids)
+        return scored(workspace, model, how, pairs)
+
+    monkeypatch.setattr(label, "_scored", counted)
+    for share in ("0.3", "0.6", "1"):
+        run = a_run(small, tmp_path / "w", "methods=[stage1-only]", "take=stage1-only", f"stage1.share={share}")
+        assert run.labels.label_all().pool == len(run.labels.stage1_pool)
+        of_pool = {pair for _, pair in labelled} & set(run.data.pool.pair_ids)
+        assert of_pool == set(run.labels.stage1_pool.pair_ids)
+    assert len(labelled) == len(set(labelled))
 
 
 # --- teachers.share

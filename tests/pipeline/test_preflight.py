@@ -76,6 +76,10 @@ def test_a_recipe_that_makes_no_sense(recipe_file: Path, override: str, expected
         (["data.train_share=0.000001"], "leaves none of"),
         (["teachers.1.share=1e-9"], "share 1e-09 leaves it no training question"),
         (["stage1.share=1e-9"], "stage1.share: 1e-09 leaves none of the "),
+        (
+            ["warm_up={learning_rate: 1.0e-3, epochs: 1, batch_size: 8, share: 1.0e-9}"],
+            "warm_up.share: 1e-09 leaves none of",
+        ),
     ],
 )
 def test_nothing_is_trained_for_what_cannot_end_well(

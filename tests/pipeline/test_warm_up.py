@@ -92,7 +92,7 @@ def test_it_sees_a_share_of_the_pools_questions(tmkd: Tmkd, tiny_recipe: Path, t
     assert 0 < len(some) < len(data.pool)
     assert set(some.questions).isdisjoint(set(data.pool.questions) - set(some.questions))
     wider = RunData(load_recipe(tiny_recipe, ["stage1.share=0.7"]), Workspace(tmp_path / "w"), RunCache())
-    assert set(some.pair_ids) <= set(wider.pool.take(wider.stage1_rows(wider.pool)).pair_ids)
+    assert set(some.pair_ids) <= set(wider.stage1_share(wider.pool).pair_ids)
     tmkd("teach", tiny_recipe, WARM.replace("}", ", share: 0.5}"), "-w", tmp_path / "w")
     (step,) = (tmp_path / "w" / "steps").glob("warmup-*")
     assert json.loads((step / "curve.json").read_text())[-1]["step"] == -(-len(some) // 8)

@@ -127,7 +127,7 @@ def training_data(folder: Path) -> tuple[TrainingSet, SoftLabelLoss]:
     targets = Targets.choose(METHODS["tmkd"], list(TEACHERS), logits, best=0)
     assert targets is not None
     inputs = token_inputs(Workspace(folder), tokenizer(), pairs)
-    return TrainingSet(inputs), SoftLabelLoss(targets.masked(), Loss())
+    return TrainingSet(inputs), SoftLabelLoss(targets.masked().mapped(folder), Loss())
 
 
 def batches(folder: Path) -> dict[str, Any]:

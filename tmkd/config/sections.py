@@ -121,8 +121,9 @@ class Stage1(Training):
         1,
         gt=0,
         le=1,
-        description="share of the pool's questions that the student sees; a smaller share is part of a larger one. "
-        "The encoder's warm start and the teachers do not depend on it",
+        description="share of the pool's questions whose pairs are labelled and that the student sees; a smaller share "
+        "is part of a larger one, and its labels are used again. The encoder's warm start and the teachers do not "
+        "depend on it",
     )
 
     @model_validator(mode="before")

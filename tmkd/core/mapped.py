@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tmkd.core.files import disk_errors
 
 _FAULT = 65_536  # bytes that a kernel maps around an address that is read for the first time
 _MOST = 1 << 27  # bytes that stay mapped at most
@@ -58,6 +61,26 @@ class MappedFile:
         if self._read >= _MOST:
             self.memory.madvise(mmap.MADV_DONTNEED)
             self._read = 0
+
+
+def mapped_numbers(numbers: NDArray[Any], folder: Path) -> NDArray[Any]:
+    """Numbers in a file without a name, mapped: when memory is short, the kernel drops pages and reads them again.
+
+    Args:
+        numbers: Any array of numbers, not empty.
+        folder: Where there is room for the file, which is gone with the array; it is made.
+
+    Returns:
+        The same numbers. Those that are changed are changed in memory alone.
+
+    Raises:
+        NoRoomError: The disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder / "numbers", numbers.nbytes), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(np.ascontiguousarray(numbers).data)  # `tofile` does not say that the disk is full
+        file.flush()
+        return np.memmap(file, numbers.dtype, "c", shape=numbers.shape)
 
 
 class NumbersInFile:

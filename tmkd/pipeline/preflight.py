@@ -39,9 +39,8 @@ from tmkd.pipeline.preflight_teachers import (
     require_teachers,
     say_coverage,
 )
-from tmkd.pipeline.run_data import RunData
+from tmkd.pipeline.run_data import RunData, share_of_pairs
 from tmkd.pipeline.steps.student import cached_encoder, shape_of
-from tmkd.pipeline.teacher_labels import share_of_pairs
 from tmkd.teachers.ensemble import require_every_class
 from tmkd.training.losses import GROUPED
 
@@ -249,13 +248,15 @@ def warn_of_unread_text(
 
 
 def _require_pool(data: RunData, methods: list[Method]) -> None:
-    """The pool, where a method learns from it, has what the method needs."""
+    """The pool, where the warm start or a method learns from it, has what they need."""
     recipe = data.recipe
+    if recipe.warm_up is not None and recipe.warm_up.share < 1:
+        _ = data.warm_up_pairs
     methods = [method for method in methods if recipe.trains_stage1(method)]
     if not methods:
         return
     if recipe.stage1.share < 1:
-        data.stage1_rows(data.pool)
+        data.stage1_share(data.pool)
     if not any(method.targets != "none" for method in methods):
         return
     if all(teacher.of_kind == "scores" for teacher in recipe.used_teachers) and not data.foreign_pool:

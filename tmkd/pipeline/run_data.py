@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.config.recipe import Recipe
+from tmkd.config.teacher_sections import Teacher
 from tmkd.core.files import digest_of
 from tmkd.data.mining import Material
 from tmkd.data.pairs import Pairs
-from tmkd.data.split import STAGE1, subsample
+from tmkd.data.split import BAGS, STAGE1, subsample
 from tmkd.data.tasks import TaskData, load_task
 from tmkd.pipeline.steps.other_tasks import LoadedTask, load_others
 from tmkd.pipeline.steps.pool import pool_of
@@ -147,13 +148,13 @@ class RunData:
         """Whether the pool is of another task, with teachers of its own (`pool.teachers`)."""
         return self.recipe.pool is not None and bool(self.recipe.pool.teachers)
 
-    def stage1_rows(self, pool: Pairs) -> NDArray[np.int64]:
-        """The rows of a pool that students see (`stage1.share`), [n].
+    def stage1_share(self, pool: Pairs) -> Pairs:
+        """The pairs of a pool that are labelled for students, and that they see (`stage1.share`).
 
         Raises:
             DataError: the share leaves no pair.
         """
-        return _rows_of_share(pool, self.recipe.stage1.share, "stage1.share")
+        return _share_of_pool(pool, self.recipe.stage1.share, "stage1.share")
 
     @property
     def warm_up_pairs(self) -> Pairs:
@@ -163,7 +164,7 @@ class RunData:
             DataError: the share leaves no pair.
         """
         share = self.recipe.warm_up.share if self.recipe.warm_up is not None else 1
-        return self.pool if share == 1 else self.pool.take(_rows_of_share(self.pool, share, "warm_up.share"))
+        return _share_of_pool(self.pool, share, "warm_up.share")
 
     @functools.cached_property
     def student_rows(self) -> NDArray[np.int64]:
@@ -182,6 +183,17 @@ class RunData:
         return self.train if self.recipe.data.train_share == 1 else self.train.take(self.student_rows)
 
 
-def _rows_of_share(pool: Pairs, share: float, key: str) -> NDArray[np.int64]:
-    """The rows of the questions of a share, [n]; those of a smaller share are among them, whatever the key."""
-    return subsample(pool, share, STAGE1, none=f"{key}: {share} leaves none of the {len(pool):,} pairs of the pool")
+def _share_of_pool(pool: Pairs, share: float, key: str) -> Pairs:
+    """The pairs of a share of the questions; those of a smaller share are among them, whatever the key."""
+    none = f"{key}: {share} leaves none of the {len(pool):,} pairs of the pool"
+    return pool if share == 1 else pool.take(subsample(pool, share, STAGE1, none=none))
+
+
+def share_of_pairs(teacher: Teacher, pairs: Pairs) -> Pairs:
+    """The pairs of the questions that a teacher sees (`share`).
+
+    Raises:
+        DataError: the share leaves no pair.
+    """
+    none = f"teacher {teacher.name}: share {teacher.share} leaves it no training question"
+    return pairs.take(subsample(pairs, teacher.share, BAGS + teacher.seed, none=none)) if teacher.share < 1 else pairs

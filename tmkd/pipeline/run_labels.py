@@ -88,7 +88,8 @@ class RunLabels:
     def pairs(self) -> dict[str, Pairs]:
         """The sets of pairs by name: train, dev, test and, where there is one, the pool.
 
-        Of the training pairs and of the pool they are those that students see (`data.train_share`, `pool.sampling`).
+        Of the training pairs and of the pool they are those that students see (`data.train_share`; `pool.sampling`,
+        `stage1.share`).
         """
         data = self._labels.data
         found = {"train": data.student_pairs, "dev": data.dev, "test": data.test}
@@ -96,7 +97,7 @@ class RunLabels:
             pool = data.pool
         except StepMissing:  # it was not mined yet
             return found
-        if pool is data.train:
+        if pool is data.train and data.recipe.stage1.share == 1:
             return found
         try:
             return {**found, "pool": self._labels.stage1_pool}

@@ -140,10 +140,7 @@ class Students:
         """The stage-1 student of a method and seed, or the folder of the one that the recipe names."""
         if (finished := self.recipe.finished_stage1(method)) is not None:
             return Path(finished)
-        pool, targets = self.labels.stage1_pool, self.stage1_targets(method)
-        if self.recipe.stage1.share < 1:
-            rows = self.data.stage1_rows(pool)
-            pool, targets = pool.take(rows), targets.take(rows)
+        pool, targets = self.labels.stage1_pool, self.stage1_targets(method).mapped(self.workspace.tokens)
         recipe = self.recipe.of_method(method)
         recipe = recipe.model_copy(update={"cached": recipe.cached.frozen_before_the_last()})
         spec = StudentSpec(recipe, method, seed, self.begins_with(method), self._taught_by(method))

@@ -15,10 +15,9 @@ from tmkd.core.errors import DataError
 from tmkd.core.logits import log_odds
 from tmkd.data.pairs import Pairs
 from tmkd.data.sampling import sample
-from tmkd.data.split import BAGS, subsample
 from tmkd.pipeline.choice import Choice, choose_best
 from tmkd.pipeline.results import LabelResult
-from tmkd.pipeline.run_data import RunData
+from tmkd.pipeline.run_data import RunData, share_of_pairs
 from tmkd.pipeline.steps.out_of_fold import fold_logits
 from tmkd.pipeline.steps.pool import pool_teachers
 from tmkd.pipeline.steps.stacking import StackedTeachers, stack_teachers
@@ -272,11 +271,14 @@ class TeacherLabels:
 
     @functools.cached_property
     def stage1_pool(self) -> Pairs:
-        """The pairs of the pool that `pool.sampling` leaves to stage 1; all of them without it.
+        """The pairs of the pool that stage 1 sees: those that `pool.sampling` and then `stage1.share` leave.
 
         Raises:
-            DataError: a teacher whose scores decide has none of the pool, or lacks some.
+            DataError: a teacher whose scores decide has none of the pool, or lacks some; the share leaves no pair.
         """
+        return self.data.stage1_share(self._sampled_pool())
+
+    def _sampled_pool(self) -> Pairs:
         pool, wanted = self.data.pool, self.recipe.pool
         if wanted is None or wanted.sampling is None:
             return pool
@@ -365,7 +367,7 @@ class TeacherLabels:
     def foreign_logits(self) -> tuple[list[str], list[NDArray[np.float32]]]:
         """Names and logits of the pool's own teachers, in the classes of their task."""
         steps = pool_teachers(self.workspace, self.recipe)
-        logits = [self.logits_of(step, self.data.pool, f"pool teacher {n}") for n, step in enumerate(steps, start=1)]
+        logits = [self.logits_of(step, self.stage1_pool, f"pool teacher {n}") for n, step in enumerate(steps, start=1)]
         return [step.fingerprint for step in steps], logits
 
     def label_all(self) -> LabelResult:
@@ -375,7 +377,7 @@ class TeacherLabels:
             self.cache.say_once("no method learns the teachers' labels of the pool: it is not labelled")
         elif self.data.foreign_pool:
             _ = self.foreign_logits
-            pool = len(self.data.pool)
+            pool = len(self.stage1_pool)
         elif any(map(self.recipe.trains_stage1, self.learning)):
             self.logits(self.stage1_pool, "pool", self.labellers(self.stage1_pool))
             pool = len(self.stage1_pool)
@@ -385,13 +387,3 @@ class TeacherLabels:
             train = len(self.data.student_pairs)
         stores = tuple(step.folder for step in self.workspace.used if step.kind == "labels")
         return LabelResult(train, pool, stores)
-
-
-def share_of_pairs(teacher: Teacher, pairs: Pairs) -> Pairs:
-    """The pairs of the questions that a teacher sees (`share`).
-
-    Raises:
-        DataError: the share leaves no pair.
-    """
-    none = f"teacher {teacher.name}: share {teacher.share} leaves it no training question"
-    return pairs.take(subsample(pairs, teacher.share, BAGS + teacher.seed, none=none)) if teacher.share < 1 else pairs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from tmkd.config.methods import Method
 from tmkd.config.sections import Loss
 from tmkd.core.hardware import device
+from tmkd.core.mapped import mapped_numbers
 from tmkd.data.pairs import Pairs, grouped
 from tmkd.models.student import StudentOutput
 from tmkd.teachers.ensemble import ensemble_logits
@@ -21,6 +23,7 @@ from tmkd.training.losses import GROUPED, GoldenLoss, golden_loss, soft_loss
 from tmkd.training.teacher_weights import Floats, confidence_weights
 
 MEAN, STACKED = "mean of ", "stacked "  # how the name of what a head learns begins where it is an ensemble
+_IN_MEMORY = 1 << 26  # bytes of soft labels above which they are mapped from a file
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,14 @@ class Targets:
         """
         return cls((f"{STACKED}{fitted} of {'+'.join(names)}",), logits.astype(np.float32)[:, None])
 
-    def take(self, rows: NDArray[np.int64]) -> Targets:
-        """Select the soft labels of some of the pairs (indices [n])."""
-        return replace(self, logits=self.logits[rows], weights=None if self.weights is None else self.weights[rows])
+    def mapped(self, folder: Path) -> Targets:
+        """The same targets; the logits of a large pool are mapped from a file of the folder (`mapped_numbers`).
+
+        Raises:
+            NoRoomError: The disk is full.
+        """
+        large = self.logits.nbytes > _IN_MEMORY
+        return replace(self, logits=mapped_numbers(self.logits, folder)) if large else self
 
     def weigh(self, weighting: str, development: Callable[[], Floats]) -> Targets:
         """Add the weights that `loss.weighting` names (`tmkd.training.teacher_weights`).
