@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,9 @@ class RunLabels:
             pool = data.pool
         except StepMissing:  # it was not mined yet
             return found
-        if pool is data.train and data.recipe.stage1.share == 1:
-            return found
-        try:
-            return {**found, "pool": self._labels.stage1_pool}
-        except StepMissing:  # the teachers whose scores sample it have not labelled it yet
-            return {**found, "pool": pool}
+        with suppress(StepMissing):  # the teachers whose scores sample it have not labelled it yet
+            pool = self._labels.stage1_pool
+        return found if pool is data.train else {**found, "pool": pool}
 
     @functools.cached_property
     def sets(self) -> dict[str, tuple[str, ...]]:
