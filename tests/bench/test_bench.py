@@ -257,7 +257,7 @@ def test_pairs_of_a_question_stay_together_and_calibration_has_other_questions(t
     assert not set(found.pairs.questions) & set(found.calibration.questions)
 
 
-def test_passages_that_occur_several_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_that_occur_several_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMKD_CACHE", str(tmp_path / "cache"))
     texts = [{"question": f"where is {n}?", "passage": f"{n} is on page {m}", "label": 0}
              for n in range(40) for m in range(2)]  # fmt: skip
@@ -267,11 +267,13 @@ def test_passages_that_occur_several_times(tmp_path: Path, monkeypatch: pytest.M
         questions, passages, labels = found.reused(times, 32)
         assert len(set(zip(questions, passages, strict=True))) == len(labels) == 32
         assert {passages.count(text) for text in passages} == {times}
+    questions, _, _ = found.reused(4, 32)
+    assert {questions.count(text) for text in questions} == {4}
     with pytest.raises(TmkdError, match="have 20 questions; give 21 or more"):
         found.reused(21, 32)
     figures = run("label --reuse", Subject(layers=1, max_length=48, pairs=path), count=32, rounds=1)
     rows = json.loads(json.dumps(figures.to_json()))["rows"]
-    assert {row["unit"] for row in rows} == {f"pairs/s, each passage in {times}" for times in (1, 4, 16)}
+    assert {row["unit"] for row in rows} == {f"pairs/s, each text in {times}" for times in (1, 4, 16)}
     assert len(rows) == 6
     assert sum("slower" in row for row in rows) == 3
 

@@ -86,10 +86,11 @@ class BenchPairs:
         return list(part.questions), list(part.passages), [int(label) for label in np.maximum(part.labels, 0)]
 
     def reused(self, times: int, count: int) -> tuple[list[str], list[str], list[int]]:
-        """At most `count` pairs in which every passage occurs `times` times, and labels that are all 0.
+        """At most `count` pairs in which every text occurs `times` times, and labels that are all 0.
 
-        The passages are those of the pairs, each with so many different questions of any pair. The number of pairs does
-        not depend on `times`.
+        Each `times` of the passages stand beside the same `times` questions, as in a pool that was mined: there a
+        question has several passages and a passage several questions. Where the file has too few questions for that,
+        a question occurs more often. The number of pairs does not depend on `times`.
 
         Raises:
             TmkdError: There are fewer questions than `times`.
@@ -98,7 +99,7 @@ class BenchPairs:
         if len(questions) < times:
             raise TmkdError(f"the pairs have {len(questions)} questions; give {times} or more")
         rows = range(min(count, len(passages)))
-        asked = [questions[row % len(questions)] for row in rows]
+        asked = [questions[(row // times**2 * times + row % times) % len(questions)] for row in rows]
         return asked, [passages[row // times] for row in rows], [0] * len(rows)
 
     def one_question(self, passages: int, turn: int) -> tuple[list[str], list[str], list[int]]:

@@ -22,7 +22,7 @@ from tmkd.core.files import cache_folder
 logger = logging.getLogger(__name__)
 
 SIZES = (10, 25, 50, 100)  # passages of one question
-REUSE = (1, 4, 16)  # pairs that a passage occurs in
+REUSE = (1, 4, 16)  # pairs that a text occurs in
 QUESTIONS = 10  # of each size in one turn of the latency bench
 BENCHES: dict[str, Callable[[Weights], list[Contestant]]] = {
     "train": training,
@@ -128,13 +128,13 @@ def _rate_turn(pairs: BenchPairs, count: int, scores: dict[str, list[float]]) ->
 
 
 def _reuse_turn(pairs: BenchPairs, count: int) -> Turn:
-    """A turn that gives pairs per second, for each number of pairs that a passage occurs in."""
+    """A turn that gives pairs per second, for each number of pairs that a text occurs in."""
 
     def turn(worker: Worker) -> dict[str, list[float]]:
         found = {}
         for times in REUSE:
             given = pairs.reused(times, count)
-            found[f"pairs/s, each passage in {times}"] = [len(given[0]) / worker.run(*given)[0]]
+            found[f"pairs/s, each text in {times}"] = [len(given[0]) / worker.run(*given)[0]]
         return found
 
     return turn

@@ -86,7 +86,7 @@ def label(
     rounds: Rounds = 5,
     peers: Peers = None,
     reuse: Annotated[
-        bool, typer.Option("--reuse", help="a cross-encoder beside MiniLM's cosine; each passage in 1, 4 and 16 pairs")
+        bool, typer.Option("--reuse", help="a cross-encoder beside MiniLM's cosine; each text in 1, 4 and 16 pairs")
     ] = False,
     served: Annotated[
         bool, typer.Option("--served", help="a served teacher beside its server alone, with an export of the model")
