@@ -307,6 +307,7 @@ CHANGES: dict[str, Change] = {
     ),
     **under("cached.stage1", training("stage1")),
     "cached.stage1.states": Change("question-states", 3.0),
+    "cached.stage1.by_passage": Change("stage1", True, {"cached.encoder_learning_rate": 2e-5}),
     **under("cached.stage2", training("student")),
     "cached.stage2.replay": Change("student", 0.25),
     **under("cached.without_stage1", training("student")),
@@ -353,7 +354,7 @@ def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 
 FIELDS = dict(fields_of(Recipe))
-DEFAULTS = "1b4d01536f35"  # a digest of every default that enters fingerprints by its absence
+DEFAULTS = "cbceb4c9a6e7"  # a digest of every default that enters fingerprints by its absence
 
 
 def rows(part: str, count: int = 12) -> list[dict[str, Any]]:

@@ -382,6 +382,8 @@ class Recipe(Part):
             return self
         if self.classes != 2:
             raise ValueError(f"loss.kind: {kind} is defined for two classes, and there are {self.classes}")
+        if self.cached.stage1.by_passage:
+            raise ValueError(f"cached.stage1.by_passage keeps passages together, and loss.kind {kind} questions")
         if self._replays:
             raise ValueError(f"stage2.replay mixes in single pairs, and loss.kind {kind} compares passages")
         stages = ("stage1", "stage2", "without_stage1")

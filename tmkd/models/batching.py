@@ -311,3 +311,39 @@ def grouped_epoch_steps(questions: NDArray[np.integer], batch_size: int, epoch: 
                 sizes.append(0)
             sizes[-1] += size
     return Steps(_numbers(len(order))[order], np.cumsum([0, *sizes]))
+
+def passage_steps(
+    passages: NDArray[np.integer],
+    lengths: NDArray[np.integer],
+    batch_size: int,
+    epoch: int,
+    seed: int,
+    window: int = 16,
+) -> Steps:
+    """Choose the pairs of every optimiser step with a passage's pairs together, so that it is read once for them.
+
+    Passages are shuffled and cut into windows. Within a window they are sorted by length, and the pairs of one after
+    the other fill steps, of which only the last of a window may be shorter than `batch_size`; so the pairs of a passage
+    may be parted between two steps. The steps of the epoch are shuffled. A pure function of its arguments.
+
+    Args:
+        passages: the passage of each pair, [N] int.
+        lengths: tokens of that passage, [N] int.
+        batch_size: pairs of a step.
+        epoch: number of the epoch.
+        seed: of the random order.
+        window: steps of a window.
+
+    Returns:
+        Indices of the pairs of each step, int64; every pair exactly once.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    place = generator.permutation(int(passages.max(initial=-1)) + 1)[passages]  # of each pair's passage
+    order = _numbers(len(passages))[np.argsort(place, kind="stable")]
+    cuts: list[NDArray[np.integer]] = []
+    for start in range(0, len(order), window * batch_size):
+        rows = order[start : start + window * batch_size]
+        rows = rows[np.lexsort((place[rows], lengths[rows]))]
+        cuts += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    shuffled = [cuts[i] for i in generator.permutation(len(cuts))]
+    return Steps(np.concatenate([order[:0], *shuffled]), np.cumsum([0, *map(len, shuffled)]))

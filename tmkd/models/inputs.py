@@ -190,6 +190,22 @@ class TextInputs:
         """See `Inputs`."""
         return TextInputs(self.questions.followed_by(others.questions), self.passages.followed_by(others.passages))
 
+    def cut(self, rows: Rows, token_budget: int) -> list[Rows]:
+        """Cut pairs that are sorted by passage into parts of about so many tokens, each text of a part counted once.
+
+        Args:
+            rows: n pairs, those of a passage one after another.
+            token_budget: A part has no more tokens than this, one pair and one passage.
+
+        Returns:
+            The pairs of each part, in their order.
+        """
+        passage = self.passages.rows[rows]
+        first = np.concatenate([[True], passage[1:] != passage[:-1]])
+        tokens = self.questions.lengths[rows] + first * self.passages.lengths[rows]
+        part = (np.cumsum(tokens) - tokens) // token_budget
+        return np.split(rows, np.flatnonzero(np.diff(part)) + 1)
+
     def sample(self, readers: TrainedReaders, count: int, seed: int) -> NDArray[np.float32]:
         """Draw hidden states of single tokens of passages at random.
 

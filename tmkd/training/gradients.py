@@ -82,14 +82,15 @@ class SharedGradients:
     Args:
         own: Computes the gradients of this process's pairs.
         parameters: Those that are trained.
+        data: Shares the pairs out.
     """
 
-    def __init__(self, own: Gradients, parameters: Sequence[torch.nn.Parameter]) -> None:
-        self.own, self.parameters = own, parameters
+    def __init__(self, own: Gradients, parameters: Sequence[torch.nn.Parameter], data: TrainingSet) -> None:
+        self.own, self.parameters, self.data = own, parameters, data
 
     def __call__(self, rows: Rows, seed: int) -> float:
         """See `Gradients`. The dropout of each process has a seed of its own."""
-        mine = rows[processes.rank() :: processes.count()]
+        mine = self.data.share(rows, processes.rank(), processes.count())
         loss = self.own(mine, dropout_seed(seed, processes.rank())) if len(mine) else 0.0
         return processes.sum_gradients(self.parameters, loss, len(mine) / len(rows))
 

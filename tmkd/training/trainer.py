@@ -234,7 +234,7 @@ class Trainer:
         trained = total.trained(model)
         gradients = gradients_of(model, data, total, bf16=use_bf16(config.precision))
         if processes.count() > 1 and data.questions is None:  # a loss over whole steps: every process computes all
-            gradients = SharedGradients(gradients, list(trained.values()))
+            gradients = SharedGradients(gradients, list(trained.values()), data)
         self._loop = Loop(
             trained,
             lambda epoch: data.steps(config.batch_size, epoch, config.seed),

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.hardware import batch_tokens
-from tmkd.models.batching import epoch_steps, grouped_epoch_steps, micro_batches, replayed_steps
-from tmkd.models.inputs import Inputs, Rows
+from tmkd.models.batching import epoch_steps, grouped_epoch_steps, micro_batches, passage_steps, replayed_steps
+from tmkd.models.inputs import Inputs, Rows, TextInputs
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,15 @@ class TrainingSet:
             step then holds whole questions, and the loss is computed over the whole step. Nothing is replayed then.
         own: An epoch is a pass over the first `own` pairs; the others are replayed. All N unless given.
         replayed: How many pairs of a full step are drawn from the replayed ones.
+        by_passage: Whether the pairs of a passage stand together in a step, so that an encoder that is trained reads
+            the passage once for all of them. The inputs are then `TextInputs`.
     """
 
     inputs: Inputs
     questions: Rows | None = None
     own: int | None = None
     replayed: int = 0
+    by_passage: bool = False
 
     @classmethod
     def with_replay(cls, inputs: Inputs, pool: Inputs, replayed: int) -> TrainingSet:
@@ -60,6 +63,8 @@ class TrainingSet:
         """
         if self.questions is not None:
             return grouped_epoch_steps(self.questions, batch_size, epoch, seed)
+        if self.by_passage:
+            return passage_steps(self._texts.passages.rows, self._texts.passages.lengths, batch_size, epoch, seed)
         lengths = self.lengths
         if self.replayed:
             own = len(lengths) if self.own is None else self.own
@@ -68,4 +73,21 @@ class TrainingSet:
 
     def micro_batches(self, rows: Rows) -> list[Rows]:
         """Cut the pairs of a step into micro-batches that fit the token budget of this machine."""
+        if self.by_passage:
+            return self._texts.cut(rows, batch_tokens())
         return [rows[places] for places in micro_batches(self.lengths[rows], batch_tokens())]
+
+    def share(self, rows: Rows, rank: int, count: int) -> Rows:
+        """The pairs of a step that one of several processes trains on: of similar lengths, or whole passages.
+
+        Args:
+            rows: The pairs of the step.
+            rank: Number of the process.
+            count: How many there are.
+        """
+        return np.array_split(rows, count)[rank] if self.by_passage else rows[rank::count]
+
+    @property
+    def _texts(self) -> TextInputs:
+        assert isinstance(self.inputs, TextInputs)
+        return self.inputs
