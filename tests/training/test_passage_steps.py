@@ -94,9 +94,9 @@ def test_several_processes_share_a_step_out_by_passage(tmp_path: Path) -> None:
     shares = [data.share(rows, rank, 2) for rank in range(2)]
     assert np.concatenate(shares).tolist() == rows.tolist()
     assert [len(np.unique(data.inputs.passages.rows[share])) for share in shares] == [3, 3]
-    assert sorted(np.concatenate([TrainingSet(data.inputs).share(rows, rank, 3) for rank in range(3)]).tolist()) == sorted(
-        rows.tolist()
-    )
+    assert sorted(
+        np.concatenate([TrainingSet(data.inputs).share(rows, rank, 3) for rank in range(3)]).tolist()
+    ) == sorted(rows.tolist())
 
 
 def test_a_run_trains_the_encoder_passage_by_passage(tmp_path: Path) -> None:

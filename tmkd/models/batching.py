@@ -312,6 +312,7 @@ def grouped_epoch_steps(questions: NDArray[np.integer], batch_size: int, epoch: 
             sizes[-1] += size
     return Steps(_numbers(len(order))[order], np.cumsum([0, *sizes]))
 
+
 def passage_steps(
     passages: NDArray[np.integer],
     lengths: NDArray[np.integer],
