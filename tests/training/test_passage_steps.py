@@ -89,14 +89,15 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(
 
 
 def test_several_processes_share_a_step_out_by_passage(tmp_path: Path) -> None:
-    data = TrainingSet(texts(tmp_path), by_passage=True)
+    inputs = texts(tmp_path)
+    data = TrainingSet(inputs, by_passage=True)
     (rows,) = data.steps(24, epoch=0, seed=3)
     shares = [data.share(rows, rank, 2) for rank in range(2)]
     assert np.concatenate(shares).tolist() == rows.tolist()
-    assert [len(np.unique(data.inputs.passages.rows[share])) for share in shares] == [3, 3]
-    assert sorted(
-        np.concatenate([TrainingSet(data.inputs).share(rows, rank, 3) for rank in range(3)]).tolist()
-    ) == sorted(rows.tolist())
+    assert [len(np.unique(inputs.passages.rows[share])) for share in shares] == [3, 3]
+    assert sorted(np.concatenate([TrainingSet(inputs).share(rows, rank, 3) for rank in range(3)]).tolist()) == sorted(
+        rows.tolist()
+    )
 
 
 def test_a_run_trains_the_encoder_passage_by_passage(tmp_path: Path) -> None:
@@ -109,5 +110,5 @@ def test_a_run_trains_the_encoder_passage_by_passage(tmp_path: Path) -> None:
     for without in ([], ["cached.encoder_learning_rate=1.0e-3", "cached.trains_in=last"]):
         with pytest.raises(RecipeError, match=r"by_passage: stage 1 trains no encoder .* trains_in: all"):
             run_of(recipe, "cached.stage1.by_passage=true", *without)
-    with pytest.raises(RecipeError, match="keeps passages together, and loss.kind list_kl questions"):
+    with pytest.raises(RecipeError, match=r"keeps passages together, and loss\.kind list_kl questions"):
         run_of(recipe, *keys, "cached.stage1.by_passage=true", "loss.kind=list_kl")

@@ -47,9 +47,8 @@ class CachedStage1(Training):
     by_passage: bool = Field(
         False,
         description="put the pairs of a passage into the same steps, so that an encoder that is trained in stage 1 "
-        "(cached.encoder_learning_rate, cached.trains_in: all) reads the passage once for all of them. It makes a mined "
-        "pool, where a passage has many questions, several times faster; use larger steps with it, such as "
-        "batch_size: 128",
+        "(cached.encoder_learning_rate, cached.trains_in: all) reads the passage once for all of them: the more "
+        "questions a passage has, the more time that saves",
     )
 
 
@@ -125,7 +124,7 @@ class Cached(Part):
             raise ValueError("cached: trains_in: last trains no encoder; give encoder_learning_rate, such as 2e-5")
         if self.stage1.by_passage and not self.frozen_before_the_last().encoder_learning_rate:
             raise ValueError(
-                "cached.stage1.by_passage: stage 1 trains no encoder and reads stored states, so there is nothing to read "
-                "once; leave it out, or train the encoder: encoder_learning_rate, such as 2e-5, and trains_in: all"
+                "cached.stage1.by_passage: stage 1 trains no encoder and reads stored states, so there is nothing to "
+                "read once; leave it out, or train the encoder: encoder_learning_rate, such as 2e-5, and trains_in: all"
             )
         return self

@@ -60,8 +60,7 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
 
     def build(folder: Path) -> None:
         tokenizer = spec.tokenizer()
-        together = spec.method.cached and recipe.cached.stage1.by_passage
-        data = TrainingSet(spec.inputs(workspace, pool), questions, by_passage=together)
+        data = TrainingSet(spec.inputs(workspace, pool), questions, by_passage=spec.by_passage)
         torch.manual_seed(spec.seed)
         model = spec.new_student(numbers, data.inputs, classes, len(targets.names), use_golden=False)
         objectives: list[AuxiliaryObjective] = []

@@ -81,6 +81,11 @@ class StudentSpec:
         return self.method.cached and self.recipe.cached.encoder_learning_rate > 0
 
     @property
+    def by_passage(self) -> bool:
+        """Whether the pairs of a passage stand together in the steps of its stage 1."""
+        return self.trains_encoder and self.recipe.cached.stage1.by_passage
+
+    @property
     def source(self) -> Path:
         """The checkpoint whose layers it begins with."""
         return self.encoder if self.begin is None else self.begin.folder
