@@ -268,13 +268,19 @@ def epoch_steps(lengths: NDArray[np.integer], batch_size: int, epoch: int, seed:
     order = generator.permutation(_numbers(len(known)))
     sizes: list[int] = []
     for start in range(0, len(order), window * batch_size):
-        rows = order[start : start + window * batch_size]
-        rows = rows[np.argsort(known[rows], kind="stable")]
-        cuts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        shuffled = [cuts[i] for i in generator.permutation(len(cuts))]
-        order[start : start + len(rows)] = np.concatenate(shuffled)
-        sizes += map(len, shuffled)
+        rows = order[start : start + window * batch_size]  # a view
+        rows[:] = rows[np.argsort(known[rows], kind="stable")]
+        sizes += _shuffle_steps(rows, batch_size, generator)
     return Steps(order, np.cumsum([0, *sizes]))
+
+
+def _shuffle_steps(order: NDArray[np.integer], batch_size: int, generator: np.random.Generator) -> list[int]:
+    """Cut pairs into steps, shuffle these in place, and return the size of each."""
+    cuts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    shuffled = [cuts[number] for number in generator.permutation(len(cuts))]
+    sizes = [len(cut) for cut in shuffled]
+    order[:] = np.concatenate([order[:0], *shuffled])
+    return sizes
 
 
 def grouped_epoch_steps(questions: NDArray[np.integer], batch_size: int, epoch: int, seed: int) -> Steps:
@@ -324,8 +330,8 @@ def passage_steps(
     """Choose the pairs of every optimiser step with a passage's pairs together, so that it is read once for them.
 
     Passages are shuffled and cut into windows. Within a window they are sorted by length, and the pairs of one after
-    the other fill steps, of which only the last of a window may be shorter than `batch_size`; so the pairs of a passage
-    may be parted between two steps. The steps of the epoch are shuffled. A pure function of its arguments.
+    the other fill steps, so the pairs of a passage may be parted between two. The steps of the epoch are shuffled. A
+    pure function of its arguments.
 
     Args:
         passages: the passage of each pair, [N] int.
@@ -341,10 +347,8 @@ def passage_steps(
     generator = np.random.default_rng([seed, epoch])
     place = generator.permutation(int(passages.max(initial=-1)) + 1)[passages]  # of each pair's passage
     order = _numbers(len(passages))[np.argsort(place, kind="stable")]
-    cuts: list[NDArray[np.integer]] = []
     for start in range(0, len(order), window * batch_size):
-        rows = order[start : start + window * batch_size]
-        rows = rows[np.lexsort((place[rows], lengths[rows]))]
-        cuts += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    shuffled = [cuts[i] for i in generator.permutation(len(cuts))]
-    return Steps(np.concatenate([order[:0], *shuffled]), np.cumsum([0, *map(len, shuffled)]))
+        rows = order[start : start + window * batch_size]  # a view
+        rows[:] = rows[np.lexsort((place[rows], lengths[rows]))]
+    sizes = _shuffle_steps(order, batch_size, generator)
+    return Steps(order, np.cumsum([0, *sizes]))

@@ -6,6 +6,7 @@ where the encoder that reads them is trained with the student.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -150,7 +151,15 @@ class TextSide:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """How many tokens the text of each pair has, [N] int64."""
-        return self.encoded.lengths[self.rows]
+        return self._of_texts[self.rows]
+
+    def lengths_of(self, rows: Rows) -> NDArray[np.int64]:
+        """The same for some pairs, [n] int64: what a step needs, without looking at all pairs."""
+        return self._of_texts[self.rows[rows]]
+
+    @functools.cached_property
+    def _of_texts(self) -> NDArray[np.int64]:
+        return self.encoded.lengths
 
     def batch(self, rows: Rows) -> tuple[Batch, Tensor]:
         """The distinct texts of some pairs, padded, and which of them each pair has, [n] int64; on the device."""
@@ -202,7 +211,7 @@ class TextInputs:
         """
         passage = self.passages.rows[rows]
         first = np.concatenate([[True], passage[1:] != passage[:-1]])
-        tokens = self.questions.lengths[rows] + first * self.passages.lengths[rows]
+        tokens = self.questions.lengths_of(rows) + first * self.passages.lengths_of(rows)
         part = (np.cumsum(tokens) - tokens) // token_budget
         return np.split(rows, np.flatnonzero(np.diff(part)) + 1)
 
