@@ -14,7 +14,7 @@ from tmkd.core.errors import RecipeError
 from tmkd.models.batching import passage_steps
 from tmkd.models.checkpoint import load_encoder
 from tmkd.models.encoders.interaction import InteractionEncoder, InteractionShape
-from tmkd.models.encoders.text_batches import TrainedReaders
+from tmkd.models.encoders.text_batches import TextBatch, TrainedReaders
 from tmkd.models.inputs import TextInputs, TextSide
 from tmkd.models.student import Student
 from tmkd.models.text_tokenizer import TextTokenizer
@@ -86,6 +86,27 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(
     for one, two, three in zip(whole, cut, plain, strict=True):
         np.testing.assert_allclose(two, one, atol=2e-6)
         np.testing.assert_allclose(three, one, atol=2e-6)
+
+
+def test_texts_without_padding_give_what_padded_ones_give(tmp_path: Path) -> None:
+    """The same h, and the same gradients of the encoder, of texts of many lengths."""
+    tokenizer = TextTokenizer(tiny("bert", tmp_path, max_position_embeddings=64), 48)
+    asked = [" ".join(["mount"] * (1 + n % 7)) for n in range(24)]
+    read = [" ".join(["use the disk"] * (1 + 5 * n % 13)) for n in range(24)]
+    inputs = TextInputs(TextSide.of(tokenizer, asked), TextSide.of(tokenizer, read))
+    torch.manual_seed(0)
+    encoder = InteractionEncoder(InteractionShape(48, 16, 48, heads=4, ffn=32), tmp_path)
+    encoder.readers = TrainedReaders(load_encoder(tmp_path, 2))
+    rows, found = np.random.default_rng(0).permutation(24), []
+    for packed in (False, True):
+        encoder.zero_grad()
+        questions, passages = (side.batch(rows, packed=packed) for side in (inputs.questions, inputs.passages))
+        h = encoder(TextBatch(*questions, *passages))
+        (h * torch.linspace(-1, 1, h.numel()).sin().view(h.shape)).sum().backward()
+        found.append([h.detach().numpy(), *(p.grad.numpy().copy() for p in encoder.parameters() if p.grad is not None)])
+    assert len(found[0]) > 40
+    for padded, without in zip(*found, strict=True):
+        np.testing.assert_allclose(without, padded, atol=1e-5)
 
 
 def test_several_processes_share_a_step_out_by_passage(tmp_path: Path) -> None:

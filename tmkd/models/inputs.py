@@ -161,9 +161,20 @@ class TextSide:
     def _of_texts(self) -> NDArray[np.int64]:
         return self.encoded.lengths
 
-    def batch(self, rows: Rows) -> tuple[Batch, Tensor]:
-        """The distinct texts of some pairs, padded, and which of them each pair has, [n] int64; on the device."""
+    def batch(self, rows: Rows, *, packed: bool = False) -> tuple[Batch, Tensor]:
+        """The distinct texts of some pairs, and which of them each pair has, [n] int64; on the device.
+
+        Args:
+            rows: The n pairs.
+            packed: Put the texts one after another, the shortest first (`Packed` computes those of one length
+                together), and not into a padded rectangle.
+        """
         distinct, place = np.unique(self.rows[rows], return_inverse=True)
+        if packed:
+            order = np.argsort(self._of_texts[distinct], kind="stable")
+            found = (*pack(self.encoded.ids, self.encoded.type_ids, distinct[order]), np.argsort(order)[place])
+            ids, types, starts, of_pair = (torch.from_numpy(part).to(device()) for part in found)
+            return Batch(ids, None, types, Packing(starts, int(starts.diff().max()))), of_pair
         padded = pad(self.encoded.ids, self.encoded.type_ids, distinct, self.pad_id)
         ids, mask, types = (torch.from_numpy(part).to(device()) for part in padded)
         return Batch(ids, mask, types), torch.from_numpy(place).to(device())
@@ -193,7 +204,8 @@ class TextInputs:
 
     def batch(self, model: Student, rows: Rows, *, bf16: bool) -> TextBatch:
         """See `Inputs`."""
-        return TextBatch(*self.questions.batch(rows), *self.passages.batch(rows))
+        packed = model.encoder.packs
+        return TextBatch(*self.questions.batch(rows, packed=packed), *self.passages.batch(rows, packed=packed))
 
     def followed_by(self, others: TextInputs) -> TextInputs:
         """See `Inputs`."""

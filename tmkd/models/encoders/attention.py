@@ -6,12 +6,16 @@ Shapes: n pairs, T tokens of the padded width, d the hidden size, `heads` attent
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+MASKED = -1e9  # added to the attention score of a padding token; its weight is exactly zero after the softmax
 
 
 class Attention(Protocol):
@@ -105,10 +109,78 @@ class FirstOfPadded:
         return (context + whole * value.bias.view(heads, -1)).flatten(1)[:, None]
 
 
+class _Rectangle(NamedTuple):
+    """Some tokens of texts as a rectangle with a text in each line.
+
+    Attributes:
+        texts: n.
+        width: T, tokens of the longest text.
+        slots: where the tokens are in it, [tokens] int64, below n * T; None where it has no padding.
+        bias: added to scores of its tokens, [n, 1, 1, T] float32; None where it has no padding.
+    """
+
+    texts: int
+    width: int
+    slots: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> _Rectangle:
+        """The rectangle of n texts, given their lengths."""
+        width, counts = max(lengths), torch.tensor(lengths)
+        if min(lengths) == width:
+            return cls(len(lengths), width, None, None)
+        inside = torch.arange(width) < counts[:, None]
+        bias = (1.0 - inside.float())[:, None, None] * MASKED
+        return cls(len(lengths), width, inside.flatten().nonzero().flatten(), bias)
+
+    def filled(self, x: Tensor, heads: int) -> Tensor:
+        """[tokens, d] -> [n, heads, T, d / heads], zeros where there is no token."""
+        if self.slots is not None:
+            x = _Fill.apply(x, self.slots, self.texts * self.width)  # type: ignore[no-untyped-call]
+        return x.view(self.texts, self.width, heads, -1).transpose(1, 2)
+
+    def taken(self, x: Tensor) -> Tensor:
+        """[n, heads, T, d / heads] -> [tokens, d]."""
+        x = x.transpose(1, 2).flatten(2).flatten(0, 1)
+        if self.slots is not None:
+            x = _Take.apply(x, self.slots)  # type: ignore[no-untyped-call]
+        return x
+
+
+class _Fill(torch.autograd.Function):
+    """Put rows at their places among `count` rows, zeros elsewhere. Each is the other's backward (`_Take`)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(slots)
+        return x.new_zeros(count, x.shape[1]).index_copy_(0, slots, x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.index_select(0, *ctx.saved_tensors), None, None
+
+
+class _Take(torch.autograd.Function):
+    """Take rows from their places, none twice. PyTorch's own backward of `index_select` adds, which is slower."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        ctx.count = len(x)
+        return x.index_select(0, slots)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (slots,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.count, gradient.shape[1]).index_copy_(0, slots, gradient), None
+
+
 class Packed:
     """Attention over a packed batch, pairs one after another without padding: x is [tokens, d].
 
-    On a GPU it uses PyTorch's variable-length flash attention; elsewhere it goes pair by pair, which is slow.
+    On a GPU it uses PyTorch's variable-length flash attention. Elsewhere neighbours of similar length (up to twice the
+    shortest) are padded to a rectangle for attention alone, so a batch should be sorted by length.
 
     Args:
         starts: where each pair starts, and the end of the last, [n + 1] int32.
@@ -128,18 +200,39 @@ class Packed:
     def __call__(self, q: Tensor, x: Tensor, key: nn.Linear, value: nn.Linear, heads: int, dropout: float) -> Tensor:
         """See `Attention.__call__`; dropout must be 0."""
         assert dropout == 0, "packed batches have no dropout on attention weights"
-        q, k, v = (x.view(x.shape[0], heads, -1) for x in (q, key(x), value(x)))
+        k, v = key(x), value(x)
         if q.is_cuda:
             from torch.nn.attention.varlen import varlen_attn
 
             most_queries = self.longest if self.query_starts is self.starts else 1
+            q, k, v = (one.view(one.shape[0], heads, -1) for one in (q, k, v))
             out = varlen_attn(q, k, v, self.query_starts, self.starts, most_queries, self.longest)
             assert isinstance(out, Tensor)
             return out.flatten(1)
-        queries, starts = self.query_starts.tolist(), self.starts.tolist()
-        found = []
-        for i in range(len(starts) - 1):
-            inside = slice(starts[i], starts[i + 1])
-            q_i, k_i, v_i = (x.transpose(0, 1) for x in (q[queries[i] : queries[i + 1]], k[inside], v[inside]))
-            found.append(F.scaled_dot_product_attention(q_i, k_i, v_i).transpose(0, 1).flatten(1))
-        return torch.cat(found)
+        asked, known = ([sum(lengths) for lengths in sizes] for sizes in zip(*self._runs, strict=True))
+        parts = zip(self._rectangles, q.split(asked), k.split(known), v.split(known), strict=True)
+        return torch.cat([self._attend(both, of_run, heads) for both, *of_run in parts])
+
+    @staticmethod
+    def _attend(both: tuple[_Rectangle, _Rectangle], of_run: Sequence[Tensor], heads: int) -> Tensor:
+        """Attention within neighbours of similar length, from their queries, keys and values."""
+        asking, known = both
+        q, k, v = (where.filled(x, heads) for where, x in zip((asking, known, known), of_run, strict=True))
+        weights = _weights((q * (1.0 / math.sqrt(q.shape[-1]))) @ k.transpose(-1, -2), known.bias, 0)
+        return asking.taken(weights.to(v.dtype) @ v)
+
+    @functools.cached_property
+    def _rectangles(self) -> list[tuple[_Rectangle, _Rectangle]]:
+        """Of the queries and of the tokens of every run."""
+        return [(_Rectangle.of(asked), _Rectangle.of(known)) for asked, known in self._runs]
+
+    @functools.cached_property
+    def _runs(self) -> list[tuple[list[int], list[int]]]:
+        """Neighbours of similar length: how many queries and tokens each has."""
+        runs: list[tuple[list[int], list[int]]] = []
+        for asked, known in zip(self.query_starts.diff().tolist(), self.starts.diff().tolist(), strict=True):
+            if not runs or max(known, *runs[-1][1]) > 2 * min(known, *runs[-1][1]):
+                runs.append(([], []))
+            runs[-1][0].append(asked)
+            runs[-1][1].append(known)
+        return runs

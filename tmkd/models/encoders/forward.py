@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from tmkd.core import hardware
-from tmkd.models.encoders.attention import Attention, Packed, Padded
+from tmkd.models.encoders.attention import MASKED, Attention, Packed, Padded
 from tmkd.models.encoders.families import family_of, last_linear, takes_token_types
-
-MASKED = -1e9  # added to the attention score of a padding token; its weight is exactly zero after the softmax
 
 
 def encoder_of(model: Any, *, dropout: float = 0.0, freeze_embeddings: bool = True) -> PairEncoder:
@@ -156,7 +154,7 @@ class PairEncoder(nn.Module):
         return self(batch), {}
 
     def last_hidden_states(self, batch: Batch) -> Tensor:
-        """Compute the vectors of all tokens after the last layer, [n, T, d]; the batch must be padded."""
+        """Compute the vectors of all tokens after the last layer, [n, T, d]; of a packed batch [tokens, d]."""
         raise NotImplementedError
 
 
@@ -232,12 +230,7 @@ class FirstTokenEncoder(PairEncoder):
         require_readable(layers, self.readable_layers)
         states: dict[int, Tensor] = {}
         x = self._embed(batch)
-        attention: Attention
-        if batch.packing is None:
-            fused = hardware.attention(bf16=False) != "matmul"  # a padded batch, whatever the precision
-            attention = Padded(self._attention_bias(x, batch.attention_mask), fused=fused)
-        else:
-            attention = Packed(*batch.packing)
+        attention = self._attention(x, batch)
         for number, layer in enumerate(self.base.encoder.layer[:-1]):
             x = self._layer(layer, x, x, attention)
             if number in layers:
@@ -250,12 +243,17 @@ class FirstTokenEncoder(PairEncoder):
     def last_hidden_states(self, batch: Batch) -> Tensor:
         """See `PairEncoder.last_hidden_states`."""
         x = self._embed(batch)
-        attention = Padded(
-            self._attention_bias(x, batch.attention_mask), fused=hardware.attention(bf16=False) != "matmul"
-        )
+        attention = self._attention(x, batch)
         for layer in self.base.encoder.layer:
             x = self._layer(layer, x, x, attention)
         return x
+
+    def _attention(self, x: Tensor, batch: Batch) -> Attention:
+        """Attention in the layout of a batch, whose embeddings are x."""
+        if batch.packing is not None:
+            return Packed(*batch.packing)
+        fused = hardware.attention(bf16=False) != "matmul"  # a padded batch, whatever the precision
+        return Padded(self._attention_bias(x, batch.attention_mask), fused=fused)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout > 0 else x

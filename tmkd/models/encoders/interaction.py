@@ -23,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tmkd.models.encoders.forward import MASKED, require_readable
+from tmkd.core.hardware import device
+from tmkd.models.encoders.attention import MASKED
+from tmkd.models.encoders.forward import require_readable
 from tmkd.models.encoders.text_batches import StateBatch, TextBatch, TrainedReaders
 
 EPSILON = 1e-6
@@ -170,11 +172,8 @@ class InteractionEncoder(nn.Module):
         hidden_size: w + 1; the last number of h is the cosine.
         layers: The number of interaction layers.
         readable_layers: As many: each gives the vectors of the question's tokens after it.
-        packs: False; batches are padded.
         path: One line for the log.
     """
-
-    packs = False
 
     def __init__(
         self, shape: InteractionShape, source: Path, *, dropout: float = 0.0, question_source: Path | None = None
@@ -192,6 +191,11 @@ class InteractionEncoder(nn.Module):
         )
         self.interaction = nn.ModuleList(InteractionLayer(shape, dropout) for _ in range(shape.layers))
         self.last_norm = nn.LayerNorm(shape.width)
+
+    @property
+    def packs(self) -> bool:
+        """Whether `readers` take the texts of a batch without padding; on a GPU batches are padded."""
+        return self.readers is not None and self.readers.packs and device().type == "cpu"
 
     def forward(self, batch: StateBatch | TextBatch) -> Tensor:
         """Compute h of every pair, [n, w + 1] float32."""
@@ -214,12 +218,17 @@ class InteractionEncoder(nn.Module):
             ValueError: There is no such layer, or token ids are given to a student without `readers`.
         """
         require_readable(layers, self.readable_layers)
-        if isinstance(batch, TextBatch):
-            if self.readers is None:
-                raise ValueError("a student whose encoder is not trained with it reads states, not token ids")
-            batch = self.readers.read(batch)
-        states = self.states(batch.passage)
-        return self.read(batch.question, batch.question_mask, states, batch.passage_mask, batch.cosine, layers)
+        if isinstance(batch, StateBatch):
+            states = self.states(batch.passage)
+            return self.read(batch.question, batch.question_mask, states, batch.passage_mask, batch.cosine, layers)
+        if self.readers is None:
+            raise ValueError("a student whose encoder is not trained with it reads states, not token ids")
+        questions, passages = self.readers.read(batch)
+        asked, read = batch.question_of, batch.passage_of
+        states = self.states(passages.states).index_select(0, read)
+        cosine = (questions.embeddings.index_select(0, asked) * passages.embeddings.index_select(0, read)).sum(dim=1)
+        question = questions.states.index_select(0, asked)
+        return self.read(question, questions.mask[asked], states, passages.mask[read], cosine, layers)
 
     def states(self, hidden: Tensor) -> Tensor:
         """What is stored of a passage's tokens: [..., k] float32 from E's hidden states [..., d]."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tmkd.models.encoders.forward import Batch, PairEncoder
+from tmkd.models.encoders.forward import Batch, Packing, PairEncoder
 
 
 class StateBatch(NamedTuple):
@@ -41,9 +42,9 @@ class TextBatch(NamedTuple):
     """Some pairs as token ids of single texts, each distinct text once.
 
     Attributes:
-        questions: The distinct questions, padded, with their mask.
+        questions: The distinct questions, padded with their mask, or packed.
         question_of: The question of each pair, [n] int64.
-        passages: The distinct passages, padded, with their mask.
+        passages: The distinct passages, in the same layout.
         passage_of: The passage of each pair, [n] int64.
     """
 
@@ -55,7 +56,42 @@ class TextBatch(NamedTuple):
     @property
     def question_tokens(self) -> int:
         """Tq, padding included."""
-        return self.questions.input_ids.shape[1]
+        packing = self.questions.packing
+        return self.questions.input_ids.shape[1] if packing is None else packing.longest
+
+
+class Texts(NamedTuple):
+    """What an encoder gave for m texts.
+
+    Attributes:
+        states: Hidden states of the tokens, [m, T, d] float32; anything after a text's end.
+        mask: 1 for a token and 0 for padding, [m, T] float32.
+        embeddings: The mean of each text's states, of length 1, [m, d] float32.
+    """
+
+    states: Tensor
+    mask: Tensor
+    embeddings: Tensor
+
+    @classmethod
+    def of(cls, states: Tensor, batch: Batch) -> Texts:
+        """Put what an encoder gave for a batch into a rectangle.
+
+        Args:
+            states: [m, T, d], or of a packed batch [tokens, d].
+            batch: The m texts.
+        """
+        states, mask = states.float(), batch.attention_mask
+        if batch.packing is not None:
+            starts, width = batch.packing
+            lengths, columns = starts.diff(), torch.arange(width, device=starts.device)
+            mask = columns < lengths[:, None]
+            rectangle = states.new_zeros(mask.numel(), states.shape[-1])
+            states = rectangle.index_copy(0, mask.flatten().nonzero().flatten(), states).view(*mask.shape, -1)
+        assert mask is not None
+        tokens = mask.float()[:, :, None]
+        embeddings = F.normalize((states * tokens).sum(dim=1) / tokens.sum(dim=1), dim=-1)
+        return cls(states, tokens[:, :, 0], embeddings)
 
 
 class TrainedReaders(nn.Module):
@@ -75,25 +111,31 @@ class TrainedReaders(nn.Module):
                 if id(parameter) not in used or ".pooler." in name:  # what only a model of pairs has
                     parameter.requires_grad_(False)
 
-    def read(self, batch: TextBatch) -> StateBatch:
-        """Read every text of a batch, with gradients, and put the states into pairs."""
-        question, asked = self._read(self.question or self.passage, batch.questions)
-        passage, embedding = self._read(self.passage, batch.passages)
-        of_question, of_passage = batch.question_of, batch.passage_of
-        assert batch.questions.attention_mask is not None
-        assert batch.passages.attention_mask is not None
-        return StateBatch(
-            question[of_question],
-            batch.questions.attention_mask[of_question].float(),
-            passage[of_passage],
-            batch.passages.attention_mask[of_passage].float(),
-            (asked[of_question] * embedding[of_passage]).sum(dim=1),
-        )
+    @property
+    def packs(self) -> bool:
+        """Whether they take packed batches."""
+        return self.passage.packs and (self.question is None or self.question.packs)
 
-    @staticmethod
-    def _read(encoder: PairEncoder, texts: Batch) -> tuple[Tensor, Tensor]:
-        """The hidden states [m, T, d] and embeddings [m, d] of m texts, float32."""
-        assert texts.attention_mask is not None
-        hidden = encoder.last_hidden_states(texts).float()
-        tokens = texts.attention_mask[:, :, None].float()
-        return hidden, F.normalize((hidden * tokens).sum(dim=1) / tokens.sum(dim=1), dim=-1)
+    def read(self, batch: TextBatch) -> tuple[Texts, Texts]:
+        """Read the questions and the passages of a batch, with gradients."""
+        questions, passages = batch.questions, batch.passages
+        if questions.packing is None or passages.packing is None or self.question is not None:
+            asked = (self.question or self.passage).last_hidden_states(questions)
+            read = self.passage.last_hidden_states(passages)
+        else:  # one encoder reads both at once
+            both = self.passage.last_hidden_states(_followed(questions, passages))
+            asked, read = both.split([len(questions.input_ids), len(passages.input_ids)])
+        return Texts.of(asked, questions), Texts.of(read, passages)
+
+
+def _followed(first: Batch, second: Batch) -> Batch:
+    """The texts of two packed batches in one."""
+    assert first.packing is not None
+    assert second.packing is not None
+    assert first.token_type_ids is not None
+    assert second.token_type_ids is not None
+    starts = torch.cat([first.packing.starts, second.packing.starts[1:] + first.packing.starts[-1]])
+    longest = max(first.packing.longest, second.packing.longest)
+    ids = torch.cat([first.input_ids, second.input_ids])
+    types = torch.cat([first.token_type_ids, second.token_type_ids])
+    return Batch(ids, None, types, Packing(starts, longest))
