@@ -254,6 +254,7 @@ CHANGES: dict[str, Change] = {
             "dropout": Change("teacher", 0.1),
             "max_length": Change("teacher", 32),
             "share": Change("teacher", 0.5),
+            "other_tasks": Change("teacher", True, OTHER_TASK),
             "label_map": Change("teacher", {"0": 1, "1": 0}, CHECKPOINT),
             "pooler": Change("teacher", "keep"),
         },

@@ -13,11 +13,12 @@ from conftest import Tmkd, pool_rows, write_jsonl
 
 from tmkd.config.load import load_recipe
 from tmkd.core.errors import DataError, RecipeError, TmkdError
-from tmkd.data.pairs import Pairs
+from tmkd.data.pairs import Pairs, Reference
 from tmkd.inference.scorer import Scorer
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
 from tmkd.pipeline.run import Run
+from tmkd.pipeline.steps.teach import golden_of, teach
 
 METHODS = "methods=[teacher,cosine,stage1-only,stage1-only@cached]"
 TAKE = "take=stage1-only"
@@ -172,3 +173,67 @@ def test_a_cheap_teacher_chooses_what_the_others_label(general: Path, caplog: py
     assert len(list(mined.glob("pool-*"))) == 1
     _run(general).pretrain()
     assert len(list(mined.glob("pool-*"))) == 1  # the mined pool is the same without sampling
+
+
+class TestATeacherOfSeveralTasks:
+    """`other_tasks: true`: a cross-encoder learns the training pairs of the pool's other recipes, too."""
+
+    KEY = "teachers.0.other_tasks=true"
+
+    def test_it_is_the_teacher_that_one_file_with_all_these_pairs_would_give(self, general: Path) -> None:
+        run = _run(general, self.KEY, "warm_up=null")
+        own, (there,) = run.data.train, run.data.labelled_others
+        texts = (own.questions + there.questions, own.passages + there.passages)
+        both = Pairs.build(*texts, labels=[*own.labels.tolist(), *there.labels.tolist()])
+        teacher = run.recipe.teachers[0]
+        steps = [
+            run.labels.teach(teacher, own),
+            teach(run.workspace, run.recipe, teacher, both),
+            teach(run.workspace, run.recipe, teacher, own),
+        ]
+        found, as_one_file, alone = ((step.folder / "model.safetensors").read_bytes() for step in steps)
+        assert found == as_one_file
+        assert found != alone
+        assert [len(one) for one in run.data.learned] == [len(own), len(there)]
+        assert [len(one) for one in _run(general).data.learned] == [len(own)]
+
+    def test_no_pair_of_a_held_out_set_is_learned(self, general: Path) -> None:
+        data = _run(general, self.KEY).data
+        other, (found,) = data.others[1].data, data.labelled_others
+        assert 0 < len(found) <= len(other.train)
+        for held in (other.dev, data.dev, data.test):
+            assert not set(found.pair_keys) & set(held.pair_keys)
+            assert not set(found.questions) & set(held.questions)
+
+    def test_a_training_pair_near_a_held_out_question_is_left_out_and_counted(
+        self, general: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        rows = general.parent / "elsewhere" / "rows.jsonl"
+        asked = _run(general).data.test.questions[0]
+        with rows.open("a") as file:
+            for label in (0, 1):
+                file.write(json.dumps({"question": asked, "passage": f"It is number {label}.", "label": label}) + "\n")
+        with caplog.at_level(logging.INFO):
+            (found,) = _run(general, self.KEY, "data.hold_out=null").data.labelled_others
+        assert asked not in found.questions
+        assert "training pairs of keepers" in caplog.text
+        assert "1 question" in caplog.text
+
+    def test_it_needs_another_task(self, general: Path) -> None:
+        run = _run(general, self.KEY, "pool.sources.1.share=0")
+        with pytest.raises(RecipeError, match=r"teacher a: other_tasks: the pool has no other task; name one "):
+            run.teach()
+
+    def test_it_is_for_a_teacher_that_is_trained_here(self, general: Path) -> None:
+        keys = "teachers=[{name: m, kind: bi_encoder, model: 'builtin:minilm-l6', other_tasks: true}]"
+        with pytest.raises(RecipeError, match=r"other_tasks is for kind encoder, .* of kind bi_encoder"):
+            _run(general, keys)
+
+
+def test_classes_and_probabilities_are_learned_together() -> None:
+    classes = Pairs.build(["a", "b", "c"], ["x", "y", "z"], labels=[1, 0, None])
+    judged = Pairs.build(["d"], ["w"], scores={"judge": [0.25]}).with_reference(Reference("judge", "probability"))
+    expected = [[0, 1], [1, 0], [0, 0], [0.75, 0.25]]
+    assert golden_of([classes, judged], 2).tolist() == expected
+    assert golden_of([judged, classes], 2).tolist() == [expected[3], *expected[:3]]
+    assert golden_of([classes, classes], 2).tolist() == [1, 0, -1, 1, 0, -1]

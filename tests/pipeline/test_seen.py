@@ -16,7 +16,9 @@ def warnings(folder: Path, questions: list[str], passages: list[str]) -> list[st
 
 
 def test_figures_on_pairs_that_a_run_has_seen_get_a_word(tmp_path: Path) -> None:
-    save_seen(tmp_path, Pairs.build(["How?", "why"], ["so", "thus"]), Pairs.build(["when"], ["then"]))
+    save_seen(
+        tmp_path, [Pairs.build(["How?"], ["so"]), Pairs.build(["why"], ["thus"])], Pairs.build(["when"], ["then"])
+    )
     assert warnings(tmp_path, ["where"], ["there"]) == []
     trained, asked = warnings(tmp_path, ["how ", "Why?", "where"], ["So.", "not thus", "there"])
     assert trained.startswith("1 of 3 rows are training pairs of this run")

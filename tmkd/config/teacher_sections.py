@@ -145,6 +145,11 @@ class Teacher(Part):
         description="share of the training questions that it sees, drawn by its seed: teachers that see different "
         "questions differ more (bagging without replacement; Breiman 1996)",
     )
+    other_tasks: bool = Field(
+        False,
+        description="of an encoder: it learns the training pairs of the pool's other recipes, too "
+        "(`pool.sources.N.task`), except those that are near a development or test set",
+    )
     label_map: dict[str, int] | None = Field(
         None,
         description="for a checkpoint whose classes are in another order: the task's class for each of its class names",
@@ -210,6 +215,8 @@ class Teacher(Part):
             raise ValueError(f"partial is for scores made elsewhere, and this teacher is of kind {self.of_kind}")
         if self.label_map is not None and self.checkpoint is None:
             raise ValueError("label_map is for a checkpoint; a teacher that is trained here has the task's classes")
+        if self.other_tasks and not self.trained:
+            raise ValueError(f"other_tasks is for kind encoder, and this teacher is of kind {self.of_kind}")
         if self.share < 1 and not self.learns_labels:
             raise ValueError(
                 "share is for a teacher that is trained here; other teachers are not trained on these rows"

@@ -162,8 +162,13 @@ def choose_pairs(pairs: Pairs, size: int, seed: int) -> Pairs:
     return pairs.take(np.sort(np.argsort(shares, kind="stable")[:size]))
 
 
-def decontaminate(pool: Pairs, held: HeldOut) -> Pairs:
+def decontaminate(pool: Pairs, held: HeldOut, name: str = "pool") -> Pairs:
     """Remove from a pool the pairs, questions and passages of the development and test sets. Keeps the order.
+
+    Args:
+        pool: the pool, or other pairs to learn from.
+        held: the development and test sets.
+        name: what messages call the pairs.
 
     Raises:
         DataError: not a single pair is left.
@@ -174,9 +179,9 @@ def decontaminate(pool: Pairs, held: HeldOut) -> Pairs:
             if not dropped.pair(question, passage) and not dropped.question(question) and not dropped.passage(passage):
                 kept.append(row)
     if not kept:
-        raise DataError(f"pool: not a single pair is left of {len(pool):,}{dropped.summary()}")
+        raise DataError(f"{name}: not a single pair is left of {len(pool):,}{dropped.summary()}")
     if len(kept) < len(pool):
-        logger.info(f"pool: {len(kept):,} of {len(pool):,} pairs{dropped.summary()}")
+        logger.info(f"{name}: {len(kept):,} of {len(pool):,} pairs{dropped.summary()}")
     return pool if len(kept) == len(pool) else pool.take(kept)
 
 

@@ -183,6 +183,12 @@ def _require_training_rows(data: RunData, methods: list[Method]) -> None:
         raise DataError("the training set has no labels; stage 2 and `finetune` need some")
     for teacher in recipe.used_teachers:
         share_of_pairs(teacher, train)
+        if teacher.other_tasks:
+            if not data.others:
+                found = f"teacher {teacher.name}: other_tasks: the pool has no other task"
+                fix = "name one (pool.sources: [{task: OTHER.yaml}]), or leave this key out"
+                raise RecipeError(f"{found}; {fix}", key="teachers")
+            _ = data.labelled_others
     if recipe.labels == "out-of-fold" or recipe.ensemble == "stacked":
         folds(train, recipe.folds)
     if recipe.ensemble == "stacked":

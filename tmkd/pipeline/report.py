@@ -82,12 +82,14 @@ def report_on_others(data: RunData, folder: Path) -> dict[str, Results]:
     if not data.others:
         return {}
     run, found = FinishedRun.read(folder, data.workspace), dict[str, Results]()
+    learned = ", ".join(teacher.name for teacher in data.recipe.used_teachers if teacher.other_tasks)
     for other in data.others.values():
         logger.info(f"measuring every model on the development set of {other.name}")
         task, opened = f"{other.name} (development set)", data.cache.stored_teachers
         results = evaluate(run, other.data.dev, timed=False, task=task, opened=opened)
         results.data = {"dev": other.data.counts["dev"].to_json()}
-        results.provenance = provenance(data.recipe, other.data.info)
+        seen = {"training labels learned by": learned} if learned else {}
+        results.provenance = provenance(data.recipe, {**other.data.info, **seen})
         with disk_errors(folder):
             write_report(folder / "report" / other.name, results, environment=as_lines(results.provenance))
         found[other.name] = results

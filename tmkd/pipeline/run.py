@@ -277,7 +277,7 @@ class Run:
         with workers([self.recipe], self.workspace, jobs):
             trained = self.students.train_all()
         processes.leave()  # only the first one goes on: no more model is trained
-        save_seen(self.folder, self.data.train, self.data.dev)
+        save_seen(self.folder, self.data.learned, self.data.dev)
         self._write_manifest()
         self._take_away()
         folders = {one.method.name: tuple(step.folder for step in one.steps) for one in trained}

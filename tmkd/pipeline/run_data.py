@@ -18,7 +18,7 @@ from tmkd.data.mining import Material
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import BAGS, STAGE1, subsample
 from tmkd.data.tasks import TaskData, load_task
-from tmkd.pipeline.steps.other_tasks import LoadedTask, load_others
+from tmkd.pipeline.steps.other_tasks import LoadedTask, labelled_pairs, load_others
 from tmkd.pipeline.steps.pool import pool_of
 from tmkd.pipeline.store.fingerprint import with_precision_of_machine
 from tmkd.pipeline.store.workspace import Workspace
@@ -142,6 +142,24 @@ class RunData:
     def others(self) -> dict[int, LoadedTask]:
         """The other recipes that the pool is mined from (`pool.sources.N.task`), by the number N of the source."""
         return load_others(self.recipe, self.cache.tasks)
+
+    @functools.cached_property
+    def labelled_others(self) -> list[Pairs]:
+        """The training pairs of these recipes, one after another, for teachers that learn them (`other_tasks`).
+
+        Raises:
+            DataError: not a single pair of one is left beside the development and test sets.
+        """
+        found, names = labelled_pairs(self.recipe, self.task, self.others), [one.name for one in self.others.values()]
+        sizes = ", ".join(f"{len(one):,} of {name}" for one, name in zip(found, names, strict=True))
+        self.cache.say_once(f"teachers learn training pairs of other tasks, too: {sizes}")
+        return found
+
+    @property
+    def learned(self) -> list[Pairs]:
+        """All pairs whose labels a model of the run has learned: the training pairs, and those of `labelled_others`."""
+        several = any(teacher.other_tasks for teacher in self.recipe.used_teachers)
+        return [self.train, *(self.labelled_others if several else [])]
 
     @property
     def foreign_pool(self) -> bool:

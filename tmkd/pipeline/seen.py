@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,17 @@ from tmkd.data.row_counts import RowCounts
 FILE = "seen.npz"  # in a run's folder
 
 
-def save_seen(folder: Path, train: Pairs, dev: Pairs) -> None:
-    """Write the hashes of a run's training pairs and questions and of its development pairs."""
+def save_seen(folder: Path, trained: Sequence[Pairs], dev: Pairs) -> None:
+    """Write the hashes of a run's training pairs and questions and of its development pairs.
+
+    Args:
+        folder: the run's folder.
+        trained: its training pairs, and those of other tasks that its teachers learned.
+        dev: its development set.
+    """
+    pairs, questions = (np.concatenate([of(part) for part in trained]) for of in (_pairs, _questions))
     with replacing(folder / FILE) as temporary, temporary.open("wb") as file:
-        np.savez(file, train=_pairs(train), questions=_questions(train), dev=_pairs(dev))
+        np.savez(file, train=pairs, questions=questions, dev=_pairs(dev))
 
 
 def warn_of_seen(folder: Path, measured: Pairs, counts: RowCounts) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tmkd.config.load import load_other
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import RecipeError, TmkdError
 from tmkd.core.files import digest_of
+from tmkd.data.decontamination import HeldOut
 from tmkd.data.documents.text import distinct
+from tmkd.data.mining import decontaminate
+from tmkd.data.pairs import Pairs
 from tmkd.data.tasks import TaskData, built_in, load_task
 
 
@@ -67,6 +71,21 @@ def load_others(recipe: Recipe, read: dict[str, TaskData]) -> dict[int, LoadedTa
                 raise error.within(f"{key}.task: {other.name} ({key}.share=0 leaves it out)") from None
         found[number] = LoadedTask(other, read[depends])
     return found
+
+
+def held_out(data: TaskData, others: Mapping[int, LoadedTask]) -> list[Pairs]:
+    """The development and test sets of a task and of the other ones; no pair to learn from may hold what they hold."""
+    return [part for one in (data, *(other.data for other in others.values())) for part in (one.dev, one.test)]
+
+
+def labelled_pairs(recipe: Recipe, data: TaskData, others: Mapping[int, LoadedTask]) -> list[Pairs]:
+    """The training pairs of the other tasks, for teachers that learn them (`other_tasks`), without held-out texts.
+
+    Raises:
+        DataError: not a single pair of one is left.
+    """
+    held = HeldOut(held_out(data, others), recipe.classes, recipe.positive_class)
+    return [decontaminate(one.data.train, held, f"training pairs of {one.name}") for one in others.values()]
 
 
 def _require_alike(recipe: Recipe, other: Recipe, key: str, names: list[str]) -> None:

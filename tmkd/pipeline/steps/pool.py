@@ -18,7 +18,7 @@ from tmkd.models.card import has_card
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.label_map import order_of_two
 from tmkd.models.ready import head_classes
-from tmkd.pipeline.steps.other_tasks import LoadedTask
+from tmkd.pipeline.steps.other_tasks import LoadedTask, held_out
 from tmkd.pipeline.steps.teach import copy_checkpoint
 from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
 from tmkd.pipeline.store.pair_cache import load_pairs
@@ -55,7 +55,7 @@ def pool_of(
         pool = data.train if data.pool is None else _decontaminated(workspace, recipe, data, data.pool)
         return (choose_pairs(pool, size, wanted.seed) if wanted and size else pool), []
     others = others or {}
-    held = [data.dev, data.test, *(part for one in others.values() for part in (one.data.dev, one.data.test))]
+    held = held_out(data, others)
     materials = _materials(recipe, data, {} if read is None else read, others)
     asks_passages = any(one.source.ask == "passages" for one in materials)
     content = depends_on(

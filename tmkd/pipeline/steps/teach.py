@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tmkd.config.recipe import Recipe
 from tmkd.config.teacher_sections import Teacher
@@ -29,12 +31,17 @@ from tmkd.training.training_set import TrainingSet
 # Fields of a teacher that enter as inputs (encoder, and with `share` the training pairs), are resolved (max_length),
 # say what kind of teacher it is, or change none of its logits (name, calibrate).
 _NOT_SETTINGS = {
-    "name", "kind", "encoder", "checkpoint", "scores", "max_length", "share", "label_map", "calibrate",
+    "name", "kind", "encoder", "checkpoint", "scores", "max_length", "share", "other_tasks", "label_map", "calibrate",
 }  # fmt: skip
 
 
 def teach(
-    workspace: Workspace, recipe: Recipe, teacher: Teacher, train_rows: Pairs, warmed_up: Step | None = None
+    workspace: Workspace,
+    recipe: Recipe,
+    teacher: Teacher,
+    train_rows: Pairs,
+    warmed_up: Step | None = None,
+    others: Sequence[Pairs] = (),
 ) -> Step:
     """Make one teacher.
 
@@ -44,6 +51,7 @@ def teach(
         teacher: the recipe's teacher, an encoder, or a checkpoint that tmkd reads itself.
         train_rows: the pairs that it is fine-tuned on; a finished checkpoint does not read them.
         warmed_up: the step whose encoder it begins with in place of its own (`tmkd.pipeline.steps.warm_up`).
+        others: training pairs of other tasks, which it is fine-tuned on as well (`other_tasks`).
 
     Raises:
         EncoderError: the encoder cannot be read, or a checkpoint has a head of another number of classes.
@@ -63,7 +71,7 @@ def teach(
             "max_length": length,
             "precision": recipe.precision,
         },
-        inputs={"encoder": warmed_up or source, "train": train_rows},
+        inputs={"encoder": warmed_up or source, "train": train_rows, "others": list(others) or None},
     )
 
     def build(target: Path) -> None:
@@ -73,10 +81,11 @@ def teach(
         model = Student(encoder, recipe.classes)
         tokenizer = PairTokenizer(folder, length)
         numbers = {name: getattr(teacher, name) for name in ("learning_rate", "epochs", "batch_size", "seed")}
+        rows = functools.reduce(Pairs.and_unlabelled, others, train_rows)
         trainer = Trainer(
             model,
-            TrainingSet(token_inputs(workspace, tokenizer, train_rows)),
-            GoldenLoss(torch.from_numpy(train_rows.golden)),
+            TrainingSet(token_inputs(workspace, tokenizer, rows)),
+            GoldenLoss(golden_of([train_rows, *others], recipe.classes)),
             TrainerConfig(**numbers, precision=recipe.precision),
             name=f"teacher {teacher.name}",
             state_folder=state_folder(target),
@@ -84,6 +93,18 @@ def teach(
         fit_and_save(trainer, target, tokenizer, {"step": "teacher"}, recipe.class_names)
 
     return workspace.step("teacher", content, build, label=f"teacher {teacher.name}")
+
+
+def golden_of(parts: Sequence[Pairs], classes: int) -> Tensor:
+    """What the golden head learns of the pairs of every part, one after another: classes [N], or probabilities [N, C].
+
+    They are probabilities for all pairs where they are for some: a class is then a 1, and no label a row of zeros.
+    """
+    found = [torch.from_numpy(part.golden) for part in parts]
+    if any(one.ndim == 2 for one in found):
+        rows = torch.cat([torch.eye(classes), torch.zeros(1, classes)])  # the last one, which -1 takes, for no label
+        found = [one if one.ndim == 2 else rows[one] for one in found]
+    return torch.cat(found)
 
 
 def copy_checkpoint(
