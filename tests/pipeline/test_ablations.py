@@ -125,10 +125,8 @@ def test_no_pair_is_labelled_by_a_teacher_that_saw_its_question(
 ) -> None:
     taught: dict[str, set[str]] = {}
 
-    def teach_watched(
-        workspace: Workspace, recipe: Recipe, teacher: Teacher, rows: Pairs, warmed_up: Step | None
-    ) -> Step:
-        step = teach(workspace, recipe, teacher, rows, warmed_up)
+    def teach_watched(workspace: Workspace, recipe: Recipe, teacher: Teacher, rows: Pairs, *rest: Any) -> Step:
+        step = teach(workspace, recipe, teacher, rows, *rest)
         if "without fold" in teacher.name:
             taught[step.fingerprint] = set(rows.questions)
         return step

@@ -322,7 +322,7 @@ SHIPPED = {  # each recipe and its teachers: three as in the paper, or one of ea
     "debian-docs": CROSS_ENCODERS,
     "demo": ["mpnet", "minilm", "t1"],
     "demo-small": CROSS_ENCODERS,
-    "general": ["minilm", "t1", "t2"],
+    "general": ["mpnet", "t1"],
     "general-large": ["mpnet", "t1"],
     "medquad": ["minilm", "t1"],
     "mnli": CROSS_ENCODERS,
