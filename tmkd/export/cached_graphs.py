@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmkd.export.onnx import write_graph
+from tmkd.models.encoders.attention import added_mask
 from tmkd.models.encoders.families import takes_token_types
 from tmkd.models.encoders.forward import Batch, PairEncoder
-from tmkd.models.encoders.interaction import Attention, InteractionEncoder, InteractionLayer, added_mask
+from tmkd.models.encoders.interaction import Attention, InteractionEncoder, InteractionLayer
 
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ENCODER_OUTPUTS = ("hidden", "states", "text_embedding")  # torch.onnx calls a value of its own `embedding`

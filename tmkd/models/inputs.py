@@ -166,8 +166,8 @@ class TextSide:
 
         Args:
             rows: The n pairs.
-            packed: Put the texts one after another, the shortest first (`Packed` computes those of one length
-                together), and not into a padded rectangle.
+            packed: Put the texts one after another, the shortest first (`Packed` computes those of similar
+                length together), and not into a padded rectangle.
         """
         distinct, place = np.unique(self.rows[rows], return_inverse=True)
         if packed:

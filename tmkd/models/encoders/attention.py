@@ -7,8 +7,8 @@ Shapes: n pairs, T tokens of the padded width, d the hidden size, `heads` attent
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,6 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MASKED = -1e9  # added to the attention score of a padding token; its weight is exactly zero after the softmax
+
+
+def added_mask(mask: Tensor) -> Tensor:
+    """What is added to attention scores: 0 for a token and `MASKED` for padding, [n, 1, 1, T] float32 from [n, T]."""
+    return (1.0 - mask.float())[:, None, None, :] * MASKED
 
 
 class Attention(Protocol):
@@ -109,56 +114,40 @@ class FirstOfPadded:
         return (context + whole * value.bias.view(heads, -1)).flatten(1)[:, None]
 
 
-class _Rectangle(NamedTuple):
-    """Some tokens of texts as a rectangle with a text in each line.
+class Rectangle(NamedTuple):
+    """Where the tokens of n texts, which are one after another, are in a rectangle with a text in each line.
 
     Attributes:
-        texts: n.
-        width: T, tokens of the longest text.
-        slots: where the tokens are in it, [tokens] int64, below n * T; None where it has no padding.
-        bias: added to scores of its tokens, [n, 1, 1, T] float32; None where it has no padding.
+        inside: which places hold a token, [n, T] bool; T is the length of the longest text.
+        slots: the places of the tokens, [tokens] int64, below n * T; None where all hold one.
     """
 
-    texts: int
-    width: int
+    inside: Tensor
     slots: Tensor | None
-    bias: Tensor | None
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> _Rectangle:
-        """The rectangle of n texts, given their lengths."""
-        width, counts = max(lengths), torch.tensor(lengths)
-        if min(lengths) == width:
-            return cls(len(lengths), width, None, None)
-        inside = torch.arange(width) < counts[:, None]
-        bias = (1.0 - inside.float())[:, None, None] * MASKED
-        return cls(len(lengths), width, inside.flatten().nonzero().flatten(), bias)
+    def of(cls, lengths: Tensor) -> Rectangle:
+        """The rectangle of n texts, given their lengths, [n] int."""
+        inside = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+        return cls(inside, None if bool(inside.all()) else inside.flatten().nonzero().flatten())
 
-    def filled(self, x: Tensor, heads: int) -> Tensor:
-        """[tokens, d] -> [n, heads, T, d / heads], zeros where there is no token."""
+    @property
+    def tokens(self) -> int:
+        """How many tokens the texts have."""
+        return self.inside.numel() if self.slots is None else len(self.slots)
+
+    def filled(self, x: Tensor) -> Tensor:
+        """[tokens, d] -> [n, T, d], zeros where there is no token."""
         if self.slots is not None:
-            x = _Fill.apply(x, self.slots, self.texts * self.width)  # type: ignore[no-untyped-call]
-        return x.view(self.texts, self.width, heads, -1).transpose(1, 2)
+            x = x.new_zeros(self.inside.numel(), x.shape[1]).index_copy(0, self.slots, x)
+        return x.view(*self.inside.shape, -1)
 
     def taken(self, x: Tensor) -> Tensor:
-        """[n, heads, T, d / heads] -> [tokens, d]."""
-        x = x.transpose(1, 2).flatten(2).flatten(0, 1)
+        """[n, T, d] -> [tokens, d]."""
+        x = x.flatten(0, 1)
         if self.slots is not None:
             x = _Take.apply(x, self.slots)  # type: ignore[no-untyped-call]
         return x
-
-
-class _Fill(torch.autograd.Function):
-    """Put rows at their places among `count` rows, zeros elsewhere. Each is the other's backward (`_Take`)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, slots: Tensor, count: int) -> Tensor:
-        ctx.save_for_backward(slots)
-        return x.new_zeros(count, x.shape[1]).index_copy_(0, slots, x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient.index_select(0, *ctx.saved_tensors), None, None
 
 
 class _Take(torch.autograd.Function):
@@ -174,6 +163,33 @@ class _Take(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (slots,) = ctx.saved_tensors
         return gradient.new_zeros(ctx.count, gradient.shape[1]).index_copy_(0, slots, gradient), None
+
+
+class _Run(NamedTuple):
+    """Neighbours of similar length in a packed batch.
+
+    Attributes:
+        asking: where their queries are.
+        known: where their tokens are.
+        bias: added to the scores of the tokens, [n, 1, 1, T] float32; None where there is no padding.
+    """
+
+    asking: Rectangle
+    known: Rectangle
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, asking: Tensor, known: Tensor) -> _Run:
+        """Of n pairs with so many queries and tokens, [n] int each."""
+        tokens = Rectangle.of(known)
+        return cls(Rectangle.of(asking), tokens, None if tokens.slots is None else added_mask(tokens.inside))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        """Attention within each pair, from the queries, keys and values of all, [tokens, d] each."""
+        padded = self.asking.filled(q), self.known.filled(k), self.known.filled(v)
+        q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in padded)
+        weights = _weights((q * (1.0 / math.sqrt(q.shape[-1]))) @ k.transpose(-1, -2), self.bias, 0)
+        return self.asking.taken((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
 
 
 class Packed:
@@ -209,30 +225,19 @@ class Packed:
             out = varlen_attn(q, k, v, self.query_starts, self.starts, most_queries, self.longest)
             assert isinstance(out, Tensor)
             return out.flatten(1)
-        asked, known = ([sum(lengths) for lengths in sizes] for sizes in zip(*self._runs, strict=True))
-        parts = zip(self._rectangles, q.split(asked), k.split(known), v.split(known), strict=True)
-        return torch.cat([self._attend(both, of_run, heads) for both, *of_run in parts])
-
-    @staticmethod
-    def _attend(both: tuple[_Rectangle, _Rectangle], of_run: Sequence[Tensor], heads: int) -> Tensor:
-        """Attention within neighbours of similar length, from their queries, keys and values."""
-        asking, known = both
-        q, k, v = (where.filled(x, heads) for where, x in zip((asking, known, known), of_run, strict=True))
-        weights = _weights((q * (1.0 / math.sqrt(q.shape[-1]))) @ k.transpose(-1, -2), known.bias, 0)
-        return asking.taken(weights.to(v.dtype) @ v)
+        asked, known = [run.asking.tokens for run in self._runs], [run.known.tokens for run in self._runs]
+        parts = zip(self._runs, q.split(asked), k.split(known), v.split(known), strict=True)
+        return torch.cat([run.attend(q_i, k_i, v_i, heads) for run, q_i, k_i, v_i in parts])
 
     @functools.cached_property
-    def _rectangles(self) -> list[tuple[_Rectangle, _Rectangle]]:
-        """Of the queries and of the tokens of every run."""
-        return [(_Rectangle.of(asked), _Rectangle.of(known)) for asked, known in self._runs]
-
-    @functools.cached_property
-    def _runs(self) -> list[tuple[list[int], list[int]]]:
-        """Neighbours of similar length: how many queries and tokens each has."""
-        runs: list[tuple[list[int], list[int]]] = []
-        for asked, known in zip(self.query_starts.diff().tolist(), self.starts.diff().tolist(), strict=True):
-            if not runs or max(known, *runs[-1][1]) > 2 * min(known, *runs[-1][1]):
-                runs.append(([], []))
-            runs[-1][0].append(asked)
-            runs[-1][1].append(known)
-        return runs
+    def _runs(self) -> list[_Run]:
+        """Neighbours of similar length."""
+        lengths, firsts, shortest, longest = self.starts.diff(), [], 0, 0
+        for place, length in enumerate(lengths.tolist()):
+            shortest, longest = min(shortest, length), max(longest, length)
+            if longest > 2 * shortest:  # as for the very first one
+                firsts.append(place)
+                shortest = longest = length
+        sizes = [end - first for first, end in itertools.pairwise([*firsts, len(lengths)])]
+        both = zip(self.query_starts.diff().split(sizes), lengths.split(sizes), strict=True)
+        return [_Run.of(asking, known) for asking, known in both]

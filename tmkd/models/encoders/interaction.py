@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmkd.core.hardware import device
-from tmkd.models.encoders.attention import MASKED
+from tmkd.models.encoders.attention import added_mask
 from tmkd.models.encoders.forward import require_readable
 from tmkd.models.encoders.text_batches import StateBatch, TextBatch, TrainedReaders
 
@@ -61,11 +61,6 @@ class InteractionShape:
 def unit(states: Tensor) -> Tensor:
     """Scale each state so that its mean square is 1, [..., k]."""
     return states * torch.rsqrt(states.square().mean(dim=-1, keepdim=True) + EPSILON)
-
-
-def added_mask(mask: Tensor) -> Tensor:
-    """What is added to attention scores: 0 for a token and `MASKED` for padding, [n, 1, 1, T] float32 from [n, T]."""
-    return (1.0 - mask.float())[:, None, None, :] * MASKED
 
 
 class Attention(nn.Module):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tmkd.models.encoders.attention import Rectangle
 from tmkd.models.encoders.forward import Batch, Packing, PairEncoder
 
 
@@ -83,11 +84,8 @@ class Texts(NamedTuple):
         """
         states, mask = states.float(), batch.attention_mask
         if batch.packing is not None:
-            starts, width = batch.packing
-            lengths, columns = starts.diff(), torch.arange(width, device=starts.device)
-            mask = columns < lengths[:, None]
-            rectangle = states.new_zeros(mask.numel(), states.shape[-1])
-            states = rectangle.index_copy(0, mask.flatten().nonzero().flatten(), states).view(*mask.shape, -1)
+            rectangle = Rectangle.of(batch.packing.starts.diff())
+            states, mask = rectangle.filled(states), rectangle.inside
         assert mask is not None
         tokens = mask.float()[:, :, None]
         embeddings = F.normalize((states * tokens).sum(dim=1) / tokens.sum(dim=1), dim=-1)

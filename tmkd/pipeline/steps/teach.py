@@ -71,7 +71,7 @@ def teach(
             "max_length": length,
             "precision": recipe.precision,
         },
-        inputs={"encoder": warmed_up or source, "train": train_rows, "others": list(others) or None},
+        inputs={"encoder": warmed_up or source, "train": train_rows, "others": others},
     )
 
     def build(target: Path) -> None:
