@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import re
 import resource
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from pairs_fixtures import ROWS, refused
 
+from tmkd.config.pool_sections import Sampling
 from tmkd.core.errors import MissingExtraError, NoRoomError
 from tmkd.data.arrow_file import ArrowFile, write_arrow
 from tmkd.data.documents.text import question_key
 from tmkd.data.hub import read_hub
 from tmkd.data.pairs import Pairs, pair_id
 from tmkd.data.rows import Columns, rows_to_pairs
+from tmkd.data.sampling import sample
 from tmkd.data.split import folds, split, subsample
 from tmkd.data.writers import write_rows
 
@@ -293,6 +296,45 @@ def test_pairs_that_are_taken_of_a_file_hold_no_text_in_memory(tmp_path: Path) -
     assert next(iter(taken.texts())) == (f"question {rows[0]}", f"passage {rows[0]} " * 20)
     assert pa.total_allocated_bytes() == before
     assert plain.take(rows).table.nbytes > 4_000_000
+
+
+def test_choices_among_pairs_in_a_file_are_those_in_memory(both: tuple[Pairs, Pairs]) -> None:
+    plain, mapped = both
+    for by in ("question", "qid"):
+        (names, groups), (wanted, there) = mapped.groups(by), plain.groups(by)
+        assert names == wanted == sorted(set(plain.questions))
+        assert groups.tolist() == there.tolist()
+        assert [names[group] for group in groups] == plain.questions
+    assert subsample(mapped, 0.5).tolist() == subsample(plain, 0.5).tolist()
+    assert folds(mapped, 3).tolist() == folds(plain, 3).tolist()
+    assert [same(*parts) for parts in zip(split(mapped, (0.3, 0.7)), split(plain, (0.3, 0.7)), strict=True)] == [
+        True
+    ] * 2
+    scores = np.random.default_rng(0).normal(size=60)
+    for sampling in (Sampling(kind="top", keep=2), Sampling(keep=2, quantiles=2)):
+        assert sample(mapped, scores, sampling).rows.tolist() == sample(plain, scores, sampling).rows.tolist()
+
+
+def test_choices_keep_numbers_of_the_pairs_and_not_their_texts(tmp_path: Path) -> None:
+    """The texts of a pair are 500 bytes, its id as a string 81. Questions are strings, each once."""
+    count, each = 100_000, 20
+    texts = [f"question {n // each} " + "word " * 20 for n in range(count)]
+    plain = Pairs.build(texts, [f"passage {n} " * 20 for n in range(count)])
+    write_arrow(tmp_path / "pairs.arrow", plain.table.schema, [plain.table])
+    mapped, scores = Pairs.mapped(ArrowFile(tmp_path / "pairs.arrow")), np.arange(count, dtype=np.float32)
+    chosen = {
+        "share": lambda: subsample(mapped, 0.5),
+        "stratified": lambda: sample(mapped, scores, Sampling(keep=8)).rows,
+        "top": lambda: sample(mapped, scores, Sampling(kind="top", keep=8)).rows,
+    }
+    for name, choose in chosen.items():
+        choose()  # modules are imported
+        tracemalloc.start()
+        rows = choose()
+        peak = tracemalloc.get_traced_memory()[1] / count
+        tracemalloc.stop()
+        assert 0.3 * count < len(rows) < 0.7 * count, name
+        assert peak < 150, f"{name}: {peak:.0f} bytes a pair"
 
 
 def test_an_arrow_file_that_is_cut_off_or_none_is_an_error(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def test_what_cannot_be_calibrated() -> None:
 
 
 def test_scores_are_standardised_within_their_question() -> None:
-    found = log_odds(standardised(two_logits(np.array([1.0, 3.0, 10.0, 20.0, 30.0, 7.0])), ["a", "a", *"bbb", "c"]))
+    questions = np.array([0, 0, 1, 1, 1, 2])
+    found = log_odds(standardised(two_logits(np.array([1.0, 3.0, 10.0, 20.0, 30.0, 7.0])), questions))
     np.testing.assert_allclose(found, [-1, 1, -np.sqrt(1.5), 0, np.sqrt(1.5), 0], atol=1e-6)
 
 

@@ -77,6 +77,16 @@ def numbers_of(ids: pa.Array) -> Numbers:
     return numbers
 
 
+def all_numbers_of(ids: Sequence[str]) -> Numbers:
+    """The numbers of N ids (`numbers_of`), [N, 2] uint64; few ids are strings at the same time."""
+    numbers = np.empty((len(ids), 2), dtype=np.uint64)
+    end = 0
+    for chunk in chunks_of(ids):
+        numbers[end : end + len(chunk)] = numbers_of(chunk)
+        end += len(chunk)
+    return numbers
+
+
 def first_of_each(ids: Sequence[str]) -> NDArray[np.int64]:
     """The place at which each distinct one of N ids occurs first, in the alphabetical order of the ids, [n] int64."""
     first, second = np.empty(len(ids), dtype=np.uint64), np.empty(len(ids), dtype=np.uint64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -41,14 +41,17 @@ def pair_key(question: str, passage: str) -> str:
     return pair_id(question_key(question), question_key(passage))
 
 
-def grouped(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+def grouped(names: Iterable[str]) -> tuple[list[str], NDArray[np.int64]]:
     """The distinct names in alphabetical order, and for each of the N names its place among them, [N] int64.
 
-    np.unique would give the same, with the memory of the longest name for every name.
+    Only the distinct names are kept. np.unique would give the same, with the memory of the longest name for every name.
     """
-    distinct = sorted(set(names))
-    place = {name: number for number, name in enumerate(distinct)}
-    return distinct, np.array([place[name] for name in names], dtype=np.int64)
+    first: dict[str, int] = {}  # in the order in which they come
+    numbers = np.fromiter((first.setdefault(name, len(first)) for name in names), dtype=np.int64)
+    distinct = sorted(first)
+    places = np.empty(len(distinct), dtype=np.int64)
+    places[[first[name] for name in distinct]] = np.arange(len(distinct))
+    return distinct, places[numbers]
 
 
 class Reference(NamedTuple):
@@ -156,8 +159,11 @@ class Pairs:
     def _column(self, name: str) -> pa.ChunkedArray:
         return self._table.column(name) if self._rows is None else self._read([name]).column(0)
 
+    def _each(self, name: str) -> Iterator[str]:
+        return (value for batch in self.batches([name]) for value in batch.column(0).to_pylist())
+
     def _strings(self, name: str) -> list[str]:
-        return [value for batch in self.batches([name]) for value in batch.column(0).to_pylist()]
+        return [*self._each(name)]
 
     @property
     def questions(self) -> list[str]:
@@ -248,6 +254,14 @@ class Pairs:
     def qids(self) -> list[str]:
         """The names that group pairs by question: the column, or the questions if there is no such column."""
         return self._strings("qid") if self.has_qids else self.questions
+
+    def groups(self, by: Literal["question", "qid"] = "qid") -> tuple[list[str], NDArray[np.int64]]:
+        """The pairs by question, as `grouped` gives them. Few texts are in memory at a time, besides the distinct ones.
+
+        Args:
+            by: `question`: by the text. `qid`: by `qids`.
+        """
+        return grouped(self._each(by if self.has_qids else "question"))
 
     @property
     def pids(self) -> list[str]:

@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 
 from tmkd.config.pool_sections import Sampling
 from tmkd.core.errors import DataError
-from tmkd.data.pairs import Pairs, grouped
+from tmkd.data.pair_ids import all_numbers_of
+from tmkd.data.pairs import Pairs
 from tmkd.data.split import share_of
+
+_QUESTIONS = 4096  # whose ids are strings at the same time
 
 
 @dataclass(frozen=True)
@@ -83,20 +86,20 @@ def sample(pairs: Pairs, scores: NDArray[np.floating[Any]], sampling: Sampling, 
     """
     if gaps := int((~np.isfinite(scores)).sum()):
         raise DataError(f"pool.sampling: {gaps:,} of {len(pairs):,} pairs have no score; name another teacher (`by`)")
-    names, groups = grouped(pairs.qids)
-    ids = pairs.pair_ids
-    order = sorted(range(len(pairs)), key=lambda row: (groups[row], -scores[row], ids[row]))
-    bounds = np.searchsorted(groups[order], np.arange(len(names) + 1))
-    count = sampling.quantiles if sampling.kind == "stratified" else 1
-    chosen: list[int] = []
-    found = [0] * count
-    for begin, end in itertools.pairwise(bounds):
-        own = order[begin:end]
-        if sampling.kind == "top":
-            chosen += own[: sampling.keep]
-            continue
-        for place, part in enumerate(of_quantiles([ids[row] for row in own], sampling.keep, count, seed)):
-            chosen += [own[one] for one in part]
-            found[place] += len(part)
-    quantiles = tuple(found) if sampling.kind == "stratified" else ()
-    return Sampled(np.array(sorted(chosen), dtype=np.int64), len(pairs), quantiles)
+    names, groups = pairs.groups()
+    numbers = all_numbers_of(pairs.ids)
+    order = np.lexsort((numbers[:, 1], numbers[:, 0], -scores, groups))
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(groups, minlength=len(names)))])
+    if sampling.kind == "top":
+        places = np.arange(len(order)) - bounds[groups[order]]  # of each pair among its question's, from 0
+        return Sampled(np.sort(order[places < sampling.keep]), len(pairs), ())
+    chosen, found = np.zeros(len(pairs), dtype=np.bool_), np.zeros(sampling.quantiles, dtype=np.int64)
+    for first in range(0, len(names), _QUESTIONS):
+        begins = bounds[first : first + _QUESTIONS + 1]
+        rows = order[begins[0] : begins[-1]]
+        ids = pairs.ids_at(rows).to_pylist()
+        for begin, end in itertools.pairwise((begins - begins[0]).tolist()):
+            parts = of_quantiles(ids[begin:end], sampling.keep, sampling.quantiles, seed)
+            found += [len(part) for part in parts]
+            chosen[[rows[begin + place] for part in parts for place in part]] = True
+    return Sampled(np.flatnonzero(chosen), len(pairs), tuple(found.tolist()))

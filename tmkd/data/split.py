@@ -46,9 +46,8 @@ def split(pairs: Pairs, fractions: Sequence[float], seed: int = 0) -> tuple[Pair
     if not fractions or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"shares of a split must be above 0 and add up to 1, not {tuple(fractions)}")
     bounds = np.cumsum(fractions)[:-1]
-    names = _group_names(pairs.questions, pairs.qids)
-    share = {name: share_of(name, seed) for name in set(names)}
-    part = np.searchsorted(bounds, np.array([share[name] for name in names]), side="right")
+    names, groups = _groups(pairs)
+    part = np.searchsorted(bounds, np.array([share_of(name, seed) for name in names]), side="right")[groups]
     return tuple(pairs.take(np.flatnonzero(part == number)) for number in range(len(fractions)))
 
 
@@ -69,9 +68,8 @@ def subsample(pairs: Pairs, share: float, seed: int = _SUBSAMPLE, *, none: str =
     """
     if share == 1:
         return np.arange(len(pairs))
-    names = _group_names(pairs.questions, pairs.qids)
-    kept = {name: share_of(name, seed) < share for name in set(names)}
-    rows = np.flatnonzero([kept[name] for name in names])
+    names, groups = _groups(pairs)
+    rows = np.flatnonzero(np.array([share_of(name, seed) < share for name in names])[groups])
     if none and len(rows) == 0:
         raise DataError(none)
     return rows
@@ -92,32 +90,30 @@ def folds(pairs: Pairs, count: int) -> NDArray[np.int64]:
     Raises:
         DataError: there are fewer questions than folds.
     """
-    names = _group_names(pairs.questions, pairs.qids)
-    ordered = sorted(set(names), key=lambda name: (share_of(name, _FOLDS), name))
-    if len(ordered) < count:
-        raise DataError(f"{count} folds of {len(ordered)} training questions; `folds` can be that number at most")
-    place = {name: number * count // len(ordered) for number, name in enumerate(ordered)}
-    return np.array([place[name] for name in names], dtype=np.int64)
+    names, groups = _groups(pairs)
+    if len(names) < count:
+        raise DataError(f"{count} folds of {len(names)} training questions; `folds` can be that number at most")
+    order = sorted(range(len(names)), key=lambda group: (share_of(names[group], _FOLDS), names[group]))
+    fold = np.empty(len(names), dtype=np.int64)
+    fold[order] = np.arange(len(names)) * count // len(names)
+    return fold[groups]
 
 
-def _group_names(questions: Sequence[str], qids: Sequence[str]) -> list[str]:
-    """The name of each pair's group: the first question of the group, in alphabetical order.
+def _groups(pairs: Pairs) -> tuple[list[str], NDArray[np.int64]]:
+    """Pairs that belong together: the name of each group, and the group of each pair, [N] int64.
 
     Two pairs are in one group if they share a question in any spelling (`question_key`) or a qid, or if other pairs
-    connect them.
+    connect them. A group's name is the first of its questions in alphabetical order.
     """
     with needs_extra("train"):
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
-    texts, text = grouped(questions)
-    keys, key = grouped([question_key(one) for one in texts])  # of each distinct text
-    ids, qid = grouped(qids)
+    texts, text = pairs.groups("question")
+    keys, key = grouped(question_key(one) for one in texts)  # of each distinct text
+    ids, qid = pairs.groups("qid")
     nodes = len(keys) + len(ids)
     edges = coo_array((np.ones(len(text), dtype=bool), (key[text], len(keys) + qid)), shape=(nodes, nodes))
     _, component = connected_components(edges, directed=False)
-    groups = component[key]
-    first: dict[int, str] = {}
-    for name, group in zip(texts, groups.tolist(), strict=True):
-        first.setdefault(group, name)
-    return [first[group] for group in groups[text].tolist()]
+    _, first, group = np.unique(component[key], return_index=True, return_inverse=True)  # of each distinct text
+    return [texts[place] for place in first.tolist()], group[text]

@@ -14,7 +14,6 @@ import numpy as np
 from tmkd.core.console import progress
 from tmkd.core.errors import TmkdError
 from tmkd.core.logits import log_odds
-from tmkd.data.pairs import grouped
 from tmkd.evaluation.ranking import kendall_within
 from tmkd.pipeline.run_labels import RunLabels
 from tmkd.pipeline.store.label_check import (
@@ -205,7 +204,7 @@ def _compared(run: RunLabels) -> tuple[dict[str, dict[str, int]], tuple[Agreemen
             logits = run.logits(part)
             known = {name: np.isfinite(one).all(axis=1) for name, one in logits.items()}
             coverage[part] = {name: int(known[name].sum()) if name in known else 0 for name in run.teachers}
-            questions = grouped(pairs.qids)[1]
+            questions = pairs.groups()[1]
             for first, second in combinations(logits, 2) if run.classes == 2 else ():
                 rows = np.flatnonzero(known[first] & known[second])
                 one, other = (log_odds(logits[name][rows]) for name in (first, second))

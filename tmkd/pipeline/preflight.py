@@ -15,7 +15,7 @@ from tmkd.config.methods import Method
 from tmkd.config.rates import unread_rates
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import DataError, RecipeError, TmkdError
-from tmkd.data.pairs import Pairs, grouped
+from tmkd.data.pairs import Pairs
 from tmkd.data.row_counts import RowCounts
 from tmkd.data.split import folds
 from tmkd.models.card import has_card, read_card
@@ -289,12 +289,12 @@ def require_comparable(pairs: Pairs, loss: str, where: str) -> None:
     """
     if loss not in GROUPED:
         return
-    names, groups = grouped(pairs.qids)
+    names, groups = pairs.groups()
     alone = np.flatnonzero(np.bincount(groups)[groups] == 1)
     if len(alone):
         row = int(alone[0])
-        question = pairs.questions[row]
-        named = repr(question) if pairs.qids[row] == question else f"{question!r} (qid {pairs.qids[row]})"
+        (question,), qid = pairs.take([row]).questions, names[groups[row]]
+        named = repr(question) if qid == question else f"{question!r} (qid {qid})"
         raise DataError(
             f"loss.kind {loss} compares the passages of a question, and {len(alone):,} of the {len(names):,} questions "
             f"of the {where} pairs have a single one, first {named}, pair {row}; add passages, leave those out, or "

@@ -6,7 +6,6 @@ never on the development or test set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError
 from tmkd.core.logits import even_logits, log_odds, odds_of, sigmoid
-from tmkd.data.pairs import grouped
 
 Floats = NDArray[np.float64]
 BINS = 10  # of the expected calibration error
@@ -142,26 +140,26 @@ def _curve(x: Floats, y: Floats) -> tuple[tuple[float, float], ...]:
     return tuple(sorted(found))
 
 
-def standardised(logits: NDArray[np.floating[Any]], qids: Sequence[str]) -> NDArray[np.float32]:
+def standardised(logits: NDArray[np.floating[Any]], questions: NDArray[np.integer]) -> NDArray[np.float32]:
     """Log-odds with mean 0 and standard deviation 1 within every question: for pairs where nothing has a label.
 
     Args:
         logits: [N, 2].
-        qids: the question of each pair; one with a single passage gets 0.
+        questions: the number of each pair's question, [N]; the pair of a question with a single passage gets 0.
 
     Returns:
         [N, 2] float32.
     """
-    z, (names, place) = log_odds(logits), grouped(qids)
+    z = log_odds(logits)
     if not (known := np.isfinite(z)).all():  # of a partial teacher: nan stays nan
         found = np.full(logits.shape, np.nan, dtype=np.float32)
         if known.any():
-            found[known] = standardised(logits[known], [qid for qid, one in zip(qids, known, strict=True) if one])
+            found[known] = standardised(logits[known], questions[known])
         return found
-    counts = np.bincount(place, minlength=len(names))
-    means = np.bincount(place, z, len(names)) / counts
-    deviations = np.sqrt(np.bincount(place, (z - means[place]) ** 2, len(names)) / counts)
-    odds = (z - means[place]) / np.where(deviations > 1e-9, deviations, 1.0)[place]
+    counts = np.maximum(np.bincount(questions), 1)
+    means = np.bincount(questions, z) / counts
+    deviations = np.sqrt(np.bincount(questions, (z - means[questions]) ** 2) / counts)
+    odds = (z - means[questions]) / np.where(deviations > 1e-9, deviations, 1.0)[questions]
     return even_logits(odds).astype(np.float32)
 
 

@@ -16,7 +16,7 @@ from tmkd.config.methods import Method
 from tmkd.config.sections import Loss
 from tmkd.core.hardware import device
 from tmkd.core.mapped import mapped_numbers
-from tmkd.data.pairs import Pairs, grouped
+from tmkd.data.pairs import Pairs
 from tmkd.models.student import StudentOutput
 from tmkd.teachers.ensemble import ensemble_logits
 from tmkd.training.losses import GROUPED, GoldenLoss, golden_loss, soft_loss
@@ -300,6 +300,6 @@ def questions_of(pairs: Pairs, loss: Loss) -> NDArray[np.int64] | None:
     """
     if loss.kind not in GROUPED:
         return None
-    _, groups = grouped(pairs.qids)
+    _, groups = pairs.groups()
     assert (np.bincount(groups) > 1).all(), "a question has a single passage"
     return groups

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from tmkd.core.hardware import device
-from tmkd.data.pairs import Pairs, grouped
+from tmkd.data.pairs import Pairs
 from tmkd.models.encoders.forward import Batch
 from tmkd.models.student import AnyBatch, Encoder, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
@@ -179,7 +179,7 @@ def centred(scores: NDArray[np.floating[Any]], pairs: Pairs) -> NDArray[np.float
     Returns:
         Logits, [N, 2], whose log-odds have the standard deviation `SPREAD`.
     """
-    _, question = grouped(pairs.questions)
+    _, question = pairs.groups("question")
     counts = np.bincount(question)
     means = np.bincount(question, scores) / counts
     level = np.where(counts[question] > 1, means[question], scores.mean())

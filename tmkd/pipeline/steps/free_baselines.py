@@ -16,7 +16,7 @@ from tmkd.config.recipe import Recipe
 from tmkd.core.errors import MissingExtraError
 from tmkd.core.logits import even_logits, log_odds
 from tmkd.data.documents.bm25 import pair_scores
-from tmkd.data.pairs import Pairs, grouped
+from tmkd.data.pairs import Pairs
 from tmkd.evaluation.comparison import turned
 from tmkd.evaluation.ranking import fused_ranks
 from tmkd.evaluation.results import ModelOutput
@@ -99,7 +99,7 @@ def free_baselines(
         logger.warning(f"BM25 and its fusion with cosines are left out of the free baselines: {error}")
         return found
     scores = {BM25: words}
-    groups = grouped(pairs.qids)[1]
+    groups = pairs.groups()[1]
     if len(np.unique(groups)) < len(groups):  # a question with a single passage ranks nothing
         scores |= {f"{BM25}+{name}": fused_ranks(groups, [words, one]) for name, one in nearness.items()}
     by_words = [ModelOutput(name, "free", turned(even_logits(one), positive)[None]) for name, one in scores.items()]

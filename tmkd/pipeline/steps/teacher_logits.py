@@ -216,4 +216,6 @@ def calibrated(
     """
     if teacher.calibration == "none":
         return logits
-    return standardised(logits, pairs.qids) if calibration is None else read_calibration(calibration).apply(logits)
+    return (
+        standardised(logits, pairs.groups()[1]) if calibration is None else read_calibration(calibration).apply(logits)
+    )
