@@ -68,13 +68,8 @@ def run(subject: Subject, *, count: int = 512, rounds: int = 5, threads: int = 0
 def _prepared(endpoint: Endpoint, pairs: Pairs) -> Prepared:
     """The teacher's requests, as bytes."""
     form = form_of(endpoint, TmkdError)
-    return [
-        (
-            request_bytes(form.path, form.request(pairs.questions[rows[0]], [pairs.passages[row] for row in rows])),
-            len(rows),
-        )
-        for rows in requests_of(pairs.questions, form.batch)
-    ]
+    each = (pairs.take(rows) for rows in requests_of(pairs, form.batch))
+    return [(request_bytes(form.path, form.request(some.questions[0], some.passages)), len(some)) for some in each]
 
 
 async def _send(port: int, requests: Prepared, callers: int) -> None:

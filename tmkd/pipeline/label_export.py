@@ -111,7 +111,7 @@ def _tables(
         for part, values in parts.items():
             pairs = run.pairs[part]
             for start in range(0, len(pairs), _CHUNK):
-                some = Pairs(pairs.table.slice(start, _CHUNK))
+                some = pairs.take(np.arange(start, min(start + _CHUNK, len(pairs))))
                 yield _table(part, some, {name: one[start : start + _CHUNK] for name, one in values.items()}, schema)
                 bar.advance(len(some))
 

@@ -8,6 +8,7 @@ and the requests under way again.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import threading
@@ -41,8 +42,8 @@ _GATHERED = 0.5  # seconds between two times that answers are given: each is a f
 _LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 
 
-_Answer = tuple[list[int], list[float]]
-"""Indices of the pairs of a request, and their scores."""
+_Answer = tuple[NDArray[np.int64], list[float]]
+"""Places of the pairs of a request, and their scores."""
 
 
 class ServedTeacher(StoredTeacher):
@@ -106,8 +107,8 @@ class ServedTeacher(StoredTeacher):
                     ready = _gathered(answers, until)
                     more, found = ready[-1] is not None, [one for one in ready if one is not None]
                     if found:
-                        scores = np.array([score for one in found for score in one[1]], dtype=np.float32)
-                        yield np.array([row for one in found for row in one[0]]), scores[:, None]
+                        scores = np.array([score for _, some in found for score in some], dtype=np.float32)
+                        yield np.concatenate([rows for rows, _ in found]), scores[:, None]
                     until = time.monotonic() + _GATHERED
             finally:
                 self._stop.set()
@@ -117,15 +118,15 @@ class ServedTeacher(StoredTeacher):
 
     async def _ask_all(self, pairs: Pairs, answers: SimpleQueue[_Answer | None], problems: list[EndpointError]) -> None:
         """Ask for the scores of all pairs, until there is a problem; None is the last of the answers."""
-        questions, passages = pairs.questions, pairs.passages
-        jobs = requests_of(questions, self._form.batch)
+        jobs = requests_of(pairs, self._form.batch)
 
         async def ask() -> None:
             for rows in jobs:
                 if self._stop.is_set():
                     break
+                some = pairs.take(rows)
                 try:
-                    scores = await self._scores(client, questions[rows[0]], [passages[row] for row in rows])
+                    scores = await self._scores(client, some.questions[0], some.passages)
                 except EndpointError as problem:
                     problems.append(problem)
                     self._stop.set()
@@ -215,19 +216,20 @@ def _gathered(answers: SimpleQueue[_Answer | None], until: float) -> list[_Answe
     return found
 
 
-def requests_of(questions: list[str], batch: int) -> Iterator[list[int]]:
+def requests_of(pairs: Pairs, batch: int) -> Iterator[NDArray[np.int64]]:
     """The pairs of each request: passages of one question, at most `batch` of them.
 
     Args:
-        questions: the question of each pair.
+        pairs: N pairs.
         batch: most passages of a request.
 
     Yields:
-        Indices of the pairs of a request.
+        The places of a request's pairs, in their order; the question that comes first in the pairs first.
     """
-    rows_of: dict[str, list[int]] = {}
-    for row, question in enumerate(questions):
-        rows_of.setdefault(question, []).append(row)
-    for rows in rows_of.values():
-        for start in range(0, len(rows), batch):
-            yield rows[start : start + batch]
+    _, question = pairs.groups("question")
+    _, first = np.unique(question, return_index=True)
+    order = np.argsort(first[question], kind="stable")
+    ends = np.cumsum(np.bincount(question)[np.argsort(first)])
+    for begin, end in itertools.pairwise([0, *ends.tolist()]):
+        for start in range(begin, end, batch):
+            yield order[start : min(start + batch, end)]
