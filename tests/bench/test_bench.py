@@ -271,11 +271,13 @@ def test_texts_that_occur_several_times(tmp_path: Path, monkeypatch: pytest.Monk
     assert {questions.count(text) for text in questions} == {4}
     with pytest.raises(TmkdError, match="have 20 questions; give 21 or more"):
         found.reused(21, 32)
-    figures = run("label --reuse", Subject(layers=1, max_length=48, pairs=path), count=32, rounds=1)
-    rows = json.loads(json.dumps(figures.to_json()))["rows"]
-    assert {row["unit"] for row in rows} == {f"pairs/s, each text in {times}" for times in (1, 4, 16)}
-    assert len(rows) == 6
-    assert sum("slower" in row for row in rows) == 3
+    for bench in ("label --reuse", "train --reuse"):
+        figures = run(bench, Subject(layers=1, max_length=48, pairs=path), count=32, rounds=1)
+        rows = json.loads(json.dumps(figures.to_json()))["rows"]
+        assert not any("error" in row for row in rows), rows
+        assert {row["unit"] for row in rows} == {f"pairs/s, each text in {times}" for times in (1, 4, 16)}
+        assert len(rows) == 6
+        assert sum("slower" in row for row in rows) == 3
 
 
 def test_factors_compare_each_row_with_the_row_above() -> None:

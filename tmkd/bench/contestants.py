@@ -70,6 +70,15 @@ def training(model: Weights) -> list[Contestant]:
     ]  # fmt: skip
 
 
+def training_cached(model: Weights) -> list[Contestant]:
+    """A student that reads passages once and whose encoder is trained: pairs in random steps, and by passage."""
+    given = {"model": model.student, "max_length": model.max_length}
+    return [
+        _ours("tmkd cached, random steps", "train_cached", by_passage=False, **given),
+        _ours("tmkd cached, steps by passage", "train_cached", by_passage=True, **given),
+    ]
+
+
 def labelling(model: Weights) -> list[Contestant]:
     """Ways to label a pool in PyTorch, as a teacher does."""
     return [

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 from rich.console import RenderableType
 
-from tmkd.bench.contestants import PROBE, choose, factors, labelling, latency, reusing, scoring, training
+from tmkd.bench.contestants import (
+    PROBE,
+    choose,
+    factors,
+    labelling,
+    latency,
+    reusing,
+    scoring,
+    training,
+    training_cached,
+)
 from tmkd.bench.material import BenchPairs, Subject, Weights
 from tmkd.bench.rounds import Result, Turn, compete, ratios, table
 from tmkd.bench.worker import Contestant, Worker
@@ -26,6 +36,7 @@ REUSE = (1, 4, 16)  # pairs that a text occurs in
 QUESTIONS = 10  # of each size in one turn of the latency bench
 BENCHES: dict[str, Callable[[Weights], list[Contestant]]] = {
     "train": training,
+    "train --reuse": training_cached,
     "label": labelling,
     "label --reuse": reusing,
     "score": scoring,
@@ -94,7 +105,8 @@ def run(
     contestants = [replace(one, threads=one.threads or threads) for one in contestants]
     logs = cache_folder("bench", "logs")
     scores: dict[str, list[float]] = {}
-    turns = {"latency": _latency_turn(pairs), "label --reuse": _reuse_turn(pairs, count)}
+    reuse = _reuse_turn(pairs, count)
+    turns = {"latency": _latency_turn(pairs), "train --reuse": reuse, "label --reuse": reuse}
     turn = turns.get(bench) or _rate_turn(pairs, count, scores)
     results = compete(contestants, turn, rounds, logs)
     logger.info(f"bench: the contestants' own output is in {logs}")

@@ -61,6 +61,14 @@ def train(
     count: Count = 512,
     rounds: Rounds = 5,
     peers: Peers = None,
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse",
+            help="a student that reads passages once and trains its encoder: in random steps, and by passage; each "
+            "text in 1, 4 and 16 pairs",
+        ),
+    ] = False,
     threads: Cores = 0,
     json_file: JsonFile = None,
     quiet: Quiet = False,
@@ -72,8 +80,11 @@ def train(
 
     Example: tmkd bench train --count 256 --rounds 5
     """
+    if reuse and peers is not None:
+        raise typer.BadParameter("give one of --reuse and --peers", param_hint="--reuse")
     subject = _subject(model, layers, max_length, pairs)
-    _speed("train", subject, json_file, count=count, rounds=rounds, peers=_names(peers), threads=threads)
+    bench_name = "train --reuse" if reuse else "train"
+    _speed(bench_name, subject, json_file, count=count, rounds=rounds, peers=_names(peers), threads=threads)
 
 
 @bench.command(cls=Command, rich_help_panel="Speed")

@@ -8,9 +8,8 @@ from protocol import serve
 
 
 def load(options):
-    return {"train": train, "score": score, "similarity": similarity, "export": export, "probe": probe}[
-        options["do_what"]
-    ](options)
+    jobs = (train, train_cached, score, similarity, export, probe)
+    return {job.__name__: job for job in jobs}[options["do_what"]](options)
 
 
 def train(options):
@@ -33,6 +32,42 @@ def train(options):
     def run(questions, passages, labels):
         config = TrainerConfig(1e-5, 1, 32, 0, precision=options.get("precision", "auto"))
         data = TrainingSet(TokenInputs(tokenizer.encode(questions, passages), tokenizer.pad_id))
+        loss = GoldenLoss(torch.tensor(labels))
+        with tempfile.TemporaryDirectory() as state:
+            Trainer(model, data, loss, config, name="tmkd", state_folder=Path(state)).fit()
+
+    return run
+
+
+def train_cached(options):
+    """A student that reads passages once, and whose encoder is trained with it."""
+    import torch
+
+    from tmkd.config.student_sections import Cached
+    from tmkd.core.hardware import prepare
+    from tmkd.models.checkpoint import hidden_width, load_encoder
+    from tmkd.models.encoders.find import find_encoder
+    from tmkd.models.encoders.interaction import InteractionEncoder
+    from tmkd.models.encoders.text_batches import TrainedReaders
+    from tmkd.models.inputs import TextInputs, TextSide
+    from tmkd.models.student import Student
+    from tmkd.models.text_tokenizer import TextTokenizer
+    from tmkd.pipeline.steps.student import READERS, shape_of
+    from tmkd.training.losses import GoldenLoss
+    from tmkd.training.trainer import Trainer, TrainerConfig
+    from tmkd.training.training_set import TrainingSet
+
+    prepare(options["threads"])
+    folder = find_encoder(options["model"])
+    tokenizer = TextTokenizer(folder, options["max_length"])
+    encoder = InteractionEncoder(shape_of(Cached(), hidden_width(folder)), folder)
+    encoder.readers = TrainedReaders(load_encoder(folder, 2))
+    model = Student(encoder, 2)
+
+    def run(questions, passages, labels):
+        config = TrainerConfig(1e-5, 1, 32, 0, part=READERS, part_rate=1e-6)
+        inputs = TextInputs(TextSide.of(tokenizer, questions), TextSide.of(tokenizer, passages))
+        data = TrainingSet(inputs, by_passage=options["by_passage"])
         loss = GoldenLoss(torch.tensor(labels))
         with tempfile.TemporaryDirectory() as state:
             Trainer(model, data, loss, config, name="tmkd", state_folder=Path(state)).fit()
