@@ -6,6 +6,7 @@ import builtins
 import re
 import resource
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 from pairs_fixtures import ROWS, refused
 
 from tmkd.config.pool_sections import Sampling
@@ -322,7 +324,7 @@ def test_choices_keep_numbers_of_the_pairs_and_not_their_texts(tmp_path: Path) -
     plain = Pairs.build(texts, [f"passage {n} " * 20 for n in range(count)])
     write_arrow(tmp_path / "pairs.arrow", plain.table.schema, [plain.table])
     mapped, scores = Pairs.mapped(ArrowFile(tmp_path / "pairs.arrow")), np.arange(count, dtype=np.float32)
-    chosen = {
+    chosen: dict[str, Callable[[], NDArray[np.int64]]] = {
         "share": lambda: subsample(mapped, 0.5),
         "stratified": lambda: sample(mapped, scores, Sampling(keep=8)).rows,
         "top": lambda: sample(mapped, scores, Sampling(kind="top", keep=8)).rows,

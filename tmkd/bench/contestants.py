@@ -72,7 +72,7 @@ def training(model: Weights) -> list[Contestant]:
 
 def training_cached(model: Weights) -> list[Contestant]:
     """A student that reads passages once and whose encoder is trained: pairs in random steps, and by passage."""
-    given = {"model": model.student, "max_length": model.max_length}
+    given: dict[str, Any] = {"model": model.student, "max_length": model.max_length}
     return [
         _ours("tmkd cached, random steps", "train_cached", by_passage=False, **given),
         _ours("tmkd cached, steps by passage", "train_cached", by_passage=True, **given),
