@@ -67,6 +67,47 @@ def test_the_sides_of_a_text_are_kept_apart() -> None:
     ]
 
 
+def test_texts_of_many_parts_are_found_whatever_their_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that begin or end with zeros, or differ in their last byte alone, are keys like others."""
+    keys = [bytes(16), bytes(15) + b"\1", b"\1" + bytes(15), b"\xff" * 16, b"\xff" * 15 + bytes(1), bytes(range(16))]
+    names = [str(number) for number in range(len(keys))]
+    monkeypatch.setattr("tmkd.teachers.embedded_texts._key", lambda one: keys[int(one[1])])
+    kept = EmbeddedTexts(tmp_path)
+    for some in (names[3:], names[:1]):  # in parts of three and one, out of order
+        kept.add([("query", name) for name in some], np.array([[float(name)] for name in some], dtype=np.float32))
+    for now in (kept, EmbeddedTexts(tmp_path)):
+        assert now.missing([("query", name) for name in names]) == [("query", "1"), ("query", "2")]
+        now.add([("query", name) for name in names[1:3]], np.array([[1], [2]], dtype=np.float32))
+        assert now.missing([("query", name) for name in names]) == []
+        assert now.of("query", [*names[::-1], "0"]).ravel().tolist() == [5, 4, 3, 2, 1, 0, 0]
+
+
+def test_pairs_whose_texts_are_embedded_do_not_wait_for_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = pairs_of(0, 5)
+    embedded: list[tuple[str, ...]] = []
+
+    def counted(reader: TextReader, texts: Sequence[str]) -> NDArray[np.float32]:
+        embedded.append(tuple(texts))
+        return embeddings(reader, texts)
+
+    monkeypatch.setattr("tmkd.teachers.bi_encoder.embeddings", counted)
+    teacher = BiEncoderTeacher("builtin:minilm-l6", precision="fp32")
+    monkeypatch.setattr("tmkd.teachers.bi_encoder.CHUNK", 6)
+    expected, batches = teacher.raw(pairs), [*embedded]
+    embedded.clear()
+    monkeypatch.setattr("tmkd.teachers.bi_encoder._BLOCK", 3)
+    monkeypatch.setattr("tmkd.teachers.bi_encoder._WAITING", 4)
+    other = BiEncoderTeacher("builtin:minilm-l6", precision="fp32")
+    for again in (False, True):  # all texts are embedded the second time
+        parts = list(other.scored(pairs))
+        rows = np.concatenate([rows for rows, _ in parts])
+        assert sorted(rows.tolist()) == [*range(len(pairs))]
+        assert np.array_equal(np.concatenate([scores for _, scores in parts])[np.argsort(rows)], expected)
+        assert len(parts) > 2
+        assert not again or max(len(rows) for rows, _ in parts) <= 6
+    assert embedded == batches
+
+
 @pytest.mark.parametrize("spoil", ["cut", "gone", "other", "flipped"])
 def test_a_damaged_part_is_made_again(tmp_path: Path, spoil: str, caplog: pytest.LogCaptureFixture) -> None:
     kept = EmbeddedTexts(tmp_path)

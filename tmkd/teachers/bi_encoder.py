@@ -6,7 +6,8 @@ Every text is embedded once, so N pairs over M distinct texts cost M short forwa
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,8 @@ from tmkd.teachers.interface import Scored, StoredTeacher
 from tmkd.teachers.on_cluster import Embed, Embedded, EmbedTexts, embed_on, embed_sides
 
 CHUNK = 2048  # texts that are embedded between two writes of the label store
+_BLOCK = 4096  # pairs whose texts are looked up together
+_WAITING = 1 << 16  # pairs that wait for new texts, from which on those whose texts are embedded wait no longer
 _FORWARD = 2  # raised when our forward gives other numbers than before, so that stored labels are not taken for its own
 BUILTIN_LENGTH = {"builtin:minilm-l6": 256, "builtin:mpnet": 384}
 """Tokens of a text that these models were trained with; both take the mean of the tokens, scaled to length 1."""
@@ -198,17 +201,36 @@ class BiEncoderTeacher(StoredTeacher):
             self._embedded = EmbeddedTexts(folder)
 
     def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
-        """Embed the texts that are new, and give the similarity of the pairs whose texts are embedded."""
+        """Embed the texts that are new, and give the similarity of the pairs whose texts are embedded.
+
+        Which texts are embedded together depends on the order of the new ones alone. So labels that a process stored
+        before it was killed change nothing for the next one.
+        """
         chunk = CHUNK if cluster is None else CHUNK * 8 * cluster.workers
-        some: list[tuple[str, str]] = []
+        waiting: dict[int, tuple[Sided, Sided]] = {}  # by the pair's place
         new: dict[Sided, None] = {}  # a set that keeps the order
-        for end, (question, passage) in enumerate(pairs.texts(), start=1):
-            some.append((question, passage))
-            new |= dict.fromkeys(self._embedded.missing([("query", question), ("document", passage)]))
-            if len(new) >= chunk or end == len(pairs):
-                self._embed([*new], cluster)
-                yield np.arange(end - len(some), end), self._similarity(some)[:, None]
-                some, new = [], {}
+        texts = enumerate((("query", question), ("document", passage)) for question, passage in pairs.texts())
+        while block := list(itertools.islice(texts, _BLOCK)):
+            missing = set(self._embedded.missing(text for _, both in block for text in both))
+            for place, both in block:
+                waiting[place] = both
+                new |= dict.fromkeys(text for text in both if text in missing)
+                if len(new) >= chunk or place == len(pairs) - 1:
+                    self._embed([*new], cluster)
+                    missing.difference_update(new)
+                    new = {}
+                    yield self._scores(waiting)
+                    waiting = {}
+            if len(waiting) >= _WAITING:
+                ready = {place: both for place, both in waiting.items() if new.keys().isdisjoint(both)}
+                waiting = {place: both for place, both in waiting.items() if place not in ready}
+                if ready:
+                    yield self._scores(ready)
+
+    def _scores(self, pairs: Mapping[int, tuple[Sided, Sided]]) -> Scored:
+        """The places of some pairs whose texts are embedded, and their similarities."""
+        both = [(question, passage) for (_, question), (_, passage) in pairs.values()]
+        return np.array([*pairs]), self._similarity(both)[:, None]
 
     def _embed(self, texts: Sequence[Sided], cluster: Cluster | None) -> None:
         """Embed texts that are not embedded yet."""

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 Sided = tuple[str, str]
 """A text and before it its side, `query` or `document`: a text may be embedded once as each."""
+_Part = tuple[NDArray[np.uint8], NDArray[np.float32]]
+"""The keys of some texts, [n, 16], and their embeddings, [n, d]."""
+_KEY = np.dtype("S16")  # a key as one value that can be sorted
 
 
 class EmbeddedTexts:
@@ -34,11 +37,13 @@ class EmbeddedTexts:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self._parts: list[NDArray[np.float32]] = []
-        self._places: dict[bytes, tuple[int, int]] = {}
-        for path in sorted(folder.glob("*.keys.npy")) if folder is not None else ():
-            self._read(path)
+        self._ends: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # how many texts there are up to the end of a part
+        self._keys = np.empty(0, dtype=_KEY)  # of all texts, in their order: 24 bytes a text with its row
+        self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # of each key among the texts of all parts
+        paths = sorted(folder.glob("*.keys.npy")) if folder is not None else []
+        self._keep([part for path in paths if (part := self._read(path)) is not None])
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path) -> _Part | None:
         values = path.with_name(path.name.replace(".keys", ""))
         try:
             lines, part = np.load(path), np.load(values, mmap_mode="r")
@@ -49,16 +54,32 @@ class EmbeddedTexts:
                 raise ValueError("its checksum is another")
         except (OSError, ValueError, EOFError) as error:
             logger.warning(f"{values} is missing or damaged ({error}); its texts are embedded again")
-            return
-        self._keep(keys, part)
+            return None
+        return keys, part
 
-    def _keep(self, keys: NDArray[np.uint8], part: NDArray[np.float32]) -> None:
-        self._places |= {key.tobytes(): (len(self._parts), row) for row, key in enumerate(keys)}
-        self._parts.append(part)
+    def _keep(self, parts: Sequence[_Part]) -> None:
+        if not parts:
+            return
+        keys = np.concatenate([keys for keys, _ in parts]).view(_KEY).ravel()
+        order = np.argsort(keys)
+        places = np.searchsorted(self._keys, keys[order])
+        self._rows = np.insert(self._rows, places, len(self._rows) + order)
+        self._keys = np.insert(self._keys, places, keys[order])
+        self._parts += [part for _, part in parts]
+        self._ends = np.cumsum([len(part) for part in self._parts])
+
+    def _find(self, texts: Sequence[Sided]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The row of each text among those of all parts, and whether it is there, [n] each."""
+        keys = np.array([_key(one) for one in texts], dtype=_KEY)
+        if not len(self._keys):
+            return np.zeros(len(keys), dtype=np.int64), np.zeros(len(keys), dtype=np.bool_)
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return self._rows[places], self._keys[places] == keys
 
     def missing(self, texts: Iterable[Sided]) -> list[Sided]:
         """Those of the texts that are not embedded yet, each once, in their order."""
-        return [one for one in dict.fromkeys(texts) if _key(one) not in self._places]
+        distinct = [*dict.fromkeys(texts)]
+        return [one for one, there in zip(distinct, self._find(distinct)[1].tolist(), strict=True) if not there]
 
     def add(self, texts: Sequence[Sided], embeddings: NDArray[np.float32]) -> None:
         """Keep the embeddings [n, d] float32 of n texts.
@@ -75,12 +96,19 @@ class EmbeddedTexts:
                 with replacing(self.folder / path, numbers.nbytes) as temporary, temporary.open("wb") as file:
                     np.save(file, numbers)
             embeddings = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-        self._keep(keys, embeddings)
+        self._keep([(keys, embeddings)])
 
     def of(self, side: str, texts: Sequence[str]) -> NDArray[np.float32]:
-        """The embeddings of texts that are there, [n, d] float32."""
-        places = [self._places[_key((side, text))] for text in texts]
-        return np.stack([self._parts[part][row] for part, row in places])
+        """The embeddings of n texts, at least one, that are there, [n, d] float32."""
+        rows, there = self._find([(side, text) for text in texts])
+        assert there.all(), "a text is not embedded"
+        parts = np.searchsorted(self._ends, rows, side="right")
+        found = np.empty((len(texts), self._parts[0].shape[1]), dtype=np.float32)
+        order = np.argsort(parts, kind="stable")
+        for some in np.split(order, np.flatnonzero(np.diff(parts[order])) + 1):
+            part = int(parts[some[0]])
+            found[some] = self._parts[part][rows[some] - (self._ends[part] - len(self._parts[part]))]
+        return found
 
 
 def _key(text: Sided) -> bytes:
