@@ -13,61 +13,58 @@ def load(options):
 
 
 def train(options):
-    import torch
-
     from tmkd.core.hardware import prepare
     from tmkd.models.checkpoint import load_encoder
     from tmkd.models.inputs import TokenInputs
     from tmkd.models.student import Student
     from tmkd.models.tokenizer import PairTokenizer
-    from tmkd.training.losses import GoldenLoss
-    from tmkd.training.trainer import Trainer, TrainerConfig
-    from tmkd.training.training_set import TrainingSet
 
     prepare(options["threads"])
     folder = Path(options["model"])
     tokenizer = PairTokenizer(folder, options["max_length"])
-    model = Student(load_encoder(folder, 2), 2)  # each turn continues to train it, as the other tools do
 
-    def run(questions, passages, labels):
-        config = TrainerConfig(1e-5, 1, 32, 0, precision=options.get("precision", "auto"))
-        data = TrainingSet(TokenInputs(tokenizer.encode(questions, passages), tokenizer.pad_id))
-        loss = GoldenLoss(torch.tensor(labels))
-        with tempfile.TemporaryDirectory() as state:
-            Trainer(model, data, loss, config, name="tmkd", state_folder=Path(state)).fit()
+    def read(questions, passages):
+        return TokenInputs(tokenizer.encode(questions, passages), tokenizer.pad_id)
 
-    return run
+    return _epoch(Student(load_encoder(folder, 2), 2), read, precision=options.get("precision", "auto"))
 
 
 def train_cached(options):
     """A student that reads passages once, and whose encoder is trained with it."""
-    import torch
-
     from tmkd.config.student_sections import Cached
     from tmkd.core.hardware import prepare
     from tmkd.models.checkpoint import hidden_width, load_encoder
-    from tmkd.models.encoders.find import find_encoder
     from tmkd.models.encoders.interaction import InteractionEncoder
     from tmkd.models.encoders.text_batches import TrainedReaders
     from tmkd.models.inputs import TextInputs, TextSide
     from tmkd.models.student import Student
     from tmkd.models.text_tokenizer import TextTokenizer
     from tmkd.pipeline.steps.student import READERS, shape_of
+
+    prepare(options["threads"])
+    folder = Path(options["model"])
+    tokenizer = TextTokenizer(folder, options["max_length"])
+    encoder = InteractionEncoder(shape_of(Cached(), hidden_width(folder)), folder)
+    encoder.readers = TrainedReaders(load_encoder(folder, 2))
+
+    def read(questions, passages):
+        return TextInputs(TextSide.of(tokenizer, questions), TextSide.of(tokenizer, passages))
+
+    return _epoch(Student(encoder, 2), read, by_passage=options["by_passage"], part=READERS, part_rate=1e-6)
+
+
+def _epoch(model, read, *, by_passage=False, **numbers):
+    """Trains the model for an epoch in each turn; it goes on in the next one, as the other tools do."""
+    import torch
+
     from tmkd.training.losses import GoldenLoss
     from tmkd.training.trainer import Trainer, TrainerConfig
     from tmkd.training.training_set import TrainingSet
 
-    prepare(options["threads"])
-    folder = find_encoder(options["model"])
-    tokenizer = TextTokenizer(folder, options["max_length"])
-    encoder = InteractionEncoder(shape_of(Cached(), hidden_width(folder)), folder)
-    encoder.readers = TrainedReaders(load_encoder(folder, 2))
-    model = Student(encoder, 2)
+    config = TrainerConfig(1e-5, 1, 32, 0, **numbers)
 
     def run(questions, passages, labels):
-        config = TrainerConfig(1e-5, 1, 32, 0, part=READERS, part_rate=1e-6)
-        inputs = TextInputs(TextSide.of(tokenizer, questions), TextSide.of(tokenizer, passages))
-        data = TrainingSet(inputs, by_passage=options["by_passage"])
+        data = TrainingSet(read(questions, passages), by_passage=by_passage)
         loss = GoldenLoss(torch.tensor(labels))
         with tempfile.TemporaryDirectory() as state:
             Trainer(model, data, loss, config, name="tmkd", state_folder=Path(state)).fit()
