@@ -309,9 +309,8 @@ def test_choices_among_pairs_in_a_file_are_those_in_memory(both: tuple[Pairs, Pa
         assert [names[group] for group in groups] == plain.questions
     assert subsample(mapped, 0.5).tolist() == subsample(plain, 0.5).tolist()
     assert folds(mapped, 3).tolist() == folds(plain, 3).tolist()
-    assert [same(*parts) for parts in zip(split(mapped, (0.3, 0.7)), split(plain, (0.3, 0.7)), strict=True)] == [
-        True
-    ] * 2
+    for found, kept in zip(split(mapped, (0.3, 0.7)), split(plain, (0.3, 0.7)), strict=True):
+        assert same(found, kept)
     scores = np.random.default_rng(0).normal(size=60)
     for sampling in (Sampling(kind="top", keep=2), Sampling(keep=2, quantiles=2)):
         assert sample(mapped, scores, sampling).rows.tolist() == sample(plain, scores, sampling).rows.tolist()

@@ -8,7 +8,6 @@ and the requests under way again.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import threading
@@ -229,7 +228,6 @@ def requests_of(pairs: Pairs, batch: int) -> Iterator[NDArray[np.int64]]:
     _, question = pairs.groups("question")
     _, first = np.unique(question, return_index=True)
     order = np.argsort(first[question], kind="stable")
-    ends = np.cumsum(np.bincount(question)[np.argsort(first)])
-    for begin, end in itertools.pairwise([0, *ends.tolist()]):
-        for start in range(begin, end, batch):
-            yield order[start : min(start + batch, end)]
+    for rows in np.split(order, np.flatnonzero(np.diff(question[order])) + 1):
+        for start in range(0, len(rows), batch):
+            yield rows[start : start + batch]
