@@ -267,6 +267,17 @@ def test_the_table_of_texts_that_occur_again_is_that_of_its_file() -> None:
         assert ratio == f"{cross['slower'] if 'slower' in cross else 1 / cosine['slower']:.1f}"
 
 
+def test_the_table_of_steps_by_passage_is_that_of_its_file() -> None:
+    page = PAGES["docs/performance.md"]
+    found = json.loads((page.parent / "results" / "bench-train-reuse.json").read_text())["rows"]
+    rates = {(row["name"], row["unit"]): row["median"] for row in found}
+    rows = re.findall(r"^\| (\d+) pairs?\b[^|]* \| (\d+) \| (\d+) \|$", page.read_text(), flags=re.M)
+    assert [row[0] for row in rows] == ["1", "4", "16"]
+    for times, *cells in rows:
+        names = ("tmkd cached, random steps", "tmkd cached, steps by passage")
+        assert cells == [f"{rates[name, f'pairs/s, each text in {times}']:.0f}" for name in names]
+
+
 def test_the_figures_of_a_served_teacher_are_those_of_its_file() -> None:
     alone, teacher = json.loads((ROOT / "docs" / "results" / "bench-label-served.json").read_text())["rows"]
     shown = (
