@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import write_jsonl
 
 from tmkd.core.errors import DataError
 from tmkd.core.logits import log_odds
+from tmkd.data.arrow_file import ArrowFile, write_arrow
 from tmkd.data.pairs import Pairs
 from tmkd.teachers.score_file import ScoreFileTeacher
 
@@ -58,7 +62,13 @@ def test_missing_scores_are_counted_and_the_first_is_named(tmp_path: Path) -> No
         ([{"pair_id": "1", "other": 1}], r"has no column 'score'; its columns are pair_id, other"),
         ([{"id": "1", "score": 1}], r"has no column pair_id, no qid and pid, and no question and passage"),
         ([{"pair_id": "1", "score": "high"}], r"jsonl:1: score is 'high', not a finite number"),
-        ([{"pair_id": "1", "score": 1}, {"pair_id": "1", "score": 2}], r"jsonl:2: .*two scores, 1 and 2"),
+        (
+            [{"pair_id": "1", "score": 1}, {"pair_id": "2", "score": 1}, {"pair_id": "1", "score": 2}],
+            r"jsonl:3: a pair has two scores, 1 and 2; the first is at .*jsonl:1",
+        ),
+        ([{"qid": 1, "pid": 2, "score": 1}, {"qid": None, "pid": 2, "score": 1}], r"jsonl:2: 'qid' is empty"),
+        ([{"pair_id": "1", "score": 1}, {"qid": 1, "pid": 2, "score": 1}], r"jsonl:2: 'pair_id' is empty"),
+        ([{"question": "a?", "passage": 7, "score": 1}], r"jsonl:1: 'passage' is int, it must be text"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, rows: list[dict[str, object]], message: str) -> None:
@@ -76,3 +86,34 @@ def test_a_probability_is_one_and_a_file_is_there(tmp_path: Path) -> None:
     before = ScoreFileTeacher(path, "score", "logit", "judge").fingerprint
     write_jsonl(path, [{"pair_id": "1", "score": 2}])
     assert ScoreFileTeacher(path, "score", "logit", "judge").fingerprint != before
+
+
+def test_a_score_that_comes_again_counts_once(tmp_path: Path) -> None:
+    teacher = written(tmp_path, "question", "passage", scores=(*SCORES,))
+    rows = [{"question": q, "passage": p, "score": s} for (q, p), s in zip(PAIRS.texts(), SCORES, strict=True)]
+    write_jsonl(tmp_path / "judge.jsonl", [*rows, *rows])
+    assert teacher.unknown([PAIRS.take([1])]) == (3, 2)
+    assert log_odds(teacher.logits(PAIRS)).tolist() == list(SCORES)
+
+
+@pytest.mark.parametrize("names", [("pair_id",), ("qid", "pid")], ids=" ".join)
+def test_scores_of_many_pairs_take_little_memory(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Python's objects would take more than 400 bytes a pair."""
+    count = 100_000
+    built = Pairs.build([f"question {row // 10}" for row in range(count)], [f"passage {row}" for row in range(count)])
+    file = tmp_path / "pairs.arrow"
+    write_arrow(file, built.table.schema, iter([built.table]))
+    pairs, path = Pairs.mapped(ArrowFile(file)), tmp_path / "scores.parquet"
+    named = {"pair_id": built.pair_ids, "qid": built.qids, "pid": built.pids}
+    table = {**{name: named[name] for name in names}, "score": np.arange(count) % 7}
+    pq.write_table(pa.table(table), path, row_group_size=8192)
+    del built, named, table
+    teacher = ScoreFileTeacher(path, "score", "logit", "judge")
+    tracemalloc.start()
+    try:
+        found = np.concatenate([raw for _, raw in teacher.scored(pairs)])
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found[:, 0].tolist() == (np.arange(count) % 7).tolist()
+    assert most < 250 * count, f"{most / count:.0f} bytes a pair"

@@ -106,6 +106,34 @@ def first_of_each(ids: Sequence[str]) -> NDArray[np.int64]:
     return order[~again]
 
 
+class StoredIds:
+    """The ids of stored pairs, in which others are looked up.
+
+    Args:
+        numbers: The ids as numbers (`numbers_of`), [M, 2] uint64, oldest first; an id may occur more than once.
+    """
+
+    def __init__(self, numbers: Numbers) -> None:
+        order = np.argsort(numbers[:, 0], kind="stable")  # so of equal ids the latest comes last
+        self._first, self._second, self._order = numbers[order, 0], numbers[order, 1], order
+
+    def find(self, wanted: Numbers) -> NDArray[np.int64]:
+        """The place of the latest of the stored ids that equals each wanted one, [N] int64; -1 where none does."""
+        order = np.argsort(wanted[:, 0])  # one after another they are near to each other in memory
+        first, second = wanted[order].T
+        places = np.searchsorted(self._first, first, side="right") - 1
+        found = np.full(len(wanted), -1, dtype=np.int64)
+        left = np.arange(len(wanted))
+        while len(left):  # once for all but ids whose first 64 bits are those of a later stored one
+            left = left[places[left] >= 0]
+            left = left[self._first[places[left]] == first[left]]
+            equal = self._second[places[left]] == second[left]
+            found[order[left[equal]]] = self._order[places[left[equal]]]
+            left = left[~equal]
+            places[left] -= 1
+        return found
+
+
 def _of_hex(ids: pa.Array) -> tuple[Numbers, NDArray[np.bool_]]:
     """The numbers of the ids that are 32 hex digits, [N, 2] uint64 (0 for others), and which ones are, [N]."""
     texts = ids.cast(pa.binary())

@@ -180,6 +180,12 @@ class Pairs:
         for batch in self.batches(["question", "passage"]):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
+    def names(self) -> Iterator[tuple[str, str]]:
+        """`qids` and `pids` of each pair. Few of them are in memory at a time."""
+        columns = ["qid" if self.has_qids else "question", "pid" if "pid" in self._table.column_names else "pair_id"]
+        for batch in self.batches(columns):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
     @property
     def pair_ids(self) -> list[str]:
         """The pairs' ids, N strings of 32 hex digits."""

@@ -1,33 +1,56 @@
-"""A teacher whose scores were made elsewhere and lie in a file of their own, joined to the pairs."""
+"""A teacher whose scores were made elsewhere and lie in a file of their own, joined to the pairs.
+
+Nothing here is an object for each score: a pair's id is 16 bytes, and pairs and rows are read some at a time.
+"""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from tmkd.core.cluster import Cluster
 from tmkd.core.errors import DataError
 from tmkd.core.files import digest_of, sha256_of
+from tmkd.data.pair_ids import StoredIds, chunks_of, numbers_of
 from tmkd.data.pairs import Pairs, pair_id
-from tmkd.data.readers import column_names, line_of, read_rows
+from tmkd.data.readers import line_of, read_rows, rows_with_lines
+from tmkd.data.rows import BadValue, identifier, text
 from tmkd.teachers.interface import Scored, StoredTeacher
 from tmkd.teachers.scores import COLUMN, ScoreKind, imported_logits
 
 _JOINS = (("pair_id",), ("qid", "pid"), ("question", "passage"))
-"""Columns of the file that name a pair; the first that are there are taken."""
+"""Columns of the file that name a pair; the first that its first row has are taken."""
+_CHUNK = 8192  # pairs whose names are Python strings at the same time
+
+
+class _Table(NamedTuple):
+    """The scores of a file.
+
+    Attributes:
+        join: the columns that name a pair.
+        ids: the pairs: their `pair_id`, or for qid and pid the `pair_id` of these two as if they were the texts; [M].
+        values: their scores, [M] float64.
+    """
+
+    join: tuple[str, ...]
+    ids: StoredIds
+    values: NDArray[np.float64]
 
 
 class ScoreFileTeacher(StoredTeacher):
     """Scores in a file, one row a pair: JSON, JSONL, CSV, TSV or Parquet.
 
     The rows are joined by `pair_id`, by `qid` and `pid`, or by the texts `question` and `passage`: the first of these
-    that the file has as columns.
+    that the file's first row has as columns. JSON lines and Parquet are read in a stream, other formats as a whole.
 
     Attributes:
         path: the file.
@@ -52,38 +75,76 @@ class ScoreFileTeacher(StoredTeacher):
         return f"{COLUMN}{self.column} ({self.kind}) of file {digest_of(sha256_of(self.path))}"
 
     @functools.cached_property
-    def _table(self) -> tuple[tuple[str, ...], dict[tuple[str, ...], float]]:
-        """The columns that name a pair, and the score of each pair; rows without a score are left out.
+    def _table(self) -> _Table:
+        """The score of each pair; rows without a score are left out.
 
         Raises:
-            DataError: a column is missing, a value is no number, or a pair has two scores.
+            DataError: a column is missing, a row does not name its pair, a value is no number, a pair has two scores.
         """
         _ = self.fingerprint  # says what is wrong if there is no such file
-        rows = read_rows(self.path)
-        there = column_names(rows)
-        join = next((columns for columns in _JOINS if all(name in there for name in columns)), None)
-        if self.column not in there or join is None:
-            missing = (
-                f"column {self.column!r}"
-                if self.column not in there
-                else "column pair_id, no qid and pid, and no question and passage"
-            )
-            raise DataError(
-                f"teacher {self.name}: {self.path} has no {missing}; its columns are {', '.join(there)}", path=self.path
-            )
-        found: dict[tuple[str, ...], float] = {}
-        for number, row in enumerate(rows):
-            if row.get(self.column) in (None, ""):
-                continue
-            value = self._number(row[self.column], number)
-            key = tuple(str(row[name]) for name in join)
-            if found.setdefault(key, value) != value:
+        rows: Iterator[tuple[int, dict[str, Any]]] = enumerate(row for _, row in rows_with_lines(self.path))
+        first = next(rows, None)
+        if first is None:
+            read_rows(self.path)  # raises the error of a file without rows
+            raise AssertionError(self.path)
+        join = next((columns for columns in _JOINS if all(name in first[1] for name in columns)), None)
+        if join is None:
+            raise self._without("column pair_id, no qid and pid, and no question and passage", first[1])
+        names: dict[str, None] = {}
+        ids, values, places = [np.empty((0, 2), np.uint64)], array("d"), array("q")
+        rows = itertools.chain([first], rows)
+        while some := [*itertools.islice(rows, _CHUNK)]:
+            names |= dict.fromkeys(name for _, row in some for name in row)
+            scored = [(number, row) for number, row in some if row.get(self.column) not in (None, "")]
+            ids.append(numbers_of(pa.array([self._id(row, join, number) for number, row in scored], pa.string())))
+            values.extend(self._number(row[self.column], number) for number, row in scored)
+            places.extend(number for number, _ in scored)
+        if self.column not in names:
+            raise self._without(f"column {self.column!r}", names)
+        numbers, scores = np.concatenate(ids), np.array(values)
+        once = self._once(numbers, scores, np.array(places, dtype=np.int64))
+        return _Table(join, StoredIds(numbers[once]), scores[once])
+
+    def _without(self, what: str, names: Mapping[str, Any]) -> DataError:
+        return DataError(
+            f"teacher {self.name}: {self.path} has no {what}; its columns are {', '.join(names)}", path=self.path
+        )
+
+    def _id(self, row: Mapping[str, Any], join: tuple[str, ...], number: int) -> str:
+        """What the row names its pair by."""
+        named = []
+        for column in join:
+            try:
+                found = (text if join == _JOINS[2] else identifier)(row.get(column))
+                if found is None:
+                    raise BadValue("is empty; it names the pair of the score")
+            except BadValue as error:
                 raise DataError(
-                    f"teacher {self.name}: {line_of(self.path, number)}: the pair with {' and '.join(join)} "
-                    f"{' and '.join(map(repr, key))} has two scores, {found[key]:g} and {value:g}",
-                    path=self.path,
-                )
-        return join, found
+                    f"teacher {self.name}: {line_of(self.path, number)}: {column!r} {error}",
+                    path=self.path, column=column, value=row.get(column),
+                ) from None  # fmt: skip
+            named.append(found)
+        return named[0] if len(named) == 1 else pair_id(*named)
+
+    def _once(
+        self, ids: NDArray[np.uint64], scores: NDArray[np.float64], places: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Each distinct id once, where it comes first; the rows of an id that comes again must have its score."""
+        order = np.lexsort((ids[:, 1], ids[:, 0]))  # stable: of equal ids the first row comes first
+        again = np.zeros(len(order), dtype=np.bool_)
+        again[1:] = (ids[order[1:]] == ids[order[:-1]]).all(axis=1)
+        first = order[np.maximum.accumulate(np.where(again, 0, np.arange(len(order))))]
+        other = np.flatnonzero(scores[order] != scores[first])
+        if len(other):
+            row = other[np.argmin(order[other])]  # the first in the file
+            before, after = first[row], order[row]
+            raise DataError(
+                f"teacher {self.name}: {line_of(self.path, int(places[after]))}: a pair has two scores, "
+                f"{scores[before]:g} and {scores[after]:g}; the first is at "
+                f"{line_of(self.path, int(places[before]))}",
+                path=self.path, column=self.column,
+            )  # fmt: skip
+        return np.sort(order[~again])
 
     def _number(self, value: Any, number: int) -> float:
         try:
@@ -99,25 +160,31 @@ class ScoreFileTeacher(StoredTeacher):
             )  # fmt: skip
         return found
 
-    def _keys(self, pairs: Pairs) -> list[tuple[str, ...]]:
-        join = self._table[0]
-        if join == ("pair_id",):
-            return [(name,) for name in pairs.pair_ids]
-        columns = (pairs.qids, pairs.pids) if join == ("qid", "pid") else (pairs.questions, pairs.passages)
-        return list(zip(*columns, strict=True))
+    def _find(self, pairs: Pairs) -> Iterator[NDArray[np.int64]]:
+        """Where in the table the score of each pair is, [n] for some pairs after the others; -1 where there is none."""
+        table = self._table
+        if table.join != _JOINS[1]:
+            chunks = chunks_of(pairs.ids)
+        else:
+            named = (pair_id(*both) for both in pairs.names())
+            chunks = (pa.array(some) for some in iter(lambda: [*itertools.islice(named, _CHUNK)], []))
+        for ids in chunks:
+            yield table.ids.find(numbers_of(ids))
 
     def can_label(self, pairs: Pairs) -> bool:
         """Whether the file has a score for any of the pairs."""
-        return any(key in self._table[1] for key in self._keys(pairs))
+        return any((places >= 0).any() for places in self._find(pairs))
 
     def unknown(self, parts: Sequence[Pairs]) -> tuple[int, int]:
-        """How many scores the file has, and how many of them are for no pair of these parts."""
-        known = {key for part in parts for key in self._keys(part)}
-        return len(self._table[1]), sum(key not in known for key in self._table[1])
+        """How many pairs the file has scores for, and how many of them are in none of these parts."""
+        known = np.zeros(len(self._table.values), dtype=np.bool_)
+        for places in (places for part in parts for places in self._find(part)):
+            known[places[places >= 0]] = True
+        return len(known), int((~known).sum())
 
     def known(self, pairs: Pairs) -> NDArray[np.int64]:
         """The pairs (indices) that the file has a score for."""
-        return np.flatnonzero([key in self._table[1] for key in self._keys(pairs)])
+        return np.flatnonzero(np.concatenate([np.empty(0, np.bool_), *(places >= 0 for places in self._find(pairs))]))
 
     def require_all(self, pairs: Pairs, where: str) -> None:
         """Check that the file has a score for every pair, unless it is partial.
@@ -131,24 +198,27 @@ class ScoreFileTeacher(StoredTeacher):
         """
         if self.partial:
             return
-        keys = self._keys(pairs)
-        missing = [row for row, key in enumerate(keys) if key not in self._table[1]]
-        if missing:
-            row = missing[0]
+        known = self.known(pairs)
+        if len(known) < len(pairs):
+            row = int(np.setdiff1d(np.arange(len(pairs)), known, assume_unique=True)[0])
+            ((question, passage),) = pairs.take([row]).texts()
             raise DataError(
-                f"teacher {self.name}: {self.path} has no score for {len(missing):,} of {len(pairs):,} {where} pairs, "
-                f"first {pairs.questions[row][:60]!r} with {pairs.passages[row][:60]!r} (pair_id "
-                f"{pair_id(pairs.questions[row], pairs.passages[row])}). A teacher labels all pairs of a part or none: "
+                f"teacher {self.name}: {self.path} has no score for {len(pairs) - len(known):,} of {len(pairs):,} "
+                f"{where} pairs, first {question[:60]!r} with {passage[:60]!r} (pair_id "
+                f"{pair_id(question, passage)}). A teacher labels all pairs of a part or none: "
                 "add these scores, leave the pairs out, or say `partial: true` for the teacher",
                 path=self.path, column=self.column,
             )  # fmt: skip
 
     def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
-        """The scores of all pairs at once, or of a partial file those that it has."""
+        """The scores of all pairs, or of a partial file those that it has."""
         self.require_all(pairs, "given")
-        rows, keys = self.known(pairs), self._keys(pairs)
-        if len(rows):
-            yield rows, np.array([self._table[1][keys[row]] for row in rows], dtype=np.float32)[:, None]
+        end = 0
+        for places in self._find(pairs):
+            there = np.flatnonzero(places >= 0)
+            if len(there):
+                yield end + there, self._table.values[places[there]].astype(np.float32)[:, None]
+            end += len(places)
 
     def from_raw(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of two classes, as of a column of scores."""

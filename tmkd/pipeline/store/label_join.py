@@ -14,40 +14,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tmkd.core.malloc import give_back_freed_memory
-from tmkd.data.pair_ids import Numbers, chunks_of, numbers_of
+from tmkd.data.pair_ids import Numbers, StoredIds, chunks_of, numbers_of
 
 _AT_ONCE = 4_000_000  # stored pairs whose ids are in memory at the same time
 
 Part = tuple[pa.Array, NDArray[np.float32]]
 """The ids of a part of a store, N strings in Arrow, and their logits, [N, width] float32."""
-
-
-class StoredIds:
-    """The ids of stored pairs, in which others are looked up.
-
-    Args:
-        numbers: The ids as numbers (`tmkd.data.pair_ids`), [M, 2] uint64, oldest first; an id may occur more than once.
-    """
-
-    def __init__(self, numbers: Numbers) -> None:
-        order = np.argsort(numbers[:, 0], kind="stable")  # so of equal ids the latest comes last
-        self._first, self._second, self._order = numbers[order, 0], numbers[order, 1], order
-
-    def find(self, wanted: Numbers) -> NDArray[np.int64]:
-        """The place of the latest of the stored ids that equals each wanted one, [N] int64; -1 where none does."""
-        order = np.argsort(wanted[:, 0])  # one after another they are near to each other in memory
-        first, second = wanted[order].T
-        places = np.searchsorted(self._first, first, side="right") - 1
-        found = np.full(len(wanted), -1, dtype=np.int64)
-        left = np.arange(len(wanted))
-        while len(left):  # once for all but ids whose first 64 bits are those of a later stored one
-            left = left[places[left] >= 0]
-            left = left[self._first[places[left]] == first[left]]
-            equal = self._second[places[left]] == second[left]
-            found[order[left[equal]]] = self._order[places[left[equal]]]
-            left = left[~equal]
-            places[left] -= 1
-        return found
 
 
 def join(
