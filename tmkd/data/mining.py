@@ -7,13 +7,17 @@ comes in (`tmkd.data.decontamination`).
 
 from __future__ import annotations
 
+import itertools
 import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tmkd.config.pool_sections import Pool, PoolSource
 from tmkd.core.console import progress
@@ -30,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 Row = tuple[str, str]
 T = TypeVar("T")
+_TOGETHER = 2048  # pairs whose texts are copied into memory at the same time
 _MARGIN = 20  # hits read beyond those wanted, in place of hits that must not be paired with the question
 
 
@@ -106,50 +111,55 @@ def read_sources(
     return materials
 
 
-def mine(pool: Pool, materials: Sequence[Material], train: Pairs, held: HeldOut) -> tuple[Pairs, list[dict[str, Any]]]:
-    """Mine a pool.
+def mine(pool: Pool, materials: Sequence[Material], train: Pairs, held: HeldOut, path: Path) -> list[dict[str, Any]]:
+    """Mine a pool into a file. The pairs' texts are not in memory together, only those that the sources hold.
 
     Args:
         pool: the recipe's `pool`.
         materials: what its sources hold, as `read_sources` gives it.
         train: the training pairs; if passages ask, their own questions in these are left out.
         held: what the pool must not contain.
+        path: the Parquet file, which `Pairs.load` reads.
 
     Returns:
-        The pool's pairs, and for each source {"source": its name, "pairs": how many it gave, "wanted": how many it was
-        to give (None: all), "dropped": how many questions, passages and pairs were removed as
-        contamination}.
+        For each source {"source": its name, "pairs": how many it gave, "wanted": how many it was to give (None: all),
+        "dropped": how many questions, passages and pairs were removed as contamination}.
 
     Raises:
         DataError: a source gives no pair at all.
     """
-    seen: set[str] = set()
-    rows: list[Row] = []
+    seen: set[bytes] = set()
     counts: list[dict[str, Any]] = []
     total = sum(material.source.share for material in materials)
-    for material in materials:
-        wanted = None if pool.size is None else round(pool.size * material.source.share / total)
-        dropped = _Dropped(held)
-        if material.ready is not None:
-            made = _ready(material.ready, dropped, pool.seed)
-        else:
-            made = _retrieved(material, pool, train, dropped)
-        before, most = len(rows), material.most(pool.passages_per_question)
-        with progress("mine", most if wanted is None else min(wanted, most)) as bar:
-            for row in made:
-                if wanted is not None and len(rows) - before >= wanted:
-                    break
-                name = pair_id(*map(same_text, row))
-                if name not in seen and not dropped.pair(*row):
-                    seen.add(name)
-                    rows.append(row)
-                    bar.advance(1)
-        count = len(rows) - before
-        if count == 0 and wanted != 0:
-            raise DataError(_nothing(material, dropped))
-        logger.info(f"pool: {count:,} pairs from {material.name}{_shortfall(count, wanted)}{dropped.summary()}")
-        counts.append({"source": material.name, "pairs": count, "wanted": wanted, "dropped": dropped.counts()})
-    return Pairs.build([question for question, _ in rows], [passage for _, passage in rows]), counts
+    with pq.ParquetWriter(path, Pairs.build([], []).table.schema, compression="zstd") as writer:
+        for material in materials:
+            wanted = None if pool.size is None else round(pool.size * material.source.share / total)
+            dropped = _Dropped(held)
+            if material.ready is not None:
+                made = _ready(material.ready, dropped, pool.seed)
+            else:
+                made = _retrieved(material, pool, train, dropped)
+            most = material.most(pool.passages_per_question)
+            left, count = itertools.islice(_fresh(made, seen, dropped), wanted), 0
+            with progress("mine", most if wanted is None else min(wanted, most)) as bar:
+                while some := [*itertools.islice(left, _TOGETHER)]:
+                    writer.write_table(Pairs.build(*zip(*some, strict=True)).table)
+                    count += len(some)
+                    bar.advance(len(some))
+            if count == 0 and wanted != 0:
+                raise DataError(_nothing(material, dropped))
+            logger.info(f"pool: {count:,} pairs from {material.name}{_shortfall(count, wanted)}{dropped.summary()}")
+            counts.append({"source": material.name, "pairs": count, "wanted": wanted, "dropped": dropped.counts()})
+    return counts
+
+
+def _fresh(made: Iterable[Row], seen: set[bytes], dropped: _Dropped) -> Iterator[Row]:
+    """The pairs that no spelling of has come before (`seen`, their ids), and that are not removed."""
+    for row in made:
+        name = bytes.fromhex(pair_id(*map(same_text, row)))
+        if name not in seen and not dropped.pair(*row):
+            seen.add(name)
+            yield row
 
 
 def choose_pairs(pairs: Pairs, size: int, seed: int) -> Pairs:
@@ -157,9 +167,13 @@ def choose_pairs(pairs: Pairs, size: int, seed: int) -> Pairs:
     if len(pairs) <= size:
         logger.warning(f"pool: there are {len(pairs):,} pairs, `size` is {size:,}; all are taken")
         return pairs
-    shares = np.fromiter((share_of(name, seed) for name in pairs.ids), dtype=np.float64, count=len(pairs))
     logger.info(f"pool: {size:,} of {len(pairs):,} pairs")
-    return pairs.take(np.sort(np.argsort(shares, kind="stable")[:size]))
+    return pairs.take(np.sort(np.argsort(_shares(pairs, seed), kind="stable")[:size]))
+
+
+def _shares(pairs: Pairs, seed: int) -> NDArray[np.float64]:
+    """`share_of` each pair, [N]; pairs with the same texts have the same one."""
+    return np.fromiter((share_of(name, seed) for name in pairs.ids), dtype=np.float64, count=len(pairs))
 
 
 def decontaminate(pool: Pairs, held: HeldOut, name: str = "pool") -> Pairs:
@@ -231,9 +245,7 @@ def _by_hash(texts: Iterable[str], seed: int) -> list[str]:
 
 
 def _ready(pairs: Pairs, dropped: _Dropped, seed: int) -> Iterator[Row]:
-    rows = zip(pairs.pair_ids, pairs.questions, pairs.passages, strict=True)
-    ordered = sorted(rows, key=lambda row: (share_of(row[0], seed), row[0]))
-    for _, question, passage in ordered:
+    for question, passage in pairs.take(np.argsort(_shares(pairs, seed), kind="stable")).texts():
         if not dropped.question(question) and not dropped.passage(passage):
             yield question, passage
 

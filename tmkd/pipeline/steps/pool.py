@@ -75,8 +75,8 @@ def pool_of(
     )
 
     def build(folder: Path) -> None:
-        pairs, counts = mine(wanted, materials, data.train, HeldOut(held, recipe.classes, recipe.positive_class))
-        pairs.save(folder / "pool.parquet")
+        removed = HeldOut(held, recipe.classes, recipe.positive_class)
+        counts = mine(wanted, materials, data.train, removed, folder / "pool.parquet")
         write_json(folder / "counts.json", counts)
 
     step = workspace.step("pool", content, build, label="mine the pool")
