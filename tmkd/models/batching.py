@@ -7,7 +7,7 @@ are sorted within windows of 16 steps only, so an epoch still mixes short and lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -73,6 +73,25 @@ def length_sorted_batches(
         batches.append(order[start : start + size])
         start += size
     return batches
+
+
+def spread_chunks(lengths: NDArray[np.integer], size: int) -> Iterator[IntArray]:
+    """Cut pairs into chunks of similar length, for work that takes long and says how much of its time is left.
+
+    The longest chunk comes first, so that memory peaks at the start. The others follow so that the first few, however
+    many, are spread over all lengths (the golden ratio's multiples, modulo 1): the rate so far is that of what is left.
+
+    Args:
+        lengths: of each pair, in any unit, [N] int.
+        size: pairs of a chunk; the last of the shortest has what is left.
+
+    Yields:
+        Indices of the pairs of a chunk, int64, longest first; every pair exactly once.
+    """
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    places = np.arange(-(-len(order) // size)) * ((5**0.5 - 1) / 2) % 1
+    for chunk in np.argsort(places, kind="stable").tolist():
+        yield order[chunk * size : (chunk + 1) * size]
 
 
 def engine_batches(lengths: NDArray[np.integer], token_budget: int, parts: int) -> list[IntArray]:

@@ -21,6 +21,7 @@ from tmkd.core.files import digest_of
 from tmkd.core.hardware import device
 from tmkd.core.logits import two_logits
 from tmkd.data.pairs import Pairs
+from tmkd.models.batching import spread_chunks
 from tmkd.models.encoders.find import find_folder, folder_fingerprint, weight_files
 from tmkd.models.module_files import read_modules
 from tmkd.models.predict import require_finite_logits
@@ -143,18 +144,17 @@ class CrossEncoderTeacher(StoredTeacher):
         return EncoderError(f"{self.folder} cannot be read: {reason}", source=self.folder)
 
     def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
-        """Score pairs chunk by chunk, the longest texts first."""
+        """Score pairs in chunks of similar length."""
         if cluster is not None:
             yield from score_on(cluster, _OnWorkers(self), pairs)
             return
         from torch import nn
 
         texts = list(zip(pairs.questions, pairs.passages, strict=True))
-        order = np.argsort([-len(question) - len(passage) for question, passage in texts], kind="stable")
+        characters = np.array([len(question) + len(passage) for question, passage in texts])
         plain = not self._activation or keeps_log_odds(self._activation, one=self.width == 1)
         function = nn.Identity() if plain else self._model.activation_fn
-        for start in range(0, len(order), CHUNK):
-            rows = order[start : start + CHUNK]
+        for rows in spread_chunks(characters, CHUNK):
             try:
                 found = self._model.predict(
                     [texts[row] for row in rows], batch_size=_BATCH, activation_fn=function, show_progress_bar=False

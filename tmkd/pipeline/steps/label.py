@@ -16,6 +16,7 @@ from tmkd.core.cluster import Cluster
 from tmkd.core.errors import TmkdError, named
 from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
+from tmkd.models.batching import spread_chunks
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
 from tmkd.models.encoders.cached_files import is_cached
@@ -210,10 +211,7 @@ def _scored(workspace: Workspace, model: Step, how: _Labelling, pairs: Pairs) ->
         student = load_student(model.folder)
     logger.info(f"{how.name}: {student.encoder.path}")
     inputs = model_inputs(workspace, model.folder, pairs, how.precision)
-    # Chunks hold pairs of similar length, so their batches hold almost no padding.
-    order = np.argsort(-inputs.lengths, kind="stable")
-    for start in range(0, len(order), CHUNK):
-        rows = order[start : start + CHUNK]
+    for rows in spread_chunks(inputs.lengths, CHUNK):  # of similar length, so their batches hold almost no padding
         logits = how.score(student, inputs, rows, how.precision).reshape(len(rows), -1)
         require_finite_logits(logits, pairs.take(rows), f"{how.name} ({model.folder})", how.precision)
         yield rows, logits
