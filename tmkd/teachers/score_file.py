@@ -129,22 +129,18 @@ class ScoreFileTeacher(StoredTeacher):
     def _once(
         self, ids: NDArray[np.uint64], scores: NDArray[np.float64], places: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Each distinct id once, where it comes first; the rows of an id that comes again must have its score."""
-        order = np.lexsort((ids[:, 1], ids[:, 0]))  # stable: of equal ids the first row comes first
-        again = np.zeros(len(order), dtype=np.bool_)
-        again[1:] = (ids[order[1:]] == ids[order[:-1]]).all(axis=1)
-        first = order[np.maximum.accumulate(np.where(again, 0, np.arange(len(order))))]
-        other = np.flatnonzero(scores[order] != scores[first])
+        """Each distinct id once, where it comes last; all rows of an id must have the same score."""
+        latest = StoredIds(ids).find(ids)
+        other = np.flatnonzero(scores != scores[latest])
         if len(other):
-            row = other[np.argmin(order[other])]  # the first in the file
-            before, after = first[row], order[row]
+            before, after = other[0], latest[other[0]]
             raise DataError(
                 f"teacher {self.name}: {line_of(self.path, int(places[after]))}: a pair has two scores, "
                 f"{scores[before]:g} and {scores[after]:g}; the first is at "
                 f"{line_of(self.path, int(places[before]))}",
                 path=self.path, column=self.column,
             )  # fmt: skip
-        return np.sort(order[~again])
+        return np.flatnonzero(latest == np.arange(len(ids)))
 
     def _number(self, value: Any, number: int) -> float:
         try:
