@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 Row = tuple[str, str]
 T = TypeVar("T")
-_TOGETHER = 2048  # pairs whose texts are copied into memory at the same time
+_TOGETHER = 8192  # pairs whose texts are copied into memory at the same time; a row group of the file
 _MARGIN = 20  # hits read beyond those wanted, in place of hits that must not be paired with the question
 
 
