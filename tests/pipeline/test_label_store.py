@@ -275,6 +275,24 @@ def test_large_parts_are_left_as_they_are(tmp_path: Path, monkeypatch: pytest.Mo
     assert store.logits_for([f"pair {number}" for number in range(9)])[:, 0].tolist() == list(range(9))
 
 
+def test_parts_with_pairs_enough_together_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of as many pairs is left as it is; the latest logits of a pair that is in several parts count."""
+    monkeypatch.setattr(label_store, "WHOLE", 10)
+    store = LabelStore.open(tmp_path, header={"teacher": "a", "classes": 1})
+    rows = []
+    for number in range(9):
+        names = ["again", *(f"pair {2 * number + one}" for one in range(2))]
+        store.append(names, np.full((3, 1), number, dtype=np.float32))
+        rows.append([part["rows"] for part in store.manifest["parts"]])
+    assert rows[:4] == [[3], [3, 3], [3, 3, 3], [9]]  # twelve rows; `again` is one pair of the four parts
+    assert rows[4:] == [[11], [11, 3], [11, 3, 3], [11, 3, 3, 3], [11, 9]]
+    found = LabelStore.open(tmp_path, header={"teacher": "a", "classes": 1})
+    expected = np.repeat(np.arange(9), 2).tolist()
+    assert found.logits_for([f"pair {number}" for number in range(18)])[:, 0].tolist() == expected
+    assert found.logits_for(["again"]).tolist() == [[8.0]]
+    assert {path.name for path in tmp_path.glob("*.parquet")} == {part["file"] for part in found.manifest["parts"]}
+
+
 @pytest.mark.parametrize("moment", ["before the merged part", "before the manifest", "before removal", "in removal"])
 def test_a_process_killed_while_parts_are_merged_loses_nothing(tmp_path: Path, moment: str) -> None:
     script = (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -72,9 +72,46 @@ def numbers_of(ids: pa.Array) -> Numbers:
     for start in range(0, len(ids), _CHUNK):
         numbers[start : start + _CHUNK], hexadecimal = _of_hex(ids[start : start + _CHUNK])
         for row in start + np.flatnonzero(~hexadecimal):
-            digest = hashlib.blake2b(str(ids[int(row)].as_py()).encode(), digest_size=16).digest()
-            numbers[row] = np.frombuffer(digest, dtype=">u8")
+            numbers[row] = np.frombuffer(_hash(str(ids[int(row)].as_py())), dtype=">u8")
     return numbers
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+class DistinctTexts(NamedTuple):
+    """The distinct ones of N texts, in the order in which they come; 16 bytes a text, and not the texts, are in memory.
+
+    Attributes:
+        firsts: The place at which each of them occurs first, ascending, [M] int64.
+        number: Which of them each text is, [N] int64.
+    """
+
+    firsts: NDArray[np.int64]
+    number: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, chunks: Iterable[pa.Array], count: int) -> DistinctTexts:
+        """Tell N texts apart by their BLAKE2b-128 hashes.
+
+        Args:
+            chunks: Gives the texts in their order, some in each Arrow array of strings.
+            count: N.
+        """
+        first, second, end = np.empty(count, dtype=np.uint64), np.empty(count, dtype=np.uint64), 0
+        for texts in chunks:
+            hashes = np.frombuffer(b"".join(map(_hash, texts.to_pylist())), dtype=np.uint64)
+            first[end : end + len(texts)], second[end : end + len(texts)] = hashes.reshape(-1, 2).T
+            end += len(texts)
+        order = np.lexsort((second, first))  # stable: of equal texts the first comes first
+        new = ~_repeats(first, second, order)
+        firsts, which = order[new], np.empty(count, dtype=np.int64)
+        which[order] = np.cumsum(new) - 1
+        by_place = np.argsort(firsts)
+        place = np.empty(len(firsts), dtype=np.int64)
+        place[by_place] = np.arange(len(firsts))
+        return cls(firsts[by_place], place[which])
 
 
 def all_numbers_of(ids: Sequence[str]) -> Numbers:
@@ -98,12 +135,22 @@ def first_of_each(ids: Sequence[str]) -> NDArray[np.int64]:
         first[end : end + len(chunk)], second[end : end + len(chunk)] = numbers.T
         end += len(chunk)
     order = np.lexsort((second, first))
-    again = np.zeros(len(order), dtype=np.bool_)
-    first = first[order]
-    again[1:] = first[1:] == first[:-1]
-    second = second[order]
-    again[1:] &= second[1:] == second[:-1]
-    return order[~again]
+    return order[~_repeats(first, second, order)]
+
+
+def _repeats(first: NDArray[np.uint64], second: NDArray[np.uint64], order: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each of N numbers of 128 bits, taken in the order that sorts them, equals the one before it, [N]."""
+    again = np.ones(len(order), dtype=np.bool_)
+    again[:1] = False
+    for half in (first, second):
+        ordered = half[order]
+        again[1:] &= ordered[1:] == ordered[:-1]
+    return again
+
+
+def latest_of_each(numbers: Numbers) -> NDArray[np.int64]:
+    """The place at which each distinct one of N ids (`numbers_of`, [N, 2]) occurs last, ascending, [n] int64."""
+    return np.unique(StoredIds(numbers).find(numbers))
 
 
 class StoredIds:

@@ -5,9 +5,11 @@ with the teacher's identity and the checksums of the parts. Logits are joined by
 
 A part is written to a temporary file and renamed before the manifest names it, so a killed process loses at most the
 part that it was writing. A part that is damaged, or of another store, is dropped, and its pairs are labelled again. One
-process writes a store (`LabelStore.open`); `LabelStore.read` changes nothing. Small parts, as a served teacher
-leaves them, are merged: the merged part is written before the manifest names it in place of them, and they are removed
-after that, so a process that is killed at any moment loses nothing.
+process writes a store (`LabelStore.open`); `LabelStore.read` changes nothing.
+
+Parts are merged, since the manifest, which names all of them, is written with every part: with 10,000 parts that would
+take longer than to write the labels. The merged part is written before the manifest names it in place of the others,
+which are removed after that, so a process that is killed at any moment loses nothing.
 
 A store may have a `Mirror`: the same store at a shared address. What is read lies in the folder; what is written goes
 to both, to the folder first. There the names of parts have a piece of their checksum, so that no two writers ever write
@@ -30,15 +32,15 @@ from numpy.typing import NDArray
 
 from tmkd.core.errors import LabelError
 from tmkd.core.files import write_durably
-from tmkd.data.pair_ids import PairIds
+from tmkd.data.pair_ids import PairIds, latest_of_each, numbers_of
 from tmkd.pipeline.store.label_join import Part, finite_rows, have_finite, join
 from tmkd.pipeline.store.label_parts import NAMED, Owner, encode_part, read_arrays, read_part, what_is_wrong
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-SMALL = 2048  # pairs of a part that is not merged any more
-MERGED = 64  # small parts that become one
+WHOLE = 32_768  # pairs of a part that is not merged any more; a damaged part costs at least so many
+SMALL, MERGED = 2048, 64  # so many parts of fewer pairs become one, as a served teacher leaves them
 
 
 class Mirror(Protocol):
@@ -256,7 +258,7 @@ class LabelStore:
 
     def _next(self) -> int:
         """The number of the next part."""
-        return max((int(Path(part["file"]).stem.split("-")[1]) for part in self.manifest["parts"]), default=-1) + 1
+        return max((int(part["file"].split("-")[1].split(".")[0]) for part in self.manifest["parts"]), default=-1) + 1
 
     def _write_part(
         self, pair_ids: Sequence[str] | pa.Array, logits: NDArray[np.float32], number: int
@@ -294,20 +296,30 @@ class LabelStore:
         self._remove(gone)
 
     def _merge(self) -> None:
-        """Make one part of the last ones, where they are small and many: parts stay few, and their order stays."""
+        """Make one part of the last ones: where they are small and many, or have enough pairs together."""
+        if len(small := self._last_below(SMALL)) >= MERGED:
+            self._merge_last(small)
+        last = self._last_below(WHOLE)
+        if len(last) > 1 and sum(part["rows"] for part in last) >= WHOLE:
+            self._merge_last(last)
+
+    def _last_below(self, rows: int) -> list[dict[str, Any]]:
+        """The parts at the end that have fewer rows each."""
         parts = self.manifest["parts"]
         first = len(parts)
-        while first and parts[first - 1]["rows"] < SMALL:
+        while first and parts[first - 1]["rows"] < rows:
             first -= 1
-        if len(parts) - first < MERGED:
-            return
-        latest: dict[str, NDArray[np.float32]] = {}
-        for ids, logits in self._parts(parts[first:]):
-            latest.update(zip(ids.to_pylist(), logits, strict=True))
-        merged = self._write_part(list(latest), np.stack(list(latest.values())), self._next())
-        self.manifest["parts"] = [*parts[:first], merged]
+        return list(parts[first:])
+
+    def _merge_last(self, last: Sequence[dict[str, Any]]) -> None:
+        """Put one part in place of the last ones; of a pair that is in several of them, the latest logits stay."""
+        names, logits = zip(*self._parts(last), strict=True)
+        every, ids = np.concatenate(logits), pa.concat_arrays(names)
+        rows = latest_of_each(numbers_of(ids))
+        merged = self._write_part(ids.take(pa.array(rows)), every[rows], self._next())
+        self.manifest["parts"] = [*self.manifest["parts"][: -len(last)], merged]
         self._write_manifest()
-        self._remove([part["file"] for part in parts[first:]])
+        self._remove([part["file"] for part in last])
 
     def logits_for(self, pair_ids: Sequence[str], *, allow_missing: bool = False) -> NDArray[np.float32]:
         """The stored logits of some pairs.

@@ -29,7 +29,7 @@ STEP = "step.json"
 _PART = re.compile(r"part-[0-9a-f-]+\.parquet")
 _TEMPORARY = re.compile(r"\.(part-|manifest|step).*\.tmp")  # half a file of a shared disk
 _AT_ONCE = 8  # parts that are sent or fetched side by side
-_TRIES = 3  # how often a store that another process changes is looked at
+_TRIES = 8  # how often a store is looked at whose parts another process merges meanwhile
 
 
 class SharedStore:
