@@ -65,7 +65,7 @@ def test_every_two_lengths_are_cut_where_the_saved_file_says(tmp_path: Path, mos
     assert [row.tolist() for row in encoded.type_ids] == [row.type_ids for row in wanted]
     special = library.num_special_tokens_to_add(True)
     assert tokens.tolist() == [one + other + special for one in lengths for other in lengths]
-    places = tokenizer.passage_places(questions, passages)
+    places = tokenizer.passage_places(zip(questions, passages, strict=True), len(questions))
     for (start, stop), row in zip(places, wanted, strict=True):
         inside = [place for place, side in enumerate(row.sequence_ids) if side == 1]
         assert list(range(start, stop)) == inside

@@ -21,6 +21,7 @@ import pytest
 from conftest import write_jsonl
 from encoder_fixtures import tiny
 from pydantic import BaseModel
+from safetensors.numpy import save_file
 
 import tmkd.data.builtin.debian_docs as debian_docs
 import tmkd.data.hub as hub
@@ -45,6 +46,7 @@ from tmkd.pipeline.store.fingerprint import STEP_VERSIONS, depends_on, fingerpri
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.bi_encoder import BiEncoderTeacher, TunedBuiltin
 from tmkd.teachers.calibration import Calibration
+from tmkd.training.token_cosine import TARGETS
 
 ORDER = (
     "pool",
@@ -546,15 +548,15 @@ def dry(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Path]) -> It
     def hub_rows(name: str, split: str, config: str | None = None) -> tuple[list[dict[str, Any]], Any, str]:
         return rows(f"{Path(name).stem}{split}{config or ''}"), {}, name
 
-    def cosines(folder: Path, questions: list[str], *_: Any) -> Any:
-        return np.linspace(0, 1, len(questions), dtype=np.float32), [np.zeros(3, dtype=np.float16)] * len(questions)
+    def cosines(folder: Path, reader: Any, pairs: Pairs) -> None:
+        save_file({"cosine": np.linspace(0, 1, len(pairs), dtype=np.float32)}, folder / TARGETS)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Workspace, "_build", stub)
         patch.setattr(labelling, "_fill", fill)
         patch.setattr(hub, "hub_rows", hub_rows)
         patch.setattr(debian_docs, "build", built_in)
-        patch.setattr(bi_encoder_cosine, "cosine_by_token", cosines)
+        patch.setattr(bi_encoder_cosine, "write_cosine", cosines)
         yield Dry(tmp_path_factory.mktemp("workspace"), places)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,20 +19,24 @@ from safetensors.numpy import save_file as save_numpy
 
 from tmkd.config.load import load_recipe
 from tmkd.config.sections import Training, WarmUp
+from tmkd.data.arrow_file import ArrowFile, write_arrow
 from tmkd.data.pairs import Pairs
 from tmkd.models.batching import pack, pad
-from tmkd.models.bi_encoder import cosine_by_token, cosine_logits
+from tmkd.models.bi_encoder import cosine_logits, embed
 from tmkd.models.checkpoint import load_encoder, load_student
 from tmkd.models.encoders.forward import Batch, Packing
 from tmkd.models.inputs import TokenInputs
 from tmkd.models.predict import score
 from tmkd.models.student import SHARPNESS, Student
+from tmkd.models.text_reader import TextReader
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.run_data import RunCache, RunData
-from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine
+from tmkd.pipeline.steps.bi_encoder_cosine import bi_encoder_cosine, write_cosine
 from tmkd.pipeline.steps.warm_up import Judgement, warm_up
 from tmkd.pipeline.store.workspace import Workspace
 from tmkd.training.token_cosine import (
+    TARGETS,
+    TOKENS,
     TokenCosine,
     TokenCosineConfig,
     TokenTargets,
@@ -124,18 +131,57 @@ def test_it_reads_the_layer_below_the_last(tiny_recipe: Path, tmp_path: Path) ->
     assert TokenCosine(encoder, targets, TokenCosineConfig(1.0, 64)).layers == (1,)
 
 
-def test_tokens_add_up_to_the_cosine(tmp_path: Path) -> None:
-    encoder = tiny("bert", tmp_path / "encoder")
-    questions, passages = ["how to sort", "how to sort"], ["sort the keys", "a much longer passage about the keys"]
-    cosine, by_token = cosine_by_token(encoder, questions, passages, 64, "fp32")
-    assert np.allclose(
-        cosine, cosine_logits(encoder, questions, passages, 64, "fp32")[:, 1] / SHARPNESS + 0.5, atol=1e-5
-    )
-    places = PairTokenizer(encoder, 64).passage_places(questions, passages)
-    assert [len(one) for one in by_token] == [int(end - start) for start, end in places]
-    cut = PairTokenizer(encoder, 10).passage_places(questions, passages)
+@pytest.mark.parametrize("together", [65_536, 1])
+def test_tokens_add_up_to_the_cosine(
+    together: int, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tmkd.pipeline.steps.bi_encoder_cosine._TOGETHER", together)
+    questions = ["how to sort", "why", "how to sort", "why"]
+    passages = ["sort the keys", "a much longer passage about the keys", "a much longer passage about the keys", "so"]
+    pairs = Pairs.build(questions, passages)
+    recipe = load_recipe(tiny_recipe)
+    encoder, step = Path(recipe.encoder), bi_encoder_cosine(Workspace(tmp_path / "w"), recipe, pairs)
+    held, tokens = load_file(step.folder / TARGETS), np.fromfile(step.folder / TOKENS, np.float16)
+    expected = cosine_logits(encoder, questions, passages, 64, "fp32")[:, 1] / SHARPNESS + 0.5
+    assert np.allclose(held["cosine"], expected, atol=1e-5)
+    places, asked = PairTokenizer(encoder, 64).passage_places(pairs.texts(), 4), embed(encoder, questions, 64, "fp32")
+    ends = np.sort(np.append(held["firsts"], len(tokens)))
+    reader = TextReader(encoder, 64, "fp32")
+    for pair, (start, end) in enumerate(places):
+        first = held["firsts"][pair]
+        assert ends[np.searchsorted(ends, first) + 1] == first + end - start
+        ((_, hidden, own),) = reader.read([passages[pair]])
+        assert np.allclose(tokens[first : first + end - start], hidden[own] @ asked[pair], atol=2e-3)
+    cut = PairTokenizer(encoder, 10).passage_places(pairs.texts(), 4)
     encoded = PairTokenizer(encoder, 10).encode(questions, passages)
     assert [int(end) + 1 for _, end in cut] == [len(ids) for ids in encoded.ids]  # then the last separator
+
+
+class Embedder:
+    """In place of an encoder: three tokens for every text, in a space of four dimensions."""
+
+    width = 4
+
+    def read(self, texts: list[str]) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.bool_]]]:
+        for row in range(len(texts)):
+            yield row, np.ones((3, 4), dtype=np.float32), np.array([False, True, False])
+
+
+def test_the_texts_of_a_pool_are_never_in_memory_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts of a pair are 500 bytes, those of 32,768 pairs are read at the same time."""
+    monkeypatch.setattr("tmkd.pipeline.steps.bi_encoder_cosine._TOGETHER", 2048)
+    count = 200_000
+    texts = [f"question {n // 20} " + "word " * 20 for n in range(count)]
+    plain = Pairs.build(texts, [f"passage {n} " * 20 for n in range(count)])
+    write_arrow(tmp_path / "pairs.arrow", plain.table.schema, [plain.table])
+    pairs, reader = Pairs.mapped(ArrowFile(tmp_path / "pairs.arrow")), cast(TextReader, Embedder())
+    write_cosine(tmp_path, reader, pairs.take(np.arange(9)))  # modules are imported
+    tracemalloc.start()
+    write_cosine(tmp_path, reader, pairs)
+    peak = tracemalloc.get_traced_memory()[1] / count
+    tracemalloc.stop()
+    assert sorted(load_file(tmp_path / TARGETS)["firsts"]) == list(range(count))
+    assert peak < 150, f"{peak:.0f} bytes a pair"
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet", "distilbert"])
@@ -204,17 +250,20 @@ def test_teachers_of_the_recipes_encoder_begin_with_it(tmkd: Tmkd, tiny_recipe: 
     assert len(list(steps.glob("teacher-*"))) == len(cold) + 2
 
 
-def test_the_loss_of_tokens_is_the_mean_over_the_passages_own(tmp_path: Path, tiny_recipe: Path) -> None:
+def test_the_loss_of_tokens_is_the_mean_over_the_passages_own(
+    tmp_path: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tmkd.training.token_cosine._TOGETHER", 3)
     pairs = Pairs.build(["how to sort", "why"], ["sort the keys by their values", "so"])
     targets = cosine_targets(tiny_recipe, tmp_path / "w", pairs, 64)
-    everything = targets.targets.double()
-    assert abs(everything.mean()) < 1e-2
-    assert abs(everything.std(correction=0) - 1) < 1e-2
+    everything = targets.tokens.double()
+    standardised = ((everything - everything.mean()) / everything.std(correction=0)).float()
     read = torch.full((2, 64), 7.0)  # what is not of the passage does not count
     lengths = (targets.ends - targets.starts).tolist()
-    assert sum(lengths) == len(everything)
-    for row, one in enumerate(targets.targets.float().split(lengths)):
-        read[row, targets.starts[row] : targets.ends[row]] = one
+    assert sum(lengths) == len(everything) > 3
+    for row, length in enumerate(lengths):
+        start, first = int(targets.starts[row]), int(targets.offsets[row] + targets.starts[row])
+        read[row, start : start + length] = standardised[first : first + length]
     assert torch.allclose(targets.loss(read, torch.tensor([0, 1])), torch.zeros(2))
     read[0, targets.starts[0]] += 2.0
     expected = 4.0 / lengths[0]

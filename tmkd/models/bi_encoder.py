@@ -68,39 +68,21 @@ def embeddings(reader: TextReader, texts: Sequence[str]) -> NDArray[np.float32]:
     return np.empty((0, 0), dtype=np.float32) if found is None else found
 
 
-def cosine_by_token(
-    folder: Path, questions: Sequence[str], passages: Sequence[str], max_length: int, precision: str = "auto"
-) -> tuple[NDArray[np.float32], list[NDArray[np.float16]]]:
-    """Return the bi-encoder cosine of every pair, and the product of the question with every token of the passage.
+def token_products(
+    hidden: NDArray[np.float32], own: NDArray[np.bool_], questions: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+    """Return the bi-encoder cosine of a passage with questions, and their products with every token of the passage.
 
-    With q the question's embedding and s_t the last hidden state of the passage's token t, the cosine is the mean over
+    With q a question's embedding and s_t the last hidden state of the passage's token t, the cosine is the mean over
     t of <q, s_t>, divided by the length of the mean of the s_t.
 
     Args:
-        folder: an encoder.
-        questions: N texts.
-        passages: N texts.
-        max_length: each text is cut to so many tokens.
-        precision: of the encoder's arithmetic, as in a recipe.
+        hidden: the last hidden states of the passage's tokens, [tokens, d].
+        own: which tokens are not special ones, [tokens].
+        questions: embeddings of n questions, [n, d].
 
     Returns:
-        The cosines, [N] float32, and for each pair the products <q, s_t> of the passage's tokens in order, [tokens]
-        float16, special tokens left out.
+        The cosines, [n]; and for each question the products <q, s_t> in the order of the tokens, [n, T], special
+        tokens left out.
     """
-    numbers = {text: row for row, text in enumerate(dict.fromkeys(questions))}
-    asked = embed(folder, list(numbers), max_length, precision)
-    pairs_of: dict[str, list[int]] = {}
-    for pair, text in enumerate(passages):
-        pairs_of.setdefault(text, []).append(pair)
-    pairs_by_text, texts = list(pairs_of.values()), list(pairs_of)
-    cosine = np.empty(len(passages), dtype=np.float32)
-    by_token = [np.empty(0, dtype=np.float16)] * len(passages)
-    with progress("embed", len(texts), "texts") as bar:
-        for row, hidden, own in TextReader(folder, max_length, precision).read(texts):
-            mean = unit_mean(hidden)
-            for pair in pairs_by_text[row]:
-                question = asked[numbers[questions[pair]]]
-                cosine[pair] = mean @ question
-                by_token[pair] = (hidden[own] @ question).astype(np.float16)
-            bar.advance(1)
-    return cosine, by_token
+    return questions @ unit_mean(hidden), (questions @ hidden[own].T).astype(np.float16)

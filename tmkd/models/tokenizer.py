@@ -166,20 +166,20 @@ class PairTokenizer(ModelTokenizer):
             kept[np.flatnonzero(sides == side)[: most[side]]] = True
         return kept
 
-    def passage_places(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.int64]:
-        """Return where the passage's tokens start and end in every pair as `encode` returns it, [N, 2] int64.
+    def passage_places(self, texts: Iterable[tuple[str, str]], count: int) -> NDArray[np.int32]:
+        """Return where the passage's tokens start and end in every pair as `encode` returns it, [N, 2] int32.
 
         Args:
-            questions: N texts.
-            passages: N texts.
+            texts: question and passage of each pair; few of them are in memory at a time.
+            count: N.
 
         Returns:
             The index of the passage's first token and that after its last; 0 and 0 where nothing of it was kept.
         """
-        places = np.empty((len(questions), 2), dtype=np.int64)
-        for start in range(0, len(questions), CHUNK):
-            rows = self._encode(questions[start : start + CHUNK], passages[start : start + CHUNK], start)
-            for number, row in enumerate(rows, start):
+        places, left = np.empty((count, 2), dtype=np.int32), iter(texts)
+        for start in range(0, count, CHUNK):
+            questions, passages = zip(*islice(left, CHUNK), strict=True)
+            for number, row in enumerate(self._encode(questions, passages, start), start):
                 sides = sides_of(row)
                 if len(sides) > self.max_length:
                     sides = sides[self._kept(sides)]

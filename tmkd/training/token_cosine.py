@@ -33,7 +33,8 @@ from tmkd.training.objectives import AuxiliaryObjective
 logger = logging.getLogger(__name__)
 
 SPREAD = 2.0  # standard deviation of the log-odds made from the cosines: most probabilities are in 0.02 to 0.98
-TARGETS = "cosine.safetensors"  # what `tmkd.pipeline.steps.bi_encoder_cosine` writes
+TARGETS, TOKENS = "cosine.safetensors", "tokens.f16"  # what `tmkd.pipeline.steps.bi_encoder_cosine` writes
+_TOGETHER = 1 << 22  # tokens that are summed at the same time
 
 
 @dataclass(frozen=True)
@@ -58,21 +59,21 @@ class TokenTargets:
         tokenizer: The encoder's, at the length at which the pairs are read.
 
     Attributes:
-        targets: The numbers of all tokens, pair after pair, float16.
-        starts: The position of the passage's first token in each pair, [N] int64.
-        ends: The position after the passage's last token in each pair, [N] int64.
+        tokens: The numbers of all tokens, pair after pair, float16; on a CPU mapped from the disk.
+        mean: Of all these numbers.
+        deviation: Their standard deviation.
+        starts: The position of the passage's first token in each pair, [N] int32.
+        ends: The position after the passage's last token in each pair, [N] int32.
     """
 
     def __init__(self, folder: Path, pairs: Pairs, tokenizer: PairTokenizer) -> None:
-        held = load_file(folder / TARGETS)
-        everything = held["tokens"].astype(np.float32)
-        everything = (everything - everything.mean()) / max(float(everything.std()), 1e-6)
-        self.targets = torch.from_numpy(everything.astype(np.float16)).to(device())
-        places = tokenizer.passage_places(pairs.questions, pairs.passages)
+        tokens = np.memmap(folder / TOKENS, np.float16, "c")  # torch wants memory that it could write
+        self.mean, self.deviation = _moments(tokens)
+        self.tokens = torch.from_numpy(tokens).to(device())
+        places = tokenizer.passage_places(pairs.texts(), len(pairs))
         self.starts, self.ends = torch.from_numpy(places.T.copy()).to(device())
-        firsts = np.cumsum(held["lengths"]) - held["lengths"]
-        # Added to a token's position in its pair, this gives its place in `targets`.
-        self.offsets = torch.from_numpy(firsts).to(device()) - self.starts
+        # Added to a token's position in its pair, this gives its place in `tokens`.
+        self.offsets = torch.from_numpy(load_file(folder / TARGETS)["firsts"]).to(device()) - self.starts
 
     def loss(self, read: Tensor, rows: Tensor) -> Tensor:
         """Mean squared error over the tokens of each pair's passage.
@@ -87,10 +88,22 @@ class TokenTargets:
         starts, ends = self.starts[rows, None], self.ends[rows, None]
         positions = torch.arange(read.shape[1], device=read.device)
         inside = (positions >= starts) & (positions < ends)
-        target = self.targets[(self.offsets[rows, None] + positions).clamp(0, len(self.targets) - 1)]
+        found = self.tokens[(self.offsets[rows, None] + positions).clamp(0, len(self.tokens) - 1)].float()
+        target = (found - self.mean) / max(self.deviation, 1e-6)
         errors = ((read - target).square() * inside).sum(dim=1)
         mean: Tensor = errors / (ends - starts)[:, 0].clamp(min=1)
         return mean
+
+
+def _moments(numbers: NDArray[np.float16]) -> tuple[float, float]:
+    """Mean and standard deviation of numbers of which few are read at a time."""
+
+    def total(power: int, centre: float = 0.0) -> float:
+        parts = (numbers[start : start + _TOGETHER] for start in range(0, len(numbers), _TOGETHER))
+        return sum(float(((part.astype(np.float64) - centre) ** power).sum()) for part in parts)
+
+    mean = total(1) / len(numbers)
+    return mean, (total(2, mean) / len(numbers)) ** 0.5
 
 
 class TokenCosine(AuxiliaryObjective):

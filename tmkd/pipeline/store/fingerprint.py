@@ -28,7 +28,7 @@ from tmkd.models.encoders.find import encoder_fingerprint
 STEP_VERSIONS: dict[str, int] = {
     "pool": 3,
     "cosine": 2,
-    "token-cosine": 2,
+    "token-cosine": 3,
     "warmup": 2,
     "teacher": 2,
     "tuned": 1,
