@@ -72,6 +72,18 @@ def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_pat
     assert "again" in str(list((tmp_path / "workspace" / "runs").iterdir()))
     assert "stage 1 of" not in reused.stderr
 
+    given = ("--pairs", pairs, "--no-speed", "--json")
+    alone = json.loads(tmkd("evaluate", run.parent / "again", *given).stdout)["methods"]
+    both = tmkd("evaluate", run, *given, "--beside", run.parent / "again")
+    found = {row["name"]: row for row in json.loads(both.stdout)["methods"]}
+    theirs = [row for row in alone if row["kind"] in ("baseline", "student")]
+    assert list(found) == [*names, *(f"{row['name']} (again)" for row in theirs)]
+    assert all(found[f"{row['name']} (again)"]["auc"] == row["auc"] for row in theirs)
+    assert {"tmkd", "tmkd (again)"} in [{one["first"], one["second"]} for one in json.loads(both.stdout)["differences"]]
+    assert "tmkd (again)" in both.stderr  # in the sentences about what differs
+    refused = tmkd("evaluate", run, *given, "--beside", run, check=False)
+    assert "two of these runs are called 'tiny'" in refused.stderr
+
 
 def test_one_teacher_of_several_is_the_best_on_development_rows(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     done = tmkd("distill", recipe_file, "methods=[tkd]", "take=tkd")

@@ -23,7 +23,9 @@ def test_figures_on_pairs_that_a_run_has_seen_get_a_word(tmp_path: Path) -> None
     trained, asked = warnings(tmp_path, ["how ", "Why?", "where"], ["So.", "not thus", "there"])
     assert trained.startswith("1 of 3 rows are training pairs of this run")
     assert trained.endswith("for example 'how '")
-    assert asked.startswith("1 of 3 rows ask questions that the run's training pairs ask, too, for example 'Why?'")
+    assert asked.startswith(
+        "1 of 3 rows ask questions that the training pairs of this run ask, too, for example 'Why?'"
+    )
     [chosen] = warnings(tmp_path, ["when"], ["then"])
     assert chosen.startswith("1 of 1 rows are development pairs of this run")
 

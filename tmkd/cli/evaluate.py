@@ -18,6 +18,10 @@ _UNLESS = "the recipe's unless given"
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, such as workspace/runs/demo")],
     pairs: Annotated[Path, typer.Option("--pairs", help=f"labelled pairs: {PAIRS_HELP}")],
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="another run, whose students are compared with this run's; can be repeated"),
+    ] = None,
     json_file: JsonFile = None,
     question: Annotated[str | None, typer.Option(help=f"column of the question; {_UNLESS}")] = None,
     passage: Annotated[str | None, typer.Option(help=f"column of the passage; {_UNLESS}")] = None,
@@ -29,13 +33,16 @@ def evaluate(
 ) -> None:
     """Measure every model of a run on any labelled pairs.
 
+    With --beside it also says which differences to the students of other runs are significant.
+
     Example: tmkd evaluate workspace/runs/demo --pairs my-pairs.jsonl --json numbers.json
     """
     given = {"question": question, "passage": passage, "label": label, "qid": qid}
     columns = {name: column for name, column in given.items() if column is not None}
-    results = api.Run.open(run).evaluate(pairs, columns=columns, quoting=quoting, speed=speed)
+    opened = api.Run.open(run)
+    results = opened.evaluate(pairs, columns=columns, quoting=quoting, speed=speed, beside=beside or ())
     give(json_file, results.to_json(), results.tables())
-    for sentence in results.standing():
+    for sentence in [*results.standing(), *results.verdicts()]:
         say(sentence)
 
 

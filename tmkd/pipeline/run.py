@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from tmkd.pipeline.report import report, report_on_others
 from tmkd.pipeline.results import DistillResult, ExportResult, LabelResult, PretrainResult, RunResult, TeachResult
 from tmkd.pipeline.run_data import RunCache, RunData
 from tmkd.pipeline.seen import save_seen, warn_of_seen
-from tmkd.pipeline.steps.evaluate import evaluate
+from tmkd.pipeline.steps.evaluate import evaluate, require_comparable
 from tmkd.pipeline.steps.export import copy_export, export_step
 from tmkd.pipeline.steps.finished_run import FinishedRun
 from tmkd.pipeline.store.workspace import UNFINISHED, Step, Workspace, held
@@ -222,6 +222,7 @@ class Run:
         columns: Mapping[str, str] | None = None,
         quoting: Quoting | None = None,
         speed: bool = True,
+        beside: Sequence[str | Path] = (),
     ) -> Results:
         """Compare every model of the finished run on any labelled pairs.
 
@@ -231,12 +232,15 @@ class Run:
                 unless given.
             quoting: what a quote in a CSV or TSV file means; the recipe's `data.quoting` unless given.
             speed: measure the models' speed too.
+            beside: folders of other finished runs, whose students and baselines are compared with this run's.
 
         Raises:
-            TmkdError: the run is not finished.
+            TmkdError: a run is not finished, two of them have one name, or they have other classes.
             DataError: pairs that cannot be used, or pairs without labels.
         """
         finished = FinishedRun.read(self.folder, self.workspace)
+        others = [FinishedRun.read(Path(folder)) for folder in beside]
+        require_comparable(finished, others)
         task = None if isinstance(pairs, Pairs) else Path(pairs).name
         counts = RowCounts("the pairs", len(pairs)) if isinstance(pairs, Pairs) else RowCounts(str(pairs))
         if not isinstance(pairs, Pairs):
@@ -245,8 +249,12 @@ class Run:
         check_groups(pairs, counts)
         check_labels("test", pairs, counts, self.recipe.classes)
         warn_of_seen(self.folder, pairs, counts)
-        with self.workspace.locked():
-            results = evaluate(finished, pairs, timed=speed, task=task)
+        for other in others:
+            warn_of_seen(other.folder, pairs, counts, f"the run {other.recipe.name}")
+        with ExitStack() as holding:
+            for workspace in (self.workspace, *(other.workspace for other in others)):
+                holding.enter_context(workspace.locked())
+            results = evaluate(finished, pairs, timed=speed, task=task, beside=others)
         results.data = {"test": counts.to_json()}
         results.provenance = provenance(finished.recipe, {"pairs": counts.where})
         return results

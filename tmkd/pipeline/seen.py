@@ -29,7 +29,7 @@ def save_seen(folder: Path, trained: Sequence[Pairs], dev: Pairs) -> None:
         np.savez(file, train=pairs, questions=questions, dev=_pairs(dev))
 
 
-def warn_of_seen(folder: Path, measured: Pairs, counts: RowCounts) -> None:
+def warn_of_seen(folder: Path, measured: Pairs, counts: RowCounts, name: str = "this run") -> None:
     """Warn where pairs to measure on are pairs that the run's models were trained on, or chosen on.
 
     Spelling does not count (`tmkd.data.documents.text.question_key`).
@@ -38,18 +38,19 @@ def warn_of_seen(folder: Path, measured: Pairs, counts: RowCounts) -> None:
         folder: the run's folder.
         measured: the pairs.
         counts: keeps the warnings.
+        name: what warnings call the run.
     """
     if not (folder / FILE).is_file():
-        counts.warn("an earlier version made this run: whether its models have seen these pairs is not known")
+        counts.warn(f"an earlier version made {name}: whether its models have seen these pairs is not known")
         return
     pairs = _pairs(measured)
     with np.load(folder / FILE) as seen:
         trained, chosen = np.isin(pairs, seen["train"]), np.isin(pairs, seen["dev"])
         asked = np.isin(_questions(measured), seen["questions"])
     for found, what in (
-        (trained, "are training pairs of this run: figures on them do not show how its models do on new pairs"),
-        (chosen & ~trained, "are development pairs of this run, on which its choices were made"),
-        (asked & ~trained, "ask questions that the run's training pairs ask, too"),
+        (trained, f"are training pairs of {name}: figures on them do not show how its models do on new pairs"),
+        (chosen & ~trained, f"are development pairs of {name}, on which its choices were made"),
+        (asked & ~trained, f"ask questions that the training pairs of {name} ask, too"),
     ):
         if found.any():
             example = measured.questions[int(found.argmax())]

@@ -6,6 +6,7 @@ This joins the steps of the pipeline with `tmkd.evaluation`, which knows nothing
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def evaluate(
     timed: bool = True,
     task: str | None = None,
     opened: StoredTeachers | None = None,
+    beside: Sequence[FinishedRun] = (),
 ) -> Results:
     """Compare every model of a run on labelled pairs.
 
@@ -66,6 +68,8 @@ def evaluate(
         timed: whether to measure the speed of the models too.
         task: what the results call the pairs; the recipe's name unless given.
         opened: teachers that are open already.
+        beside: other runs (`require_comparable`), whose students and baselines are compared with this run's; their
+            speed is not measured.
 
     Raises:
         TmkdError: no pair has a label, or a label is not a class of the run.
@@ -76,7 +80,28 @@ def evaluate(
         raise TmkdError(f"label {int(pairs.labels.max())} is out of range: the run has {run.recipe.classes} classes")
     prepare(attention=run.recipe.attention)
     found = outputs(run, pairs, timed=timed, opened=opened)
+    for other in beside:
+        students = (model for model in other.models if model.kind in ("baseline", "student"))
+        found += [replace(made, name=f"{made.name} ({other.recipe.name})")
+                  for made in (_output(other, model, pairs) for model in students)]  # fmt: skip
     return compare_outputs(run, pairs, found, task=task or run.recipe.name)
+
+
+def require_comparable(run: FinishedRun, others: Sequence[FinishedRun]) -> None:
+    """TmkdError if two of the runs have one name, or the outputs of their models do not mean the same."""
+    names = [run.recipe.name]
+    for other in others:
+        if (name := other.recipe.name) in names:
+            raise TmkdError(f"two of these runs are called {name!r}; give one of them another name, with name=...")
+        names.append(name)
+        for what, mine, theirs in (
+            ("classes", run.recipe.classes, other.recipe.classes),
+            ("data.positive", run.recipe.positive_class, other.recipe.positive_class),
+        ):
+            if mine != theirs:
+                raise TmkdError(
+                    f"{what} is {mine} in the run {names[0]} and {theirs} in {name}; they cannot be compared"
+                )
 
 
 def outputs(run: FinishedRun, pairs: Pairs, *, timed: bool, opened: StoredTeachers | None = None) -> list[ModelOutput]:
