@@ -121,13 +121,17 @@ def never(_: Pairs) -> Iterator[Scored]:
 
 
 def training_data(folder: Path) -> tuple[TrainingSet, SoftLabelLoss]:
-    """What stage 1 trains on: token ids from the cache and the labels of two teachers."""
+    """What stage 1 trains on, in the order of a run: the labels of two teachers, then token ids from the cache."""
     pairs = pairs_in(folder)
+    loss = SoftLabelLoss(_targets(folder, pairs), Loss())
+    return TrainingSet(token_inputs(Workspace(folder), tokenizer(), pairs)), loss
+
+
+def _targets(folder: Path, pairs: Pairs) -> Targets:
     logits = [labels_of(folder, teacher, pairs, never).logits_for(pairs.ids) for teacher in TEACHERS]
     targets = Targets.choose(METHODS["tmkd"], list(TEACHERS), logits, best=0)
     assert targets is not None
-    inputs = token_inputs(Workspace(folder), tokenizer(), pairs)
-    return TrainingSet(inputs), SoftLabelLoss(targets.masked().mapped(folder), Loss())
+    return targets.masked().mapped(folder)
 
 
 def batches(folder: Path) -> dict[str, Any]:

@@ -135,16 +135,19 @@ def first_of_each(ids: Sequence[str]) -> NDArray[np.int64]:
         first[end : end + len(chunk)], second[end : end + len(chunk)] = numbers.T
         end += len(chunk)
     order = np.lexsort((second, first))
-    return order[~_repeats(first, second, order)]
+    new = ~_repeats(first, second, order)
+    del first, second  # hundreds of megabytes where there are millions of ids
+    return order[new]
 
 
 def _repeats(first: NDArray[np.uint64], second: NDArray[np.uint64], order: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether each of N numbers of 128 bits, taken in the order that sorts them, equals the one before it, [N]."""
     again = np.ones(len(order), dtype=np.bool_)
     again[:1] = False
-    for half in (first, second):
-        ordered = half[order]
-        again[1:] &= ordered[1:] == ordered[:-1]
+    for start in range(0, len(order), _CHUNK):
+        some = order[start : start + _CHUNK + 1]  # the last one is the first of the next chunk
+        for half in (first[some], second[some]):
+            again[start + 1 : start + len(some)] &= half[1:] == half[:-1]
     return again
 
 
