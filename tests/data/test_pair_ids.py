@@ -1,4 +1,4 @@
-"""Texts that are told apart by their hashes."""
+"""`DistinctTexts` gives each distinct text one number."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from tmkd.config.recipe import Recipe
-from tmkd.core.console import Bar, progress
+from tmkd.core.console import progress
 from tmkd.core.files import disk_errors
 from tmkd.data.pair_ids import DistinctTexts
 from tmkd.data.pairs import Pairs
-from tmkd.models.bi_encoder import token_products
+from tmkd.models.bi_encoder import embeddings, token_products
 from tmkd.models.encoders.find import find_encoder
-from tmkd.models.text_reader import TextReader, unit_mean
+from tmkd.models.text_reader import TextReader
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.training.token_cosine import TARGETS, TOKENS
@@ -67,9 +67,9 @@ def write_cosine(folder: Path, reader: TextReader, pairs: Pairs) -> None:
     by_passage = np.argsort(passages.number, kind="stable")
     ends = np.concatenate([[0], np.cumsum(np.bincount(passages.number))])
     cosine, firsts, written = np.empty(len(pairs), dtype=np.float32), np.empty(len(pairs), dtype=np.int64), 0
-    with progress("embed", len(questions.firsts) + len(passages.firsts), "texts") as bar, disk_errors(folder / TOKENS):
-        embedded = _embedded(folder, reader, (some.questions for some in _each_once(pairs, questions)), bar)
-        with (folder / TOKENS).open("wb") as file:
+    with disk_errors(folder / TOKENS):
+        embedded = _embedded(folder, reader, (some.questions for some in _each_once(pairs, questions)))
+        with (folder / TOKENS).open("wb") as file, progress("embed", len(passages.firsts), "texts") as bar:
             begin = 0
             for some in _each_once(pairs, passages):
                 for row, hidden, own in reader.read(some.passages):
@@ -88,14 +88,10 @@ def _each_once(pairs: Pairs, texts: DistinctTexts) -> Iterator[Pairs]:
         yield pairs.take(texts.firsts[start : start + _TOGETHER])
 
 
-def _embedded(folder: Path, reader: TextReader, parts: Iterable[Sequence[str]], bar: Bar) -> NDArray[np.float32]:
+def _embedded(folder: Path, reader: TextReader, parts: Iterable[Sequence[str]]) -> NDArray[np.float32]:
     """The embeddings of M texts, [M, d], in a file of the folder without a name, which is mapped into memory."""
     with tempfile.TemporaryFile(dir=folder) as file:
         for texts in parts:
-            found = np.empty((len(texts), reader.width), dtype=np.float32)
-            for row, hidden, _ in reader.read(texts):
-                found[row] = unit_mean(hidden)
-                bar.advance(1)
-            file.write(found.data)
+            file.write(embeddings(reader, texts).data)
         file.flush()
         return np.memmap(file, np.float32, "r").reshape(-1, reader.width)
