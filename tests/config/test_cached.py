@@ -66,6 +66,14 @@ def test_the_best_student_can_be_taken() -> None:
             "cached.stage2.batch_size: 3 is too small for loss.kind margin_mse",
         ),
         (
+            {"cached__stage1": {"learning_rate": 1e-3, "epochs": 9, "states_until": 0.5}},
+            "states_until: 0.5, but states is 0, so there are none to learn; leave it out",
+        ),
+        (
+            {"stage1": {"learning_rate": 1e-3, "epochs": 9, "states_until": 0.0}},
+            "stage1.states_until: input should be greater than 0, got 0",
+        ),
+        (
             {"cached__stage1": {"learning_rate": 1e-3, "epochs": 9}, "cached__stage1_from": "there"},
             "give cached.stage1 or cached.stage1_from, not both: cached.stage1_from=there",
         ),

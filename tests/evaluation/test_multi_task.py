@@ -133,6 +133,34 @@ def test_a_run_of_one_teacher_counts_and_one_without_teachers_is_refused(tmp_pat
         MultiTaskResults.of([TaskResult.read(str(tmp_path / "none.json"))], "tmkd")
 
 
+def test_the_ensembles_against_the_best_single_teachers(tmp_path: Path) -> None:
+    leads = {"a": (0.02, 0.01, 0.03, "auc"), "b": (0.01, -0.02, 0.05, "auc+mrr")}
+    runs = []
+    for name, (mean, low, high, metric) in leads.items():
+        run = written(tmp_path, name, "auc", 0.9, (0.2, 0.1, 0.3)) / "report" / "results.json"
+        pair = {"first": "teacher-ensemble", "second": f"teacher:t{name}", "metric": metric}
+        content = json.loads(run.read_text())
+        content["ensemble"] = {"lead": {**pair, "mean": mean, "low": low, "high": high, "real": low > 0}}
+        run.write_text(json.dumps(content))
+        runs.append(str(run))
+    found = MultiTaskResults.of([TaskResult.read(run) for run in runs], "tmkd")
+    assert found.lead is not None
+    assert found.lead.value.mean == pytest.approx(0.015)
+    assert found.lead.value.low == pytest.approx(0.015 - math.hypot(0.01, 0.03) / 2)
+    assert found.lead.value.high == pytest.approx(0.015 + math.hypot(0.01, 0.04) / 2)
+    said = found.lead_sentence()
+    assert "The teachers' ensemble is better than the best single teacher in the mean over tasks by 0.015" in said
+    assert "no significant difference" in said
+    assert "a +0.020 in ROC-AUC (ta); b +0.010 in the mean of ROC-AUC and MRR (tb)" in said
+    shown = CliRunner().invoke(app, ["overall", *runs, "--json", "-"])
+    assert json.loads(shown.stdout)["ensemble_lead"]["real"] is False
+
+    other = written(tmp_path, "c", "auc", 0.9, (0.2, 0.1, 0.3))  # a run in which the two were not compared
+    both = MultiTaskResults.of([TaskResult.read(one) for one in (runs[0], str(other))], "tmkd")
+    assert both.lead is None
+    assert both.lead_sentence() == ""
+
+
 def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     run = written(tmp_path, "a", "auc", 0.9, (0.2, 0.1, 0.3))
     result = CliRunner().invoke(app, ["overall", str(run), "--json", "-"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -39,6 +39,25 @@ def test_the_total_loss_adds_each_objective_times_its_weight() -> None:
     found, auxiliary = total.run(model, batch, rows)
     assert [term.tolist() for term in auxiliary] == [[2.0, 4.5], [40.0, 90.0]]
     assert total.total(found, auxiliary, rows).tolist() == [142.0, 294.5]
+
+
+def test_an_objective_ends_after_its_share_of_the_steps() -> None:
+    output = StudentOutput(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 0, 2))
+    total = TotalLoss(lambda output, rows: rows.float(), [Squares(0.5, [1], until=0.5), Squares(10.0, [0])])
+    asked: list[tuple[int, ...]] = []
+
+    def model(batch: AnyBatch, layers: tuple[int, ...]) -> Any:
+        asked.append(layers)
+        return output
+
+    batch, rows = Batch(torch.zeros(1, 1), None, None), torch.tensor([100])
+    losses = []
+    for done in (0.0, 0.25, 0.5, 0.75):
+        total.begin_step(done)
+        found, auxiliary = total.run(cast("Any", model), batch, rows)
+        losses.append(total.total(found, auxiliary, rows).item())
+    assert losses == [142.0, 142.0, 140.0, 140.0]
+    assert asked == [(0, 1), (0, 1), (0,), (0,)]
 
 
 @pytest.mark.parametrize("whole_step", [False, True])

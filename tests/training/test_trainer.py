@@ -19,12 +19,12 @@ from tmkd.models.encoders.find import find_encoder
 from tmkd.models.encoders.forward import PairEncoder
 from tmkd.models.inputs import TokenInputs
 from tmkd.models.predict import score
-from tmkd.models.student import Student, StudentOutput
+from tmkd.models.student import AnyBatch, Student, StudentOutput
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training import state, training_set
 from tmkd.training.gradients import dropout_seed
 from tmkd.training.losses import GoldenLoss, golden_loss
-from tmkd.training.objectives import PairLoss
+from tmkd.training.objectives import AuxiliaryObjective, PairLoss
 from tmkd.training.state import CurvePoint, LearningCurve
 from tmkd.training.trainer import Trainer, TrainerConfig
 from tmkd.training.training_set import TrainingSet
@@ -186,6 +186,25 @@ def test_training_learns_and_frozen_embeddings_stay(tmp_path: Path) -> None:
     losses = [point["loss"] for point in curve]  # one point per step, 8 steps an epoch
     assert np.mean(losses[-8:]) < 0.2 * np.mean(losses[:8])
     assert torch.equal(before, model.encoder.base.embeddings.word_embeddings.weight)
+
+
+def test_an_objective_ends_after_its_share_of_all_steps(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class Nothing(AuxiliaryObjective):
+        def loss(self, output: StudentOutput, batch: AnyBatch, rows: torch.Tensor) -> torch.Tensor:
+            asked.append(len(rows))
+            return output.golden.sum(dim=1) * 0
+
+    model, tokenizer, pairs = setting(dropout=0.0)
+    encoded = tokenizer.encode(pairs.questions, pairs.passages)
+    data, labels = TrainingSet(TokenInputs(encoded, tokenizer.pad_id)), torch.from_numpy(pairs.labels)
+    config, objective = TrainerConfig(1e-4, 3, 8, seed=0), Nothing(1.0, [], until=0.5)
+    curve = Trainer(
+        model, data, GoldenLoss(labels), config, objectives=[objective], name="t", state_folder=tmp_path
+    ).fit()
+    assert curve[-1]["step"] == 24  # three epochs of eight
+    assert sum(asked) == 12 * 8
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:

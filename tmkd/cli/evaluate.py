@@ -57,13 +57,16 @@ def overall(
     """Compare a method with the others over several tasks.
 
     Shows how much of the ensemble's figure the method keeps, and whether it is significantly better than each other
-    method on the mean of the tasks. The metric of a task is ROC-AUC, or else accuracy, unless you name another.
+    method on the mean of the tasks. The metric of a task is ROC-AUC, or else accuracy, unless you name another. It also
+    says whether the teachers' ensembles are better than the best single teachers.
 
     Example: tmkd overall workspace/runs/webqa workspace/runs/wikiqa=map
     """
     found = api.compare_tasks(runs, method)
     give(json_file, found.to_json(), [found.table()])
     say(found.sentence())
+    if lead := found.lead_sentence():
+        say(lead)
 
 
 def study(

@@ -13,7 +13,7 @@ from tmkd.config.methods import Method, StudentKind, chosen_method
 from tmkd.config.sections import Part, Positive, Rate, Training
 
 STAGES = ("stage1", "stage2", "without_stage1")
-EXTRAS = ("states", "cosine", "replay")  # weights and shares in a stage's section that the paper's method has not
+EXTRAS = ("states", "states_until", "cosine", "replay")  # keys of a stage's section that the paper's method has not
 
 
 class StageRates(Part):
@@ -111,5 +111,6 @@ def own_numbers(
 
 def _without_extras(numbers: Training) -> Training:
     """The section with soft and golden labels alone."""
-    extras = {key: 0.0 for key in EXTRAS if key in type(numbers).model_fields}
+    fields = type(numbers).model_fields
+    extras = {key: fields[key].default for key in EXTRAS if key in fields}
     return numbers.model_copy(update=extras)

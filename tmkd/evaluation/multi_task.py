@@ -26,6 +26,7 @@ from tmkd.evaluation.results import METRICS
 from tmkd.evaluation.significance import TITLES, Difference, verdict
 
 MEAN = "mean"
+ENSEMBLE, BEST_TEACHER = "the teachers' ensemble", "the best single teacher"
 _ABOVE = "kept_above_chance"
 
 
@@ -39,6 +40,8 @@ class TaskResult:
         methods: the entries of results.json, by method.
         differences: first minus second in that metric, by the two methods' names.
         chance: the chance level of each metric; empty in results of earlier versions.
+        lead: the teachers' ensemble minus the single teacher that is best on the development set; None where they were
+            not compared.
     """
 
     name: str
@@ -46,6 +49,7 @@ class TaskResult:
     methods: dict[str, dict[str, Any]]
     differences: dict[tuple[str, str], Interval]
     chance: dict[str, float] = field(default_factory=dict)
+    lead: Difference | None = None
 
     @classmethod
     def read(cls, given: str) -> TaskResult:
@@ -72,6 +76,7 @@ class TaskResult:
                 for one in content["differences"]
             ]
             name = str(content["task"])
+            lead = _ensemble_lead(content)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; give a finished run's folder or its results.json") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -83,7 +88,7 @@ class TaskResult:
         own = [(first, second, value) for of, first, second, value in found if of == metric]
         differences = {(first, second): value for first, second, value in own}
         differences |= {(second, first): value.negated() for first, second, value in own}
-        return cls(name, metric, methods, differences, content.get("chance", {}))
+        return cls(name, metric, methods, differences, content.get("chance", {}), lead)
 
     @property
     def above_chance(self) -> bool:
@@ -126,12 +131,15 @@ class MultiTaskResults:
         kept: by method that all tasks have, its share on each task, then the mean of these shares, none of them counted
             as more than 1.
         differences: `method` minus every other method, on the mean of the tasks' metrics.
+        lead: the ensemble minus the best single teacher of each task, on the mean of what each run compares the two in:
+            the mean of ROC-AUC and MRR, or what there is of them. None where a task does not have it.
     """
 
     tasks: list[TaskResult]
     method: str
     kept: dict[str, list[Interval]]
     differences: list[Difference]
+    lead: Difference | None = None
 
     @classmethod
     def of(cls, tasks: Sequence[TaskResult], method: str) -> MultiTaskResults:
@@ -159,7 +167,11 @@ class MultiTaskResults:
             found = [task.differences[method, other] for task in tasks if (method, other) in task.differences]
             if len(found) == len(tasks):
                 differences.append(Difference(method, other, MEAN, mean_of(found)))
-        return cls(list(tasks), method, kept, differences)
+        leads = [task.lead for task in tasks if task.lead is not None]
+        lead = None
+        if len(leads) == len(tasks):
+            lead = Difference(ENSEMBLE, BEST_TEACHER, MEAN, mean_of([one.value for one in leads]))
+        return cls(list(tasks), method, kept, differences, lead)
 
     def table(self) -> Table:
         """The table for a terminal: what each method keeps on each task and on their mean, and the differences."""
@@ -180,6 +192,19 @@ class MultiTaskResults:
         """Say which differences on the mean are significant."""
         return verdict(self.method, self.differences) if self.differences else "there is nothing to compare it with"
 
+    def lead_sentence(self) -> str:
+        """Say whether the ensembles are better than the best single teachers; empty where that is not known."""
+        if self.lead is None:
+            return ""
+        each = (
+            f"{task.name} {task.lead.value.mean:+.3f} in {TITLES[task.lead.metric]} "
+            f"({task.lead.second.removeprefix('teacher:')})"
+            for task in self.tasks
+            if task.lead is not None
+        )
+        said = self.lead.sentence()
+        return f"{said[0].upper()}{said[1:]} (the teacher that is best on the development set: {'; '.join(each)})"
+
     def to_json(self) -> dict[str, Any]:
         """Return {"method", "tasks", "chance_removed", "kept", "kept_intervals", "differences", "verdict"}."""
         names = [*(task.name for task in self.tasks), MEAN]
@@ -197,7 +222,17 @@ class MultiTaskResults:
             },
             "differences": [one.to_json() for one in self.differences],
             "verdict": self.sentence(),
+            **({"ensemble_lead": self.lead.to_json()} if self.lead else {}),
         }
+
+
+def _ensemble_lead(content: dict[str, Any]) -> Difference | None:
+    """The ensemble minus the best single teacher, as a results.json has it; None where it has not."""
+    found = content.get("ensemble", {}).get("lead")
+    if found is None:
+        return None
+    value = Interval(found["mean"], found["low"], found["high"])
+    return Difference(found["first"], found["second"], found["metric"], value)
 
 
 def _require_comparable(tasks: Sequence[TaskResult], method: str) -> None:

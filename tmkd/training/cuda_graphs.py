@@ -69,7 +69,7 @@ class GraphedGradients:
         self.inputs = data.inputs
         self.model, self.data, self.loss, self.bf16 = model, data, loss, bf16
         self.record = record or _Recorder()
-        self.shapes: dict[tuple[int, int], _Shape] = {}
+        self.shapes: dict[tuple[int, int, int], _Shape] = {}  # by pairs, tokens and number of active objectives
         self.learning: list[tuple[torch.nn.Parameter, Tensor]] = []
 
     def learn_which(self) -> None:
@@ -91,7 +91,7 @@ class GraphedGradients:
         given = torch.from_numpy(np.stack([ids, mask, types]))
         for parameter, gradient in self.learning:
             parameter.grad = gradient
-        key = (given.shape[1], given.shape[2])
+        key = (given.shape[1], given.shape[2], len(self.loss.active))
         if key not in self.shapes:
             self.shapes[key] = self._recorded(given, torch.from_numpy(rows))
         shape = self.shapes[key]

@@ -46,10 +46,12 @@ class HiddenStatesConfig:
     Attributes:
         weight: What the loss is multiplied by.
         precision: Of the teacher's arithmetic: `auto`, `bf16` or `fp32`, as in a recipe.
+        until: They are learned in this share of the steps, the first ones.
     """
 
     weight: float
     precision: str = "auto"
+    until: float = 1.0
 
 
 class StoredStates:
@@ -128,7 +130,7 @@ class HiddenStates(AuxiliaryObjective):
     """
 
     def __init__(self, encoder: Encoder, teacher: Path, config: HiddenStatesConfig) -> None:
-        super().__init__(config.weight, range(encoder.readable_layers))
+        super().__init__(config.weight, range(encoder.readable_layers), config.until)
         # What goes into each of these layers is what the student is to give its own next layer.
         nexts = spaced_layers(depth(teacher), encoder.layers)[1:]
         self.width = len(nexts) * encoder.hidden_size

@@ -21,12 +21,14 @@ class AuxiliaryObjective(nn.Module):
     Args:
         weight: What its loss is multiplied by.
         layers: The student's layers (indices) whose hidden states it reads.
+        until: It ends after this share of the steps.
     """
 
-    def __init__(self, weight: float, layers: Sequence[int]) -> None:
+    def __init__(self, weight: float, layers: Sequence[int], until: float = 1.0) -> None:
         super().__init__()
         self.weight = weight
         self.layers = tuple(layers)
+        self.until = until
 
     def loss(self, output: StudentOutput, batch: AnyBatch, rows: Tensor) -> Tensor:
         """Compute the loss of each pair, without the weight.
@@ -53,7 +55,20 @@ class TotalLoss:
     def __init__(self, main: PairLoss, objectives: Sequence[AuxiliaryObjective] = ()) -> None:
         self.main = main
         self.objectives = tuple(objectives)
-        self.layers = tuple(sorted({layer for objective in objectives for layer in objective.layers}))
+        self.active = self.objectives
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The student's layers whose hidden states are read now."""
+        return tuple(sorted({layer for objective in self.active for layer in objective.layers}))
+
+    def begin_step(self, done: float) -> None:
+        """Leave out the objectives that have ended.
+
+        Args:
+            done: The share of the steps that are behind, below 1.
+        """
+        self.active = tuple(objective for objective in self.objectives if done < objective.until)
 
     def run(self, model: Student, batch: AnyBatch, rows: Tensor) -> tuple[StudentOutput, list[Tensor]]:
         """Run the model, and compute the weighted auxiliary losses (in the caller's autocast mode).
@@ -64,10 +79,10 @@ class TotalLoss:
             rows: Which pairs of the training set these are, [n] int64.
 
         Returns:
-            The output, and for each objective its weighted loss of each pair, [n].
+            The output, and for each objective that has not ended its weighted loss of each pair, [n].
         """
         output: StudentOutput = model(batch, self.layers)
-        return output, [objective.weight * objective.loss(output, batch, rows) for objective in self.objectives]
+        return output, [objective.weight * objective.loss(output, batch, rows) for objective in self.active]
 
     def total(self, output: StudentOutput, auxiliary: Sequence[Tensor], rows: Tensor) -> Tensor:
         """Compute the total loss of each pair, [n]; arguments as `run` takes and returns them."""

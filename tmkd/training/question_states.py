@@ -81,10 +81,11 @@ class QuestionStates(AuxiliaryObjective):
     Args:
         targets: The teacher's vectors, of the pairs of the training set in their order.
         weight: What the loss is multiplied by.
+        until: They are learned in this share of the steps, the first ones.
     """
 
-    def __init__(self, targets: QuestionTargets, weight: float) -> None:
-        super().__init__(weight, range(len(targets.scales)))
+    def __init__(self, targets: QuestionTargets, weight: float, until: float = 1.0) -> None:
+        super().__init__(weight, range(len(targets.scales)), until)
         self.targets = targets
 
     def loss(self, output: StudentOutput, batch: AnyBatch, rows: Tensor) -> Tensor:

@@ -107,6 +107,7 @@ class Loop:
         config: The numbers of the run.
         name: What the log and the progress bar call the run.
         state_folder: Holds the resumable state; the caller removes it when it is no longer needed.
+        begin_step: Is called before each step with the share of the steps that are behind.
     """
 
     def __init__(
@@ -118,8 +119,10 @@ class Loop:
         *,
         name: str,
         state_folder: Path,
+        begin_step: Callable[[float], None] = lambda done: None,
     ) -> None:
         self.steps, self.gradients, self.config, self.name = steps, gradients, config, name
+        self.begin_step = begin_step
         self.parameters = list(trained.values())
         self.peaks: list[float] = []  # of the optimiser's groups
         self.optimiser = self._optimiser(trained)
@@ -148,6 +151,7 @@ class Loop:
         with progress(self.name, pairs, done=min(done * config.batch_size, pairs)) as bar:
             for step, rows in self._remaining(done):
                 rate = float(schedule.get_last_lr()[0])
+                self.begin_step(step / total)
                 loss = self._step(rows, step)
                 schedule.step()
                 curve.add(step + 1, loss, rate, len(rows))
@@ -242,6 +246,7 @@ class Trainer:
             config,
             name=name,
             state_folder=state_folder,
+            begin_step=total.begin_step,
         )
         self.parameters = self._loop.parameters
 

@@ -23,6 +23,8 @@ from tmkd.training.token_cosine import TokenCosineConfig, TokenTargets, token_co
 from tmkd.training.trainer import Trainer
 from tmkd.training.training_set import TrainingSet
 
+_WEIGHTS = {"cosine", "states", "states_until"}  # they count where the step adds them
+
 
 def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Targets) -> Step:
     """Train encoder and soft heads on the soft labels of the pool (METHOD.md, "Stage 1").
@@ -45,11 +47,12 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
     classes = targets.logits.shape[2]  # the pool's task may have other classes
     content = depends_on(
         settings={
-            **spec.settings(numbers, without={"cosine", "states", "share"}),  # the pool is what `share` leaves
+            **spec.settings(numbers, without=_WEIGHTS | {"share"}),  # the pool is what `share` leaves
             **soft_settings(recipe.loss, targets, without={"alpha"}),
             "classes": classes,
             "token_cosine": weight or None,
             "hidden_states": _states_weight(spec),
+            "states_until": _states_until(spec),
         },
         inputs={
             "encoder": spec.begins_with, "pool": pool, "targets": targets.names, "token_cosine": cosine,
@@ -63,11 +66,9 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
         data = TrainingSet(spec.inputs(workspace, pool), questions, by_passage=spec.by_passage)
         torch.manual_seed(spec.seed)
         model = spec.new_student(numbers, data.inputs, classes, len(targets.names), use_golden=False)
-        objectives: list[AuxiliaryObjective] = []
-        if cosine is not None:
-            objectives += _token_cosine(model, cosine, pool, tokenizer, weight)
+        objectives = [] if cosine is None else _token_cosine(model, cosine, pool, tokenizer, weight)
         if taught is not None:
-            objectives.append(QuestionStates(question_targets(taught.folder), recipe.cached.stage1.states))
+            objectives.append(_question_states(spec, taught))
         elif _states_weight(spec):
             objectives += _hidden_states(model, spec, data, folder)
         trainer = Trainer(
@@ -100,6 +101,12 @@ def _states_weight(spec: StudentSpec) -> float | None:
     return numbers.states or None if teacher is not None else None
 
 
+def _states_until(spec: StudentSpec) -> float | None:
+    """The share of the steps in which hidden states are learned; None where they are learned in all of them."""
+    numbers = spec.recipe.cached.stage1 if spec.method.cached else spec.recipe.stage1
+    return numbers.states_until if _states_weight(spec) and numbers.states_until < 1 else None
+
+
 def _token_cosine(
     model: Student, cosine: Step, pool: Pairs, tokenizer: PairTokenizer, weight: float
 ) -> list[AuxiliaryObjective]:
@@ -107,11 +114,17 @@ def _token_cosine(
     return [*token_cosine_objective(model.encoder, targets, TokenCosineConfig(weight, tokenizer.max_length))]
 
 
+def _question_states(spec: StudentSpec, taught: Step) -> QuestionStates:
+    numbers = spec.recipe.cached.stage1
+    return QuestionStates(question_targets(taught.folder), numbers.states, numbers.states_until)
+
+
 def _hidden_states(model: Student, spec: StudentSpec, data: TrainingSet, folder: Path) -> list[AuxiliaryObjective]:
     assert spec.begin is not None
-    config = HiddenStatesConfig(spec.recipe.stage1.states, spec.recipe.precision)
+    numbers = spec.recipe.stage1
+    config = HiddenStatesConfig(numbers.states, spec.recipe.precision, numbers.states_until)
     found = hidden_states_objective(model.encoder, spec.begin.folder, config)
-    if spec.recipe.stage1.epochs > 1:  # a single pass reads no pair twice
+    if numbers.epochs * numbers.states_until > 1:  # else no pair is read twice
         for objective in found:
             objective.store(state_folder(folder), data.lengths)
     return [*found]
