@@ -52,6 +52,18 @@ def content(folder: Path, **keys: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_teachers_are_measured_without_a_student_that_learns_from_them(tmkd: Tmkd, tmp_path: Path) -> None:
+    recipe = tmp_path / "stacked.yaml"
+    recipe.write_text(yaml.safe_dump(content(tmp_path, methods=["teacher-ensemble", "finetune"], take="finetune")))
+    results = json.loads(tmkd("run", recipe, "--json", "-").stdout)
+    names = [row["name"] for row in results["methods"]]
+    assert names == ["teacher:mine", "teacher:judge", "teacher:noise", "teacher-ensemble", "finetune"]
+    assert results["ensemble"]["kind"] == "stacked"
+    assert results["development"]["best"] == "teacher:judge"
+    alone = json.loads(tmkd("run", recipe, "methods=[finetune]", "name=alone", "--json", "-").stdout)
+    assert [row["name"] for row in alone["methods"]] == ["finetune"]
+
+
 def test_a_whole_run_with_a_stacked_ensemble(tmkd: Tmkd, tmp_path: Path) -> None:
     recipe = tmp_path / "stacked.yaml"
     recipe.write_text(yaml.safe_dump(content(tmp_path)))

@@ -92,6 +92,7 @@ class Method:
             raise ValueError(f"combination: golden, but {self.name} learns no labels and has no golden head; use logit")
 
 
+TEACHERS = ("teacher", "teacher-ensemble")  # the methods by which a report shows teachers
 _BOTH: Literal["golden+soft"] = "golden+soft"
 METHODS: dict[str, Method] = {
     method.name: method

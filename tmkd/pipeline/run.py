@@ -332,16 +332,16 @@ class Run:
     @functools.cached_property
     def _development(self) -> dict[str, Any]:
         """What the development set says of the teachers; empty where no method needs one."""
-        return teachers_on_development(self.labels) if self.labels.learning else {}
+        return teachers_on_development(self.labels) if self.labels.needed else {}
 
     def _ensemble(self) -> dict[str, Any]:
         """The step of the stacked ensemble and its teachers; empty where the recipe takes the mean."""
-        stacked = self.labels.stacked if self.labels.learning else None
+        stacked = self.labels.stacked if self.labels.needed else None
         return {} if stacked is None else {"step": stacked.step.folder.name, "teachers": list(stacked.names)}
 
     def _write_manifest(self) -> None:
         """Write the resolved recipe, the models of the run and the steps it used: `evaluate` and `clean` read it."""
-        teachers = self.labels.teachers if self.labels.learning else []  # other students need none
+        teachers = self.labels.teachers if self.labels.needed else []
         models: list[dict[str, Any]] = []
         for number, (teacher, step) in enumerate(teachers):
             steps, calibration = [step.folder.name] if step else [], self.labels.calibration(number)

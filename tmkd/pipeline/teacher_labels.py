@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.config.methods import Method
+from tmkd.config.methods import TEACHERS, Method
 from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import DataError
 from tmkd.core.logits import log_odds
@@ -54,8 +54,13 @@ class TeacherLabels:
 
     @property
     def learning(self) -> list[Method]:
-        """The recipe's methods whose students learn soft labels; without any, no teacher is needed."""
+        """The recipe's methods whose students learn soft labels."""
         return [method for method in self.recipe.chosen_methods if method.targets != "none"]
+
+    @property
+    def needed(self) -> bool:
+        """Whether the run has teachers: a student learns from them, or the report is to show them."""
+        return bool(self.learning) or not set(TEACHERS).isdisjoint(self.recipe.methods)
 
     @functools.cached_property
     def teachers(self) -> list[tuple[Teacher, Step | None]]:
