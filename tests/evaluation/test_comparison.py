@@ -274,6 +274,10 @@ def test_an_ensemble_that_is_no_better_than_one_teacher_is_said_to_be_none() -> 
     assert student.kept["auc"].mean == pytest.approx(student.metrics["auc"].mean / top.metrics["auc"].mean)
     by_hand = [(row.metrics["auc"].mean + row.metrics["mrr"].mean) / 2 for row in results.methods]
     assert results.ensemble_lead.value.mean == pytest.approx(by_hand[2] - by_hand[0])
+    in_each = {one.metric: one.value.mean for one in results.ensemble_differences}
+    means = [{name: value.mean for name, value in row.metrics.items()} for row in results.methods]
+    assert in_each == pytest.approx({name: means[2][name] - means[0][name] for name in means[0]})
+    assert [one["metric"] for one in results.to_json()["ensemble"]["differences"]] == list(in_each)
     named = {(d.first, d.second) for d in results.differences}
     assert {("tmkd", "teacher:t1"), ("tmkd", "teacher-ensemble")} <= named
 

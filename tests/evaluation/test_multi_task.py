@@ -154,6 +154,14 @@ def test_the_ensembles_against_the_best_single_teachers(tmp_path: Path) -> None:
     assert "a +0.020 in ROC-AUC (ta); b +0.010 in the mean of ROC-AUC and MRR (tb)" in said
     shown = CliRunner().invoke(app, ["overall", *runs, "--json", "-"])
     assert json.loads(shown.stdout)["ensemble_lead"]["real"] is False
+    content = json.loads(Path(runs[1]).read_text())  # the metric by which the task counts comes first
+    pair = {"first": "teacher-ensemble", "second": "teacher:tb", "metric": "auc"}
+    content["ensemble"]["differences"] = [{**pair, "mean": 0.04, "low": 0.03, "high": 0.05, "real": True}]
+    Path(runs[1]).write_text(json.dumps(content))
+    found = MultiTaskResults.of([TaskResult.read(run) for run in runs], "tmkd")
+    assert found.lead is not None
+    assert found.lead.value.mean == pytest.approx(0.03)
+    assert found.lead_sentence().startswith("The teachers' ensemble is significantly better than the best")
 
     other = written(tmp_path, "c", "auc", 0.9, (0.2, 0.1, 0.3))  # a run in which the two were not compared
     both = MultiTaskResults.of([TaskResult.read(one) for one in (runs[0], str(other))], "tmkd")

@@ -102,6 +102,7 @@ def compare(
         free=[row for row in rows if row.kind == "free"],
         differences=_differences(outputs, drawn, {relative_to, options.ensemble}, questions),
         ensemble_lead=lead,
+        ensemble_differences=_between(options.ensemble, options.best_teacher, drawn, questions) if lead else [],
         against_free=_against_free(options.taken, [*free, *options.free], drawn, questions),
         ranked=int(questions.ranked.sum()),
         taken=options.taken,
@@ -207,11 +208,17 @@ def _differences(
     found = []
     for place, first in enumerate(small):
         for second in (*small[:place], *ensembles):
-            for name, (value, spread) in drawn[first.name].items():
-                if questions.count(name) < 2:
-                    continue
-                theirs, their_spread = drawn[second.name][name]
-                found.append(Difference(first.name, second.name, name, interval(value - theirs, spread - their_spread)))
+            found += _between(first.name, second.name, drawn, questions)
+    return found
+
+
+def _between(first: str, second: str, drawn: Distributions, questions: Questions) -> list[Difference]:
+    """The differences of two models in every metric over two or more questions."""
+    found = []
+    for name, (value, spread) in drawn[first].items():
+        if questions.count(name) >= 2:
+            theirs, their_spread = drawn[second][name]
+            found.append(Difference(first, second, name, interval(value - theirs, spread - their_spread)))
     return found
 
 

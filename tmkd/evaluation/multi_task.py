@@ -76,7 +76,7 @@ class TaskResult:
                 for one in content["differences"]
             ]
             name = str(content["task"])
-            lead = _ensemble_lead(content)
+            leads = _ensemble_leads(content)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; give a finished run's folder or its results.json") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -88,6 +88,7 @@ class TaskResult:
         own = [(first, second, value) for of, first, second, value in found if of == metric]
         differences = {(first, second): value for first, second, value in own}
         differences |= {(second, first): value.negated() for first, second, value in own}
+        lead = next((one for one in leads if one.metric == metric), leads[0] if leads else None)
         return cls(name, metric, methods, differences, content.get("chance", {}), lead)
 
     @property
@@ -131,8 +132,8 @@ class MultiTaskResults:
         kept: by method that all tasks have, its share on each task, then the mean of these shares, none of them counted
             as more than 1.
         differences: `method` minus every other method, on the mean of the tasks' metrics.
-        lead: the ensemble minus the best single teacher of each task, on the mean of what each run compares the two in:
-            the mean of ROC-AUC and MRR, or what there is of them. None where a task does not have it.
+        lead: the ensemble minus the best single teacher of each task, on the mean of the tasks' metrics. None where a
+            task does not have it.
     """
 
     tasks: list[TaskResult]
@@ -226,13 +227,17 @@ class MultiTaskResults:
         }
 
 
-def _ensemble_lead(content: dict[str, Any]) -> Difference | None:
-    """The ensemble minus the best single teacher, as a results.json has it; None where it has not."""
-    found = content.get("ensemble", {}).get("lead")
-    if found is None:
-        return None
-    value = Interval(found["mean"], found["low"], found["high"])
-    return Difference(found["first"], found["second"], found["metric"], value)
+def _ensemble_leads(content: dict[str, Any]) -> list[Difference]:
+    """The ensemble minus the best single teacher, in every metric that a results.json has it in.
+
+    The first is in the mean of ROC-AUC and MRR, or what there is of them: results of earlier versions have it alone.
+    """
+    ensemble = content.get("ensemble", {})
+    every = [*([ensemble["lead"]] if "lead" in ensemble else []), *ensemble.get("differences", [])]
+    return [
+        Difference(one["first"], one["second"], one["metric"], Interval(one["mean"], one["low"], one["high"]))
+        for one in every
+    ]
 
 
 def _require_comparable(tasks: Sequence[TaskResult], method: str) -> None:

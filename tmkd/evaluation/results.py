@@ -180,6 +180,7 @@ class Results:
         free: baselines that train nothing, with what they have of the metrics.
         against_free: the exported student minus each model that trains nothing, the best of these first.
         ensemble_lead: the ensemble minus the teacher that is best on the development set.
+        ensemble_differences: the same in every metric.
         training: by method and stage the learning rate and the epochs of its students
             (`tmkd.pipeline.steps.evaluate.training_numbers`).
         development: what the development set says of the teachers (`tmkd.pipeline.development`).
@@ -212,6 +213,7 @@ class Results:
     free: list[ModelResult] = field(default_factory=list)
     against_free: list[Difference] = field(default_factory=list)
     ensemble_lead: Difference | None = None
+    ensemble_differences: list[Difference] = field(default_factory=list)
     training: dict[str, dict[str, Any]] = field(default_factory=dict)
     development: dict[str, Any] = field(default_factory=dict)
     reference_column: str | None = None
@@ -263,7 +265,10 @@ class Results:
     def to_json(self) -> dict[str, Any]:
         """The content of results.json; what is empty is absent."""
         lead = self.ensemble_lead
-        better = {"against": lead.second, "lead": lead.to_json(), "relative_to": self.relative_to} if lead else {}
+        better: dict[str, Any] = {}
+        if lead is not None:
+            better = {"against": lead.second, "lead": lead.to_json(), "relative_to": self.relative_to}
+            better["differences"] = [difference.to_json() for difference in self.ensemble_differences]
         optional = {
             "standing": self.standing(),
             "free": [row.to_json() for row in self.free],
