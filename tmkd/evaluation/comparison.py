@@ -75,12 +75,11 @@ def compare(
     known, questions = labelled_questions(pairs, options.positive)
     if len(known) == 0:
         raise DataError("no row has a label, so nothing can be measured; give pairs with a label column")
-    names = {output.name for output in outputs}
     teachers = [output.name for output in outputs if output.kind == "teacher"]
-    relative_to = teachers[0] if len(teachers) == 1 and options.ensemble not in names else options.ensemble
     draws = Resamples(questions, options.resamples, options.seed)
     checked = {one.name: one.checked(len(pairs), classes)[:, known] for one in outputs}
     drawn = {name: distributions(draws, turned(logits, options.positive)) for name, logits in checked.items()}
+    relative_to = teachers[0] if len(teachers) == 1 and options.ensemble not in drawn else options.ensemble
     free = [output.name for output in outputs if output.kind == "free"]
     for name in free:
         drawn[name].pop("accuracy")  # it ranks, and decides nothing
