@@ -73,12 +73,6 @@ class Training(Part):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
 
 
-STATES_UNTIL = (
-    "share of the steps, from the first, in which hidden states are learned; in the rest soft labels are alone. At a "
-    "weight of 100 hidden states have nearly all of the gradient as long as they are learned"
-)
-
-
 class WarmUp(Training):
     """How the warm start trains the encoder, and whose judgement of the pool's pairs it learns."""
 
@@ -107,7 +101,28 @@ class WarmUp(Training):
             raise ValueError(f"warm_up: {self.teacher!r} is not a teacher that is a finished model; {there}")
 
 
-class Stage1(Training):
+class StatesTraining(Training):
+    """How stage 1 trains a student that may learn a teacher's hidden states; each kind of student says which."""
+
+    states: float = Field(0.0, ge=0)
+    states_until: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the steps, from the first, in which hidden states are learned; in the rest soft labels "
+        "are alone. At a weight of 100 hidden states have nearly all of the gradient as long as they are learned",
+    )
+
+    @model_validator(mode="after")
+    def _states_end(self) -> StatesTraining:
+        if self.states_until < 1 and not self.states:
+            raise ValueError(
+                f"states_until: {self.states_until:g}, but states is 0, so there are none to learn; leave it out"
+            )
+        return self
+
+
+class Stage1(StatesTraining):
     """How stage 1 trains the student."""
 
     cosine: float = Field(
@@ -123,7 +138,6 @@ class Stage1(Training):
         "learn to equal those of the teacher whose layers it starts from (student.start: teacher). 0: soft labels "
         "only, as in the paper",
     )
-    states_until: float = Field(1.0, gt=0, le=1, description=STATES_UNTIL)
     share: float = Field(
         1,
         gt=0,
@@ -132,11 +146,6 @@ class Stage1(Training):
         "is part of a larger one, and its labels are used again. The encoder's warm start and the teachers do not "
         "depend on it",
     )
-
-    @model_validator(mode="after")
-    def _states_end(self) -> Stage1:
-        require_states(self.states, self.states_until)
-        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -147,12 +156,6 @@ class Stage1(Training):
                 f"own: stage1_from={numbers}"
             )
         return numbers
-
-
-def require_states(weight: float, until: float) -> None:
-    """Refuse `states_until` where no hidden states are learned."""
-    if until < 1 and not weight:
-        raise ValueError(f"states_until: {until:g}, but states is 0, so there are none to learn; leave it out")
 
 
 class Stage2(Training):

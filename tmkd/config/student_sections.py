@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tmkd.config.methods import StudentKind
-from tmkd.config.sections import STATES_UNTIL, Part, Positive, Stage2, Training, require_states
+from tmkd.config.sections import Part, Positive, Stage2, StatesTraining, Training
 
 
 class StudentShape(Part):
@@ -34,7 +34,7 @@ class StudentShape(Part):
     freeze_embeddings: bool = Field(True, description="do not train the embedding tables")
 
 
-class CachedStage1(Training):
+class CachedStage1(StatesTraining):
     """How stage 1 trains a cached student."""
 
     states: float = Field(
@@ -44,18 +44,12 @@ class CachedStage1(Training):
         "the hidden states that they have in the best teacher with the same encoder, which reads question and passage "
         "together. 0: soft labels only, as in the paper",
     )
-    states_until: float = Field(1.0, gt=0, le=1, description=STATES_UNTIL)
     by_passage: bool = Field(
         False,
         description="put the pairs of a passage into the same steps, so that an encoder that is trained in stage 1 "
         "(cached.encoder_learning_rate, cached.trains_in: all) reads the passage once for all of them: the more "
         "questions a passage has, the more time that saves",
     )
-
-    @model_validator(mode="after")
-    def _states_end(self) -> CachedStage1:
-        require_states(self.states, self.states_until)
-        return self
 
 
 class Cached(Part):

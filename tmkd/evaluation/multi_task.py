@@ -26,7 +26,7 @@ from tmkd.evaluation.results import METRICS
 from tmkd.evaluation.significance import TITLES, Difference, verdict
 
 MEAN = "mean"
-ENSEMBLE, BEST_TEACHER = "the teachers' ensemble", "the best single teacher"
+_ENSEMBLES, _BEST_TEACHERS = "the teachers' ensemble", "the best single teacher"  # of all tasks
 _ABOVE = "kept_above_chance"
 
 
@@ -171,7 +171,7 @@ class MultiTaskResults:
         leads = [task.lead for task in tasks if task.lead is not None]
         lead = None
         if len(leads) == len(tasks):
-            lead = Difference(ENSEMBLE, BEST_TEACHER, MEAN, mean_of([one.value for one in leads]))
+            lead = Difference(_ENSEMBLES, _BEST_TEACHERS, MEAN, mean_of([one.value for one in leads]))
         return cls(list(tasks), method, kept, differences, lead)
 
     def table(self) -> Table:
@@ -207,7 +207,10 @@ class MultiTaskResults:
         return f"{said[0].upper()}{said[1:]} (the teacher that is best on the development set: {'; '.join(each)})"
 
     def to_json(self) -> dict[str, Any]:
-        """Return {"method", "tasks", "chance_removed", "kept", "kept_intervals", "differences", "verdict"}."""
+        """Return {"method", "tasks", "chance_removed", "kept", "kept_intervals", "differences", "verdict"}.
+
+        And "ensemble_lead", where it is known.
+        """
         names = [*(task.name for task in self.tasks), MEAN]
         return {
             "method": self.method,

@@ -43,7 +43,7 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
     """
     recipe, numbers, weight, states = spec.recipe, spec.stage1, _cosine_weight(spec), spec.states(workspace, pool)
     cosine = bi_encoder_cosine(workspace, recipe, pool) if weight else None
-    taught = question_states_of(workspace, spec, pool)
+    taught, learns = question_states_of(workspace, spec, pool), _learns_states(spec)
     classes = targets.logits.shape[2]  # the pool's task may have other classes
     content = depends_on(
         settings={
@@ -51,8 +51,8 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
             **soft_settings(recipe.loss, targets, without={"alpha"}),
             "classes": classes,
             "token_cosine": weight or None,
-            "hidden_states": _states_weight(spec),
-            "states_until": _states_until(spec),
+            "hidden_states": numbers.states if learns else None,
+            "states_until": numbers.states_until if learns and numbers.states_until < 1 else None,
         },
         inputs={
             "encoder": spec.begins_with, "pool": pool, "targets": targets.names, "token_cosine": cosine,
@@ -69,7 +69,7 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
         objectives = [] if cosine is None else _token_cosine(model, cosine, pool, tokenizer, weight)
         if taught is not None:
             objectives.append(_question_states(spec, taught))
-        elif _states_weight(spec):
+        elif learns:
             objectives += _hidden_states(model, spec, data, folder)
         trainer = Trainer(
             model,
@@ -94,17 +94,10 @@ def _cosine_weight(spec: StudentSpec) -> float:
     return spec.recipe.stage1.cosine or float(spec.method.self_taught)
 
 
-def _states_weight(spec: StudentSpec) -> float | None:
-    """The weight of a teacher's hidden states; None where the student learns none."""
+def _learns_states(spec: StudentSpec) -> bool:
+    """Whether the student learns a teacher's hidden states."""
     teacher = spec.taught_by if spec.method.cached else spec.begin
-    numbers = spec.recipe.cached.stage1 if spec.method.cached else spec.recipe.stage1
-    return numbers.states or None if teacher is not None else None
-
-
-def _states_until(spec: StudentSpec) -> float | None:
-    """The share of the steps in which hidden states are learned; None where they are learned in all of them."""
-    numbers = spec.recipe.cached.stage1 if spec.method.cached else spec.recipe.stage1
-    return numbers.states_until if _states_weight(spec) and numbers.states_until < 1 else None
+    return bool(spec.stage1.states) and teacher is not None
 
 
 def _token_cosine(
@@ -115,13 +108,12 @@ def _token_cosine(
 
 
 def _question_states(spec: StudentSpec, taught: Step) -> QuestionStates:
-    numbers = spec.recipe.cached.stage1
-    return QuestionStates(question_targets(taught.folder), numbers.states, numbers.states_until)
+    return QuestionStates(question_targets(taught.folder), spec.stage1.states, spec.stage1.states_until)
 
 
 def _hidden_states(model: Student, spec: StudentSpec, data: TrainingSet, folder: Path) -> list[AuxiliaryObjective]:
     assert spec.begin is not None
-    numbers = spec.recipe.stage1
+    numbers = spec.stage1
     config = HiddenStatesConfig(numbers.states, spec.recipe.precision, numbers.states_until)
     found = hidden_states_objective(model.encoder, spec.begin.folder, config)
     if numbers.epochs * numbers.states_until > 1:  # else no pair is read twice

@@ -11,7 +11,7 @@ import torch
 
 from tmkd.config.methods import Method
 from tmkd.config.recipe import Recipe
-from tmkd.config.sections import Loss, Stage2, Training
+from tmkd.config.sections import Loss, Stage2, StatesTraining, Training
 from tmkd.config.student_sections import Cached
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import read_card
@@ -91,7 +91,7 @@ class StudentSpec:
         return self.encoder if self.begin is None else self.begin.folder
 
     @property
-    def stage1(self) -> Training:
+    def stage1(self) -> StatesTraining:
         """How stage 1 trains it."""
         return self.recipe.cached.stage1 if self.method.cached else self.recipe.stage1
 
