@@ -12,12 +12,16 @@ import pytest
 import yaml
 from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import tiny
+from sklearn.metrics import roc_auc_score
 
 from tmkd.config.load import parse_recipe
 from tmkd.core.errors import DataError, RecipeError
+from tmkd.core.logits import log_odds
+from tmkd.data.split import folds
 from tmkd.models.card import read_card
 from tmkd.pipeline.development import teachers_on_development
 from tmkd.pipeline.run import Run
+from tmkd.teachers.ensemble import fit_stacking
 
 NUMBERS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}
 COLUMNS = [{"name": "judge", "scores": "judge"}, {"name": "noise", "scores": "noise"}]
@@ -138,4 +142,40 @@ def test_one_class_and_one_teacher_are_refused(tmp_path: Path) -> None:
     data |= {"train": str(tmp_path / "ones.jsonl")}
     run = Run(parse_recipe(content(tmp_path, data=data), "test"), tmp_path / "workspace")
     with pytest.raises(DataError, match="every training pair is of class 1"):
+        run.label()
+
+
+def test_weights_are_fitted_on_the_development_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No teacher is trained again for a fold, and the weights are those of the development pairs' labels."""
+    run = Run(parse_recipe(content(tmp_path, ensemble="stacked-dev"), "test"), tmp_path / "workspace")
+    with caplog.at_level("INFO"):
+        results = run.run().results
+    assert [step.kind for step in run.workspace.used].count("teacher") == 1
+    logits = run.labels.logits(run.data.dev, "dev")
+    targets = np.eye(2)[run.data.dev.labels]
+    wanted = fit_stacking(["mine", "judge", "noise"], logits, targets, folds(run.data.dev, 2))
+    assert results.ensemble["kind"] == "stacked-dev"
+    assert list(results.ensemble["weights"].values()) == pytest.approx(wanted.weights, rel=1e-6)
+    ensemble = next(row for row in results.methods if row.name == "teacher-ensemble")
+    odds = log_odds(wanted.apply(run.labels.logits(run.data.test, "test")))
+    assert ensemble.metrics["auc"].mean == pytest.approx(roc_auc_score(run.data.test.labels, odds))
+    said = [one for one in caplog.messages if one.startswith("stacked ensemble: weights on log-odds mine")]
+    assert any(one.endswith("(development pairs)") for one in said)
+    page = (tmp_path / "workspace/runs/stacked/report/report.html").read_text()
+    assert "The weights were fitted on the development set" in page
+
+
+def test_stacked_dev_without_a_test_set_or_with_one_class_is_refused(tmp_path: Path) -> None:
+    data = content(tmp_path)["data"]
+    same = {**data, "hold_out": {"dev": 0.2}}
+    run = Run(parse_recipe(content(tmp_path, data=same, ensemble="stacked-dev"), "test"), tmp_path / "workspace")
+    with pytest.raises(RecipeError, match=r"ensemble: stacked-dev fits .* give data.test or data.hold_out.test"):
+        run.label()
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    write_jsonl(
+        tmp_path / "ones.jsonl", [{**row, "question": f"Please: {row['question']}"} for row in rows if row["label"]]
+    )
+    ones = {**data, "hold_out": {"test": 0.2}, "dev": str(tmp_path / "ones.jsonl")}
+    run = Run(parse_recipe(content(tmp_path, data=ones, ensemble="stacked-dev"), "test"), tmp_path / "workspace")
+    with pytest.raises(DataError, match=r"ensemble: stacked-dev .* labelled development pairs have none of class 0"):
         run.label()

@@ -64,11 +64,12 @@ class Recipe(Part):
         "and test sets are labelled by the full teachers)",
     )
     folds: int = Field(5, ge=2, description="number of folds for out-of-fold labels, calibration and stacking")
-    ensemble: Literal["mean", "stacked"] = Field(
+    ensemble: Literal["mean", "stacked", "stacked-dev"] = Field(
         "mean",
         description="what `teacher-ensemble` is, and what 1avg-o-1 and 1avg-tkd learn. mean: of the teachers' "
         "probabilities; stacked: a sum of their log-odds with weights of 0 or more, fitted on training pairs that the "
-        "teachers have not learned from",
+        "teachers have not learned from; stacked-dev: the same, fitted on the development set, so that no teacher is "
+        "trained again for each fold",
     )
     student: StudentShape = Field(
         default_factory=StudentShape, description="the kind of the students, and the shape of layered ones"
@@ -237,10 +238,12 @@ class Recipe(Part):
             raise ValueError(f"use_teachers: {self.use_teachers}, but there are {len(names)} teachers")
         if self._replays and self.pool is not None and self.pool.teachers:
             raise ValueError("stage2.replay: the pool is of another task (pool.teachers), stage 2 has no labels for it")
-        if self.ensemble == "stacked" and len(names) < 2:
-            raise ValueError(f"ensemble: stacked weighs two or more teachers, and {names[0]} is the only one")
-        if self.ensemble == "stacked" and (partial := [one.name for one in self.used_teachers if one.partial]):
-            raise ValueError(f"ensemble: stacked needs every teacher's label of a pair; {partial[0]} is partial")
+        if self.ensemble != "mean" and len(names) < 2:
+            raise ValueError(f"ensemble: {self.ensemble} weighs two or more teachers, and {names[0]} is the only one")
+        if self.ensemble != "mean" and (partial := [one.name for one in self.used_teachers if one.partial]):
+            raise ValueError(
+                f"ensemble: {self.ensemble} needs every teacher's label of a pair; {partial[0]} is partial"
+            )
         if self.warm_up is not None:
             finished = [one.name for one in self.used_teachers if not (one.learns_labels or one.of_kind == "scores")]
             self.warm_up.require_teacher(finished, self.classes)

@@ -191,8 +191,8 @@ class Results:
         leave_one_out: the ensemble without each teacher.
         combinations: the heads of the taken student, combined in each way.
         agreement: how often each student or baseline decides as the ensemble does.
-        ensemble: how the teachers are weighed where the ensemble is no plain mean: {"kind": "stacked",
-            "weights": {teacher: weight}, "intercept", "ridge", "log_loss"}.
+        ensemble: how the teachers are weighed where the ensemble is no plain mean: {"kind": the
+            recipe's `ensemble`, "weights": {teacher: weight}, "intercept", "ridge", "log_loss"}.
         coverage: of each partial teacher, how many pairs of each part have its label: {"judge": {"train": {"pairs",
             "labelled"}}}.
         reliability: of each teacher's probabilities, before and after calibration (`ModelOutput.reliability`).

@@ -191,12 +191,27 @@ def _require_training_rows(data: RunData, methods: list[Method]) -> None:
             _ = data.labelled_others
     if recipe.labels == "out-of-fold" or recipe.ensemble == "stacked":
         folds(train, recipe.folds)
-    if recipe.ensemble == "stacked":
-        require_every_class(train.labels, recipe.classes)
+    _require_stackable(data)
     if any(method.targets != "none" for method in methods):
         require_labeller(data, data.student_pairs, "train")
         for kind in _losses(recipe, methods):
             require_comparable(data.student_pairs, kind, "train")
+
+
+def _require_stackable(data: RunData) -> None:
+    """The labelled pairs on which the weights of a stacked ensemble are fitted are enough for that."""
+    recipe = data.recipe
+    if recipe.ensemble == "stacked-dev":
+        if data.test is data.dev:
+            raise RecipeError(
+                "ensemble: stacked-dev fits weights on the development set, and without a test set the report is on "
+                "the same pairs; give data.test or data.hold_out.test, or take ensemble: stacked",
+                key="ensemble",
+            )
+        folds(data.dev, recipe.folds)
+    if recipe.ensemble != "mean":
+        fitted_on = data.train if recipe.ensemble == "stacked" else data.dev
+        require_every_class(fitted_on.labels, recipe.classes, recipe.ensemble)
 
 
 def _warn_of_unread_text(data: RunData) -> None:

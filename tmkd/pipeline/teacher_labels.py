@@ -118,10 +118,8 @@ class TeacherLabels:
         """
         wanted = range(len(self.teachers)) if which is None else which
         return [
-            calibrated(
-                self.teachers[number][0], self.calibration(number), self.uncalibrated(number, pairs, where), pairs
-            )
-            for number in wanted
+            calibrated(self.teachers[n][0], self.calibration(n), self.uncalibrated(n, pairs, where), pairs)
+            for n in wanted
         ]
 
     def uncalibrated(self, number: int, pairs: Pairs, where: str) -> NDArray[np.float32]:
@@ -164,12 +162,15 @@ class TeacherLabels:
             self._calibrations[number] = self._sources.calibration(teacher, names, train, logits)
         return self._calibrations[number]
 
-    def _unlearned(self, number: int) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-        """The logits of one teacher (index) of training pairs that it has not seen, before they are calibrated.
+    def _unlearned(self, number: int, *, dev: bool = False) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+        """The logits of one teacher (index) of labelled pairs that it has not seen, before they are calibrated.
 
-        They are out-of-fold if the teacher is trained here. The fingerprints of what gave them come first.
+        They are those of the development set, or of the training pairs: out-of-fold if the teacher is trained here. The
+        fingerprints of what gave them come first.
         """
         (teacher, step), train = self.teachers[number], self.data.train
+        if dev:
+            return (self._sources.fingerprint(teacher, step),), self.uncalibrated(number, self.data.dev, "dev")
         if teacher.learns_labels:
             folded = fold_logits(self.recipe, teacher, train, self.teach, self.logits_of)
             return folded.teachers, folded.logits
@@ -179,21 +180,22 @@ class TeacherLabels:
     def stacked(self) -> StackedTeachers | None:
         """The weights of the stacked ensemble; None where the recipe takes the mean, or uses a single teacher.
 
-        A column of scores that made the training labels is no part of it.
+        A column of scores that made the labels on which the weights are fitted is no part of it.
         """
-        train = self.data.train
-        which = [n for n in self.labellers(train) if not self._made_labels_of(n, train)]
-        if self.recipe.ensemble != "stacked" or len(which) < 2:
+        dev = self.recipe.ensemble == "stacked-dev"
+        pairs = self.data.dev if dev else self.data.train
+        which = [n for n in self.labellers(pairs) if not self._made_labels_of(n, pairs)]
+        if self.recipe.ensemble == "mean" or len(which) < 2:
             return None
         inputs, logits = [], []
         for number in which:
             teacher, calibration = self.teachers[number][0], self.calibration(number)
-            names, given = self._unlearned(number)
+            names, given = self._unlearned(number, dev=dev)
             inputs += [*names, calibration.fingerprint if calibration else teacher.calibration]
-            logits.append(calibrated(teacher, calibration, given, train))
+            logits.append(calibrated(teacher, calibration, given, pairs))
         teachers = [self.teachers[number][0].name for number in which]
-        found = stack_teachers(self.workspace, teachers, inputs, logits, train, self.recipe.folds)
-        self.cache.say_once(found.of(found.names).sentence())
+        found = stack_teachers(self.workspace, teachers, inputs, logits, pairs, self.recipe.folds)
+        self.cache.say_once(f"{found.of(found.names).sentence()} ({'development' if dev else 'training'} pairs)")
         return found
 
     def _made_labels_of(self, number: int, pairs: Pairs) -> bool:
@@ -267,7 +269,7 @@ class TeacherLabels:
         """What a method's student learns from the teachers in stage 1; from the pool's own teachers, if it has some."""
         if not self.data.foreign_pool:
             return self.targets(method, self.stage1_pool, "pool")
-        if method.targets == "mean" and self.recipe.ensemble == "stacked":
+        if method.targets == "mean" and self.recipe.ensemble != "mean":
             self.cache.say_once("stage 1 learns the mean of the pool's own teachers: their task has no labels here")
         targets = Targets.choose(method, *self.foreign_logits, best=0)
         weighting = self.recipe.of_method(method).loss.weighting

@@ -133,23 +133,25 @@ def fit_stacking(
     return Stacking(tuple(names), tuple((weights / scale).tolist()), tuple(intercept.tolist()), ridge, losses)
 
 
-def require_every_class(labels: NDArray[np.int64], classes: int) -> None:
+def require_every_class(labels: NDArray[np.int64], classes: int, ensemble: str = "stacked") -> None:
     """Refuse labels from which no stacked ensemble can be fitted.
 
     Args:
         labels: [N], -1 where there is none.
         classes: C.
+        ensemble: the recipe's `ensemble`, which says whose labels they are.
 
     Raises:
         DataError: no pair has a label, or a class has no pair.
     """
     counts = np.bincount(labels[labels >= 0], minlength=classes)
     if not counts.all():
-        found = f"the {int(counts.sum()):,} labelled training pairs have none of class {int(counts.argmin())}"
-        why = found if counts.any() else "no training pair has a label"
+        kind = "development" if ensemble == "stacked-dev" else "training"
+        found = f"the {int(counts.sum()):,} labelled {kind} pairs have none of class {int(counts.argmin())}"
+        why = found if counts.any() else f"no {kind} pair has a label"
         raise DataError(
-            f"ensemble: stacked weighs the teachers by labelled training pairs of every class, and {why}; add some, or "
-            "set ensemble: mean"
+            f"ensemble: {ensemble} weighs the teachers by labelled {kind} pairs of every class, and {why}; add some, "
+            "or set ensemble: mean"
         )
 
 

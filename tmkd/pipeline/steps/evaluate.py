@@ -277,7 +277,7 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
         )
         if (stacked := run.stacked) is not None:
             names = list(_members(stacked, [output for output in found if output.kind == "teacher"]))
-            results.ensemble = {"kind": "stacked", **(stacked.of(names).to_json() if names else {})}
+            results.ensemble = {"kind": run.recipe.ensemble, **(stacked.of(names).to_json() if names else {})}
     ways = _combinations(run, pairs)
     if ways:
         results.combinations = measure_components(pairs, ways["logit"], ways, classes=classes, options=options)

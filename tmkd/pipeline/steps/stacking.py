@@ -68,8 +68,8 @@ def stack_teachers(
         workspace: keeps the step.
         names: the teachers, [K].
         inputs: the fingerprints of what gave the logits.
-        logits: K arrays [N, C] of the training pairs, by teachers that have not learned from their labels.
-        pairs: the N training pairs; those without a label are not looked at.
+        logits: K arrays [N, C] of the pairs, by teachers that have not learned from their labels.
+        pairs: the N training or development pairs; those without a label are not looked at.
         count: number of folds.
 
     Raises:
