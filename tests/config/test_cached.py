@@ -70,6 +70,10 @@ def test_the_best_student_can_be_taken() -> None:
             "states_until: 0.5, but states is 0, so there are none to learn; leave it out",
         ),
         (
+            {"stage1": {"learning_rate": 1e-3, "epochs": 9, "states_from": "each"}},
+            "states_from: each, but states is 0, so there are none to learn; leave it out",
+        ),
+        (
             {"stage1": {"learning_rate": 1e-3, "epochs": 9, "states_until": 0.0}},
             "stage1.states_until: input should be greater than 0, got 0",
         ),

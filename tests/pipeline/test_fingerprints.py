@@ -282,6 +282,7 @@ CHANGES: dict[str, Change] = {
     "stage1.cosine": Change("stage1", 0.25),
     "stage1.states": Change("stage1", 3.0),
     "stage1.states_until": Change("stage1", 0.5),
+    "stage1.states_from": Change("stage1", "each"),
     "stage1.share": Change("token-cosine", 0.5),
     **under("stage2", training("student")),
     "stage2.replay": Change("student", 0.25),
@@ -312,6 +313,7 @@ CHANGES: dict[str, Change] = {
     **under("cached.stage1", training("stage1")),
     "cached.stage1.states": Change("question-states", 3.0),
     "cached.stage1.states_until": Change("stage1", 0.5, {"cached.stage1.states": 3.0}),
+    "cached.stage1.states_from": Change("question-states", "each", {"cached.stage1.states": 3.0}),
     "cached.stage1.by_passage": Change("stage1", True, {"cached.encoder_learning_rate": 2e-5}),
     **under("cached.stage2", training("student")),
     "cached.stage2.replay": Change("student", 0.25),
@@ -359,7 +361,7 @@ def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 
 FIELDS = dict(fields_of(Recipe))
-DEFAULTS = "c6f481012372"  # a digest of every default that enters fingerprints by its absence
+DEFAULTS = "578e00a536fd"  # a digest of every default that enters fingerprints by its absence
 
 
 def rows(part: str, count: int = 12) -> list[dict[str, Any]]:
@@ -645,7 +647,7 @@ def test_the_papers_method_is_tmkd_of_a_recipe_without_extras(dry: Dry, kind: st
     extras: dict[str, Any] = {"loss.weighting": "confidence", "loss.temperature": 2.0}
     plain: dict[str, Any] = {"loss.kind": "mse"}
     if kind == "layers":
-        extras |= {"stage2.replay": 0.25, "stage1.states_until": 0.5}  # beside states, cosine and start of the base
+        extras |= {"stage2.replay": 0.25, "stage1.states_until": 0.5, "stage1.states_from": "each"}  # beside the base's
         plain |= {"student.start": "bottom", "stage1.states": 0, "stage1.cosine": 0}
     else:
         without = {"student.start": "bottom", "stage1.states": 0, "stage1.cosine": 0}

@@ -19,7 +19,7 @@ from tmkd.models.tokenizer import PairTokenizer
 from tmkd.training import trainer, training_set
 from tmkd.training.cuda_graphs import GraphedGradients, Work
 from tmkd.training.gradients import GraphsWhereTheyFit, MicroBatchGradients
-from tmkd.training.hidden_states import HiddenStatesConfig, hidden_states_objective
+from tmkd.training.hidden_states import HiddenStatesConfig, hidden_states_objectives
 from tmkd.training.losses import GoldenLoss, soft_kl
 from tmkd.training.objectives import TotalLoss
 from tmkd.training.trainer import Trainer, TrainerConfig
@@ -58,7 +58,7 @@ def setting(folder: Path) -> MicroBatchGradients:
     torch.manual_seed(0)
     save_student(Student(load_encoder(source, 2), 2), folder / "teacher", source, 64, {})
     student = Student(load_encoder(folder / "teacher", 2, layers=2, start="spaced"), 2, 2, use_golden=False)
-    objectives = hidden_states_objective(student.encoder, folder / "teacher", HiddenStatesConfig(10.0, "fp32"))
+    objectives = hidden_states_objectives(student.encoder, [folder / "teacher"], HiddenStatesConfig(10.0, "fp32"))
     assert len(objectives) == 1
     data = set_of(source)
     soft = torch.randn(len(data.inputs.lengths), 2, 2, generator=torch.Generator().manual_seed(1)).to(device())

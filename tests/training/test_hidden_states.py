@@ -19,7 +19,7 @@ from tmkd.models.encoders.families import takes_token_types
 from tmkd.models.encoders.forward import Batch, Packing, PairEncoder
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import Encoded, PairTokenizer
-from tmkd.training.hidden_states import HiddenStates, HiddenStatesConfig, hidden_states_objective
+from tmkd.training.hidden_states import HiddenStates, HiddenStatesConfig, hidden_states_objectives
 from tmkd.training.objectives import TotalLoss
 
 STATES = ("student.start=teacher", "student.layers=2", "stage1.batch_size=8")
@@ -53,7 +53,7 @@ def followed(family: str, folder: Path, layers: int = 2) -> Followed:
     torch.manual_seed(1)
     encoder = load_encoder(teacher, 2, layers=layers, start="spaced")
     student = Student(encoder, 2, 1, use_golden=False).train()
-    (objective,) = hidden_states_objective(encoder, teacher, HiddenStatesConfig(10.0, precision="fp32"))
+    (objective,) = hidden_states_objectives(encoder, [teacher], HiddenStatesConfig(10.0, precision="fp32"))
     encoded = tokenizer.encode(["how to sort", "why"], ["sort the keys by their values", "so"])
     return Followed(student, objective, teacher, encoded, tokenizer.pad_id)
 
@@ -104,6 +104,51 @@ def test_the_teacher_is_neither_trained_nor_saved(tmp_path: Path) -> None:
     assert loss.trained(student) == {name: p for name, p in student.named_parameters() if p.requires_grad}
     assert not any("teacher" in name for name in student.state_dict())
     assert not student(batch).hidden_states  # nothing is kept that no objective asks for
+
+
+def test_each_teacher_but_the_first_is_learned_through_a_projection(tmp_path: Path) -> None:
+    setting = followed("bert", tmp_path)
+    encoder, batch, config = setting.student.encoder, setting.padded(), HiddenStatesConfig(10.0, precision="fp32")
+    first, second = hidden_states_objectives(encoder, [setting.teacher, setting.teacher], config)
+    assert first.weight == second.weight == 5.0
+    assert not list(first.projections.parameters())
+    output, rows = setting.student(batch, first.layers), torch.tensor([0, 1])
+    before = first.loss(output, batch, rows)
+    assert torch.allclose(second.loss(output, batch, rows), before)  # the identity
+    total = TotalLoss(lambda output, rows: output.soft.sum(), [first, second])
+    assert set(total.trained(setting.student)) - set(dict(setting.student.named_parameters())) == {
+        "projections.teacher-1.weight"
+    }
+    (projection,) = second.projections.parameters()
+    second.loss(output, batch, rows).sum().backward()
+    assert projection.grad is not None
+    with torch.no_grad():
+        projection.sub_(1e-2 * projection.grad)
+        assert (second.loss(output, batch, rows) < before).all()
+        projection.zero_()
+        taught = second._taught(batch, rows)[0]
+        length = len(setting.encoded.ids[0])
+        alone = taught[0, :length].square().mean() / second.scales[0]
+        assert torch.allclose(second.loss(output, batch, rows)[0], alone, rtol=1e-4)  # by hand: nothing against it
+
+
+def test_stage_1_learns_those_of_every_teacher(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
+    """tmkd has another stage 1 with them, tkd the same; the student has no projection."""
+    steps = tmp_path / "workspace" / "steps"
+    deep = tiny("bert", tmp_path / "deep", num_hidden_layers=4)
+    given = (*STATES, f"encoder={deep}", "stage1.states=10", "methods=[tkd,tmkd]", "stage1.epochs=2")
+    tmkd("pretrain", tiny_recipe, *given)
+    best = set(steps.glob("stage1-*"))
+    said = tmkd("pretrain", tiny_recipe, *given, "stage1.states_from=each").stderr
+    (each,) = set(steps.glob("stage1-*")) - best
+    assert "stage 1 of tkd, seed 0: done before" in said
+    assert said.count("the teacher's hidden states are stored in the first pass") == 2
+    assert {frozenset(load_file(step / "model.safetensors")) for step in (each, *best)} == {
+        frozenset(load_file(each / "model.safetensors"))
+    }
+    alone = tmkd("pretrain", tiny_recipe, *given, "stage1.states_from=each", "use_teachers=1", check=False)
+    assert alone.returncode != 0
+    assert "stage1.states_from: each is for two or more teachers that are fine-tuned from" in alone.stderr
 
 
 def test_kept_states_are_those_of_the_first_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

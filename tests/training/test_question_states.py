@@ -112,6 +112,17 @@ def test_the_loss_is_zero_at_the_teachers_vectors_and_counts_the_questions_token
     assert torch.allclose(objective.loss(other, batch, rows), torch.full((3,), 0.5 / targets.scales[0]), rtol=1e-4)
 
 
+def test_another_teachers_vectors_are_learned_through_a_projection(tmp_path: Path) -> None:
+    targets = question_targets(stored(tmp_path / "step", a_teacher(tmp_path)))
+    objective = QuestionStates(targets, weight=2.0, number=2)
+    (projection,) = objective.projections.parameters()
+    states = torch.randn(3, 4, len(projection))
+    assert torch.equal(objective.projected(states), states)
+    with torch.no_grad():
+        projection.copy_(2 * torch.eye(len(projection)))
+    assert torch.allclose(objective.projected(states), 2 * states)
+
+
 def test_a_student_learns_them_in_a_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:
     numbers = "{learning_rate: 5.0e-3, epochs: 3, batch_size: 8"
     small = f"cached={{layers: 2, heads: 4, ffn: 32, state_size: 16, stage1: {numbers}, states: 10.0}}}}"
@@ -120,6 +131,15 @@ def test_a_student_learns_them_in_a_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path:
     losses = [point["loss"] for point in json.loads((step / "curve.json").read_text())]
     assert losses[-1] < 0.8 * losses[0]
     assert len(list((tmp_path / "workspace" / "steps").glob("question-states-*"))) == 1
+    tmkd(
+        "pretrain",
+        tiny_recipe,
+        "methods=[tmkd@cached]",
+        "take=tmkd@cached",
+        small.replace("10.0", "10.0, states_from: each"),
+    )
+    assert len(list((tmp_path / "workspace" / "steps").glob("question-states-*"))) == 2
+    assert len(list((tmp_path / "workspace" / "steps").glob("stage1-*"))) == 2
 
 
 def test_the_interaction_gives_as_many_layers_as_are_taught() -> None:

@@ -112,13 +112,20 @@ class StatesTraining(Training):
         description="share of the steps, from the first, in which hidden states are learned; in the rest soft labels "
         "are alone. At a weight of 100 hidden states have nearly all of the gradient as long as they are learned",
     )
+    states_from: Literal["best", "each"] = Field(
+        "best",
+        description="whose hidden states are learned. best: those of the best teacher with the recipe's encoder; each: "
+        "those of every teacher with that encoder, which share the weight; for each but the best the student's states "
+        "go through a trained projection that is dropped after stage 1. Methods that learn from one teacher (tkd) "
+        "learn those of the best in either case",
+    )
 
     @model_validator(mode="after")
-    def _states_end(self) -> StatesTraining:
-        if self.states_until < 1 and not self.states:
-            raise ValueError(
-                f"states_until: {self.states_until:g}, but states is 0, so there are none to learn; leave it out"
-            )
+    def _states_are_there(self) -> StatesTraining:
+        given = {"states_until": self.states_until if self.states_until < 1 else None,
+                 "states_from": self.states_from if self.states_from != "best" else None}  # fmt: skip
+        for key in (key for key, value in given.items() if value is not None and not self.states):
+            raise ValueError(f"{key}: {given[key]}, but states is 0, so there are none to learn; leave it out")
         return self
 
 

@@ -75,6 +75,7 @@ def require_runnable(data: RunData) -> None:
     _require_training_rows(data, methods)
     require_columns(data)
     say_coverage(data)
+    _require_taught(recipe)
     _require_pool(data, methods)
     _warn_of_unread_text(data)
 
@@ -212,6 +213,18 @@ def _require_stackable(data: RunData) -> None:
     if recipe.ensemble != "mean":
         fitted_on = data.train if recipe.ensemble == "stacked" else data.dev
         require_every_class(fitted_on.labels, recipe.classes, recipe.ensemble)
+
+
+def _require_taught(recipe: Recipe) -> None:
+    """There are several teachers whose hidden states can be learned, where the recipe names each of them."""
+    able = [teacher.name for teacher in recipe.used_teachers if recipe.fine_tunes_own(teacher)]
+    sections = {"stage1": recipe.stage1.states_from, "cached.stage1": recipe.cached.stage1.states_from}
+    for key in (key for key, states_from in sections.items() if states_from == "each" and len(able) < 2):
+        raise RecipeError(
+            f"{key}.states_from: each is for two or more teachers that are fine-tuned from {recipe.encoder!r}, and "
+            f"there is {able[0] if able else 'none'}; leave it out",
+            key=key,
+        )
 
 
 def _warn_of_unread_text(data: RunData) -> None:

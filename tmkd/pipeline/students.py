@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tmkd.config.methods import Method, chosen_method
 from tmkd.config.recipe import BEST, Recipe
+from tmkd.config.sections import StatesTraining
 from tmkd.core.errors import ExportError
 from tmkd.data.pairs import Pairs
 from tmkd.pipeline.choice import Choice, choose_best
@@ -163,12 +164,16 @@ class Students:
         taught = (
             self.recipe.of_method(method).student.start == "teacher" and method.targets != "none" and not method.cached
         )
-        return self.labels.best_of_own_encoder if taught else None
+        return self.labels.of_own_encoder[0] if taught else None
 
-    def _taught_by(self, method: Method) -> Step | None:
-        """The teacher whose hidden states a cached student of the method learns in stage 1."""
-        states = method.cached and self.recipe.of_method(method).cached.stage1.states
-        return self.labels.best_of_own_encoder if states else None
+    def _taught_by(self, method: Method) -> tuple[Step, ...]:
+        """The teachers whose hidden states a student of the method learns in stage 1, the best first."""
+        recipe = self.recipe.of_method(method)
+        numbers: StatesTraining = recipe.cached.stage1 if method.cached else recipe.stage1
+        if not numbers.states or not (method.cached or self.begins_with(method)):
+            return ()
+        every = self.labels.of_own_encoder
+        return every if numbers.states_from == "each" and method.targets != "one" else every[:1]
 
     def distill(self, method: Method, first: Step | Path | None, seed: int, only: int | None = None) -> Step:
         """Train one student: stage 2, or the only stage.

@@ -363,13 +363,13 @@ class TeacherLabels:
         return best
 
     @functools.cached_property
-    def best_of_own_encoder(self) -> Step:
-        """The step of the best teacher on the development set among those fine-tuned from the recipe's own encoder."""
+    def of_own_encoder(self) -> tuple[Step, ...]:
+        """The teachers that are fine-tuned from the recipe's own encoder, the best on the development set first."""
         own = [n for n, (teacher, _) in enumerate(self.teachers) if self.recipe.fine_tunes_own(teacher)]
-        teacher, step = self.teachers[self._best(own)]
-        assert step is not None, "a teacher that is fine-tuned here is a step"
-        self.cache.say_once(f"students begin with layers, or learn hidden states, of teacher {teacher.name}")
-        return step
+        best = self._best(own)
+        self.cache.say_once(f"students begin with layers, or learn hidden states, of {self.teachers[best][0].name}")
+        steps = [self.teachers[number][1] for number in sorted(own, key=lambda number: number != best)]
+        return tuple(step for step in steps if step is not None)
 
     @functools.cached_property
     def foreign_logits(self) -> tuple[list[str], list[NDArray[np.float32]]]:

@@ -6,8 +6,8 @@ group (hidden states: Jiao et al. 2020, "TinyBERT", section 3; layers: Sanh et a
 soft label is one number for a pair; hidden states are hundreds of numbers for each token, and they make the same pairs
 worth more (docs/lab-notes.md, "What the teacher's hidden states add").
 
-They are too many to store for good (gigabytes). So this one teacher, cut after the last layer that is read, runs
-beside the student in the first pass over the pairs. Further passes read its hidden states from a file that is deleted
+They are too many to store for good (gigabytes). So the teacher, cut after the last layer that is read, runs beside the
+student in the first pass over the pairs. Further passes read its hidden states from a file that is deleted
 when the stage is done. Soft labels are read from the label store as always.
 """
 
@@ -16,7 +16,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from tmkd.models.checkpoint import depth, load_encoder
 from tmkd.models.encoders.forward import Batch
 from tmkd.models.layers import spaced_layers
 from tmkd.models.student import AnyBatch, Encoder, StudentOutput
-from tmkd.training.objectives import AuxiliaryObjective
+from tmkd.training.objectives import StatesObjective
 
 logger = logging.getLogger(__name__)
 
@@ -105,15 +106,15 @@ def _reserved(path: Path, size: int) -> Path:
     return path
 
 
-class HiddenStates(AuxiliaryObjective):
-    """Every token learns the teacher's hidden states, after each of the student's layers but the last.
+class HiddenStates(StatesObjective):
+    """Every token learns a teacher's hidden states, after each of the student's layers but the last.
 
     The loss of a pair is the squared error, divided by the teacher's mean square in that layer, and averaged over the
     pair's tokens and over the layers. The teacher is frozen and is not saved.
 
     Requirements:
-        1. A student whose layers are evenly spaced layers of the teacher (`student.start: teacher`).
-        2. An encoder with our forward and at least two layers (`readable_layers` > 0); see `hidden_states_objective`.
+        1. A student whose layers are evenly spaced layers of the first teacher (`student.start: teacher`).
+        2. An encoder with our forward and at least two layers (`readable_layers` > 0); see `hidden_states_objectives`.
 
     Inputs:
         | the student's hidden states | the teacher's |
@@ -121,16 +122,17 @@ class HiddenStates(AuxiliaryObjective):
         | after each layer but the last, [n, T, d] | after the last layer that each of them stands for, [n, T, d] |
 
     References:
-        Jiao et al. 2020, "TinyBERT", equation 8, without its projection: the student has the teacher's width.
+        Jiao et al. 2020, "TinyBERT", equation 8; for the first teacher without its projection.
 
     Args:
         encoder: The student's.
-        teacher: The checkpoint folder that the student's layers come from.
+        teacher: The teacher's checkpoint folder; its width and its depth are those of the first teacher.
         config: Weight, and the precision of the teacher's arithmetic.
+        number: Of the teacher, from 0, the one that the student's layers come from.
     """
 
-    def __init__(self, encoder: Encoder, teacher: Path, config: HiddenStatesConfig) -> None:
-        super().__init__(config.weight, range(encoder.readable_layers), config.until)
+    def __init__(self, encoder: Encoder, teacher: Path, config: HiddenStatesConfig, number: int = 0) -> None:
+        super().__init__(config.weight, range(encoder.readable_layers), config.until, number, encoder.hidden_size)
         # What goes into each of these layers is what the student is to give its own next layer.
         nexts = spaced_layers(depth(teacher), encoder.layers)[1:]
         self.width = len(nexts) * encoder.hidden_size
@@ -177,7 +179,7 @@ class HiddenStates(AuxiliaryObjective):
         assert isinstance(batch, Batch)
         errors = torch.stack(
             [
-                (output.hidden_states[layer].float() - taught.float()).square().mean(dim=-1) / scale
+                (self.projected(output.hidden_states[layer]) - taught.float()).square().mean(dim=-1) / scale
                 for layer, taught, scale in zip(self.layers, self._taught(batch, rows), self.scales, strict=True)
             ]
         ).mean(dim=0)  # [n, T]; packed: [tokens]
@@ -200,19 +202,22 @@ class HiddenStates(AuxiliaryObjective):
         return [states[layer] for layer in self.taught_layers]
 
 
-def hidden_states_objective(encoder: Encoder, teacher: Path, config: HiddenStatesConfig) -> list[HiddenStates]:
-    """Make the objective where the encoder allows it.
+def hidden_states_objectives(
+    encoder: Encoder, teachers: Sequence[Path], config: HiddenStatesConfig
+) -> list[HiddenStates]:
+    """Make the objective of each teacher where the encoder allows it.
 
     Args:
         encoder: The student's.
-        teacher: As in `HiddenStates`.
-        config: As in `HiddenStates`.
+        teachers: As in `HiddenStates`, the one that the student's layers come from first.
+        config: As in `HiddenStates`; the teachers share the weight.
 
     Returns:
-        The objective; an empty list, and a line in the log, if there is no layer to read from.
+        An objective for each teacher; an empty list, and a line in the log, if there is no layer to read from.
     """
-    if encoder.readable_layers:
-        return [HiddenStates(encoder, teacher, config)]
+    if encoder.readable_layers or not teachers:
+        shared = replace(config, weight=config.weight / max(1, len(teachers)))
+        return [HiddenStates(encoder, one, shared, number) for number, one in enumerate(teachers)]
     logger.warning("the teacher's hidden states are not learned: no layer below the last can be read")
     return []
 

@@ -44,6 +44,39 @@ class AuxiliaryObjective(nn.Module):
         raise NotImplementedError
 
 
+class StatesObjective(AuxiliaryObjective):
+    """An objective by which the student's hidden states learn to equal those of one of its teachers.
+
+    The student begins with the layers of the first teacher, or beside them, and so in its space. Each other teacher has
+    a space of its own: for it the student's hidden states go through a trained matrix, which is the identity at first.
+
+    References:
+        Jiao et al. 2020, "TinyBERT", equation 8, whose W_h is this matrix.
+
+    Args:
+        weight: As in `AuxiliaryObjective`.
+        layers: As in `AuxiliaryObjective`.
+        until: As in `AuxiliaryObjective`.
+        number: Of the teacher, from 0.
+        width: Of the hidden states, d.
+    """
+
+    def __init__(self, weight: float, layers: Sequence[int], until: float, number: int, width: int) -> None:
+        super().__init__(weight, layers, until)
+        self.number = number
+        self.projections = nn.ModuleDict()  # one at most, under a name that no other teacher's has
+        if number:
+            projection = nn.Linear(width, width, bias=False)
+            nn.init.eye_(projection.weight)
+            self.projections[f"teacher-{number}"] = projection
+
+    def projected(self, states: Tensor) -> Tensor:
+        """The student's hidden states [..., d] in the teacher's space, float32."""
+        for projection in self.projections.values():
+            states = projection(states)
+        return states.float()
+
+
 class TotalLoss:
     """The main loss plus every auxiliary objective's loss times its weight.
 

@@ -22,7 +22,7 @@ from tmkd.core.hardware import device
 from tmkd.models.encoders.text_batches import StateBatch, TextBatch
 from tmkd.models.student import AnyBatch, StudentOutput
 from tmkd.training.hidden_states import StoredStates
-from tmkd.training.objectives import AuxiliaryObjective
+from tmkd.training.objectives import StatesObjective
 
 
 def taught_layers(teacher: int, layers: int) -> list[int]:
@@ -60,7 +60,7 @@ class QuestionTargets:
     scales: tuple[float, ...]
 
 
-class QuestionStates(AuxiliaryObjective):
+class QuestionStates(StatesObjective):
     """Every token of the question learns the teacher's hidden states, after each of the interaction layers.
 
     The loss of a pair is the squared error, divided by the teacher's mean square in that layer, and averaged over the
@@ -76,16 +76,18 @@ class QuestionStates(AuxiliaryObjective):
         | after each interaction layer, [n, Tq, d] | after the layer that it stands for (`taught_layers`), [n, Tq, d] |
 
     References:
-        Jiao et al. 2020, "TinyBERT", equation 8, without its projection.
+        Jiao et al. 2020, "TinyBERT", equation 8; for the first teacher without its projection.
 
     Args:
         targets: The teacher's vectors, of the pairs of the training set in their order.
         weight: What the loss is multiplied by.
         until: They are learned in this share of the steps, the first ones.
+        number: Of the teacher, from 0 (`StatesObjective`).
     """
 
-    def __init__(self, targets: QuestionTargets, weight: float, until: float = 1.0) -> None:
-        super().__init__(weight, range(len(targets.scales)), until)
+    def __init__(self, targets: QuestionTargets, weight: float, until: float = 1.0, number: int = 0) -> None:
+        layers = len(targets.scales)
+        super().__init__(weight, range(layers), until, number, targets.stored.values.shape[1] // layers)
         self.targets = targets
 
     def loss(self, output: StudentOutput, batch: AnyBatch, rows: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ class QuestionStates(AuxiliaryObjective):
         counts = torch.from_numpy(self.targets.counts[pairs]).to(device())
         known = (torch.arange(batch.question_tokens, device=counts.device)[None] < counts[:, None]).float()
         errors = [
-            _mean_error(output.hidden_states[layer].float(), vectors, known) / scale
+            _mean_error(self.projected(output.hidden_states[layer]), vectors, known) / scale
             for layer, vectors, scale in zip(self.layers, taught, self.targets.scales, strict=True)
         ]
         return torch.stack(errors).mean(dim=0)

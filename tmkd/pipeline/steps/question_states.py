@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tmkd.config.recipe import Recipe
 from tmkd.core.console import progress
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import write_json
@@ -26,7 +27,6 @@ from tmkd.models.inputs import TokenInputs
 from tmkd.models.student import Student
 from tmkd.models.text_tokenizer import TextTokenizer
 from tmkd.models.tokenizer import Encoded, PairTokenizer
-from tmkd.pipeline.steps.student import StudentSpec
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.token_cache import token_inputs
 from tmkd.pipeline.store.workspace import Step, Workspace
@@ -36,23 +36,22 @@ from tmkd.training.question_states import QuestionTargets, taught_layers
 COUNTS, ABOUT = "counts.npy", "about.json"
 
 
-def question_states_of(workspace: Workspace, spec: StudentSpec, pairs: Pairs) -> Step | None:
-    """The hidden states that a student's teacher has for the tokens of every pair's question, computed once.
+def question_states_of(workspace: Workspace, recipe: Recipe, taught_by: Step, pairs: Pairs) -> Step:
+    """The hidden states that a teacher has for the tokens of every pair's question, computed once.
 
     Args:
         workspace: Keeps the step.
-        spec: The student.
+        recipe: The recipe, whose cached students learn them.
+        taught_by: The teacher.
         pairs: N pairs.
 
     Returns:
-        The step (`question_targets` reads it); None for a student that learns no teacher's hidden states.
+        The step; `question_targets` reads it.
 
     Raises:
         EncoderError: The teacher's hidden states cannot be read.
     """
-    if spec.taught_by is None:
-        return None
-    teacher, recipe = spec.taught_by.folder, spec.recipe
+    teacher = taught_by.folder
     layers, length, precision = recipe.cached.layers, recipe.max_length, recipe.precision
 
     def build(folder: Path) -> None:
@@ -64,7 +63,7 @@ def question_states_of(workspace: Workspace, spec: StudentSpec, pairs: Pairs) ->
 
     content = depends_on(
         settings={"layers": layers, "max_length": length, "precision": precision},
-        inputs={"teacher": spec.taught_by, "pairs": pairs},
+        inputs={"teacher": taught_by, "pairs": pairs},
     )
     return workspace.step("question-states", content, build, label="hidden states of the questions in the teacher")
 

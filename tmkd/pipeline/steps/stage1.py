@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from tmkd.pipeline.steps.question_states import question_states_of, question_tar
 from tmkd.pipeline.steps.student import StudentSpec, soft_settings
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
-from tmkd.training.hidden_states import HiddenStatesConfig, hidden_states_objective
+from tmkd.training.hidden_states import HiddenStatesConfig, hidden_states_objectives
 from tmkd.training.objectives import AuxiliaryObjective
 from tmkd.training.question_states import QuestionStates
 from tmkd.training.targets import SoftLabelLoss, Targets, questions_of
@@ -23,14 +24,14 @@ from tmkd.training.token_cosine import TokenCosineConfig, TokenTargets, token_co
 from tmkd.training.trainer import Trainer
 from tmkd.training.training_set import TrainingSet
 
-_WEIGHTS = {"cosine", "states", "states_until"}  # they count where the step adds them
+_EXTRAS = {"cosine", "states", "states_until", "states_from"}  # they count where the step adds them
 
 
 def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Targets) -> Step:
     """Train encoder and soft heads on the soft labels of the pool (METHOD.md, "Stage 1").
 
-    Where the recipe gives them a weight, a layered student also learns the token cosine and the hidden states of the
-    teacher that it begins with, and a cached student a teacher's hidden states of the questions' tokens.
+    Where the recipe gives them a weight, a layered student also learns the token cosine and teachers' hidden states,
+    and a cached student teachers' hidden states of the questions' tokens.
 
     Args:
         workspace: Keeps the step.
@@ -43,20 +44,22 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
     """
     recipe, numbers, weight, states = spec.recipe, spec.stage1, _cosine_weight(spec), spec.states(workspace, pool)
     cosine = bi_encoder_cosine(workspace, recipe, pool) if weight else None
-    taught, learns = question_states_of(workspace, spec, pool), _learns_states(spec)
+    teachers = spec.taught_by if spec.method.cached else ()
+    taught = [question_states_of(workspace, recipe, one, pool) for one in teachers]
     classes = targets.logits.shape[2]  # the pool's task may have other classes
     content = depends_on(
         settings={
-            **spec.settings(numbers, without=_WEIGHTS | {"share"}),  # the pool is what `share` leaves
+            **spec.settings(numbers, without=_EXTRAS | {"share"}),  # the pool is what `share` leaves
             **soft_settings(recipe.loss, targets, without={"alpha"}),
             "classes": classes,
             "token_cosine": weight or None,
-            "hidden_states": numbers.states if learns else None,
-            "states_until": numbers.states_until if learns and numbers.states_until < 1 else None,
+            "hidden_states": numbers.states if spec.taught_by else None,
+            "states_until": numbers.states_until if spec.taught_by and numbers.states_until < 1 else None,
         },
         inputs={
             "encoder": spec.begins_with, "pool": pool, "targets": targets.names, "token_cosine": cosine,
-            "states": states[0] if len(states) == 1 else states, "question_states": taught,
+            "states": states[0] if len(states) == 1 else states, "states_of": spec.taught_by[1:],
+            "question_states": taught[0] if taught else None,
         },
     )  # fmt: skip
     questions = questions_of(pool, recipe.loss)
@@ -67,10 +70,7 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
         torch.manual_seed(spec.seed)
         model = spec.new_student(numbers, data.inputs, classes, len(targets.names), use_golden=False)
         objectives = [] if cosine is None else _token_cosine(model, cosine, pool, tokenizer, weight)
-        if taught is not None:
-            objectives.append(_question_states(spec, taught))
-        elif learns:
-            objectives += _hidden_states(model, spec, data, folder)
+        objectives += _question_states(spec, taught) if taught else _hidden_states(model, spec, data, folder)
         trainer = Trainer(
             model,
             data,
@@ -94,12 +94,6 @@ def _cosine_weight(spec: StudentSpec) -> float:
     return spec.recipe.stage1.cosine or float(spec.method.self_taught)
 
 
-def _learns_states(spec: StudentSpec) -> bool:
-    """Whether the student learns a teacher's hidden states."""
-    teacher = spec.taught_by if spec.method.cached else spec.begin
-    return bool(spec.stage1.states) and teacher is not None
-
-
 def _token_cosine(
     model: Student, cosine: Step, pool: Pairs, tokenizer: PairTokenizer, weight: float
 ) -> list[AuxiliaryObjective]:
@@ -107,16 +101,17 @@ def _token_cosine(
     return [*token_cosine_objective(model.encoder, targets, TokenCosineConfig(weight, tokenizer.max_length))]
 
 
-def _question_states(spec: StudentSpec, taught: Step) -> QuestionStates:
-    return QuestionStates(question_targets(taught.folder), spec.stage1.states, spec.stage1.states_until)
+def _question_states(spec: StudentSpec, taught: Sequence[Step]) -> list[AuxiliaryObjective]:
+    weight, until = spec.stage1.states / len(taught), spec.stage1.states_until
+    targets = [question_targets(one.folder) for one in taught]
+    return [QuestionStates(one, weight, until, number) for number, one in enumerate(targets)]
 
 
 def _hidden_states(model: Student, spec: StudentSpec, data: TrainingSet, folder: Path) -> list[AuxiliaryObjective]:
-    assert spec.begin is not None
     numbers = spec.stage1
     config = HiddenStatesConfig(numbers.states, spec.recipe.precision, numbers.states_until)
-    found = hidden_states_objective(model.encoder, spec.begin.folder, config)
+    found = hidden_states_objectives(model.encoder, [one.folder for one in spec.taught_by], config)
     if numbers.epochs * numbers.states_until > 1:  # else no pair is read twice
         for objective in found:
-            objective.store(state_folder(folder), data.lengths)
+            objective.store(state_folder(folder) / f"teacher-{objective.number}", data.lengths)
     return [*found]

@@ -50,14 +50,14 @@ class StudentSpec:
         seed: Seed of its new weights, its data order and its dropout.
         begin: The teacher, or the warm start, whose layers it begins with; None: it begins with the recipe's encoder.
             For `bilstm`: the teacher whose word pieces and embeddings it takes.
-        taught_by: The teacher whose hidden states a cached student learns in stage 1; None: it learns none.
+        taught_by: The teachers whose hidden states it learns in stage 1, the best first; empty: it learns none.
     """
 
     recipe: Recipe
     method: Method
     seed: int
     begin: Step | None = None
-    taught_by: Step | None = None
+    taught_by: tuple[Step, ...] = ()
 
     @property
     def name(self) -> str:
