@@ -31,6 +31,7 @@ from tmkd.teachers.interface import Scored
 logger = logging.getLogger(__name__)
 
 COSINE, BM25 = "cosine", "bm25"
+_FUSED = 0.5  # least share of pairs whose question has another passage: ranks within a question tell the rest nothing
 
 
 def encoder_cosine(workspace: Workspace, recipe: Recipe, source: Path, pairs: Pairs) -> NDArray[np.float64]:
@@ -79,7 +80,8 @@ def free_baselines(
 
     Returns:
         `bm25`, `cosine` (of the recipe's encoder) and that of a cached student's encoder, then `bm25+NAME` for each of
-        these and each embedding model.
+        these and each embedding model. The latter are left out, with a line in the log, where most questions have a
+        single passage.
     """
     if recipe.classes != 2:
         return []
@@ -100,7 +102,13 @@ def free_baselines(
         return found
     scores = {BM25: words}
     groups = pairs.groups()[1]
-    if len(np.unique(groups)) < len(groups):  # a question with a single passage ranks nothing
+    alone = np.bincount(groups)[groups] == 1
+    if alone.mean() <= 1 - _FUSED:
         scores |= {f"{BM25}+{name}": fused_ranks(groups, [words, one]) for name, one in nearness.items()}
+    else:
+        logger.info(
+            f"BM25 is not fused with cosines: {int(alone.sum()):,} of the {len(pairs):,} pairs are the only one of "
+            "their question, and reciprocal ranks compare the passages of one question"
+        )
     by_words = [ModelOutput(name, "free", turned(even_logits(one), positive)[None]) for name, one in scores.items()]
     return [*by_words[:1], *found, *by_words[1:]]
