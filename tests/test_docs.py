@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -133,15 +134,24 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"\s", "-", title) for title in plain}
 
 
+@functools.cache
+def not_committed() -> set[Path]:
+    """The files of this folder that git does not know; none where it is no git checkout."""
+    call = ["git", "ls-files", "--others", "-z"]
+    listed = subprocess.run(call, cwd=ROOT, capture_output=True, text=True) if (ROOT / ".git").exists() else None
+    return {ROOT / one for one in listed.stdout.split("\0") if one} if listed is not None else set()
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_every_link_leads_somewhere(name: str) -> None:
-    """To a file of the repository, and to a heading of it where one is named."""
+    """To a file of the repository, which others have, too, and to a heading of it where one is named."""
     for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
         if re.match(r"https?://", target):
             continue
         path, _, anchor = target.partition("#")
         found = (PAGES[name].parent / path).resolve() if path else PAGES[name]
         assert found.exists(), f"{name}: {target}"
+        assert found not in not_committed(), f"{name}: {target} is here alone; add it to git"
         if anchor:
             assert anchor in anchors(found.read_text(encoding="utf-8")), f"{name}: {target}"
 
