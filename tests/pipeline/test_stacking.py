@@ -153,7 +153,9 @@ def test_weights_are_fitted_on_the_development_set(tmp_path: Path, caplog: pytes
     assert [step.kind for step in run.workspace.used].count("teacher") == 1
     logits = run.labels.logits(run.data.dev, "dev")
     targets = np.eye(2)[run.data.dev.labels]
-    wanted = fit_stacking(["mine", "judge", "noise"], logits, targets, folds(run.data.dev, 2))
+    dev = run.data.dev
+    wanted = fit_stacking(["mine", "judge", "noise"], logits, targets, folds(dev, 2), dev.groups()[1])
+    assert wanted.fitted_to == "order"
     assert results.ensemble["kind"] == "stacked-dev"
     assert list(results.ensemble["weights"].values()) == pytest.approx(wanted.weights, rel=1e-6)
     ensemble = next(row for row in results.methods if row.name == "teacher-ensemble")
@@ -162,7 +164,7 @@ def test_weights_are_fitted_on_the_development_set(tmp_path: Path, caplog: pytes
     said = [one for one in caplog.messages if one.startswith("stacked ensemble: weights on log-odds mine")]
     assert any(one.endswith("(development pairs)") for one in said)
     page = (tmp_path / "workspace/runs/stacked/report/report.html").read_text()
-    assert "The weights were fitted on the development set" in page
+    assert "The weights were fitted to the order of each question's passages on the development set" in page
 
 
 def test_stacked_dev_without_a_test_set_or_with_one_class_is_refused(tmp_path: Path) -> None:

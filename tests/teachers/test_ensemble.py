@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError
 from tmkd.core.logits import even_logits, log_odds, softmax
-from tmkd.teachers.ensemble import Stacking, ensemble_logits, fit_stacking
+from tmkd.teachers.ensemble import Stacking, _order_loss, ensemble_logits, fit_stacking
 
 Floats = NDArray[np.float64]
 
@@ -45,6 +45,50 @@ def test_the_intercept_by_hand() -> None:
     found = fit_stacking(["a"], [even_logits(odds)], classes_of(labels), np.zeros(8, dtype=np.int64), ridges=(0.0,))
     assert found.weights[0] == pytest.approx(math.log(3), abs=1e-4)
     assert found.intercept[1] == pytest.approx(-math.log(3), abs=1e-4)
+
+
+def test_the_order_loss_by_hand() -> None:
+    # Questions 0 and 2 of three; 1 has no right passage. Softmax of (0, ln 3) is (1/4, 3/4), of (0, 0) halves.
+    scores = np.array([0.0, 5.0, math.log(3), 0.0, 0.0])
+    gains, questions = np.array([0.0, 0.0, 1.0, 1.0, 0.0]), np.array([0, 1, 0, 2, 2])
+    losses, gradient = _order_loss(scores, gains, questions)
+    assert losses == pytest.approx([-math.log(3 / 4), -math.log(1 / 2)])
+    assert gradient == pytest.approx([1 / 4, 0, -1 / 4, -1 / 2, 1 / 2])
+
+
+def of_questions(rows: int) -> tuple[list[Floats], NDArray[np.int64], NDArray[np.int64]]:
+    """One teacher that orders the five passages of a question, and one that knows which questions have good answers."""
+    generator = np.random.default_rng(0)
+    questions = np.arange(rows) // 5
+    good, near = generator.normal(0, 2, rows // 5)[questions], generator.normal(0, 2, rows)
+    labels = (generator.random(rows) < 1 / (1 + np.exp(-(good + near)))).astype(np.int64)
+    shifted = generator.normal(0, 4, rows // 5)[questions]  # differs from question to question, so pairs are misled
+    return [even_logits(near + shifted), even_logits(good)], labels, questions
+
+
+def test_weights_fit_the_order_of_a_questions_passages() -> None:
+    logits, labels, questions = of_questions(5000)
+    fold = questions % 5
+    pairs = fit_stacking(["near", "good"], logits, classes_of(labels), fold)
+    order = fit_stacking(["near", "good"], logits, classes_of(labels), fold, questions)
+    assert (pairs.fitted_to, order.fitted_to) == ("pairs", "order")
+    assert pairs.weights[1] > 0.5
+    assert order.weights[1] < 0.05 * order.weights[0]  # it says nothing of the order
+    assert "fitted to the order of each question's passages" in order.sentence()
+    # calibrated on the pairs all the same
+    assert softmax(order.apply(logits))[:, 1].mean() == pytest.approx(labels.mean(), abs=1e-4)
+    assert order.log_loss is not None
+    assert order.log_loss["stacked"] < order.log_loss["near"]
+    turned = [one[:, ::-1] for one in logits]
+    other = fit_stacking(["near", "good"], turned, classes_of(1 - labels), fold, questions, positive=0)
+    assert other.weights == pytest.approx(order.weights, rel=1e-4)
+
+
+def test_questions_with_one_passage_have_no_order() -> None:
+    logits, labels, _ = of_questions(500)
+    alone, fold = np.arange(500), np.arange(500) % 5
+    found = fit_stacking(["near", "good"], logits, classes_of(labels), fold, alone)
+    assert found == fit_stacking(["near", "good"], logits, classes_of(labels), fold)
 
 
 def test_more_classes_are_weighed_on_log_probabilities() -> None:

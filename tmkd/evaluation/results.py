@@ -192,7 +192,7 @@ class Results:
         combinations: the heads of the taken student, combined in each way.
         agreement: how often each student or baseline decides as the ensemble does.
         ensemble: how the teachers are weighed where the ensemble is no plain mean: {"kind": the
-            recipe's `ensemble`, "weights": {teacher: weight}, "intercept", "ridge", "log_loss"}.
+            recipe's `ensemble`, "weights": {teacher: weight}, "intercept", "ridge", "log_loss", "fitted_to"}.
         coverage: of each partial teacher, how many pairs of each part have its label: {"judge": {"train": {"pairs",
             "labelled"}}}.
         reliability: of each teacher's probabilities, before and after calibration (`ModelOutput.reliability`).

@@ -194,7 +194,7 @@ class TeacherLabels:
             inputs += [*names, calibration.fingerprint if calibration else teacher.calibration]
             logits.append(calibrated(teacher, calibration, given, pairs))
         teachers = [self.teachers[number][0].name for number in which]
-        found = stack_teachers(self.workspace, teachers, inputs, logits, pairs, self.recipe.folds)
+        found = stack_teachers(self.workspace, teachers, inputs, logits, pairs, self.recipe)
         self.cache.say_once(f"{found.of(found.names).sentence()} ({'development' if dev else 'training'} pairs)")
         return found
 

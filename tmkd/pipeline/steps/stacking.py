@@ -10,11 +10,13 @@ import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from tmkd.config.recipe import Recipe
 from tmkd.core.files import write_json
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import folds
@@ -50,7 +52,11 @@ class StackedTeachers:
         if key not in self._found:
             logits, targets, fold = (self._fitted_on[one] for one in ("logits", "targets", "fold"))
             each = [logits[:, self.names.index(name)].astype(np.float64) for name in names]
-            self._found[key] = fit_stacking(key, each, targets.astype(np.float64), fold.astype(np.int64))
+            given: dict[str, Any] = {}
+            if "questions" in self._fitted_on:  # steps of earlier versions have none, and did not look at the order
+                given["questions"] = self._fitted_on["questions"].astype(np.int64)
+                given["positive"] = int(self._fitted_on["positive"][0])
+            self._found[key] = fit_stacking(key, each, targets.astype(np.float64), fold.astype(np.int64), **given)
         return self._found[key]
 
 
@@ -60,7 +66,7 @@ def stack_teachers(
     inputs: Sequence[str],
     logits: Sequence[NDArray[np.float32]],
     pairs: Pairs,
-    count: int,
+    recipe: Recipe,
 ) -> StackedTeachers:
     """Fit the weights of the teachers, or find them.
 
@@ -70,24 +76,30 @@ def stack_teachers(
         inputs: the fingerprints of what gave the logits.
         logits: K arrays [N, C] of the pairs, by teachers that have not learned from their labels.
         pairs: the N training or development pairs; those without a label are not looked at.
-        count: number of folds.
+        recipe: its folds, and its positive class.
 
     Raises:
         DataError: a class has no labelled pair, or there are more folds than questions.
     """
     known = np.flatnonzero(pairs.labels >= 0)
     labelled = pairs.take(known)
-    content = depends_on(settings={"folds": count}, inputs={"teachers": list(inputs), "train": labelled})
+    content = depends_on(
+        settings={"folds": recipe.folds, "positive": recipe.positive_class},
+        inputs={"teachers": list(inputs), "train": labelled},
+    )
 
     def build(folder: Path) -> None:
         golden = labelled.golden
         targets = golden if golden.ndim == 2 else np.eye(logits[0].shape[1])[golden]
-        each, fold = [one[known].astype(np.float64) for one in logits], folds(labelled, count)
-        found = fit_stacking(names, each, targets.astype(np.float64), fold)
+        targets, each = targets.astype(np.float64), [one[known].astype(np.float64) for one in logits]
+        fold, questions, positive = folds(labelled, recipe.folds), labelled.groups()[1], recipe.positive_class
+        found = fit_stacking(names, each, targets, fold, questions, positive)
         arrays = {
             "logits": np.stack(each, axis=1).astype(np.float32),
-            "targets": targets.astype(np.float64),
+            "targets": targets,
             "fold": fold,
+            "questions": questions,
+            "positive": np.array([positive]),
         }
         save_file(arrays, folder / _FITTED_ON)
         write_json(folder / _WEIGHTS, {**found.to_json(), "pairs": len(known)})

@@ -34,7 +34,7 @@ STEP_VERSIONS: dict[str, int] = {
     "tuned": 1,
     "labels": 2,
     "calibration": 1,
-    "ensemble": 1,
+    "ensemble": 2,  # fitted to the order of each question's passages
     "states": 2,
     "headers": 2,
     "question-states": 1,
