@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from tmkd.data.pairs import Pairs
+from tmkd.data.pairs import Pairs, Reference
 from tmkd.evaluation.bootstrap import Resamples, distributions, interval
 from tmkd.evaluation.comparison import ComparisonOptions, compare, disagreements
 from tmkd.evaluation.metrics import Questions, SortedPairs, ranking_metrics
@@ -317,3 +317,17 @@ def test_the_first_sentence_says_whether_the_student_is_ahead_of_what_is_free(tm
     same = [ModelOutput("bm25", "free", outputs(pairs)[-1].logits)]
     level = compare(pairs, [*outputs(pairs), *same], classes=2, task="a task", options=few)
     assert level.standing()[0].startswith("tmkd is not significantly ahead of the best that trains nothing, bm25, in")
+
+
+def test_a_model_that_scores_all_pairs_alike_has_a_report(tmp_path: Path) -> None:
+    """An ensemble whose teachers all weigh 0, over a reference: a correlation that was no number ended the run."""
+    judge = np.random.default_rng(3).random(480)
+    names = [f"question {number}" for number in range(480)]
+    pairs = Pairs.build(names, names[::-1], scores={"judge": judge.tolist()})
+    pairs = pairs.with_reference(Reference("judge", "probability"))
+    found = [*outputs(rows()), ModelOutput("constant", "baseline", logits(np.zeros((1, 480))))]
+    results = compare(pairs, found, classes=2, task="web QA", options=ComparisonOptions(taken="tmkd"))
+    (constant,) = (row for row in results.methods if row.name == "constant")
+    assert (constant.metrics["auc"].mean, constant.metrics["spearman"].mean) == (0.5, 0)
+    write_report(tmp_path, results)
+    assert json.loads((tmp_path / "results.json").read_text())["methods"]

@@ -87,8 +87,10 @@ def test_weights_fit_the_order_of_a_questions_passages() -> None:
 def test_questions_with_one_passage_have_no_order() -> None:
     logits, labels, _ = of_questions(500)
     alone, fold = np.arange(500), np.arange(500) % 5
-    found = fit_stacking(["near", "good"], logits, classes_of(labels), fold, alone)
-    assert found == fit_stacking(["near", "good"], logits, classes_of(labels), fold)
+    for targets in (classes_of(labels), 0.1 + 0.8 * classes_of(labels)):  # labels, and the probabilities of a reference
+        found = fit_stacking(["near", "good"], logits, targets, fold, alone)
+        assert found == fit_stacking(["near", "good"], logits, targets, fold)
+        assert found.fitted_to == "pairs"
 
 
 def test_more_classes_are_weighed_on_log_probabilities() -> None:

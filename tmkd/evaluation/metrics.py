@@ -200,12 +200,12 @@ def spearman(first: Ranks, second: Ranks, weights: Floats) -> float:
         weights: how often each pair counts, [N].
 
     Returns:
-        nan where one of the two values is constant.
+        0 where one of the two values is constant: it puts the pairs in no order, as a ROC-AUC of 0.5 says, too.
     """
     one, other = first.weighted(weights), second.weighted(weights)
     one, other = (ranks - np.average(ranks, weights=weights) for ranks in (one, other))
     spread = np.sqrt((weights @ one**2) * (weights @ other**2))
-    return float(weights @ (one * other) / spread) if spread > 0 else float("nan")
+    return float(weights @ (one * other) / spread) if spread > 0 else 0.0
 
 
 def ranking_metrics(questions: Questions, scores: Floats) -> dict[str, Floats]:

@@ -247,11 +247,11 @@ def _solve(x: Floats, targets: Floats, ridge: float) -> tuple[Floats, Floats]:
 
 
 def _ranks(targets: Floats, questions: NDArray[np.int64]) -> bool:
-    """Whether most pairs are of questions with right and wrong passages."""
+    """Whether most pairs are of questions with several passages, right and wrong ones (or with probabilities)."""
     if targets.shape[1] != 2:
         return False
     found, count = (np.bincount(questions, weights) for weights in (targets[:, 1], None))
-    return bool(((found > 0) & (found < count))[questions].mean() >= _RANKED)
+    return bool(((count > 1) & (found > 0) & (found < count))[questions].mean() >= _RANKED)
 
 
 def _order_loss(scores: Floats, gains: Floats, questions: NDArray[np.int64]) -> tuple[Floats, Floats]:
