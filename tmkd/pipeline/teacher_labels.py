@@ -367,7 +367,9 @@ class TeacherLabels:
         """The teachers that are fine-tuned from the recipe's own encoder, the best on the development set first."""
         own = [n for n, (teacher, _) in enumerate(self.teachers) if self.recipe.fine_tunes_own(teacher)]
         best = self._best(own)
-        self.cache.say_once(f"students begin with layers, or learn hidden states, of {self.teachers[best][0].name}")
+        self.cache.say_once(
+            f"students begin with layers, or learn hidden states, of teacher {self.teachers[best][0].name}"
+        )
         steps = [self.teachers[number][1] for number in sorted(own, key=lambda number: number != best)]
         return tuple(step for step in steps if step is not None)
 
