@@ -13,13 +13,8 @@ from tmkd.config.methods import Method, StudentKind, chosen_method
 from tmkd.config.sections import Part, Positive, Rate, Training
 
 STAGES = ("stage1", "stage2", "without_stage1")
-EXTRAS = (
-    "states",
-    "states_until",
-    "states_from",
-    "cosine",
-    "replay",
-)  # keys of a stage's section that the paper's method has not
+# Keys of a stage's section that the paper's method has not.
+EXTRAS = ("states", "states_until", "states_from", "cosine", "replay")
 
 
 class StageRates(Part):

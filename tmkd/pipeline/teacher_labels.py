@@ -169,12 +169,11 @@ class TeacherLabels:
         fingerprints of what gave them come first.
         """
         (teacher, step), train = self.teachers[number], self.data.train
-        if dev:
-            return (self._sources.fingerprint(teacher, step),), self.uncalibrated(number, self.data.dev, "dev")
-        if teacher.learns_labels:
+        if teacher.learns_labels and not dev:
             folded = fold_logits(self.recipe, teacher, train, self.teach, self.logits_of)
             return folded.teachers, folded.logits
-        return (self._sources.fingerprint(teacher, step),), self.uncalibrated(number, train, "train")
+        pairs, where = (self.data.dev, "dev") if dev else (train, "train")
+        return (self._sources.fingerprint(teacher, step),), self.uncalibrated(number, pairs, where)
 
     @functools.cached_property
     def stacked(self) -> StackedTeachers | None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError
-from tmkd.core.logits import log_mean_softmax, log_softmax
+from tmkd.core.logits import log_mean_softmax, log_odds, log_softmax
 
 Floats = NDArray[np.float64]
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -130,7 +130,7 @@ def fit_stacking(
     spread = np.sqrt((x - x.mean(axis=0)).var(axis=0).mean(axis=1))
     scale = np.where(spread > 1e-9, spread, np.inf)  # a teacher that scores all pairs alike gets the weight 0
     x = x / scale[None, :, None]
-    if questions is None or not _ranks(targets, questions):
+    if questions is not None and not _ranks(targets, questions):
         questions = None
     data = _Labelled(x, targets, questions, positive)
     folds, losses = np.unique(fold), {}
@@ -168,7 +168,7 @@ class _Labelled:
         """Weights [K] and intercepts [C] with the least penalised loss."""
         if self.questions is None:
             return _solve(self.x, self.targets, ridge)
-        weights = _solve_order(self._odds(self.x), self.targets[:, self.positive], self.questions, ridge)
+        weights = _solve_order(log_odds(self.x, self.positive), self.targets[:, self.positive], self.questions, ridge)
         factor, intercept = _solve(np.einsum("k,nkc->nc", weights, self.x)[:, None], self.targets, RIDGES[0])
         return factor[0] * weights, intercept
 
@@ -178,11 +178,7 @@ class _Labelled:
         of_pairs = _cross_entropy(summed, self.targets)
         if self.questions is None:
             return of_pairs, of_pairs
-        return _order_loss(self._odds(summed), self.targets[:, self.positive], self.questions)[0], of_pairs
-
-    def _odds(self, logits: Floats) -> Floats:
-        """Log-odds [...] of the positive class; logits are [..., 2]."""
-        return np.asarray(logits[..., self.positive] - logits[..., 1 - self.positive])
+        return _order_loss(log_odds(summed, self.positive), self.targets[:, self.positive], self.questions)[0], of_pairs
 
 
 def require_every_class(labels: NDArray[np.int64], classes: int, ensemble: str = "stacked") -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from tmkd.config.rates import EXTRAS
 from tmkd.data.pairs import Pairs
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
@@ -24,7 +25,7 @@ from tmkd.training.token_cosine import TokenCosineConfig, TokenTargets, token_co
 from tmkd.training.trainer import Trainer
 from tmkd.training.training_set import TrainingSet
 
-_EXTRAS = {"cosine", "states", "states_until", "states_from"}  # they count where the step adds them
+_ADDED = {*EXTRAS, "share"}  # they count where the step adds them; the pool is what `share` leaves
 
 
 def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Targets) -> Step:
@@ -49,7 +50,7 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
     classes = targets.logits.shape[2]  # the pool's task may have other classes
     content = depends_on(
         settings={
-            **spec.settings(numbers, without=_EXTRAS | {"share"}),  # the pool is what `share` leaves
+            **spec.settings(numbers, without=_ADDED),
             **soft_settings(recipe.loss, targets, without={"alpha"}),
             "classes": classes,
             "token_cosine": weight or None,
