@@ -23,7 +23,7 @@ from tmkd.config.load import parse_recipe
 from tmkd.core.errors import DataError, RecipeError
 from tmkd.data.pairs import Pairs
 from tmkd.pipeline.run import Run
-from tmkd.pipeline.steps.tune import require_tunable, tuned_teacher
+from tmkd.pipeline.steps.tune import require_tunable, tuned_teacher, without_fused_attention
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.bi_encoder import BiEncoderTeacher
 
@@ -106,6 +106,15 @@ def test_the_saved_model_gives_the_embeddings_of_the_trained_one(
     np.testing.assert_allclose(opened.encode(TEXTS), kept[0], atol=1e-5)
     assert opened.max_seq_length == 256
     np.testing.assert_allclose(np.linalg.norm(opened.encode(TEXTS), axis=1), 1, atol=1e-5)
+
+
+def test_attention_by_plain_products_gives_the_same_embeddings() -> None:
+    model = BiEncoderTeacher("builtin:minilm-l6", precision="fp32").library_model()
+    before = model.encode(TEXTS)
+    assert model[0].auto_model.config._attn_implementation == "sdpa"
+    without_fused_attention(model)
+    assert model[0].auto_model.config._attn_implementation == "eager"
+    np.testing.assert_allclose(model.encode(TEXTS), before, atol=1e-5)
 
 
 def test_a_tuned_model_ranks_its_training_pairs_better_and_says_what_it_compared(

@@ -106,8 +106,11 @@ def tune(workspace: Workspace, recipe: Recipe, teacher: Teacher, pairs: Pairs) -
         with named(f"teacher {teacher.name}"):
             model = start.library_model().to(device())
         _set_dropout(model, numbers.dropout)
+        bf16 = use_bf16(recipe.precision)
+        if bf16 and device().type == "cpu":
+            without_fused_attention(model)
         counts = _say(teacher.name, contrast, numbers)
-        gradients = ContrastiveGradients(model, contrast, _scale(model, numbers), bf16=use_bf16(recipe.precision))
+        gradients = ContrastiveGradients(model, contrast, _scale(model, numbers), bf16=bf16)
         config = replace(TrainerConfig.of(numbers, numbers.seed, recipe.precision), batch_size=numbers.batch_size)
         loop = Loop(
             {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad},
@@ -150,6 +153,15 @@ def _say(name: str, contrast: Contrast, numbers: Tune) -> dict[str, int]:
 
 def _scale(model: Any, numbers: Tune) -> float:
     return numbers.scale or (1.0 if model.similarity_fn_name == "dot" else 20.0)
+
+
+def without_fused_attention(model: torch.nn.Module) -> None:
+    """Compute attention by plain matrix products: in bf16 on a CPU the gradient of PyTorch's fused attention is slow."""
+    from transformers import PreTrainedModel
+
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.set_attn_implementation("eager")
 
 
 def _set_dropout(model: Any, dropout: float) -> None:

@@ -22,6 +22,7 @@ from tmkd.core.cluster import Cluster
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import disk_errors, write_json
 from tmkd.core.locks import locked
+from tmkd.core.malloc import give_back_freed_memory
 from tmkd.core.places import Place
 from tmkd.pipeline.store.fingerprint import STEP_VERSIONS, fingerprint
 
@@ -252,6 +253,7 @@ class Workspace:
             write_json(partial / "step.json", step_content(step.kind, depends_on, label))
             shutil.rmtree(partial / "state", ignore_errors=True)
             partial.rename(step.folder)
+        give_back_freed_memory()  # what one step has freed fits the next one's blocks badly: a run would grow with every step
         self.ledger.built += 1
         logger.info(f"{label}: done in {time.monotonic() - began:,.0f} s")
 
