@@ -156,7 +156,7 @@ def _scale(model: Any, numbers: Tune) -> float:
 
 
 def without_fused_attention(model: torch.nn.Module) -> None:
-    """Compute attention by plain matrix products: in bf16 on a CPU the gradient of PyTorch's fused attention is slow."""
+    """Compute attention by plain products: in bf16 on a CPU the gradient of PyTorch's fused attention is slow."""
     from transformers import PreTrainedModel
 
     for module in model.modules():

@@ -253,7 +253,7 @@ class Workspace:
             write_json(partial / "step.json", step_content(step.kind, depends_on, label))
             shutil.rmtree(partial / "state", ignore_errors=True)
             partial.rename(step.folder)
-        give_back_freed_memory()  # what one step has freed fits the next one's blocks badly: a run would grow with every step
+        give_back_freed_memory()  # it fits the blocks of the next step badly: a run would grow with every step
         self.ledger.built += 1
         logger.info(f"{label}: done in {time.monotonic() - began:,.0f} s")
 
