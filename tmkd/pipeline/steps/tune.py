@@ -13,7 +13,7 @@ from tmkd.config.recipe import Recipe
 from tmkd.config.teacher_sections import Teacher, Tune
 from tmkd.core.errors import DataError, named, needs_extra
 from tmkd.core.files import write_json
-from tmkd.core.hardware import device, use_bf16
+from tmkd.core.hardware import attention, device, use_bf16
 from tmkd.data.pairs import Pairs
 from tmkd.models.encoders.tensors import require_finite
 from tmkd.models.quiet import without_bars
@@ -107,7 +107,7 @@ def tune(workspace: Workspace, recipe: Recipe, teacher: Teacher, pairs: Pairs) -
             model = start.library_model().to(device())
         _set_dropout(model, numbers.dropout)
         bf16 = use_bf16(recipe.precision)
-        if bf16 and device().type == "cpu":
+        if attention(bf16) == "matmul":
             without_fused_attention(model)
         counts = _say(teacher.name, contrast, numbers)
         gradients = ContrastiveGradients(model, contrast, _scale(model, numbers), bf16=bf16)
@@ -156,7 +156,7 @@ def _scale(model: Any, numbers: Tune) -> float:
 
 
 def without_fused_attention(model: torch.nn.Module) -> None:
-    """Compute attention by plain products: in bf16 on a CPU the gradient of PyTorch's fused attention is slow."""
+    """Compute attention by plain matrix products, as tmkd's own encoders do where `attention` is `matmul`."""
     from transformers import PreTrainedModel
 
     for module in model.modules():

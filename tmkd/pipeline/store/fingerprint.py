@@ -31,7 +31,7 @@ STEP_VERSIONS: dict[str, int] = {
     "token-cosine": 3,
     "warmup": 2,
     "teacher": 2,
-    "tuned": 2,  # bf16 on a CPU computes attention without PyTorch's fused kernel, which rounds otherwise
+    "tuned": 2,  # attention runs as `hardware.attention` says, on a CPU by plain products, which round otherwise
     "labels": 2,
     "calibration": 1,
     "ensemble": 2,  # fitted to the order of each question's passages
