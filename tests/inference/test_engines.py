@@ -300,6 +300,8 @@ def test_int8_that_is_refused_is_written_again_with_less_of_it_in_8_bits(
     )  # fmt: skip
     assert attempts == [0, 1]
     assert all(row["passed"] for row in rows)
+    assert "export: openvino-int8 is refused" in caplog.text, "the faster trial comes first"
+    assert "export: onnx-int8 is refused" not in caplog.text, "one refusal is enough to write the file anew"
     assert "trying again with fewer products in 8 bits" in caplog.text
     assert Scorer(tmp_path / "out", backend="openvino-int8").backend == "openvino-int8"
 

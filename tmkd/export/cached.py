@@ -193,6 +193,11 @@ class CachedSource:
     calibration: Pairs
     rounding: Mapping[str, Any]
 
+    @cached_property
+    def read_for_calibration(self) -> Readings:
+        """Texts of the calibration pairs: every way to write int8 is calibrated on them."""
+        return self.student.read(self.calibration)
+
     def probe_numbers(self, probes: Pairs) -> dict[str, Any]:
         """See `Source`: the cosines of the two embeddings, with which an encoder is checked by itself."""
         return {"cosines": self._cosines(probes)}
@@ -330,7 +335,7 @@ def _int8(source: CachedSource, path: Path, attempt: int) -> None:
     there = [file for file in (ENCODER, INTERACTION) if (source.folder / file).is_file()]
     if len(there) < 2:
         _fp32(source, source.folder / INTERACTION, 0)
-    read, tokenizer = source.student.read(source.calibration), source.student.tokenizer
+    read, tokenizer = source.read_for_calibration, source.student.tokenizer
     texts = list(read.passages)
     if attempt < 2:
         encoded = tokenizer.encode(texts)

@@ -224,15 +224,17 @@ def _first_that_agrees(
     path: Path, names: Sequence[str], attempts: int, try_backend: Callable[[str, int], _Trial]
 ) -> list[_Trial]:
     """Try the ways to write a file until all backends that share it pass; else return the trials of the last way."""
-    last = attempts - 1
-    for attempt in range(last):
-        trials = [try_backend(name, attempt) for name in names]
-        refused = next((trial for trial in trials if trial.disagrees), None)
-        if refused is None:
-            return trials
-        logger.info(f"export: {refused.name} is refused ({refused.reason}); trying again with fewer products in 8 bits")
+    for attempt in range(attempts - 1):
+        trials = list[_Trial]()
+        for trial in (try_backend(name, attempt) for name in reversed(names)):  # OpenVINO first: its trials are faster
+            trials.append(trial)
+            if trial.disagrees:
+                break
+        else:
+            return trials[::-1]
+        logger.info(f"export: {trial.name} is refused ({trial.reason}); trying again with fewer products in 8 bits")
         _delete(path)
-    return [try_backend(name, last) for name in names]
+    return [try_backend(name, attempts - 1) for name in names]
 
 
 class _Trial:
@@ -388,8 +390,7 @@ def _probe_rows(dev: Pairs) -> NDArray[np.int64]:
 
 
 def _write_probes(path: Path, pairs: Pairs, logits: Logits, numbers: dict[str, Any]) -> None:
-    texts = {"questions": pairs.questions, "passages": pairs.passages}
-    write_json(path, {**texts, "logits": logits.tolist(), **numbers})
+    write_json(path, {"questions": pairs.questions, "passages": pairs.passages, "logits": logits.tolist(), **numbers})
 
 
 def _delete(path: Path) -> None:
