@@ -110,6 +110,21 @@ def test_a_qid_for_every_row_gets_a_word(tmp_path: Path) -> None:
     assert any("6 of 6 questions have several rows, each with a qid of its own" in w for w in counts.warnings)
 
 
+def test_a_question_of_several_qids_and_its_contradictions_get_a_word(tmp_path: Path) -> None:
+    test = [{**row, "qid": row["question"]} for row in asked("test")]
+    again = [{**row, "qid": f"{row['qid']} again", "label": 1 - row["label"]} for row in test[:2]]
+    found = loaded(tmp_path, train=asked("train"), dev=asked("dev"), test=[*test, *again]).counts["test"].warnings
+    assert any("1 of 6 questions have several qids, for example 'test question 0'" in one for one in found)
+    assert any("2 pairs have several labels, for example 'test question 0'" in one for one in found)
+
+
+def test_test_questions_of_the_development_set_get_a_word(tmp_path: Path) -> None:
+    test = [*asked("test"), *({**row, "passage": f"{row['passage']} Or so."} for row in asked("dev"))]
+    found = loaded(tmp_path, train=asked("train"), dev=asked("dev"), test=test).counts["test"].warnings
+    assert any("6 questions are development questions too, first 'dev question 0'" in one for one in found)
+    assert not any("are training questions too" in one for one in found)
+
+
 def test_rows_without_a_qid_stay_with_their_question(tmp_path: Path) -> None:
     """Without that, the right passages below would be questions of their own, and the wrong ones not ranked."""
     test: list[dict[str, Any]] = [{**row, "qid": row["question"][-1]} for row in asked("test")]

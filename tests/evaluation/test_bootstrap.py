@@ -10,7 +10,7 @@ import pytest
 
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Resamples, distributions, interval
-from tmkd.evaluation.comparison import ComparisonOptions, compare
+from tmkd.evaluation.comparison import ComparisonOptions, compare, labelled_questions
 from tmkd.evaluation.metrics import Questions
 from tmkd.evaluation.results import ModelOutput
 
@@ -54,6 +54,25 @@ def test_questions_are_resampled_and_never_single_pairs() -> None:
         odds = np.where(np.repeat(right, copies), 1.0, -1.0)
         spans.append(interval(*distributions(Resamples(questions, 500, seed=0), logits(odds)[None])["accuracy"]))
     assert spans[0] == spans[1]
+
+
+def test_a_question_under_several_ids_is_resampled_as_one() -> None:
+    """The same rows four times, each time under other ids, say no more than once: the interval keeps its width."""
+    generator = np.random.default_rng(1)
+    once = rows(40)
+    odds = once.labels + generator.normal(size=len(once))
+    spans = []
+    for copies in (1, 4):
+        pairs = Pairs.build(
+            once.questions * copies, once.passages * copies, labels=once.labels.tolist() * copies,
+            qids=[f"{copy} {qid}" for copy in range(copies) for qid in once.qids],
+        )  # fmt: skip
+        _, questions = labelled_questions(pairs)
+        drawn = distributions(Resamples(questions, 400, seed=0), logits(np.tile(odds, copies))[None])
+        spans.append({name: interval(*one) for name, one in drawn.items()})
+        assert questions.count("auc") == questions.count("mrr") == 40
+    for name, span in spans[0].items():
+        assert (spans[1][name].low, spans[1][name].high) == pytest.approx((span.low, span.high), abs=1e-9), name
 
 
 def test_an_interval_holds_the_middle_95_percent() -> None:

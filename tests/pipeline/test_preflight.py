@@ -145,7 +145,11 @@ def test_nothing_is_made_that_no_method_needs(tmkd: Tmkd, recipe_file: Path, tmp
 
 def test_what_is_mostly_a_mistake_is_said(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:
     train, test = pair_rows(2), pair_rows(1)
-    rows = [*train, {**train[0], "label": 0}, {**train[1], "passage": "Another one.", "label": None}]
+    rows = [
+        *train,
+        {**train[0], "passage": f"{train[0]['passage']}\r\n", "label": 0},
+        {**train[1], "passage": "Another one.", "label": None},
+    ]
     write_jsonl(tmp_path / "train.jsonl", rows)
     write_jsonl(tmp_path / "dev.jsonl", [{**row, "question": f"Q {row['question']}"} for row in test])
     write_jsonl(tmp_path / "test.jsonl", [{**row, "passage": f"{row['passage']} Or so."} for row in test])

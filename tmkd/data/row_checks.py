@@ -84,12 +84,29 @@ def check_groups(part: Pairs, counts: RowCounts) -> None:
             f"{_cut(texts[0])} and {_cut(texts[1])}; their passages are ranked together"
         )
     sizes = Counter(part.qids)
+    again = [text for text, qids in named.items() if len(set(qids)) > 1 and any(sizes[qid] > 1 for qid in qids)]
+    if again:
+        counts.warn(
+            f"{len(again):,} of {len(named):,} questions have several qids, for example {_cut(again[0])}; each qid is "
+            "ranked for itself, and intervals count the question once"
+        )
     apart = [text for text, qids in named.items() if len(qids) > 1 and all(sizes[qid] == 1 for qid in qids)]
     if apart:
         counts.warn(
             f"{len(apart):,} of {len(named):,} questions have several rows, each with a qid of its own, for example "
             f"{_cut(apart[0])}; their passages are not ranked against each other. If that is not meant, {fix}"
         )
+
+
+def _check_contradictions(part: Pairs, counts: RowCounts, what: str) -> None:
+    """Warn of pairs, in any spelling, that have different labels in several rows, such as under different qids."""
+    labels: defaultdict[str, set[int]] = defaultdict(set)
+    for key, label in zip(part.pair_keys, part.labels.tolist(), strict=True):
+        labels[key].add(label)
+    other = {key for key, found in labels.items() if len(found - {-1}) > 1}
+    if other:
+        rows = [row for row, key in enumerate(part.pair_keys) if key in other]
+        counts.warn(f"{len(other):,} {what} have several labels, for example {_shown(part, rows)}")
 
 
 def check_labels(name: str, part: Pairs, counts: RowCounts, classes: int) -> None:
@@ -105,6 +122,7 @@ def check_labels(name: str, part: Pairs, counts: RowCounts, classes: int) -> Non
     known = labels[labels >= 0]
     if len(known) == 0:
         return  # `load_task` refuses such a part
+    _check_contradictions(part, counts, "training pairs" if name == "train" else "pairs")
     use = {"train": "models learn little from them", "dev": "choices made on them are chance"}
     if len(known) < FEW[name]:
         rows = "1 row has" if len(known) == 1 else f"{len(known):,} rows have"
@@ -136,17 +154,29 @@ def _check_ranked(part: Pairs, counts: RowCounts) -> None:
 
 
 def check_scores(part: Pairs, kinds: Mapping[str, str], counts: RowCounts) -> None:
-    """Warn of a score column that is declared `logit` and holds grades: a grade of 1 would mean "rather relevant"."""
+    """Warn of a score column that is declared `logit` and holds grades."""
     for name in part.score_names:
-        values = part.score(name)
-        values = values[np.isfinite(values)]
-        if kinds.get(name) == "logit" and len(values) and _are_grades(values):
-            low, high = int(values.min()), int(values.max())
-            counts.warn(
-                f"the score column {name!r} is declared `logit`, and every value is a whole number from {low} to "
-                f"{high}: these look like grades, not log-odds, of which 0 means undecided. Turn them into "
-                f"probabilities, for example (grade - {low}) / {high - low}, and declare the column `probability`"
-            )
+        if kinds.get(name) == "logit" and (word := grades(part.score(name))):
+            counts.warn(f"the score column {name!r} is {word}")
+
+
+def grades(scores: NDArray[np.float64]) -> str:
+    """Why scores that are declared log-odds look like grades; empty where they don't.
+
+    As log-odds a grade of 1 would mean "rather relevant".
+
+    Args:
+        scores: [N]; those that are nan do not count.
+    """
+    values = scores[np.isfinite(scores)]
+    if not len(values) or not _are_grades(values):
+        return ""
+    low, high = int(values.min()), int(values.max())
+    return (
+        f"declared `logit`, and every value is a whole number from {low} to {high}: these look like grades, not "
+        f"log-odds, of which 0 means undecided. Turn them into probabilities, for example (grade - {low}) / "
+        f"{high - low}, and declare them `probability`"
+    )
 
 
 def _are_grades(values: NDArray[np.float64]) -> bool:

@@ -46,7 +46,7 @@ def split(pairs: Pairs, fractions: Sequence[float], seed: int = 0) -> tuple[Pair
     if not fractions or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"shares of a split must be above 0 and add up to 1, not {tuple(fractions)}")
     bounds = np.cumsum(fractions)[:-1]
-    names, groups = _groups(pairs)
+    names, groups = together(pairs)
     part = np.searchsorted(bounds, np.array([share_of(name, seed) for name in names]), side="right")[groups]
     return tuple(pairs.take(np.flatnonzero(part == number)) for number in range(len(fractions)))
 
@@ -68,7 +68,7 @@ def subsample(pairs: Pairs, share: float, seed: int = _SUBSAMPLE, *, none: str =
     """
     if share == 1:
         return np.arange(len(pairs))
-    names, groups = _groups(pairs)
+    names, groups = together(pairs)
     rows = np.flatnonzero(np.array([share_of(name, seed) < share for name in names])[groups])
     if none and len(rows) == 0:
         raise DataError(none)
@@ -90,7 +90,7 @@ def folds(pairs: Pairs, count: int) -> NDArray[np.int64]:
     Raises:
         DataError: there are fewer questions than folds.
     """
-    names, groups = _groups(pairs)
+    names, groups = together(pairs)
     if len(names) < count:
         raise DataError(f"{count} folds of {len(names)} training questions; `folds` can be that number at most")
     order = sorted(range(len(names)), key=lambda group: (share_of(names[group], _FOLDS), names[group]))
@@ -99,8 +99,8 @@ def folds(pairs: Pairs, count: int) -> NDArray[np.int64]:
     return fold[groups]
 
 
-def _groups(pairs: Pairs) -> tuple[list[str], NDArray[np.int64]]:
-    """Pairs that belong together: the name of each group, and the group of each pair, [N] int64.
+def together(pairs: Pairs) -> tuple[list[str], NDArray[np.int64]]:
+    """Find the pairs that belong together: the name of each group, and the group of each pair, [N] int64.
 
     Two pairs are in one group if they share a question in any spelling (`question_key`) or a qid, or if other pairs
     connect them. A group's name is the first of its questions in alphabetical order.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -133,21 +132,15 @@ def _require_classes(train: Pairs, classes: int, counts: RowCounts) -> None:
 
 def _warn_of_likely_mistakes(task: TaskData) -> None:
     """Say what is allowed, and is a mistake in most cases."""
-    known = set(map(question_key, task.train.questions))
+    earlier = dict[str, set[str]]()  # the questions of the parts before
     for name, part in task.labelled.items():
-        if name == "train":
-            continue
-        if shared := {question for question in set(part.questions) if question_key(question) in known}:
-            task.counts[name].warn(f"{len(shared):,} questions are training questions too, first {min(shared)!r}")
-        check_shortcut(task.train, part, task.counts[name])
-    labels: defaultdict[str, set[int]] = defaultdict(set)
-    for name, label in zip(task.train.pair_ids, task.train.labels.tolist(), strict=True):
-        labels[name].add(label)
-    conflicting = {name for name, found in labels.items() if len(found - {-1}) > 1}
-    if conflicting:
-        row = next(row for row, name in enumerate(task.train.pair_ids) if name in conflicting)
-        example = f"{task.train.questions[row][:60]!r}, {task.train.passages[row][:60]!r}"
-        task.counts["train"].warn(f"{len(conflicting):,} training pairs have several labels, for example {example}")
+        own = {question: question_key(question) for question in set(part.questions)}
+        for before, known in earlier.items():
+            if shared := [question for question, key in own.items() if key in known]:
+                task.counts[name].warn(f"{len(shared):,} questions are {before} questions too, first {min(shared)!r}")
+        if earlier:
+            check_shortcut(task.train, part, task.counts[name])
+        earlier[{"train": "training", "dev": "development"}.get(name, name)] = set(own.values())
     if without := int((task.train.labels < 0).sum()):
         logger.info(f"data: {without:,} training pairs have no label; students learn only soft labels from them")
 

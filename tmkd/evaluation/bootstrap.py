@@ -1,8 +1,9 @@
 """95% intervals by bootstrap over questions and seeds; two models are compared on the same resamples.
 
-The pairs of one question are not independent, so whole questions are resampled, never single pairs. Where a model has
-several seeds, seeds are resampled too (hierarchical bootstrap). The interval runs from the 2.5th to the 97.5th
-percentile. `scipy.stats.bootstrap` resamples single observations and cannot pair two models in two levels.
+The pairs of one question are not independent, so whole questions are resampled, never single pairs; a question that has
+several ids is resampled as one. Where a model has several seeds, seeds are resampled too (hierarchical bootstrap). The
+interval runs from the 2.5th to the 97.5th percentile. `scipy.stats.bootstrap` resamples single observations and cannot
+pair two models in two levels.
 """
 
 from __future__ import annotations
@@ -72,10 +73,11 @@ class Resamples:
 
     def __init__(self, questions: Questions, count: int, seed: int) -> None:
         generator = np.random.default_rng(seed)
-        size = len(questions.names)
-        self.weights = np.empty((count, size))
+        cluster = np.arange(len(questions.names)) if questions.cluster is None else questions.cluster
+        size = len(np.unique(cluster))
+        self.weights = np.empty((count, len(cluster)))
         for row in self.weights:  # one draw at a time: drawing all of them at once would double the memory
-            row[:] = np.bincount(generator.integers(0, size, size), minlength=size)
+            row[:] = np.bincount(generator.integers(0, size, size), minlength=size)[cluster]
         self.seeds = generator.random((count, MAX_SEEDS))
         self.questions = questions
 

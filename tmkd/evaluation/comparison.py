@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tmkd.core.errors import DataError
 from tmkd.core.logits import log_odds
 from tmkd.data.pairs import Pairs
+from tmkd.data.split import together
 from tmkd.evaluation.bootstrap import Distribution, Resamples, chance_levels, distributions, interval, share
 from tmkd.evaluation.metrics import Questions
 from tmkd.evaluation.ranking import Floats, first_right
@@ -151,7 +152,8 @@ def labelled_questions(pairs: Pairs, positive: int = 1) -> tuple[NDArray[np.int6
     gains = None if pairs.gains is None else pairs.gains[known]
     if positive == 0:
         labels, reference = 1 - labels, None if reference is None else 1 - reference
-    return known, Questions.of(labels, [qids[row] for row in known], reference, gains)
+    named = [qids[row] for row in known]
+    return known, Questions.of(labels, named, reference, gains, clusters=together(pairs.take(known))[1])
 
 
 def turned(logits: Floats, positive: int) -> Floats:

@@ -30,6 +30,8 @@ class Questions:
         reference: the reference's probability of every pair, [N] float64, where a reference stands for golden labels.
         gains: what each pair adds to nDCG, [N] float64, where labels are graded: the grade itself, as in trec_eval and
             pytrec_eval (not 2^grade - 1). None: 1 for a positive pair.
+        cluster: the cluster of each question, [G] int64 in [0, number of clusters): questions with one text under
+            several ids say the same thing several times, so the bootstrap draws them together. None: each its own.
     """
 
     labels: NDArray[np.int64]
@@ -38,6 +40,7 @@ class Questions:
     ranked: NDArray[np.bool_]
     reference: Floats | None = None
     gains: Floats | None = None
+    cluster: NDArray[np.int64] | None = None
 
     @classmethod
     def of(
@@ -46,6 +49,7 @@ class Questions:
         qids: Sequence[str],
         reference: Floats | None = None,
         gains: Floats | None = None,
+        clusters: NDArray[np.int64] | None = None,
     ) -> Questions:
         """Group pairs by question id.
 
@@ -54,6 +58,7 @@ class Questions:
             qids: N question ids.
             reference: the reference's probabilities, [N] float64, if there is a reference.
             gains: gains for nDCG, [N] float64, if labels are graded.
+            clusters: the cluster of each pair, [N] int64; the pairs of one question are in one cluster.
 
         Returns:
             The pairs with their questions.
@@ -61,7 +66,12 @@ class Questions:
         names, group = grouped(qids)
         positive = np.bincount(group, labels == 1, minlength=len(names)) > 0
         negative = np.bincount(group, labels == 0, minlength=len(names)) > 0
-        return cls(labels, group, names, positive & negative, reference, gains)
+        cluster = None
+        if clusters is not None:
+            _, row = np.unique(group, return_index=True)  # a pair of each question
+            _, first, cluster = np.unique(clusters[row], return_index=True, return_inverse=True)
+            cluster = np.argsort(np.argsort(first))[cluster]  # in the order of the questions
+        return cls(labels, group, names, positive & negative, reference, gains, cluster)
 
     @property
     def ranks(self) -> bool:
@@ -69,11 +79,12 @@ class Questions:
         return 0 < len(self.names) <= 100 * int(self.ranked.sum())
 
     def count(self, metric: str) -> int:
-        """Return how many questions a metric is computed from.
+        """Return how many questions a metric is computed from; those of one cluster count once.
 
-        With a single question every resample is the same, so its interval has no width.
+        With a single one every resample is the same, so its interval has no width.
         """
-        return int(self.ranked.sum()) if metric in RANKING else len(self.names)
+        counted = self.ranked if metric in RANKING else np.ones(len(self.names), dtype=np.bool_)
+        return int(counted.sum()) if self.cluster is None else len(np.unique(self.cluster[counted]))
 
 
 def defined_metrics(questions: Questions, classes: int) -> tuple[str, ...]:
