@@ -41,9 +41,7 @@ def evaluate(
     columns = {name: column for name, column in given.items() if column is not None}
     opened = api.Run.open(run)
     results = opened.evaluate(pairs, columns=columns, quoting=quoting, speed=speed, beside=beside or ())
-    give(json_file, results.to_json(), results.tables())
-    for sentence in [*results.standing(), *results.verdicts()]:
-        say(sentence)
+    give(json_file, results.to_json(), [*results.tables(), *results.standing(), *results.verdicts()])
 
 
 def overall(
@@ -63,10 +61,8 @@ def overall(
     Example: tmkd overall workspace/runs/webqa workspace/runs/wikiqa=map
     """
     found = api.compare_tasks(runs, method)
-    give(json_file, found.to_json(), [found.table()])
-    say(found.sentence())
-    if lead := found.lead_sentence():
-        say(lead)
+    lead = found.lead_sentence()
+    give(json_file, found.to_json(), [found.table(), found.sentence(), *([lead] if lead else [])])
 
 
 def study(
@@ -100,6 +96,4 @@ def study(
 
 
 def _show_study(json_file: Path | None, found: Any) -> None:
-    give(json_file, found.to_json(), [found.table()])
-    for sentence in found.sentences():
-        say(sentence)
+    give(json_file, found.to_json(), [found.table(), *found.sentences()])

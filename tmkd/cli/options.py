@@ -14,7 +14,7 @@ import typer
 from rich.console import RenderableType
 from typer.core import TyperCommand, TyperGroup
 
-from tmkd.core.console import set_quiet, tables, write_json_line
+from tmkd.core.console import say, set_quiet, tables, write_json_line
 from tmkd.core.files import Quoting, disk_errors, write_json, write_text
 
 WORKSPACE = Path("workspace")
@@ -143,10 +143,13 @@ def give(json_file: Path | None, content: Any, shown: Iterable[RenderableType] =
     Args:
         json_file: Where the JSON goes: None for nowhere, `-` for standard output in place of `shown`, else a file.
         content: The result as JSON-like values.
-        shown: What a person reads: tables or lines, printed to standard output.
+        shown: What a person reads: tables or lines, printed to standard output; lines are logged where that has JSON.
     """
     if str(json_file) == "-":
         print(json.dumps(content, indent=2))
+        for one in shown:
+            if isinstance(one, str):
+                say(one)
         return
     for one in shown:
         if isinstance(one, str):

@@ -222,9 +222,7 @@ def calibrate(
     )  # fmt: skip
     if report is not None:
         found.write_report(report)
-    give(json_file, found.to_json())
-    for sentence in found.sentences():
-        say(sentence)
+    give(json_file, found.to_json(), found.sentences())
     say(f"written to {model / 'calibration.json'}" + (f" and {report}" if report else ""))
 
 

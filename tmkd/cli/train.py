@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import RenderableType
 
 from tmkd import api
 from tmkd.cli.options import (
@@ -68,12 +69,10 @@ def run(
     """
     with ray_cluster(ray if _join() else None, ray_cores) as cluster:
         done = _run(recipe, overrides, workspace, labels, cluster).run(jobs)
-    give(json_file, done.results.to_json(), [done.results.table(), *(one.table() for one in done.others.values())])
-    for sentence in [*done.results.standing(), *done.results.verdicts()]:
-        say(sentence)
+    shown: list[RenderableType] = [done.results.table(), *done.results.standing(), *done.results.verdicts()]
     for name, results in done.others.items():
-        for sentence in results.standing():
-            say(f"{name}: {sentence}")
+        shown += [results.table(), *(f"{name}: {sentence}" for sentence in results.standing())]
+    give(json_file, done.results.to_json(), shown)
     say(f"report:    {done.report}")
     for name in done.others:
         say(f"           {done.report.parent / name / done.report.name}")

@@ -176,6 +176,14 @@ class DocumentReader:
             named = "".join(f" (or {name}, a built-in corpus)" for name in self.corpora)
             raise DataError(f"{place}: no such file or folder{named}")
         if (path / _BEIR).is_file():
+            beside = [
+                one.name for one in path.iterdir() if _kind(one.name) and one.name not in (_BEIR, "queries.jsonl")
+            ]
+            if beside:
+                logger.warning(
+                    f"{place}: with a {_BEIR} it is a corpus in BEIR's form: {len(beside):,} other files in it are not "
+                    f"read, first {min(beside)}"
+                )
             return [file] if (file := self._file(path / _BEIR, path, ".jsonl")) else []
         before = len(self.skipped) + len(self._seen)
         files = [file for one, kind in self._walk(path) if (file := self._file(one, path, kind))]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from tmkd.core.files import Quoting
+from tmkd.data.documents.text import question_key
 from tmkd.inference.manifest import read_manifest
 from tmkd.inference.qa.answer import QuestionAnswerer
 from tmkd.inference.qa.calibrate import CalibrationResult, calibrate
 from tmkd.inference.qa.calibration import Calibration
-from tmkd.inference.qa.cases import built_in, from_file
+from tmkd.inference.qa.cases import Material, built_in, from_file
+
+logger = logging.getLogger(__name__)
 
 
 def calibrate_export(
@@ -41,6 +45,19 @@ def calibrate_export(
     given = [Path(file) for file in (pairs, test) if file is not None]
     files = [from_file(file, answerer.index, quoting, positive) for file in given]
     dev, *unseen = files or built_in(answerer.index)
+    if unseen:
+        _warn_of_shared(dev, unseen[0])
     found = calibrate(answerer, dev, unseen[0] if unseen else None, candidates=candidates, risk=risk)
     found.save(Path(model))
     return found
+
+
+def _warn_of_shared(dev: Material, test: Material) -> None:
+    """Warn of questions that are in both sets, in any spelling: the choice has seen them."""
+    known = {question_key(case.question) for case in dev.cases}
+    shared = [case.question for case in test.cases if question_key(case.question) in known]
+    if shared:
+        logger.warning(
+            f"{test.name}: {len(shared):,} of {len(test.cases):,} questions are in {dev.name}, too, first "
+            f"{shared[0]!r}: figures on them are better than on new questions"
+        )

@@ -160,10 +160,13 @@ def _cases(
             f"{source}: none of the passages that it labels {positive} is in {index.folder}; label passages as the "
             "index holds them (`tmkd ask --json` prints them), or index the documents that they come from"
         )
-    if len(cases) < len(right):
-        logger.info(
-            f"{source}: {len(right) - len(cases):,} of {len(right):,} questions are left out: the index holds no answer"
-        )
+    asked = len(set(pairs.qids))
+    for count, why in (
+        (asked - len(right), f"none of their passages is labelled {positive}"),
+        (len(right) - len(cases), "the index holds no answer"),
+    ):
+        if count:
+            logger.warning(f"{source}: {count:,} of {asked:,} questions are left out: {why}")
     return cases
 
 
