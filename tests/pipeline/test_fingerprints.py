@@ -234,6 +234,7 @@ CHANGES: dict[str, Change] = {
             "pooling": Change("labels", "cls", BI_ENCODER),
             "endpoint.url": Change("labels", "http://127.0.0.1:10", SERVED),
             "endpoint.form": Change("labels", "cohere", SERVED),
+            "endpoint.holds": Change("labels", "probability", SERVED),
             "endpoint.model": Change("labels", "other", SERVED),
             "endpoint.prompt": Change("labels", "{prompt2}", JUDGE),
             "endpoint.answers": Change("labels", {"yes": 1, "no": 0.1}, JUDGE),

@@ -17,7 +17,7 @@ from encoder_fixtures import tiny
 from served_fixtures import ranks, stub
 
 from tmkd.config.load import parse_recipe
-from tmkd.core.errors import RecipeError
+from tmkd.core.errors import DataError, RecipeError
 from tmkd.core.logits import log_odds
 from tmkd.data.pairs import Pairs
 from tmkd.pipeline.run import Run
@@ -180,6 +180,7 @@ def test_what_cannot_work_is_said_before_anything_is_labelled(tmkd: Tmkd, tmp_pa
         ({"model": "x"}, "`model` is not for kind encoder"),
         ({"pooling": "mean"}, "pooling is for kind bi_encoder, and this teacher is of kind encoder"),
         ({"kind": "biencoder"}, "teachers.0.kind"),
+        ({"file": "x", "holds": "logit", "epochs": 5}, "epochs is for teachers that are models"),
     ],
 )
 def test_keys_of_another_kind_are_refused(tmp_path: Path, teacher: dict[str, Any], message: str) -> None:
@@ -206,6 +207,37 @@ def test_a_file_of_scores_is_joined_counted_and_refused_where_it_has_gaps(tmkd: 
         done = tmkd("label", recipe, check=False)
         assert done.returncode == 1
         assert message in " ".join(done.stderr.split())
+
+
+def test_a_file_of_scores_for_other_parts_than_the_training_pairs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    judge = {"name": "judge", "file": str(tmp_path / "judge.jsonl"), "holds": "logit"}
+    keys: dict[str, Any] = {"teachers": [COSINE, judge], "methods": ["teacher", "tkd"], "take": "tkd"}
+    given = parse_recipe(content(tmp_path, **keys), "test")
+    data = Run(given, tmp_path / "workspace").data
+    parts = {"train": data.train, "dev": data.dev, "test": data.test}
+
+    def scores(*names: str) -> list[dict[str, Any]]:
+        rows = [(part, row) for name in names for part in [parts[name]] for row in range(len(part))]
+        return [{"qid": part.qids[row], "question": part.questions[row], "passage": part.passages[row],
+                 "score": int(part.labels[row])} for part, row in rows]  # fmt: skip
+
+    write_jsonl(tmp_path / "judge.jsonl", scores("dev", "test"))
+    with caplog.at_level("INFO", logger="tmkd"):
+        run = Run(given, tmp_path / "workspace")
+        run.label()
+        best = run.labels.best_of(run.recipe.chosen_methods[1])
+    assert run.labels.teachers[best][0].name == "cosine", "the best on the development set has no training pair"
+    assert "every value is a whole number from 0 to 1: these look like grades" in caplog.text
+    pool = [{"question": f"What is {name}?", "passage": f"Nothing says what {name} is."} for name in "abcdef"]
+    own = {**content(tmp_path)["data"], "pool": str(write_jsonl(tmp_path / "pool.jsonl", pool))}
+    write_jsonl(tmp_path / "judge.jsonl", [*scores("dev"), *({**row, "score": 0.5} for row in pool)])
+    with pytest.raises(DataError, match=r"has scores of the pool, and none of the \d+ training pairs"):
+        Run(parse_recipe(content(tmp_path, **keys, data=own), "test"), tmp_path / "workspace").label()
+    write_jsonl(tmp_path / "judge.jsonl", [{"qid": "1", "pid": "1", "score": 1}])
+    with pytest.raises(DataError, match="It names pairs by qid and pid: are these the run's own"):
+        Run(given, tmp_path / "workspace").label()
 
 
 def test_a_served_teacher_that_stops_is_taken_up_and_asked_for_nothing_twice(tmkd: Tmkd, tmp_path: Path) -> None:

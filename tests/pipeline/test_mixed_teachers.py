@@ -228,6 +228,15 @@ def test_a_checkpoint_whose_classes_are_in_another_order(tmkd: Tmkd, encoders: d
         ({"0": "LABEL_0", "1": "LABEL_1"}, {"LABEL_0": 1, "LABEL_1": 0}, {}, [1, 0]),
         ({"0": "Not Entailment", "1": "entailment"}, None, {"not_entailment": 0, "entailment": 1}, [0, 1]),
         ({"0": "yes", "1": "no"}, None, {"not_entailment": 0, "entailment": 1}, "Say which is which"),
+        (
+            {"0": "1", "1": "0"},
+            None,
+            {},
+            "calls its classes 1, 0, in this order; if these are the task's classes, say so: "
+            "label_map: {'1': 1, '0': 0}",
+        ),
+        ({"0": "LABEL_1", "1": "LABEL_0"}, None, {}, "label_map: {'LABEL_1': 1, 'LABEL_0': 0}"),
+        ({"0": "1", "1": "0"}, {"1": 1, "0": 0}, {}, [1, 0]),
         ({"0": "yes", "1": "no"}, {"0": 1, "1": 0}, {}, "label_map names 0, 1; the checkpoint's classes are yes, no"),
         ({"0": "LABEL_0", "1": "LABEL_1"}, {"yes": 1, "no": 0}, {}, "use their numbers, 0 to 1"),
     ],

@@ -145,6 +145,16 @@ def test_one_class_and_one_teacher_are_refused(tmp_path: Path) -> None:
         run.label()
 
 
+def test_teachers_whose_scores_fall_where_labels_rise_are_no_ensemble(tmp_path: Path) -> None:
+    content(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    turned = [{**row, "judge": -row["judge"], "noise": -row["judge"] - 1} for row in rows]
+    write_jsonl(tmp_path / "train.jsonl", turned)
+    run = Run(parse_recipe(content(tmp_path, teachers=COLUMNS), "test"), tmp_path / "workspace")
+    with pytest.raises(DataError, match="stacked gives judge, noise the weight 0, so every pair would have the same"):
+        run.label()
+
+
 def test_weights_are_fitted_on_the_development_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """No teacher is trained again for a fold, and the weights are those of the development pairs' labels."""
     run = Run(parse_recipe(content(tmp_path, ensemble="stacked-dev"), "test"), tmp_path / "workspace")

@@ -113,9 +113,10 @@ def test_files_that_cannot_be_a_bi_encoder(tmp_path: Path) -> None:
     (folder / "modules.json").write_text(json.dumps([modules[0], {**modules[1], "type": "mine.Pooling"}]))
     with pytest.raises(EncoderError, match=r"names code of its own, mine\.Pooling, which is not run"):
         BiEncoderTeacher(str(folder))
-    (folder / "modules.json").write_text(json.dumps([modules[0], modules[2]]))
-    with pytest.raises(EncoderError, match="names no pooling module"):
-        BiEncoderTeacher(str(folder))
+    for without in ([modules[0], modules[2]], [modules[0]]):
+        (folder / "modules.json").write_text(json.dumps(without))
+        with pytest.raises(EncoderError, match="names no pooling module"):
+            BiEncoderTeacher(str(folder))
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling" / "config.json").unlink()
     with pytest.raises(EncoderError, match=r"1_Pooling/config\.json cannot be read"):
@@ -129,5 +130,8 @@ def test_files_that_cannot_be_a_bi_encoder(tmp_path: Path) -> None:
     (folder / "3_Dense" / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(EncoderError, match=r"pytorch_model\.bin alone.*can run code"):
         BiEncoderTeacher(str(folder))
+    for spec in (MINILM, str(copied(tmp_path / "long"))):
+        with pytest.raises(EncoderError, match=r"max_length: .* has positions for 512 tokens, and 513 are needed"):
+            BiEncoderTeacher(spec, max_length=513)
     with pytest.raises(EncoderError, match="no such folder"):
         BiEncoderTeacher("./nowhere")

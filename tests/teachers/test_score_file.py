@@ -35,6 +35,25 @@ def test_rows_are_joined_by_what_the_file_has(tmp_path: Path, names: tuple[str, 
     assert log_odds(teacher.logits(PAIRS.take([2, 0]))).tolist() == [0.25, 2.5]
 
 
+def test_numbers_that_begin_anew_in_each_file_do_not_name_a_pair(tmp_path: Path) -> None:
+    """The scores are of the training pairs, whose qid and pid the test pairs have, too."""
+    test = Pairs.build(["c?"], ["u"], qids=["1"], pids=["x"])
+    by_numbers = written(tmp_path, "qid", "pid")
+    by_numbers.require_distinct({"train": PAIRS})
+    with pytest.raises(
+        DataError,
+        match=r"the same qid and pid stand for two pairs: 'a\?' with 'x' \(train\), and 'c\?' with 'u' \(test",
+    ):
+        by_numbers.require_distinct({"train": PAIRS, "test": test})
+    twice = Pairs.build(["a?", "a?"], ["x", "other"], qids=["1", "1"], pids=["x", "x"])
+    with pytest.raises(DataError, match=r"'a\?' with 'x' \(train\), and 'a\?' with 'other' \(train\)"):
+        by_numbers.require_distinct({"train": twice})
+    by_texts = written(tmp_path, "qid", "pid", "question", "passage")
+    by_texts.require_distinct({"train": PAIRS, "test": test})
+    assert not by_texts.can_label(test), "texts say which pair it is, whatever the numbers are"
+    assert log_odds(by_texts.logits(PAIRS)).tolist() == list(SCORES)
+
+
 def test_integers_of_csv_and_json_name_the_same_passage(tmp_path: Path) -> None:
     (tmp_path / "judge.csv").write_text("qid,pid,p\n7,01,0.5\n7,2,0.9\n")
     teacher = ScoreFileTeacher(tmp_path / "judge.csv", "p", "probability", "judge")
@@ -60,8 +79,12 @@ def test_missing_scores_are_counted_and_the_first_is_named(tmp_path: Path) -> No
     ("rows", "message"),
     [
         ([{"pair_id": "1", "other": 1}], r"has no column 'score'; its columns are pair_id, other"),
-        ([{"id": "1", "score": 1}], r"has no column pair_id, no qid and pid, and no question and passage"),
-        ([{"pair_id": "1", "score": "high"}], r"jsonl:1: score is 'high', not a finite number"),
+        ([{"id": "1", "score": 1}], r"has no column pair_id, no question and passage, and no qid and pid"),
+        ([{"pair_id": "1", "score": "high"}], r"jsonl:1: 'score' is the score 'high', it must be a number"),
+        ([{"pair_id": "1", "score": True}], r"jsonl:1: 'score' is the score True, it must be a number"),
+        ([{"pair_id": "1", "score": "1_0"}], r"jsonl:1: 'score' is the score '1_0', it must be a number"),
+        ([{"pair_id": "1", "score": 1e39}], r"jsonl:1: 'score' is the score 1e\+39, which 32 bits cannot hold"),
+        ([{"pair_id": "1", "score": 10**400}], r"jsonl:1: 'score' is the score 1000"),
         (
             [{"pair_id": "1", "score": 1}, {"pair_id": "2", "score": 1}, {"pair_id": "1", "score": 2}],
             r"jsonl:3: a pair has two scores, 1 and 2; the first is at .*jsonl:1",
@@ -79,7 +102,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, rows: list[dict[str, object]]
 
 def test_a_probability_is_one_and_a_file_is_there(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "judge.jsonl", [{"pair_id": "1", "score": 1.5}])
-    with pytest.raises(DataError, match=r"score is 1\.5, not a probability from 0 to 1"):
+    with pytest.raises(DataError, match=r"'score' is the score 1\.5, a probability is within 0 and 1"):
         ScoreFileTeacher(path, "score", "probability", "judge").can_label(PAIRS)
     with pytest.raises(DataError, match="no such file"):
         ScoreFileTeacher(tmp_path / "none.csv", "score", "logit", "judge").can_label(PAIRS)

@@ -138,9 +138,11 @@ def prompt(folder: Path, text: str = "Does it answer? {question} | {passage}") -
     return str(folder / "prompt.txt")
 
 
-def said(text: str, **logprobs: float) -> Answer:
-    top = [{"token": name, "logprob": value} for name, value in logprobs.items()]
-    return 200, {"choices": [{"message": {"content": text}, "logprobs": {"content": [{"top_logprobs": top}]}}]}
+def said(text: str | None, **logprobs: float) -> Answer:
+    likely = sorted(logprobs, key=lambda name: -logprobs[name])
+    top = [{"token": name, "logprob": logprobs[name]} for name in likely]
+    first = [{**top[0], "top_logprobs": top}] if top else []
+    return 200, {"choices": [{"message": {"content": text}, "logprobs": {"content": first}}]}
 
 
 def test_a_chat_model_judges_with_a_label_its_probability_or_a_number(
@@ -168,10 +170,69 @@ def test_a_chat_model_judges_with_a_label_its_probability_or_a_number(
     np.testing.assert_allclose(found, np.log(4), atol=1e-4)
 
 
+GRADED = {"irrelevant": 0, "partly relevant": 0.5, "fully relevant": 1}
+OPPOSITE = {"relevant": 1, "not relevant": 0}
+
+
+@pytest.mark.parametrize(
+    ("answers", "text", "probabilities", "expected"),
+    [
+        (OPPOSITE, "not relevant", {"not": 0.9, "relevant": 0.1}, 0.1),
+        (OPPOSITE, "Relevant.", {" Relevant": 0.75, "not": 0.25}, 0.75),
+        (GRADED, "partly relevant", {"partly": 0.6, "fully": 0.2, "ir": 0.2}, 0.5),
+        (GRADED, "irrelevant", {"ir": 0.5, "partly": 0.5}, 0.25),
+        (OPPOSITE, "not relevant", {"<think>": 0.9, "relevant": 0.1}, 0.0),  # of what it thought first
+        (OPPOSITE, "Not relevant, since it", {}, 0.0),
+    ],
+)
+def test_an_answer_of_several_tokens_is_known_by_its_first(
+    tmp_path: Path, answers: dict[str, float], text: str, probabilities: dict[str, float], expected: float
+) -> None:
+    keys: dict[str, Any] = {"form": "chat", "model": "m", "prompt": prompt(tmp_path), "answers": answers}
+    with stub(lambda *_: said(text, **{name: float(np.log(p)) for name, p in probabilities.items()})) as server:
+        raw = np.concatenate([found for _, found in teacher(server.url, **keys).scored(PAIRS.take([0]))])
+    assert raw[0, 0] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("I'm sorry, but I cannot help.", "is none of the answers irrelevant"),
+        ("<think> The passage", "is none of the answers"),
+        (None, "the content is None"),
+        ("relevant", "is none of the answers"),
+    ],
+)
+def test_a_refusal_is_no_judgement(tmp_path: Path, text: str | None, message: str) -> None:
+    keys: dict[str, Any] = {"form": "chat", "model": "m", "prompt": prompt(tmp_path), "answers": GRADED}
+    with stub(lambda *_: said(text, I=-0.1, ir=-12.0)) as server, pytest.raises(EndpointError, match=message) as caught:
+        teacher(server.url, **keys).logits(PAIRS.take([0]))
+    assert PAIRS.pair_ids[0] in str(caught.value)
+
+
+def test_scores_that_are_no_probabilities_are_not_clipped() -> None:
+    rows = {"results": [{"index": 0, "relevance_score": 7.5}, {"index": 1, "relevance_score": -2.25}]}
+    with stub(lambda *_: (200, rows)) as server:
+        with pytest.raises(EndpointError, match=r"7\.5 is no probability.*endpoint\.holds: logit"):
+            teacher(server.url, form="cohere").logits(PAIRS.take([0, 1]))
+        logits = teacher(server.url, form="cohere", holds="logit").logits(PAIRS.take([0, 1]))
+        assert log_odds(logits).tolist() == [7.5, -2.25]
+        with pytest.raises(EndpointError, match="try form: cohere"):
+            teacher(server.url).logits(PAIRS.take([0, 1]))
+
+
+@pytest.mark.parametrize("key", ["abc\ndef", "schl\u00fcssel"])
+def test_a_key_that_no_header_can_hold_is_not_shown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(EndpointError, match="JUDGE_KEY holds a character that no key has") as caught:
+        teacher("http://127.0.0.1:9", api_key_env="JUDGE_KEY")
+    assert key not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [("It depends.", "'It depends.' is not a number"), ("11", "11 is not in the scale from 0 to 10"),
-     ("nan", "is not a number")],
+     ("nan", "is not a number"), ("1_0", "is not a number")],
 )  # fmt: skip
 def test_a_judge_that_gives_text_in_place_of_a_number(tmp_path: Path, answer: str, message: str) -> None:
     keys: dict[str, Any] = {"form": "chat", "model": "m", "prompt": prompt(tmp_path), "scale": (0, 10)}
@@ -193,15 +254,22 @@ def test_what_is_wrong_before_anything_is_asked(tmp_path: Path, monkeypatch: pyt
         ({"answers": {"yes": 1}}, "answers is for form chat"),
         ({**chat, "prompt": "p", "answers": {"yes": 2}}, "probabilities from 0 to 1"),
         ({**chat, "prompt": "p", "answers": None, "scale": (3, 3)}, r"scale is \[low, high\]"),
+        ({**chat, "prompt": "p", "answers": None, "scale": (0, float("inf"))}, "two finite numbers"),
+        ({**chat, "prompt": "p", "answers": {}}, "two or more texts"),
+        ({**chat, "prompt": "p", "answers": {"Yes": 1, "yes.": 0}}, "differ by more than capitals"),
+        ({**chat, "prompt": "p", "holds": "logit"}, "holds is for the forms tei and cohere"),
+        ({"url": "http://127.0.0.1:99999"}, "is no address: Port out of range"),
+        ({"url": "http://[::1"}, "is no address: Invalid IPv6"),
     ):
         with pytest.raises(ValueError, match=message):
-            Endpoint(url="http://127.0.0.1:9", **keys)
+            Endpoint(**{"url": "http://127.0.0.1:9", **keys})
 
 
 def test_the_fingerprint_depends_on_what_is_asked_and_not_on_how_fast(tmp_path: Path) -> None:
     before = teacher("http://127.0.0.1:9").fingerprint
     assert teacher("http://127.0.0.1:9", concurrency=1, request_size=5, max_requests=3).fingerprint == before
     assert teacher("http://127.0.0.1:9/rerank").fingerprint == before
+    assert teacher("http://127.0.0.1:9?version=2").url == "http://127.0.0.1:9/rerank?version=2"
     assert teacher("http://127.0.0.1:8").fingerprint != before
     chat: dict[str, Any] = {"form": "chat", "model": "m", "answers": {"yes": 1, "no": 0}}
     one = teacher("http://127.0.0.1:9", **chat, prompt=prompt(tmp_path)).fingerprint

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,6 +27,11 @@ class Endpoint(Part):
         "tei",
         description="tei: POST /rerank as text-embeddings-inference has it, raw scores; cohere: POST /v2/rerank; chat: "
         "POST /v1/chat/completions as OpenAI has it, a model that judges each pair",
+    )
+    holds: Literal["logit", "probability"] | None = Field(
+        None,
+        description="what its scores are: log-odds, or probabilities of relevance. Unless given, log-odds of form tei "
+        "and probabilities of form cohere; chat has none",
     )
     model: str | None = Field(None, description="the model that is asked for (cohere, chat)")
     api_key_env: str | None = Field(None, description="the environment variable that holds the key")
@@ -48,18 +56,48 @@ class Endpoint(Part):
         None, description="most requests that one command may send to it, those that are sent again included"
     )
 
+    @field_validator("url")
+    @classmethod
+    def _asked(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            usable = bool(parts.hostname) and parts.port != 0
+        except ValueError as error:
+            raise ValueError(f"{url!r} is no address: {error}") from None
+        if not usable:
+            raise ValueError(f"{url!r} is no address of the form http://HOST:PORT/PATH")
+        return url
+
     @model_validator(mode="after")
     def _fits(self) -> Endpoint:
         if self.form == "chat":
             if self.prompt is None or self.model is None or (self.answers is None) == (self.scale is None):
                 raise ValueError("form chat needs `model`, `prompt`, and either `answers` or `scale`")
-            if self.answers is not None and not all(0 <= value <= 1 for value in self.answers.values()):
-                raise ValueError(f"answers are probabilities from 0 to 1, got {self.answers}")
-            if self.scale is not None and self.scale[0] >= self.scale[1]:
-                raise ValueError(f"scale is [low, high], got {list(self.scale)}")
+            if self.holds is not None:
+                raise ValueError("holds is for the forms tei and cohere; of chat, `answers` or `scale` say it")
+            if self.answers is not None:
+                _require_answers(self.answers)
+            if self.scale is not None and not -math.inf < self.scale[0] < self.scale[1] < math.inf:
+                raise ValueError(f"scale is [low, high], two finite numbers, got {list(self.scale)}")
         elif given := [key for key in ("prompt", "answers", "scale") if getattr(self, key) is not None]:
             raise ValueError(f"{given[0]} is for form chat")
         return self
+
+
+def plain_answer(text: str) -> str:
+    """An answer of a chat model as it is compared: in lower case, without quotes, full stop and exclamation mark."""
+    return text.strip().strip(".!\"'").strip().lower()
+
+
+def _require_answers(answers: Mapping[str, float]) -> None:
+    """ValueError if a chat model's answers cannot be told apart, or are no probabilities."""
+    if not all(0 <= value <= 1 for value in answers.values()):
+        raise ValueError(f"answers are probabilities from 0 to 1, got {dict(answers)}")
+    if len({plain_answer(name) for name in answers} - {""}) < len(answers) or len(answers) < 2:
+        raise ValueError(
+            "answers are two or more texts that differ by more than capitals, quotes and full stops, got "
+            f"{', '.join(map(repr, answers)) or 'none'}"
+        )
 
 
 class Tune(Training):
@@ -96,8 +134,8 @@ class Teacher(Part):
     scores: str | None = Field(None, description="instead: a column of data.scores")
     file: str | None = Field(
         None,
-        description="instead: a file of scores, with columns that name the pair: pair_id, or qid and pid, or question "
-        "and passage",
+        description="instead: a file of scores, with columns that name the pair: pair_id, or question and passage, or "
+        "qid and pid",
     )
     column: str = Field("score", description="the column of `file` that holds the scores")
     holds: Literal["logit", "probability"] | None = Field(
@@ -221,6 +259,12 @@ class Teacher(Part):
             raise ValueError(
                 "share is for a teacher that is trained here; other teachers are not trained on these rows"
             )
+        if self.of_kind == "scores":
+            unused = ["epochs", "learning_rate", "batch_size", "dropout", "max_length", "seed"]
+            for key in [*unused, "column"] if self.is_column else unused:
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    of = "a file of scores (`file`)" if key == "column" else "teachers that are models"
+                    raise ValueError(f"{key} is for {of}, and this teacher has scores made elsewhere")
         for key in ("pooling", "query_prompt", "passage_prompt", "tune"):
             if getattr(self, key) is not None and self.of_kind != "bi_encoder":
                 raise ValueError(f"{key} is for kind bi_encoder, and this teacher is of kind {self.of_kind}")

@@ -18,6 +18,8 @@ from tmkd.data.row_counts import RowCounts
 Row = Mapping[str, Any]
 ScoreKinds = Mapping[str, Literal["logit", "probability"]]
 _MOST_CLASSES = 2**31
+_OR_MAPPED = ", or a word whose class data.labels says: {'no': 0, 'yes': 1}"
+_LARGEST_SCORE = 1e38  # scores become float32
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ def require_columns(needed: Sequence[str], present: Sequence[str], source: Path 
         if name not in present:
             raise DataError(
                 f"{source}: there is no column {name!r}; there are: {', '.join(present)}. "
-                "Name yours: in a recipe's data.columns or data.scores, or with a command's --question and the like",
+                "Name yours: in a recipe's data.columns or data.scores, or with a command's --question and the like; "
+                "commands without these options read columns of these names",
                 path=source if isinstance(source, Path) else None,
                 column=name,
             )
@@ -253,16 +256,19 @@ def label(value: Any, classes: int | None, names: Mapping[str, int | None]) -> i
     if value is None or value == "":
         return None
     if names:
-        if (name := spelling(value)) not in names:
+        name = spelling(value)
+        if isinstance(value, bool) and name not in names:
+            name = name.lower()  # as JSON spells it
+        if name not in names:
             raise BadValue(f"is {value!r}, which data.labels does not map; it maps {', '.join(names)}")
         return names[name]
     try:
         number = float(value)
         whole = int(number)
     except (TypeError, ValueError, OverflowError):
-        raise BadValue(f"is {value!r}, it must be an integer from 0") from None
+        raise BadValue(f"is {value!r}, it must be an integer from 0{_OR_MAPPED}") from None
     if isinstance(value, bool) or number != whole or "_" in str(value):
-        raise BadValue(f"is {value!r}, it must be an integer from 0")
+        raise BadValue(f"is {value!r}, it must be an integer from 0{_OR_MAPPED if isinstance(value, bool) else ''}")
     if whole < 0 or whole >= (_MOST_CLASSES if classes is None else classes):
         span = "0 and up" if classes is None else f"0 to {classes - 1}"
         raise BadValue(f"is {value}, out of range; labels are {span} (`classes` in the recipe)")
@@ -277,8 +283,12 @@ def score(value: Any, kind: str) -> float | None:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise BadValue(f"is the score {value!r}, it must be a number") from None
+    if isinstance(value, bool) or "_" in str(value):
+        raise BadValue(f"is the score {value!r}, it must be a number")
     if not math.isfinite(number):
         raise BadValue(f"is the score {number}, it must be finite; leave it empty where there is none")
+    if abs(number) > _LARGEST_SCORE:
+        raise BadValue(f"is the score {number:g}, which 32 bits cannot hold; it must be at most {_LARGEST_SCORE:g}")
     if kind == "probability" and not 0 <= number <= 1:
         raise BadValue(f"is the score {number}, a probability is within 0 and 1 (or declare it `logit`)")
     return number

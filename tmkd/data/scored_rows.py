@@ -160,7 +160,7 @@ def _list(value: Any, cells: bool) -> list[Any]:
 
 
 def _number(value: Any) -> float:
-    found = None if isinstance(value, bool) else score(value, "logit")
+    found = score(value, "logit")
     if found is None:
         raise BadValue(f"is the score {value!r}, it must be a number")
     return found

@@ -55,6 +55,7 @@ def find_label_map(folder: Path, teacher: Teacher, recipe: Recipe) -> list[int]:
         _require_class_1(only, of_task, teacher)
         return as_it_is
     if not _named(names):
+        _require_counted(names, folder, teacher)
         if not has_card(folder):
             logger.info(f"teacher {teacher.name}: {folder} does not name its classes; they are taken in their order")
         return as_it_is
@@ -146,6 +147,19 @@ def _negative(names: list[str]) -> int | None:
 
 def _negations(name: str) -> set[str]:
     return {f"{prefix}{name}" for prefix in _NEGATIONS}
+
+
+def _require_counted(names: list[str], folder: Path, teacher: Teacher) -> None:
+    """RecipeError where numbers are names in another order: config.json may say that class 0 is called "1"."""
+    if has_card(folder) or not all(_NAMELESS.fullmatch(_plain(name)) for name in names):
+        return
+    numbers = [int(re.sub(r"\D", "", name)) for name in names]
+    if sorted(numbers) != numbers:
+        order = ", ".join(f"{name!r}: {number}" for name, number in zip(names, numbers, strict=True))
+        raise RecipeError(
+            f"teachers: {teacher.name}: {folder} calls its classes {', '.join(names)}, in this order; if these are the "
+            f"task's classes, say so: label_map: {{{order}}}"
+        )
 
 
 def _is_negation(name: str) -> bool:

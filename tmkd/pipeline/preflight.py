@@ -190,7 +190,8 @@ def _require_training_rows(data: RunData, methods: list[Method]) -> None:
                 fix = "name one (pool.sources: [{task: OTHER.yaml}]), or leave this key out"
                 raise RecipeError(f"{found}; {fix}", key="teachers")
             _ = data.labelled_others
-    if recipe.labels == "out-of-fold" or recipe.ensemble == "stacked":
+    calibrated = any(one.learns_labels and one.calibration != "none" for one in recipe.used_teachers)
+    if recipe.labels == "out-of-fold" or recipe.ensemble == "stacked" or (calibrated and train.has_labels):
         folds(train, recipe.folds)
     _require_stackable(data)
     if any(method.targets != "none" for method in methods):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tmkd.config.methods import Method
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import DataError, EncoderError, RecipeError, TmkdError, named
 from tmkd.data.pairs import Pairs
+from tmkd.data.row_checks import grades
 from tmkd.models.card import has_card, read_card
 from tmkd.models.checkpoint import require_fit
 from tmkd.models.encoders.find import find_encoder
@@ -19,9 +21,8 @@ from tmkd.models.ready import head_classes, require_head, require_log_odds
 from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.pool import teachers_of_run
-from tmkd.pipeline.steps.teacher_logits import TeacherLogits, is_step, stored_teacher
+from tmkd.pipeline.steps.teacher_logits import TeacherLogits, is_step, score_file, stored_teacher
 from tmkd.pipeline.steps.tune import require_tunable
-from tmkd.teachers.score_file import ScoreFileTeacher
 from tmkd.teachers.scores import ScoresTeacher
 
 
@@ -127,25 +128,35 @@ def require_known_scores(data: RunData, methods: list[Method]) -> None:
     parts = _parts(data, methods)
     for teacher in files:
         assert teacher.file is not None
-        scores = stored_teacher(data.recipe, teacher, data.cache.stored_teachers)
-        assert isinstance(scores, ScoreFileTeacher)
+        scores = score_file(data.recipe, teacher, data.cache.stored_teachers)
         count, unknown = scores.unknown(list(parts.values()))
         if unknown == count:
             raise DataError(
-                f"teacher {teacher.name}: none of the {count:,} scores of {teacher.file} is for a pair of this run; "
-                "are they for other pairs, or are the pairs named in another way?",
+                f"teacher {teacher.name}: none of the {count:,} scores of {teacher.file} is for a pair of this run. It "
+                f"names pairs by {scores.named_by}: are these the run's own? Without that column it may name them by "
+                "pair_id, by question and passage, or by qid and pid, in this order",
                 path=teacher.file,
             )
+        scores.require_distinct(parts)
+        if scores.kind == "logit" and (word := grades(scores.values)):
+            data.cache.say_once(f"teacher {teacher.name}: {teacher.file} is {word}", logging.WARNING)
         if unknown:
             data.cache.say_once(
                 f"teacher {teacher.name}: {unknown:,} of the {count:,} scores of {teacher.file} are for pairs that "
                 "this run does not have"
             )
-        for where, part in parts.items():
-            if scores.can_label(part):
-                scores.require_all(part, where)
-            elif where == "pool" and _replays(data.recipe):
-                raise _no_replay(teacher.name)
+        able = {where for where, part in parts.items() if scores.can_label(part)}
+        for where in able:
+            scores.require_all(parts[where], where)
+        if "pool" in parts and "pool" not in able and _replays(data.recipe):
+            raise _no_replay(teacher.name)
+        if "pool" in able and "train" not in able and any(method.stage2 and method.stage1 for method in methods):
+            raise DataError(
+                f"teacher {teacher.name}: {teacher.file} has scores of the pool, and none of the "
+                f"{len(parts['train']):,} training pairs, from which stage 2 learns the same teachers; add these "
+                "scores, or take the method stage1-only",
+                path=teacher.file,
+            )
 
 
 def _parts(data: RunData, methods: Sequence[Method]) -> dict[str, Pairs]:
@@ -167,9 +178,7 @@ def coverage_of(data: RunData) -> dict[str, dict[str, dict[str, int]]]:
                 there = teacher.scores in part.score_names
                 labelled = int((~np.isnan(part.score(str(teacher.scores)))).sum()) if there else 0
             else:
-                scores = stored_teacher(recipe, teacher, data.cache.stored_teachers)
-                assert isinstance(scores, ScoreFileTeacher)
-                labelled = len(scores.known(part))
+                labelled = len(score_file(recipe, teacher, data.cache.stored_teachers).known(part))
             counts[where] = {"pairs": len(part), "labelled": labelled}
     return found
 

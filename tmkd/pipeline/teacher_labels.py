@@ -194,7 +194,7 @@ class TeacherLabels:
             logits.append(calibrated(teacher, calibration, given, pairs))
         teachers = [self.teachers[number][0].name for number in which]
         found = stack_teachers(self.workspace, teachers, inputs, logits, pairs, self.recipe)
-        self.cache.say_once(f"{found.of(found.names).sentence()} ({'development' if dev else 'training'} pairs)")
+        self.cache.say_once(f"{found.labelling(found.names).sentence()} ({'development' if dev else 'training'} pairs)")
         return found
 
     def _made_labels_of(self, number: int, pairs: Pairs) -> bool:
@@ -210,7 +210,7 @@ class TeacherLabels:
         member = {n: one for n, one in zip(which, logits, strict=True) if self.teachers[n][0].name in stacked.names}
         if not member:
             return None
-        found = stacked.of([self.teachers[number][0].name for number in member])
+        found = stacked.labelling([self.teachers[number][0].name for number in member])
         names = [self._name_of(number) for number in member]
         return Targets.stacked(stacked.step.fingerprint, names, found.apply(list(member.values())))
 
@@ -356,8 +356,10 @@ class TeacherLabels:
 
         Only teachers that take part in every stage of the method count.
         """
-        mined = self.recipe.trains_stage1(method) and not self.data.foreign_pool
-        best = self._best(self.labellers(self.data.pool) if mined else range(len(self.teachers)))
+        learned = [self.data.student_pairs] if method.stage2 else []
+        learned += [self.data.pool] if self.recipe.trains_stage1(method) and not self.data.foreign_pool else []
+        able = set(range(len(self.teachers))).intersection(*map(self.labellers, learned))
+        best = self._best(sorted(able))
         self.cache.say_once(f"best teacher on the development set: {self.teachers[best][0].name}")
         return best
 
@@ -392,7 +394,7 @@ class TeacherLabels:
             pool = len(self.stage1_pool)
         if any(method.stage2 for method in self.learning):
             _ = self.stacked
-            self.logits(self.data.student_pairs, "train")
+            self.logits(self.data.student_pairs, "train", self.labellers(self.data.student_pairs))
             train = len(self.data.student_pairs)
         stores = tuple(step.folder for step in self.workspace.used if step.kind == "labels")
         return LabelResult(train, pool, stores)

@@ -24,6 +24,8 @@ from tmkd.core.hardware import device
 from tmkd.core.logits import two_logits
 from tmkd.data.pairs import Pairs
 from tmkd.models.bi_encoder import embeddings
+from tmkd.models.checkpoint import require_fit
+from tmkd.models.encoders.families import FAMILIES
 from tmkd.models.encoders.find import find_folder, folder_fingerprint
 from tmkd.models.module_files import MODULES_FILE, read_modules
 from tmkd.models.quiet import without_bars
@@ -111,7 +113,8 @@ class BiEncoderTeacher(StoredTeacher):
             positive: the class of the right passages, 0 or 1.
 
         Raises:
-            EncoderError: there is no such model, its pooling is not known, or its files name code of its own.
+            EncoderError: there is no such model, its pooling is not known, its files name code of its own, or it has
+                too few positions for `max_length`.
         """
         self._tuned = isinstance(spec, TunedBuiltin)
         self.spec = spec.spec if isinstance(spec, TunedBuiltin) else spec
@@ -126,6 +129,8 @@ class BiEncoderTeacher(StoredTeacher):
                 )
         else:
             _require_pooling(self.folder, pooling)
+        if max_length is not None:
+            _require_positions(self.folder, max_length)
         self._embedded = EmbeddedTexts()
 
     @property
@@ -308,6 +313,14 @@ def _similarity_of(folder: Path) -> str:
     return str((read_json(path).get("similarity_fn_name") if path.is_file() else None) or "cosine")
 
 
+def _require_positions(folder: Path, max_length: int) -> None:
+    """The model has a position for every token of a text, as far as its architecture is known here."""
+    modules = read_modules(folder)
+    words = modules[0].place if modules else folder
+    if (words / "config.json").is_file() and read_json(words / "config.json").get("model_type") in FAMILIES:
+        require_fit(words, length=max_length)
+
+
 def _require_pooling(folder: Path, pooling: str | None) -> None:
     """The files say how token vectors become one, or the recipe does; all modules are sentence-transformers' own."""
     path, modules = folder / MODULES_FILE, read_modules(folder)
@@ -322,7 +335,7 @@ def _require_pooling(folder: Path, pooling: str | None) -> None:
     if pooling is not None:
         raise EncoderError(f"{path} says how the model pools; leave out `pooling: {pooling}`", source=folder)
     pools = [one.place for one in modules if one.kind == "Pooling"]
-    if len(modules) > 1 and not pools and modules[0].kind == "Transformer":
+    if modules and not pools and modules[0].kind == "Transformer":
         raise EncoderError(f"{path} names no pooling module: {', '.join(one.kind for one in modules)}", source=folder)
     for place in pools:
         read_json(place / "config.json")

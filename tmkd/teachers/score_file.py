@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,12 +22,15 @@ from tmkd.core.files import digest_of, sha256_of
 from tmkd.data.pair_ids import StoredIds, chunks_of, numbers_of
 from tmkd.data.pairs import Pairs, pair_id
 from tmkd.data.readers import line_of, read_rows, rows_with_lines
-from tmkd.data.rows import BadValue, identifier, text
+from tmkd.data.rows import BadValue, identifier, score, text
 from tmkd.teachers.interface import Scored, StoredTeacher
 from tmkd.teachers.scores import COLUMN, ScoreKind, imported_logits
 
-_JOINS = (("pair_id",), ("qid", "pid"), ("question", "passage"))
-"""Columns of the file that name a pair; the first that its first row has are taken."""
+_TEXTS, _NUMBERS = ("question", "passage"), ("qid", "pid")
+_JOINS = (("pair_id",), _TEXTS, _NUMBERS)
+"""Columns of the file that name a pair; the first that its first row has are taken. Ids may begin anew in each file, so
+texts come before them."""
+_VERSION = 2  # raised when rows are joined in another way, so that labels stored before are not taken
 _CHUNK = 8192  # pairs whose names are Python strings at the same time
 
 
@@ -49,7 +51,7 @@ class _Table(NamedTuple):
 class ScoreFileTeacher(StoredTeacher):
     """Scores in a file, one row a pair: JSON, JSONL, CSV, TSV or Parquet.
 
-    The rows are joined by `pair_id`, by `qid` and `pid`, or by the texts `question` and `passage`: the first of these
+    The rows are joined by `pair_id`, by the texts `question` and `passage`, or by `qid` and `pid`: the first of these
     that the file's first row has as columns. JSON lines and Parquet are read in a stream, other formats as a whole.
 
     Attributes:
@@ -72,7 +74,22 @@ class ScoreFileTeacher(StoredTeacher):
         """The column, what it holds, and a hash of the file."""
         if not self.path.is_file():
             raise DataError(f"teacher {self.name}: {self.path}: no such file", path=self.path)
-        return f"{COLUMN}{self.column} ({self.kind}) of file {digest_of(sha256_of(self.path))}"
+        return f"{COLUMN}{self.column} ({self.kind}) of file {digest_of([_VERSION, sha256_of(self.path)])}"
+
+    @property
+    def named_by(self) -> str:
+        """The columns that name a pair, in words."""
+        return " and ".join(self._table.join)
+
+    @property
+    def by_ids(self) -> bool:
+        """Whether they are qid and pid: those of another file may be the same and stand for other texts."""
+        return self._table.join == _NUMBERS
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Its scores, one a pair, [M]."""
+        return self._table.values
 
     @functools.cached_property
     def _table(self) -> _Table:
@@ -89,7 +106,7 @@ class ScoreFileTeacher(StoredTeacher):
             raise AssertionError(self.path)
         join = next((columns for columns in _JOINS if all(name in first[1] for name in columns)), None)
         if join is None:
-            raise self._without("column pair_id, no qid and pid, and no question and passage", first[1])
+            raise self._without("column pair_id, no question and passage, and no qid and pid", first[1])
         names: dict[str, None] = {}
         ids, values, places = [np.empty((0, 2), np.uint64)], array("d"), array("q")
         rows = itertools.chain([first], rows)
@@ -115,7 +132,7 @@ class ScoreFileTeacher(StoredTeacher):
         named = []
         for column in join:
             try:
-                found = (text if join == _JOINS[2] else identifier)(row.get(column))
+                found = (text if join == _TEXTS else identifier)(row.get(column))
                 if found is None:
                     raise BadValue("is empty; it names the pair of the score")
             except BadValue as error:
@@ -144,22 +161,19 @@ class ScoreFileTeacher(StoredTeacher):
 
     def _number(self, value: Any, number: int) -> float:
         try:
-            found = float(value)
-        except (TypeError, ValueError):
-            found = math.nan
-        wrong = not math.isfinite(found) or (self.kind == "probability" and not 0 <= found <= 1)
-        if wrong:
-            what = "a probability from 0 to 1" if self.kind == "probability" else "a finite number"
+            found = score(value, self.kind)
+        except BadValue as error:
             raise DataError(
-                f"teacher {self.name}: {line_of(self.path, number)}: {self.column} is {value!r}, not {what}",
+                f"teacher {self.name}: {line_of(self.path, number)}: {self.column!r} {error}",
                 path=self.path, column=self.column, value=value,
-            )  # fmt: skip
+            ) from None  # fmt: skip
+        assert found is not None  # cells without a score are left out before
         return found
 
     def _find(self, pairs: Pairs) -> Iterator[NDArray[np.int64]]:
         """Where in the table the score of each pair is, [n] for some pairs after the others; -1 where there is none."""
         table = self._table
-        if table.join != _JOINS[1]:
+        if not self.by_ids:
             chunks = chunks_of(pairs.ids)
         else:
             named = (pair_id(*both) for both in pairs.names())
@@ -177,6 +191,45 @@ class ScoreFileTeacher(StoredTeacher):
         for places in (places for part in parts for places in self._find(part)):
             known[places[places >= 0]] = True
         return len(known), int((~known).sum())
+
+    def require_distinct(self, parts: Mapping[str, Pairs]) -> None:
+        """Check that a qid and a pid of the file name the same texts wherever they stand in the data.
+
+        Args:
+            parts: the pairs of a run, by what messages call them.
+
+        Raises:
+            DataError: they name two pairs, as where every file counts its questions from 0.
+        """
+        if not self.by_ids:
+            return
+        places, ids, firsts = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)], [0]
+        for part in parts.values():
+            places += self._find(part)
+            ids += map(numbers_of, chunks_of(part.ids))
+            firsts.append(firsts[-1] + len(part))
+        place, pair = np.concatenate(places), np.concatenate(ids)
+        order = np.argsort(place, kind="stable")
+        order = order[place[order] >= 0]
+        before, after = order[:-1], order[1:]
+        other = np.flatnonzero((place[before] == place[after]) & (pair[before] != pair[after]).any(axis=1))
+        if len(other):
+            both = [self._named(int(rows[other[0]]), parts, firsts) for rows in (before, after)]
+            raise DataError(
+                f"teacher {self.name}: {self.path} names pairs by qid and pid, and in this run the same qid and "
+                f"pid stand for two pairs: {both[0]}, and {both[1]}. It is not known which one is meant: give the file "
+                "the columns question and passage, or pair_id",
+                path=self.path,
+            )
+
+    @staticmethod
+    def _named(row: int, parts: Mapping[str, Pairs], firsts: Sequence[int]) -> str:
+        """A pair in words, by its row where the parts stand one after the other."""
+        number = int(np.searchsorted(firsts, row, side="right")) - 1
+        where, part = list(parts.items())[number]
+        one = part.take([row - firsts[number]])
+        ((question, passage),) = one.texts()
+        return f"{question[:60]!r} with {passage[:60]!r} ({where})"
 
     def known(self, pairs: Pairs) -> NDArray[np.int64]:
         """The pairs (indices) that the file has a score for."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from tmkd.config.teacher_sections import Endpoint
 from tmkd.core.cluster import Cluster
 from tmkd.core.errors import EndpointError, needs_extra
 from tmkd.core.files import digest_of
-from tmkd.data.pairs import Pairs
+from tmkd.data.pairs import Pairs, pair_id
 from tmkd.teachers.interface import Scored, StoredTeacher
 from tmkd.teachers.scores import imported_logits
 from tmkd.teachers.served_forms import form_of
@@ -64,17 +65,20 @@ class ServedTeacher(StoredTeacher):
             import httpx
         self.endpoint, self.name, self.positive = endpoint, name, positive
         self._form = form_of(endpoint, self._error)
-        path = urlsplit(endpoint.url).path.rstrip("/")
-        self.url = endpoint.url.rstrip("/") if path else endpoint.url.rstrip("/") + self._form.path
+        address = urlsplit(endpoint.url)
+        usual = address._replace(path=self._form.path).geturl()
+        self.url = endpoint.url.rstrip("/") if address.path.rstrip("/") else usual
         headers = {}
         if endpoint.api_key_env is not None:
-            key = os.environ.get(endpoint.api_key_env)
+            key = os.environ.get(endpoint.api_key_env, "").strip()
             if not key:
                 raise self._error(f"the environment has no {endpoint.api_key_env}, which endpoint.api_key_env names")
+            if not (key.isascii() and key.isprintable()):
+                raise self._error(f"{endpoint.api_key_env} holds a character that no key has: a line break or no ASCII")
             headers["Authorization"] = f"Bearer {key}"
         most = httpx.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
         self._client = partial(httpx.AsyncClient, timeout=endpoint.timeout, headers=headers, limits=most)
-        self._failures: tuple[type[Exception], ...] = (httpx.TransportError,)
+        self._failures: tuple[type[Exception], ...] = (httpx.RequestError,)
         self._stop = threading.Event()
         self.sent = 0
 
@@ -143,9 +147,14 @@ class ServedTeacher(StoredTeacher):
         answer = await self._ask(client, self._form.request(question, passages))
         try:
             return self._form.read(answer, len(passages))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            raise self._error(f"its answer cannot be used: {reason}; it begins {str(answer)[:200]!r}") from error
+            more = f" and {len(passages) - 1} more" if len(passages) > 1 else ""
+            raise self._error(
+                f"its answer cannot be used: {reason}; it begins {str(answer)[:200]!r}. It was asked about "
+                f"{question[:80]!r} with {passages[0][:80]!r} (pair_id {pair_id(question, passages[0])}){more}. The "
+                "answers before are kept; leave the pair out, or change how the endpoint is asked, to go on"
+            ) from error
 
     async def _ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Any:
         """The JSON that one request is answered with; tried again after 429, 5xx and broken connections."""
@@ -163,7 +172,7 @@ class ServedTeacher(StoredTeacher):
             if reply.is_success:
                 try:
                     return reply.json()
-                except ValueError:
+                except (ValueError, RecursionError):
                     raise self._error(f"its answer is no JSON; it begins {reply.text[:200]!r}") from None
             status, problem = reply.status_code, f"answers {reply.status_code}: {reply.text[:200]!r}"
             if status in (401, 403):
@@ -175,7 +184,7 @@ class ServedTeacher(StoredTeacher):
             if status != 429 and status < 500:
                 raise self._error(problem, status)
             asked = reply.headers.get("Retry-After", "")
-            pause = min(float(asked) if asked.replace(".", "", 1).isdigit() else 2 * pause, _LONGEST_WAIT)
+            pause = min(float(asked) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", asked) else 2 * pause, _LONGEST_WAIT)
             logger.info(f"teacher {self.name}: {problem}; the request is sent again in {pause:g} s")
         raise self._error(
             f"{problem}, after {attempt + 1} tries. What it answered before is kept: run the same command again to go "

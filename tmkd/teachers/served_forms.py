@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tmkd.config.teacher_sections import Endpoint
+from tmkd.config.teacher_sections import Endpoint, plain_answer
 from tmkd.core.files import digest_of
 
 
@@ -65,8 +65,9 @@ class _Rerank:
         self._tei, self._model = endpoint.form == "tei", endpoint.model
         self.path = "/rerank" if self._tei else "/v2/rerank"
         self.batch = endpoint.request_size
-        self.holds: Literal["logit", "probability"] = "logit" if self._tei else "probability"
-        self.fingerprint: str = endpoint.form
+        self.holds: Literal["logit", "probability"] = endpoint.holds or ("logit" if self._tei else "probability")
+        usual = (self.holds == "logit") == self._tei
+        self.fingerprint = endpoint.form if usual else f"{endpoint.form} {self.holds}"
 
     def request(self, question: str, passages: list[str]) -> dict[str, Any]:
         if self._tei:
@@ -75,11 +76,20 @@ class _Rerank:
         return {"query": question, "documents": passages, "top_n": len(passages), **named}
 
     def read(self, answer: Any, count: int) -> list[float]:
+        if isinstance(answer, list) != self._tei:
+            mine, other = ("tei", "cohere") if self._tei else ("cohere", "tei")
+            raise ValueError(f"it is not of form {mine}; if its address is right, try form: {other}")
         rows = answer if self._tei else answer["results"]
         scores = {row["index"]: row["score" if self._tei else "relevance_score"] for row in rows}
         if len(rows) != count or scores.keys() != set(range(count)):
-            raise ValueError(f"{count} passages were sent, and {len(rows)} scores came, for {sorted(scores)[:8]}")
-        return [_finite(scores[index]) for index in range(count)]
+            raise ValueError(f"{count} passages were sent, and {len(rows)} scores came, for {[*scores][:8]}")
+        found = [_finite(scores[index]) for index in range(count)]
+        if self.holds == "probability" and (outside := [score for score in found if not 0 <= score <= 1]):
+            raise ValueError(
+                f"the score {outside[0]:g} is no probability from 0 to 1; if the endpoint gives log-odds, say "
+                "endpoint.holds: logit"
+            )
+        return found
 
 
 class _Chat:
@@ -91,8 +101,9 @@ class _Chat:
 
     def __init__(self, endpoint: Endpoint, prompt: str) -> None:
         self._model, self._prompt, self._scale = endpoint.model, prompt, endpoint.scale
-        self._answers = {_plain(name): value for name, value in (endpoint.answers or {}).items()}
-        self.fingerprint = digest_of(["chat", prompt, sorted(self._answers.items()), endpoint.scale])
+        self._answers = {plain_answer(name): value for name, value in (endpoint.answers or {}).items()}
+        version = [_WEIGHED] if self._answers else []
+        self.fingerprint = digest_of(["chat", prompt, sorted(self._answers.items()), endpoint.scale, *version])
 
     def request(self, question: str, passages: list[str]) -> dict[str, Any]:
         text = re.sub(
@@ -106,37 +117,65 @@ class _Chat:
 
     def read(self, answer: Any, count: int) -> list[float]:
         choice = answer["choices"][0]
-        text = str(choice["message"]["content"])
+        text = choice["message"]["content"]
+        if not isinstance(text, str):
+            refusal = choice["message"].get("refusal")
+            raise ValueError(f"the content is {text!r}" + (f", with the refusal {refusal[:200]!r}" if refusal else ""))
         if self._answers:
-            weighed = self._weighed(((choice.get("logprobs") or {}).get("content") or [{}])[0])
-            if weighed is not None:
-                return [weighed]
-            if _plain(text) not in self._answers:
-                raise ValueError(f"{text!r} is none of the answers {', '.join(self._answers)}")
-            return [self._answers[_plain(text)]]
+            tokens = (choice.get("logprobs") or {}).get("content") or [{}]
+            return [self._value(text, tokens[0] or {})]
         assert self._scale is not None
         low, high = self._scale
         try:
             found = _finite(float(text.strip()))
         except ValueError:
             raise ValueError(f"{text!r} is not a number") from None
+        if "_" in text:
+            raise ValueError(f"{text!r} is not a number")
         if not low <= found <= high:
             raise ValueError(f"{found:g} is not in the scale from {low:g} to {high:g}")
         return [(found - low) / (high - low)]
 
-    def _weighed(self, first: dict[str, Any]) -> float | None:
-        """The mean of the answers' values, weighed by the probabilities of the first token; None without them."""
+    def _value(self, text: str, first: dict[str, Any]) -> float:
+        """The value of the answer that a text begins with; weighed by what else its first token might have been.
+
+        Args:
+            text: what the model says.
+            first: the first token with its alternatives (`top_logprobs`); empty where the endpoint gives none.
+
+        Raises:
+            ValueError: the text begins with none of the answers, such as a refusal.
+        """
+        said = self._said(text)
+        if said is None:
+            raise ValueError(f"{text!r} is none of the answers {', '.join(self._answers)}")
+        token = plain_answer(str(first.get("token", "")))
+        if not token or self._meant(token) != said:
+            return self._answers[said]  # no probabilities, or those of something else, such as what it thinks first
         total = value = 0.0
         for one in first.get("top_logprobs") or ():
-            name = _plain(str(one["token"]))
-            if name in self._answers:
-                p = math.exp(_finite(one["logprob"]))
+            if (name := self._meant(plain_answer(str(one["token"])))) is not None:
+                p = math.exp(min(_finite(one["logprob"]), 0.0))
                 total, value = total + p, value + p * self._answers[name]
-        return value / total if total > 0 else None
+        return value / total if total > 0 else self._answers[said]
+
+    def _said(self, text: str) -> str | None:
+        """The answer that a text is, or begins with before a comma, a full stop or the end of a line; else None."""
+        whole = [
+            plain_answer(text),
+            *(plain_answer(part) for part in re.split(r"[,.;:!\n]", text.strip(), maxsplit=1)[:1]),
+        ]
+        return next((name for name in whole if name in self._answers), None)
+
+    def _meant(self, token: str) -> str | None:
+        """The only answer that begins with a token, or is it; None where there is none, or there are several."""
+        if token in self._answers:
+            return token
+        begun = [name for name in self._answers if token and name.startswith(token)]
+        return begun[0] if len(begun) == 1 else None
 
 
-def _plain(text: str) -> str:
-    return text.strip().strip(".!\"'").strip().lower()
+_WEIGHED = 2  # raised when answers are weighed in another way, so that scores stored before are not taken
 
 
 def _finite(value: Any) -> float:

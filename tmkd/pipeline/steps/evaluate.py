@@ -104,7 +104,9 @@ def require_comparable(run: FinishedRun, others: Sequence[FinishedRun]) -> None:
                 )
 
 
-def outputs(run: FinishedRun, pairs: Pairs, *, timed: bool, opened: StoredTeachers | None = None) -> list[ModelOutput]:
+def outputs(
+    run: FinishedRun, pairs: Pairs, *, timed: bool, own: bool = False, opened: StoredTeachers | None = None
+) -> list[ModelOutput]:
     """The output of every model of a run: teachers, their ensemble, baselines, students, then what is free.
 
     Args:
@@ -112,11 +114,13 @@ def outputs(run: FinishedRun, pairs: Pairs, *, timed: bool, opened: StoredTeache
         pairs: the pairs; teachers that are columns of scores are left out if the pairs lack the column or have it as
             their reference.
         timed: whether to measure the speed of the models too.
+        own: whether they are the run's own test pairs. Of other pairs a file of scores that names pairs by qid and pid
+            is left out: there the same numbers may stand for other texts.
         opened: teachers that are open already.
     """
     sources = TeacherLogits(run.workspace, run.recipe, opened)
     made = (
-        _teacher(run, model, pairs, sources) if model.kind == "teacher" else _output(run, model, pairs)
+        _teacher(run, model, pairs, sources, own) if model.kind == "teacher" else _output(run, model, pairs)
         for model in run.models
     )
     found = [output for output in made if output is not None]
@@ -162,11 +166,17 @@ def _cached(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
     }
 
 
-def _teacher(run: FinishedRun, model: RunModel, pairs: Pairs, sources: TeacherLogits) -> ModelOutput | None:
+def _teacher(run: FinishedRun, model: RunModel, pairs: Pairs, sources: TeacherLogits, own: bool) -> ModelOutput | None:
     """The output of a teacher; None if the pairs cannot measure it."""
     recipe = run.recipe
     teacher = next(one for one in recipe.all_teachers if one.name == model.name.removeprefix("teacher:"))
     if not sources.can_label(teacher, pairs):
+        return None
+    if not own and sources.by_ids(teacher):
+        logger.info(
+            f"{model.name}: {teacher.file} names pairs by qid and pid, which may stand for other texts in these pairs: "
+            "it is not measured, nor is an ensemble with it. With columns question and passage, or pair_id, it is"
+        )
         return None
     if teacher.is_column:
         column = ScoresTeacher.of(teacher, recipe.data)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from tmkd.config.recipe import Recipe
+from tmkd.core.errors import DataError
 from tmkd.core.files import write_json
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import folds
@@ -58,6 +59,21 @@ class StackedTeachers:
                 given["positive"] = int(self._fitted_on["positive"][0])
             self._found[key] = fit_stacking(key, each, targets.astype(np.float64), fold.astype(np.int64), **given)
         return self._found[key]
+
+    def labelling(self, names: Sequence[str]) -> Stacking:
+        """The same for labels that students learn.
+
+        Raises:
+            DataError: no teacher has a weight, so that the ensemble would give every pair the same label.
+        """
+        found = self.of(names)
+        if not any(found.weights):
+            raise DataError(
+                f"ensemble: stacked gives {', '.join(names)} the weight 0, so every pair would have the same label: "
+                "their scores do not rise with the labels. Are the scores those of these pairs, and of class 1? "
+                "ensemble: mean takes them as they are"
+            )
+        return found
 
 
 def stack_teachers(

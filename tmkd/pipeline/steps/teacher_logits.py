@@ -72,6 +72,13 @@ def stored_teacher(recipe: Recipe, teacher: Teacher, opened: StoredTeachers) -> 
     return found
 
 
+def score_file(recipe: Recipe, teacher: Teacher, opened: StoredTeachers) -> ScoreFileTeacher:
+    """The teacher of `stored_teacher` that a file of scores is."""
+    found = stored_teacher(recipe, teacher, opened)
+    assert isinstance(found, ScoreFileTeacher)
+    return found
+
+
 def _open(recipe: Recipe, teacher: Teacher) -> StoredTeacher:
     if teacher.file is not None:
         assert teacher.holds is not None
@@ -126,6 +133,10 @@ class TeacherLogits:
         if teacher.is_column:
             return ScoresTeacher.of(teacher, self.recipe.data).can_label(pairs)
         return is_step(teacher) or stored_teacher(self.recipe, teacher, self.opened).can_label(pairs)
+
+    def by_ids(self, teacher: Teacher) -> bool:
+        """Whether a teacher is a file of scores that names pairs by qid and pid."""
+        return teacher.file is not None and score_file(self.recipe, teacher, self.opened).by_ids
 
     def uncalibrated(self, teacher: Teacher, step: Step | None, pairs: Pairs, where: str) -> NDArray[np.float32]:
         """A teacher's logits before they are calibrated, [N, C] float32; nan where a partial one has none.
