@@ -183,6 +183,7 @@ OPPOSITE = {"relevant": 1, "not relevant": 0}
         (GRADED, "irrelevant", {"ir": 0.5, "partly": 0.5}, 0.25),
         (OPPOSITE, "not relevant", {"<think>": 0.9, "relevant": 0.1}, 0.0),  # of what it thought first
         (OPPOSITE, "Not relevant, since it", {}, 0.0),
+        (OPPOSITE, "Relevant - it names", {}, 1.0),
     ],
 )
 def test_an_answer_of_several_tokens_is_known_by_its_first(

@@ -163,7 +163,7 @@ class _Chat:
         """The answer that a text is, or begins with before a comma, a full stop or the end of a line; else None."""
         whole = [
             plain_answer(text),
-            *(plain_answer(part) for part in re.split(r"[,.;:!\n]", text.strip(), maxsplit=1)[:1]),
+            *(plain_answer(part) for part in re.split(r"[,.;:!\n—–]| - ", text.strip(), maxsplit=1)[:1]),
         ]
         return next((name for name in whole if name in self._answers), None)
 
