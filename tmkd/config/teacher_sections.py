@@ -90,7 +90,7 @@ def plain_answer(text: str) -> str:
 
 
 def _require_answers(answers: Mapping[str, float]) -> None:
-    """ValueError if a chat model's answers cannot be told apart, or are no probabilities."""
+    """ValueError if two of a chat model's answers are the same text once compared, or their values no probabilities."""
     if not all(0 <= value <= 1 for value in answers.values()):
         raise ValueError(f"answers are probabilities from 0 to 1, got {dict(answers)}")
     if len({plain_answer(name) for name in answers} - {""}) < len(answers) or len(answers) < 2:

@@ -160,12 +160,9 @@ class _Chat:
         return value / total if total > 0 else self._answers[said]
 
     def _said(self, text: str) -> str | None:
-        """The answer that a text is, or begins with before a comma, a full stop or the end of a line; else None."""
-        whole = [
-            plain_answer(text),
-            *(plain_answer(part) for part in re.split(r"[,.;:!\n—–]| - ", text.strip(), maxsplit=1)[:1]),
-        ]
-        return next((name for name in whole if name in self._answers), None)
+        """The answer that a text is, or begins with before a punctuation mark or the end of a line; else None."""
+        begin = re.split(r"[,.;:!\n—–]| - ", text.strip(), maxsplit=1)[0]
+        return next((name for name in map(plain_answer, (text, begin)) if name in self._answers), None)
 
     def _meant(self, token: str) -> str | None:
         """The only answer that begins with a token, or is it; None where there is none, or there are several."""
