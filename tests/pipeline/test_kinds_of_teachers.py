@@ -303,3 +303,31 @@ def test_a_partial_column_and_what_partial_is_not_for(tmp_path: Path) -> None:
     ):
         with pytest.raises(RecipeError, match=message):
             parse_recipe(content(tmp_path, data=data, **change, **TKD), "test")
+
+
+def test_a_judge_that_refuses_some_pairs_teaches_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "prompt.txt").write_text("{question} | {passage}")
+    refusing = set[str]()
+
+    def judged(body: dict[str, Any], _: int) -> tuple[int, Any]:
+        text = "I cannot say." if body["messages"][0]["content"] in refusing else "Yes"
+        return 200, {"choices": [{"message": {"content": text}}]}
+
+    with stub(judged) as server:
+        endpoint = {"url": server.url, "form": "chat", "model": "m", "prompt": str(tmp_path / "prompt.txt"),
+                    "answers": {"yes": 0.9, "no": 0.1}}  # fmt: skip
+        judge = {"name": "judge", "endpoint": endpoint, "partial": True, "calibrate": "none"}
+        run = Run(parse_recipe(content(tmp_path, teachers=[COSINE, judge]), "test"), Workspace(tmp_path / "workspace"))
+        train = run.data.train
+        named = [f"{question} | {passage}" for question, passage in train.texts()]
+        refusing |= {*named[:3], named[-1]}
+        targets = run.labels.targets(run.recipe.chosen_methods[2], train, "train")
+        asked = len(server.asked)
+        run.labels.logits(train, "train")
+        assert len(server.asked) == asked == len(set(train.pair_ids))
+    refused = np.array([one in refusing for one in named])
+    assert targets is not None
+    assert targets.weights is not None
+    np.testing.assert_allclose(targets.weights[~refused], 0.5)
+    np.testing.assert_allclose(targets.weights[refused], [[1, 0]] * int(refused.sum()))
+    assert "pairs are left out, since its answer cannot be used; the first: teacher judge" in caplog.text

@@ -211,6 +211,29 @@ def test_a_refusal_is_no_judgement(tmp_path: Path, text: str | None, message: st
     assert PAIRS.pair_ids[0] in str(caught.value)
 
 
+def test_a_partial_judge_leaves_out_what_it_refuses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    section = {"form": "chat", "model": "m", "prompt": prompt(tmp_path), "answers": OPPOSITE}
+
+    def judged(body: Any, _: int) -> Answer:
+        return said("I cannot say." if PAIRS.passages[1] in body["messages"][0]["content"] else "relevant")
+
+    with stub(judged) as server:
+        judge = ServedTeacher(Endpoint(url=server.url, **section), "judge", partial=True)
+        raw = judge.raw(PAIRS)
+        refused = [row for row, passage in enumerate(PAIRS.passages) if passage == PAIRS.passages[1]]
+        assert np.flatnonzero(np.isnan(raw[:, 0])).tolist() == refused
+        assert f"{len(refused)} of {len(PAIRS)} pairs are left out, since its answer cannot be used" in caplog.text
+        asked = len(server.asked)
+        judge.raw(PAIRS.take(refused))
+        assert len(server.asked) == asked, "it is not asked again"
+    many = Pairs.build([f"{n}?" for n in range(40)], ["x"] * 40)
+    with stub(lambda *_: said("I cannot say.")) as server:
+        judge = ServedTeacher(Endpoint(url=server.url, **section), "judge", partial=True)
+        with pytest.raises(EndpointError, match="answer cannot be used"):
+            judge.raw(many)
+    assert len(server.asked) < 20, "a judge that never answers is not paid for all pairs"
+
+
 def test_scores_that_are_no_probabilities_are_not_clipped() -> None:
     rows = {"results": [{"index": 0, "relevance_score": 7.5}, {"index": 1, "relevance_score": -2.25}]}
     with stub(lambda *_: (200, rows)) as server:

@@ -245,7 +245,8 @@ class Recipe(Part):
                 f"ensemble: {self.ensemble} needs every teacher's label of a pair; {partial[0]} is partial"
             )
         if self.warm_up is not None:
-            finished = [one.name for one in self.used_teachers if not (one.learns_labels or one.of_kind == "scores")]
+            finished = [one.name for one in self.used_teachers
+                        if not (one.learns_labels or one.partial or one.of_kind == "scores")]  # fmt: skip
             self.warm_up.require_teacher(finished, self.classes)
         if self.labels == "out-of-fold" and not any(teacher.learns_labels for teacher in self.used_teachers):
             raise ValueError("labels: out-of-fold needs a teacher that is trained here, and none is")

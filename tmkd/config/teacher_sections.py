@@ -144,7 +144,8 @@ class Teacher(Part):
     partial: bool = Field(
         False,
         description="of scores: whether pairs may be without one. Its head then learns from the pairs that have one; "
-        "without this key a part of the data has a score for every pair or for none",
+        "without this key a part of the data has a score for every pair or for none. Of an endpoint of form chat: "
+        "whether pairs whose answer cannot be used, such as a refusal, are left out",
     )
     model: str | None = Field(
         None, description="of a bi_encoder: builtin:NAME, a folder of sentence-transformers, or a hub id"
@@ -249,8 +250,11 @@ class Teacher(Part):
             raise ValueError(
                 "file needs `holds`: logit or probability" if self.file else "holds is for a file of scores (`file`)"
             )
-        if self.partial and self.of_kind != "scores":
-            raise ValueError(f"partial is for scores made elsewhere, and this teacher is of kind {self.of_kind}")
+        judge = self.endpoint is not None and self.endpoint.form == "chat"
+        if self.partial and not judge and self.of_kind != "scores":
+            raise ValueError(
+                f"partial is for scores made elsewhere and for endpoints of form chat, not for {self.name}"
+            )
         if self.label_map is not None and self.checkpoint is None:
             raise ValueError("label_map is for a checkpoint; a teacher that is trained here has the task's classes")
         if self.other_tasks and not self.trained:

@@ -166,9 +166,12 @@ def _parts(data: RunData, methods: Sequence[Method]) -> dict[str, Pairs]:
 
 
 def coverage_of(data: RunData) -> dict[str, dict[str, dict[str, int]]]:
-    """How many pairs of each part every partial teacher labels: {"judge": {"train": {"pairs", "labelled"}}}."""
+    """How many pairs of each part every teacher of partial scores labels: {"judge": {"train": {"pairs", "labelled"}}}.
+
+    What an endpoint leaves out is known once it is asked, and is logged then.
+    """
     recipe = data.recipe
-    partial = [teacher for teacher in recipe.used_teachers if teacher.partial]
+    partial = [teacher for teacher in recipe.used_teachers if teacher.partial and teacher.of_kind == "scores"]
     parts = _parts(data, recipe.chosen_methods) if partial else {}
     found: dict[str, dict[str, dict[str, int]]] = {}
     for teacher in partial:

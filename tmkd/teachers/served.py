@@ -8,6 +8,7 @@ and the requests under way again.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import re
@@ -16,7 +17,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -42,8 +42,14 @@ _GATHERED = 0.5  # seconds between two times that answers are given: each is a f
 _LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 
 
+_FEW, _SHARE = 10, 0.1  # a partial teacher may leave out so many pairs, or this share of those asked about
+
 _Answer = tuple[NDArray[np.int64], list[float]]
 """Places of the pairs of a request, and their scores."""
+
+
+class _UnusableAnswerError(EndpointError):
+    """An answer that is no score of the pair, such as a judge's refusal."""
 
 
 class ServedTeacher(StoredTeacher):
@@ -53,6 +59,8 @@ class ServedTeacher(StoredTeacher):
         endpoint: where it is, and how it is asked.
         name: what messages and reports call the teacher.
         positive: the class of the right passages.
+        partial: whether pairs whose answer cannot be used are left out. Too many of them are an error all the same.
+        left_out: why pairs were left out, by their pair_id; they are not asked about again by this object.
         sent: how many requests this object has sent, those that failed included.
 
     Raises:
@@ -60,10 +68,11 @@ class ServedTeacher(StoredTeacher):
         MissingExtraError: httpx is not installed.
     """
 
-    def __init__(self, endpoint: Endpoint, name: str, positive: int = 1) -> None:
+    def __init__(self, endpoint: Endpoint, name: str, positive: int = 1, *, partial: bool = False) -> None:
         with needs_extra("teachers"):
             import httpx
-        self.endpoint, self.name, self.positive = endpoint, name, positive
+        self.endpoint, self.name, self.positive, self.partial = endpoint, name, positive, partial
+        self.left_out: dict[str, str] = {}
         self._form = form_of(endpoint, self._error)
         address = urlsplit(endpoint.url)
         usual = address._replace(path=self._form.path).geturl()
@@ -77,7 +86,7 @@ class ServedTeacher(StoredTeacher):
                 raise self._error(f"{endpoint.api_key_env} holds a character that no key has: a line break or no ASCII")
             headers["Authorization"] = f"Bearer {key}"
         most = httpx.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
-        self._client = partial(httpx.AsyncClient, timeout=endpoint.timeout, headers=headers, limits=most)
+        self._client = functools.partial(httpx.AsyncClient, timeout=endpoint.timeout, headers=headers, limits=most)
         self._failures: tuple[type[Exception], ...] = (httpx.RequestError,)
         self._stop = threading.Event()
         self.sent = 0
@@ -101,6 +110,7 @@ class ServedTeacher(StoredTeacher):
         """
         answers: SimpleQueue[_Answer | None] = SimpleQueue()
         problems: list[EndpointError] = []
+        before = len(self.left_out)
         self._stop.clear()
         with ThreadPoolExecutor(1) as pool:
             try:
@@ -118,6 +128,11 @@ class ServedTeacher(StoredTeacher):
         done.result()
         if problems:
             raise problems[0]
+        if new := list(self.left_out.items())[before:]:
+            logger.warning(
+                f"teacher {self.name}: {len(new):,} of {len(pairs):,} pairs are left out, since its answer cannot be "
+                f"used; the first: {new[0][1]}"
+            )
 
     async def _ask_all(self, pairs: Pairs, answers: SimpleQueue[_Answer | None], problems: list[EndpointError]) -> None:
         """Ask for the scores of all pairs, until there is a problem; None is the last of the answers."""
@@ -128,8 +143,15 @@ class ServedTeacher(StoredTeacher):
                 if self._stop.is_set():
                     break
                 some = pairs.take(rows)
+                if some.pair_ids[0] in self.left_out:
+                    continue
                 try:
                     scores = await self._scores(client, some.questions[0], some.passages)
+                except _UnusableAnswerError as problem:
+                    self.left_out[some.pair_ids[0]] = str(problem)
+                    if not self.partial or len(self.left_out) > max(_FEW, _SHARE * self.sent):
+                        problems.append(problem)
+                        self._stop.set()
                 except EndpointError as problem:
                     problems.append(problem)
                     self._stop.set()
@@ -150,10 +172,13 @@ class ServedTeacher(StoredTeacher):
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             more = f" and {len(passages) - 1} more" if len(passages) > 1 else ""
-            raise self._error(
-                f"its answer cannot be used: {reason}; it begins {str(answer)[:200]!r}. It was asked about "
-                f"{question[:80]!r} with {passages[0][:80]!r} (pair_id {pair_id(question, passages[0])}){more}. The "
-                "answers before are kept; leave the pair out, or change how the endpoint is asked, to go on"
+            fix = "say `partial: true` for the teacher" if self.endpoint.form == "chat" else "leave the pair out"
+            raise _UnusableAnswerError(
+                f"teacher {self.name}: {self.endpoint.url}: its answer cannot be used: {reason}; it begins "
+                f"{str(answer)[:200]!r}. It was asked about {question[:80]!r} with {passages[0][:80]!r} (pair_id "
+                f"{pair_id(question, passages[0])}){more}. The answers before are kept; {fix}, or change how the "
+                "endpoint is asked, to go on",
+                url=self.endpoint.url,
             ) from error
 
     async def _ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Any:

@@ -86,7 +86,7 @@ def _open(recipe: Recipe, teacher: Teacher) -> StoredTeacher:
     if teacher.checkpoint is not None:
         return _open_reranker(recipe, teacher)
     if teacher.endpoint is not None:
-        return ServedTeacher(teacher.endpoint, teacher.name, recipe.positive_class)
+        return ServedTeacher(teacher.endpoint, teacher.name, recipe.positive_class, partial=teacher.partial)
     return untuned(recipe, teacher)
 
 
