@@ -280,6 +280,7 @@ def test_what_is_wrong_before_anything_is_asked(tmp_path: Path, monkeypatch: pyt
         ({**chat, "prompt": "p", "answers": None, "scale": (3, 3)}, r"scale is \[low, high\]"),
         ({**chat, "prompt": "p", "answers": None, "scale": (0, float("inf"))}, "two finite numbers"),
         ({**chat, "prompt": "p", "answers": {}}, "two or more texts"),
+        ({**chat, "prompt": "p", "answers": {True: 1, False: 0}}, "quote"),
         ({**chat, "prompt": "p", "answers": {"Yes": 1, "yes.": 0}}, "differ by more than capitals"),
         ({**chat, "prompt": "p", "holds": "logit"}, "holds is for the forms tei and cohere"),
         ({"url": "http://127.0.0.1:99999"}, "is no address: Port out of range"),

@@ -68,6 +68,11 @@ class Endpoint(Part):
             raise ValueError(f"{url!r} is no address of the form http://HOST:PORT/PATH")
         return url
 
+    @field_validator("answers", mode="before")
+    @classmethod
+    def _worded(cls, answers: Any) -> Any:
+        return text_keys(answers)
+
     @model_validator(mode="after")
     def _fits(self) -> Endpoint:
         if self.form == "chat":
