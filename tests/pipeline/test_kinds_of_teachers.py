@@ -233,8 +233,9 @@ def test_a_file_of_scores_for_other_parts_than_the_training_pairs(
     pool = [{"question": f"What is {name}?", "passage": f"Nothing says what {name} is."} for name in "abcdef"]
     own = {**content(tmp_path)["data"], "pool": str(write_jsonl(tmp_path / "pool.jsonl", pool))}
     write_jsonl(tmp_path / "judge.jsonl", [*scores("dev"), *({**row, "score": 0.5} for row in pool)])
+    each = {**keys, "methods": ["teacher", "tmkd"], "take": "tmkd", "data": own}
     with pytest.raises(DataError, match=r"has scores of the pool, and none of the \d+ training pairs"):
-        Run(parse_recipe(content(tmp_path, **keys, data=own), "test"), tmp_path / "workspace").label()
+        Run(parse_recipe(content(tmp_path, **each), "test"), tmp_path / "workspace").label()
     write_jsonl(tmp_path / "judge.jsonl", [{"qid": "1", "pid": "1", "score": 1}])
     with pytest.raises(DataError, match="It names pairs by qid and pid: are these the run's own"):
         Run(given, tmp_path / "workspace").label()
@@ -323,8 +324,9 @@ def test_a_judge_that_refuses_some_pairs_teaches_the_others(tmp_path: Path, capl
         refusing |= {*named[:3], named[-1]}
         targets = run.labels.targets(run.recipe.chosen_methods[2], train, "train")
         asked = len(server.asked)
-        run.labels.logits(train, "train")
-        assert len(server.asked) == asked == len(set(train.pair_ids))
+        again = Run(run.recipe, Workspace(tmp_path / "workspace"))  # as another command does
+        again.labels.logits(train, "train")
+        assert len(server.asked) == asked == len(set(train.pair_ids)), "what it refused is not asked about again"
     refused = np.array([one in refusing for one in named])
     assert targets is not None
     assert targets.weights is not None

@@ -184,6 +184,10 @@ OPPOSITE = {"relevant": 1, "not relevant": 0}
         (OPPOSITE, "not relevant", {"<think>": 0.9, "relevant": 0.1}, 0.0),  # of what it thought first
         (OPPOSITE, "Not relevant, since it", {}, 0.0),
         (OPPOSITE, "Relevant - it names", {}, 1.0),
+        (OPPOSITE, "**Relevant**", {"**": 0.9, "not": 0.1}, 1.0),
+        ({"0": 0, "0.5": 0.5, "1": 1}, "0.5 (partly)", {}, 0.5),
+        ({"relevant": 1, "irrelevant": 0}, "Relevant", {"Relevant": 0.6, "I": 0.4}, 1.0),
+        ({"relevant": 1, "relevant in part": 0.5}, "relevant in part", {"relevant": 0.9}, 0.5),
     ],
 )
 def test_an_answer_of_several_tokens_is_known_by_its_first(
@@ -229,12 +233,15 @@ def test_a_partial_judge_leaves_out_what_it_refuses(tmp_path: Path, caplog: pyte
     many = Pairs.build([f"{n}?" for n in range(40)], ["x"] * 40)
     with stub(lambda *_: said("I cannot say.")) as server:
         judge = ServedTeacher(Endpoint(url=server.url, **section), "judge", partial=True)
-        with pytest.raises(EndpointError, match="answer cannot be used"):
+        with pytest.raises(EndpointError, match="11 of its answers cannot be used, which is more than 10 before the"):
             judge.raw(many)
     assert len(server.asked) < 20, "a judge that never answers is not paid for all pairs"
 
 
 def test_scores_that_are_no_probabilities_are_not_clipped() -> None:
+    rounded = {"results": [{"index": 0, "relevance_score": 1 + 1e-7}]}
+    with stub(lambda *_: (200, rounded)) as server:
+        assert teacher(server.url, form="cohere").logits(PAIRS.take([0])).shape == (1, 2)
     rows = {"results": [{"index": 0, "relevance_score": 7.5}, {"index": 1, "relevance_score": -2.25}]}
     with stub(lambda *_: (200, rows)) as server:
         with pytest.raises(EndpointError, match=r"7\.5 is no probability.*endpoint\.holds: logit"):
@@ -279,7 +286,7 @@ def test_what_is_wrong_before_anything_is_asked(tmp_path: Path, monkeypatch: pyt
         ({**chat, "prompt": "p", "answers": {"yes": 2}}, "probabilities from 0 to 1"),
         ({**chat, "prompt": "p", "answers": None, "scale": (3, 3)}, r"scale is \[low, high\]"),
         ({**chat, "prompt": "p", "answers": None, "scale": (0, float("inf"))}, "two finite numbers"),
-        ({**chat, "prompt": "p", "answers": {}}, "two or more texts"),
+        ({**chat, "prompt": "p", "answers": {}}, "answers are texts that differ"),
         ({**chat, "prompt": "p", "answers": {True: 1, False: 0}}, "quote"),
         ({**chat, "prompt": "p", "answers": {"Yes": 1, "yes.": 0}}, "differ by more than capitals"),
         ({**chat, "prompt": "p", "holds": "logit"}, "holds is for the forms tei and cohere"),

@@ -41,7 +41,7 @@ def evaluate(
     columns = {name: column for name, column in given.items() if column is not None}
     opened = api.Run.open(run)
     results = opened.evaluate(pairs, columns=columns, quoting=quoting, speed=speed, beside=beside or ())
-    give(json_file, results.to_json(), [*results.tables(), *results.standing(), *results.verdicts()])
+    give(json_file, results.to_json(), results.tables(), [*results.standing(), *results.verdicts()])
 
 
 def overall(
@@ -62,7 +62,7 @@ def overall(
     """
     found = api.compare_tasks(runs, method)
     lead = found.lead_sentence()
-    give(json_file, found.to_json(), [found.table(), found.sentence(), *([lead] if lead else [])])
+    give(json_file, found.to_json(), [found.table()], [found.sentence(), *([lead] if lead else [])])
 
 
 def study(
@@ -96,4 +96,4 @@ def study(
 
 
 def _show_study(json_file: Path | None, found: Any) -> None:
-    give(json_file, found.to_json(), [found.table(), *found.sentences()])
+    give(json_file, found.to_json(), [found.table()], found.sentences())

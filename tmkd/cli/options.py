@@ -137,21 +137,23 @@ class Sections(TyperGroup):
                 )
 
 
-def give(json_file: Path | None, content: Any, shown: Iterable[RenderableType] = ()) -> None:
+def give(
+    json_file: Path | None, content: Any, shown: Iterable[RenderableType] = (), verdicts: Iterable[str] = ()
+) -> None:
     """Show a command's result.
 
     Args:
         json_file: Where the JSON goes: None for nowhere, `-` for standard output in place of `shown`, else a file.
         content: The result as JSON-like values.
-        shown: What a person reads: tables or lines, printed to standard output; lines are logged where that has JSON.
+        shown: What a person reads: tables or lines, printed to standard output.
+        verdicts: Sentences that follow; logged where standard output has JSON.
     """
     if str(json_file) == "-":
         print(json.dumps(content, indent=2))
-        for one in shown:
-            if isinstance(one, str):
-                say(one)
+        for sentence in verdicts:
+            say(sentence)
         return
-    for one in shown:
+    for one in [*shown, *verdicts]:
         if isinstance(one, str):
             tables.print(one, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:

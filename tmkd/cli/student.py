@@ -222,7 +222,7 @@ def calibrate(
     )  # fmt: skip
     if report is not None:
         found.write_report(report)
-    give(json_file, found.to_json(), found.sentences())
+    give(json_file, found.to_json(), verdicts=found.sentences())
     say(f"written to {model / 'calibration.json'}" + (f" and {report}" if report else ""))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import RenderableType
 
 from tmkd import api
 from tmkd.cli.options import (
@@ -69,10 +68,10 @@ def run(
     """
     with ray_cluster(ray if _join() else None, ray_cores) as cluster:
         done = _run(recipe, overrides, workspace, labels, cluster).run(jobs)
-    shown: list[RenderableType] = [done.results.table(), *done.results.standing(), *done.results.verdicts()]
-    for name, results in done.others.items():
-        shown += [results.table(), *(f"{name}: {sentence}" for sentence in results.standing())]
-    give(json_file, done.results.to_json(), shown)
+    verdicts = [*done.results.standing(), *done.results.verdicts()]
+    verdicts += [f"{name}: {sentence}" for name, results in done.others.items() for sentence in results.standing()]
+    shown = [done.results.table(), *(one.table() for one in done.others.values())]
+    give(json_file, done.results.to_json(), shown, verdicts)
     say(f"report:    {done.report}")
     for name in done.others:
         say(f"           {done.report.parent / name / done.report.name}")

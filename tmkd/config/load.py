@@ -14,6 +14,7 @@ from tmkd.config.places import find_beside
 from tmkd.config.pool_sections import OtherTask
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Part
+from tmkd.config.teacher_sections import UNUSED_BY_SCORES
 from tmkd.core.errors import RecipeError
 
 P = TypeVar("P", bound=Part)
@@ -120,7 +121,17 @@ def parse_recorded_recipe(content: dict[str, Any], where: str) -> Recipe:
     """
     if isinstance(path := content.get("stage1"), str):  # before `stage1_from` was a key of its own
         content = {**{key: value for key, value in content.items() if key != "stage1"}, "stage1_from": path}
+    if isinstance(content.get("teachers"), list):
+        content = {**content, "teachers": list(map(_recorded_teacher, content["teachers"]))}
     return parse_recipe(content, where)
+
+
+def _recorded_teacher(teacher: Any) -> Any:
+    """A recorded teacher; earlier versions accepted keys that do nothing for a teacher of scores."""
+    if not isinstance(teacher, dict) or not (teacher.get("scores") or teacher.get("file")):
+        return teacher
+    unused = UNUSED_BY_SCORES if teacher.get("file") else (*UNUSED_BY_SCORES, "column")
+    return {key: value for key, value in teacher.items() if key not in unused}
 
 
 def validate(kind: type[P], content: dict[str, Any], where: str) -> P:

@@ -90,17 +90,17 @@ class Endpoint(Part):
 
 
 def plain_answer(text: str) -> str:
-    """An answer of a chat model as it is compared: in lower case, without quotes, full stop and exclamation mark."""
-    return text.strip().strip(".!\"'").strip().lower()
+    """An answer of a chat model as it is compared: in lower case, without quotes, asterisks and marks around it."""
+    return text.strip().strip(".!?…*\"'“”‘’").strip().lower()
 
 
 def _require_answers(answers: Mapping[str, float]) -> None:
     """ValueError if two of a chat model's answers are the same text once compared, or their values no probabilities."""
     if not all(0 <= value <= 1 for value in answers.values()):
         raise ValueError(f"answers are probabilities from 0 to 1, got {dict(answers)}")
-    if len({plain_answer(name) for name in answers} - {""}) < len(answers) or len(answers) < 2:
+    if len({plain_answer(name) for name in answers} - {""}) < len(answers) or not answers:
         raise ValueError(
-            "answers are two or more texts that differ by more than capitals, quotes and full stops, got "
+            "answers are texts that differ by more than capitals, quotes and full stops, got "
             f"{', '.join(map(repr, answers)) or 'none'}"
         )
 
@@ -269,8 +269,7 @@ class Teacher(Part):
                 "share is for a teacher that is trained here; other teachers are not trained on these rows"
             )
         if self.of_kind == "scores":
-            unused = ["epochs", "learning_rate", "batch_size", "dropout", "max_length", "seed"]
-            for key in [*unused, "column"] if self.is_column else unused:
+            for key in (*UNUSED_BY_SCORES, "column") if self.is_column else UNUSED_BY_SCORES:
                 if getattr(self, key) != type(self).model_fields[key].default:
                     of = "a file of scores (`file`)" if key == "column" else "teachers that are models"
                     raise ValueError(f"{key} is for {of}, and this teacher has scores made elsewhere")
@@ -280,6 +279,8 @@ class Teacher(Part):
         return self
 
 
+UNUSED_BY_SCORES = ("epochs", "learning_rate", "batch_size", "dropout", "max_length", "seed")
+"""Keys that do nothing for a teacher of scores."""
 _SOURCES_OF: dict[Kind, tuple[str, ...]] = {
     "encoder": ("encoder",), "reranker": ("checkpoint",), "bi_encoder": ("model",),
     "served": ("endpoint",), "scores": ("scores", "file"),

@@ -101,11 +101,12 @@ def check_groups(part: Pairs, counts: RowCounts) -> None:
 def _check_contradictions(part: Pairs, counts: RowCounts, what: str) -> None:
     """Warn of pairs, in any spelling, that have different labels in several rows, such as under different qids."""
     labels: defaultdict[str, set[int]] = defaultdict(set)
-    for key, label in zip(part.pair_keys, part.labels.tolist(), strict=True):
+    keys = part.pair_keys
+    for key, label in zip(keys, part.labels.tolist(), strict=True):
         labels[key].add(label)
     other = {key for key, found in labels.items() if len(found - {-1}) > 1}
     if other:
-        rows = [row for row, key in enumerate(part.pair_keys) if key in other]
+        rows = [row for row, key in enumerate(keys) if key in other]
         counts.warn(f"{len(other):,} {what} have several labels, for example {_shown(part, rows)}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tmkd.data.pairs import Pairs
+from tmkd.data.split import together
 from tmkd.evaluation.bootstrap import Resamples, accuracy, distributions, interval
 from tmkd.evaluation.comparison import DEFAULT_OPTIONS, ComparisonOptions, labelled_questions, turned
 from tmkd.evaluation.metrics import Questions
@@ -85,7 +86,7 @@ def measure_agreement(
         DataError: logits have another shape or are not finite.
     """
     decisions = teachers.checked(len(pairs), classes)[0].argmax(axis=1)
-    questions = Questions.of(decisions, pairs.qids)
+    questions = Questions.of(decisions, pairs.qids, clusters=together(pairs)[1])
     draws = Resamples(questions, options.resamples, options.seed)
     first, first_spread = accuracy(draws, taken.checked(len(pairs), classes))
     found = [Component(taken.name, {AGREEMENT: interval(first, first_spread)}, {})]

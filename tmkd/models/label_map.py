@@ -55,7 +55,7 @@ def find_label_map(folder: Path, teacher: Teacher, recipe: Recipe) -> list[int]:
         _require_class_1(only, of_task, teacher)
         return as_it_is
     if not _named(names):
-        _require_counted(names, folder, teacher)
+        require_counted(folder, teacher.name)
         if not has_card(folder):
             logger.info(f"teacher {teacher.name}: {folder} does not name its classes; they are taken in their order")
         return as_it_is
@@ -149,16 +149,26 @@ def _negations(name: str) -> set[str]:
     return {f"{prefix}{name}" for prefix in _NEGATIONS}
 
 
-def _require_counted(names: list[str], folder: Path, teacher: Teacher) -> None:
-    """RecipeError where numbers are names in another order: config.json may say that class 0 is called "1"."""
+def require_counted(folder: Path, teacher: str) -> None:
+    """Refuse a checkpoint whose classes are called by numbers in another order: config.json may call class 0 "1".
+
+    Args:
+        folder: the checkpoint.
+        teacher: what the error calls it.
+
+    Raises:
+        RecipeError: the numbers do not rise.
+    """
+    names = class_names(folder)
     if has_card(folder) or not all(_NAMELESS.fullmatch(_plain(name)) for name in names):
         return
     numbers = [int(re.sub(r"\D", "", name)) for name in names]
     if sorted(numbers) != numbers:
         order = ", ".join(f"{name!r}: {number}" for name, number in zip(names, numbers, strict=True))
+        known = sorted(numbers) == list(range(len(numbers)))
+        fix = f"if these are the task's classes, say so: label_map: {{{order}}}" if known else "give a label_map"
         raise RecipeError(
-            f"teachers: {teacher.name}: {folder} calls its classes {', '.join(names)}, in this order; if these are the "
-            f"task's classes, say so: label_map: {{{order}}}"
+            f"teachers: {teacher}: {folder} calls its classes {', '.join(names)}, in this order; {fix}", key="teachers"
         )
 
 

@@ -145,16 +145,17 @@ def require_known_scores(data: RunData, methods: list[Method]) -> None:
                 f"teacher {teacher.name}: {unknown:,} of the {count:,} scores of {teacher.file} are for pairs that "
                 "this run does not have"
             )
-        able = {where for where, part in parts.items() if scores.can_label(part)}
+        able = [where for where, part in parts.items() if scores.can_label(part)]
         for where in able:
             scores.require_all(parts[where], where)
         if "pool" in parts and "pool" not in able and _replays(data.recipe):
             raise _no_replay(teacher.name)
-        if "pool" in able and "train" not in able and any(method.stage2 and method.stage1 for method in methods):
+        each = any(method.stage1 and method.stage2 and method.targets == "each" for method in methods)
+        if each and not teacher.partial and "pool" in able and "train" not in able:
             raise DataError(
                 f"teacher {teacher.name}: {teacher.file} has scores of the pool, and none of the "
                 f"{len(parts['train']):,} training pairs, from which stage 2 learns the same teachers; add these "
-                "scores, or take the method stage1-only",
+                "scores, say `partial: true` for the teacher, or take the method stage1-only",
                 path=teacher.file,
             )
 

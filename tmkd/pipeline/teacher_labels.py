@@ -194,13 +194,13 @@ class TeacherLabels:
             logits.append(calibrated(teacher, calibration, given, pairs))
         teachers = [self.teachers[number][0].name for number in which]
         found = stack_teachers(self.workspace, teachers, inputs, logits, pairs, self.recipe)
-        self.cache.say_once(f"{found.labelling(found.names).sentence()} ({'development' if dev else 'training'} pairs)")
+        self.cache.say_once(f"{found.of(found.names).sentence()} ({'development' if dev else 'training'} pairs)")
         return found
 
     def _made_labels_of(self, number: int, pairs: Pairs) -> bool:
         """Whether a teacher (index) is the column of scores that stands for the labels of these pairs."""
         teacher = self.teachers[number][0]
-        return teacher.scores is not None and self._column(teacher).is_reference_of(pairs)
+        return teacher.is_column and ScoresTeacher.of(teacher, self.recipe.data).is_reference_of(pairs)
 
     def _stacked_targets(self, which: Sequence[int], logits: Sequence[NDArray[np.float32]]) -> Targets | None:
         """The stacked ensemble's soft labels, from those teachers (indices) that take part in it."""
@@ -298,9 +298,6 @@ class TeacherLabels:
         self.cache.say_once(found.sentence(whose))
         return pool.take(found.rows)
 
-    def _column(self, teacher: Teacher) -> ScoresTeacher:
-        return ScoresTeacher.of(teacher, self.recipe.data)
-
     @property
     def measured(self) -> list[int]:
         """The teachers (indices) that can be measured on the development set.
@@ -358,8 +355,10 @@ class TeacherLabels:
         """
         learned = [self.data.student_pairs] if method.stage2 else []
         learned += [self.data.pool] if self.recipe.trains_stage1(method) and not self.data.foreign_pool else []
-        able = set(range(len(self.teachers))).intersection(*map(self.labellers, learned))
-        best = self._best(sorted(able))
+        able = sorted(set(range(len(self.teachers))).intersection(*map(self.labellers, learned)))
+        if not able:
+            raise DataError(f"{method.name}: no single teacher labels both the pool and the training pairs")
+        best = self._best(able)
         self.cache.say_once(f"best teacher on the development set: {self.teachers[best][0].name}")
         return best
 
@@ -393,8 +392,9 @@ class TeacherLabels:
             self.logits(self.stage1_pool, "pool", self.labellers(self.stage1_pool))
             pool = len(self.stage1_pool)
         if any(method.stage2 for method in self.learning):
-            _ = self.stacked
-            self.logits(self.data.student_pairs, "train", self.labellers(self.data.student_pairs))
-            train = len(self.data.student_pairs)
+            if (stacked := self.stacked) is not None and any(method.targets == "mean" for method in self.learning):
+                stacked.labelling(stacked.names)
+            train = len(pairs := self.data.student_pairs)
+            self.logits(pairs, "train", self.labellers(pairs))
         stores = tuple(step.folder for step in self.workspace.used if step.kind == "labels")
         return LabelResult(train, pool, stores)

@@ -203,33 +203,28 @@ class ScoreFileTeacher(StoredTeacher):
         """
         if not self.by_ids:
             return
-        places, ids, firsts = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)], [0]
+        count, begin = len(self._table.values), 0
+        pair, first = np.empty((count, 2), np.uint64), np.full(count, -1)  # of each score, where it was met first
         for part in parts.values():
-            places += self._find(part)
-            ids += map(numbers_of, chunks_of(part.ids))
-            firsts.append(firsts[-1] + len(part))
-        place, pair = np.concatenate(places), np.concatenate(ids)
-        order = np.argsort(place, kind="stable")
-        order = order[place[order] >= 0]
-        before, after = order[:-1], order[1:]
-        other = np.flatnonzero((place[before] == place[after]) & (pair[before] != pair[after]).any(axis=1))
-        if len(other):
-            both = [self._named(int(rows[other[0]]), parts, firsts) for rows in (before, after)]
-            raise DataError(
-                f"teacher {self.name}: {self.path} names pairs by qid and pid, and in this run the same qid and "
-                f"pid stand for two pairs: {both[0]}, and {both[1]}. It is not known which one is meant: give the file "
-                "the columns question and passage, or pair_id",
-                path=self.path,
-            )
+            places = np.concatenate([np.empty(0, np.int64), *self._find(part)])
+            for ids in map(numbers_of, chunks_of(part.ids)):
+                own, places = places[: len(ids)], places[len(ids) :]
+                rows = np.flatnonzero(own >= 0)
+                met, at = np.unique(own[rows], return_index=True)
+                new = first[met] < 0
+                first[met[new]], pair[met[new]] = begin + rows[at[new]], ids[rows[at[new]]]
+                other = rows[(pair[own[rows]] != ids[rows]).any(axis=1)]
+                if len(other):
+                    raise self._two_pairs(int(first[own[other[0]]]), begin + int(other[0]), parts)
+                begin += len(ids)
 
-    @staticmethod
-    def _named(row: int, parts: Mapping[str, Pairs], firsts: Sequence[int]) -> str:
-        """A pair in words, by its row where the parts stand one after the other."""
-        number = int(np.searchsorted(firsts, row, side="right")) - 1
-        where, part = list(parts.items())[number]
-        one = part.take([row - firsts[number]])
-        ((question, passage),) = one.texts()
-        return f"{question[:60]!r} with {passage[:60]!r} ({where})"
+    def _two_pairs(self, one: int, other: int, parts: Mapping[str, Pairs]) -> DataError:
+        return DataError(
+            f"teacher {self.name}: {self.path} names pairs by qid and pid, and in this run the same qid and pid stand "
+            f"for two pairs: {_named(one, parts)}, and {_named(other, parts)}. It is not known which is meant: give "
+            "the file the columns question and passage, or pair_id",
+            path=self.path,
+        )
 
     def known(self, pairs: Pairs) -> NDArray[np.int64]:
         """The pairs (indices) that the file has a score for."""
@@ -272,3 +267,13 @@ class ScoreFileTeacher(StoredTeacher):
     def from_raw(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of two classes, as of a column of scores."""
         return imported_logits(raw[:, 0].astype(np.float64), self.kind).astype(np.float32)
+
+
+def _named(row: int, parts: Mapping[str, Pairs]) -> str:
+    """A pair in words, by its row where the parts stand one after the other."""
+    for where, part in parts.items():
+        if row < len(part):
+            ((question, passage),) = part.take([row]).texts()
+            return f"{question[:60]!r} with {passage[:60]!r} ({where})"
+        row -= len(part)
+    raise AssertionError(row)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -42,7 +44,8 @@ _GATHERED = 0.5  # seconds between two times that answers are given: each is a f
 _LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 
 
-_FEW, _SHARE = 10, 0.1  # a partial teacher may leave out so many pairs, or this share of those asked about
+_FEW, _SHARE = 10, 0.1  # a partial teacher may leave out so many pairs, or this share of those it is to label
+_REFUSED = "refused.jsonl"  # the pairs that a partial teacher left out, which are not asked about again
 
 _Answer = tuple[NDArray[np.int64], list[float]]
 """Places of the pairs of a request, and their scores."""
@@ -60,7 +63,7 @@ class ServedTeacher(StoredTeacher):
         name: what messages and reports call the teacher.
         positive: the class of the right passages.
         partial: whether pairs whose answer cannot be used are left out. Too many of them are an error all the same.
-        left_out: why pairs were left out, by their pair_id; they are not asked about again by this object.
+        left_out: why pairs were left out, by their pair_id; they are not asked about again.
         sent: how many requests this object has sent, those that failed included.
 
     Raises:
@@ -73,6 +76,7 @@ class ServedTeacher(StoredTeacher):
             import httpx
         self.endpoint, self.name, self.positive, self.partial = endpoint, name, positive, partial
         self.left_out: dict[str, str] = {}
+        self._refused: Path | None = None
         self._form = form_of(endpoint, self._error)
         address = urlsplit(endpoint.url)
         usual = address._replace(path=self._form.path).geturl()
@@ -111,6 +115,7 @@ class ServedTeacher(StoredTeacher):
         answers: SimpleQueue[_Answer | None] = SimpleQueue()
         problems: list[EndpointError] = []
         before = len(self.left_out)
+        self._answered = False
         self._stop.clear()
         with ThreadPoolExecutor(1) as pool:
             try:
@@ -136,26 +141,26 @@ class ServedTeacher(StoredTeacher):
 
     async def _ask_all(self, pairs: Pairs, answers: SimpleQueue[_Answer | None], problems: list[EndpointError]) -> None:
         """Ask for the scores of all pairs, until there is a problem; None is the last of the answers."""
-        jobs = requests_of(pairs, self._form.batch)
+        jobs, before = requests_of(pairs, self._form.batch), len(self.left_out)
 
         async def ask() -> None:
             for rows in jobs:
                 if self._stop.is_set():
                     break
                 some = pairs.take(rows)
-                if some.pair_ids[0] in self.left_out:
+                if self.partial and some.pair_ids[0] in self.left_out:
                     continue
                 try:
                     scores = await self._scores(client, some.questions[0], some.passages)
                 except _UnusableAnswerError as problem:
-                    self.left_out[some.pair_ids[0]] = str(problem)
-                    if not self.partial or len(self.left_out) > max(_FEW, _SHARE * self.sent):
-                        problems.append(problem)
+                    if (refused := self._refuse(some.pair_ids[0], problem, before, len(pairs))) is not None:
+                        problems.append(refused)
                         self._stop.set()
                 except EndpointError as problem:
                     problems.append(problem)
                     self._stop.set()
                 else:
+                    self._answered = True
                     answers.put((rows, scores))
 
         try:
@@ -173,11 +178,11 @@ class ServedTeacher(StoredTeacher):
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             more = f" and {len(passages) - 1} more" if len(passages) > 1 else ""
             fix = "say `partial: true` for the teacher" if self.endpoint.form == "chat" else "leave the pair out"
+            advice = f". The answers before are kept; {fix}, or change how the endpoint is asked, to go on"
             raise _UnusableAnswerError(
                 f"teacher {self.name}: {self.endpoint.url}: its answer cannot be used: {reason}; it begins "
                 f"{str(answer)[:200]!r}. It was asked about {question[:80]!r} with {passages[0][:80]!r} (pair_id "
-                f"{pair_id(question, passages[0])}){more}. The answers before are kept; {fix}, or change how the "
-                "endpoint is asked, to go on",
+                f"{pair_id(question, passages[0])}){more}{'' if self.partial else advice}",
                 url=self.endpoint.url,
             ) from error
 
@@ -215,6 +220,41 @@ class ServedTeacher(StoredTeacher):
             f"{problem}, after {attempt + 1} tries. What it answered before is kept: run the same command again to go "
             "on",
             status,
+        )
+
+    def keep_in(self, folder: Path) -> None:
+        """See `StoredTeacher`: the pairs that it left out."""
+        if self.partial and self._refused is None:
+            self._refused = folder / _REFUSED
+            if self._refused.is_file():
+                for line in self._refused.read_text(encoding="utf-8").splitlines():
+                    with suppress(ValueError, TypeError):  # a line that was cut when the process was killed
+                        one, reason = json.loads(line)
+                        self.left_out[str(one)] = str(reason)
+
+    def _refuse(self, one: str, problem: EndpointError, before: int, pairs: int) -> EndpointError | None:
+        """Leave a pair out; the error where that is not allowed, or where too many are.
+
+        Args:
+            one: its pair_id.
+            problem: what is wrong with its answer.
+            before: how many pairs were left out before this labelling.
+            pairs: how many pairs are to be labelled.
+        """
+        if not self.partial:
+            return problem
+        self.left_out[one] = str(problem)
+        if self._refused is not None:
+            self._refused.parent.mkdir(parents=True, exist_ok=True)
+            with self._refused.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([one, str(problem)]) + "\n")
+        count = len(self.left_out) - before
+        if count <= (max(_FEW, _SHARE * pairs) if self._answered else _FEW):
+            return None
+        of = f"and {_SHARE:.0%} of the {pairs:,} pairs" if self._answered else "before the first that can be used"
+        return self._error(
+            f"{count} of its answers cannot be used, which is more than {_FEW} {of}; look at the prompt, and at the "
+            f"model's answers. What was answered is kept. The last: {problem}"
         )
 
     async def _waited(self, seconds: float) -> bool:

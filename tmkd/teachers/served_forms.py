@@ -34,7 +34,7 @@ class Form(Protocol):
         """The scores in an answer, in the order of the passages.
 
         Raises:
-            ValueError, KeyError, TypeError, IndexError: the answer is of another form.
+            ValueError, LookupError, TypeError, AttributeError, ArithmeticError: the answer is of another form.
         """
 
 
@@ -84,7 +84,9 @@ class _Rerank:
         if len(rows) != count or scores.keys() != set(range(count)):
             raise ValueError(f"{count} passages were sent, and {len(rows)} scores came, for {[*scores][:8]}")
         found = [_finite(scores[index]) for index in range(count)]
-        if self.holds == "probability" and (outside := [score for score in found if not 0 <= score <= 1]):
+        if self.holds == "probability" and (
+            outside := [score for score in found if not -_ROUNDING <= score <= 1 + _ROUNDING]
+        ):
             raise ValueError(
                 f"the score {outside[0]:g} is no probability from 0 to 1; if the endpoint gives log-odds, say "
                 "endpoint.holds: logit"
@@ -161,17 +163,16 @@ class _Chat:
 
     def _said(self, text: str) -> str | None:
         """The answer that a text is, or begins with before a punctuation mark or the end of a line; else None."""
-        begin = re.split(r"[,.;:!\n—–]| - ", text.strip(), maxsplit=1)[0]
+        begin = re.split(r"[;!?…(\n—–]|[.,:](?!\d)| - ", text.strip(), maxsplit=1)[0]
         return next((name for name in map(plain_answer, (text, begin)) if name in self._answers), None)
 
     def _meant(self, token: str) -> str | None:
-        """The only answer that begins with a token, or is it; None where there is none, or there are several."""
-        if token in self._answers:
-            return token
+        """The only answer that begins with a token of two or more letters, or is it; None where there is none."""
         begun = [name for name in self._answers if token and name.startswith(token)]
-        return begun[0] if len(begun) == 1 else None
+        return begun[0] if len(begun) == 1 and (len(token) > 1 or token in begun) else None
 
 
+_ROUNDING = 1e-6  # a cosine may be above 1 by so much
 _WEIGHED = 2  # raised when answers are weighed in another way, so that scores stored before are not taken
 
 

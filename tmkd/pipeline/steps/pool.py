@@ -16,7 +16,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.data.tasks import TaskData, built_in
 from tmkd.models.card import has_card
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
-from tmkd.models.label_map import order_of_two
+from tmkd.models.label_map import order_of_two, require_counted
 from tmkd.models.ready import head_classes
 from tmkd.pipeline.steps.other_tasks import LoadedTask, held_out
 from tmkd.pipeline.steps.teach import copy_checkpoint
@@ -148,5 +148,6 @@ def _finished(workspace: Workspace, recipe: Recipe, folder: Path) -> list[Step]:
     if has_card(folder):
         return [Step("teacher", encoder_fingerprint(folder), folder)]
     source = find_encoder(str(folder))
+    require_counted(source, "of the pool")
     order = order_of_two(source, "of the pool") or list(range(head_classes(source)))
     return [copy_checkpoint(workspace, source, order, recipe.max_length, name="of the pool")]
