@@ -84,7 +84,7 @@ def test_a_listing_says_what_is_missing_and_writes_nothing(tmkd: Tmkd, study_fil
     empty = tmkd("study", study_file, "--list", "--json", tmp_path / "cells.json")
     assert "0 of 8 students are there" in empty.stdout
     assert empty.stdout.count("○○") == 4
-    assert "to do next: finetune, seed 0; " in empty.stderr
+    assert "to do next: finetune, seed 0; " in empty.stdout
     assert not (tmp_path / "workspace").exists()
     cells = json.loads((tmp_path / "cells.json").read_text())["cells"]
     assert [cell["missing"] for cell in cells if cell["task"] == "other, mkd"] == ["teacher a"] * 4
