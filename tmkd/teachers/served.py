@@ -131,9 +131,14 @@ class ServedTeacher(StoredTeacher):
             finally:
                 self._stop.set()
         done.result()
+        new = list(self.left_out.items())[before:]
+        if new and self._refused is not None:
+            self._refused.parent.mkdir(parents=True, exist_ok=True)
+            with self._refused.open("a", encoding="utf-8") as file:
+                file.writelines(f"{json.dumps(one)}\n" for one in new)
         if problems:
             raise problems[0]
-        if new := list(self.left_out.items())[before:]:
+        if new:
             logger.warning(
                 f"teacher {self.name}: {len(new):,} of {len(pairs):,} pairs are left out, since its answer cannot be "
                 f"used; the first: {new[0][1]}"
@@ -241,16 +246,13 @@ class ServedTeacher(StoredTeacher):
             before: how many pairs were left out before this labelling.
             pairs: how many pairs are to be labelled.
         """
-        if not self.partial:
+        if not self.partial or self._stop.is_set():
             return problem
         self.left_out[one] = str(problem)
-        if self._refused is not None:
-            self._refused.parent.mkdir(parents=True, exist_ok=True)
-            with self._refused.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([one, str(problem)]) + "\n")
         count = len(self.left_out) - before
         if count <= (max(_FEW, _SHARE * pairs) if self._answered else _FEW):
             return None
+        self.left_out = dict(list(self.left_out.items())[:before])  # ask about them again once the cause is mended
         of = f"and {_SHARE:.0%} of the {pairs:,} pairs" if self._answered else "before the first that can be used"
         return self._error(
             f"{count} of its answers cannot be used, which is more than {_FEW} {of}; look at the prompt, and at the "
