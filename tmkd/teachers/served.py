@@ -76,6 +76,7 @@ class ServedTeacher(StoredTeacher):
             import httpx
         self.endpoint, self.name, self.positive, self.partial = endpoint, name, positive, partial
         self.left_out: dict[str, str] = {}
+        self._answered, self._before = False, 0  # of one labelling: any usable answer; the pairs left out before it
         self._refused: Path | None = None
         self._form = form_of(endpoint, self._error)
         address = urlsplit(endpoint.url)
@@ -114,8 +115,7 @@ class ServedTeacher(StoredTeacher):
         """
         answers: SimpleQueue[_Answer | None] = SimpleQueue()
         problems: list[EndpointError] = []
-        before = len(self.left_out)
-        self._answered = False
+        self._answered, self._before = False, len(self.left_out)
         self._stop.clear()
         with ThreadPoolExecutor(1) as pool:
             try:
@@ -131,7 +131,7 @@ class ServedTeacher(StoredTeacher):
             finally:
                 self._stop.set()
         done.result()
-        new = list(self.left_out.items())[before:]
+        new = list(self.left_out.items())[self._before :]
         if new and self._refused is not None:
             self._refused.parent.mkdir(parents=True, exist_ok=True)
             with self._refused.open("a", encoding="utf-8") as file:
@@ -146,7 +146,7 @@ class ServedTeacher(StoredTeacher):
 
     async def _ask_all(self, pairs: Pairs, answers: SimpleQueue[_Answer | None], problems: list[EndpointError]) -> None:
         """Ask for the scores of all pairs, until there is a problem; None is the last of the answers."""
-        jobs, before = requests_of(pairs, self._form.batch), len(self.left_out)
+        jobs = requests_of(pairs, self._form.batch)
 
         async def ask() -> None:
             for rows in jobs:
@@ -158,7 +158,7 @@ class ServedTeacher(StoredTeacher):
                 try:
                     scores = await self._scores(client, some.questions[0], some.passages)
                 except _UnusableAnswerError as problem:
-                    if (refused := self._refuse(some.pair_ids[0], problem, before, len(pairs))) is not None:
+                    if (refused := self._refuse(some.pair_ids[0], problem, len(pairs))) is not None:
                         problems.append(refused)
                         self._stop.set()
                 except EndpointError as problem:
@@ -237,22 +237,23 @@ class ServedTeacher(StoredTeacher):
                         one, reason = json.loads(line)
                         self.left_out[str(one)] = str(reason)
 
-    def _refuse(self, one: str, problem: EndpointError, before: int, pairs: int) -> EndpointError | None:
+    def _refuse(self, one: str, problem: EndpointError, pairs: int) -> EndpointError | None:
         """Leave a pair out; the error where that is not allowed, or where too many are.
 
         Args:
             one: its pair_id.
             problem: what is wrong with its answer.
-            before: how many pairs were left out before this labelling.
             pairs: how many pairs are to be labelled.
         """
         if not self.partial or self._stop.is_set():
             return problem
         self.left_out[one] = str(problem)
-        count = len(self.left_out) - before
+        count = len(self.left_out) - self._before
         if count <= (max(_FEW, _SHARE * pairs) if self._answered else _FEW):
             return None
-        self.left_out = dict(list(self.left_out.items())[:before])  # ask about them again once the cause is mended
+        self.left_out = dict(
+            list(self.left_out.items())[: self._before]
+        )  # ask about them again once the cause is mended
         of = f"and {_SHARE:.0%} of the {pairs:,} pairs" if self._answered else "before the first that can be used"
         return self._error(
             f"{count} of its answers cannot be used, which is more than {_FEW} {of}; look at the prompt, and at the "
