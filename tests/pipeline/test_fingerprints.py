@@ -538,7 +538,10 @@ def dry(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Path]) -> It
             return
         if step.kind == "tuned":
             model_folder(step.folder / "model", places["encoder"])
-            modules = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+            kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+            modules = [{"path": at, "type": f"sentence_transformers.models.{kind}"} for at, kind in kinds.items()]
+            (step.folder / "model" / "1_Pooling").mkdir()
+            (step.folder / "model" / "1_Pooling" / "config.json").write_text("{}")
             (step.folder / "model" / "modules.json").write_text(json.dumps(modules))
             (step.folder / "step.json").write_text(json.dumps({"depends_on": depends}))
             return
