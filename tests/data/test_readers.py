@@ -107,6 +107,13 @@ def test_empty_file(tmp_path: Path, extension: str) -> None:
     refused(lambda: read_pairs(path), path.name, "is empty")
 
 
+@pytest.mark.parametrize("passage", ["\u200b", "\ufeff \u200d\n", "\x00\x01"])
+def test_characters_that_show_nothing_are_no_text(tmp_path: Path, passage: str) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"question": "q", "passage": passage}))
+    refused(lambda: read_pairs(path), "pairs.jsonl:1: 'passage' is", "characters that show nothing")
+
+
 @pytest.mark.parametrize("name", ["pairs.txt", "pairs.xlsx", "pairs", "pairs.gz", "pairs.txt.gz"])
 def test_wrong_extension_names_the_right_ones(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("x")

@@ -20,7 +20,7 @@ from tmkd.config.load import parse_recipe
 from tmkd.core.errors import RecipeError
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
-from tmkd.models.label_map import find_label_map
+from tmkd.models.label_map import find_label_map, require_counted
 from tmkd.pipeline.steps.student import carried_heads
 from tmkd.training.targets import Targets
 
@@ -217,6 +217,12 @@ def test_a_checkpoint_whose_classes_are_in_another_order(tmkd: Tmkd, encoders: d
         wrong = f"teachers=[{{name: b, checkpoint: {theirs}, label_map: {label_map}}}]"
         done = tmkd("label", recipe, wrong, check=False)
         assert message in " ".join(done.stderr.split()), done.stderr
+
+
+def test_turned_numbers_of_a_pool_teacher_cannot_be_mapped(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "1", "1": "0"}}))
+    with pytest.raises(RecipeError, match="in this order; rename them in its config"):
+        require_counted(tmp_path, "of the pool", mappable=False)
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,8 @@ def text(value: Any) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise BadValue("holds an unpaired surrogate, which is not text") from None
+    if not any(character.isprintable() and character != " " for character in value):
+        raise BadValue(f"is {value[:20]!a}, characters that show nothing; remove the row or fill it")
     return value
 
 
@@ -235,14 +237,25 @@ def grade(value: Any) -> int | None:
     """A graded label, an integer; None where the cell is empty. TREC has grades below 0, for junk."""
     if value is None or value == "":
         return None
-    try:
-        number = float(value)
-        whole = int(number)
-    except (TypeError, ValueError, OverflowError):
-        raise BadValue(f"is {value!r}, a grade must be an integer") from None
-    if isinstance(value, bool) or number != whole or "_" in str(value) or abs(whole) >= _MOST_CLASSES:
+    whole = _integer(value)
+    if whole is None or abs(whole) >= _MOST_CLASSES:
         raise BadValue(f"is {value!r}, a grade must be an integer")
     return whole
+
+
+def _number(value: Any) -> float | None:
+    """The number that a cell holds, or None: True is no number here, nor is 1_0, which Python reads as 10."""
+    if isinstance(value, bool) or "_" in str(value):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _integer(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and number.is_integer() else None
 
 
 def label(value: Any, classes: int | None, names: Mapping[str, int | None]) -> int | None:
@@ -262,13 +275,10 @@ def label(value: Any, classes: int | None, names: Mapping[str, int | None]) -> i
         if name not in names:
             raise BadValue(f"is {value!r}, which data.labels does not map; it maps {', '.join(names)}")
         return names[name]
-    try:
-        number = float(value)
-        whole = int(number)
-    except (TypeError, ValueError, OverflowError):
-        raise BadValue(f"is {value!r}, it must be an integer from 0{_OR_MAPPED}") from None
-    if isinstance(value, bool) or number != whole or "_" in str(value):
-        raise BadValue(f"is {value!r}, it must be an integer from 0{_OR_MAPPED if isinstance(value, bool) else ''}")
+    whole = _integer(value)
+    if whole is None:
+        mapped = "" if _number(value) is not None else _OR_MAPPED
+        raise BadValue(f"is {value!r}, it must be an integer from 0{mapped}")
     if whole < 0 or whole >= (_MOST_CLASSES if classes is None else classes):
         span = "0 and up" if classes is None else f"0 to {classes - 1}"
         raise BadValue(f"is {value}, out of range; labels are {span} (`classes` in the recipe)")
@@ -279,11 +289,8 @@ def score(value: Any, kind: str) -> float | None:
     """A score of a kind (`logit` or `probability`); None where the cell is empty."""
     if value is None or value == "":
         return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise BadValue(f"is the score {value!r}, it must be a number") from None
-    if isinstance(value, bool) or "_" in str(value):
+    number = _number(value)
+    if number is None:
         raise BadValue(f"is the score {value!r}, it must be a number")
     if not math.isfinite(number):
         raise BadValue(f"is the score {number}, it must be finite; leave it empty where there is none")

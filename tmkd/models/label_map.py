@@ -149,12 +149,13 @@ def _negations(name: str) -> set[str]:
     return {f"{prefix}{name}" for prefix in _NEGATIONS}
 
 
-def require_counted(folder: Path, teacher: str) -> None:
+def require_counted(folder: Path, teacher: str, *, mappable: bool = True) -> None:
     """Refuse a checkpoint whose classes are called by numbers in another order: config.json may call class 0 "1".
 
     Args:
         folder: the checkpoint.
         teacher: what the error calls it.
+        mappable: whether the recipe can give it a label_map.
 
     Raises:
         RecipeError: the numbers do not rise.
@@ -167,6 +168,8 @@ def require_counted(folder: Path, teacher: str) -> None:
         order = ", ".join(f"{name!r}: {number}" for name, number in zip(names, numbers, strict=True))
         known = sorted(numbers) == list(range(len(numbers)))
         fix = f"if these are the task's classes, say so: label_map: {{{order}}}" if known else "give a label_map"
+        if not mappable:
+            fix = "rename them in its config.json (id2label, label2id) to what they mean"
         raise RecipeError(
             f"teachers: {teacher}: {folder} calls its classes {', '.join(names)}, in this order; {fix}", key="teachers"
         )

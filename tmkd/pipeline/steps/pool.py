@@ -148,6 +148,6 @@ def _finished(workspace: Workspace, recipe: Recipe, folder: Path) -> list[Step]:
     if has_card(folder):
         return [Step("teacher", encoder_fingerprint(folder), folder)]
     source = find_encoder(str(folder))
-    require_counted(source, "of the pool")
+    require_counted(source, "of the pool", mappable=False)
     order = order_of_two(source, "of the pool") or list(range(head_classes(source)))
     return [copy_checkpoint(workspace, source, order, recipe.max_length, name="of the pool")]
