@@ -197,3 +197,28 @@ def test_a_thousand_resamples_take_seconds() -> None:
         pairs, [ModelOutput("tmkd", "student", output)], classes=2, task="t", options=ComparisonOptions(resamples=1000)
     )
     assert time.perf_counter() - start < 10  # about 0.3 s; the bound is for a busy machine
+
+
+def called_different(seeds: int, trials: int = 80) -> float:
+    """How often two equal methods look significantly different: 400 questions, a deviation of 0.02 between seeds."""
+    generator = np.random.default_rng(1)
+    questions = Questions.of(generator.integers(0, 2, 400), [str(number) for number in range(400)])
+    draws = Resamples(questions, 300, 0)
+
+    def accuracies(hard: np.ndarray) -> tuple[float, np.ndarray]:
+        shares = 0.75 + 0.02 * generator.normal(size=seeds)
+        right = [hard + 0.3 * generator.normal(size=400) < np.quantile(hard, share) for share in shares]
+        return distributions(draws, logits(np.where(right, 1, -1) * (2 * questions.labels - 1.0)))["accuracy"]
+
+    found = 0
+    for _ in range(trials):
+        hard = generator.normal(size=400)
+        (first, spread), (second, other) = accuracies(hard), accuracies(hard)
+        value = interval(first - second, spread - other)
+        found += value.low > 0 or value.high < 0
+    return found / trials
+
+
+def test_equal_methods_look_different_far_more_often_with_one_seed() -> None:
+    assert called_different(1) > 0.25
+    assert called_different(5) < 0.12

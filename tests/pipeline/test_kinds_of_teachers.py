@@ -16,7 +16,7 @@ from conftest import Tmkd, pair_rows, write_jsonl
 from encoder_fixtures import tiny
 from served_fixtures import ranks, stub
 
-from tmkd.config.load import parse_recipe
+from tmkd.config.load import parse_recipe, parse_recorded_recipe
 from tmkd.core.errors import DataError, RecipeError
 from tmkd.core.logits import log_odds
 from tmkd.data.pairs import Pairs
@@ -180,12 +180,26 @@ def test_what_cannot_work_is_said_before_anything_is_labelled(tmkd: Tmkd, tmp_pa
         ({"model": "x"}, "`model` is not for kind encoder"),
         ({"pooling": "mean"}, "pooling is for kind bi_encoder, and this teacher is of kind encoder"),
         ({"kind": "biencoder"}, "teachers.0.kind"),
-        ({"file": "x", "holds": "logit", "epochs": 5}, "epochs is for teachers that are models"),
+        (
+            {"file": "x", "holds": "logit", "epochs": 5},
+            "epochs is for kind encoder, which is trained here, and this teacher is of kind scores",
+        ),
+        ({"model": "x", "kind": "bi_encoder", "learning_rate": 0.1}, "what fine-tunes a bi_encoder is under `tune`"),
+        ({"model": "x", "kind": "bi_encoder", "tune": {}, "seed": 1}, "seed is for kind encoder"),
+        ({"checkpoint": "x", "epochs": 9}, "epochs is for kind encoder"),
+        ({"endpoint": {"url": "http://a"}, "max_length": 64}, "max_length is for teachers that are models run here"),
+        ({"scores": "s", "column": "x"}, "column is for a file of scores"),
     ],
 )
 def test_keys_of_another_kind_are_refused(tmp_path: Path, teacher: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message.replace(".", r"\.")):
         parse_recipe(content(tmp_path, teachers=[{"name": "a", **teacher}], **TKD), "test")
+
+
+def test_a_recorded_teacher_may_have_keys_that_it_does_not_read(tmp_path: Path) -> None:
+    cosine = {"name": "a", "kind": "bi_encoder", "model": "x"}
+    written = content(tmp_path, teachers=[{**cosine, "seed": 3, "epochs": 9}], **TKD)
+    assert parse_recorded_recipe(written, "test") == parse_recipe(content(tmp_path, teachers=[cosine], **TKD), "test")
 
 
 def test_a_file_of_scores_is_joined_counted_and_refused_where_it_has_gaps(tmkd: Tmkd, tmp_path: Path) -> None:

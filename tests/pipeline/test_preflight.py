@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,13 +56,15 @@ def test_what_a_score_column_holds_is_part_of_what_was_learned(tmkd: Tmkd, recip
     [
         ("data.builtin=debian-docs", "data: train is for your own rows, and `builtin: debian-docs` is given too"),
         ("teachers=[]", "teachers: give one or more, or score columns"),
+        ("loss.kind=list_kl data.positive=0", "loss.kind: list_kl ranks passages by class 1"),
+        ("loss.kind=adr_mse data.positive=0", "loss.kind: adr_mse ranks passages by class 1"),
         ("seeds=[3, 3]", "seeds: one of them is there twice"),
         ("seeds=" + str(list(range(65))), "seeds: the list should have at most 64 items"),
     ],
 )
 def test_a_recipe_that_makes_no_sense(recipe_file: Path, override: str, expected: str) -> None:
     with pytest.raises(RecipeError) as refused:
-        load_recipe(recipe_file, [override, "methods=[finetune]", "take=finetune"])
+        load_recipe(recipe_file, [*re.split(r" (?=data\.)", override), "methods=[finetune]", "take=finetune"])
     assert expected in str(refused.value)
 
 
@@ -72,9 +75,10 @@ def test_a_recipe_that_makes_no_sense(recipe_file: Path, override: str, expected
         (["max_length=1024"], "max_length: "),
         (["teachers.1.max_length=513"], "has positions for 512 tokens, and 513 are needed"),
         (["teachers.1.encoder=./gone"], "there is no folder"),
-        (["teachers.1.checkpoint=builtin:minilm-l6"], "a finished teacher needs a head of 2 classes, this one has no"),
+        (["teachers.1={name: b, checkpoint: builtin:minilm-l6}"], "a finished teacher needs a head of 2 classes, this one has no"),
         (["data.train_share=0.000001"], "leaves none of"),
         (["teachers.1.share=1e-9"], "share 1e-09 leaves it no training question"),
+        (["teachers=[{name: a}, {name: b}]"], "teachers: a and b differ in their names alone, so their labels are the"),
         (["stage1.share=1e-9"], "stage1.share: 1e-09 leaves none of the "),
         (
             ["warm_up={learning_rate: 1.0e-3, epochs: 1, batch_size: 8, share: 1.0e-9}"],

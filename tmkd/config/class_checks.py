@@ -44,6 +44,20 @@ def require_positive(data: Data, classes: int) -> None:
         raise ValueError(f"data.positive: {wanted} is not a class; the two classes are 0 and 1")
 
 
+def require_rankable(kind: str, data: Data, classes: int) -> None:
+    """ValueError if a loss that compares the passages of a question would not rank the right ones first.
+
+    `list_kl` and `adr_mse` give the passages with the highest log-odds of class 1 the most weight.
+    """
+    if classes != 2:
+        raise ValueError(f"loss.kind: {kind} is defined for two classes, and there are {classes}")
+    if kind in ("list_kl", "adr_mse") and positive_class(data) == 0:
+        raise ValueError(
+            f"loss.kind: {kind} ranks passages by class 1, and data.positive says that class 0 is right; number the "
+            "classes the other way round with data.labels"
+        )
+
+
 def positive_class(data: Data) -> int:
     """The class of the right passages, where there are two classes (`data.positive`)."""
     wanted = data.positive

@@ -14,7 +14,7 @@ from tmkd.config.places import find_beside
 from tmkd.config.pool_sections import OtherTask
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Part
-from tmkd.config.teacher_sections import UNUSED_BY_SCORES
+from tmkd.config.teacher_sections import NOT_ALWAYS_READ, Teacher
 from tmkd.core.errors import RecipeError
 
 P = TypeVar("P", bound=Part)
@@ -127,10 +127,11 @@ def parse_recorded_recipe(content: dict[str, Any], where: str) -> Recipe:
 
 
 def _recorded_teacher(teacher: Any) -> Any:
-    """A recorded teacher; earlier versions accepted keys that do nothing for a teacher of scores."""
-    if not isinstance(teacher, dict) or not (teacher.get("scores") or teacher.get("file")):
+    """A recorded teacher; earlier versions accepted keys that do nothing for a teacher of its kind."""
+    try:
+        unused = Teacher.model_validate({k: v for k, v in teacher.items() if k not in NOT_ALWAYS_READ}).unused_keys
+    except (AttributeError, ValidationError):  # what is wrong with it is said where the whole recipe is read
         return teacher
-    unused = UNUSED_BY_SCORES if teacher.get("file") else (*UNUSED_BY_SCORES, "column")
     return {key: value for key, value in teacher.items() if key not in unused}
 
 

@@ -268,22 +268,38 @@ class Teacher(Part):
             raise ValueError(
                 "share is for a teacher that is trained here; other teachers are not trained on these rows"
             )
-        if self.of_kind == "scores":
-            for key in (*UNUSED_BY_SCORES, "column") if self.is_column else UNUSED_BY_SCORES:
-                if getattr(self, key) != type(self).model_fields[key].default:
-                    of = "a file of scores (`file`)" if key == "column" else "teachers that are models"
-                    raise ValueError(f"{key} is for {of}, and this teacher has scores made elsewhere")
+        self._require_used_keys()
         for key in ("pooling", "query_prompt", "passage_prompt", "tune"):
             if getattr(self, key) is not None and self.of_kind != "bi_encoder":
                 raise ValueError(f"{key} is for kind bi_encoder, and this teacher is of kind {self.of_kind}")
         return self
 
+    @property
+    def unused_keys(self) -> tuple[str, ...]:
+        """The keys that this kind of teacher does not read."""
+        found: tuple[str, ...] = () if self.trained else _OF_TRAINING
+        found += () if self.trained or self.share < 1 else ("seed",)
+        found += ("max_length",) if self.of_kind in ("served", "scores") else ()
+        return found if self.file is not None else (*found, "column")
 
-UNUSED_BY_SCORES = ("epochs", "learning_rate", "batch_size", "dropout", "max_length", "seed")
-"""Keys that do nothing for a teacher of scores."""
+    def _require_used_keys(self) -> None:
+        """ValueError for a key that was given a value and would have no effect."""
+        for key in self.unused_keys:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                of = {"column": "a file of scores (`file`)", "max_length": "teachers that are models run here"}
+                under = "; what fine-tunes a bi_encoder is under `tune`" if self.of_kind == "bi_encoder" else ""
+                raise ValueError(
+                    f"{key} is for {of.get(key, 'kind encoder, which is trained here')}, and this teacher is of kind "
+                    f"{self.of_kind}{under}"
+                )
+
+
+_OF_TRAINING = ("epochs", "learning_rate", "batch_size", "dropout", "pooler")
 _SOURCES_OF: dict[Kind, tuple[str, ...]] = {
     "encoder": ("encoder",), "reranker": ("checkpoint",), "bi_encoder": ("model",),
     "served": ("endpoint",), "scores": ("scores", "file"),
 }  # fmt: skip
 """The keys that say what a teacher of each kind is made of, one of which is given; an encoder's need not be."""
+NOT_ALWAYS_READ = (*_OF_TRAINING, "seed", "max_length", "column")
+"""Keys that some kinds of teachers do not read."""
 _SOURCES = tuple(key for keys in _SOURCES_OF.values() for key in keys)

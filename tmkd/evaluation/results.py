@@ -16,7 +16,14 @@ from rich.table import Table
 from tmkd.core.errors import DataError
 from tmkd.evaluation.bootstrap import MAX_SEEDS, Interval
 from tmkd.evaluation.ranking import Floats
-from tmkd.evaluation.significance import TITLES, Difference, against_free_sentence, ensemble_sentence, verdict
+from tmkd.evaluation.significance import (
+    TITLES,
+    Difference,
+    against_free_sentence,
+    ensemble_sentence,
+    one_seed_sentence,
+    verdict,
+)
 
 Kind = Literal["teacher", "ensemble", "baseline", "student", "free"]
 METRICS = ("accuracy", "auc", "spearman", "mrr", "map", "ndcg@10")
@@ -255,12 +262,14 @@ class Results:
             name: the model; the taken one unless given.
 
         Returns:
-            The sentences; none where there is nothing to compare with.
+            The sentences, and which trained models have a single seed; none where there is nothing to compare with.
         """
         name = name or self.taken
         own = [difference for difference in self.differences if name in (difference.first, difference.second)]
         by_metric = {metric: [d for d in own if d.metric == metric] for metric in self.headline_metrics}
-        return [verdict(name, found) for found in by_metric.values() if found]
+        sentences = [verdict(name, found) for found in by_metric.values() if found]
+        single = [row.name for row in self.methods if row.kind in ("student", "baseline") and row.seeds == 1]
+        return [*sentences, one_seed_sentence(single)] if sentences and single else sentences
 
     def to_json(self) -> dict[str, Any]:
         """The content of results.json; what is empty is absent."""

@@ -1,7 +1,9 @@
 """Differences between two models, and the sentences that say which of them are significant.
 
 A difference is significant when its 95% bootstrap interval excludes 0. Every interval stands for itself: there is no
-correction for many comparisons, so of twenty comparisons of equal models about one looks significant.
+correction for many comparisons, so of twenty comparisons of equal models about one looks significant. With few seeds it
+is more: a bootstrap over two or three seeds draws the same ones again, and one over a single seed knows nothing of
+others (`one_seed_sentence`).
 """
 
 from __future__ import annotations
@@ -49,8 +51,9 @@ class Difference:
 
     def sentence(self) -> str:
         """The difference in words, such as "a is significantly better than b in MRR by 0.020 (95% interval ...)"."""
-        by = f"{abs(self.value.mean):.3f}"
-        span = f"(95% interval {self.value.low:+.3f} to {self.value.high:+.3f})"
+        digits = 3 if round(self.value.mean, 3) or not self.significant else 5
+        by = f"{abs(self.value.mean):.{digits}f}"
+        span = f"(95% interval {self.value.low:+.{digits}f} to {self.value.high:+.{digits}f})"
         if by == "0.000":
             text = f"{self.first} is equal to {self.second} in {TITLES[self.metric]} {span}"
         else:
@@ -102,6 +105,16 @@ def verdict(model: str, differences: Sequence[Difference]) -> str:
     return f"In {TITLES[differences[0].metric]} {model} {'; it '.join(clauses)}."
 
 
+def one_seed_sentence(models: Sequence[str]) -> str:
+    """Say that the intervals of trained models with a single seed leave out what another seed would change."""
+    several = len(models) > 1
+    return (
+        f"{_listed(models)} {'have' if several else 'has'} one seed{' each' if several else ''}: intervals are over "
+        "questions alone, and another seed may change a difference that is called significant (seeds=[0,1,2] trains "
+        "three)."
+    )
+
+
 def against_free_sentence(taken: str, lead: Difference) -> str:
     """Say whether the exported student is ahead of the best model that trains nothing.
 
@@ -114,6 +127,8 @@ def against_free_sentence(taken: str, lead: Difference) -> str:
     best = f"the best that trains nothing, {other}, in {TITLES[lead.metric]}"
     if lead.significant:
         return f"{taken} is significantly {'ahead of' if lead.value.mean > 0 else 'behind'} {best} by {by} {span}."
+    if by == "0.000":
+        return f"{taken} is not significantly ahead of {best}: it is level with it {span}."
     word = "ahead of" if lead.value.mean > 0 else "behind"
     return f"{taken} is not significantly ahead of {best}: it is {by} {word} it {span}."
 

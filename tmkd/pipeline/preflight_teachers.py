@@ -10,6 +10,7 @@ import numpy as np
 
 from tmkd.config.methods import Method
 from tmkd.config.recipe import Recipe
+from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import DataError, EncoderError, RecipeError, TmkdError, named
 from tmkd.data.pairs import Pairs
 from tmkd.data.row_checks import grades
@@ -31,9 +32,10 @@ def require_teachers(data: RunData) -> None:
 
     Raises:
         EncoderError: one cannot be found or read, or has too few positions, or another number of classes.
-        RecipeError: a checkpoint's classes are in another order than the task's.
+        RecipeError: a checkpoint's classes are in another order than the task's, or two teachers are the same.
     """
     recipe = data.recipe
+    _require_different(recipe.used_teachers)
     for teacher in recipe.used_teachers:
         if teacher.model is not None or not is_step(teacher):
             if not teacher.is_column:
@@ -49,6 +51,20 @@ def require_teachers(data: RunData) -> None:
                 require_head(source, recipe.classes)
         if teacher.checkpoint:
             find_label_map(source, teacher, recipe)
+
+
+def _require_different(teachers: Sequence[Teacher]) -> None:
+    """Refuse two teachers that differ in their names alone: their labels are the same and would count twice."""
+    known: dict[str, str] = {}
+    for teacher in teachers:
+        other = known.setdefault(teacher.model_dump_json(exclude={"name"}), teacher.name)
+        if other != teacher.name:
+            fix = "give each a seed of its own (seed: 1)" if teacher.trained else "leave one of them out"
+            raise RecipeError(
+                f"teachers: {other} and {teacher.name} differ in their names alone, so their labels are the same and "
+                f"would count twice; {fix}",
+                key="teachers",
+            )
 
 
 def require_pool_teachers(recipe: Recipe) -> None:

@@ -15,7 +15,7 @@ from tmkd.evaluation.bootstrap import Distribution, Interval, Resamples, distrib
 from tmkd.evaluation.comparison import labelled_questions, turned
 from tmkd.evaluation.ranking import Floats
 from tmkd.evaluation.results import METRICS
-from tmkd.evaluation.significance import TITLES, Difference, verdict
+from tmkd.evaluation.significance import TITLES, Difference, one_seed_sentence, verdict
 from tmkd.pipeline.study.plan import Cell, Study
 
 TOGETHER = "all"
@@ -177,6 +177,8 @@ class StudyResults:
             own = [d for d in self.differences[task] if d.second == reference and d.metric == self.study.metric]
             where = "" if len(self.tasks) == 1 else "mean of all tasks: " if task == TOGETHER else f"{task}: "
             found.append(where + verdict(reference, own) if own else f"{where}nothing to compare on one question")
+        if len(self.study.seeds) == 1 and any(self.differences.values()):
+            found.append(one_seed_sentence(["every variant"]))
         for name, passed in self.no_worse.items():
             comparison = "no worse than" if passed else "not shown to be as good as"
             found.append(f"{reference} is {comparison} {name} (margin {margin:g})")
