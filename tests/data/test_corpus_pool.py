@@ -167,6 +167,24 @@ def test_a_passage_that_contains_the_question_is_left_out() -> None:
     assert not folder_of(Path("pool.parquet")).exists()
 
 
+def test_short_questions_keep_passages_that_name_them() -> None:
+    texts = ["Emacs starts with the key bindings of its manual.", "Emacs", "To rise, bread needs yeast: bread rises."]
+    rows, done = mined(["emacs", "bread rises"], texts)
+    assert {(row["question"], row["passage"]) for row in rows} == {("emacs", texts[0]), ("bread rises", texts[2])}
+    assert done.left_out["contains_question"] == 1
+
+
+def test_an_id_of_two_questions_names_the_first_alone() -> None:
+    write_jsonl(Path("ids.jsonl"), [{"id": "doc", "question": one} for one in QUESTIONS[:2]])
+    write_jsonl(Path("texts.jsonl"), [{"id": n, "text": one} for n, one in enumerate(ANSWERS)])
+    done = mine_pool("ids.jsonl", "pool.parquet", ["texts.jsonl"])
+    qids = {row["question"]: row["qid"] for row in rows_of(Path("pool.parquet"))}
+    assert qids[QUESTIONS[0]] == "doc"
+    assert len(set(qids.values())) == 2
+    assert done.renamed == 1
+    assert any(one.startswith("1 questions have an id that another one has") for one in done.sentences())
+
+
 def test_questions_come_once_in_whatever_spelling() -> None:
     rows, done = mined([QUESTIONS[0], "how do i copy a  file", "???", QUESTIONS[0]], ANSWERS)
     assert {row["question"] for row in rows} == {QUESTIONS[0]}

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import pair_rows
-from encoder_fixtures import reranker, transformers_logits
+from encoder_fixtures import reranker, tiny, transformers_logits
 
 from tmkd.config.load import parse_recipe
 from tmkd.core.errors import EncoderError, RecipeError
 from tmkd.core.logits import log_odds
 from tmkd.data.pairs import Pairs
-from tmkd.models.checkpoint import load_encoder, save_student
+from tmkd.models.checkpoint import load_encoder, name_classes, save_student
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.label_map import find_label_map
 from tmkd.models.ready import head_classes, require_log_odds
@@ -27,6 +27,20 @@ from tmkd.teachers.encoder import EncoderTeacher
 SIGMOID, IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"
 ROWS = pair_rows(2)
 PAIRS = Pairs.build([str(row["question"]) for row in ROWS], [str(row["passage"]) for row in ROWS])
+
+
+def test_a_students_classes_get_the_names_that_the_recipe_has_now(tmp_path: Path) -> None:
+    source = tiny("bert", tmp_path / "tiny")
+    for classes, first, then in ((2, ["no", "yes"], ["wrong", "right"]), (3, ["a", "b", "c"], ["x", "y", "z"])):
+        for before, after in ((first, then), (first, None), (None, then)):
+            folders = [tmp_path / f"{classes} {names} {kind}" for kind, names in (("old", before), ("new", after))]
+            student = Student(load_encoder(source, classes, layers=1), classes)
+            for folder, names in zip(folders, (before, after), strict=True):
+                save_student(student, folder, source, 64, {} if names is None else {"labels": names})
+            name_classes(folders[0], after)
+            for file in ("config.json", "tmkd.json"):
+                old, new = (json.loads((folder / file).read_text()) for folder in folders)
+                assert old == new, file
 
 
 def test_one_logit_is_the_log_odds_of_class_1(tmp_path: Path) -> None:

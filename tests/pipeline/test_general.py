@@ -17,7 +17,9 @@ from tmkd.data.pairs import Pairs, Reference
 from tmkd.inference.scorer import Scorer
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import load_student
+from tmkd.pipeline.report import report_on_others
 from tmkd.pipeline.run import Run
+from tmkd.pipeline.seen import save_seen
 from tmkd.pipeline.steps.teach import golden_of, teach
 
 METHODS = "methods=[teacher,cosine,stage1-only,stage1-only@cached]"
@@ -68,6 +70,11 @@ def test_one_command_gives_both_kinds_and_their_figures_on_every_task(
     names = [row["name"] for row in there["methods"]]
     assert names == ["teacher:a", "teacher:b", "teacher-ensemble", "cosine", "stage1-only", "stage1-only@cached"]
     assert (folder / "report" / "keepers" / "report.html").is_file()
+    assert "training pairs" not in " ".join(there["data"]["dev"]["warnings"])
+    other = _run(general).data.others[1].data.dev
+    save_seen(folder, [other], other)  # as a run would that trained on these pairs
+    warned = report_on_others(_run(general).data, folder)["keepers"].data["dev"]["warnings"]
+    assert f"{len(other):,} of {len(other):,} rows are training pairs of the run tiny" in " ".join(warned)
     steps = {path.name for path in (tmp_path / "workspace" / "steps").iterdir()}
     assert set(json.loads((folder / "manifest.json").read_text())["steps"]) == steps  # so `tmkd clean` leaves them all
     assert "runs/tiny/methods/stage1-only@cached/export" in done.stderr + done.stdout
@@ -218,6 +225,15 @@ class TestATeacherOfSeveralTasks:
         assert asked not in found.questions
         assert "training pairs of keepers" in caplog.text
         assert "1 question" in caplog.text
+
+    def test_a_teacher_of_folds_learns_no_question_that_it_is_to_label(self, general: Path) -> None:
+        run = _run(general, self.KEY)
+        own, (others,) = run.data.train, run.data.labelled_others
+        asked, passages = [*others.questions, own.questions[0].upper()], [*others.passages, "x"]
+        run.data.labelled_others[0] = Pairs.build(asked, passages, labels=[*others.labels.tolist(), 1])
+        fold = own.take([row for row, one in enumerate(own.questions) if one != own.questions[0]])
+        assert [len(one) for one in run.data.others_beside(own)] == [len(others) + 1]
+        assert [one.pair_ids for one in run.data.others_beside(fold)] == [others.pair_ids]
 
     def test_it_needs_another_task(self, general: Path) -> None:
         run = _run(general, self.KEY, "pool.sources.1.share=0")

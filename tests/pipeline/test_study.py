@@ -213,6 +213,10 @@ def test_variants_may_be_methods(study_file: Path) -> None:
         (("plain: {}", "plain: {seeds: [1]}"), "variant 'plain' sets 'seeds'"),
         (("take: mkd, name: other", "take: finetune"), "two tasks are called 'tiny, finetune'"),
         (("plain: {}", "plain: {classes: 3}"), "variant 'plain': metric 'auc' is not defined for 3 classes"),
+        (
+            ("plain: {}", "plain: {take: 1avg-o-1, ensemble: stacked-dev}"),
+            "variant 'plain': ensemble: stacked-dev fits its weights on the development set, and a study",
+        ),
         (("recipe.yaml", "recipes.yaml"), "recipes.yaml: no such recipe"),
         (("seeds:", "metric: f1\nseeds:"), "'f1' is not one; there are: accuracy"),
         (("{recipe: recipe.yaml, keys: {take: finetune}}", "{recipe: recipe.yaml, key: {}}"), "did you mean 'keys'"),

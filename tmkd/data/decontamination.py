@@ -17,7 +17,14 @@ from tmkd.data.pairs import Pairs, pair_key
 NEAR = 0.8  # two texts whose sets of words have this Jaccard similarity or more count as nearly equal
 MOST_TELLING = 0.65  # ROC-AUC that a feature which says nothing of the question may have in a held-out set
 _REMEMBERED = 1 << 15  # texts whose answer is kept, since a text is often asked for again
-_LEAST_QUOTED = 3  # words; shorter questions occur in many texts by chance
+LEAST_QUOTED = 3
+"""Words of a question that can be called quoted; shorter ones occur in many texts by chance."""
+
+
+def quotes(text: str, question: str) -> bool:
+    """Whether a text repeats a question: has its words in a row, or where these are fewer than three, no others."""
+    asked, found = normalise(question), normalise(text)
+    return bool(asked) and (f" {asked} " in f" {found} " if word_count(asked) >= LEAST_QUOTED else asked == found)
 
 
 def feature_auc(has: NDArray[np.bool_], labels: NDArray[np.int64]) -> float:
@@ -88,7 +95,7 @@ class HeldOut:
         phrases = {phrase: phrase.split() for phrase in map(normalise, questions)}
         counts = Counter(word for found in phrases.values() for word in found)
         for phrase, found in sorted(phrases.items()):
-            if word_count(phrase) >= _LEAST_QUOTED:
+            if word_count(phrase) >= LEAST_QUOTED:
                 self._quotable[min(found, key=lambda word: (counts[word], word))].append(f" {phrase} ")
         self._found_question = lru_cache(_REMEMBERED)(self._is_question)
         self._found_passage = lru_cache(_REMEMBERED)(self._is_answer)

@@ -247,6 +247,24 @@ def _write_student(student: Student, folder: Path, tokenizer_folder: Path, max_l
     ).write(folder)
 
 
+def name_classes(folder: Path, labels: Sequence[str] | None) -> None:
+    """Give the classes of a saved student the names that a recipe has now; they are no part of what is trained.
+
+    Args:
+        folder: what `save_student` wrote.
+        labels: names of the C classes, where the task names them.
+    """
+    card, path = read_card(folder), folder / "config.json"
+    names = None if labels is None else tuple(labels)
+    if card.labels == names:
+        return
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if "id2label" in content:
+        unnamed = RELEVANT if card.classes == 2 else [f"LABEL_{number}" for number in range(card.classes)]
+        write_json(path, described(content, names or unnamed))
+    card.model_copy(update={"labels": names}).write(folder)
+
+
 def _save_checkpoint(
     encoder: PairEncoder, weight: Tensor, bias: Tensor, folder: Path, labels: Sequence[str] | None
 ) -> None:

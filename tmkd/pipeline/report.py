@@ -12,6 +12,7 @@ import yaml
 
 from tmkd.core.files import disk_errors
 from tmkd.data.measured import spelled_rows
+from tmkd.data.row_counts import RowCounts
 from tmkd.data.writers import write_rows
 from tmkd.evaluation.comparison import disagreements
 from tmkd.evaluation.report import write_report
@@ -19,6 +20,7 @@ from tmkd.evaluation.results import Results
 from tmkd.pipeline.preflight_teachers import coverage_of
 from tmkd.pipeline.provenance import as_lines, provenance
 from tmkd.pipeline.run_data import RunData
+from tmkd.pipeline.seen import warn_of_seen
 from tmkd.pipeline.steps.evaluate import compare_outputs, evaluate, outputs
 from tmkd.pipeline.steps.evaluate_export import evaluate_export
 from tmkd.pipeline.steps.finished_run import FinishedRun
@@ -87,7 +89,10 @@ def report_on_others(data: RunData, folder: Path) -> dict[str, Results]:
         logger.info(f"measuring every model on the development set of {other.name}")
         task, opened = f"{other.name} (development set)", data.cache.stored_teachers
         results = evaluate(run, other.data.dev, timed=False, task=task, opened=opened)
+        counts = RowCounts(f"development set of {other.name}", read=len(other.data.dev))
+        warn_of_seen(folder, other.data.dev, counts, f"the run {data.recipe.name}")
         results.data = {"dev": other.data.counts["dev"].to_json()}
+        results.data["dev"].setdefault("warnings", []).extend(counts.warnings)
         seen = {"training labels learned by": learned} if learned else {}
         results.provenance = provenance(data.recipe, {**other.data.info, **seen})
         with disk_errors(folder):

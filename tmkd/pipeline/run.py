@@ -26,6 +26,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.data.row_checks import check_groups, check_labels, counted_once
 from tmkd.data.row_counts import RowCounts
 from tmkd.evaluation.results import Results
+from tmkd.models.checkpoint import name_classes
 from tmkd.pipeline.development import teachers_on_development
 from tmkd.pipeline.parallel import workers
 from tmkd.pipeline.preflight import require_runnable
@@ -301,6 +302,7 @@ class Run:
             )
         with disk_errors(self.folder):
             copy_folder(taken.steps[0].folder, self.folder / "student")
+            name_classes(self.folder / "student", self.recipe.class_names)  # the step may have been made under others
             if taken.stage1:
                 copy_folder(taken.stage1[0].folder, self.folder / "stage1")
 

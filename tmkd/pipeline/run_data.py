@@ -18,7 +18,7 @@ from tmkd.data.mining import Material
 from tmkd.data.pairs import Pairs
 from tmkd.data.split import BAGS, STAGE1, subsample
 from tmkd.data.tasks import TaskData, load_task
-from tmkd.pipeline.steps.other_tasks import LoadedTask, labelled_pairs, load_others
+from tmkd.pipeline.steps.other_tasks import LoadedTask, labelled_pairs, load_others, unseen_by_folds
 from tmkd.pipeline.steps.pool import pool_of
 from tmkd.pipeline.store.fingerprint import with_precision_of_machine
 from tmkd.pipeline.store.workspace import Workspace
@@ -154,6 +154,10 @@ class RunData:
         sizes = ", ".join(f"{len(one):,} of {name}" for one, name in zip(found, names, strict=True))
         self.cache.say_once(f"teachers learn training pairs of other tasks, too: {sizes}")
         return found
+
+    def others_beside(self, learned: Pairs) -> list[Pairs]:
+        """`labelled_others` for a teacher of these training pairs: without the questions that a fold holds out."""
+        return unseen_by_folds(self.labelled_others, self.train, learned)
 
     @property
     def learned(self) -> list[Pairs]:

@@ -81,7 +81,7 @@ class TeacherLabels:
         if teacher.tune is not None:
             return tune(self.workspace, self.recipe, teacher, share_of_pairs(teacher, pairs))
         begin = self.warm_start if self.recipe.fine_tunes_own(teacher) else None
-        others = self.data.labelled_others if teacher.other_tasks else ()
+        others = self.data.others_beside(pairs) if teacher.other_tasks else ()
         return teach(self.workspace, self.recipe, teacher, share_of_pairs(teacher, pairs), begin, others)
 
     @functools.cached_property

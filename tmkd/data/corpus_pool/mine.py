@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _PART = 250  # questions whose pairs are in memory, and in one part
 _NAMED = 5  # questions that messages name
-_FORMAT = 1  # of the parts: raise it when the same arguments give other pairs
+_FORMAT = 2  # of the parts: raise it when the same arguments give other pairs
 
 
 @dataclass
@@ -49,6 +49,7 @@ class MinedPool:
         questions: how many questions have a pair.
         read: how many rows the file of questions has.
         duplicates: rows whose question came before, in whatever spelling.
+        renamed: questions with an id that another question has; they are named by their text.
         held_out: questions that are held-out ones, or nearly so.
         without_hit: questions without a hit; `first_without_hit` are the first of them.
         without_pair: questions all of whose hits were left out; `first_without_pair` are the first of them.
@@ -66,6 +67,7 @@ class MinedPool:
     questions: int = 0
     read: int = 0
     duplicates: int = 0
+    renamed: int = 0
     held_out: int = 0
     without_hit: int = 0
     first_without_hit: list[str] = field(default_factory=list)
@@ -102,6 +104,8 @@ class MinedPool:
             f", {self.without_pair:,} all of whose hits were left out"
             f"{_named(self.without_pair, self.first_without_pair)}"
         )
+        if self.renamed:
+            found.append(f"{self.renamed:,} questions have an id that another one has; their qid is made of their text")
         if self.fewer:
             found.append(f"{self.fewer:,} questions have fewer passages than they were to get")
         reasons = [f"{count:,} that {REASONS[name]}" for name, count in self.left_out.items() if count]
@@ -219,7 +223,7 @@ def _mine(asked: QuestionFile, parts: Parts, retriever: Retriever, done: MinedPo
             row = questions[-1].row
             parts.add(*_part(_counted(found, bar, at), row, retriever))
             at = row
-    done.duplicates = asked.duplicates
+    done.duplicates, done.renamed = asked.duplicates, asked.renamed
     done.read = asked.duplicates + sum(one["taken"] for one in parts.counts)
 
 

@@ -44,6 +44,7 @@ class QuestionFile:
         column: the column of the question.
         quoting: what a quote in a CSV or TSV file means.
         duplicates: how many rows `distinct` has left out so far, since their question came before.
+        renamed: how many questions it has named by their text so far, since another question had their id.
 
     Raises:
         DataError: no such file, or another format.
@@ -53,6 +54,7 @@ class QuestionFile:
     column: str | None = None
     quoting: Quoting = "auto"
     duplicates: int = field(default=0, init=False)
+    renamed: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if self.path.is_dir():
@@ -93,14 +95,21 @@ class QuestionFile:
             raise DataError(f"{self.path} holds no question", path=self.path)
 
     def distinct(self) -> Iterator[Question]:
-        """Every question once, in whatever spelling (`tmkd.data.documents.text.question_key`); counts the others."""
-        self.duplicates = 0
-        with SeenNames() as seen:
+        """Every question once, in whatever spelling (`tmkd.data.documents.text.question_key`); counts the others.
+
+        A question whose id an earlier one has, such as the id of a document, is named by its text: passages of two
+        questions under one id would be ranked against each other.
+        """
+        self.duplicates = self.renamed = 0
+        with SeenNames() as seen, SeenNames() as ids:
             for question in self:
-                if seen.add(text_hash(question_key(question.text), 16)) is None:
+                if seen.add(text_hash(question_key(question.text), 16)) is not None:
+                    self.duplicates += 1
+                elif ids.add(question.qid) is None:
                     yield question
                 else:
-                    self.duplicates += 1
+                    self.renamed += 1
+                    yield _question(question.text, None, question.row)
 
     def _lines(self) -> Iterator[Question]:
         for number, line in stream_lines(self.path):

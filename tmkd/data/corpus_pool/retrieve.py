@@ -1,7 +1,7 @@
 """Which passages a question is paired with: the best of BM25, or some of every quantile of a deeper list.
 
-A passage is left out that contains the question, has the same text as one before it in the list or nearly so, is of the
-held-out sets, or is in as many pairs as it may be.
+A passage is left out that contains the question (one of fewer than three words: that is the question), has the same
+text as one before it in the list or nearly so, is of the held-out sets, or is in as many pairs as it may be.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.files import Quoting
-from tmkd.data.decontamination import HeldOut
+from tmkd.data.decontamination import LEAST_QUOTED, HeldOut
 from tmkd.data.documents.index import DocumentIndex, Found
 from tmkd.data.documents.text import jaccard, normalise, same_text, tokens
+from tmkd.data.documents.words import word_count
 from tmkd.data.pairs import pair_id
 from tmkd.data.sampling import of_quantiles
 
@@ -156,6 +157,7 @@ class Retriever:
 
     def _kept(self, question: str, hits: list[Found], wanted: int) -> tuple[list[Ranked], Counter[str]]:
         asked = normalise(question)
+        quotable = word_count(asked) >= LEAST_QUOTED  # the same rule as `decontamination.quotes`
         kept: list[Ranked] = []
         texts: set[str] = set()
         sets: list[frozenset[str]] = []
@@ -166,7 +168,7 @@ class Retriever:
             number = found.number if self.mining.most is None else self.index.text_number(found)
             text = found.passage.text
             plain, phrase, words = self._words(text)
-            if asked and f" {asked} " in phrase:
+            if asked and (f" {asked} " in phrase if quotable else f" {asked} " == phrase):
                 reason = "contains_question"
             elif self.held is not None and (self.held.pair(question, text) or self.held.passage(text)):
                 reason = "held_out"

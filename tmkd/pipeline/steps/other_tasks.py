@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from tmkd.config.load import load_other
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import RecipeError, TmkdError
 from tmkd.core.files import digest_of
 from tmkd.data.decontamination import HeldOut
-from tmkd.data.documents.text import distinct
+from tmkd.data.documents.text import distinct, question_key
 from tmkd.data.mining import decontaminate
 from tmkd.data.pairs import Pairs
 from tmkd.data.tasks import TaskData, built_in, load_task
@@ -86,6 +88,21 @@ def labelled_pairs(recipe: Recipe, data: TaskData, others: Mapping[int, LoadedTa
     """
     held = HeldOut(held_out(data, others), recipe.classes, recipe.positive_class)
     return [decontaminate(one.data.train, held, f"training pairs of {one.name}") for one in others.values()]
+
+
+def unseen_by_folds(others: Sequence[Pairs], train: Pairs, learned: Pairs) -> list[Pairs]:
+    """Other tasks' training pairs without the questions of this task that a fold holds out from its teacher.
+
+    Args:
+        others: what `labelled_pairs` gives.
+        train: this task's training pairs.
+        learned: those of them that the teacher learns; all of them, or all but a fold.
+    """
+    held_out = {question_key(one) for one in set(train.questions) - set(learned.questions)}
+    if not held_out:
+        return list(others)
+    asked = [np.array([question_key(one) not in held_out for one in pairs.questions]) for pairs in others]
+    return [pairs.take(np.flatnonzero(kept)) for pairs, kept in zip(others, asked, strict=True)]
 
 
 def _require_alike(recipe: Recipe, other: Recipe, key: str, names: list[str]) -> None:

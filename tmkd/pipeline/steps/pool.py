@@ -10,7 +10,7 @@ from typing import Any
 
 from tmkd.config.recipe import Recipe
 from tmkd.core.files import digest_of, write_json
-from tmkd.data.decontamination import HeldOut
+from tmkd.data.decontamination import LEAST_QUOTED, HeldOut
 from tmkd.data.mining import Material, choose_pairs, decontaminate, mine, read_sources
 from tmkd.data.pairs import Pairs
 from tmkd.data.tasks import TaskData, built_in
@@ -64,6 +64,7 @@ def pool_of(
                 wanted, without={"sources", "teachers", "sampling"}
             ),  # the sources' content is an input
             "sources": [non_defaults(one.source, without=_TEXTS) for one in materials],
+            "quoted": LEAST_QUOTED,  # shorter questions may be in their passages
             "classes": recipe.classes,
             "positive": recipe.positive_class if recipe.positive_class != 1 else None,
         },

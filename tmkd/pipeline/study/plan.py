@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from tmkd.config.load import number, parse_beside, read_content, set_keys, validate
+from tmkd.config.methods import chosen_method
 from tmkd.config.recipe import BEST, Recipe
 from tmkd.config.sections import Part, Seeds
 from tmkd.core.errors import RecipeError
@@ -168,6 +169,12 @@ def _recipe(
         )
     if recipe.classes != 2 and study.metric != "accuracy":
         raise RecipeError(f"{where}: metric {study.metric!r} is not defined for {recipe.classes} classes; use accuracy")
+    if recipe.ensemble == "stacked-dev" and chosen_method(recipe.take, recipe.student.kind).targets == "mean":
+        raise RecipeError(
+            f"{where}: ensemble: stacked-dev fits its weights on the development set, and a study measures "
+            f"{recipe.take}, which learns that ensemble, on the same pairs; take ensemble: stacked",
+            key="ensemble",
+        )
     return recipe.model_copy(update={"methods": (recipe.take,)})
 
 
