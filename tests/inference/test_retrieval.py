@@ -143,7 +143,7 @@ def test_an_index_that_is_newer_than_its_states(
     index_of(folder, newer)
     with caplog.at_level(logging.WARNING):
         retriever.refresh()
-    assert "has changed since the states of its passages were computed" in caplog.text
+    assert "has changed since the states of its passages were computed: 1 of its passages have none" in caplog.text
     assert f"tmkd index --out {folder} --model EXPORT" in caplog.text
     found = retriever.gather(QUESTION, 9)
     assert "trip.md" not in sources(found)  # its states are there, its passage is not
@@ -155,6 +155,18 @@ def test_an_index_that_is_newer_than_its_states(
     retriever.refresh()
     assert not warned(caplog)
     assert next(one for one in retriever.gather(QUESTION, 9) if one.pid == new.pid).dense_rank is not None
+
+
+def test_an_index_that_lost_documents_lacks_no_states(
+    folder: Path, encoder: MiniLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    retriever = opened(folder, encoder)
+    texts = {key: text for key, text in TEXTS.items() if key != "trip.md"}
+    index_of(folder, {**texts, "again.md": TEXTS["file.md"]})  # and a text that has states came under another name
+    retriever.refresh()
+    assert "trip.md" not in sources(retriever.gather(QUESTION, 9))
+    assert opened(folder, encoder).dense is not None
+    assert not warned(caplog)
 
 
 def test_without_states_bm25_alone_retrieves_and_it_is_said(
