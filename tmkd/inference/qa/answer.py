@@ -96,8 +96,8 @@ class Answers:
 
     Attributes:
         question: The question.
-        answered: False where the best answer's probability is below the no-answer threshold, or where no passage was
-            found. `answers` holds the best passages even then.
+        answered: False where the best answer is below the no-answer threshold (`Calibration.accepts`), or where no
+            passage was found. `answers` holds the best passages even then.
         answers: The best passages.
         candidates: How many passages were ranked.
         milliseconds: Time by stage: "retrieve", "rank", "mark", and "total".
@@ -255,8 +255,7 @@ class QuestionAnswerer:
             self._answer(place, one, mark) for place, (one, mark) in enumerate(zip(ranked, marks, strict=True), 1)
         ]
         clock.lap("mark")
-        least = self.calibration.threshold
-        answered = bool(answers) and (least is None or answers[0].probability >= least)
+        answered = bool(answers) and self.calibration.accepts(answers[0].score)
         return Answers(question, answered, answers, len(retrieved), clock.total(), self._cuts(question))
 
     def _cuts(self, question: str) -> bool:

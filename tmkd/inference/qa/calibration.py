@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,9 @@ class Calibration:
         dense_weight: Log-odds that a passage loses for a whole cosine that it is behind the question's nearest passage.
             With both weights 0 the student alone ranks.
         dense_share: What dense search counts in the choice of candidates, 0 to 1, as `retrieval.fuse` takes it.
+        least_score: The raw score that `threshold` is the probability of (`from_score`). It decides what is answered,
+            because the probabilities of scores that differ may both round to 1. Where it is None, or where threshold
+            or temperature were changed since, the probability decides.
 
     Raises:
         ValueError: A number is outside its range.
@@ -63,6 +66,7 @@ class Calibration:
     retrieval_weight: float = 0.0
     dense_weight: float = 0.0
     dense_share: float = DENSE_SHARE
+    least_score: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -74,6 +78,8 @@ class Calibration:
             raise ValueError(f"the share of dense search is {self.dense_share}; it must be from 0 to 1")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"the threshold is {self.threshold}; it must be from 0 to 1")
+        if self.least_score is not None and not math.isfinite(self.least_score):
+            raise ValueError(f"the least score is {self.least_score}; it must be a number")
 
     @property
     def weights(self) -> Weights:
@@ -83,6 +89,22 @@ class Calibration:
     def probability(self, score: float) -> float:
         """The calibrated probability of a score (log-odds), 0 to 1."""
         return float(sigmoid(np.array(score / self.temperature)))
+
+    def from_score(self, least: float) -> Calibration:
+        """This calibration with a no-answer threshold at a raw score."""
+        return replace(self, least_score=least, threshold=self._threshold_at(least))
+
+    def _threshold_at(self, score: float) -> float:
+        """The probability of a score, rounded down to six decimals."""
+        return math.floor(self.probability(score) * 1e6) / 1e6
+
+    def accepts(self, score: float) -> bool:
+        """Whether a best passage with this raw score counts as an answer."""
+        if self.threshold is None:
+            return True
+        if self.least_score is not None and self.threshold == self._threshold_at(self.least_score):
+            return score >= self.least_score
+        return self.probability(score) >= self.threshold
 
     @classmethod
     def read(cls, export: str | Path) -> Calibration:
@@ -105,6 +127,8 @@ class Calibration:
                 raise ExportError(f"{path} was made for another student; run tmkd calibrate again or remove it")
             threshold = content["threshold"]
             given = {name: float(content[name]) for name in _SINCE if name in content}  # older files lack some
+            if content.get("least_score") is not None:
+                given["least_score"] = float(content["least_score"])
             return cls(float(content["temperature"]), None if threshold is None else float(threshold), **given)
         except FileNotFoundError:
             return cls()
