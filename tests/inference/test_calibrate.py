@@ -331,6 +331,7 @@ def test_pairs_of_other_passages_are_refused(answerer: QuestionAnswerer, tmp_pat
         '{"format": 1, "temperature": 1, "threshold": null, "dense_weight": "much"}',
         '{"format": 1, "temperature": 1, "threshold": null, "dense_share": 1.5}',
         '{"format": 1, "temperature": 1, "threshold": 0.5, "least_score": NaN}',
+        '{"format": 1, "temperature": 1, "threshold": 0.5, "candidates": "many"}',
         "{",
         "[]",
         '{"format": 1}',

@@ -19,6 +19,7 @@ from tmkd.core.errors import DataError, ExportError
 from tmkd.data.documents.index import DocumentIndex
 from tmkd.data.documents.text import storable
 from tmkd.inference.qa.calibration import Calibration
+from tmkd.inference.qa.ground import GroundCheck
 from tmkd.inference.qa.marking import StateMarker, sentences
 from tmkd.inference.qa.ranking import Ranked, Scored, order
 from tmkd.inference.qa.retrieval import Retrieved, Retriever, fuse
@@ -158,7 +159,8 @@ class QuestionAnswerer:
     Args:
         scorer: The student.
         index: Where passages are found.
-        calibration: Temperature, no-answer threshold and the weights of retrieval.
+        calibration: Temperature, no-answer threshold and the weights of retrieval. Where it was made on another index,
+            or with other candidates, a line of the log says so once.
         model: The folder of the student's tokenizer. It counts the tokens of passages that may be longer than the
             student reads; without it they are estimated.
         retriever: How passages are found; by BM25 alone unless given.
@@ -183,6 +185,8 @@ class QuestionAnswerer:
     ) -> None:
         self.scorer, self.index, self.calibration = scorer, index, calibration
         self.retriever = Retriever(index) if retriever is None else retriever
+        self._ground = GroundCheck(calibration.ground, self.retriever, None if model is None else Path(model))
+        self._ground.compare()
         self._windows = Windows(scorer.max_length, None if model is None else Path(model), apart=reader is not None)
         self._reader = reader
         self._marker = None if reader is None else StateMarker(reader, self.retriever)
@@ -248,6 +252,7 @@ class QuestionAnswerer:
         question = storable(question)
         retrieved = self.retrieve(question, candidates)
         clock.lap("retrieve")
+        self._ground.compare(candidates)
         ranked = self.rank(question, retrieved)[:top]
         clock.lap("rank")
         marks = self._mark(question, ranked)

@@ -15,7 +15,7 @@ probabilities of a sure student may all round to 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from tmkd.core.logits import sigmoid
 from tmkd.inference.qa.answer import QuestionAnswerer
 from tmkd.inference.qa.calibration import FILE, FORMAT, Calibration, student_of
 from tmkd.inference.qa.cases import Asked, Material, ask_all, scored_pairs
+from tmkd.inference.qa.ground import Ground
 from tmkd.inference.qa.ranking import Ranked
 from tmkd.inference.qa.retrieval_weights import reciprocal_rank, with_retrieval
 from tmkd.inference.qa.temperature import calibration_error, fit_temperature
@@ -165,7 +166,7 @@ class CalibrationResult:
 
     def to_json(self) -> dict[str, Any]:
         """The content of calibration.json."""
-        return {"format": FORMAT, **asdict(self.calibration), **self.report}
+        return {"format": FORMAT, **self.calibration.to_json(), **self.report}
 
     def save(self, export: Path) -> Path:
         """Write calibration.json into an export, and give its path."""
@@ -187,7 +188,7 @@ class CalibrationResult:
         """What was chosen and measured, in sentences."""
         chosen = self.calibration
         weights = f"retrieval weight {chosen.retrieval_weight:g}"
-        if self.report.get("dense"):
+        if chosen.ground.dense:
             weights = f"share of dense search {chosen.dense_share:g}, {weights}, dense weight {chosen.dense_weight:g}"
         told = [
             f"{weights}, temperature {chosen.temperature:.3f}, threshold {chosen.threshold:.3f}, "
@@ -246,11 +247,10 @@ def calibrate(
     outcomes = Outcomes.of(asked, retrieval)
     least = best_f1(outcomes) if risk is None else within_risk(outcomes, risk)
     least = with_room(outcomes, least)
-    calibration = replace(retrieval, temperature=temperature).from_score(least)
+    ground = Ground.of(answerer.retriever, candidates)
+    calibration = replace(retrieval, temperature=temperature, ground=ground).from_score(least)
     report = {
         "criterion": "best F1 of answered-and-right" if risk is None else f"at most {risk:g} of the answers wrong",
-        "candidates": candidates,
-        "dense": answerer.retriever.dense is not None,
         "development": _measured(dev, pairs, asked, calibration, least),
     }
     if test is not None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tmkd.core.errors import ExportError
 from tmkd.core.files import sha256_of
 from tmkd.core.logits import sigmoid
+from tmkd.inference.qa.ground import Ground
 from tmkd.inference.qa.ranking import Weights
 from tmkd.inference.qa.retrieval import DENSE_SHARE
 
@@ -56,6 +58,7 @@ class Calibration:
         least_score: The raw score that `threshold` is the probability of (`from_score`). It decides what is answered,
             because the probabilities of scores that differ may both round to 1. Where it is None, or where threshold
             or temperature were changed since, the probability decides.
+        ground: What it was made on.
 
     Raises:
         ValueError: A number is outside its range.
@@ -67,6 +70,7 @@ class Calibration:
     dense_weight: float = 0.0
     dense_share: float = DENSE_SHARE
     least_score: float | None = None
+    ground: Ground = field(default_factory=Ground)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -89,6 +93,12 @@ class Calibration:
     def probability(self, score: float) -> float:
         """The calibrated probability of a score (log-odds), 0 to 1."""
         return float(sigmoid(np.array(score / self.temperature)))
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers and the ground, as calibration.json holds them."""
+        numbers = asdict(self)
+        ground = numbers.pop("ground")
+        return {**numbers, **ground}
 
     def from_score(self, least: float) -> Calibration:
         """This calibration with a no-answer threshold at a raw score."""
@@ -129,7 +139,8 @@ class Calibration:
             given = {name: float(content[name]) for name in _SINCE if name in content}  # older files lack some
             if content.get("least_score") is not None:
                 given["least_score"] = float(content["least_score"])
-            return cls(float(content["temperature"]), None if threshold is None else float(threshold), **given)
+            limit = None if threshold is None else float(threshold)
+            return cls(float(content["temperature"]), limit, **given, ground=Ground.of_json(content))
         except FileNotFoundError:
             return cls()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
