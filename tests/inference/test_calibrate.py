@@ -20,15 +20,15 @@ from tmkd.inference.qa.calibrate import (
     area,
     best_f1,
     calibrate,
-    calibration_error,
-    fit_temperature,
     risk_coverage,
+    with_room,
     within_risk,
 )
 from tmkd.inference.qa.calibration import FILE, of_the_same_student
 from tmkd.inference.qa.cases import ask_all, from_file, scored_pairs
 from tmkd.inference.qa.report import write_report
 from tmkd.inference.qa.retrieval_weights import candidates_recall, reciprocal_rank, with_retrieval
+from tmkd.inference.qa.temperature import calibration_error, fit_temperature
 
 TEXTS = {f"{name}.md": f"The {name} command changes a {name} at once." for name in ("disk", "file", "port", "key")}
 
@@ -53,6 +53,23 @@ def test_the_temperature_is_the_one_that_the_labels_were_drawn_with() -> None:
     assert calibration_error(1 / (1 + np.exp(-odds)), labels) < 0.02 < sure
     with pytest.raises(DataError, match="both labels"):
         fit_temperature(odds, np.ones(40_000, dtype=np.int64))
+
+
+def test_separated_pairs_keep_their_probabilities_from_0_and_1(caplog: pytest.LogCaptureFixture) -> None:
+    labels = np.arange(8) % 2
+    signs = np.where(labels == 1, 1.0, -1.0)
+    for size in (1.2, 8.0):
+        temperature = fit_temperature(size * signs, labels)
+        assert Calibration(temperature).probability(size) == pytest.approx(5 / 6)  # four pairs and two more, one wrong
+    assert "all 8 development pairs have the right sign" in caplog.text
+    many = fit_temperature(np.tile(signs, 1000), np.tile(labels, 1000))
+    assert Calibration(many).probability(1.0) == pytest.approx(4001 / 4002)
+    caplog.clear()
+    assert fit_temperature(-signs, labels) == fit_temperature(np.zeros(8), labels) == 100
+    assert "do not tell the right passages from the others" in caplog.text
+    caplog.clear()
+    fit_temperature(np.array([2.0, 1.0, -3.0, 0.5]), np.array([1, 1, 0, 0]))
+    assert not caplog.records
 
 
 def test_calibration_error_by_hand() -> None:
@@ -188,6 +205,60 @@ def test_calibrate_writes_what_ask_then_uses(answerer: QuestionAnswerer, pairs: 
     assert any("F1 1.000" in sentence for sentence in found.sentences())
 
 
+@pytest.fixture
+def separated(tmp_path: Path) -> Path:
+    """Pairs whose scores all have the right sign; without its sources a question finds passages with scores above 0."""
+    rows = []
+    for name, passage in TEXTS.items():
+        question = f"Which command changes a {name.removesuffix('.md')}?"
+        rows.append({"question": question, "passage": passage, "label": 1})
+        rows.append({"question": question, "passage": "Nothing of it.", "label": 0})
+    return write_jsonl(tmp_path / "separated.jsonl", rows)
+
+
+@pytest.mark.parametrize("risk", [None, 0.0])
+def test_what_is_measured_is_what_is_answered_where_probabilities_are_all_1(
+    answerer: QuestionAnswerer, separated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, risk: float | None
+) -> None:
+    monkeypatch.setattr("tmkd.inference.qa.calibrate.fit_temperature", lambda *_: 0.01)
+    found = calibrate(answerer, from_file(separated, answerer.index), None, candidates=10, risk=risk)
+    assert found.report["development"]["answered_without_sources"]["mean"] == 0
+    found.save(tmp_path)
+    chosen = Calibration.read(tmp_path)
+    assert (chosen, chosen.threshold) == (found.calibration, 1.0)
+    careful = QuestionAnswerer(answerer.scorer, answerer.index, calibration=chosen)
+    good, bad = careful.ask("Which command changes a disk?"), careful.ask("Which command changes a mouse?")
+    assert (good.answered, bad.answered) == (True, False)
+    assert good.answers[0].probability == bad.answers[0].probability == 1.0
+
+
+def test_a_threshold_that_was_changed_decides_by_the_probability(tmp_path: Path) -> None:
+    chosen = Calibration(2.0).from_score(1.0)
+    assert [chosen.accepts(score) for score in (0.999999, 1.0)] == [False, True]
+    CalibrationResult(chosen, {}).save(tmp_path)
+    content = json.loads((tmp_path / FILE).read_text())
+    assert content["threshold"] == pytest.approx(1 / (1 + np.exp(-0.5)), abs=1e-6)
+    for changes, least in (({"threshold": 0.5}, 0.0), ({"threshold": 0.9}, 4.3945), ({"temperature": 1}, 0.5)):
+        (tmp_path / FILE).write_text(json.dumps({**content, **changes}))
+        edited = Calibration.read(tmp_path)
+        assert [edited.accepts(least + more) for more in (-0.001, 0.001)] == [False, True]
+    (tmp_path / FILE).write_text(json.dumps({**content, "threshold": None}))
+    assert Calibration.read(tmp_path).accepts(-1e6)
+    del content["least_score"]  # an older file
+    (tmp_path / FILE).write_text(json.dumps(content))
+    assert [Calibration.read(tmp_path).accepts(score) for score in (0.999, 1.0)] == [False, True]
+
+
+def test_the_answer_that_set_the_threshold_has_room_for_rounding() -> None:
+    one = outcomes()
+    for least in one.scores[np.isfinite(one.scores)]:
+        lower = with_room(one, float(least))
+        assert least - 1e-4 <= lower < least
+        assert ((one.scores >= lower) == (one.scores >= least)).all()
+    near = Outcomes(np.array([1.0, 1.0 - 1e-6]), np.array([True, False]), np.array([True, False]))
+    assert 1.0 - 1e-6 < with_room(near, 1.0) < 1.0
+
+
 def test_the_command_writes_into_the_export(pairs: Path, tmp_path: Path, tmkd: Tmkd) -> None:
     export = Path(shutil.copytree(exported("minilm") / "out", tmp_path / "export"))
     index_of(tmp_path / "index", TEXTS)
@@ -259,6 +330,8 @@ def test_pairs_of_other_passages_are_refused(answerer: QuestionAnswerer, tmp_pat
         '{"format": 1, "temperature": 1, "threshold": null, "retrieval_weight": -1}',
         '{"format": 1, "temperature": 1, "threshold": null, "dense_weight": "much"}',
         '{"format": 1, "temperature": 1, "threshold": null, "dense_share": 1.5}',
+        '{"format": 1, "temperature": 1, "threshold": 0.5, "least_score": NaN}',
+        '{"format": 1, "temperature": 1, "threshold": 0.5, "candidates": "many"}',
         "{",
         "[]",
         '{"format": 1}',

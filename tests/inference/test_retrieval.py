@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from state_fixtures import MiniLM
 
 from tmkd.data.documents.index import DocumentIndex, update_index
 from tmkd.inference.qa import Calibration, QuestionAnswerer
+from tmkd.inference.qa.ground import Ground
 from tmkd.inference.qa.retrieval import Retrieved, Retriever, fuse
 from tmkd.inference.state_store import FOLDER
 from tmkd.inference.state_update import update_states
@@ -143,7 +145,7 @@ def test_an_index_that_is_newer_than_its_states(
     index_of(folder, newer)
     with caplog.at_level(logging.WARNING):
         retriever.refresh()
-    assert "has changed since the states of its passages were computed" in caplog.text
+    assert "has changed since the states of its passages were computed: 1 of its passages have none" in caplog.text
     assert f"tmkd index --out {folder} --model EXPORT" in caplog.text
     found = retriever.gather(QUESTION, 9)
     assert "trip.md" not in sources(found)  # its states are there, its passage is not
@@ -155,6 +157,18 @@ def test_an_index_that_is_newer_than_its_states(
     retriever.refresh()
     assert not warned(caplog)
     assert next(one for one in retriever.gather(QUESTION, 9) if one.pid == new.pid).dense_rank is not None
+
+
+def test_an_index_that_lost_documents_lacks_no_states(
+    folder: Path, encoder: MiniLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    retriever = opened(folder, encoder)
+    texts = {key: text for key, text in TEXTS.items() if key != "trip.md"}
+    index_of(folder, {**texts, "again.md": TEXTS["file.md"]})  # and a text that has states came under another name
+    retriever.refresh()
+    assert "trip.md" not in sources(retriever.gather(QUESTION, 9))
+    assert opened(folder, encoder).dense is not None
+    assert not warned(caplog)
 
 
 def test_without_states_bm25_alone_retrieves_and_it_is_said(
@@ -195,6 +209,43 @@ def test_damaged_embeddings_are_counted_and_left_out(
     assert "1 embeddings are not of length 1" in caplog.text
     assert "trip.md" not in sources(found)
     assert len(found) == 3
+
+
+def test_a_calibration_of_other_ground_is_told_once(
+    folder: Path, encoder: MiniLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    retriever = opened(folder, encoder)
+    was = Ground.of(retriever, 50)
+
+    def told(ground: Ground, found: Retriever = retriever) -> list[tuple[int, str]]:
+        caplog.clear()
+        answerer = QuestionAnswerer(
+            OverlapScorer(), found.index, retriever=found, calibration=Calibration(ground=ground), model=None
+        )
+        for candidates in (50, 50, 100, 100):
+            answerer.ask("fuel", candidates=candidates)
+        return [(one.levelno, one.getMessage()) for one in caplog.records if "were calibrated" in one.getMessage()]
+
+    again = f"calibrate again with: tmkd calibrate EXPORT --index {folder}"
+    ((level, text),) = told(was)
+    assert level == logging.WARNING
+    assert "calibrated with 50 candidates for a question, and 100 are ranked now" in text
+    assert text.endswith(f"{again} --candidates 100")
+    was = replace(was, candidates=None)
+    assert told(was) == told(Ground()) == []
+    ((level, text),) = told(was, Retriever(retriever.index))
+    assert level == logging.WARNING
+    assert "calibrated with dense search, and BM25 alone retrieves now" in text
+    ((level, text),) = told(replace(was, dense=False))
+    assert level == logging.WARNING
+    assert "calibrated with BM25 alone, and dense search retrieves now, too" in text
+    ((level, text),) = told(replace(was, index_version="0" * 64))
+    assert (level, text.endswith(again)) == (logging.INFO, True)
+    assert f"another version of the index, of 4 passages, and {folder} has 4" in text
+    ((level, text),) = told(replace(was, index_version="0" * 64, index_passages=1000))
+    assert level == logging.WARNING
+    assert f"another index, of 1,000 passages, and {folder} has 4" in text
 
 
 def test_answers_say_how_their_passage_was_retrieved(folder: Path, encoder: MiniLM) -> None:
@@ -248,7 +299,8 @@ def test_the_commands_say_what_dense_search_found(of_export: Path, tmp_path: Pat
     pairs = write_jsonl(tmp_path / "dev.jsonl", rows)
     done = tmkd("calibrate", export, *options, "--pairs", pairs, "--candidates", "2", "--report", "r.html", "--json")
     content = json.loads(done.stdout)
-    assert content["dense"] is True
+    assert (content["dense"], content["candidates"], content["index_passages"]) == (True, 2, len(TEXTS))
+    assert "ground" not in content
     assert {"dense_share", "dense_weight", "retrieval_weight"} <= content.keys()
     assert "share of dense search" in done.stderr
     assert f"dense search has a share of {content['dense_share']:g}" in (tmp_path / "r.html").read_text()
@@ -256,6 +308,11 @@ def test_the_commands_say_what_dense_search_found(of_export: Path, tmp_path: Pat
     assert found["candidates"]["mean"] >= max(found["bm25"]["mean"], found["dense"]["mean"])
     chosen = Calibration.read(export)
     assert (chosen.dense_share, chosen.dense_weight) == (content["dense_share"], content["dense_weight"])
+    assert "were calibrated with 2 candidates" in " ".join(
+        tmkd("ask", "disk", "--model", export, *options).stderr.split()
+    )
+    fits = tmkd("ask", "disk", "--model", export, *options, "--candidates", "2")
+    assert "were calibrated" not in " ".join(fits.stderr.split())
     measured = tmkd("bench", "qa", "--model", export, *options, "--pairs", pairs, "--json", "qa.json")
     assert "dense alone" in measured.stdout
     recall = json.loads((tmp_path / "qa.json").read_text())["quality"]["recall@100"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,9 @@ from serve_fixtures import QUESTION, ROOT, InProcess, in_process, model
 from tmkd.core.errors import TmkdError
 from tmkd.core.hardware import native_bf16
 from tmkd.data.documents.index import update_index
-from tmkd.inference.qa import QuestionAnswerer
+from tmkd.inference.qa import Calibration, QuestionAnswerer
+from tmkd.inference.qa.calibrate import CalibrationResult
+from tmkd.inference.qa.ground import Ground
 from tmkd.inference.state_update import update_states
 from tmkd.inference.text_encoder import TextEncoder
 from tmkd.serve import ask, watched
@@ -77,6 +81,24 @@ def test_a_cached_student_retrieves_by_dense_search_too(
         update_states(folder, encoder)
         sources = [one["source"] for one in served.post("/ask", {**question, "top": 9}).json()["answers"]]
         assert "new.md" in sources
+
+
+def test_the_calibration_decides_by_the_raw_score_and_other_ground_is_told_once(
+    index: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export = Path(shutil.copytree(model(), tmp_path / "export"))
+    best = QuestionAnswerer.open(export, index, threads=1).ask(TWO).answers[0].score
+    ground = Ground(dense=True, candidates=50)
+    for least, answered in ((best - 0.5, True), (best + 0.5, False)):  # with probabilities that are 0 or 1
+        CalibrationResult(replace(Calibration(0.001).from_score(least), ground=ground), {}).save(export)
+        caplog.clear()
+        with in_process(index=index, model=export) as served:
+            assert "were calibrated with dense search, and BM25 alone retrieves now" in caplog.text
+            for _ in range(2):
+                assert served.post("/ask", {"question": TWO}).json()["answered"] is answered
+        said = [one.getMessage() for one in caplog.records if "were calibrated" in one.getMessage()]
+        assert len(said) == 2
+        assert "with 50 candidates for a question, and 100 are ranked now" in said[1]
 
 
 def test_the_teacher_ranks_the_same_passages(app: InProcess) -> None:

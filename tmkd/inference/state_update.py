@@ -20,6 +20,7 @@ from tmkd.core.files import disk_errors
 from tmkd.data.documents.index import Changes, DocumentIndex
 from tmkd.data.documents.passages import Passage
 from tmkd.inference.dense_graph import update_graph
+from tmkd.inference.qa.retrieval import without_states
 from tmkd.inference.qa.windows import Windows
 from tmkd.inference.state_store import FOLDER, ROW, Opened, StateStore, has_states, how_to_compute, keys_of
 from tmkd.inference.state_writer import SEGMENT, PassageEncoder, Writer, writing
@@ -151,13 +152,9 @@ def with_states(changes: Changes, index_folder: str | Path, encoder: PassageEnco
         except DataError as error:  # the documents are indexed; their states are another matter
             logger.warning(str(error))
         else:
-            done.without_states, done.states_of = _without_states(store), store.card.model
+            done.without_states = without_states(DocumentIndex.open(store.index), store)
+            done.states_of = store.card.model
     return done
-
-
-def _without_states(store: StateStore) -> int:
-    """How many passages of the index have no states."""
-    return len(_wanted(DocumentIndex.open(store.index)) - store.passage_keys())
 
 
 def _wanted(index: DocumentIndex) -> set[bytes]:

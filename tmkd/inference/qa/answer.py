@@ -19,6 +19,7 @@ from tmkd.core.errors import DataError, ExportError
 from tmkd.data.documents.index import DocumentIndex
 from tmkd.data.documents.text import storable
 from tmkd.inference.qa.calibration import Calibration
+from tmkd.inference.qa.ground import GroundCheck
 from tmkd.inference.qa.marking import StateMarker, sentences
 from tmkd.inference.qa.ranking import Ranked, Scored, order
 from tmkd.inference.qa.retrieval import Retrieved, Retriever, fuse
@@ -96,8 +97,8 @@ class Answers:
 
     Attributes:
         question: The question.
-        answered: False where the best answer's probability is below the no-answer threshold, or where no passage was
-            found. `answers` holds the best passages even then.
+        answered: False where the best answer is below the no-answer threshold (`Calibration.accepts`), or where no
+            passage was found. `answers` holds the best passages even then.
         answers: The best passages.
         candidates: How many passages were ranked.
         milliseconds: Time by stage: "retrieve", "rank", "mark", and "total".
@@ -158,7 +159,8 @@ class QuestionAnswerer:
     Args:
         scorer: The student.
         index: Where passages are found.
-        calibration: Temperature, no-answer threshold and the weights of retrieval.
+        calibration: Temperature, no-answer threshold and the weights of retrieval. Where it was made on another index,
+            or with other candidates, a line of the log says so once.
         model: The folder of the student's tokenizer. It counts the tokens of passages that may be longer than the
             student reads; without it they are estimated.
         retriever: How passages are found; by BM25 alone unless given.
@@ -183,6 +185,8 @@ class QuestionAnswerer:
     ) -> None:
         self.scorer, self.index, self.calibration = scorer, index, calibration
         self.retriever = Retriever(index) if retriever is None else retriever
+        self._ground = GroundCheck(calibration.ground, self.retriever, None if model is None else Path(model))
+        self._ground.compare()
         self._windows = Windows(scorer.max_length, None if model is None else Path(model), apart=reader is not None)
         self._reader = reader
         self._marker = None if reader is None else StateMarker(reader, self.retriever)
@@ -248,6 +252,7 @@ class QuestionAnswerer:
         question = storable(question)
         retrieved = self.retrieve(question, candidates)
         clock.lap("retrieve")
+        self._ground.compare(candidates)
         ranked = self.rank(question, retrieved)[:top]
         clock.lap("rank")
         marks = self._mark(question, ranked)
@@ -255,8 +260,7 @@ class QuestionAnswerer:
             self._answer(place, one, mark) for place, (one, mark) in enumerate(zip(ranked, marks, strict=True), 1)
         ]
         clock.lap("mark")
-        least = self.calibration.threshold
-        answered = bool(answers) and (least is None or answers[0].probability >= least)
+        answered = bool(answers) and self.calibration.accepts(answers[0].score)
         return Answers(question, answered, answers, len(retrieved), clock.total(), self._cuts(question))
 
     def _cuts(self, question: str) -> bool:

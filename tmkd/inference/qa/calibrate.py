@@ -2,20 +2,20 @@
 
 Weights of retrieval: those with the best mean reciprocal rank (`tmkd.inference.qa.retrieval_weights`).
 
-Temperature: one number that divides the log-odds, chosen so that the negative log-likelihood of the labelled
-development pairs is least (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017). It changes no ranking.
+Temperature: the one with which the labelled development pairs are likeliest (`tmkd.inference.qa.temperature`).
 
 Threshold: every development question is asked twice, with its source documents in the index and without them; then no
 answer is the right answer. The threshold with the best F1 is chosen: its precision is the share of right answers among
 all answers, its recall the share of questions with their sources that got a right answer. Or it is the lowest threshold
 that keeps the share of wrong answers within a limit. Another document may answer a question too; such an answer counts
-as wrong, so the share of wrong answers is an upper bound.
+as wrong, so the share of wrong answers is an upper bound. Raw scores are compared, here and by what answers: the
+probabilities of a sure student may all round to 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ from tmkd.core.logits import sigmoid
 from tmkd.inference.qa.answer import QuestionAnswerer
 from tmkd.inference.qa.calibration import FILE, FORMAT, Calibration, student_of
 from tmkd.inference.qa.cases import Asked, Material, ask_all, scored_pairs
+from tmkd.inference.qa.ground import Ground
 from tmkd.inference.qa.ranking import Ranked
 from tmkd.inference.qa.retrieval_weights import reciprocal_rank, with_retrieval
+from tmkd.inference.qa.temperature import calibration_error, fit_temperature
 
 Floats = NDArray[np.float64]
-BINS = 15  # of equal width, for the expected calibration error
 _RESAMPLES = 1000
+_ROOM = 1e-4  # log-odds; batches of another shape change a score by less
 _MOST_POINTS = 200  # most points of a curve in calibration.json
 
 
@@ -76,44 +78,6 @@ def _first(ranked: Sequence[Ranked]) -> str:
     return ranked[0].found.passage.pid if ranked else ""
 
 
-def fit_temperature(scores: Floats, labels: NDArray[np.int64]) -> float:
-    """The temperature with the least negative log-likelihood of the labels, from 0.01 to 100.
-
-    Args:
-        scores: Log-odds, [N] float64.
-        labels: 0 or 1, [N] int64.
-
-    Raises:
-        DataError: One of the labels does not occur.
-        MissingExtraError: SciPy is not installed.
-    """
-    with needs_extra("qa"):
-        from scipy.optimize import brentq
-    if len(set(labels.tolist())) < 2:
-        raise DataError("a temperature needs development pairs of both labels, 0 and 1")
-
-    def slope(inverse: float) -> float:
-        """Of the negative log-likelihood, which is convex in 1 / temperature."""
-        return float(((sigmoid(inverse * scores) - labels) * scores).mean())
-
-    low, high = 0.01, 100.0
-    if slope(low) >= 0:
-        return 1 / low
-    return float(1 / (brentq(slope, low, high) if slope(high) > 0 else high))
-
-
-def calibration_error(probabilities: Floats, labels: NDArray[np.int64]) -> float:
-    """Expected calibration error of the positive class over 15 bins: |share of positives - mean probability|, meaned.
-
-    Args:
-        probabilities: Of the positive class, [N] float64.
-        labels: 0 or 1, [N] int64.
-    """
-    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    gaps = np.abs(np.bincount(bins, labels - probabilities, minlength=BINS))
-    return float(gaps.sum() / len(labels))
-
-
 def best_f1(outcomes: Outcomes) -> float:
     """The least score of an answer at which F1 is best (see the top of this module); the lowest of equal ones."""
     order, right, given = _sorted(outcomes)
@@ -140,6 +104,17 @@ def within_risk(outcomes: Outcomes, risk: float) -> float:
             f"{risks.min():.2f}. Ask for that, or train a better student"
         )
     return float(outcomes.scores[order][usable[-1]])
+
+
+def with_room(outcomes: Outcomes, least: float) -> float:
+    """A score a little below this one, with which the same answers are given: the one that set it has some room.
+
+    Args:
+        outcomes: The first answers.
+        least: The score of one of them.
+    """
+    below = outcomes.scores[outcomes.scores < least].max(initial=-np.inf)
+    return float(max(least - _ROOM, (least + below) / 2))
 
 
 def _sorted(outcomes: Outcomes) -> tuple[NDArray[np.int64], Floats, Floats]:
@@ -191,7 +166,7 @@ class CalibrationResult:
 
     def to_json(self) -> dict[str, Any]:
         """The content of calibration.json."""
-        return {"format": FORMAT, **asdict(self.calibration), **self.report}
+        return {"format": FORMAT, **self.calibration.to_json(), **self.report}
 
     def save(self, export: Path) -> Path:
         """Write calibration.json into an export, and give its path."""
@@ -213,11 +188,11 @@ class CalibrationResult:
         """What was chosen and measured, in sentences."""
         chosen = self.calibration
         weights = f"retrieval weight {chosen.retrieval_weight:g}"
-        if self.report.get("dense"):
+        if chosen.ground.dense:
             weights = f"share of dense search {chosen.dense_share:g}, {weights}, dense weight {chosen.dense_weight:g}"
         told = [
-            f"{weights}, temperature {chosen.temperature:.3f}, threshold {chosen.threshold:.3f} "
-            f"({self.report['criterion']})"
+            f"{weights}, temperature {chosen.temperature:.3f}, threshold {chosen.threshold:.3f}, "
+            f"a raw score of {chosen.least_score:+.3f} ({self.report['criterion']})"
         ]
         for part in ("development", "test"):
             if part in self.report:
@@ -271,13 +246,11 @@ def calibrate(
     retrieval = with_retrieval(asked)
     outcomes = Outcomes.of(asked, retrieval)
     least = best_f1(outcomes) if risk is None else within_risk(outcomes, risk)
-    probability = Calibration(temperature).probability(least)
-    threshold = np.floor(probability * 1e6) / 1e6  # rounded down, so that the answer that set it is not below it
-    calibration = replace(retrieval, temperature=temperature, threshold=float(threshold))
+    least = with_room(outcomes, least)
+    ground = Ground.of(answerer.retriever, candidates)
+    calibration = replace(retrieval, temperature=temperature, ground=ground).from_score(least)
     report = {
         "criterion": "best F1 of answered-and-right" if risk is None else f"at most {risk:g} of the answers wrong",
-        "candidates": candidates,
-        "dense": answerer.retriever.dense is not None,
         "development": _measured(dev, pairs, asked, calibration, least),
     }
     if test is not None:

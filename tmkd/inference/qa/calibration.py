@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tmkd.core.errors import ExportError
 from tmkd.core.files import sha256_of
 from tmkd.core.logits import sigmoid
+from tmkd.inference.qa.ground import Ground
 from tmkd.inference.qa.ranking import Weights
 from tmkd.inference.qa.retrieval import DENSE_SHARE
 
@@ -53,6 +55,10 @@ class Calibration:
         dense_weight: Log-odds that a passage loses for a whole cosine that it is behind the question's nearest passage.
             With both weights 0 the student alone ranks.
         dense_share: What dense search counts in the choice of candidates, 0 to 1, as `retrieval.fuse` takes it.
+        least_score: The raw score that `threshold` is the probability of (`from_score`). It decides what is answered,
+            because the probabilities of scores that differ may both round to 1. Where it is None, or where threshold
+            or temperature were changed since, the probability decides.
+        ground: What it was made on.
 
     Raises:
         ValueError: A number is outside its range.
@@ -63,6 +69,8 @@ class Calibration:
     retrieval_weight: float = 0.0
     dense_weight: float = 0.0
     dense_share: float = DENSE_SHARE
+    least_score: float | None = None
+    ground: Ground = field(default_factory=Ground)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -74,6 +82,8 @@ class Calibration:
             raise ValueError(f"the share of dense search is {self.dense_share}; it must be from 0 to 1")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"the threshold is {self.threshold}; it must be from 0 to 1")
+        if self.least_score is not None and not math.isfinite(self.least_score):
+            raise ValueError(f"the least score is {self.least_score}; it must be a number")
 
     @property
     def weights(self) -> Weights:
@@ -83,6 +93,28 @@ class Calibration:
     def probability(self, score: float) -> float:
         """The calibrated probability of a score (log-odds), 0 to 1."""
         return float(sigmoid(np.array(score / self.temperature)))
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers and the ground, as calibration.json holds them."""
+        numbers = asdict(self)
+        ground = numbers.pop("ground")
+        return {**numbers, **ground}
+
+    def from_score(self, least: float) -> Calibration:
+        """This calibration with a no-answer threshold at a raw score."""
+        return replace(self, least_score=least, threshold=self._threshold_at(least))
+
+    def _threshold_at(self, score: float) -> float:
+        """The probability of a score, rounded down to six decimals."""
+        return math.floor(self.probability(score) * 1e6) / 1e6
+
+    def accepts(self, score: float) -> bool:
+        """Whether a best passage with this raw score counts as an answer."""
+        if self.threshold is None:
+            return True
+        if self.least_score is not None and self.threshold == self._threshold_at(self.least_score):
+            return score >= self.least_score
+        return self.probability(score) >= self.threshold
 
     @classmethod
     def read(cls, export: str | Path) -> Calibration:
@@ -105,7 +137,10 @@ class Calibration:
                 raise ExportError(f"{path} was made for another student; run tmkd calibrate again or remove it")
             threshold = content["threshold"]
             given = {name: float(content[name]) for name in _SINCE if name in content}  # older files lack some
-            return cls(float(content["temperature"]), None if threshold is None else float(threshold), **given)
+            if content.get("least_score") is not None:
+                given["least_score"] = float(content["least_score"])
+            limit = None if threshold is None else float(threshold)
+            return cls(float(content["temperature"]), limit, **given, ground=Ground.of_json(content))
         except FileNotFoundError:
             return cls()
         except (ValueError, KeyError, TypeError, AttributeError) as error:

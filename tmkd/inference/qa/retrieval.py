@@ -139,12 +139,13 @@ class Retriever:
         return dense
 
     def _say_if_older(self, store: StateStore) -> None:
-        if store.card.index != self.index.version:
-            logger.warning(
-                f"{store.index} has changed since the states of its passages were computed: {store.passages:,} "
-                f"passages have states, and it holds {len(self.index):,}; BM25 alone finds passages without states. "
-                f"Compute them with: {how_to_compute(store.index, store.model)}"
-            )
+        """Warn of passages that were indexed after the states; where documents were only deleted there are none."""
+        if store.card.index == self.index.version or not (missing := without_states(self.index, store)):
+            return
+        logger.warning(
+            f"{store.index} has changed since the states of its passages were computed: {missing:,} of its passages "
+            f"have none, and BM25 alone finds these. Compute them with: {how_to_compute(store.index, store.model)}"
+        )
 
     def stored(self, text: str) -> TextStates | None:
         """The stored states of a text: a passage that the encoder reads whole, or a window of a longer one."""
@@ -224,6 +225,12 @@ class Retriever:
             )
             for pid in pids
         ]  # fmt: skip
+
+
+def without_states(index: DocumentIndex, store: StateStore) -> int:
+    """How many different passages of an index have no states. Every passage is read for that."""
+    known = store.passage_keys()
+    return len({key for passage in index.passages() if (key := text_key(passage.text)) not in known})
 
 
 def _turned(beside: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
