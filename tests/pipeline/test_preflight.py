@@ -75,7 +75,10 @@ def test_a_recipe_that_makes_no_sense(recipe_file: Path, override: str, expected
         (["max_length=1024"], "max_length: "),
         (["teachers.1.max_length=513"], "has positions for 512 tokens, and 513 are needed"),
         (["teachers.1.encoder=./gone"], "there is no folder"),
-        (["teachers.1={name: b, checkpoint: builtin:minilm-l6}"], "a finished teacher needs a head of 2 classes, this one has no"),
+        (
+            ["teachers.1={name: b, checkpoint: builtin:minilm-l6}"],
+            "a finished teacher needs a head of 2 classes, this one has no",
+        ),
         (["data.train_share=0.000001"], "leaves none of"),
         (["teachers.1.share=1e-9"], "share 1e-09 leaves it no training question"),
         (["teachers=[{name: a}, {name: b}]"], "teachers: a and b differ in their names alone, so their labels are the"),
