@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.config.class_checks import unlike_classes
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Training
 from tmkd.core.errors import TmkdError
@@ -102,6 +103,11 @@ def require_comparable(run: FinishedRun, others: Sequence[FinishedRun]) -> None:
                 raise TmkdError(
                     f"{what} is {mine} in the run {names[0]} and {theirs} in {name}; they cannot be compared"
                 )
+        if differing := unlike_classes(run.recipe.data, other.recipe.data):
+            raise TmkdError(
+                f"the classes of the runs {names[0]} and {name} are not the same: {differing}. Give both recipes the "
+                "same data.labels, and run them anew"
+            )
 
 
 def outputs(
