@@ -89,6 +89,31 @@ def order_of_two(folder: Path, teacher: str) -> list[int] | None:
     return order
 
 
+def unlike_order(folder: Path, recipe: Recipe) -> str:
+    """Say how the classes of a teacher of the pool are not the task's, in their order.
+
+    Args:
+        folder: the checkpoint. The two classes of one that tmkd did not write are taken as `order_of_two` has them.
+        recipe: the task's classes and their names.
+
+    Returns:
+        The names of both; empty where they agree, or where one of the two names none.
+    """
+    names, of_task = class_names(folder), _names_of_task(recipe)
+    if only := _only_logit(folder):
+        return f"its only logit is named {only}, class 0 of the task" if of_task.get(_plain(only)) == 0 else ""
+    if not of_task or not _named(names):
+        return ""
+    negative = _negative(names)
+    if not has_card(folder) and negative is not None:
+        names = [names[negative], names[1 - negative]]
+    in_order = [of_task.get(_plain(name)) for name in names] == list(range(recipe.classes))
+    mean_the_same = not of_task.keys() & set(map(_plain, names)) and _negative(names) == _negative(list(of_task)) == 0
+    if in_order or mean_the_same:
+        return ""
+    return f"its classes are {', '.join(names)} in that order, the task's (data.labels) are {', '.join(of_task)}"
+
+
 def class_names(folder: Path) -> list[str]:
     """Return a checkpoint's class names in its order; an empty list where it does not name every class."""
     names = _names(folder)

@@ -17,7 +17,7 @@ from tmkd.data.row_checks import grades
 from tmkd.models.card import has_card, read_card
 from tmkd.models.checkpoint import require_fit
 from tmkd.models.encoders.find import find_encoder
-from tmkd.models.label_map import class_names, find_label_map
+from tmkd.models.label_map import class_names, find_label_map, unlike_order
 from tmkd.models.ready import head_classes, require_head, require_log_odds
 from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
@@ -68,7 +68,11 @@ def _require_different(teachers: Sequence[Teacher]) -> None:
 
 
 def require_pool_teachers(recipe: Recipe) -> None:
-    """Each folder that `pool.teachers` names is a checkpoint with a head or a run, all with one number of classes."""
+    """Each folder that `pool.teachers` names is a checkpoint with a head or a run, all with one number of classes.
+
+    Where a chosen method has no stage 2, its student keeps their classes and is called by the task's: these must be the
+    same, in one order.
+    """
     places = [Path(place) for place in recipe.pool.teachers] if recipe.pool is not None else []
     folders: dict[int, Path] = {}  # a folder for each number of classes
     for place in places:
@@ -77,6 +81,28 @@ def require_pool_teachers(recipe: Recipe) -> None:
         found = ", ".join(f"{folder} has {count}" for count, folder in folders.items())
         raise RecipeError(f"pool.teachers: their numbers of classes differ: {found}", key="pool.teachers")
     _require_one_order([place for place in places if not (place / "manifest.json").is_file()])
+    if kept := [method.name for method in recipe.chosen_methods if method.stage1 and not method.stage2]:
+        for place in places:
+            _require_classes_of_task(recipe, place, kept[0])
+
+
+def _require_classes_of_task(recipe: Recipe, place: Path, method: str) -> None:
+    """The teachers in a folder of `pool.teachers` have the task's classes, in its order."""
+    why = f"{method} learns no labels of the task, so that its classes are those of pool.teachers"
+    counts = set(_classes_of(place))
+    if counts != {recipe.classes}:
+        raise RecipeError(
+            f"pool.teachers: {place} has {counts.pop()} classes, the task {recipe.classes} (`classes`), and {why}",
+            key="pool.teachers",
+        )
+    of_run = (place / "manifest.json").is_file()
+    for folder in [step.folder for step in teachers_of_run(place)] if of_run else [place]:
+        if problem := unlike_order(folder, recipe):
+            raise RecipeError(
+                f"pool.teachers: {place}: {problem}, and {why}; number the classes in data.labels as they are there, "
+                "or add the names that they have there",
+                key="pool.teachers",
+            )
 
 
 def _require_one_order(folders: list[Path]) -> None:
