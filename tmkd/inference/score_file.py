@@ -23,7 +23,8 @@ from tmkd.inference.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 
-ADDED = ("tmkd_score", "tmkd_logits", "tmkd_probabilities", "tmkd_predicted")
+RAW_SCORE = "tmkd_score"
+ADDED = (RAW_SCORE, "tmkd_logits", "tmkd_probabilities", "tmkd_predicted")
 
 
 @dataclass(frozen=True)

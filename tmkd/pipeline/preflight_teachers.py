@@ -14,6 +14,7 @@ from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import DataError, EncoderError, RecipeError, TmkdError, named
 from tmkd.data.pairs import Pairs
 from tmkd.data.row_checks import grades
+from tmkd.inference.score_file import RAW_SCORE
 from tmkd.models.card import has_card, read_card
 from tmkd.models.checkpoint import require_fit
 from tmkd.models.encoders.find import find_encoder
@@ -36,6 +37,7 @@ def require_teachers(data: RunData) -> None:
     """
     recipe = data.recipe
     _require_different(recipe.used_teachers)
+    _require_odds_of_class_1(recipe)
     for teacher in recipe.used_teachers:
         if teacher.model is not None or not is_step(teacher):
             if not teacher.is_column:
@@ -63,6 +65,22 @@ def _require_different(teachers: Sequence[Teacher]) -> None:
             raise RecipeError(
                 f"teachers: {other} and {teacher.name} differ in their names alone, so their labels are the same and "
                 f"would count twice; {fix}",
+                key="teachers",
+            )
+
+
+def _require_odds_of_class_1(recipe: Recipe) -> None:
+    """Refuse scores that tmkd wrote as those of the right passages where these are class 0 of the task."""
+    if recipe.positive_class == 1:
+        return
+    for teacher in recipe.used_teachers:
+        column = teacher.scores if teacher.is_column else teacher.column if teacher.file is not None else None
+        if column == RAW_SCORE:
+            raise RecipeError(
+                f"teachers: {teacher.name}: the column {column} holds the log-odds of the right passages, and a "
+                "teacher's scores are those of class 1, where data.positive says that class 0 is right. Write its "
+                "numbers times -1 into a column of another name, or number the classes the other way round with "
+                "data.labels",
                 key="teachers",
             )
 
