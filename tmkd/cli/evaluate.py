@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from tmkd import api
-from tmkd.cli.options import PAIRS_HELP, WORKSPACE, Jobs, JsonFile, Quiet, SharedAddress, WorkspaceFolder, give
+from tmkd.cli.options import (
+    PAIRS_HELP,
+    WORKSPACE,
+    Jobs,
+    JsonFile,
+    Quiet,
+    SharedAddress,
+    WorkspaceFolder,
+    give,
+    require_no_results,
+)
 from tmkd.core.console import say
 from tmkd.core.files import Quoting
 
@@ -60,6 +70,7 @@ def overall(
 
     Example: tmkd overall workspace/runs/webqa workspace/runs/wikiqa=map
     """
+    require_no_results(json_file)
     found = api.compare_tasks(runs, method)
     lead = found.lead_sentence()
     give(json_file, found.to_json(), [found.table()], [found.sentence(), *([lead] if lead else [])])
