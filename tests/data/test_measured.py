@@ -169,7 +169,7 @@ def test_a_column_that_is_asked_for_is_there(tmp_path: Path) -> None:
     path = file_of(tmp_path / "a.jsonl", 0, 1)
     for what in ("qid", "question", "label"):
         given = {what: "topci"}
-        with pytest.raises(DataError, match="there is no column .topci."):
+        with pytest.raises(DataError, match=r"there is no column .topci."):
             read_measured(task({}), 2, path, given)
 
 

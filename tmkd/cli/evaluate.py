@@ -38,6 +38,10 @@ def evaluate(
     label: Annotated[str | None, typer.Option(help=f"column of the label; {_UNLESS}")] = None,
     qid: Annotated[str | None, typer.Option(help=f"column that groups pairs by question; {_UNLESS}")] = None,
     quoting: Annotated[Quoting | None, typer.Option(help=f"what a quote in CSV and TSV means; {_UNLESS}")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="what the results call the pairs (`tmkd overall`); the file's name unless given"),
+    ] = None,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="measure pairs per second too")] = True,
     quiet: Quiet = False,
 ) -> None:
@@ -50,7 +54,7 @@ def evaluate(
     given = {"question": question, "passage": passage, "label": label, "qid": qid}
     columns = {name: column for name, column in given.items() if column is not None}
     opened = api.Run.open(run)
-    results = opened.evaluate(pairs, columns=columns, quoting=quoting, speed=speed, beside=beside or ())
+    results = opened.evaluate(pairs, columns=columns, quoting=quoting, speed=speed, beside=beside or (), name=name)
     give(json_file, results.to_json(), results.tables(), [*results.standing(), *results.verdicts()])
 
 

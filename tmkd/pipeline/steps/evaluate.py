@@ -18,6 +18,7 @@ from tmkd.config.class_checks import unlike_classes
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Training
 from tmkd.core.errors import TmkdError
+from tmkd.core.files import digest_of
 from tmkd.core.hardware import prepare
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.comparison import ComparisonOptions, compare
@@ -297,6 +298,7 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
     ways = _combinations(run, pairs)
     if ways:
         results.combinations = measure_components(pairs, ways["logit"], ways, classes=classes, options=options)
+    results.pairs_digest = digest_of(sorted(pairs.take(np.flatnonzero(pairs.labels >= 0)).pair_ids))
     results.training = training_numbers(run.recipe)
     results.development = run.development
     results.reliability = {output.name: output.reliability for output in found if output.reliability}
