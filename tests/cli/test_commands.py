@@ -114,6 +114,38 @@ def test_json_alone_means_standard_output() -> None:
         assert with_json_value(given) == meant
 
 
+def test_a_result_is_not_written_over_another_file_of_the_command(tmkd: Tmkd, tmp_path: Path) -> None:
+    pairs, linked, output = tmp_path / "pairs.json", tmp_path / "linked.json", tmp_path / "scored.json"
+    pairs.write_text('[{"question": "a", "passage": "b"}]')
+    linked.hardlink_to(pairs)
+    (tmp_path / "by-name.json").symlink_to(pairs)
+    score = ("score", "export", "--pairs", pairs, "--output", output)
+    for arguments in (
+        (*score, "--json", pairs),
+        (*score, "--json", linked),
+        (*score, "--json", "by-name.json"),
+        (*score, "--json", tmp_path / "." / "scored.json"),  # which is not there yet
+        ("evaluate", "run", "--pairs", pairs, "--json", pairs),
+        ("evaluate", "run", "--pairs", pairs, "--json", "run/report/results.json"),
+        ("calibrate", "export", "--pairs", pairs, "--report", pairs),
+    ):
+        refused = tmkd(*arguments, check=False)
+        assert refused.returncode == 2, arguments
+        assert "is another file of this command" in " ".join(refused.stderr.split())
+    assert json.loads(pairs.read_text())[0]["question"] == "a"
+
+
+def test_overall_does_not_write_over_results(tmkd: Tmkd, tmp_path: Path) -> None:
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(json.dumps({"task": name, "methods": [], "differences": []}))
+    refused = tmkd("overall", "--json", "a.json", "b.json", check=False)
+    assert refused.returncode == 2
+    said = " ".join(refused.stderr.split())
+    assert "a.json holds the results of a run, which would be lost" in said
+    assert "--json=FILE" in said
+    assert json.loads((tmp_path / "a.json").read_text())["task"] == "a.json"
+
+
 def test_wrong_usage_is_status_2_and_a_refusal_status_1(tmkd: Tmkd) -> None:
     assert tmkd("run", check=False).returncode == 2
     unknown = tmkd("bench", "score", "--kills", "3", check=False)

@@ -13,10 +13,11 @@ from pairs_fixtures import refused
 
 from tmkd.config.load import parse_recipe
 from tmkd.config.sections import Data
-from tmkd.core.errors import RecipeError
+from tmkd.core.errors import DataError, RecipeError
 from tmkd.data.measured import read_measured, spelled_rows
 from tmkd.data.pairs import Pairs
-from tmkd.data.rows import read_pairs
+from tmkd.data.row_counts import RowCounts
+from tmkd.data.rows import Columns, read_pairs
 from tmkd.data.tasks import load_task
 from tmkd.data.writers import write_rows
 from tmkd.evaluation.comparison import labelled_questions
@@ -162,3 +163,34 @@ def test_the_labels_of_a_pool_are_not_read_and_that_is_said(tmp_path: Path, capl
     assert pool is not None
     assert not pool.has_labels
     assert "the labels of pool pairs (column 'label') are not read" in caplog.text
+
+
+def test_a_column_that_is_asked_for_is_there(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "a.jsonl", 0, 1)
+    for what in ("qid", "question", "label"):
+        given = {what: "topci"}
+        with pytest.raises(DataError, match=r"there is no column .topci."):
+            read_measured(task({}), 2, path, given)
+
+
+def test_an_absent_id_column_of_a_recipe_is_warned_of(tmp_path: Path) -> None:
+    data = task({}, columns={"qid": "topic", "pid": "doc"})
+    counts = RowCounts("test")
+    read_measured(data, 2, file_of(tmp_path / "a.jsonl", 0, 1), {}, counts)
+    assert counts.warnings == [
+        "there is no column 'topic', which data.columns.qid names; pairs are grouped by the question's text",
+        "there is no column 'doc', which data.columns.pid names; passages are told apart by their text",
+    ]
+    own = tmp_path / "test.jsonl"  # as a run writes its test set
+    write_rows(own, [{"qid": "1", "pid": "2", "question": "q", "passage": "p", "label": 1}])
+    counts = RowCounts("test")
+    read_measured(data, 2, own, {}, counts)
+    assert not counts.warnings
+
+
+def test_the_files_of_a_recipe_are_warned_of_too(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "a.jsonl", 0, 1)
+    for label, said in (("label", 1), (None, 0)):  # a pool need not have ids
+        counts = RowCounts("train")
+        read_pairs(path, columns=Columns(label=label, qid="topic"), counts=counts)
+        assert len(counts.warnings) == said

@@ -137,3 +137,14 @@ def test_other_columns_files_and_formats_are_refused(tmp_path: Path) -> None:
     write_jsonl(path, [{**LISTS[0], "pos": [], "neg": [], "pos_scores": [], "neg_scores": []}])
     with pytest.raises(DataError, match="the rows hold no pair"):
         import_scores([path], tmp_path / "judge.jsonl")
+
+
+def test_the_output_is_none_of_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "scored.jsonl"
+    path.write_text('{"query": "a", "pos": ["b"], "neg": [], "pos_scores": [1], "neg_scores": []}\n')
+    (tmp_path / "linked.jsonl").hardlink_to(path)
+    before = path.read_text()
+    for output in (path, tmp_path / "linked.jsonl"):
+        with pytest.raises(DataError, match=r"is one of the files to be imported, which would be lost"):
+            import_scores([path], output)
+    assert path.read_text() == before

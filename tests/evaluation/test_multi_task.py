@@ -37,6 +37,40 @@ def written(folder: Path, task: str, metric: str, kept: float, ahead: tuple[floa
     return folder / task
 
 
+def measured(folder: Path, **of: Any) -> TaskResult:
+    path = folder / "report" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | of))
+    return TaskResult.read(str(path))
+
+
+def test_the_same_pairs_are_no_two_tasks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = (written(tmp_path, name, "auc", 0.9, (0.2, 0.1, 0.3)) for name in ("a", "b"))
+    same = [measured(one, pairs_digest="1234", rows=10, questions=5) for one in (first, second)]
+    with pytest.raises(DataError, match="the results of a and b are of the same pairs"):
+        MultiTaskResults.of(same, "tmkd")
+    MultiTaskResults.of([same[0], measured(second, pairs_digest="5678")], "tmkd")
+    assert not caplog.records
+    old = [measured(one, pairs_digest="") for one in (first, second)]  # of an earlier version
+    MultiTaskResults.of(old, "tmkd")
+    assert "the results of a and b have as many pairs and questions" in caplog.text
+
+
+def test_a_path_may_have_an_equals_sign(tmp_path: Path) -> None:
+    run = written(tmp_path, "lr=3", "map", 0.9, (0.2, 0.1, 0.3))
+    assert (
+        TaskResult.read(f"{run}=map").metric
+        == TaskResult.read(f"{run / 'report' / 'results.json'}=map").metric
+        == "map"
+    )
+    named = run.rename(tmp_path / "x=auc")
+    with pytest.raises(DataError, match="has no 'accuracy'"):
+        TaskResult.read(str(named))
+    with pytest.raises(DataError, match=r"x=auc=mapp: .* has no 'mapp'; it has map"):
+        TaskResult.read(f"{named}=mapp")
+    with pytest.raises(DataError, match="none: no such file"):
+        TaskResult.read(f"{tmp_path / 'none'}=map")
+
+
 def test_the_mean_over_tasks_and_its_interval(tmp_path: Path) -> None:
     first = written(tmp_path, "a", "auc", 0.9, (0.2, 0.17, 0.24), others=["mkd"])
     second = written(tmp_path, "b", "map", 1.0, (0.1, 0.06, 0.13), turned=True)
@@ -110,7 +144,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("{}")
     with pytest.raises(DataError, match=r"text\.json is not a results\.json"):
         TaskResult.read(str(tmp_path / "text.json"))
-    with pytest.raises(DataError, match="two of the results are of the task 'a'"):
+    with pytest.raises(DataError, match=r"two of the results are of the task 'a'.*tmkd evaluate --name NAME"):
         MultiTaskResults.of([TaskResult.read(str(run))] * 2, "tmkd")
     with pytest.raises(DataError, match="the results of a have no 'mkd': teacher-ensemble, finetune, tmkd"):
         MultiTaskResults.of([TaskResult.read(str(run))], "mkd")

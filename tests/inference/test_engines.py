@@ -212,10 +212,7 @@ def test_without_openvino_auto_says_what_to_install(
 
 
 def test_a_machine_that_computes_otherwise_falls_back_to_fp32(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _change(copy, "openvino-int8", pairs_per_second=1e6)
-    probes = json.loads((copy / "probes.json").read_text())
-    probes["logits"][3][1] += 100.0
-    (copy / "probes.json").write_text(json.dumps(probes))
+    _change(copy, "openvino-int8", pairs_per_second=1e6, probe_limit=1e-9)
     scorer = Scorer(copy)
     assert scorer.backend == "onnx-fp32"
     assert "openvino-int8 does not give this student's logits on this machine" in caplog.text
@@ -227,6 +224,38 @@ def test_a_machine_that_computes_otherwise_falls_back_to_fp32(copy: Path, caplog
     _change(copy, "onnx-fp32", passed=False)
     with pytest.raises(ExportError, match="does not give this student's logits"):
         Scorer(copy)
+
+
+def _other_tokenizer(folder: Path) -> None:
+    """The same words with other numbers."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    words: dict[str, int] = content["model"]["vocab"]
+    plain = [word for word in words if not word.startswith("[")]
+    numbers = [words[word] for word in plain]
+    words.update(zip(plain, numbers[1:] + numbers[:1], strict=True))
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def test_another_tokenizer_is_refused(copy: Path) -> None:
+    _other_tokenizer(copy)
+    with pytest.raises(ExportError, match=r"tokenizer\.json is damaged: it is not the file that was exported"):
+        Scorer(copy, backend="onnx-fp32")
+
+
+def test_no_backend_scores_where_the_probes_of_all_fail(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An export of an earlier version does not say which tokenizer is its own."""
+    card = json.loads((copy / "tmkd.json").read_text())
+    del card["tokenizers"]
+    (copy / "tmkd.json").write_text(json.dumps(card))
+    assert Scorer(copy, backend="onnx-fp32").backend == "onnx-fp32"
+    _change(copy, "openvino-int8", pairs_per_second=1e6)
+    _other_tokenizer(copy)
+    for backend in ("auto", "onnx-fp32"):
+        with pytest.raises(ExportError, match=r"onnx-fp32 does not give this student's logits.*tokenizer\.json too"):
+            Scorer(copy, backend=backend)
+    assert "openvino-int8 does not give this student's logits on this machine" in caplog.text
+    _change(copy, "onnx-fp32", probe_limit=None)  # older still
+    assert Scorer(copy, backend="onnx-fp32").backend == "onnx-fp32"
 
 
 def test_damaged_probes_and_files_are_refused(copy: Path) -> None:

@@ -116,11 +116,16 @@ def described(place: Path, logits: int, config: dict[str, Any], newest: str | No
 
 
 def order_of(
-    folder: Path, names: list[str], labels: dict[str, int], label_map: dict[str, int] | None = None, classes: int = 2
+    folder: Path,
+    names: list[str],
+    labels: dict[str, int],
+    label_map: dict[str, int] | None = None,
+    classes: int = 2,
+    positive: int = 1,
 ) -> list[int]:
     folder.joinpath("config.json").write_text(json.dumps({"id2label": {str(n): name for n, name in enumerate(names)}}))
     teacher: dict[str, Any] = {"name": "b", "checkpoint": str(folder), "label_map": label_map}
-    data = {"train": "t", "labels": labels}
+    data = {"train": "t", "labels": labels, "positive": positive}
     recipe = parse_recipe({"data": data, "classes": classes, "teachers": [{"name": "a"}, teacher]}, "r")
     return find_label_map(folder, recipe.teachers[1], recipe)
 
@@ -169,6 +174,16 @@ def test_an_only_logit_that_is_named_as_class_0_is_refused(tmp_path: Path) -> No
         with pytest.raises(RecipeError, match=r"its only logit is named Not relevant, which is class 0 of the task"):
             order_of(tmp_path, ["Not relevant"], labels)
     assert order_of(tmp_path, ["Not relevant"], task, {"0": 1, "1": 0}) == [1, 0]
+
+
+def test_an_only_logit_needs_a_map_where_class_0_is_right(tmp_path: Path) -> None:
+    """Nearly every reranker's logit is of the right passages."""
+    task = {"relevant": 0, "not_relevant": 1}
+    for name, labels in (("LABEL_0", {}), ("LABEL_0", task), ("score", task), ("relevant", {})):
+        with pytest.raises(RecipeError, match=r"data.positive says that class 0 is right.*label_map: \{0: 1, 1: 0\}"):
+            order_of(tmp_path, [name], labels, positive=0)
+    assert order_of(tmp_path, ["LABEL_0"], {}, {"0": 1, "1": 0}, positive=0) == [1, 0]
+    assert order_of(tmp_path, ["Not relevant"], task, positive=0) == [0, 1]
 
 
 def test_a_teacher_without_a_recipe_puts_the_negative_class_first(tmp_path: Path) -> None:

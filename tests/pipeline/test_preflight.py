@@ -290,3 +290,13 @@ def test_pairs_that_are_cut_get_a_word() -> None:
     [warning] = unread(["Which word?"] * 10, [*long[:6], *"abcd"])
     assert warning.startswith("60% of the pairs are longer than max_length (64 tokens) and are cut")
     assert unread(["Which word?"] * 10, [*long[:1], *"abcdefghi"]) == []
+
+
+def test_scores_of_the_right_passages_are_refused_where_these_are_class_0(tmkd: Tmkd, recipe_file: Path) -> None:
+    only = ("methods=[tkd]", "take=tkd")
+    for keys in (
+        ("teachers=[{name: old, file: scores.csv, column: tmkd_score, holds: logit}]",),
+        ("teachers=[{name: old, scores: tmkd_score}]", "data.scores={tmkd_score: logit}"),
+    ):
+        refused = tmkd("label", recipe_file, *keys, *only, "data.positive=0", check=False)
+        assert "the column tmkd_score holds the log-odds of the right passages" in " ".join(refused.stderr.split())

@@ -116,6 +116,29 @@ def test_what_makes_a_ready_teacher_wrong_is_said_before_anything_is_trained(tmk
     assert not steps("teacher")
 
 
+def test_a_student_of_the_pool_alone_has_the_classes_of_its_teachers(tmkd: Tmkd, tmp_path: Path) -> None:
+    nli = {0: "no", 1: "yes", 2: "maybe"}
+    three = reranker(tmp_path / "three", 3, id2label=nli, label2id={name: k for k, name in nli.items()})
+    two = reranker(tmp_path / "two", 2, id2label={0: "right", 1: "wrong"}, label2id={"right": 0, "wrong": 1})
+
+    def said(folder: Path, *keys: str) -> str:
+        pool = f"pool={{teachers: [{folder}], sources: [{{pairs: train.jsonl}}]}}"
+        only = ("teachers=[{name: a, seed: 1}]", pool, "methods=[stage1-only]", "take=stage1-only")
+        done = tmkd("label", recipe, *only, *keys, check=False)
+        assert done.returncode != 0
+        assert not steps("teacher")
+        return " ".join(done.stderr.split())
+
+    recipe = recipe_of(tmp_path / "kept.yaml", two)
+    assert "three has 3 classes, the task 2 (`classes`), and stage1-only learns no labels" in said(three)
+    turned = said(three, "classes=3", "data.labels={'yes': 0, 'no': 1, maybe: 2, good: 0, poor: 1}")
+    assert "its classes are no, yes, maybe in that order, the task's (data.labels) are yes" in turned
+    # names of which the negative one is class 1 are turned by their meaning, and then are not the task's
+    assert "its classes are wrong, right in that order" in said(
+        two, "data.labels={right: 0, wrong: 1, good: 0, poor: 1}"
+    )
+
+
 def test_a_reranker_that_another_library_runs(tmkd: Tmkd, tmp_path: Path) -> None:
     """A decoder with yes and no: its raw scores are stored, its log-odds are learned; a killed run labels on."""
     from sentence_transformers import CrossEncoder

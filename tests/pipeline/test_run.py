@@ -61,9 +61,14 @@ def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_pat
     tmkd("score", run / "export", "--pairs", run / "test.jsonl", "--output", tmp_path / "test-scored.csv")
     assert (tmp_path / "test-scored.csv").read_text().count("tmkd_score") == 1
 
-    tmkd("evaluate", run, "--pairs", pairs, "--json", tmp_path / "numbers.json", "--no-speed")
+    tmkd("evaluate", run, "--pairs", pairs, "--json", tmp_path / "numbers.json", "--no-speed", "--name", "topics")
     numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert numbers["rows"] == len(scored)
+    assert (numbers["rows"], numbers["task"]) == (len(scored), "topics")
+    turned = write_jsonl(tmp_path / "turned.jsonl", pair_rows(1)[::-1])
+    again = json.loads(tmkd("evaluate", run, "--pairs", turned, "--json", "-", "--no-speed").stdout)
+    assert again["pairs_digest"] == numbers["pairs_digest"]  # in whatever order
+    of_test = json.loads((run / "report" / "results.json").read_text())
+    assert of_test["pairs_digest"] != numbers["pairs_digest"]
     assert [row["name"] for row in numbers["methods"]] == names
     assert numbers["data"]["test"]["read"] == len(scored)
     assert numbers["provenance"]["machine"] == where_from["machine"]

@@ -116,6 +116,19 @@ def test_a_teacher_behind_the_untrained_cosine_is_warned_of(tmp_path: Path, capl
     assert again == warned  # said once
 
 
+def test_scores_of_the_other_class_are_suspected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys = content(tmp_path, teachers=COLUMNS, ensemble="mean", data={
+        "train": str(tmp_path / "train.jsonl"), "hold_out": {"dev": 0.4, "test": 0.2},
+        "scores": {"judge": "logit", "noise": "logit"}, "positive": 0})  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    write_jsonl(tmp_path / "train.jsonl", [{**row, "label": 1 - row["label"]} for row in lines])
+    teachers_on_development(Run(parse_recipe(keys, "test"), tmp_path / "workspace").labels)
+    said = [one.getMessage() for one in caplog.records if "of the other class?" in one.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("teacher judge")
+    assert "its scores fall where the labels rise: are they of the other class?" in said[0]
+
+
 def test_the_soft_labels_are_the_weighted_log_odds(tmp_path: Path) -> None:
     run = Run(parse_recipe(content(tmp_path, teachers=COLUMNS), "test"), tmp_path / "workspace")
     stacked = run.labels.stacked

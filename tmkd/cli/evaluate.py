@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from tmkd import api
-from tmkd.cli.options import PAIRS_HELP, WORKSPACE, Jobs, JsonFile, Quiet, SharedAddress, WorkspaceFolder, give
+from tmkd.cli.options import (
+    PAIRS_HELP,
+    WORKSPACE,
+    Jobs,
+    JsonFile,
+    Quiet,
+    SharedAddress,
+    WorkspaceFolder,
+    give,
+    require_no_results,
+)
 from tmkd.core.console import say
 from tmkd.core.files import Quoting
 
@@ -28,6 +38,10 @@ def evaluate(
     label: Annotated[str | None, typer.Option(help=f"column of the label; {_UNLESS}")] = None,
     qid: Annotated[str | None, typer.Option(help=f"column that groups pairs by question; {_UNLESS}")] = None,
     quoting: Annotated[Quoting | None, typer.Option(help=f"what a quote in CSV and TSV means; {_UNLESS}")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="what the results call the pairs (`tmkd overall`); the file's name unless given"),
+    ] = None,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="measure pairs per second too")] = True,
     quiet: Quiet = False,
 ) -> None:
@@ -40,7 +54,7 @@ def evaluate(
     given = {"question": question, "passage": passage, "label": label, "qid": qid}
     columns = {name: column for name, column in given.items() if column is not None}
     opened = api.Run.open(run)
-    results = opened.evaluate(pairs, columns=columns, quoting=quoting, speed=speed, beside=beside or ())
+    results = opened.evaluate(pairs, columns=columns, quoting=quoting, speed=speed, beside=beside or (), name=name)
     give(json_file, results.to_json(), results.tables(), [*results.standing(), *results.verdicts()])
 
 
@@ -60,6 +74,7 @@ def overall(
 
     Example: tmkd overall workspace/runs/webqa workspace/runs/wikiqa=map
     """
+    require_no_results(json_file)
     found = api.compare_tasks(runs, method)
     lead = found.lead_sentence()
     give(json_file, found.to_json(), [found.table()], [found.sentence(), *([lead] if lead else [])])

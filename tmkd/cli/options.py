@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
@@ -15,7 +15,7 @@ from rich.console import RenderableType
 from typer.core import TyperCommand, TyperGroup
 
 from tmkd.core.console import say, set_quiet, tables, write_json_line
-from tmkd.core.files import Quoting, disk_errors, write_json, write_text
+from tmkd.core.files import Quoting, disk_errors, same_file, write_json, write_text
 
 WORKSPACE = Path("workspace")
 EXPORT, INDEX = WORKSPACE / "runs" / "demo" / "export", WORKSPACE / "index"
@@ -93,6 +93,60 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Give a bare `--json` the value `-`, and a bare `--ray` the value `local`."""
         return super().parse_args(ctx, with_ray_value(with_json_value(args)))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Carry the command out, once it is sure that what it writes is no file that it reads or writes besides."""
+        require_own_files(ctx.params)
+        return super().invoke(ctx)
+
+
+_WRITTEN = {"json_file": "--json", "report": "--report", "wrong": "--wrong"}
+"""Options that name a file to write. What else a command writes is checked where that is read."""
+
+
+def require_own_files(given: Mapping[str, Any]) -> None:
+    """Refuse a file to write that is also another file of the command, or the results of a run that it reads.
+
+    Args:
+        given: the command's options and arguments, by their names in Python.
+
+    Raises:
+        typer.BadParameter: two are one file, by links too.
+    """
+    named: list[tuple[str, str]] = []
+    for name, value in given.items():
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, str | Path) and str(one) not in ("", "-"):
+                named += [(name, str(one)), *([(name, str(one).rpartition("=")[2])] if "=" in str(one) else [])]
+    for name, option in _WRITTEN.items():
+        if (target := given.get(name)) is None or str(target) == "-":
+            continue
+        for other, path in named:
+            if other != name and any(same_file(target, one) for one in (path, Path(path) / "report" / "results.json")):
+                raise typer.BadParameter(
+                    f"{target} is another file of this command, which would be lost; name another file",
+                    param_hint=option,
+                )
+
+
+def require_no_results(json_file: Path | None) -> None:
+    """Refuse to write over the results of a run: `--json a.json b.json` means two results, not one and an output.
+
+    Raises:
+        typer.BadParameter: the file is a results.json, or what `tmkd evaluate --json` wrote.
+    """
+    if json_file is None or not json_file.is_file():
+        return
+    try:
+        content = json.loads(json_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    if isinstance(content, dict) and {"methods", "task"} <= content.keys():
+        raise typer.BadParameter(
+            f"{json_file} holds the results of a run, which would be lost. To print JSON write --json=-, or --json as "
+            "the last word; to write a file, --json=FILE with another name",
+            param_hint="--json",
+        )
 
 
 def with_json_value(arguments: list[str]) -> list[str]:

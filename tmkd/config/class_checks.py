@@ -74,3 +74,26 @@ def class_names(data: Data) -> tuple[str, ...] | None:
     if not names or all(name.lstrip("+-").isdecimal() for name in names.values()):
         return None
     return tuple(names[value] for value in sorted(names))
+
+
+def unlike_classes(mine: Data, theirs: Data) -> str:
+    """Say how two recipes' classes differ by their names, where both name them; empty where they are the same.
+
+    Names are compared without regard to case. Recipes may spell a class in several ways: one in common is enough.
+    Numbers for names are compared where both recipes map the same ones.
+    """
+    maps = [
+        {name.strip().casefold(): value for name, value in data.labels.items() if value is not None}
+        for data in (mine, theirs)
+    ]
+    first, second = maps
+    if not first or not second or (first.keys() != second.keys() and not (class_names(mine) and class_names(theirs))):
+        return ""
+    for name in sorted(first.keys() & second.keys()):
+        if first[name] != second[name]:
+            return f"{name} is class {first[name]} in one and class {second[name]} in the other"
+    for number in sorted({*first.values(), *second.values()}):
+        one, other = ([name for name, value in names.items() if value == number] for names in maps)
+        if not set(one) & set(other):
+            return f"class {number} is {' or '.join(one)} in one and {' or '.join(other)} in the other"
+    return ""

@@ -41,6 +41,15 @@ def changed_at(path: Path) -> int:
         return 0
 
 
+def same_file(first: str | Path, second: str | Path) -> bool:
+    """Whether two paths are one file, there or not: by links too."""
+    one, other = Path(first), Path(second)
+    try:
+        return one.resolve() == other.resolve() or one.samefile(other)
+    except (OSError, RuntimeError, ValueError):  # one is not there, or no path at all
+        return False
+
+
 def sha256_of(path: Path) -> str:
     """The file's SHA-256, hex."""
     with path.open("rb") as file:

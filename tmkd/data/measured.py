@@ -13,7 +13,7 @@ from tmkd.core.files import Quoting
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.readers import Rows, column_names, read_rows
 from tmkd.data.row_counts import RowCounts
-from tmkd.data.rows import Columns, Expected, rows_to_pairs, spelling
+from tmkd.data.rows import Columns, Expected, require_columns, rows_to_pairs, spelling, warn_of_absent_ids
 from tmkd.data.tasks import with_reference
 
 logger = logging.getLogger(__name__)
@@ -43,20 +43,25 @@ def read_measured(
         quoting: what a quote in a CSV or TSV file means; the recipe's `data.quoting` unless given.
 
     Raises:
-        DataError: the file or a row cannot be used, a label is a number that may be a class or a number of the hub data
-            set, or there are neither labels nor the reference.
+        DataError: the file or a row cannot be used, a column of `given` is not there, a label is a number that may be
+            a class or a number of the hub data set, or there are neither labels nor the reference.
     """
     rows = read_rows(path, quoting or data.quoting)
     present = column_names(rows)
-    named = {key: name for key, name in data.columns.model_dump().items() if name in present}
-    columns = Columns(**{**named, **{key: name for key, name in given.items() if name is not None}})
+    counts = RowCounts(str(path)) if counts is None else counts
+    asked = {key: name for key, name in given.items() if name is not None}
+    require_columns(list(asked.values()), present, path)
+    by_recipe = data.columns.model_dump()
+    ids = {key: by_recipe[key] for key in ("qid", "pid") if key not in asked and key not in present}
+    warn_of_absent_ids(ids, present, counts)
+    columns = Columns(**{**{key: name for key, name in by_recipe.items() if name in present}, **asked})
     expected: Expected = {
         "columns": columns,
         "classes": classes,
         "scores": data.scores,
         "labels": _spellings(data, classes, rows, path, columns.label),
         "need_labels": data.reference is None,
-        "counts": RowCounts(str(path)) if counts is None else counts,
+        "counts": counts,
     }
     if data.grades is not None:
         expected["relevant_from"] = data.grades.relevant_from

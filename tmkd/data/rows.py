@@ -112,6 +112,8 @@ def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Ex
                 column=columns.label,
             )
     qids = pids = None
+    if columns.label is not None:  # a pool need not have them
+        warn_of_absent_ids({"qid": columns.qid, "pid": columns.pid}, present, counts)
     if columns.qid in present:
         qids = filled_qids(checked_column(rows, columns.qid, identifier, source), questions, counts)
     if columns.pid in present:
@@ -167,6 +169,20 @@ def require_columns(needed: Sequence[str], present: Sequence[str], source: Path 
                 path=source if isinstance(source, Path) else None,
                 column=name,
             )
+
+
+def warn_of_absent_ids(named: Mapping[str, str], present: Sequence[str], counts: RowCounts) -> None:
+    """Warn of names that a recipe gives to the columns `qid` and `pid` and that no column has.
+
+    Args:
+        named: the names, by what they hold.
+        present: the columns that are there.
+        counts: keeps the warning.
+    """
+    used = {"qid": "pairs are grouped by the question's text", "pid": "passages are told apart by their text"}
+    for what, name in named.items():
+        if name not in (what, *present):
+            counts.warn(f"there is no column {name!r}, which data.columns.{what} names; {used[what]}")
 
 
 def filled_qids(found: Sequence[str | None], questions: Sequence[str], counts: RowCounts) -> list[str] | None:

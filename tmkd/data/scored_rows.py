@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tmkd.core.errors import DataError
-from tmkd.core.files import Quoting
+from tmkd.core.files import Quoting, same_file
 from tmkd.data.pairs import pair_id
 from tmkd.data.readers import Rows, column_names, file_format, place_of, read_rows
 from tmkd.data.rows import BadValue, score, text
@@ -78,6 +78,8 @@ def import_scores(files: Sequence[str | Path], output: str | Path, *, quoting: Q
     if not files:
         raise ValueError("no file of scores to import")
     file_format(output)  # at once, not after everything was read
+    if any(same_file(file, output) for file in files):
+        raise DataError(f"{output} is one of the files to be imported, which would be lost; name another output")
     found: dict[str, _Scored] = {}
     conflicts: dict[str, _Scored] = {}
     count = seen = 0

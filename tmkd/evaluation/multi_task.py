@@ -12,6 +12,7 @@ of the sum of the squared half-widths, divided by the number of tasks.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from tmkd.core.errors import DataError
 from tmkd.evaluation.bootstrap import Interval
 from tmkd.evaluation.results import METRICS
 from tmkd.evaluation.significance import TITLES, Difference, verdict
+
+logger = logging.getLogger(__name__)
 
 MEAN = "mean"
 _ENSEMBLES, _BEST_TEACHERS = "the teachers' ensemble", "the best single teacher"  # of all tasks
@@ -42,6 +45,8 @@ class TaskResult:
         chance: the chance level of each metric; empty in results of earlier versions.
         lead: the teachers' ensemble minus the single teacher that is best on the development set; None where they were
             not compared.
+        measured: the hash of the measured pairs; in results of earlier versions, which have none, their number and that
+            of the questions.
     """
 
     name: str
@@ -50,14 +55,15 @@ class TaskResult:
     differences: dict[tuple[str, str], Interval]
     chance: dict[str, float] = field(default_factory=dict)
     lead: Difference | None = None
+    measured: tuple[Any, ...] = ()
 
     @classmethod
     def read(cls, given: str) -> TaskResult:
         """Read one run.
 
         Args:
-            given: `PATH` or `PATH=METRIC`: a run's folder or its results.json. Without a metric the task counts by
-                ROC-AUC, or by accuracy where there is no ROC-AUC.
+            given: `PATH` or `PATH=METRIC`: a run's folder or its results.json, whose own path may have a `=`. Without a
+                metric the task counts by ROC-AUC, or by accuracy where there is no ROC-AUC.
 
         Returns:
             The results, and the metric that the task counts by.
@@ -65,8 +71,7 @@ class TaskResult:
         Raises:
             DataError: there is no such file, it is not a results.json, or it does not have the metric.
         """
-        place, _, wanted = given.partition("=")
-        path = Path(place)
+        path, wanted = _place_and_metric(given)
         path = path / "report" / "results.json" if path.is_dir() else path
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -89,7 +94,9 @@ class TaskResult:
         differences = {(first, second): value for first, second, value in own}
         differences |= {(second, first): value.negated() for first, second, value in own}
         lead = next((one for one in leads if one.metric == metric), leads[0] if leads else None)
-        return cls(name, metric, methods, differences, content.get("chance", {}), lead)
+        counts = (content.get("rows"), content.get("questions"))
+        measured = (content["pairs_digest"],) if content.get("pairs_digest") else counts if all(counts) else ()
+        return cls(name, metric, methods, differences, content.get("chance", {}), lead, measured)
 
     @property
     def above_chance(self) -> bool:
@@ -243,12 +250,43 @@ def _ensemble_leads(content: dict[str, Any]) -> list[Difference]:
     ]
 
 
+def _place_and_metric(given: str) -> tuple[Path, str]:
+    """The path and the metric of `PATH=METRIC`; the metric is empty where the last `=` belongs to the path."""
+    place, _, metric = given.rpartition("=")
+    whole, before = Path(given).exists(), bool(place) and Path(place).exists()
+    if not place or (whole and not (before and metric in METRICS)) or not (before or metric in METRICS):
+        return Path(given), ""
+    return Path(place), metric
+
+
+def _require_other_pairs(tasks: Sequence[TaskResult]) -> None:
+    """Refuse tasks of the same pairs: their figures are not independent.
+
+    Of results of earlier versions, which do not say which pairs they are of, those with as many pairs and questions and
+    the same chance levels are warned of.
+    """
+    for number, task in enumerate(tasks):
+        for other in (one for one in tasks[:number] if task.measured and one.measured == task.measured):
+            said = f"the results of {other.name} and {task.name}"
+            if len(task.measured) == 1:
+                raise DataError(f"{said} are of the same pairs, and so not of two tasks; leave one of them out")
+            if task.chance == other.chance:
+                logger.warning(
+                    f"{said} have as many pairs and questions and the same chance levels; if they are of the same "
+                    "pairs, leave one of them out: the interval of a mean takes tasks as independent"
+                )
+
+
 def _require_comparable(tasks: Sequence[TaskResult], method: str) -> None:
     """Check what `MultiTaskResults.of` is given; see there."""
     names = [task.name for task in tasks]
+    _require_other_pairs(tasks)
     for task in tasks:
         if names.count(task.name) > 1:
-            raise DataError(f"two of the results are of the task {task.name!r}; a task counts once")
+            raise DataError(
+                f"two of the results are of the task {task.name!r}; a task counts once. If they are of other pairs, "
+                "measure one of them again with another name: tmkd evaluate --name NAME"
+            )
         if method not in task.methods:
             raise DataError(f"the results of {task.name} have no {method!r}: {', '.join(task.methods)}")
         if task.metric in task.chance and not task.above_chance:

@@ -179,6 +179,7 @@ class Results:
         questions: their questions.
         methods: one entry per model.
         differences: of every two students or baselines, and of each of them to the ensemble.
+        pairs_digest: a hash of the labelled pairs' ids in whatever order; the same of the same pairs.
         ranked: the questions that MRR, MAP and nDCG@10 are averaged over: those with a positive and a negative pair.
         taken: the model that the run exports.
         choice: how it was chosen, where the development set decided: {"method", "metrics", "development"}.
@@ -214,6 +215,7 @@ class Results:
     methods: list[ModelResult]
     differences: list[Difference]
     ranked: int = 0
+    pairs_digest: str = ""
     taken: str = "tmkd"
     choice: dict[str, Any] = field(default_factory=dict)
     relative_to: str = ENSEMBLE
@@ -301,6 +303,7 @@ class Results:
             "rows": self.rows,
             "questions": self.questions,
             "ranked_questions": self.ranked,
+            **({"pairs_digest": self.pairs_digest} if self.pairs_digest else {}),
             "chance": self.chance,
             "methods": [row.to_json() for row in self.methods],
             "differences": [difference.to_json() for difference in self.differences],

@@ -150,6 +150,7 @@ def _layered(
     tokenizer = _copy_tokenizer(student, fresh, card.max_length)
     model = load_checkpoint(fresh)
     logits = checked_logits(model, student, card, tokenizer, dev, positive)
+    about = {**about, "tokenizers": {"tokenizer.json": sha256_of(fresh / "tokenizer.json")}}
     return _Whole(ExportSource(model, fresh, tokenizer, calibration), BACKENDS, logits, about)
 
 

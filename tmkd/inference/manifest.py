@@ -37,14 +37,12 @@ class StatesFormat:
         size: k, numbers of a token's state.
         width: d, numbers of an embedding.
         question_encoder: Whether questions are read by a graph of their own (`question`), with a tokenizer of its own.
-        tokenizers: The SHA-256 of each file of a tokenizer, by its name in the export; empty in older exports.
     """
 
     identity: str
     size: int
     width: int
     question_encoder: bool = False
-    tokenizers: dict[str, str] = field(default_factory=dict)
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -68,6 +66,7 @@ class Manifest:
             `files` in place of `file` and `sha256`: both of each of its graphs (`StatesFormat.graphs`).
         states: What a cached student stores of a text; None for a student that reads question and passage together.
         positive: Of two classes the one of the right passages.
+        tokenizers: The SHA-256 of each file of a tokenizer, by its name in the export; empty in older exports.
     """
 
     folder: Path
@@ -78,6 +77,7 @@ class Manifest:
     backends: dict[str, dict[str, Any]]
     states: StatesFormat | None = None
     positive: int = 1
+    tokenizers: dict[str, str] = field(default_factory=dict)
 
     def has(self, backend: str) -> bool:
         """Whether the export holds this backend and it passed the parity gate."""
@@ -124,6 +124,17 @@ class Manifest:
         if usable[0] != ordered[0]:
             logger.info(f"scoring with {usable[0]}; {ordered[0]} is faster and needs: pip install 'tmkd[fast]'")
         return usable[0]
+
+    def require_tokenizers(self) -> None:
+        """Refuse another tokenizer than the exported one: the student would read other tokens.
+
+        Raises:
+            ExportError: A file of a tokenizer is not the one that was exported.
+        """
+        for name, digest in self.tokenizers.items():
+            path = self.folder / name
+            if path.is_file() and sha256_of(path) != digest:
+                raise ExportError(f"{path} is damaged: it is not the file that was exported; copy the export again")
 
     def checked_file(self, backend: str, part: str | None = None) -> Path:
         """A file of a backend, after its SHA-256 was compared with tmkd.json.
@@ -182,6 +193,7 @@ def read_manifest(folder: str | Path) -> Manifest:
             backends={str(name): dict(entry) for name, entry in content["backends"].items()},
             states=_states_format(content),
             positive=positive_of(content),
+            tokenizers=_digests(content) or _digests(content.get("states") or {}),
         )
         if manifest.outputs != classes and (manifest.outputs, classes) != (1, 2):
             raise ValueError(f"{manifest.outputs} outputs for {classes} classes")
@@ -220,8 +232,12 @@ def _states_format(content: dict[str, Any]) -> StatesFormat | None:
         raise ValueError(f"a student of the kind {kind!r}")
     said = content["states"]
     apart = bool(said.get("question_encoder"))
-    tokenizers = {str(name): str(digest) for name, digest in said.get("tokenizers", {}).items()}
-    return StatesFormat(str(said["identity"]), int(said["size"]), int(said["width"]), apart, tokenizers)
+    return StatesFormat(str(said["identity"]), int(said["size"]), int(said["width"]), apart)
+
+
+def _digests(said: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of each file of a tokenizer: those of a cached student are among what is said of its states."""
+    return {str(name): str(digest) for name, digest in said.get("tokenizers", {}).items()}
 
 
 def read_probes(folder: Path, classes: int) -> tuple[list[str], list[str], NDArray[np.float32]]:

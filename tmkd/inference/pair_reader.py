@@ -39,12 +39,13 @@ class PairReader:
         path: The graph.
 
     Raises:
-        ExportError: The graph is missing or damaged.
+        ExportError: The graph is missing or damaged, or the tokenizer is not the one that was exported.
         EncoderError: The tokenizer is missing or damaged.
     """
 
     def __init__(self, manifest: Manifest, backend: str, threads: Threads) -> None:
         self._manifest, self._backend, self._threads = manifest, backend, threads
+        manifest.require_tokenizers()
         self._tokenizer = PairTokenizer(manifest.folder, manifest.max_length)
         self.path: Path = manifest.checked_file(backend)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError
-from tmkd.core.files import Quoting
+from tmkd.core.files import Quoting, same_file
 from tmkd.core.logits import log_odds, softmax
 from tmkd.data.readers import Rows, file_format, read_rows
 from tmkd.data.rows import Columns, rows_to_pairs
@@ -23,7 +23,8 @@ from tmkd.inference.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 
-ADDED = ("tmkd_score", "tmkd_logits", "tmkd_probabilities", "tmkd_predicted")
+RAW_SCORE = "tmkd_score"
+ADDED = (RAW_SCORE, "tmkd_logits", "tmkd_probabilities", "tmkd_predicted")
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _require_writable(output: str | Path, source: Path) -> None:
         raise DataError(f"{output}: the folder {target.parent} does not exist; make it first")
     if target.is_dir() or not os.access(target.parent, os.W_OK):
         raise DataError(f"{output}: {'is a folder' if target.is_dir() else 'its folder cannot be written to'}")
-    if target.exists() and source.exists() and target.samefile(source):
+    if same_file(target, source):
         raise DataError(f"{output} is the file to be scored, which would be lost; name another output")
 
 

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from tmkd.core.backends import SAFE_BACKEND
 from tmkd.core.cpu import usable_cores
 from tmkd.core.errors import ExportError
-from tmkd.core.files import sha256_of
 from tmkd.inference.engines import Arrays, Graph, open_graph, token_batch
 from tmkd.inference.manifest import Manifest, StatesFormat, read_cosines, read_manifest
 from tmkd.inference.threads import Threads
@@ -87,7 +86,7 @@ class TextEncoder:
     def __init__(self, manifest: Manifest, backend: str, threads: Threads) -> None:
         self.folder, self.max_length, self.backend = manifest.folder, manifest.max_length, backend
         self.format = _format_of(manifest)
-        _require_tokenizers(self.folder, self.format)
+        manifest.require_tokenizers()
         self.tokenizer = TextTokenizer(self.folder, self.max_length)
         self.question_tokenizer = self.tokenizer
         self._question_path: Path | None = None
@@ -330,14 +329,6 @@ def _require_shapes(graph: Graph, path: Path, wanted: list[tuple[int, ...]]) -> 
     if found != wanted:
         given, said = (f"states of {shapes[-2][-1]} and embeddings of {shapes[-1][-1]}" for shapes in (found, wanted))
         raise ExportError(f"{path} gives {given} numbers, tmkd.json says {said}; export again")
-
-
-def _require_tokenizers(folder: Path, said: StatesFormat) -> None:
-    """Refuse another tokenizer than the exported one: stored states would be those of other tokens."""
-    for name, digest in said.tokenizers.items():
-        path = folder / name
-        if path.is_file() and sha256_of(path) != digest:
-            raise ExportError(f"{path} is damaged: it is not the file that was exported; copy the export again")
 
 
 def _format_of(manifest: Manifest) -> StatesFormat:

@@ -34,7 +34,7 @@ def find_label_map(folder: Path, teacher: Teacher, recipe: Recipe) -> list[int]:
     task (`data.labels`) must agree in their order. If the task names none, the meaning of two names decides
     (`not_relevant` is the negation of `relevant`); other names are refused, since their order cannot be known. Classes
     without names are taken in the checkpoint's order, and a note says so. A head of one logit has two classes: its
-    logit is the log-odds of class 1.
+    logit is the log-odds of class 1, and where class 0 is the positive one it must have the name of class 1 or a map.
 
     Args:
         folder: the checkpoint.
@@ -52,7 +52,7 @@ def find_label_map(folder: Path, teacher: Teacher, recipe: Recipe) -> list[int]:
         return _mapped(teacher.label_map, names, teacher.name, recipe.classes)
     as_it_is, of_task = list(range(recipe.classes)), _names_of_task(recipe)
     if (only := _only_logit(folder)) is not None:
-        _require_class_1(only, of_task, teacher)
+        _require_class_1(only, of_task, teacher, recipe.positive_class)
         return as_it_is
     if not _named(names):
         require_counted(folder, teacher.name)
@@ -89,6 +89,34 @@ def order_of_two(folder: Path, teacher: str) -> list[int] | None:
     return order
 
 
+def unlike_order(folder: Path, recipe: Recipe) -> str:
+    """Say how the classes of a teacher of the pool are not the task's, in their order.
+
+    Args:
+        folder: the checkpoint. The two classes of one that tmkd did not write are taken as `order_of_two` has them.
+        recipe: the task's classes and their names.
+
+    Returns:
+        The names of both; empty where they agree, or where one of the two names none.
+    """
+    names, of_task = class_names(folder), _names_of_task(recipe)
+    if (only := _only_logit(folder)) is not None:
+        if only and of_task.get(_plain(only)) == 0:
+            return f"its only logit is named {only}, class 0 of the task"
+        unknown = recipe.positive_class == 0 and of_task.get(_plain(only)) != 1
+        return "its only logit may be of either class, and data.positive is class 0" if unknown else ""
+    if not of_task or not _named(names):
+        return ""
+    negative = _negative(names)
+    if not has_card(folder) and negative is not None:
+        names = [names[negative], names[1 - negative]]
+    in_order = [of_task.get(_plain(name)) for name in names] == list(range(recipe.classes))
+    mean_the_same = not of_task.keys() & set(map(_plain, names)) and _negative(names) == _negative(list(of_task)) == 0
+    if in_order or mean_the_same:
+        return ""
+    return f"its classes are {', '.join(names)} in that order, the task's (data.labels) are {', '.join(of_task)}"
+
+
 def class_names(folder: Path) -> list[str]:
     """Return a checkpoint's class names in its order; an empty list where it does not name every class."""
     names = _names(folder)
@@ -109,17 +137,23 @@ def _only_logit(folder: Path) -> str | None:
     return names[0] if _named(names) else ""
 
 
-def _require_class_1(only: str, of_task: dict[str, int], teacher: Teacher) -> None:
+def _require_class_1(only: str, of_task: dict[str, int], teacher: Teacher, positive: int) -> None:
     """The only logit of a checkpoint is not named as class 0 of the task is, nor, in a task without names, a negation.
 
+    Where class 0 is the positive one it must be named as class 1 is: a reranker's logit is mostly of those passages.
+
     Raises:
-        RecipeError: it is; the message says what to write.
+        RecipeError: it may be of class 0; the message says what to write.
     """
     of_class_0 = of_task.get(_plain(only)) == 0 if of_task else _is_negation(_plain(only))
-    if of_class_0:
+    called = f"its only logit is named {only}" if only else "its only logit has no name"
+    why = ", which is class 0 of the task" if of_class_0 else ""
+    if not why and positive == 0 and of_task.get(_plain(only)) != 1:
+        why = ", and data.positive says that class 0 is right"
+    if why:
         raise RecipeError(
-            f"teachers: {teacher.name}: its only logit is named {only}, which is class 0 of the task. If it is the "
-            "log-odds of that class, write label_map: {0: 1, 1: 0}; if it is that of class 1, label_map: {0: 0, 1: 1}"
+            f"teachers: {teacher.name}: {called}{why}. If it is the log-odds of that class, write "
+            "label_map: {0: 1, 1: 0}; if it is that of class 1, label_map: {0: 0, 1: 1}"
         )
     logger.info(f"teacher {teacher.name}: one logit, taken as the log-odds of class 1")
 

@@ -14,10 +14,11 @@ from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import DataError, EncoderError, RecipeError, TmkdError, named
 from tmkd.data.pairs import Pairs
 from tmkd.data.row_checks import grades
+from tmkd.inference.score_file import RAW_SCORE
 from tmkd.models.card import has_card, read_card
 from tmkd.models.checkpoint import require_fit
 from tmkd.models.encoders.find import find_encoder
-from tmkd.models.label_map import class_names, find_label_map
+from tmkd.models.label_map import class_names, find_label_map, unlike_order
 from tmkd.models.ready import head_classes, require_head, require_log_odds
 from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
@@ -36,6 +37,7 @@ def require_teachers(data: RunData) -> None:
     """
     recipe = data.recipe
     _require_different(recipe.used_teachers)
+    _require_odds_of_class_1(recipe)
     for teacher in recipe.used_teachers:
         if teacher.model is not None or not is_step(teacher):
             if not teacher.is_column:
@@ -67,8 +69,28 @@ def _require_different(teachers: Sequence[Teacher]) -> None:
             )
 
 
+def _require_odds_of_class_1(recipe: Recipe) -> None:
+    """Refuse scores that tmkd wrote as those of the right passages where these are class 0 of the task."""
+    if recipe.positive_class == 1:
+        return
+    for teacher in recipe.used_teachers:
+        column = teacher.scores if teacher.is_column else teacher.column if teacher.file is not None else None
+        if column == RAW_SCORE:
+            raise RecipeError(
+                f"teachers: {teacher.name}: the column {column} holds the log-odds of the right passages, and a "
+                "teacher's scores are those of class 1, where data.positive says that class 0 is right. Write its "
+                "numbers times -1 into a column of another name, or number the classes the other way round with "
+                "data.labels",
+                key="teachers",
+            )
+
+
 def require_pool_teachers(recipe: Recipe) -> None:
-    """Each folder that `pool.teachers` names is a checkpoint with a head or a run, all with one number of classes."""
+    """Each folder that `pool.teachers` names is a checkpoint with a head or a run, all with one number of classes.
+
+    Where a chosen method has no stage 2, its student keeps their classes and is called by the task's: these must be the
+    same, in one order.
+    """
     places = [Path(place) for place in recipe.pool.teachers] if recipe.pool is not None else []
     folders: dict[int, Path] = {}  # a folder for each number of classes
     for place in places:
@@ -77,6 +99,28 @@ def require_pool_teachers(recipe: Recipe) -> None:
         found = ", ".join(f"{folder} has {count}" for count, folder in folders.items())
         raise RecipeError(f"pool.teachers: their numbers of classes differ: {found}", key="pool.teachers")
     _require_one_order([place for place in places if not (place / "manifest.json").is_file()])
+    if kept := [method.name for method in recipe.chosen_methods if method.stage1 and not method.stage2]:
+        for place in places:
+            _require_classes_of_task(recipe, place, kept[0])
+
+
+def _require_classes_of_task(recipe: Recipe, place: Path, method: str) -> None:
+    """The teachers in a folder of `pool.teachers` have the task's classes, in its order."""
+    why = f"{method} learns no labels of the task, so that its classes are those of pool.teachers"
+    counts = set(_classes_of(place))
+    if counts != {recipe.classes}:
+        raise RecipeError(
+            f"pool.teachers: {place} has {counts.pop()} classes, the task {recipe.classes} (`classes`), and {why}",
+            key="pool.teachers",
+        )
+    of_run = (place / "manifest.json").is_file()
+    for folder in [step.folder for step in teachers_of_run(place)] if of_run else [place]:
+        if problem := unlike_order(folder, recipe):
+            raise RecipeError(
+                f"pool.teachers: {place}: {problem}, and {why}; number the classes in data.labels as they are there, "
+                "or add the names that they have there",
+                key="pool.teachers",
+            )
 
 
 def _require_one_order(folders: list[Path]) -> None:

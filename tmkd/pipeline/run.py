@@ -224,6 +224,7 @@ class Run:
         quoting: Quoting | None = None,
         speed: bool = True,
         beside: Sequence[str | Path] = (),
+        name: str | None = None,
     ) -> Results:
         """Compare every model of the finished run on any labelled pairs.
 
@@ -234,6 +235,7 @@ class Run:
             quoting: what a quote in a CSV or TSV file means; the recipe's `data.quoting` unless given.
             speed: measure the models' speed too.
             beside: folders of other finished runs, whose students and baselines are compared with this run's.
+            name: what the results call the pairs; the file's name unless given, or the run's for `Pairs`.
 
         Raises:
             TmkdError: a run is not finished, two of them have one name, or they have other classes.
@@ -242,7 +244,7 @@ class Run:
         finished = FinishedRun.read(self.folder, self.workspace)
         others = [FinishedRun.read(Path(folder)) for folder in beside]
         require_comparable(finished, others)
-        task = None if isinstance(pairs, Pairs) else Path(pairs).name
+        task = name or (None if isinstance(pairs, Pairs) else Path(pairs).name)
         counts = RowCounts("the pairs", len(pairs)) if isinstance(pairs, Pairs) else RowCounts(str(pairs))
         if not isinstance(pairs, Pairs):
             pairs = read_measured(self.recipe.data, self.recipe.classes, Path(pairs), columns or {}, counts, quoting)

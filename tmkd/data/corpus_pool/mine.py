@@ -18,7 +18,7 @@ from typing import Any
 from tmkd.core.cluster import Cluster
 from tmkd.core.console import Bar, progress
 from tmkd.core.errors import DataError
-from tmkd.core.files import sha256_of
+from tmkd.core.files import same_file, sha256_of
 from tmkd.data.builtin.corpus import CORPORA
 from tmkd.data.corpus_pool.one_question import MinedQuestion, mined_on
 from tmkd.data.corpus_pool.parts import FORMATS, Parts
@@ -147,7 +147,7 @@ def mine_pool(
         MissingExtraError: Tantivy is not installed.
     """
     output, mining = Path(output), mining or Mining()
-    _check_output(output, corpus)
+    _check_output(output, corpus, (questions, *mining.without))
     asked = QuestionFile(Path(questions), mining.column, mining.quoting)
     next(iter(asked))  # a file that cannot be used is refused before the corpus is indexed
     held = _held_out(mining.without)
@@ -173,11 +173,13 @@ def mine_pool(
     return done
 
 
-def _check_output(output: Path, corpus: Sequence[str | Path]) -> None:
+def _check_output(output: Path, corpus: Sequence[str | Path], texts: Sequence[str | Path]) -> None:
     if not output.name.lower().endswith(FORMATS):
         raise DataError(f"{output}: unknown extension; a pool is written as {', '.join(FORMATS)}")
     if not output.parent.is_dir():
         raise DataError(f"{output}: there is no folder {output.parent}")
+    if any(same_file(output, file) for file in (*corpus, *texts)):
+        raise DataError(f"{output} is one of the files to be read, which would be lost; name another output")
     for place in map(Path, corpus):
         beir = (place / "corpus.jsonl").is_file()  # of which only that file is read
         if place.is_dir() and not beir and place.resolve() in output.resolve().parents:

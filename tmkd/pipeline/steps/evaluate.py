@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tmkd.config.class_checks import unlike_classes
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Training
 from tmkd.core.errors import TmkdError
+from tmkd.core.files import digest_of
 from tmkd.core.hardware import prepare
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.comparison import ComparisonOptions, compare
@@ -102,6 +104,11 @@ def require_comparable(run: FinishedRun, others: Sequence[FinishedRun]) -> None:
                 raise TmkdError(
                     f"{what} is {mine} in the run {names[0]} and {theirs} in {name}; they cannot be compared"
                 )
+        if differing := unlike_classes(run.recipe.data, other.recipe.data):
+            raise TmkdError(
+                f"the classes of the runs {names[0]} and {name} are not the same: {differing}. Give both recipes the "
+                "same data.labels, and run them anew"
+            )
 
 
 def outputs(
@@ -291,6 +298,7 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
     ways = _combinations(run, pairs)
     if ways:
         results.combinations = measure_components(pairs, ways["logit"], ways, classes=classes, options=options)
+    results.pairs_digest = digest_of(sorted(pairs.take(np.flatnonzero(pairs.labels >= 0)).pair_ids))
     results.training = training_numbers(run.recipe)
     results.development = run.development
     results.reliability = {output.name: output.reliability for output in found if output.reliability}
