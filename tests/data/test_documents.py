@@ -258,6 +258,23 @@ def test_html_in_markdown_is_read_as_in_a_page(text: str, blocks: list[str]) -> 
     assert _markdown(text) == [("", "", blocks)]
 
 
+@pytest.mark.parametrize(
+    "nested",
+    [
+        "".join(f"{'  ' * depth}- item {depth}\n" for depth in range(15)),
+        "+ - + - + - + - + - +\n",
+        ">" * 21 + " quoted\n",
+        ">" * 2000 + " quoted\n",  # more than can be parsed: read as plain text
+        "[" * 2000 + "\n",
+    ],
+)
+def test_deep_markdown_keeps_its_text(nested: str) -> None:
+    blocks = [block for _, _, blocks in _markdown(f"{nested}\nThe end of the text.") for block in blocks]
+    assert blocks[-1] == "The end of the text."
+    assert ("item 14" in blocks) == ("item" in nested)
+    assert ("quoted" in " ".join(blocks)) == ("quoted" in nested)
+
+
 def test_headings_of_html_in_markdown() -> None:
     assert _markdown("<h1 align=center>Big</h1>\n\ntext\n\n# Later") == [
         ("Big", "Big", ["text"]),

@@ -14,24 +14,33 @@ from tmkd.data.documents.markup import text_of
 from tmkd.data.documents.sections import Section, SectionBuilder
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?=\S)(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+_NESTING = {"maxNesting": 1000}  # blocks in blocks; beyond that the parser would drop the rest of the text
 _UNDERLINE = re.compile(r"^([=\-~^\"'`#*+:.])\1{2,}\s*$")
 
 
 def parse_markdown(text: str) -> list[Section]:
     """Sections of a Markdown document, in reading order.
 
-    The title is that of the front matter, else the first heading of level 1.
+    The title is that of the front matter, else the first heading of level 1. A document that is nested too deeply to
+    be parsed is read as plain text.
 
     Raises:
         MissingExtraError: markdown-it-py is not installed.
     """
+    try:
+        return _parsed(text)
+    except RecursionError:
+        return parse_plain(text)
+
+
+def _parsed(text: str) -> list[Section]:
     with needs_extra("qa"):
         from markdown_it import MarkdownIt
 
         from tmkd.data.documents.html import add_html, html_title
 
     title, body = _front_matter(text.replace("\r\n", "\n"))
-    tokens = MarkdownIt("commonmark").enable("table").parse(body)
+    tokens = MarkdownIt("commonmark", _NESTING).enable("table").parse(body)
     builder = SectionBuilder(title or _first_heading(tokens, html_title))
     row: list[str] = []  # the cells of the table row that is open
     for place, token in enumerate(tokens):
