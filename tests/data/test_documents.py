@@ -87,6 +87,18 @@ def test_questions_that_are_not_heading_elements() -> None:
     ]
 
 
+def test_a_question_on_a_button_is_a_heading() -> None:
+    page = """<h1>FAQ</h1><h2><button>How do I reset my password?<svg><title>Open</title></svg></button></h2>
+        <div>Ask the desk.</div><h2><button>Copy link</button>Is it safe?</h2><div>Yes.</div>
+        <dl><dt><button>When is it open?</button></dt><dd>On Mondays.</dd></dl>"""
+    assert _flat(parse_html(page.encode())) == [
+        ("FAQ", []),
+        ("How do I reset my password?", ["Ask the desk."]),
+        ("Is it safe?", ["Yes."]),
+        ("When is it open?", ["On Mondays."]),
+    ]
+
+
 @pytest.mark.parametrize("data", [b"", b"   ", b"<html></html>", b"<!-- only a comment -->"])
 def test_empty_html_gives_no_text(data: bytes) -> None:
     assert parse_html(data) == []

@@ -98,7 +98,7 @@ def _tree(text: str) -> Any:
 
 def _title(root: Any) -> str:
     for element in [*root.iter("h1"), *root.iter("title")]:
-        text = clean_heading(_inline(element))
+        text = clean_heading(_label(element))
         if text:
             return re.sub(r"\s+[—-]\s+(?:Python|Apache)\b.*$| Manual Page$", "", text)
     return ""
@@ -140,6 +140,12 @@ def _inline(element: Any) -> str:
         edge = " " if child.tag == "br" or _is_block(child) else ""
         parts += [edge, "" if _dropped(child) else _inline(child), edge, child.tail or ""]
     return "".join(parts)
+
+
+def _label(element: Any) -> str:
+    """The text of a heading or a term. Where a button is all that it holds, as in a list of questions, the button's."""
+    text = _inline(element)
+    return text if text.strip() else " ".join(_inline(button) for button in element.iter("button"))
 
 
 def _lines(element: Any) -> str:
@@ -227,7 +233,7 @@ class _Walker:
         if tag == "br":
             self._buffer.append(" ")
         elif tag in HEADINGS:
-            self._heading(HEADINGS[tag], _inline(element))
+            self._heading(HEADINGS[tag], _label(element))
         elif tag in _CODE:
             self._code(element)
         elif tag in BLOCKS:
@@ -298,7 +304,7 @@ class _Walker:
         return self._tables[table]
 
     def _definition(self, element: Any) -> None:
-        text = " ".join(_inline(element).split())
+        text = " ".join(_label(element).split())
         if len(text.split()) > 2 and (text.endswith("?") or _COMPLAINT.match(text)):
             self._heading(_QUESTION_LEVEL, text)
         else:  # several terms may share one definition
