@@ -168,6 +168,26 @@ def test_a_page_within_a_form_is_kept_and_a_search_form_is_not() -> None:
     assert _blocks("<form><label>Search</label></form><p>text</p>") == ["text"]
 
 
+@pytest.mark.parametrize(
+    ("page", "blocks"),
+    [
+        ("<body><div role=main> </div><p>beside it</p></body>", ["beside it"]),
+        ("<body><div id=content><nav>Home</nav></div><p>beside it</p></body>", ["beside it"]),
+        (
+            "<body><div role=main>one<div role=main>two</div></div><p>not this</p><div role=main>three</div></body>",
+            ["one", "two", "three"],
+        ),
+        ("<body><div class='top wide'><p>all of it</p></div></body>", ["all of it"]),
+        ("<body><div id=title><p>all of it</p></div><div class=toc>Contents</div></body>", ["all of it"]),
+        ("<body><form><p>all of it</p><button>Send</button></form></body>", ["all of it"]),
+        ("<body><div class=contents><p>See <a href=a>this page</a> <a href=b>and that</a></p></div></body>", []),
+        ("<body><div class=top>Home</div><p>the text</p></body>", ["the text"]),
+    ],
+)
+def test_a_page_whose_main_element_has_no_text_is_read_elsewhere(page: str, blocks: list[str]) -> None:
+    assert _blocks(page) == blocks
+
+
 DEEP = "<div>" * 3000
 
 

@@ -372,6 +372,18 @@ def test_what_cannot_be_read_is_skipped_and_named_or_refused(
         index_documents(["docs"], tmp_path / "index", Reading(strict=True))
 
 
+def test_files_that_give_no_passage_are_counted_and_said(
+    docs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(docs, {"b.html": "<nav>Home</nav>", "deep/d.pod": "sub code { 1 }\n"})
+    write_jsonl(docs / "rows.jsonl", [{"id": "1", "text": "Cells divide."}, {"id": "2", "text": ""}])
+    for _ in range(2):  # also where nothing has changed
+        caplog.clear()
+        changes = index_documents(["docs"], tmp_path / "index")
+        assert (changes.added + changes.unchanged, changes.empty) == (7, 3)
+        assert "2 of 5 files gave no passage, the first docs/b.html" in caplog.text
+
+
 def test_single_bad_bytes_are_replaced_counted_and_said(
     docs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -542,7 +554,7 @@ def test_missing_packages_are_named(docs: Path, tmp_path: Path, monkeypatch: pyt
 def test_the_command_counts(docs: Path, tmp_path: Path, tmkd: Tmkd) -> None:
     done = json.loads(tmkd("index", "docs", "--out", "out", "--json", "--quiet").stdout)
     assert {**done, "seconds": 0} == {
-        **{"index": "out", "added": 3, "changed": 0, "deleted": 0, "unchanged": 0, "skipped": 0},
+        **{"index": "out", "added": 3, "changed": 0, "deleted": 0, "unchanged": 0, "skipped": 0, "empty": 0},
         **{"passages": 5, "replaced": 0, "seconds": 0, "states": None, "states_of": None, "without_states": None},
     }
     told = tmkd("index", "docs", "--out", "out").stderr

@@ -21,6 +21,7 @@ from tmkd.data.documents.markup import (
     DROP_IDS,
     DROP_TAGS,
     HEADINGS,
+    NEVER_TEXT,
     are_line_numbers,
     text_of,
 )
@@ -49,15 +50,33 @@ def parse_html(data: bytes) -> list[Section]:
     """
     text = decode_html(data).text
     try:
-        root = _tree(text)
-        walker = _Walker(SectionBuilder(_title(root)))
-        walker.walk(_main(root))
+        return _sections(text)
     except RecursionError:
         builder = SectionBuilder("")
         builder.block(text_of(text))
         return builder.done()
-    walker.flush()
-    return walker.builder.done()
+
+
+def _sections(text: str) -> list[Section]:
+    """The sections of what is marked as the main text; else of the body; else of the body with all that is dropped.
+
+    What is dropped by class, by id or as a form is read where nothing else has text and most of it is no links.
+    """
+    found: list[Section] = []
+    for main, undressed in ((True, False), (False, False), (False, True)):
+        root = _tree(text)
+        title = _title(root)
+        if undressed and not _undress(root):
+            break
+        walker = _Walker(SectionBuilder(title))
+        for element in _mains(root) if main else root.iter("body"):
+            walker.walk(element)
+            walker.flush()
+        sections = walker.builder.done()
+        if any(section.blocks for section in sections):
+            return sections
+        found = found or sections
+    return found
 
 
 def add_html(builder: SectionBuilder, text: str) -> None:
@@ -104,13 +123,26 @@ def _title(root: Any) -> str:
     return ""
 
 
-def _main(root: Any) -> Any:
-    """The element with the main text; the whole body if none is marked as such."""
+def _mains(root: Any) -> list[Any]:
+    """The elements with the main text, none inside another; the whole body if none is marked as such."""
     for path in ('.//*[@role="main"]', './/*[@id="page-content"]', './/body/*[@id="content"]', ".//body"):
-        found = root.find(path)
-        if found is not None:
-            return found
-    return root
+        found = root.findall(path)
+        if found:
+            return [one for one in found if not any(above in found for above in one.iterancestors())]
+    return [root]
+
+
+def _undress(root: Any) -> bool:
+    """Take away the classes, ids and forms for which text is dropped; tells whether most of the text is no links."""
+    for element in root.iter("*"):
+        classes = [one for one in (element.get("class") or "").split() if one in NEVER_TEXT or one not in DROP_CLASSES]
+        element.set("class", " ".join(classes))
+        if element.get("id") in DROP_IDS - NEVER_TEXT:
+            del element.attrib["id"]
+        if element.tag == "form":
+            element.tag = "div"
+    letters = sum(len("".join(_inline(body).split())) for body in root.iter("body"))
+    return sum(len("".join(_inline(link).split())) for link in root.iter("a")) < letters / 2
 
 
 def _dropped(element: Any) -> bool:

@@ -84,6 +84,7 @@ class Changes:
         unchanged: documents that stay as they were.
         skipped: files that could not be read, and are not in the index.
         passages: how many passages the index holds after the update.
+        empty: how many of its documents have no passage.
         replaced: bytes that did not fit the charset of their file and were replaced.
     """
 
@@ -93,6 +94,7 @@ class Changes:
     unchanged: int = 0
     skipped: int = 0
     passages: int = 0
+    empty: int = 0
     replaced: int = 0
 
     def sentence(self) -> str:
@@ -150,6 +152,13 @@ class DocumentIndex:
     def documents(self) -> int:
         """How many documents it holds, including documents without text."""
         return self._count(FIRST) + self._count(EMPTY)
+
+    def without_passages(self) -> Iterator[str]:
+        """The keys of the documents that have no passage."""
+        index, searcher = self._state
+        query = import_tantivy().Query.term_query(index.schema, "role", EMPTY)
+        for _, address in searcher.search(query, max(1, searcher.num_docs), count=False).hits:
+            yield json.loads(searcher.doc(address)["stored"][0])["document"]
 
     def _count(self, role: int) -> int:
         index, searcher = self._state
@@ -291,7 +300,8 @@ def update_index(folder: Path, documents: Callable[[], Iterable[Document]]) -> C
             raise
         writer.wait_merging_threads()
         let_others_read(folder)
-    changes.passages = len(DocumentIndex.open(folder))
+    written = DocumentIndex.open(folder)
+    changes.passages, changes.empty = len(written), written._count(EMPTY)
     return changes
 
 

@@ -31,6 +31,13 @@ DROP_IDS = word_set(
     toc quickview page-header path footer footer-text comments_section searchmenu banner title topics
     """
 )
+NEVER_TEXT = word_set(
+    """
+    navheader navfooter toc sphinxsidebar docnav fancy_toc fancy-toc toplang permalink headerlink indexterm lang-toggle
+    bottomlang mobile-nav searchmenu genindex edit-this-page breadcrumbs
+    """
+)
+"""Classes and ids of these that hold no text even where nothing else does; the others mean something else elsewhere."""
 LINE_NUMBERS = word_set(
     """
     linenos lineno linenodiv linenumber linenumbers line-number line-numbers line-numbers-rows line-no ln lnt

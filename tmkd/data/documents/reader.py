@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from tmkd.core.console import Bar, progress
 from tmkd.core.errors import DataError, needs_extra
 from tmkd.data.documents.charset import Decoded, decode_html, decode_pod, decode_text
 from tmkd.data.documents.document_rows import PARQUET, Fields, read_rows, repeated
-from tmkd.data.documents.index import Changes, Document, update_index
+from tmkd.data.documents.index import Changes, Document, DocumentIndex, update_index
 from tmkd.data.documents.markdown import parse_markdown, parse_plain
 from tmkd.data.documents.passages import Passage, content_digest, section_passages
 from tmkd.data.documents.pod import parse_pod
@@ -112,7 +112,16 @@ def index_documents(
     if reader.replaced:
         changes.replaced = sum(reader.replaced.values())
         logger.warning(f"{changes.replaced:,} bad bytes were replaced, in {len(reader.replaced):,} files")
+    if changes.empty:
+        _tell_empty(folder, reader.whole_files)
     return changes
+
+
+def _tell_empty(folder: Path, files: Collection[str]) -> None:
+    """Warn of files that gave no passage. Rows without text have a warning of their own."""
+    found = [key for key in DocumentIndex.open(folder).without_passages() if key in files]
+    if found:
+        logger.warning(f"{len(found):,} of {len(files):,} files gave no passage, the first {min(found)}")
 
 
 class DocumentReader:
@@ -144,6 +153,11 @@ class DocumentReader:
         self._seen: set[tuple[int, int]] = set()
         self._files = [file for place in places for file in self._place(str(place))]
         self._one_file = sum(file.passages is None for file in self._files) == 1
+
+    @property
+    def whole_files(self) -> set[str]:
+        """The keys of the documents that are files, and not rows of files."""
+        return {file.name for file in self._files if file.passages is not None}
 
     def documents(self) -> Iterator[Document]:
         """Every document that can be read.
