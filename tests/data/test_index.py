@@ -279,6 +279,30 @@ def test_the_passages_beside_one_are_those_of_its_document(tmp_path: Path) -> No
     assert index.beside([gone]) == index.beside([]) == {}
 
 
+def test_a_text_under_two_headings_is_found_by_both(tmp_path: Path) -> None:
+    """It counts once in each search, with the heading that fits best, and its neighbours are those that it has there."""
+    tools = ("Zip", "Tar")
+    part = "## {0}\n\n{0} packs files.\n\n### Install {0}\n\nRun the installer.\n\n### Start {0}\n\n{0} starts now.\n"
+    write(tmp_path / "docs", {"a.md": "# Tools\n" + "".join(map(part.format, tools))})
+    assert index_documents(["docs"], tmp_path / "index").passages == 6
+    index = DocumentIndex.open(tmp_path / "index")
+    pid = first(index, "installer").passage.pid
+    for tool in tools:
+        found = first(index, f"install {tool}")
+        assert found.passage.heading_path == ("Tools", tool, f"Install {tool}")
+        assert index.look_up([pid], f"install {tool}") == [found]
+        packs, starts = (first(index, f"{tool} {word}").passage.pid for word in ("packs", "starts"))
+        assert index.beside([found]) == {pid: [packs, starts]}
+    assert [one.passage.pid for one in index.search("installer", 5)] == [pid]
+    assert [one.passage.pid for one in index.hits("installer", 5)] == [pid, pid]
+    assert {index.text_number(one) for one in index.hits("installer", 5)} == {first(index, "installer").number}
+    write(tmp_path / "docs", {"a.md": "# A\n\nSee the manual.\n\n# B\n\nSee the manual.\n"})
+    index_documents(["docs"], tmp_path / "index")
+    index.refresh()
+    found = first(index, "manual")
+    assert index.beside([found]) == {found.passage.pid: []}
+
+
 def test_a_text_of_many_documents_counts_once(tmp_path: Path) -> None:
     texts = {f"copy{number:02}": "mount the same disk" for number in range(60)} | {"other": "mount another thing"}
     found = index_of(tmp_path / "index", texts).search("mount disk", 2)

@@ -173,9 +173,9 @@ def section_passages(sections: Sequence[Section], title: str, source: str) -> li
         source: shown as the place of the passages.
 
     Returns:
-        The passages in reading order, each text once.
+        The passages in reading order, each text once under the same headings.
     """
-    found: dict[str, Passage] = {}
+    found: dict[tuple[str, tuple[str, ...]], Passage] = {}
     title = storable(title)
     for section in sections:
         headings = tuple(map(storable, (*section.path, section.heading) if section.heading else section.path))
@@ -184,7 +184,7 @@ def section_passages(sections: Sequence[Section], title: str, source: str) -> li
             text = storable(text)
             if word_count(normalise(text)) >= _LEAST_WORDS:
                 passage = Passage(text_hash(text), text, title, headings, source, name, code=code)
-                found.setdefault(passage.pid, passage)
+                found.setdefault((passage.pid, headings), passage)
     return list(found.values())
 
 
