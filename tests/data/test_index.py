@@ -280,7 +280,7 @@ def test_the_passages_beside_one_are_those_of_its_document(tmp_path: Path) -> No
 
 
 def test_a_text_under_two_headings_is_found_by_both(tmp_path: Path) -> None:
-    """It counts once in each search, with the heading that fits best, and its neighbours are those that it has there."""
+    """It counts once in each search, with the heading that fits best, and its neighbours are those it has there."""
     tools = ("Zip", "Tar")
     part = "## {0}\n\n{0} packs files.\n\n### Install {0}\n\nRun the installer.\n\n### Start {0}\n\n{0} starts now.\n"
     write(tmp_path / "docs", {"a.md": "# Tools\n" + "".join(map(part.format, tools))})
@@ -406,6 +406,23 @@ def test_files_that_give_no_passage_are_counted_and_said(
         changes = index_documents(["docs"], tmp_path / "index")
         assert (changes.added + changes.unchanged, changes.empty) == (7, 3)
         assert "2 of 5 files gave no passage, the first docs/b.html" in caplog.text
+
+
+def test_answers_of_one_word_are_passages_where_a_heading_or_title_asks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "docs", {"a.md": "# Ports\n\nAll of them:\n\n## Default port\n\n`8080`\n"})
+    rows: list[dict[str, object]] = [
+        {"id": "1", "title": "What is the capital of France?", "text": "Paris"},
+        {"id": "2", "text": "London"}, {"id": "3", "title": "Rome", "text": "?!"}, {"id": "4", "text": ""},
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "docs" / "rows.jsonl", rows)
+    assert index_documents(["docs"], tmp_path / "index").passages == 3
+    index = DocumentIndex.open(tmp_path / "index")
+    assert first(index, "What is the default port?").passage.text == "8080"
+    assert first(index, "What is the capital of France?").passage.text == "Paris"
+    for why, line in (("one word and no title", 2), ("no word", 3), ("no text", 4)):
+        assert f"1 of 4 documents have {why}, and so no passage; the first is on line {line}" in caplog.text
 
 
 def test_single_bad_bytes_are_replaced_counted_and_said(

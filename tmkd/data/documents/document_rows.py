@@ -13,7 +13,8 @@ from typing import IO, Any, cast
 from tmkd.core.errors import DataError
 from tmkd.data.documents.passages import Passage, content_digest, section_passages
 from tmkd.data.documents.sections import Block, Section
-from tmkd.data.documents.text import storable, text_hash
+from tmkd.data.documents.text import normalise, storable, text_hash
+from tmkd.data.documents.words import word_count
 
 PARQUET = ".parquet"
 _BATCH = 1024  # rows of Parquet in memory at once
@@ -94,6 +95,20 @@ class DocumentRow:
         """
         more = () if whole is None else (b"whole", whole.encode())
         return content_digest(self.title.encode(), self.text.encode(), self.url.encode(), *more)
+
+    def lacks(self, *, whole: bool) -> str | None:
+        """What the row has in place of a passage: "no text", "no word", "one word and no title"; None if it has one.
+
+        Args:
+            whole: whether the text is a passage as it stands.
+        """
+        parts = self.text.split(None, 2)
+        if not parts or whole or len(parts) > 2:
+            return None if parts else "no text"
+        words = word_count(normalise(self.text))
+        if words > 1 or (words and self.title):
+            return None
+        return "one word and no title" if words else "no word"
 
     def passages(self, source: str, whole: str | None = None) -> list[Passage]:
         """The passages of the text, whose paragraphs are separated by blank lines.

@@ -289,7 +289,7 @@ class DocumentReader:
     def _rows(self, file: SourceFile, bar: Bar) -> Iterator[Document]:
         """The documents of a file of rows."""
         shown = count = 0
-        empty: list[int] = []  # how many documents have no text; the first of them
+        without: dict[str, list[int]] = {}  # why documents have no passage: the number of the first, and how many do
 
         def reached(read: int) -> None:
             nonlocal shown
@@ -306,17 +306,17 @@ class DocumentReader:
                 if before is not None:
                     raise repeated((file.name, number), row.id, before)
                 count += 1
-                if not row.text.strip():
-                    empty = [1 + (empty or [0])[0], (empty or [0, number])[1]]
+                if (why := row.lacks(whole=reading.whole)) is not None:
+                    without.setdefault(why, [number, 0])[1] += 1
                 key = f"{file.name}#{row.id}"
                 whole = (row.id if self._one_file else key) if reading.whole else None
                 yield Document(key, row.digest(whole), partial(row.passages, row.url or key, whole))
         if not count:
             raise DataError(f"{file.name} has no documents")
-        if empty:
+        for why, (first, how_many) in without.items():
             logger.warning(
-                f"{file.name}: {empty[0]:,} of {count:,} documents have no text, and so no passage; "
-                f"the first is {'in row' if file.name.endswith(PARQUET) else 'on line'} {empty[1]}"
+                f"{file.name}: {how_many:,} of {count:,} documents have {why}, and so no passage; "
+                f"the first is {'in row' if file.name.endswith(PARQUET) else 'on line'} {first}"
             )
         if _kib(file.size) > shown:
             bar.advance(_kib(file.size) - shown)
