@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tmkd.core.errors import DataError, FetchError
-from tmkd.data.builtin.catalogue import SOURCES, source
+from tmkd.data.builtin.catalogue import SOURCES, parse_file, source
 from tmkd.data.builtin.debian_packages import fetch
 from tmkd.data.documents.bm25 import PassageIndex
 from tmkd.data.documents.charset import decode_html, decode_pod, decode_text
@@ -416,10 +416,41 @@ def test_a_sentence_longer_than_a_passage_is_cut_between_words() -> None:
         ("2 phases of commit", "2 phases of commit"),
         ("A. Appendix", "A. Appendix"),
         ("A.1. Appendix", "Appendix"),
+        ("A.1.2. Appendix", "Appendix"),
+        ("Programming in C# ¶", "Programming in C#"),
+        ("Programming in C#", "Programming in C#"),
+        ("Scopes #", "Scopes"),
+        *(
+            (kept, kept)
+            for kept in (
+                "2.0.1 - 2024-03-01",
+                "802.11 networks",
+                "1.5 GB limit",
+                "3. Oktober",
+                "X.509 certificates",
+                "Chapter 11 bankruptcy",
+                "(404) not found",
+                "1.1. (draft)",
+            )
+        ),
     ],
 )
-def test_headings_lose_their_numbers(heading: str, clean: str) -> None:
+def test_headings_lose_the_numbers_that_can_only_be_those_of_sections(heading: str, clean: str) -> None:
     assert clean_heading(heading) == clean
+
+
+def test_headings_of_the_built_in_documentation_lose_every_number(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text("<h1>3. Syntax</h1><p>text</p>")
+    (tmp_path / "a.pod").write_text("=head1 3. Syntax\n\ntext\n")
+    for name in ("a.html", "a.pod"):
+        (section,) = parse_file(tmp_path / name)
+        assert section.heading == "Syntax"
+    assert parse_html((tmp_path / "a.html").read_bytes())[0].heading == "3. Syntax"
+
+
+def test_a_link_of_a_sign_alone_is_no_heading() -> None:
+    page = '<h1>F#<a href="#f">#</a></h1><p>text <a href="#a">#1</a></p>'
+    assert _flat(parse_html(page.encode())) == [("F#", ["text #1"])]
 
 
 def test_same_text_in_another_layout_is_the_same() -> None:

@@ -9,6 +9,7 @@ mark, or a paragraph all in bold that is numbered or asks something. Both count 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from lxml import etree
@@ -34,12 +35,13 @@ _QUESTION_LEVEL = 7
 _COMPLAINT = re.compile(r"(?:I|I['’]m|I['’]ve|My)\s.*\.$")  # "My hook does not run."
 _NUMBERED = re.compile(r"^\(?\d+[.)]\s*\S")
 _PERMALINKS = word_set("permalink headerlink viewcode-back")  # dropped in code, where other classes mean something else
+_PERMALINK_SIGNS = word_set("# ¶ §")
 _CODE = word_set("pre listing xmp")
 _EDGE = "\0"  # the edge of a block in code; no other text holds it
 _EDGES = re.compile(rf"\n?{_EDGE}(?:\n?{_EDGE})*\n?")
 
 
-def parse_html(data: bytes) -> list[Section]:
+def parse_html(data: bytes, clean: Callable[[str], str] = clean_heading) -> list[Section]:
     """Sections of an HTML document, in reading order; none if it has no text.
 
     A line break or the edge of a block is white space, in `pre` a newline. A document that is nested too deeply for a
@@ -47,17 +49,18 @@ def parse_html(data: bytes) -> list[Section]:
 
     Args:
         data: the file's bytes, decoded as `decode_html` does: in the declared charset, else as UTF-8.
+        clean: makes a heading of its text.
     """
     text = decode_html(data).text
     try:
-        return _sections(text)
+        return _sections(text, clean)
     except RecursionError:
         builder = SectionBuilder("")
         builder.block(text_of(text))
         return builder.done()
 
 
-def _sections(text: str) -> list[Section]:
+def _sections(text: str, clean: Callable[[str], str]) -> list[Section]:
     """The sections of what is marked as the main text; else of the body; else of the body with all that is dropped.
 
     What is dropped by class, by id or as a form is read where nothing else has text and most of it is no links.
@@ -65,10 +68,10 @@ def _sections(text: str) -> list[Section]:
     found: list[Section] = []
     for main, undressed in ((True, False), (False, False), (False, True)):
         root = _tree(text)
-        title = _title(root)
+        title = _title(root, clean)
         if undressed and not _undress(root):
             break
-        walker = _Walker(SectionBuilder(title))
+        walker = _Walker(SectionBuilder(title, clean))
         for element in _mains(root) if main else root.iter("body"):
             walker.walk(element)
             walker.flush()
@@ -115,9 +118,9 @@ def _tree(text: str) -> Any:
     return root
 
 
-def _title(root: Any) -> str:
+def _title(root: Any, clean: Callable[[str], str] = clean_heading) -> str:
     for element in [*root.iter("h1"), *root.iter("title")]:
-        text = clean_heading(_label(element))
+        text = clean(_label(element))
         if text:
             return re.sub(r"\s+[—-]\s+(?:Python|Apache)\b.*$| Manual Page$", "", text)
     return ""
@@ -153,6 +156,8 @@ def _dropped(element: Any) -> bool:
         return True
     if element.get("id") in DROP_IDS and element.tag not in HEADINGS:
         return True
+    if element.tag == "a" and (element.get("href") or "").startswith("#") and element.text in _PERMALINK_SIGNS:
+        return len(element) == 0
     return are_line_numbers(classes, element.itertext())
 
 
