@@ -473,6 +473,13 @@ def test_loops_of_links_and_second_names_are_read_once(docs: Path, tmp_path: Pat
     assert [one.key for one in reader.documents()] == ["docs/a.html", "docs/deep/b.md", "docs/deep/c.txt"]
 
 
+def test_places_whose_files_another_place_had_already_are_no_error(docs: Path) -> None:
+    for places in (["docs", "docs"], ["docs", "docs/deep"], ["docs/deep", "docs"], ["docs", "docs/"]):
+        assert len(list(DocumentReader(places).documents())) == 3
+    one = DocumentReader(["docs/deep"])._files
+    assert len(list(DocumentReader(["named", "named"], corpora={"named": lambda: one}).documents())) == 2
+
+
 @pytest.mark.parametrize("tag", ["div", "b", "blockquote"])
 @pytest.mark.parametrize("depth", [230, 5000])
 def test_deep_html_keeps_its_text(tag: str, depth: int) -> None:

@@ -151,7 +151,7 @@ class DocumentReader:
         self.other = 0
         self.replaced: dict[str, int] = {}
         self._seen: set[tuple[int, int]] = set()
-        self._files = [file for place in places for file in self._place(str(place))]
+        self._files = [file for place in dict.fromkeys(map(str, places)) for file in self._place(place)]
         self._one_file = sum(file.passages is None for file in self._files) == 1
 
     @property
@@ -199,12 +199,12 @@ class DocumentReader:
                     f"read, first {min(beside)}"
                 )
             return [file] if (file := self._file(path / _BEIR, path, ".jsonl")) else []
-        before = len(self.skipped) + len(self._seen)
-        files = [file for one, kind in self._walk(path) if (file := self._file(one, path, kind))]
-        if not files and before == len(self.skipped) + len(self._seen):
-            others = f" among its {self.other:,} files" if self.other else ""
+        skipped, other = len(self.skipped), self.other
+        found = list(self._walk(path))
+        if not found and skipped == len(self.skipped):
+            others = f" among its {self.other - other:,} files" if self.other > other else ""
             raise DataError(f"{place} holds no document{others}; known are {', '.join((*TEXT_KINDS, *ROW_KINDS))}")
-        return files
+        return [file for one, kind in found if (file := self._file(one, path, kind))]
 
     def _walk(self, root: Path) -> Iterator[tuple[Path, str]]:
         """Files of known kinds in the order of their names. Each folder once, so that loops of links end."""
