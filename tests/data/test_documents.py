@@ -227,6 +227,14 @@ def test_charset_as_declared_else_utf8_with_single_bytes_replaced(data: bytes, t
     assert decoded.text == text if text is not None else decoded.text[-1] in ("–", "а")
 
 
+@pytest.mark.parametrize("charset", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_is_known_by_its_zeros(charset: str) -> None:
+    text = "<p>Ein “Löwe” schläft.</p>\r\n"
+    assert decode_text(text.encode(charset)).text == text
+    assert decode_html(text.encode(charset)).text == text
+    assert decode_text(b"\0\0\0a" * 9).charset == decode_text(b"a\0b" * 9).charset == "utf-8"
+
+
 def test_place_of_the_first_bad_byte() -> None:
     data = b"\xef\xbb\xbfone\ntwo\n\xe9"
     decoded = decode_text(data)

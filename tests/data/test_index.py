@@ -383,16 +383,22 @@ def test_what_cannot_be_read_is_skipped_and_named_or_refused(
     (docs / "large.md").write_text("word " * 300_000)
     (docs / "gone.md").symlink_to("nowhere")
     (docs / "wide.txt").write_bytes("Ein Löwe".encode("utf-16"))
+    (docs / "bare.txt").write_bytes("Eine Giraffe".encode("utf-16-le"))
+    (docs / "binary.txt").write_bytes(b"ELF\0\0\1 words of a program \0" * 9)
+    (docs / "binary.html").write_bytes(b"<p>words</p>\0" * 9)
     os.mkfifo(docs / "pipe.txt")
     changes = index_documents(["docs"], tmp_path / "index", Reading(most_bytes=1 << 20))
-    assert (changes.added, changes.skipped) == (4, 4)
+    assert (changes.added, changes.skipped) == (5, 6)
     logged = " ".join(caplog.text.split())
     assert "docs/latin.txt:1: byte 0xe9 is not valid UTF-8" in logged
     assert "docs/large.md: 1 MiB; larger than 1 MiB" in logged
     assert "docs/gone.md: No such file" in logged
     assert "docs/pipe.txt: not a file, but a pipe" in logged
-    assert first(DocumentIndex.open(tmp_path / "index"), "löwe").document == "docs/wide.txt"
-    with pytest.raises(DataError, match=r"docs/(latin|large|gone|pipe)"):
+    for name, count in (("txt", "27 of its 243"), ("html", "9 of its 117")):
+        assert f"docs/binary.{name}: binary, no text; {count} characters are NUL" in logged
+    for question, name in (("löwe", "wide"), ("giraffe", "bare")):
+        assert first(DocumentIndex.open(tmp_path / "index"), question).document == f"docs/{name}.txt"
+    with pytest.raises(DataError, match=r"docs/(binary|latin|large|gone|pipe)"):
         index_documents(["docs"], tmp_path / "index", Reading(strict=True))
 
 

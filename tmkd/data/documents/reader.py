@@ -36,7 +36,7 @@ TEXT_KINDS = (*_HTML, ".md", ".markdown", ".txt", ".text", ".rst", ".pod")
 ROW_KINDS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", PARQUET)
 _BEIR = "corpus.jsonl"
 _MOST_WARNINGS = 20
-_GOOD_FOR_EACH_BAD = 100  # characters; a text with more bad bytes than one in so many is in another charset
+_GOOD_FOR_EACH_BAD = 100  # characters; with more bad bytes than one in so many it is in another charset, or binary
 
 
 @dataclass(frozen=True)
@@ -271,6 +271,9 @@ class DocumentReader:
         """Whether the file's bytes are text. Single bad bytes are said and counted; a text full of them is skipped."""
         kind = file.path.suffix.lower()
         decoded = _decoded(kind, data)
+        if (zeros := decoded.text.count("\0")) * _GOOD_FOR_EACH_BAD > len(decoded.text):
+            self._skip(f"{file.name}: binary, no text; {zeros:,} of its {len(decoded.text):,} characters are NUL")
+            return False
         if not decoded.replaced:
             return True
         bad = (
