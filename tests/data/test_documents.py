@@ -87,6 +87,25 @@ def test_questions_that_are_not_heading_elements() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("page", "blocks"),
+    [
+        (
+            "<dl><dt>A<dd><table><tr><td>x<td>y</table></dd><dt>B<dd>b</dl><p>end</p>",
+            ["A", "x | y", "B: b", "end"],
+        ),
+        ("<dl><dt>A<dd></dd><dt>B<dd>b</dl>", ["A", "B: b"]),
+        ("<dl><dt>A<dd>a<dt>B</dt><dt>C</dt></dl><p>end</p>", ["A: a", "B, C", "end"]),
+        ("<dt>A", ["A"]),
+        ("<dl><dt>A<dd><h3>B</h3>b</dl>", ["A", "b"]),
+        ("<dl><dt>A</dt><dt>B</dt><dd><table><tr><td>b</table></dl>", ["A, B: b"]),
+    ],
+)
+def test_a_term_is_never_joined_with_the_definition_of_another(page: str, blocks: list[str]) -> None:
+    assert _blocks(page) == blocks
+    assert [block for _, _, found in _markdown(f"<div>{page}</div>") for block in found] == blocks
+
+
 def test_a_question_on_a_button_is_a_heading() -> None:
     page = """<h1>FAQ</h1><h2><button>How do I reset my password?<svg><title>Open</title></svg></button></h2>
         <div>Ask the desk.</div><h2><button>Copy link</button>Is it safe?</h2><div>Yes.</div>

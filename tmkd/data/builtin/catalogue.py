@@ -157,5 +157,5 @@ def parse_file(path: Path) -> list[Section]:
     if path.suffix != ".pod":
         with needs_extra("qa"):
             from tmkd.data.documents.html import parse_html
-        return parse_html(data, bare_heading)
+        return parse_html(data, built_in=True)
     return parse_pod(decode_pod(data).text, bare_heading)

@@ -26,7 +26,7 @@ from tmkd.data.documents.markup import (
     are_line_numbers,
     text_of,
 )
-from tmkd.data.documents.sections import Section, SectionBuilder, clean_heading
+from tmkd.data.documents.sections import Section, SectionBuilder, bare_heading, clean_heading
 from tmkd.data.documents.text import word_set
 
 _NOTES = word_set("note tip warning caution important")
@@ -41,7 +41,7 @@ _EDGE = "\0"  # the edge of a block in code; no other text holds it
 _EDGES = re.compile(rf"\n?{_EDGE}(?:\n?{_EDGE})*\n?")
 
 
-def parse_html(data: bytes, clean: Callable[[str], str] = clean_heading) -> list[Section]:
+def parse_html(data: bytes, *, built_in: bool = False) -> list[Section]:
     """Sections of an HTML document, in reading order; none if it has no text.
 
     A line break or the edge of a block is white space, in `pre` a newline. A document that is nested too deeply for a
@@ -49,32 +49,34 @@ def parse_html(data: bytes, clean: Callable[[str], str] = clean_heading) -> list
 
     Args:
         data: the file's bytes, decoded as `decode_html` does: in the declared charset, else as UTF-8.
-        clean: makes a heading of its text.
+        built_in: whether to read it as the built-in documentation, whose passages must stay as they are: headings lose
+            every number, and a term without a definition is joined with what follows.
     """
     text = decode_html(data).text
     try:
-        return _sections(text, clean)
+        return _sections(text, built_in)
     except RecursionError:
         builder = SectionBuilder("")
         builder.block(text_of(text))
         return builder.done()
 
 
-def _sections(text: str, clean: Callable[[str], str]) -> list[Section]:
+def _sections(text: str, built_in: bool) -> list[Section]:
     """The sections of what is marked as the main text; else of the body; else of the body with all that is dropped.
 
     What is dropped by class, by id or as a form is read where nothing else has text and most of it is no links.
     """
     found: list[Section] = []
+    clean = bare_heading if built_in else clean_heading
     for main, undressed in ((True, False), (False, False), (False, True)):
         root = _tree(text)
         title = _title(root, clean)
         if undressed and not _undress(root):
             break
-        walker = _Walker(SectionBuilder(title, clean))
+        walker = _Walker(SectionBuilder(title, clean), join_terms=built_in)
         for element in _mains(root) if main else root.iter("body"):
             walker.walk(element)
-            walker.flush()
+            walker.end_term()
         sections = walker.builder.done()
         if any(section.blocks for section in sections):
             return sections
@@ -91,7 +93,7 @@ def add_html(builder: SectionBuilder, text: str) -> None:
         return
     walker = _Walker(builder)
     walker.walk(_tree(text))
-    walker.flush()
+    walker.end_term()
 
 
 def html_title(text: str) -> str:
@@ -237,9 +239,15 @@ def _cells(row: Any) -> list[str] | None:
 
 
 class _Walker:
-    """Visits every element once. `_buffer` collects inline text until the next block begins or ends."""
+    """Visits every element once. `_buffer` collects inline text until the next block begins or ends.
 
-    def __init__(self, builder: SectionBuilder) -> None:
+    Args:
+        builder: takes what is found.
+        join_terms: whether a term without a definition is joined with what follows, and lost where nothing does.
+    """
+
+    def __init__(self, builder: SectionBuilder, *, join_terms: bool = False) -> None:
+        self._join_terms = join_terms
         self.builder = builder
         self._buffer: list[str] = []
         self._tables: dict[Any, bool] = {}  # whether a table has rows of several cells with text
@@ -253,6 +261,16 @@ class _Walker:
                 text = f"{self._term.rstrip(':')}: {text}"
                 self._term = ""
             self.builder.block(text)
+
+    def end_term(self) -> None:
+        """Write what is collected; a term that has no definition is a block of its own."""
+        self.flush()
+        if not self._join_terms:
+            self._write_term()
+
+    def _write_term(self) -> None:
+        self.builder.block(self._term)
+        self._term = ""
 
     def walk(self, element: Any) -> None:
         if element.text:
@@ -281,15 +299,13 @@ class _Walker:
             self.walk(element)
 
     def _heading(self, level: int, text: str) -> None:
-        self.flush()
+        self.end_term()
         self._term = ""
         self.builder.heading(level, text)
 
     def _code(self, element: Any) -> None:
         self.flush()
-        if self._term:
-            self.builder.block(self._term)
-            self._term = ""
+        self._write_term()
         self.builder.block(_lines(element), code=True)
 
     def _block(self, element: Any, tag: str) -> None:
@@ -305,6 +321,8 @@ class _Walker:
             self._box(element, classes)
         else:
             self.walk(element)
+            if tag in ("dd", "dl"):
+                self.end_term()
 
     def _box(self, element: Any, classes: set[str]) -> None:
         """A division. A note loses its label ("Tip"); a sidebar becomes a section of its own inside the text."""
@@ -329,6 +347,7 @@ class _Walker:
     def _row(self, row: Any, cells: list[str]) -> None:
         """A row of a table: one line with bars between the cells. One cell in a table without columns is prose."""
         if sum(map(bool, cells)) > 1 or (len(cells) > 1 and any(cells) and self._has_columns(row)):
+            self.end_term()
             self.builder.block(" | ".join(cells), code=True, joint="\n")
         else:
             self._buffer.extend(cells)
