@@ -78,6 +78,32 @@ def test_docbook_page_with_note_table_and_box() -> None:
     ]
 
 
+def test_a_note_loses_its_label_and_keeps_its_headings_and_columns() -> None:
+    page = """<h1>Disks</h1><div class=note><h3>Note:</h3><h2>Back up first</h2><p>Copy it.</p>
+        <table><tr><th>Warning</th><td>Slow disks.</td></tr></table>
+        <table><tr><th>Disk</th><th>Size</th></tr><tr><td>a</td><td>2<sup>40</sup></td></tr></table></div>
+        <p>Mount it.</p>"""
+    assert [(one.path, *_flat([one])[0]) for one in parse_html(page.encode())] == [
+        ((), "Disks", []),
+        (("Disks",), "Back up first", ["Copy it.", "Slow disks.", "Disk | Size\na | 2^40"]),
+        ((), "Disks", ["Mount it."]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("page", "blocks"),
+    [
+        ("<p>2<sup>32</sup> is 10<sup> -3</sup> <i>5</i><sup><b>2</b></sup></p>", ["2^32 is 10^-3 5^2"]),
+        ("<p>the 1<sup>st</sup> of m<sup>2</sup></p>", ["the 1st of m2"]),
+        ("<pre>x = 2<sup>8</sup></pre>", ["x = 2^8"]),
+        ("<my-card>A.</my-card><my-card>B.</my-card>", ["A.", "B."]),
+        ("<p>Wait <x-time>3 days</x-time> or <b>use</b><x-key>F1</x-key></p>", ["Wait 3 days or useF1"]),
+    ],
+)
+def test_powers_and_custom_elements(page: str, blocks: list[str]) -> None:
+    assert _blocks(page) == blocks
+
+
 def test_questions_that_are_not_heading_elements() -> None:
     sections = _flat(parse_html(FAQ_PAGE.encode()))
     assert sections == [
@@ -218,6 +244,7 @@ DEEP = "<div>" * 3000
         ("<span class=linenos>1</span>a <span class=linenos>all</span>", "a all"),
         ("<pre class=line-numbers>12 x<button>c</pre>d", "12 xc d"),
         ("caf\xe9", "caf\xe9"),
+        ("2<sup>32</sup> m<sup>2</sup> <my-card>A.</my-card><my-card>B.</my-card>", "2^32 m2 A. B."),
     ],
 )
 def test_deep_pages_are_read_by_the_same_rules(markup: str, text: str) -> None:
@@ -311,6 +338,16 @@ def test_a_line_across_the_page_is_no_front_matter(text: str, found: list[tuple[
         ("<pre><span class=linenos>1</span>a<br>b</pre>", ["a\nb"]),
         ("<table><tr><td>x</td><td></td><td>y</td></tr></table>", ["x |  | y"]),
         (f"{DEEP}deep<br>words\n\nnext", ["deep words", "next"]),
+        (
+            "Write <your-name> into List<String>, a </body-end>.",
+            ["Write <your-name> into List<String>, a </body-end>."],
+        ),
+        ("Put it below the <script> tag of *this* page.", ["Put it below the <script> tag of this page."]),
+        ("It is <sl-tag>new</sl-tag>, <x-y a='b'>with <x-z/>an <svg/>icon.", ["It is new, with an icon."]),
+        (
+            "No<script>a <b</script> code, <!-- no comment -->and 2<sup>32</sup> m<sup>2</sup>.",
+            ["No code, and 2^32 m2."],
+        ),
     ],
 )
 def test_html_in_markdown_is_read_as_in_a_page(text: str, blocks: list[str]) -> None:

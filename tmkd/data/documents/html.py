@@ -16,29 +16,27 @@ from lxml import etree
 from lxml import html as lxml_html
 
 from tmkd.data.documents.charset import decode_html
-from tmkd.data.documents.markup import (
-    BLOCKS,
-    DROP_CLASSES,
-    DROP_IDS,
-    DROP_TAGS,
-    HEADINGS,
-    NEVER_TEXT,
-    are_line_numbers,
-    text_of,
+from tmkd.data.documents.html_text import (
+    bold_question,
+    cells_of,
+    code_text,
+    dropped,
+    inline_text,
+    is_block,
+    label_text,
+    mark_powers,
+    only_links,
 )
+from tmkd.data.documents.markup import DROP_CLASSES, DROP_IDS, HEADINGS, NEVER_TEXT, text_of
 from tmkd.data.documents.sections import Section, SectionBuilder, bare_heading, clean_heading
 from tmkd.data.documents.text import word_set
 
 _NOTES = word_set("note tip warning caution important")
+_NOT_LETTERS = re.compile(r"[\W\d_]+")
 _BOX_LEVEL = 8  # the title of a box is below every heading element
 _QUESTION_LEVEL = 7
 _COMPLAINT = re.compile(r"(?:I|I['’]m|I['’]ve|My)\s.*\.$")  # "My hook does not run."
-_NUMBERED = re.compile(r"^\(?\d+[.)]\s*\S")
-_PERMALINKS = word_set("permalink headerlink viewcode-back")  # dropped in code, where other classes mean something else
-_PERMALINK_SIGNS = word_set("# ¶ §")
 _CODE = word_set("pre listing xmp")
-_EDGE = "\0"  # the edge of a block in code; no other text holds it
-_EDGES = re.compile(rf"\n?{_EDGE}(?:\n?{_EDGE})*\n?")
 
 
 def parse_html(data: bytes, *, built_in: bool = False) -> list[Section]:
@@ -50,7 +48,8 @@ def parse_html(data: bytes, *, built_in: bool = False) -> list[Section]:
     Args:
         data: the file's bytes, decoded as `decode_html` does: in the declared charset, else as UTF-8.
         built_in: whether to read it as the built-in documentation, whose passages must stay as they are: headings lose
-            every number, and a term without a definition is joined with what follows.
+            every number, notes every heading, a term without a definition is joined with what follows, and raised
+            numbers are not marked.
     """
     text = decode_html(data).text
     try:
@@ -69,11 +68,11 @@ def _sections(text: str, built_in: bool) -> list[Section]:
     found: list[Section] = []
     clean = bare_heading if built_in else clean_heading
     for main, undressed in ((True, False), (False, False), (False, True)):
-        root = _tree(text)
+        root = _tree(text, powers=not built_in)
         title = _title(root, clean)
         if undressed and not _undress(root):
             break
-        walker = _Walker(SectionBuilder(title, clean), join_terms=built_in)
+        walker = _Walker(SectionBuilder(title, clean), built_in=built_in)
         for element in _mains(root) if main else root.iter("body"):
             walker.walk(element)
             walker.end_term()
@@ -104,8 +103,12 @@ def html_title(text: str) -> str:
         return ""
 
 
-def _tree(text: str) -> Any:
+def _tree(text: str, *, powers: bool = True) -> Any:
     """The root element; an empty one if there is no text.
+
+    Args:
+        text: the document.
+        powers: whether to mark raised numbers (`mark_powers`).
 
     Raises:
         RecursionError: the elements are nested too deeply for libxml2.
@@ -117,12 +120,14 @@ def _tree(text: str) -> Any:
         return lxml_html.Element("html")
     if any(error.type_name == "ERR_RESOURCE_LIMIT" for error in parser.error_log):
         raise RecursionError
+    if powers:
+        mark_powers(root)
     return root
 
 
 def _title(root: Any, clean: Callable[[str], str] = clean_heading) -> str:
     for element in [*root.iter("h1"), *root.iter("title")]:
-        text = clean(_label(element))
+        text = clean(label_text(element))
         if text:
             return re.sub(r"\s+[—-]\s+(?:Python|Apache)\b.*$| Manual Page$", "", text)
     return ""
@@ -146,96 +151,8 @@ def _undress(root: Any) -> bool:
             del element.attrib["id"]
         if element.tag == "form":
             element.tag = "div"
-    letters = sum(len("".join(_inline(body).split())) for body in root.iter("body"))
-    return sum(len("".join(_inline(link).split())) for link in root.iter("a")) < letters / 2
-
-
-def _dropped(element: Any) -> bool:
-    if not isinstance(element.tag, str) or (element.tag in DROP_TAGS and not _holds_page(element)):
-        return True
-    classes = element.get("class")
-    if classes and not DROP_CLASSES.isdisjoint(classes.split()):
-        return True
-    if element.get("id") in DROP_IDS and element.tag not in HEADINGS:
-        return True
-    if element.tag == "a" and (element.get("href") or "").startswith("#") and element.text in _PERMALINK_SIGNS:
-        return len(element) == 0
-    return are_line_numbers(classes, element.itertext())
-
-
-def _holds_page(element: Any) -> bool:
-    """Whether it is a form around the main text, as ASP.NET writes it, and not one to search or to log in."""
-    return element.tag == "form" and any(one.tag in HEADINGS for one in element.iter())
-
-
-def _is_block(element: Any) -> bool:
-    return element.tag in BLOCKS or element.tag in HEADINGS
-
-
-def _inline(element: Any) -> str:
-    """The text of an element without dropped elements, with spaces for line breaks and at the edges of blocks."""
-    parts = [element.text or ""]
-    for child in element:
-        edge = " " if child.tag == "br" or _is_block(child) else ""
-        parts += [edge, "" if _dropped(child) else _inline(child), edge, child.tail or ""]
-    return "".join(parts)
-
-
-def _label(element: Any) -> str:
-    """The text of a heading or a term. Where a button is all that it holds, as in a list of questions, the button's."""
-    text = _inline(element)
-    return text if text.strip() else " ".join(_inline(button) for button in element.iter("button"))
-
-
-def _lines(element: Any) -> str:
-    """The text of code without line numbers and buttons, with newlines for line breaks and at the edges of blocks."""
-    return _EDGES.sub("\n", _preformatted(element))
-
-
-def _preformatted(element: Any) -> str:
-    parts = [element.text or ""]
-    for child in element:
-        if child.tag == "br":
-            parts.append("\n")
-        elif not _not_code(child):
-            edge = _EDGE if _is_block(child) else ""
-            parts += [edge, _preformatted(child), edge]
-        parts.append(child.tail or "")
-    return "".join(parts)
-
-
-def _not_code(element: Any) -> bool:
-    if not isinstance(element.tag, str) or element.tag in DROP_TAGS:
-        return True
-    classes = element.get("class")
-    return (classes and not _PERMALINKS.isdisjoint(classes.split())) or are_line_numbers(classes, element.itertext())
-
-
-def _only_links(element: Any) -> bool:
-    """Whether a list is a table of contents: it has two links or more, and 90% of its letters are in links."""
-    links = list(element.iter("a"))
-    if len(links) < 2:
-        return False
-    linked = sum(len("".join(link.itertext()).strip()) for link in links if link.get("href"))
-    text = len("".join("".join(element.itertext()).split()))
-    spaces = sum("".join(link.itertext()).count(" ") for link in links)
-    return text > 0 and linked - spaces >= 0.9 * text
-
-
-def _bold_question(element: Any) -> str | None:
-    """The text of a paragraph that is all in bold and is numbered or a question, else None."""
-    if (element.text or "").strip() or len(element) != 1 or (element[0].tail or "").strip():
-        return None
-    text = " ".join(_inline(element).split())
-    bold = element[0].tag in ("b", "strong")
-    return text if bold and (_NUMBERED.match(text) or text.endswith("?")) else None
-
-
-def _cells(row: Any) -> list[str] | None:
-    """The texts of a table row's cells, empty ones too; None if a cell holds code, a list, a table or a division."""
-    if any(one.tag in ("pre", "ul", "ol", "dl", "table", "div") for one in row.iter()):
-        return None
-    return [" ".join(_inline(cell).split()) for cell in row if not _dropped(cell)]
+    letters = sum(len("".join(inline_text(body).split())) for body in root.iter("body"))
+    return sum(len("".join(inline_text(link).split())) for link in root.iter("a")) < letters / 2
 
 
 class _Walker:
@@ -243,11 +160,11 @@ class _Walker:
 
     Args:
         builder: takes what is found.
-        join_terms: whether a term without a definition is joined with what follows, and lost where nothing does.
+        built_in: as `parse_html` takes it.
     """
 
-    def __init__(self, builder: SectionBuilder, *, join_terms: bool = False) -> None:
-        self._join_terms = join_terms
+    def __init__(self, builder: SectionBuilder, *, built_in: bool = False) -> None:
+        self._built_in = built_in
         self.builder = builder
         self._buffer: list[str] = []
         self._tables: dict[Any, bool] = {}  # whether a table has rows of several cells with text
@@ -265,7 +182,7 @@ class _Walker:
     def end_term(self) -> None:
         """Write what is collected; a term that has no definition is a block of its own."""
         self.flush()
-        if not self._join_terms:
+        if not self._built_in:
             self._write_term()
 
     def _write_term(self) -> None:
@@ -276,9 +193,9 @@ class _Walker:
         if element.text:
             self._buffer.append(element.text)
         for child in element:
-            if not _dropped(child):
+            if not dropped(child):
                 self._element(child)
-            elif _is_block(child):
+            elif is_block(child):
                 self.flush()
             if child.tail:
                 self._buffer.append(child.tail)
@@ -288,10 +205,10 @@ class _Walker:
         if tag == "br":
             self._buffer.append(" ")
         elif tag in HEADINGS:
-            self._heading(HEADINGS[tag], _label(element))
+            self._heading(HEADINGS[tag], label_text(element))
         elif tag in _CODE:
             self._code(element)
-        elif tag in BLOCKS:
+        elif is_block(element):
             self.flush()
             self._block(element, tag)
             self.flush()
@@ -306,16 +223,16 @@ class _Walker:
     def _code(self, element: Any) -> None:
         self.flush()
         self._write_term()
-        self.builder.block(_lines(element), code=True)
+        self.builder.block(code_text(element), code=True)
 
     def _block(self, element: Any, tag: str) -> None:
-        if tag in ("ul", "ol", "dl", "table") and _only_links(element):
+        if tag in ("ul", "ol", "dl", "table") and only_links(element):
             return
         if tag == "dt":
             self._definition(element)
-        elif tag == "p" and (question := _bold_question(element)) is not None:
+        elif tag == "p" and (question := bold_question(element)) is not None:
             self._heading(_QUESTION_LEVEL, question)
-        elif tag == "tr" and (cells := _cells(element)) is not None:
+        elif tag == "tr" and (cells := cells_of(element)) is not None:
             self._row(element, cells)
         elif tag in ("div", "aside") and (classes := set((element.get("class") or "").split())):
             self._box(element, classes)
@@ -326,23 +243,25 @@ class _Walker:
 
     def _box(self, element: Any, classes: set[str]) -> None:
         """A division. A note loses its label ("Tip"); a sidebar becomes a section of its own inside the text."""
+        if not classes & {"sidebar", *_NOTES}:
+            self.walk(element)
+            return
+        above = self.builder.headings
         if "sidebar" in classes:
-            depth = self.builder.depth
             title = element.find('.//p[@class="title"]')
             if title is not None:
                 for kind in title.findall(".//em"):  # "BACK TO BASICS", the kind of box
                     kind.text = None
-                self._heading(_BOX_LEVEL, _inline(title))
+                self._heading(_BOX_LEVEL, inline_text(title))
                 title.getparent().remove(title)
-            self.walk(element)
-            self.flush()
-            self.builder.resume(depth)
-            return
-        if classes & _NOTES:
+        else:
             for label in [child for child in element.iter() if child.tag in HEADINGS or child.tag == "th"]:
-                label.clear()
-                label.tag = "span"
+                if self._built_in or _NOT_LETTERS.sub("", inline_text(label)).lower() in _NOTES:
+                    label.clear()
+                    label.tag = "span"
         self.walk(element)
+        self.flush()
+        self.builder.resume(above)
 
     def _row(self, row: Any, cells: list[str]) -> None:
         """A row of a table: one line with bars between the cells. One cell in a table without columns is prose."""
@@ -356,11 +275,11 @@ class _Walker:
         """Whether any row of the table that this row belongs to has text in several cells."""
         table = next(row.iterancestors("table"), row)
         if table not in self._tables:
-            self._tables[table] = any(sum(map(bool, _cells(one) or ())) > 1 for one in table.iter("tr"))
+            self._tables[table] = any(sum(map(bool, cells_of(one) or ())) > 1 for one in table.iter("tr"))
         return self._tables[table]
 
     def _definition(self, element: Any) -> None:
-        text = " ".join(_label(element).split())
+        text = " ".join(label_text(element).split())
         if len(text.split()) > 2 and (text.endswith("?") or _COMPLAINT.match(text)):
             self._heading(_QUESTION_LEVEL, text)
         else:  # several terms may share one definition

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tmkd.core.errors import needs_extra
-from tmkd.data.documents.markup import text_of
+from tmkd.data.documents.markup import shown_tags, text_of
 from tmkd.data.documents.sections import Section, SectionBuilder
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?=\S)(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
@@ -92,15 +92,17 @@ def _first_heading(tokens: Sequence[Any], html_title: Callable[[str], str]) -> s
 def _plain(children: Sequence[Any]) -> str:
     """Inline Markdown as a reader sees it: the text of links and code, the description of pictures.
 
-    Inline HTML is read as in an HTML page: a line break is white space, and buttons and scripts are no text.
+    Inline HTML is read as in an HTML page: a line break is white space, and buttons and scripts are no text. What only
+    looks like it (`<your-name>`, a script that is never closed) is text.
     """
+    shown = shown_tags({child.content for child in children if child.type == "html_inline"})
     parts = []  # the text, as HTML
     for child in children:
         if child.type in ("softbreak", "hardbreak"):
             parts.append(" ")
         elif child.type == "image":
             parts.append(escape(_plain(child.children or ())))
-        elif child.type == "html_inline":
+        elif child.type == "html_inline" and child.content not in shown:
             parts.append(child.content)
         else:
             parts.append(escape(child.content))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 _CHAPTER = r"(?:Chapter|Appendix|Part)\s+[\dA-Z]+(?:\.\d+)*"
@@ -86,18 +86,18 @@ class SectionBuilder:
         self.sections.append(Section(text, tuple(name for _, name in self._stack), self.title))
         self._stack.append((level, text))
 
-    def resume(self, depth: int) -> None:
-        """Close all but the outer `depth` headings and continue the innermost of them (after a box in its text)."""
-        if len(self._stack) <= depth:
-            return
-        del self._stack[depth:]
-        names = [name for _, name in self._stack]
-        self.sections.append(Section(names[-1] if names else "", tuple(names[:-1]), self.title))
-
     @property
-    def depth(self) -> int:
-        """How many headings are open."""
-        return len(self._stack)
+    def headings(self) -> tuple[tuple[int, str], ...]:
+        """The open headings with their levels, outermost first."""
+        return tuple(self._stack)
+
+    def resume(self, headings: Sequence[tuple[int, str]]) -> None:
+        """Continue the section in which these headings were open (after a box in its text), if another one is open."""
+        if self._stack == list(headings):
+            return
+        self._stack = list(headings)
+        names = [name for _, name in headings]
+        self.sections.append(Section(names[-1] if names else "", tuple(names[:-1]), self.title))
 
     def block(self, text: str, *, code: bool = False, joint: str = "\n\n") -> None:
         """Add a block to the open section. Neighbouring code becomes one block, with `joint` in between."""
