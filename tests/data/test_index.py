@@ -171,6 +171,14 @@ def test_json_lines_plain_and_packed_with_fields_of_any_name(tmp_path: Path) -> 
         index_documents([path.name], tmp_path / "index")
 
 
+@pytest.mark.parametrize("line", ["\n\n", "\r\n\r\n", "\n \t\n"])
+def test_blank_lines_of_every_kind_part_the_paragraphs_of_a_row(tmp_path: Path, line: str) -> None:
+    paragraphs = [f"paragraph {number} has some words, {'many words ' * 35}of it" for number in range(2)]
+    write_jsonl(tmp_path / "rows.jsonl", [{"id": 1, "text": line.join(paragraphs)}])
+    index_documents(["rows.jsonl"], tmp_path / "index")
+    assert sorted(one.text for one in DocumentIndex.open(tmp_path / "index").passages()) == paragraphs
+
+
 def test_a_beir_folder_is_its_corpus(tmp_path: Path) -> None:
     folder = tmp_path / "scifact"
     folder.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tmkd.data.documents.text import normalise, storable, text_hash
 from tmkd.data.documents.words import word_count
 
 PARQUET = ".parquet"
+_BLANK_LINE = re.compile(r"\r?\n[ \t]*\r?\n")
 _BATCH = 1024  # rows of Parquet in memory at once
 
 
@@ -120,7 +122,7 @@ class DocumentRow:
         if whole is not None:
             text = self.text.strip()
             return [Passage(text_hash(text), text, self.title, (), source, whole)] if text else []
-        paragraphs = [Block(" ".join(one.split())) for one in self.text.split("\n\n")]
+        paragraphs = [Block(" ".join(one.split())) for one in _BLANK_LINE.split(self.text)]
         return section_passages(
             [Section("", (), self.title, [one for one in paragraphs if one.text])], self.title, source
         )
