@@ -179,6 +179,13 @@ def test_blank_lines_of_every_kind_part_the_paragraphs_of_a_row(tmp_path: Path, 
     assert sorted(one.text for one in DocumentIndex.open(tmp_path / "index").passages()) == paragraphs
 
 
+def test_a_row_without_an_id_keeps_its_name(tmp_path: Path) -> None:
+    """Pools name their passages by it, and equal scores are ordered by it."""
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": "Cells divide."}])
+    (row,) = DocumentReader(["rows.jsonl"]).documents()
+    assert row.key == "rows.jsonl#7a94a56df182dcf0"
+
+
 def test_a_beir_folder_is_its_corpus(tmp_path: Path) -> None:
     folder = tmp_path / "scifact"
     folder.mkdir()

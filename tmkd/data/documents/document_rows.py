@@ -19,6 +19,7 @@ from tmkd.data.documents.words import word_count
 
 PARQUET = ".parquet"
 _BLANK_LINE = re.compile(r"\r?\n[ \t]*\r?\n")
+_NAMING = 4  # never raised: rows without an id keep their names in indexes and pools, however they are parsed
 _BATCH = 1024  # rows of Parquet in memory at once
 
 
@@ -85,7 +86,7 @@ class DocumentRow:
         identifier = row.get(fields.id, row.get("_id") if fields.id == "id" else None)
         if isinstance(identifier, dict | list):
             raise _bad_line(place, f"{fields.id!r} is {type(identifier).__name__}, it must be text or a number")
-        digits = content_digest(title.encode(), text.encode(), url.encode())[:16]
+        digits = content_digest(title.encode(), text.encode(), url.encode(), parsing=_NAMING)[:16]
         named = identifier not in (None, "")
         return cls(storable(str(identifier)) if named else digits, named, title, text, url)
 

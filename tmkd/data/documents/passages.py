@@ -211,9 +211,9 @@ def section_passages(sections: Sequence[Section], title: str, source: str) -> li
     return list(found.values())
 
 
-def content_digest(*parts: bytes) -> str:
+def content_digest(*parts: bytes, parsing: int = PARSING) -> str:
     """A hash of a document's content and of how it is parsed and cut, 32 hex digits."""
-    digest = hashlib.blake2b(f"{PARSING}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{parsing}".encode(), digest_size=16)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
