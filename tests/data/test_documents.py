@@ -38,7 +38,8 @@ DOCBOOK = """<html><body><div class="navheader">Prev Next</div><div class="chapt
 <div class="section"><h2 class="title"><a id="a"></a>5.1. Who wrote it?</h2><p>Many people.</p>
 <div class="note"><h3 class="title">Note</h3><p>See the copyright file.</p></div>
 <table><tr><th>Name</th><th>Use</th></tr><tr><td>apt</td><td>packages</td></tr></table>
-<div class="sidebar"><p class="title"><strong><em>CULTURE</em> Mailing lists</strong></p><p>There are some.</p></div>
+<div class="sidebar"><p class="title"><strong><em>CULTURE</em> Mailing lists</strong></p>Few.
+<p>There are some.</p></div>
 <p>And more people.</p></div></div><div class="navfooter">Prev</div></body></html>"""
 
 FAQ_PAGE = """<html><body><div class="nosearch">Home</div><h2>Questions</h2>
@@ -73,18 +74,18 @@ def test_docbook_page_with_note_table_and_box() -> None:
     assert sections == [
         ("Software", []),
         ("Who wrote it?", ["Many people.", "See the copyright file.", "Name | Use\napt | packages"]),
-        ("Mailing lists", ["There are some."]),
+        ("Mailing lists", ["Few.", "There are some."]),
         ("Who wrote it?", ["And more people."]),
     ]
 
 
 def test_a_note_loses_its_label_and_keeps_its_headings_and_columns() -> None:
-    page = """<h1>Disks</h1><div class=note><h3>Note:</h3><h2>Back up first</h2><p>Copy it.</p>
+    page = """<h1>Disks</h1><div class=note><h3>Note:</h3>First of all,<h2>Back up first</h2><p>Copy it.</p>
         <table><tr><th>Warning</th><td>Slow disks.</td></tr></table>
         <table><tr><th>Disk</th><th>Size</th></tr><tr><td>a</td><td>2<sup>40</sup></td></tr></table></div>
         <p>Mount it.</p>"""
     assert [(one.path, *_flat([one])[0]) for one in parse_html(page.encode())] == [
-        ((), "Disks", []),
+        ((), "Disks", ["First of all,"]),
         (("Disks",), "Back up first", ["Copy it.", "Slow disks.", "Disk | Size\na | 2^40"]),
         ((), "Disks", ["Mount it."]),
     ]
@@ -343,6 +344,7 @@ def test_a_line_across_the_page_is_no_front_matter(text: str, found: list[tuple[
             ["Write <your-name> into List<String>, a </body-end>."],
         ),
         ("Put it below the <script> tag of *this* page.", ["Put it below the <script> tag of this page."]),
+        ("- <script> begins *one*.\n\n<style>\n\nThe end.", ["<script> begins one.", "<style>", "The end."]),
         ("It is <sl-tag>new</sl-tag>, <x-y a='b'>with <x-z/>an <svg/>icon.", ["It is new, with an icon."]),
         (
             "No<script>a <b</script> code, <!-- no comment -->and 2<sup>32</sup> m<sup>2</sup>.",

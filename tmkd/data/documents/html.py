@@ -48,8 +48,8 @@ def parse_html(data: bytes, *, built_in: bool = False) -> list[Section]:
     Args:
         data: the file's bytes, decoded as `decode_html` does: in the declared charset, else as UTF-8.
         built_in: whether to read it as the built-in documentation, whose passages must stay as they are: headings lose
-            every number, notes every heading, a term without a definition is joined with what follows, and raised
-            numbers are not marked.
+            every number, notes every heading and the text right after it, a term without a definition is joined with
+            what follows, and raised numbers are not marked.
     """
     text = decode_html(data).text
     try:
@@ -253,11 +253,11 @@ class _Walker:
                 for kind in title.findall(".//em"):  # "BACK TO BASICS", the kind of box
                     kind.text = None
                 self._heading(_BOX_LEVEL, inline_text(title))
-                title.getparent().remove(title)
+                title.drop_tree()  # but not the text after it
         else:
             for label in [child for child in element.iter() if child.tag in HEADINGS or child.tag == "th"]:
                 if self._built_in or _NOT_LETTERS.sub("", inline_text(label)).lower() in _NOTES:
-                    label.clear()
+                    label.clear(keep_tail=not self._built_in)
                     label.tag = "span"
         self.walk(element)
         self.flush()

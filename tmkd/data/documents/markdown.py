@@ -15,6 +15,8 @@ from tmkd.data.documents.sections import Section, SectionBuilder
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?=\S)(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 _NESTING = {"maxNesting": 1000}  # blocks in blocks; beyond that the parser would drop the rest of the text
+_MOST_NAMED = 100  # lines that begin with the name of a script; each needs another reading
+_UNCLOSED = re.compile(r"\s*<(script|style|textarea)\b(?!.*</\1)", re.DOTALL | re.IGNORECASE)
 _UNDERLINE = re.compile(r"^([=\-~^\"'`#*+:.])\1{2,}\s*$")
 
 
@@ -40,7 +42,7 @@ def _parsed(text: str) -> list[Section]:
         from tmkd.data.documents.html import add_html, html_title
 
     title, body = _front_matter(text.replace("\r\n", "\n"))
-    tokens = MarkdownIt("commonmark", _NESTING).enable("table").parse(body)
+    tokens = _tokens(MarkdownIt("commonmark", _NESTING).enable("table"), body)
     builder = SectionBuilder(title or _first_heading(tokens, html_title))
     row: list[str] = []  # the cells of the table row that is open
     for place, token in enumerate(tokens):
@@ -59,6 +61,20 @@ def _parsed(text: str) -> list[Section]:
             builder.block(" | ".join(row), code=True, joint="\n")
             row = []
     return builder.done()
+
+
+def _tokens(parser: Any, body: str) -> list[Any]:
+    """The tokens of a text. A line that begins with a script which is never closed is no HTML, or the rest would be."""
+    tokens: list[Any] = parser.parse(body)
+    for _ in range(_MOST_NAMED):
+        line = next((one.map[0] for one in tokens if one.type == "html_block" and _UNCLOSED.match(one.content)), None)
+        if line is None:
+            break
+        lines = body.split("\n")
+        lines[line] = lines[line].replace("<", "&lt;", 1)
+        body = "\n".join(lines)
+        tokens = parser.parse(body)
+    return tokens
 
 
 def _front_matter(text: str) -> tuple[str, str]:
