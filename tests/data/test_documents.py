@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tmkd.core.errors import DataError, FetchError
-from tmkd.data.builtin.catalogue import SOURCES, source
+from tmkd.data.builtin.catalogue import SOURCES, parse_file, source
 from tmkd.data.builtin.debian_packages import fetch
 from tmkd.data.documents.bm25 import PassageIndex
 from tmkd.data.documents.charset import decode_html, decode_pod, decode_text
@@ -38,7 +38,8 @@ DOCBOOK = """<html><body><div class="navheader">Prev Next</div><div class="chapt
 <div class="section"><h2 class="title"><a id="a"></a>5.1. Who wrote it?</h2><p>Many people.</p>
 <div class="note"><h3 class="title">Note</h3><p>See the copyright file.</p></div>
 <table><tr><th>Name</th><th>Use</th></tr><tr><td>apt</td><td>packages</td></tr></table>
-<div class="sidebar"><p class="title"><strong><em>CULTURE</em> Mailing lists</strong></p><p>There are some.</p></div>
+<div class="sidebar"><p class="title"><strong><em>CULTURE</em> Mailing lists</strong></p>Few.
+<p>There are some.</p></div>
 <p>And more people.</p></div></div><div class="navfooter">Prev</div></body></html>"""
 
 FAQ_PAGE = """<html><body><div class="nosearch">Home</div><h2>Questions</h2>
@@ -73,9 +74,35 @@ def test_docbook_page_with_note_table_and_box() -> None:
     assert sections == [
         ("Software", []),
         ("Who wrote it?", ["Many people.", "See the copyright file.", "Name | Use\napt | packages"]),
-        ("Mailing lists", ["There are some."]),
+        ("Mailing lists", ["Few.", "There are some."]),
         ("Who wrote it?", ["And more people."]),
     ]
+
+
+def test_a_note_loses_its_label_and_keeps_its_headings_and_columns() -> None:
+    page = """<h1>Disks</h1><div class=note><h3>Note:</h3>First of all,<h2>Back up first</h2><p>Copy it.</p>
+        <table><tr><th>Warning</th><td>Slow disks.</td></tr></table>
+        <table><tr><th>Disk</th><th>Size</th></tr><tr><td>a</td><td>2<sup>40</sup></td></tr></table></div>
+        <p>Mount it.</p>"""
+    assert [(one.path, *_flat([one])[0]) for one in parse_html(page.encode())] == [
+        ((), "Disks", ["First of all,"]),
+        (("Disks",), "Back up first", ["Copy it.", "Slow disks.", "Disk | Size\na | 2^40"]),
+        ((), "Disks", ["Mount it."]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("page", "blocks"),
+    [
+        ("<p>2<sup>32</sup> is 10<sup> -3</sup> <i>5</i><sup><b>2</b></sup></p>", ["2^32 is 10^-3 5^2"]),
+        ("<p>the 1<sup>st</sup> of m<sup>2</sup></p>", ["the 1st of m2"]),
+        ("<pre>x = 2<sup>8</sup></pre>", ["x = 2^8"]),
+        ("<my-card>A.</my-card><my-card>B.</my-card>", ["A.", "B."]),
+        ("<p>Wait <x-time>3 days</x-time> or <b>use</b><x-key>F1</x-key></p>", ["Wait 3 days or useF1"]),
+    ],
+)
+def test_powers_and_custom_elements(page: str, blocks: list[str]) -> None:
+    assert _blocks(page) == blocks
 
 
 def test_questions_that_are_not_heading_elements() -> None:
@@ -84,6 +111,37 @@ def test_questions_that_are_not_heading_elements() -> None:
         ("Questions", []),
         ("How do I count?", ["Use COUNT."]),
         ("Is it safe?", ["Yes.", "-v, --verbose: Says more."]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("page", "blocks"),
+    [
+        (
+            "<dl><dt>A<dd><table><tr><td>x<td>y</table></dd><dt>B<dd>b</dl><p>end</p>",
+            ["A", "x | y", "B: b", "end"],
+        ),
+        ("<dl><dt>A<dd></dd><dt>B<dd>b</dl>", ["A", "B: b"]),
+        ("<dl><dt>A<dd>a<dt>B</dt><dt>C</dt></dl><p>end</p>", ["A: a", "B, C", "end"]),
+        ("<dt>A", ["A"]),
+        ("<dl><dt>A<dd><h3>B</h3>b</dl>", ["A", "b"]),
+        ("<dl><dt>A</dt><dt>B</dt><dd><table><tr><td>b</table></dl>", ["A, B: b"]),
+    ],
+)
+def test_a_term_is_never_joined_with_the_definition_of_another(page: str, blocks: list[str]) -> None:
+    assert _blocks(page) == blocks
+    assert [block for _, _, found in _markdown(f"<div>{page}</div>") for block in found] == blocks
+
+
+def test_a_question_on_a_button_is_a_heading() -> None:
+    page = """<h1>FAQ</h1><h2><button>How do I reset my password?<svg><title>Open</title></svg></button></h2>
+        <div>Ask the desk.</div><h2><button>Copy link</button>Is it safe?</h2><div>Yes.</div>
+        <dl><dt><button>When is it open?</button></dt><dd>On Mondays.</dd></dl>"""
+    assert _flat(parse_html(page.encode())) == [
+        ("FAQ", []),
+        ("How do I reset my password?", ["Ask the desk."]),
+        ("Is it safe?", ["Yes."]),
+        ("When is it open?", ["On Mondays."]),
     ]
 
 
@@ -156,6 +214,26 @@ def test_a_page_within_a_form_is_kept_and_a_search_form_is_not() -> None:
     assert _blocks("<form><label>Search</label></form><p>text</p>") == ["text"]
 
 
+@pytest.mark.parametrize(
+    ("page", "blocks"),
+    [
+        ("<body><div role=main> </div><p>beside it</p></body>", ["beside it"]),
+        ("<body><div id=content><nav>Home</nav></div><p>beside it</p></body>", ["beside it"]),
+        (
+            "<body><div role=main>one<div role=main>two</div></div><p>not this</p><div role=main>three</div></body>",
+            ["one", "two", "three"],
+        ),
+        ("<body><div class='top wide'><p>all of it</p></div></body>", ["all of it"]),
+        ("<body><div id=title><p>all of it</p></div><div class=toc>Contents</div></body>", ["all of it"]),
+        ("<body><form><p>all of it</p><button>Send</button></form></body>", ["all of it"]),
+        ("<body><div class=contents><p>See <a href=a>this page</a> <a href=b>and that</a></p></div></body>", []),
+        ("<body><div class=top>Home</div><p>the text</p></body>", ["the text"]),
+    ],
+)
+def test_a_page_whose_main_element_has_no_text_is_read_elsewhere(page: str, blocks: list[str]) -> None:
+    assert _blocks(page) == blocks
+
+
 DEEP = "<div>" * 3000
 
 
@@ -167,6 +245,7 @@ DEEP = "<div>" * 3000
         ("<span class=linenos>1</span>a <span class=linenos>all</span>", "a all"),
         ("<pre class=line-numbers>12 x<button>c</pre>d", "12 xc d"),
         ("caf\xe9", "caf\xe9"),
+        ("2<sup>32</sup> m<sup>2</sup> <my-card>A.</my-card><my-card>B.</my-card>", "2^32 m2 A. B."),
     ],
 )
 def test_deep_pages_are_read_by_the_same_rules(markup: str, text: str) -> None:
@@ -193,6 +272,14 @@ def test_charset_as_declared_else_utf8_with_single_bytes_replaced(data: bytes, t
     decoded = decode_html(data)
     assert decoded.replaced == replaced
     assert decoded.text == text if text is not None else decoded.text[-1] in ("–", "а")
+
+
+@pytest.mark.parametrize("charset", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_is_known_by_its_zeros(charset: str) -> None:
+    text = "<p>Ein “Löwe” schläft.</p>\r\n"
+    assert decode_text(text.encode(charset)).text == text
+    assert decode_html(text.encode(charset)).text == text
+    assert decode_text(b"\0\0\0a" * 9).charset == decode_text(b"a\0b" * 9).charset == "utf-8"
 
 
 def test_place_of_the_first_bad_byte() -> None:
@@ -252,10 +339,38 @@ def test_a_line_across_the_page_is_no_front_matter(text: str, found: list[tuple[
         ("<pre><span class=linenos>1</span>a<br>b</pre>", ["a\nb"]),
         ("<table><tr><td>x</td><td></td><td>y</td></tr></table>", ["x |  | y"]),
         (f"{DEEP}deep<br>words\n\nnext", ["deep words", "next"]),
+        (
+            "Write <your-name> into List<String>, a </body-end>.",
+            ["Write <your-name> into List<String>, a </body-end>."],
+        ),
+        ("Put it below the <script> tag of *this* page.", ["Put it below the <script> tag of this page."]),
+        ("- <script> begins *one*.\n\n<style>\n\nThe end.", ["<script> begins one.", "<style>", "The end."]),
+        ("It is <sl-tag>new</sl-tag>, <x-y a='b'>with <x-z/>an <svg/>icon.", ["It is new, with an icon."]),
+        (
+            "No<script>a <b</script> code, <!-- no comment -->and 2<sup>32</sup> m<sup>2</sup>.",
+            ["No code, and 2^32 m2."],
+        ),
     ],
 )
 def test_html_in_markdown_is_read_as_in_a_page(text: str, blocks: list[str]) -> None:
     assert _markdown(text) == [("", "", blocks)]
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        "".join(f"{'  ' * depth}- item {depth}\n" for depth in range(15)),
+        "+ - + - + - + - + - +\n",
+        ">" * 21 + " quoted\n",
+        ">" * 2000 + " quoted\n",  # more than can be parsed: read as plain text
+        "[" * 2000 + "\n",
+    ],
+)
+def test_deep_markdown_keeps_its_text(nested: str) -> None:
+    blocks = [block for _, _, blocks in _markdown(f"{nested}\nThe end of the text.") for block in blocks]
+    assert blocks[-1] == "The end of the text."
+    assert ("item 14" in blocks) == ("item" in nested)
+    assert ("quoted" in " ".join(blocks)) == ("quoted" in nested)
 
 
 def test_headings_of_html_in_markdown() -> None:
@@ -367,10 +482,41 @@ def test_a_sentence_longer_than_a_passage_is_cut_between_words() -> None:
         ("2 phases of commit", "2 phases of commit"),
         ("A. Appendix", "A. Appendix"),
         ("A.1. Appendix", "Appendix"),
+        ("A.1.2. Appendix", "Appendix"),
+        ("Programming in C# ¶", "Programming in C#"),
+        ("Programming in C#", "Programming in C#"),
+        ("Scopes #", "Scopes"),
+        *(
+            (kept, kept)
+            for kept in (
+                "2.0.1 - 2024-03-01",
+                "802.11 networks",
+                "1.5 GB limit",
+                "3. Oktober",
+                "X.509 certificates",
+                "Chapter 11 bankruptcy",
+                "(404) not found",
+                "1.1. (draft)",
+            )
+        ),
     ],
 )
-def test_headings_lose_their_numbers(heading: str, clean: str) -> None:
+def test_headings_lose_the_numbers_that_can_only_be_those_of_sections(heading: str, clean: str) -> None:
     assert clean_heading(heading) == clean
+
+
+def test_headings_of_the_built_in_documentation_lose_every_number(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text("<h1>3. Syntax</h1><p>text</p>")
+    (tmp_path / "a.pod").write_text("=head1 3. Syntax\n\ntext\n")
+    for name in ("a.html", "a.pod"):
+        (section,) = parse_file(tmp_path / name)
+        assert section.heading == "Syntax"
+    assert parse_html((tmp_path / "a.html").read_bytes())[0].heading == "3. Syntax"
+
+
+def test_a_link_of_a_sign_alone_is_no_heading() -> None:
+    page = '<h1>F#<a href="#f">#</a></h1><p>text <a href="#a">#1</a></p>'
+    assert _flat(parse_html(page.encode())) == [("F#", ["text #1"])]
 
 
 def test_same_text_in_another_layout_is_the_same() -> None:

@@ -171,6 +171,21 @@ def test_json_lines_plain_and_packed_with_fields_of_any_name(tmp_path: Path) -> 
         index_documents([path.name], tmp_path / "index")
 
 
+@pytest.mark.parametrize("line", ["\n\n", "\r\n\r\n", "\n \t\n"])
+def test_blank_lines_of_every_kind_part_the_paragraphs_of_a_row(tmp_path: Path, line: str) -> None:
+    paragraphs = [f"paragraph {number} has some words, {'many words ' * 35}of it" for number in range(2)]
+    write_jsonl(tmp_path / "rows.jsonl", [{"id": 1, "text": line.join(paragraphs)}])
+    index_documents(["rows.jsonl"], tmp_path / "index")
+    assert sorted(one.text for one in DocumentIndex.open(tmp_path / "index").passages()) == paragraphs
+
+
+def test_a_row_without_an_id_keeps_its_name(tmp_path: Path) -> None:
+    """Pools name their passages by it, and equal scores are ordered by it."""
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": "Cells divide."}])
+    (row,) = DocumentReader(["rows.jsonl"]).documents()
+    assert row.key == "rows.jsonl#7a94a56df182dcf0"
+
+
 def test_a_beir_folder_is_its_corpus(tmp_path: Path) -> None:
     folder = tmp_path / "scifact"
     folder.mkdir()
@@ -279,6 +294,30 @@ def test_the_passages_beside_one_are_those_of_its_document(tmp_path: Path) -> No
     assert index.beside([gone]) == index.beside([]) == {}
 
 
+def test_a_text_under_two_headings_is_found_by_both(tmp_path: Path) -> None:
+    """It counts once in each search, with the heading that fits best, and its neighbours are those it has there."""
+    tools = ("Zip", "Tar")
+    part = "## {0}\n\n{0} packs files.\n\n### Install {0}\n\nRun the installer.\n\n### Start {0}\n\n{0} starts now.\n"
+    write(tmp_path / "docs", {"a.md": "# Tools\n" + "".join(map(part.format, tools))})
+    assert index_documents(["docs"], tmp_path / "index").passages == 6
+    index = DocumentIndex.open(tmp_path / "index")
+    pid = first(index, "installer").passage.pid
+    for tool in tools:
+        found = first(index, f"install {tool}")
+        assert found.passage.heading_path == ("Tools", tool, f"Install {tool}")
+        assert index.look_up([pid], f"install {tool}") == [found]
+        packs, starts = (first(index, f"{tool} {word}").passage.pid for word in ("packs", "starts"))
+        assert index.beside([found]) == {pid: [packs, starts]}
+    assert [one.passage.pid for one in index.search("installer", 5)] == [pid]
+    assert [one.passage.pid for one in index.hits("installer", 5)] == [pid, pid]
+    assert {index.text_number(one) for one in index.hits("installer", 5)} == {first(index, "installer").number}
+    write(tmp_path / "docs", {"a.md": "# A\n\nSee the manual.\n\n# B\n\nSee the manual.\n"})
+    index_documents(["docs"], tmp_path / "index")
+    index.refresh()
+    found = first(index, "manual")
+    assert index.beside([found]) == {found.passage.pid: []}
+
+
 def test_a_text_of_many_documents_counts_once(tmp_path: Path) -> None:
     texts = {f"copy{number:02}": "mount the same disk" for number in range(60)} | {"other": "mount another thing"}
     found = index_of(tmp_path / "index", texts).search("mount disk", 2)
@@ -359,17 +398,52 @@ def test_what_cannot_be_read_is_skipped_and_named_or_refused(
     (docs / "large.md").write_text("word " * 300_000)
     (docs / "gone.md").symlink_to("nowhere")
     (docs / "wide.txt").write_bytes("Ein Löwe".encode("utf-16"))
+    (docs / "bare.txt").write_bytes("Eine Giraffe".encode("utf-16-le"))
+    (docs / "binary.txt").write_bytes(b"ELF\0\0\1 words of a program \0" * 9)
+    (docs / "binary.html").write_bytes(b"<p>words</p>\0" * 9)
     os.mkfifo(docs / "pipe.txt")
     changes = index_documents(["docs"], tmp_path / "index", Reading(most_bytes=1 << 20))
-    assert (changes.added, changes.skipped) == (4, 4)
+    assert (changes.added, changes.skipped) == (5, 6)
     logged = " ".join(caplog.text.split())
     assert "docs/latin.txt:1: byte 0xe9 is not valid UTF-8" in logged
     assert "docs/large.md: 1 MiB; larger than 1 MiB" in logged
     assert "docs/gone.md: No such file" in logged
     assert "docs/pipe.txt: not a file, but a pipe" in logged
-    assert first(DocumentIndex.open(tmp_path / "index"), "löwe").document == "docs/wide.txt"
-    with pytest.raises(DataError, match=r"docs/(latin|large|gone|pipe)"):
+    for name, count in (("txt", "27 of its 243"), ("html", "9 of its 117")):
+        assert f"docs/binary.{name}: binary, no text; {count} characters are NUL" in logged
+    for question, name in (("löwe", "wide"), ("giraffe", "bare")):
+        assert first(DocumentIndex.open(tmp_path / "index"), question).document == f"docs/{name}.txt"
+    with pytest.raises(DataError, match=r"docs/(binary|latin|large|gone|pipe)"):
         index_documents(["docs"], tmp_path / "index", Reading(strict=True))
+
+
+def test_files_that_give_no_passage_are_counted_and_said(
+    docs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(docs, {"b.html": "<nav>Home</nav>", "deep/d.pod": "sub code { 1 }\n"})
+    write_jsonl(docs / "rows.jsonl", [{"id": "1", "text": "Cells divide."}, {"id": "2", "text": ""}])
+    for _ in range(2):  # also where nothing has changed
+        caplog.clear()
+        changes = index_documents(["docs"], tmp_path / "index")
+        assert (changes.added + changes.unchanged, changes.empty) == (7, 3)
+        assert "2 of 5 files gave no passage, the first docs/b.html" in caplog.text
+
+
+def test_answers_of_one_word_are_passages_where_a_heading_or_title_asks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "docs", {"a.md": "# Ports\n\nAll of them:\n\n## Default port\n\n`8080`\n"})
+    rows: list[dict[str, object]] = [
+        {"id": "1", "title": "What is the capital of France?", "text": "Paris"},
+        {"id": "2", "text": "London"}, {"id": "3", "title": "Rome", "text": "?!"}, {"id": "4", "text": ""},
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "docs" / "rows.jsonl", rows)
+    assert index_documents(["docs"], tmp_path / "index").passages == 3
+    index = DocumentIndex.open(tmp_path / "index")
+    assert first(index, "What is the default port?").passage.text == "8080"
+    assert first(index, "What is the capital of France?").passage.text == "Paris"
+    for why, line in (("one word and no title", 2), ("no word", 3), ("no text", 4)):
+        assert f"1 of 4 documents have {why}, and so no passage; the first is on line {line}" in caplog.text
 
 
 def test_single_bad_bytes_are_replaced_counted_and_said(
@@ -418,6 +492,13 @@ def test_loops_of_links_and_second_names_are_read_once(docs: Path, tmp_path: Pat
     (docs / "deep" / "z.md").symlink_to("b.md")
     reader = DocumentReader(["docs", "docs/deep/b.md"])
     assert [one.key for one in reader.documents()] == ["docs/a.html", "docs/deep/b.md", "docs/deep/c.txt"]
+
+
+def test_places_whose_files_another_place_had_already_are_no_error(docs: Path) -> None:
+    for places in (["docs", "docs"], ["docs", "docs/deep"], ["docs/deep", "docs"], ["docs", "docs/"]):
+        assert len(list(DocumentReader(places).documents())) == 3
+    one = DocumentReader(["docs/deep"])._files
+    assert len(list(DocumentReader(["named", "named"], corpora={"named": lambda: one}).documents())) == 2
 
 
 @pytest.mark.parametrize("tag", ["div", "b", "blockquote"])
@@ -542,7 +623,7 @@ def test_missing_packages_are_named(docs: Path, tmp_path: Path, monkeypatch: pyt
 def test_the_command_counts(docs: Path, tmp_path: Path, tmkd: Tmkd) -> None:
     done = json.loads(tmkd("index", "docs", "--out", "out", "--json", "--quiet").stdout)
     assert {**done, "seconds": 0} == {
-        **{"index": "out", "added": 3, "changed": 0, "deleted": 0, "unchanged": 0, "skipped": 0},
+        **{"index": "out", "added": 3, "changed": 0, "deleted": 0, "unchanged": 0, "skipped": 0, "empty": 0},
         **{"passages": 5, "replaced": 0, "seconds": 0, "states": None, "states_of": None, "without_states": None},
     }
     told = tmkd("index", "docs", "--out", "out").stderr

@@ -86,6 +86,19 @@ def test_a_chinese_sentence_is_a_passage_and_not_a_single_word() -> None:
     assert [passage.text for passage in section_passages(sections, "", "")] == ["北京是中国的首都。"]
 
 
+def test_a_single_word_that_is_cut_off_goes_to_the_passage_beside_it() -> None:
+    long = " ".join(["word"] * MOST_WORDS)
+    blob = "x" * 3000
+    for blocks, texts in (
+        ([Block(f"{long}."), Block("Yes.")], [f"{long}. Yes."]),
+        ([Block("Yes."), Block(f"{long}.")], [f"Yes. {long}."]),
+        ([Block(f"{long}."), Block("yes", code=True)], [f"{long}.\nyes"]),
+        ([Block(f"{long}."), Block(blob, code=True)], [f"{long}.", blob]),
+        ([Block(f"{long}."), Block("-" * 3000, code=True)], [f"{long}."]),
+    ):
+        assert [one.text for one in section_passages([Section("", (), "", blocks)], "", "")] == texts
+
+
 @pytest.mark.parametrize("language", [*UNSPACED, "Hindi", "Thai", "Arabic"])
 def test_one_sentence_of_an_answer_can_be_marked(language: str) -> None:
     parts = UNSPACED.get(language) or SENTENCES[language]

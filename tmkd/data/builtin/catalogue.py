@@ -9,7 +9,7 @@ from pathlib import Path
 from tmkd.core.errors import DataError, needs_extra
 from tmkd.data.documents.charset import decode_pod
 from tmkd.data.documents.pod import parse_pod
-from tmkd.data.documents.sections import Section
+from tmkd.data.documents.sections import Section, bare_heading
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ def source(name: str) -> Source:
 
 
 def parse_file(path: Path) -> list[Section]:
-    """Sections of an HTML or POD file."""
+    """Sections of an HTML or POD file. Every number before a heading goes: in these packages it is a section's."""
     data = path.read_bytes()
     if path.suffix != ".pod":
         with needs_extra("qa"):
             from tmkd.data.documents.html import parse_html
-        return parse_html(data)
-    return parse_pod(decode_pod(data).text)
+        return parse_html(data, built_in=True)
+    return parse_pod(decode_pod(data).text, bare_heading)

@@ -1,8 +1,8 @@
 """Decode documents: in the charset that they declare, else as UTF-8. Single bytes that do not fit are replaced.
 
 The order is that of browsers: a byte order mark, an XML declaration, a `meta` element (the HTML standard, "Determining
-the character encoding"), or POD's `=encoding`. A document that declares none is never read in another charset because
-of one bad byte: that would change all its other letters.
+the character encoding"), or POD's `=encoding`; then UTF-16 where every second byte is 0. A document that declares none
+is never read in another charset because of one bad byte: that would change all its other letters.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _AS_BROWSERS = {  # what the HTML standard reads under these names: a larger cha
     "euc_kr": "cp949",
     "big5": "big5hkscs",
 }
+_NEARLY_ALL = 0.9
 _NO_CHARSETS = frozenset({"utf-7", "idna", "punycode", "unicode-escape", "raw-unicode-escape"})
 
 
@@ -84,7 +85,17 @@ def _decode(data: bytes, declared: bytes) -> Decoded:
     for mark, name in _MARKS:
         if data.startswith(mark):
             return _replaced(data, len(mark), name)
-    return _replaced(data, 0, _charset(declared.decode("ascii", "replace")))
+    return _replaced(data, 0, _charset(declared.decode("ascii", "replace")) if declared else _undeclared(data))
+
+
+def _undeclared(data: bytes) -> str:
+    """UTF-16 if nearly every second byte is 0, as in text of Latin letters, and no others are; else UTF-8."""
+    pairs = len(data) // 2
+    zeros = {name: data[first::2].count(0) for name, first in (("utf-16-be", 0), ("utf-16-le", 1))}
+    few, many = sorted(zeros.values())
+    if pairs and many >= _NEARLY_ALL * pairs and few <= (1 - _NEARLY_ALL) * pairs:
+        return max(zeros, key=lambda name: zeros[name])
+    return "utf-8"
 
 
 def _charset(declared: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from typing import IO, Any, cast
 from tmkd.core.errors import DataError
 from tmkd.data.documents.passages import Passage, content_digest, section_passages
 from tmkd.data.documents.sections import Block, Section
-from tmkd.data.documents.text import storable, text_hash
+from tmkd.data.documents.text import normalise, storable, text_hash
+from tmkd.data.documents.words import word_count
 
 PARQUET = ".parquet"
+_BLANK_LINE = re.compile(r"\r?\n[ \t]*\r?\n")
+_NAMING = 4  # never raised: rows without an id keep their names in indexes and pools, however they are parsed
 _BATCH = 1024  # rows of Parquet in memory at once
 
 
@@ -82,7 +86,7 @@ class DocumentRow:
         identifier = row.get(fields.id, row.get("_id") if fields.id == "id" else None)
         if isinstance(identifier, dict | list):
             raise _bad_line(place, f"{fields.id!r} is {type(identifier).__name__}, it must be text or a number")
-        digits = content_digest(title.encode(), text.encode(), url.encode())[:16]
+        digits = content_digest(title.encode(), text.encode(), url.encode(), parsing=_NAMING)[:16]
         named = identifier not in (None, "")
         return cls(storable(str(identifier)) if named else digits, named, title, text, url)
 
@@ -95,6 +99,20 @@ class DocumentRow:
         more = () if whole is None else (b"whole", whole.encode())
         return content_digest(self.title.encode(), self.text.encode(), self.url.encode(), *more)
 
+    def lacks(self, *, whole: bool) -> str | None:
+        """What the row has in place of a passage: "no text", "no word", "one word and no title"; None if it has one.
+
+        Args:
+            whole: whether the text is a passage as it stands.
+        """
+        parts = self.text.split(None, 2)
+        if not parts or whole or len(parts) > 2:
+            return None if parts else "no text"
+        words = word_count(normalise(self.text))
+        if words > 1 or (words and self.title):
+            return None
+        return "one word and no title" if words else "no word"
+
     def passages(self, source: str, whole: str | None = None) -> list[Passage]:
         """The passages of the text, whose paragraphs are separated by blank lines.
 
@@ -105,7 +123,7 @@ class DocumentRow:
         if whole is not None:
             text = self.text.strip()
             return [Passage(text_hash(text), text, self.title, (), source, whole)] if text else []
-        paragraphs = [Block(" ".join(one.split())) for one in self.text.split("\n\n")]
+        paragraphs = [Block(" ".join(one.split())) for one in _BLANK_LINE.split(self.text)]
         return section_passages(
             [Section("", (), self.title, [one for one in paragraphs if one.text])], self.title, source
         )

@@ -9,36 +9,37 @@ mark, or a paragraph all in bold that is numbered or asks something. Both count 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from lxml import etree
 from lxml import html as lxml_html
 
 from tmkd.data.documents.charset import decode_html
-from tmkd.data.documents.markup import (
-    BLOCKS,
-    DROP_CLASSES,
-    DROP_IDS,
-    DROP_TAGS,
-    HEADINGS,
-    are_line_numbers,
-    text_of,
+from tmkd.data.documents.html_text import (
+    bold_question,
+    cells_of,
+    code_text,
+    dropped,
+    inline_text,
+    is_block,
+    label_text,
+    mark_powers,
+    only_links,
 )
-from tmkd.data.documents.sections import Section, SectionBuilder, clean_heading
+from tmkd.data.documents.markup import DROP_CLASSES, DROP_IDS, HEADINGS, NEVER_TEXT, text_of
+from tmkd.data.documents.sections import Section, SectionBuilder, bare_heading, clean_heading
 from tmkd.data.documents.text import word_set
 
 _NOTES = word_set("note tip warning caution important")
+_NOT_LETTERS = re.compile(r"[\W\d_]+")
 _BOX_LEVEL = 8  # the title of a box is below every heading element
 _QUESTION_LEVEL = 7
 _COMPLAINT = re.compile(r"(?:I|I['’]m|I['’]ve|My)\s.*\.$")  # "My hook does not run."
-_NUMBERED = re.compile(r"^\(?\d+[.)]\s*\S")
-_PERMALINKS = word_set("permalink headerlink viewcode-back")  # dropped in code, where other classes mean something else
 _CODE = word_set("pre listing xmp")
-_EDGE = "\0"  # the edge of a block in code; no other text holds it
-_EDGES = re.compile(rf"\n?{_EDGE}(?:\n?{_EDGE})*\n?")
 
 
-def parse_html(data: bytes) -> list[Section]:
+def parse_html(data: bytes, *, built_in: bool = False) -> list[Section]:
     """Sections of an HTML document, in reading order; none if it has no text.
 
     A line break or the edge of a block is white space, in `pre` a newline. A document that is nested too deeply for a
@@ -46,18 +47,40 @@ def parse_html(data: bytes) -> list[Section]:
 
     Args:
         data: the file's bytes, decoded as `decode_html` does: in the declared charset, else as UTF-8.
+        built_in: whether to read it as the built-in documentation, whose passages must stay as they are: headings lose
+            every number, notes every heading and the text right after it, a term without a definition is joined with
+            what follows, and raised numbers are not marked.
     """
     text = decode_html(data).text
     try:
-        root = _tree(text)
-        walker = _Walker(SectionBuilder(_title(root)))
-        walker.walk(_main(root))
+        return _sections(text, built_in)
     except RecursionError:
         builder = SectionBuilder("")
         builder.block(text_of(text))
         return builder.done()
-    walker.flush()
-    return walker.builder.done()
+
+
+def _sections(text: str, built_in: bool) -> list[Section]:
+    """The sections of what is marked as the main text; else of the body; else of the body with all that is dropped.
+
+    What is dropped by class, by id or as a form is read where nothing else has text and most of it is no links.
+    """
+    found: list[Section] = []
+    clean = bare_heading if built_in else clean_heading
+    for main, undressed in ((True, False), (False, False), (False, True)):
+        root = _tree(text, powers=not built_in)
+        title = _title(root, clean)
+        if undressed and not _undress(root):
+            break
+        walker = _Walker(SectionBuilder(title, clean), built_in=built_in)
+        for element in _mains(root) if main else root.iter("body"):
+            walker.walk(element)
+            walker.end_term()
+        sections = walker.builder.done()
+        if any(section.blocks for section in sections):
+            return sections
+        found = found or sections
+    return found
 
 
 def add_html(builder: SectionBuilder, text: str) -> None:
@@ -69,7 +92,7 @@ def add_html(builder: SectionBuilder, text: str) -> None:
         return
     walker = _Walker(builder)
     walker.walk(_tree(text))
-    walker.flush()
+    walker.end_term()
 
 
 def html_title(text: str) -> str:
@@ -80,8 +103,12 @@ def html_title(text: str) -> str:
         return ""
 
 
-def _tree(text: str) -> Any:
+def _tree(text: str, *, powers: bool = True) -> Any:
     """The root element; an empty one if there is no text.
+
+    Args:
+        text: the document.
+        powers: whether to mark raised numbers (`mark_powers`).
 
     Raises:
         RecursionError: the elements are nested too deeply for libxml2.
@@ -93,110 +120,51 @@ def _tree(text: str) -> Any:
         return lxml_html.Element("html")
     if any(error.type_name == "ERR_RESOURCE_LIMIT" for error in parser.error_log):
         raise RecursionError
+    if powers:
+        mark_powers(root)
     return root
 
 
-def _title(root: Any) -> str:
+def _title(root: Any, clean: Callable[[str], str] = clean_heading) -> str:
     for element in [*root.iter("h1"), *root.iter("title")]:
-        text = clean_heading(_inline(element))
+        text = clean(label_text(element))
         if text:
             return re.sub(r"\s+[—-]\s+(?:Python|Apache)\b.*$| Manual Page$", "", text)
     return ""
 
 
-def _main(root: Any) -> Any:
-    """The element with the main text; the whole body if none is marked as such."""
+def _mains(root: Any) -> list[Any]:
+    """The elements with the main text, none inside another; the whole body if none is marked as such."""
     for path in ('.//*[@role="main"]', './/*[@id="page-content"]', './/body/*[@id="content"]', ".//body"):
-        found = root.find(path)
-        if found is not None:
-            return found
-    return root
+        found = root.findall(path)
+        if found:
+            return [one for one in found if not any(above in found for above in one.iterancestors())]
+    return [root]
 
 
-def _dropped(element: Any) -> bool:
-    if not isinstance(element.tag, str) or (element.tag in DROP_TAGS and not _holds_page(element)):
-        return True
-    classes = element.get("class")
-    if classes and not DROP_CLASSES.isdisjoint(classes.split()):
-        return True
-    if element.get("id") in DROP_IDS and element.tag not in HEADINGS:
-        return True
-    return are_line_numbers(classes, element.itertext())
-
-
-def _holds_page(element: Any) -> bool:
-    """Whether it is a form around the main text, as ASP.NET writes it, and not one to search or to log in."""
-    return element.tag == "form" and any(one.tag in HEADINGS for one in element.iter())
-
-
-def _is_block(element: Any) -> bool:
-    return element.tag in BLOCKS or element.tag in HEADINGS
-
-
-def _inline(element: Any) -> str:
-    """The text of an element without dropped elements, with spaces for line breaks and at the edges of blocks."""
-    parts = [element.text or ""]
-    for child in element:
-        edge = " " if child.tag == "br" or _is_block(child) else ""
-        parts += [edge, "" if _dropped(child) else _inline(child), edge, child.tail or ""]
-    return "".join(parts)
-
-
-def _lines(element: Any) -> str:
-    """The text of code without line numbers and buttons, with newlines for line breaks and at the edges of blocks."""
-    return _EDGES.sub("\n", _preformatted(element))
-
-
-def _preformatted(element: Any) -> str:
-    parts = [element.text or ""]
-    for child in element:
-        if child.tag == "br":
-            parts.append("\n")
-        elif not _not_code(child):
-            edge = _EDGE if _is_block(child) else ""
-            parts += [edge, _preformatted(child), edge]
-        parts.append(child.tail or "")
-    return "".join(parts)
-
-
-def _not_code(element: Any) -> bool:
-    if not isinstance(element.tag, str) or element.tag in DROP_TAGS:
-        return True
-    classes = element.get("class")
-    return (classes and not _PERMALINKS.isdisjoint(classes.split())) or are_line_numbers(classes, element.itertext())
-
-
-def _only_links(element: Any) -> bool:
-    """Whether a list is a table of contents: it has two links or more, and 90% of its letters are in links."""
-    links = list(element.iter("a"))
-    if len(links) < 2:
-        return False
-    linked = sum(len("".join(link.itertext()).strip()) for link in links if link.get("href"))
-    text = len("".join("".join(element.itertext()).split()))
-    spaces = sum("".join(link.itertext()).count(" ") for link in links)
-    return text > 0 and linked - spaces >= 0.9 * text
-
-
-def _bold_question(element: Any) -> str | None:
-    """The text of a paragraph that is all in bold and is numbered or a question, else None."""
-    if (element.text or "").strip() or len(element) != 1 or (element[0].tail or "").strip():
-        return None
-    text = " ".join(_inline(element).split())
-    bold = element[0].tag in ("b", "strong")
-    return text if bold and (_NUMBERED.match(text) or text.endswith("?")) else None
-
-
-def _cells(row: Any) -> list[str] | None:
-    """The texts of a table row's cells, empty ones too; None if a cell holds code, a list, a table or a division."""
-    if any(one.tag in ("pre", "ul", "ol", "dl", "table", "div") for one in row.iter()):
-        return None
-    return [" ".join(_inline(cell).split()) for cell in row if not _dropped(cell)]
+def _undress(root: Any) -> bool:
+    """Take away the classes, ids and forms for which text is dropped; tells whether most of the text is no links."""
+    for element in root.iter("*"):
+        classes = [one for one in (element.get("class") or "").split() if one in NEVER_TEXT or one not in DROP_CLASSES]
+        element.set("class", " ".join(classes))
+        if element.get("id") in DROP_IDS - NEVER_TEXT:
+            del element.attrib["id"]
+        if element.tag == "form":
+            element.tag = "div"
+    letters = sum(len("".join(inline_text(body).split())) for body in root.iter("body"))
+    return sum(len("".join(inline_text(link).split())) for link in root.iter("a")) < letters / 2
 
 
 class _Walker:
-    """Visits every element once. `_buffer` collects inline text until the next block begins or ends."""
+    """Visits every element once. `_buffer` collects inline text until the next block begins or ends.
 
-    def __init__(self, builder: SectionBuilder) -> None:
+    Args:
+        builder: takes what is found.
+        built_in: as `parse_html` takes it.
+    """
+
+    def __init__(self, builder: SectionBuilder, *, built_in: bool = False) -> None:
+        self._built_in = built_in
         self.builder = builder
         self._buffer: list[str] = []
         self._tables: dict[Any, bool] = {}  # whether a table has rows of several cells with text
@@ -211,13 +179,23 @@ class _Walker:
                 self._term = ""
             self.builder.block(text)
 
+    def end_term(self) -> None:
+        """Write what is collected; a term that has no definition is a block of its own."""
+        self.flush()
+        if not self._built_in:
+            self._write_term()
+
+    def _write_term(self) -> None:
+        self.builder.block(self._term)
+        self._term = ""
+
     def walk(self, element: Any) -> None:
         if element.text:
             self._buffer.append(element.text)
         for child in element:
-            if not _dropped(child):
+            if not dropped(child):
                 self._element(child)
-            elif _is_block(child):
+            elif is_block(child):
                 self.flush()
             if child.tail:
                 self._buffer.append(child.tail)
@@ -227,10 +205,10 @@ class _Walker:
         if tag == "br":
             self._buffer.append(" ")
         elif tag in HEADINGS:
-            self._heading(HEADINGS[tag], _inline(element))
+            self._heading(HEADINGS[tag], label_text(element))
         elif tag in _CODE:
             self._code(element)
-        elif tag in BLOCKS:
+        elif is_block(element):
             self.flush()
             self._block(element, tag)
             self.flush()
@@ -238,54 +216,57 @@ class _Walker:
             self.walk(element)
 
     def _heading(self, level: int, text: str) -> None:
-        self.flush()
+        self.end_term()
         self._term = ""
         self.builder.heading(level, text)
 
     def _code(self, element: Any) -> None:
         self.flush()
-        if self._term:
-            self.builder.block(self._term)
-            self._term = ""
-        self.builder.block(_lines(element), code=True)
+        self._write_term()
+        self.builder.block(code_text(element), code=True)
 
     def _block(self, element: Any, tag: str) -> None:
-        if tag in ("ul", "ol", "dl", "table") and _only_links(element):
+        if tag in ("ul", "ol", "dl", "table") and only_links(element):
             return
         if tag == "dt":
             self._definition(element)
-        elif tag == "p" and (question := _bold_question(element)) is not None:
+        elif tag == "p" and (question := bold_question(element)) is not None:
             self._heading(_QUESTION_LEVEL, question)
-        elif tag == "tr" and (cells := _cells(element)) is not None:
+        elif tag == "tr" and (cells := cells_of(element)) is not None:
             self._row(element, cells)
         elif tag in ("div", "aside") and (classes := set((element.get("class") or "").split())):
             self._box(element, classes)
         else:
             self.walk(element)
+            if tag in ("dd", "dl"):
+                self.end_term()
 
     def _box(self, element: Any, classes: set[str]) -> None:
         """A division. A note loses its label ("Tip"); a sidebar becomes a section of its own inside the text."""
+        if not classes & {"sidebar", *_NOTES}:
+            self.walk(element)
+            return
+        above = self.builder.headings
         if "sidebar" in classes:
-            depth = self.builder.depth
             title = element.find('.//p[@class="title"]')
             if title is not None:
                 for kind in title.findall(".//em"):  # "BACK TO BASICS", the kind of box
                     kind.text = None
-                self._heading(_BOX_LEVEL, _inline(title))
-                title.getparent().remove(title)
-            self.walk(element)
-            self.flush()
-            self.builder.resume(depth)
-            return
-        if classes & _NOTES:
+                self._heading(_BOX_LEVEL, inline_text(title))
+                title.drop_tree()  # but not the text after it
+        else:
             for label in [child for child in element.iter() if child.tag in HEADINGS or child.tag == "th"]:
-                label.clear()
-                label.tag = "span"
+                if self._built_in or _NOT_LETTERS.sub("", inline_text(label)).lower() in _NOTES:
+                    label.clear(keep_tail=not self._built_in)
+                    label.tag = "span"
         self.walk(element)
+        self.flush()
+        self.builder.resume(above)
 
     def _row(self, row: Any, cells: list[str]) -> None:
         """A row of a table: one line with bars between the cells. One cell in a table without columns is prose."""
         if sum(map(bool, cells)) > 1 or (len(cells) > 1 and any(cells) and self._has_columns(row)):
+            self.end_term()
             self.builder.block(" | ".join(cells), code=True, joint="\n")
         else:
             self._buffer.extend(cells)
@@ -294,11 +275,11 @@ class _Walker:
         """Whether any row of the table that this row belongs to has text in several cells."""
         table = next(row.iterancestors("table"), row)
         if table not in self._tables:
-            self._tables[table] = any(sum(map(bool, _cells(one) or ())) > 1 for one in table.iter("tr"))
+            self._tables[table] = any(sum(map(bool, cells_of(one) or ())) > 1 for one in table.iter("tr"))
         return self._tables[table]
 
     def _definition(self, element: Any) -> None:
-        text = " ".join(_inline(element).split())
+        text = " ".join(label_text(element).split())
         if len(text.split()) > 2 and (text.endswith("?") or _COMPLAINT.match(text)):
             self._heading(_QUESTION_LEVEL, text)
         else:  # several terms may share one definition

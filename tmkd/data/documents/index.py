@@ -84,6 +84,7 @@ class Changes:
         unchanged: documents that stay as they were.
         skipped: files that could not be read, and are not in the index.
         passages: how many passages the index holds after the update.
+        empty: how many of its documents have no passage.
         replaced: bytes that did not fit the charset of their file and were replaced.
     """
 
@@ -93,6 +94,7 @@ class Changes:
     unchanged: int = 0
     skipped: int = 0
     passages: int = 0
+    empty: int = 0
     replaced: int = 0
 
     def sentence(self) -> str:
@@ -151,6 +153,13 @@ class DocumentIndex:
         """How many documents it holds, including documents without text."""
         return self._count(FIRST) + self._count(EMPTY)
 
+    def without_passages(self) -> Iterator[str]:
+        """The keys of the documents that have no passage."""
+        index, searcher = self._state
+        query = import_tantivy().Query.term_query(index.schema, "role", EMPTY)
+        for _, address in searcher.search(query, max(1, searcher.num_docs), count=False).hits:
+            yield json.loads(searcher.doc(address)["stored"][0])["document"]
+
     def _count(self, role: int) -> int:
         index, searcher = self._state
         query = import_tantivy().Query.term_query(index.schema, "role", role)
@@ -169,7 +178,7 @@ class DocumentIndex:
         query = build_query(index, question, _fields(headings), exclude=("document", exclude))
         found: dict[str, Found] = {}
         reach = k
-        while True:  # the same text may be in several documents
+        while True:  # the same text may be in several documents, and under several headings of one
             hits = best(searcher, query, reach, searcher.num_docs, reader(searcher))
             for (key, passage, number), score in hits:
                 found.setdefault(passage.pid, Found(passage, key, score, number))
@@ -179,7 +188,7 @@ class DocumentIndex:
             reach *= 2
 
     def hits(self, question: str, k: int) -> list[Found]:
-        """The k best passages by BM25 with title and headings, best first; a text comes as often as documents have it.
+        """The k best passages by BM25 with title and headings, best first; a text comes as often as the index has it.
 
         Args:
             question: any text; it has no syntax.
@@ -221,14 +230,14 @@ class DocumentIndex:
         return list(found.values())
 
     def passages(self) -> Iterator[Passage]:
-        """Every passage of every document; the same text comes as often as there are documents with it."""
+        """Every passage of every document; a text comes as often as documents, and headings in one, have it."""
         index, searcher = self._state
         query = import_tantivy().Query.term_set_query(index.schema, "role", [LATER, FIRST])
         for _, address in searcher.search(query, max(1, searcher.num_docs), count=False).hits:
             yield stored(searcher.doc(address))[2]
 
     def beside(self, found: Sequence[Found]) -> dict[str, list[str]]:
-        """The ids of the passages right before and right after each of these in its document, by the passage's id.
+        """The ids of other texts right before and right after each of these in its document, by the passage's id.
 
         Args:
             found: passages as `search` or `look_up` gives them; those that are no longer there have no entry.
@@ -238,13 +247,14 @@ class DocumentIndex:
         pids, keys = ({one.passage.pid for one in found}, {one.document for one in found})
         parts = [(must, query.term_set_query(index.schema, name, sorted(values)))
                  for name, values in (("pid", pids), ("document", keys))]  # fmt: skip
-        wanted = {(one.document, one.passage.pid) for one in found}
+        wanted = {(one.document, one.passage.pid, one.passage.heading_path) for one in found}
         most = max(1, sum(searcher.doc_freq("pid", pid) for pid in pids))
         beside: dict[str, list[str]] = {}
         for _, address in searcher.search(query.boolean_query(parts), most, count=False).hits:
             key, place, passage = stored(searcher.doc(address))
-            if (key, passage.pid) in wanted:
-                beside[passage.pid] = neighbours(searcher, address, key, place)
+            if (key, passage.pid, passage.heading_path) in wanted:
+                others = dict.fromkeys(neighbours(searcher, address, key, place))
+                beside[passage.pid] = [other for other in others if other != passage.pid]
         return beside
 
     def holding(self, pids: Iterable[str]) -> dict[str, set[str]]:
@@ -291,7 +301,8 @@ def update_index(folder: Path, documents: Callable[[], Iterable[Document]]) -> C
             raise
         writer.wait_merging_threads()
         let_others_read(folder)
-    changes.passages = len(DocumentIndex.open(folder))
+    written = DocumentIndex.open(folder)
+    changes.passages, changes.empty = len(written), written._count(EMPTY)
     return changes
 
 

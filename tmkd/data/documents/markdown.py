@@ -10,28 +10,39 @@ from typing import Any
 import yaml
 
 from tmkd.core.errors import needs_extra
-from tmkd.data.documents.markup import text_of
+from tmkd.data.documents.markup import shown_tags, text_of
 from tmkd.data.documents.sections import Section, SectionBuilder
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?=\S)(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+_NESTING = {"maxNesting": 1000}  # blocks in blocks; beyond that the parser would drop the rest of the text
+_MOST_NAMED = 100  # lines that begin with the name of a script; each needs another reading
+_UNCLOSED = re.compile(r"\s*<(script|style|textarea)\b(?!.*</\1)", re.DOTALL | re.IGNORECASE)
 _UNDERLINE = re.compile(r"^([=\-~^\"'`#*+:.])\1{2,}\s*$")
 
 
 def parse_markdown(text: str) -> list[Section]:
     """Sections of a Markdown document, in reading order.
 
-    The title is that of the front matter, else the first heading of level 1.
+    The title is that of the front matter, else the first heading of level 1. A document that is nested too deeply to
+    be parsed is read as plain text.
 
     Raises:
         MissingExtraError: markdown-it-py is not installed.
     """
+    try:
+        return _parsed(text)
+    except RecursionError:
+        return parse_plain(text)
+
+
+def _parsed(text: str) -> list[Section]:
     with needs_extra("qa"):
         from markdown_it import MarkdownIt
 
         from tmkd.data.documents.html import add_html, html_title
 
     title, body = _front_matter(text.replace("\r\n", "\n"))
-    tokens = MarkdownIt("commonmark").enable("table").parse(body)
+    tokens = _tokens(MarkdownIt("commonmark", _NESTING).enable("table"), body)
     builder = SectionBuilder(title or _first_heading(tokens, html_title))
     row: list[str] = []  # the cells of the table row that is open
     for place, token in enumerate(tokens):
@@ -50,6 +61,20 @@ def parse_markdown(text: str) -> list[Section]:
             builder.block(" | ".join(row), code=True, joint="\n")
             row = []
     return builder.done()
+
+
+def _tokens(parser: Any, body: str) -> list[Any]:
+    """The tokens of a text. A line that begins with a script which is never closed is no HTML, or the rest would be."""
+    tokens: list[Any] = parser.parse(body)
+    for _ in range(_MOST_NAMED):
+        line = next((one.map[0] for one in tokens if one.type == "html_block" and _UNCLOSED.match(one.content)), None)
+        if line is None:
+            break
+        lines = body.split("\n")
+        lines[line] = lines[line].replace("<", "&lt;", 1)
+        body = "\n".join(lines)
+        tokens = parser.parse(body)
+    return tokens
 
 
 def _front_matter(text: str) -> tuple[str, str]:
@@ -83,15 +108,17 @@ def _first_heading(tokens: Sequence[Any], html_title: Callable[[str], str]) -> s
 def _plain(children: Sequence[Any]) -> str:
     """Inline Markdown as a reader sees it: the text of links and code, the description of pictures.
 
-    Inline HTML is read as in an HTML page: a line break is white space, and buttons and scripts are no text.
+    Inline HTML is read as in an HTML page: a line break is white space, and buttons and scripts are no text. What only
+    looks like it (`<your-name>`, a script that is never closed) is text.
     """
+    shown = shown_tags({child.content for child in children if child.type == "html_inline"})
     parts = []  # the text, as HTML
     for child in children:
         if child.type in ("softbreak", "hardbreak"):
             parts.append(" ")
         elif child.type == "image":
             parts.append(escape(_plain(child.children or ())))
-        elif child.type == "html_inline":
+        elif child.type == "html_inline" and child.content not in shown:
             parts.append(child.content)
         else:
             parts.append(escape(child.content))

@@ -6,7 +6,7 @@ The sets of elements, classes and ids come from the pages of the usual generator
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
@@ -31,6 +31,13 @@ DROP_IDS = word_set(
     toc quickview page-header path footer footer-text comments_section searchmenu banner title topics
     """
 )
+NEVER_TEXT = word_set(
+    """
+    navheader navfooter toc sphinxsidebar docnav fancy_toc fancy-toc toplang permalink headerlink indexterm lang-toggle
+    bottomlang mobile-nav searchmenu genindex edit-this-page breadcrumbs
+    """
+)
+"""Classes and ids of these that hold no text even where nothing else does; the others mean something else elsewhere."""
 LINE_NUMBERS = word_set(
     """
     linenos lineno linenodiv linenumber linenumbers line-number line-numbers line-numbers-rows line-no ln lnt
@@ -47,8 +54,23 @@ BLOCKS = word_set(
     listing xmp nav form footer
     """
 )
+ELEMENTS = (
+    BLOCKS
+    | DROP_TAGS
+    | word_set(
+        """
+        a abbr acronym area b base basefont bdi bdo big blink body br canvas center cite code col colgroup data del dfn
+        em embed font frame frameset h1 h2 h3 h4 h5 h6 html i ins kbd label link map mark marquee math meta meter nobr
+        noembed noframes optgroup option output p param picture plaintext progress q rb rp rt rtc ruby s samp slot small
+        source span strike strong sub sup tfoot time track tt u var wbr
+        """
+    )
+)
+"""Every element of HTML, those of earlier versions too."""
 _RAW = word_set("script style")  # their content is no markup, and to the end of the text if they are never closed
 _NOT_HERE = word_set("img input head form")  # no end tag, or none needed; a form may hold the whole page
+_TAG = re.compile(r"<(/?)([A-Za-z][\w.:-]*)([^>]*)>")
+_POWER = re.compile(r"[-+\u2212]?\d+")
 _ONLY_NUMBERS = re.compile(r"[\d\s.:|]*")
 
 
@@ -62,6 +84,30 @@ def are_line_numbers(classes: str | None, text: Iterable[str]) -> bool:
     """
     named = classes and not LINE_NUMBERS.isdisjoint(classes.split())
     return bool(named) and _ONLY_NUMBERS.fullmatch("".join(text)) is not None
+
+
+def is_power(text: str) -> bool:
+    """Whether raised text after a digit is a power, which is a number."""
+    return _POWER.fullmatch(text.strip()) is not None
+
+
+def shown_tags(tags: Collection[str]) -> set[str]:
+    """Those of the tags amid a text that are meant to be read, as `<your-name>` and the end of `Set<String>` are.
+
+    Those have a name that HTML does not have, and nothing else, or that of an element whose text would be dropped; and
+    the text has no other half of them.
+
+    Args:
+        tags: start tags, end tags and comments.
+    """
+    found = {tag: match.groups() for tag in tags if (match := _TAG.fullmatch(tag)) is not None}
+    halves = {(slash, name.lower()) for slash, name, _ in found.values()}
+    return {
+        tag
+        for tag, (slash, name, rest) in found.items()
+        if ("" if slash else "/", name.lower()) not in halves
+        and (_goes(name.lower()) and not rest.endswith("/") if name.lower() in ELEMENTS else not rest.strip())
+    }
 
 
 def text_of(markup: str) -> str:
@@ -91,10 +137,15 @@ class _Text(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self._parts: list[str] = []
+        self._ended = ""  # the element that ended right here
+        self._raised = 0  # where the text of the last `sup` begins
         self._open: list[_Open] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._edge(tag)
+        if "-" in tag and "-" in self._ended:  # custom elements one after the other are blocks
+            self._parts.append(" ")
+        self._raised = len(self._parts) if tag == "sup" else self._raised
         classes = dict(attrs).get("class") or ""
         if self._open and self._open[-1].tag == tag:
             self._open[-1].depth += 1
@@ -102,6 +153,9 @@ class _Text(HTMLParser):
             self._open.append(_Open(tag, classes, len(self._parts)))
 
     def handle_endtag(self, tag: str) -> None:
+        before = "".join(self._parts[max(0, self._raised - 1) : self._raised])
+        if tag == "sup" and before[-1:].isdigit() and is_power("".join(self._parts[self._raised :])):
+            self._parts.insert(self._raised, "^")
         if tag in (one.tag for one in self._open):
             while self._open[-1].tag != tag:
                 self._open.pop()
@@ -109,8 +163,10 @@ class _Text(HTMLParser):
             if not self._open[-1].depth:
                 self._close(self._open.pop())
         self._edge(tag)
+        self._ended = tag
 
     def handle_data(self, data: str) -> None:
+        self._ended = ""
         self._parts.append(data)
 
     def text(self) -> str:

@@ -18,8 +18,9 @@ TARGET_WORDS = 70
 MOST_WORDS = 95
 _CODE_WORDS = 60  # longer code is cut between lines
 _COLON_COST = 500.0  # of a cut after "like this:", which would separate it from what it announces
-PARSING = 4  # part of every digest: raise it when parsing or cutting give other passages
-_LEAST_WORDS = 2  # of a passage
+PARSING = 5  # part of every digest: raise it when parsing or cutting give other passages
+_LEAST_WORDS = 2  # of a passage, where neither its heading nor the title says what its only word is about
+_MOST_JOINED = 25  # words, by length, of a piece with fewer words than that which goes to its neighbour
 _CHARACTERS = 7  # in dense code, which has few spaces, this many characters count as a word
 _CLAUSE = re.compile(r"[^，、；：,;:]*[，、；：,;:]*")
 _PIECE = 40  # characters, of a clause without blanks that is longer than a passage
@@ -164,6 +165,29 @@ def _join(units: Sequence[_Unit]) -> str:
     return text
 
 
+def _pieces(blocks: Sequence[Block], least: int) -> list[tuple[str, float]]:
+    """The passages of a section as `cut` makes them, where one without two words is added to the one before or after.
+
+    Args:
+        blocks: those of the section.
+        least: words that the section must have to be a passage, if it has no more than one.
+    """
+    found: list[tuple[str, float]] = []
+    few = False  # whether the last piece found has too few words
+    for text, code in cut(blocks):
+        short = word_count(normalise(text)) < _LEAST_WORDS
+        if found and (few or short) and min(size(text), size(found[-1][0])) <= _MOST_JOINED:
+            before, share = found.pop()
+            words, more = max(1, size(before)), max(1, size(text))
+            code = (share * words + code * more) / (words + more)
+            text = before + ("\n" if code else " ") + text
+            short = word_count(normalise(text)) < _LEAST_WORDS
+        found.append((text, code))
+        few = short
+    wanted = least if len(found) == 1 else 1
+    return [(text, code) for text, code in found if word_count(normalise(text)) >= wanted]
+
+
 def section_passages(sections: Sequence[Section], title: str, source: str) -> list[Passage]:
     """Cut a document's sections into passages.
 
@@ -173,24 +197,23 @@ def section_passages(sections: Sequence[Section], title: str, source: str) -> li
         source: shown as the place of the passages.
 
     Returns:
-        The passages in reading order, each text once.
+        The passages in reading order, each text once under the same headings.
     """
-    found: dict[str, Passage] = {}
+    found: dict[tuple[str, tuple[str, ...]], Passage] = {}
     title = storable(title)
     for section in sections:
         headings = tuple(map(storable, (*section.path, section.heading) if section.heading else section.path))
         name = text_hash(f"{source} {' '.join(headings)}")
-        for text, code in cut(section.blocks):
+        for text, code in _pieces(section.blocks, 1 if headings or title else _LEAST_WORDS):
             text = storable(text)
-            if word_count(normalise(text)) >= _LEAST_WORDS:
-                passage = Passage(text_hash(text), text, title, headings, source, name, code=code)
-                found.setdefault(passage.pid, passage)
+            passage = Passage(text_hash(text), text, title, headings, source, name, code=code)
+            found.setdefault((passage.pid, headings), passage)
     return list(found.values())
 
 
-def content_digest(*parts: bytes) -> str:
+def content_digest(*parts: bytes, parsing: int = PARSING) -> str:
     """A hash of a document's content and of how it is parsed and cut, 32 hex digits."""
-    digest = hashlib.blake2b(f"{PARSING}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{parsing}".encode(), digest_size=16)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
-from tmkd.data.documents.sections import Section, SectionBuilder
+from tmkd.data.documents.sections import Section, SectionBuilder, clean_heading
 
 _ENTITIES = {"lt": "<", "gt": ">", "verbar": "|", "sol": "/", "quot": '"', "amp": "&", "apos": "'", "nbsp": " "}
 _OPEN = re.compile(r"([A-Z])(<(?:<+\s)?)")
@@ -12,10 +13,15 @@ _COMMAND = re.compile(r"=([a-zA-Z]\w*)\s*(.*)", re.DOTALL)
 _BULLET = re.compile(r"^(?:\*\s*|(?:\d+\.?|-)\s*$)")
 
 
-def parse_pod(text: str) -> list[Section]:
-    """Sections of a POD document, in reading order. Text outside of POD (the code of a module) is left out."""
+def parse_pod(text: str, clean: Callable[[str], str] = clean_heading) -> list[Section]:
+    """Sections of a POD document, in reading order. Text outside of POD (the code of a module) is left out.
+
+    Args:
+        text: the document.
+        clean: makes a heading of its text.
+    """
     paragraphs = re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n"))
-    reader = _Reader(SectionBuilder(_title(paragraphs)))
+    reader = _Reader(SectionBuilder(_title(paragraphs), clean))
     for paragraph in paragraphs:
         reader.paragraph(paragraph.strip("\n"))
     reader.end_item()

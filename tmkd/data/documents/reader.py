@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from tmkd.core.console import Bar, progress
 from tmkd.core.errors import DataError, needs_extra
 from tmkd.data.documents.charset import Decoded, decode_html, decode_pod, decode_text
 from tmkd.data.documents.document_rows import PARQUET, Fields, read_rows, repeated
-from tmkd.data.documents.index import Changes, Document, update_index
+from tmkd.data.documents.index import Changes, Document, DocumentIndex, update_index
 from tmkd.data.documents.markdown import parse_markdown, parse_plain
 from tmkd.data.documents.passages import Passage, content_digest, section_passages
 from tmkd.data.documents.pod import parse_pod
@@ -36,7 +36,7 @@ TEXT_KINDS = (*_HTML, ".md", ".markdown", ".txt", ".text", ".rst", ".pod")
 ROW_KINDS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", PARQUET)
 _BEIR = "corpus.jsonl"
 _MOST_WARNINGS = 20
-_GOOD_FOR_EACH_BAD = 100  # characters; a text with more bad bytes than one in so many is in another charset
+_GOOD_FOR_EACH_BAD = 100  # characters; with more bad bytes than one in so many it is in another charset, or binary
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,16 @@ def index_documents(
     if reader.replaced:
         changes.replaced = sum(reader.replaced.values())
         logger.warning(f"{changes.replaced:,} bad bytes were replaced, in {len(reader.replaced):,} files")
+    if changes.empty:
+        _tell_empty(folder, reader.whole_files)
     return changes
+
+
+def _tell_empty(folder: Path, files: Collection[str]) -> None:
+    """Warn of files that gave no passage. Rows without text have a warning of their own."""
+    found = [key for key in DocumentIndex.open(folder).without_passages() if key in files]
+    if found:
+        logger.warning(f"{len(found):,} of {len(files):,} files gave no passage, the first {min(found)}")
 
 
 class DocumentReader:
@@ -142,8 +151,13 @@ class DocumentReader:
         self.other = 0
         self.replaced: dict[str, int] = {}
         self._seen: set[tuple[int, int]] = set()
-        self._files = [file for place in places for file in self._place(str(place))]
+        self._files = [file for place in dict.fromkeys(map(str, places)) for file in self._place(place)]
         self._one_file = sum(file.passages is None for file in self._files) == 1
+
+    @property
+    def whole_files(self) -> set[str]:
+        """The keys of the documents that are files, and not rows of files."""
+        return {file.name for file in self._files if file.passages is not None}
 
     def documents(self) -> Iterator[Document]:
         """Every document that can be read.
@@ -185,12 +199,12 @@ class DocumentReader:
                     f"read, first {min(beside)}"
                 )
             return [file] if (file := self._file(path / _BEIR, path, ".jsonl")) else []
-        before = len(self.skipped) + len(self._seen)
-        files = [file for one, kind in self._walk(path) if (file := self._file(one, path, kind))]
-        if not files and before == len(self.skipped) + len(self._seen):
-            others = f" among its {self.other:,} files" if self.other else ""
+        skipped, other = len(self.skipped), self.other
+        found = list(self._walk(path))
+        if not found and skipped == len(self.skipped):
+            others = f" among its {self.other - other:,} files" if self.other > other else ""
             raise DataError(f"{place} holds no document{others}; known are {', '.join((*TEXT_KINDS, *ROW_KINDS))}")
-        return files
+        return [file for one, kind in found if (file := self._file(one, path, kind))]
 
     def _walk(self, root: Path) -> Iterator[tuple[Path, str]]:
         """Files of known kinds in the order of their names. Each folder once, so that loops of links end."""
@@ -257,6 +271,9 @@ class DocumentReader:
         """Whether the file's bytes are text. Single bad bytes are said and counted; a text full of them is skipped."""
         kind = file.path.suffix.lower()
         decoded = _decoded(kind, data)
+        if (zeros := decoded.text.count("\0")) * _GOOD_FOR_EACH_BAD > len(decoded.text):
+            self._skip(f"{file.name}: binary, no text; {zeros:,} of its {len(decoded.text):,} characters are NUL")
+            return False
         if not decoded.replaced:
             return True
         bad = (
@@ -275,7 +292,7 @@ class DocumentReader:
     def _rows(self, file: SourceFile, bar: Bar) -> Iterator[Document]:
         """The documents of a file of rows."""
         shown = count = 0
-        empty: list[int] = []  # how many documents have no text; the first of them
+        without: dict[str, list[int]] = {}  # why documents have no passage: the number of the first, and how many do
 
         def reached(read: int) -> None:
             nonlocal shown
@@ -292,17 +309,17 @@ class DocumentReader:
                 if before is not None:
                     raise repeated((file.name, number), row.id, before)
                 count += 1
-                if not row.text.strip():
-                    empty = [1 + (empty or [0])[0], (empty or [0, number])[1]]
+                if (why := row.lacks(whole=reading.whole)) is not None:
+                    without.setdefault(why, [number, 0])[1] += 1
                 key = f"{file.name}#{row.id}"
                 whole = (row.id if self._one_file else key) if reading.whole else None
                 yield Document(key, row.digest(whole), partial(row.passages, row.url or key, whole))
         if not count:
             raise DataError(f"{file.name} has no documents")
-        if empty:
+        for why, (first, how_many) in without.items():
             logger.warning(
-                f"{file.name}: {empty[0]:,} of {count:,} documents have no text, and so no passage; "
-                f"the first is {'in row' if file.name.endswith(PARQUET) else 'on line'} {empty[1]}"
+                f"{file.name}: {how_many:,} of {count:,} documents have {why}, and so no passage; "
+                f"the first is {'in row' if file.name.endswith(PARQUET) else 'on line'} {first}"
             )
         if _kib(file.size) > shown:
             bar.advance(_kib(file.size) - shown)

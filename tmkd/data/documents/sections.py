@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-_NUMBER = re.compile(
-    r"^\s*(?:(?:Chapter|Appendix|Part)\s+[\dA-Z]+(?:\.\d+)*[.:]?\s+|\(\d+\)\s*|[A-Z]?(?:\d+\.)+\d*\.?\s+|[A-Z](?:\.\d+)+\.?\s+)"
-)
-_PILCROW = re.compile(r"[¶#]\s*$")
+_CHAPTER = r"(?:Chapter|Appendix|Part)\s+[\dA-Z]+(?:\.\d+)*"
+_NUMBER = re.compile(rf"""^(?:{_CHAPTER}[.:]\s+|\(\d\d?\)\s*|(?:[A-Z]\.|\d+\.)(?:\d+\.)+\s+)(?=[^\W\d_]|["'`“«‘¿¡<])""")
+_ANY_NUMBER = re.compile(rf"^\s*(?:{_CHAPTER}[.:]?\s+|\(\d+\)\s*|[A-Z]?(?:\d+\.)+\d*\.?\s+|[A-Z](?:\.\d+)+\.?\s+)")
+_PERMALINK = re.compile(r"(?:\s*¶#?|\s#)\s*$")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Section:
     """A heading and the text below it, up to the next heading of any level.
 
     Attributes:
-        heading: the heading, without its number; empty for text before the first heading.
+        heading: the heading, as `clean_heading` or `bare_heading` gives it; empty for text before the first heading.
         path: the headings above it, outermost first. The document's title is among them only if it is a heading.
         title: the document's title.
         blocks: the text, in reading order.
@@ -38,10 +39,21 @@ class Section:
 
 
 def clean_heading(text: str) -> str:
-    """A heading as one line, without its section number and permalink sign."""
-    text = _PILCROW.sub("", " ".join(text.split()))
-    stripped = _NUMBER.sub("", text).strip()
-    return stripped or text.strip()
+    """A heading as one line, without its permalink sign and a number that can only be that of a section.
+
+    Those are `5.1.`, `A.1.`, `(14)` and `Chapter 5.` before words; `3. Oktober`, `2.4 GHz` and `X.509` stay.
+    """
+    return _without(_NUMBER, text)
+
+
+def bare_heading(text: str) -> str:
+    """A heading as one line, without its permalink sign and whatever number stands before it."""
+    return _without(_ANY_NUMBER, text)
+
+
+def _without(number: re.Pattern[str], text: str) -> str:
+    text = _PERMALINK.sub("", " ".join(text.split()))
+    return number.sub("", text).strip() or text.strip()
 
 
 def clean_code(text: str) -> str:
@@ -51,16 +63,22 @@ def clean_code(text: str) -> str:
 
 
 class SectionBuilder:
-    """Collects headings and blocks in reading order. A stack of open headings gives each section its path."""
+    """Collects headings and blocks in reading order. A stack of open headings gives each section its path.
 
-    def __init__(self, title: str) -> None:
+    Args:
+        title: the document's title.
+        clean: makes a heading of its text.
+    """
+
+    def __init__(self, title: str, clean: Callable[[str], str] = clean_heading) -> None:
         self.title = title
+        self._clean = clean
         self._stack: list[tuple[int, str]] = []
         self.sections: list[Section] = [Section("", (), title)]
 
     def heading(self, level: int, text: str) -> None:
         """Open a section, and close all open ones of its level or deeper. A heading without text is ignored."""
-        text = clean_heading(text)
+        text = self._clean(text)
         if not text:
             return
         while self._stack and self._stack[-1][0] >= level:
@@ -68,18 +86,18 @@ class SectionBuilder:
         self.sections.append(Section(text, tuple(name for _, name in self._stack), self.title))
         self._stack.append((level, text))
 
-    def resume(self, depth: int) -> None:
-        """Close all but the outer `depth` headings and continue the innermost of them (after a box in its text)."""
-        if len(self._stack) <= depth:
-            return
-        del self._stack[depth:]
-        names = [name for _, name in self._stack]
-        self.sections.append(Section(names[-1] if names else "", tuple(names[:-1]), self.title))
-
     @property
-    def depth(self) -> int:
-        """How many headings are open."""
-        return len(self._stack)
+    def headings(self) -> tuple[tuple[int, str], ...]:
+        """The open headings with their levels, outermost first."""
+        return tuple(self._stack)
+
+    def resume(self, headings: Sequence[tuple[int, str]]) -> None:
+        """Continue the section in which these headings were open (after a box in its text), if another one is open."""
+        if self._stack == list(headings):
+            return
+        self._stack = list(headings)
+        names = [name for _, name in headings]
+        self.sections.append(Section(names[-1] if names else "", tuple(names[:-1]), self.title))
 
     def block(self, text: str, *, code: bool = False, joint: str = "\n\n") -> None:
         """Add a block to the open section. Neighbouring code becomes one block, with `joint` in between."""
