@@ -437,3 +437,13 @@ def test_memory_does_not_grow_with_the_corpus_or_the_pairs(monkeypatch: pytest.M
     peak_of(200)  # imports
     small, large = peak_of(2_000), peak_of(20_000)
     assert large < small + 500_000, f"{small:,} bytes with 2,000 passages, {large:,} with 20,000"
+
+
+def test_the_pool_is_written_over_none_of_the_files(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "texts.jsonl", [{"id": name, "text": answer} for name, (_, answer) in TOPICS.items()])
+    write_jsonl(tmp_path / "asked.jsonl", [{"question": question} for question in QUESTIONS])
+    for output in ("texts.jsonl", "asked.jsonl"):
+        before = (tmp_path / output).read_text()
+        with pytest.raises(DataError, match="is one of the files to be read, which would be lost"):
+            mine_pool("asked.jsonl", output, ["texts.jsonl"])
+        assert (tmp_path / output).read_text() == before

@@ -50,8 +50,11 @@ def test_the_same_pairs_are_no_two_tasks(tmp_path: Path, caplog: pytest.LogCaptu
         MultiTaskResults.of(same, "tmkd")
     MultiTaskResults.of([same[0], measured(second, pairs_digest="5678")], "tmkd")
     assert not caplog.records
-    old = [measured(one, pairs_digest="") for one in (first, second)]  # of an earlier version
-    MultiTaskResults.of(old, "tmkd")
+    of_today = measured(first, rows=10, questions=5)
+    earlier = measured(second, pairs_digest="", rows=10, questions=5)
+    MultiTaskResults.of([of_today, measured(second, questions=4)], "tmkd")
+    assert not caplog.records
+    MultiTaskResults.of([of_today, earlier], "tmkd")
     assert "the results of a and b have as many pairs and questions" in caplog.text
 
 

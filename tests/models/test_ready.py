@@ -18,7 +18,7 @@ from tmkd.core.logits import log_odds
 from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder, name_classes, save_student
 from tmkd.models.encoders.find import find_encoder
-from tmkd.models.label_map import find_label_map
+from tmkd.models.label_map import find_label_map, unlike_order
 from tmkd.models.ready import head_classes, require_log_odds
 from tmkd.models.student import Student
 from tmkd.serve.worker import Teacher as ServedTeacher
@@ -184,6 +184,33 @@ def test_an_only_logit_needs_a_map_where_class_0_is_right(tmp_path: Path) -> Non
             order_of(tmp_path, [name], labels, positive=0)
     assert order_of(tmp_path, ["LABEL_0"], {}, {"0": 1, "1": 0}, positive=0) == [1, 0]
     assert order_of(tmp_path, ["Not relevant"], task, positive=0) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "positive", "said"),
+    [
+        (["relevant", "not_relevant"], {"not_relevant": 0, "relevant": 1}, 1, ""),  # turned by its names, as it labels
+        (["no", "yes"], {"not_relevant": 0, "relevant": 1}, 1, ""),  # other names that mean the same
+        (["spam", "ham"], {"ham": 0, "spam": 1}, 1, "its classes are spam, ham in that order"),
+        (["LABEL_0", "LABEL_1"], {"ham": 0, "spam": 1}, 1, ""),
+        (["spam", "ham"], {}, 1, ""),
+        (["Ham"], {"ham": 0, "spam": 1}, 1, "its only logit is named Ham, class 0 of the task"),
+        (["LABEL_0"], {"ham": 0, "spam": 1}, 0, "its only logit may be of either class"),
+        (["spam"], {"ham": 0, "spam": 1}, 0, ""),
+    ],
+)
+def test_classes_of_a_teacher_of_the_pool(
+    tmp_path: Path, names: list[str], labels: dict[str, int], positive: int, said: str
+) -> None:
+    tmp_path.joinpath("config.json").write_text(
+        json.dumps({"id2label": {str(n): name for n, name in enumerate(names)}})
+    )
+    data = {"train": "t", "labels": labels, "positive": positive}
+    found = unlike_order(
+        tmp_path, parse_recipe({"data": data, "teachers": [{"name": "a"}, {"name": "b", "seed": 1}]}, "r")
+    )
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
 
 
 def test_a_teacher_without_a_recipe_puts_the_negative_class_first(tmp_path: Path) -> None:

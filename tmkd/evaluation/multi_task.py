@@ -45,8 +45,8 @@ class TaskResult:
         chance: the chance level of each metric; empty in results of earlier versions.
         lead: the teachers' ensemble minus the single teacher that is best on the development set; None where they were
             not compared.
-        measured: the hash of the measured pairs; in results of earlier versions, which have none, their number and that
-            of the questions.
+        digest: the hash of the measured pairs; empty in results of earlier versions.
+        counts: their number, and that of their questions; 0 where the results do not say it.
     """
 
     name: str
@@ -55,7 +55,8 @@ class TaskResult:
     differences: dict[tuple[str, str], Interval]
     chance: dict[str, float] = field(default_factory=dict)
     lead: Difference | None = None
-    measured: tuple[Any, ...] = ()
+    digest: str = ""
+    counts: tuple[int, int] = (0, 0)
 
     @classmethod
     def read(cls, given: str) -> TaskResult:
@@ -94,9 +95,8 @@ class TaskResult:
         differences = {(first, second): value for first, second, value in own}
         differences |= {(second, first): value.negated() for first, second, value in own}
         lead = next((one for one in leads if one.metric == metric), leads[0] if leads else None)
-        counts = (content.get("rows"), content.get("questions"))
-        measured = (content["pairs_digest"],) if content.get("pairs_digest") else counts if all(counts) else ()
-        return cls(name, metric, methods, differences, content.get("chance", {}), lead, measured)
+        digest, counts = content.get("pairs_digest", ""), (content.get("rows", 0), content.get("questions", 0))
+        return cls(name, metric, methods, differences, content.get("chance", {}), lead, digest, counts)
 
     @property
     def above_chance(self) -> bool:
@@ -266,11 +266,12 @@ def _require_other_pairs(tasks: Sequence[TaskResult]) -> None:
     the same chance levels are warned of.
     """
     for number, task in enumerate(tasks):
-        for other in (one for one in tasks[:number] if task.measured and one.measured == task.measured):
+        for other in tasks[:number]:
             said = f"the results of {other.name} and {task.name}"
-            if len(task.measured) == 1:
-                raise DataError(f"{said} are of the same pairs, and so not of two tasks; leave one of them out")
-            if task.chance == other.chance:
+            if task.digest and other.digest:
+                if task.digest == other.digest:
+                    raise DataError(f"{said} are of the same pairs, and so not of two tasks; leave one of them out")
+            elif all(task.counts) and (task.counts, task.chance) == (other.counts, other.chance):
                 logger.warning(
                     f"{said} have as many pairs and questions and the same chance levels; if they are of the same "
                     "pairs, leave one of them out: the interval of a mean takes tasks as independent"

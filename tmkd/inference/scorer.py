@@ -116,8 +116,11 @@ class Scorer:
         if limit is None or (safe and not (self.manifest.folder / PROBES).is_file()):
             return ""
         questions, passages, wanted = read_probes(self.manifest.folder, self.classes)
-        allowed = max(float(limit), SAFE_LIMIT * (1 + float(np.abs(wanted).max()))) if safe else float(limit)
-        difference = float(np.abs(self.logits(questions, passages) - wanted).max())
+        found, allowed = self.logits(questions, passages), float(limit)
+        if safe:  # what all logits of a pair have in common means nothing
+            found, wanted = (one - one.mean(axis=1, keepdims=True) for one in (found, wanted))
+            allowed = max(allowed, SAFE_LIMIT * (1 + float(np.abs(wanted).max())))
+        difference = float(np.abs(found - wanted).max())
         if difference <= allowed:
             return ""
         return (

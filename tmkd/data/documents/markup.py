@@ -94,8 +94,8 @@ def is_power(text: str) -> bool:
 def shown_tags(tags: Collection[str]) -> set[str]:
     """Those of the tags amid a text that are meant to be read, as `<your-name>` and the end of `Set<String>` are.
 
-    Those have a name that HTML does not have, and nothing else, or that of an element whose text would be dropped; and
-    the text has no other half of them.
+    Those have nothing but a name, which HTML does not have or whose element would be dropped, or are of a script or a
+    style; and the text has no other half of them.
 
     Args:
         tags: start tags, end tags and comments.
@@ -106,7 +106,7 @@ def shown_tags(tags: Collection[str]) -> set[str]:
         tag
         for tag, (slash, name, rest) in found.items()
         if ("" if slash else "/", name.lower()) not in halves
-        and (_goes(name.lower()) and not rest.endswith("/") if name.lower() in ELEMENTS else not rest.strip())
+        and (name.lower() in _RAW or ((name.lower() not in ELEMENTS or _goes(name.lower())) and not rest.strip()))
     }
 
 
