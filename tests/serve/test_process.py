@@ -21,6 +21,7 @@ from qa_fixtures import index_of
 from serve_fixtures import PASSAGES, QUESTION, Command, command, in_process, model
 
 from tmkd.core.errors import TmkdError
+from tmkd.core.files import sha256_of
 from tmkd.serve.run import address, bound
 from tmkd.serve.settings import Settings, settings_of
 
@@ -218,6 +219,9 @@ def test_a_scorer_is_not_started_again_with_another_model(tmp_path: Path) -> Non
         folder.rename(tmp_path / "old")
         shutil.copytree(tmp_path / "old", folder)
         (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + "\n")
+        card = json.loads((folder / "tmkd.json").read_text())
+        card["tokenizers"] = {"tokenizer.json": sha256_of(folder / "tokenizer.json")}  # as another export would say
+        (folder / "tmkd.json").write_text(json.dumps(card))
         (folder / "calibration.json").write_text("{}")
         os.kill(live.scorer(), signal.SIGKILL)
         until = time.monotonic() + 30
