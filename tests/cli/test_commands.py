@@ -133,6 +133,17 @@ def test_a_result_is_not_written_over_another_file_of_the_command(tmkd: Tmkd, tm
         assert refused.returncode == 2, arguments
         assert "is another file of this command" in " ".join(refused.stderr.split())
     assert json.loads(pairs.read_text())[0]["question"] == "a"
+    for allowed in (
+        ("evaluate", "run", "--pairs", pairs, "--name", "webqa", "--json=webqa"),
+        ("evaluate", "run", "--pairs", pairs, "--name", pairs, "--json=other"),
+        ("calibrate", "export", "--report", "/dev/null", "--json=/dev/null"),
+        ("run", "recipe.yaml", "name=by-name.json", "--json", "by-name.json"),
+    ):
+        assert "is another file of this command" not in tmkd(*allowed, check=False).stderr, allowed
+    results = tmp_path / "results.json"
+    results.write_text("{}")
+    for runs in ("results.json", "results.json=map"):
+        assert "is another file of this command" in tmkd("overall", runs, "--json", "results.json", check=False).stderr
 
 
 def test_overall_does_not_write_over_results(tmkd: Tmkd, tmp_path: Path) -> None:

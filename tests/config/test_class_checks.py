@@ -13,7 +13,8 @@ from tmkd.config.sections import Data
     [
         ({"entailment": 0, "neutral": 1, "-": None}, {"entailment": 1, "neutral": 0}, "entailment is class 0 in one"),
         ({"no": 0, "yes": 1}, {"No": 0, "YES": 1, "true": 1}, ""),
-        ({"no": 0, "yes": 1}, {"wrong": 0, "right": 1}, "class 0 is no in one and wrong in the other"),
+        ({"no": 0, "yes": 1}, {"wrong": 0, "right": 1}, ""),
+        ({"no": 0, "yes": 1}, {"false": 0, "no": 1}, "no is class 0 in one and class 1 in the other"),
         ({"0": 1, "1": 0}, {"0": 0, "1": 1}, "0 is class 1 in one and class 0 in the other"),
         ({"1": 0, "2": 1}, {"0": 0, "1": 1}, ""),  # other numbers of other files
         ({"no": 0, "yes": 1}, {}, ""),

@@ -345,6 +345,7 @@ def test_a_line_across_the_page_is_no_front_matter(text: str, found: list[tuple[
         ),
         ("Put it below the <script> tag of *this* page.", ["Put it below the <script> tag of this page."]),
         ("- <script> begins *one*.\n\n<style>\n\nThe end.", ["<script> begins one.", "<style>", "The end."]),
+        ("a line\r\r<script>\rfoo bar", ["a line", "<script> foo bar"]),
         ("It is <sl-tag>new</sl-tag>, <x-y a='b'>with <x-z/>an <svg/>icon.", ["It is new, with an icon."]),
         (
             "No<script>a <b</script> code, <!-- no comment -->and 2<sup>32</sup> m<sup>2</sup>.",

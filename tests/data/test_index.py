@@ -436,14 +436,15 @@ def test_answers_of_one_word_are_passages_where_a_heading_or_title_asks(
     rows: list[dict[str, object]] = [
         {"id": "1", "title": "What is the capital of France?", "text": "Paris"},
         {"id": "2", "text": "London"}, {"id": "3", "title": "Rome", "text": "?!"}, {"id": "4", "text": ""},
+        {"id": "5", "text": "\u2014 \u2014 \u2014"},
     ]  # fmt: skip
     write_jsonl(tmp_path / "docs" / "rows.jsonl", rows)
     assert index_documents(["docs"], tmp_path / "index").passages == 3
     index = DocumentIndex.open(tmp_path / "index")
     assert first(index, "What is the default port?").passage.text == "8080"
     assert first(index, "What is the capital of France?").passage.text == "Paris"
-    for why, line in (("one word and no title", 2), ("no word", 3), ("no text", 4)):
-        assert f"1 of 4 documents have {why}, and so no passage; the first is on line {line}" in caplog.text
+    for why, count, line in (("one word and no title", 1, 2), ("no word", 2, 3), ("no text", 1, 4)):
+        assert f"{count} of 5 documents have {why}, and so no passage; the first is on line {line}" in caplog.text
 
 
 def test_single_bad_bytes_are_replaced_counted_and_said(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tmkd.evaluation.bootstrap import Interval
-from tmkd.evaluation.significance import Difference, verdict
+from tmkd.evaluation.significance import Difference, against_free_sentence, verdict
 
 
 def difference(first: str, second: str, mean: float, low: float, high: float) -> Difference:
@@ -34,6 +34,15 @@ def test_a_difference_is_significant_where_its_interval_excludes_0(
     turned = difference("b", "a", *vars(found.value.negated()).values())
     assert turned.significant is significant
     assert (turned.value.mean, turned.value.low, turned.value.high) == pytest.approx((-mean, -high, -low))
+
+
+def test_a_small_difference_that_is_significant_is_not_shown_as_0() -> None:
+    small = difference("a", "b", 0.0003, 0.0001, 0.0004)
+    assert "significantly better than b" in small.sentence()
+    assert "by 0.00030 (95% interval +0.00010 to +0.00040)" in small.sentence()
+    assert verdict("b", [small]) == "In MRR b is significantly worse than a by 0.00030 (+0.00010 to +0.00040)."
+    assert "by 0.00030 (" in against_free_sentence("a", small)
+    assert "it is level with it" in against_free_sentence("a", difference("a", "b", 0.0, -0.01, 0.01))
 
 
 def test_the_verdict_is_about_the_model_whichever_side_it_stands_on() -> None:

@@ -68,6 +68,11 @@ def test_separated_pairs_keep_their_probabilities_from_0_and_1(caplog: pytest.Lo
     assert fit_temperature(-signs, labels) == fit_temperature(np.zeros(8), labels) == 100
     assert "do not tell the right passages from the others" in caplog.text
     caplog.clear()
+    tiny = np.where(np.arange(42) < 40, 1e-4, -1e-4)  # two of the wrong sign
+    assert fit_temperature(tiny, np.ones(42, dtype=np.int64) - (np.arange(42) == 0)) == 0.01
+    assert "right sign" not in caplog.text
+    assert "so close to 0 that the temperature ends at its bound, 0.01" in caplog.text
+    caplog.clear()
     fit_temperature(np.array([2.0, 1.0, -3.0, 0.5]), np.array([1, 1, 0, 0]))
     assert not caplog.records
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -108,7 +109,8 @@ def require_own_files(given: Mapping[str, Any]) -> None:
     """Refuse a file to write that is also another file of the command, or the results of a run that it reads.
 
     Args:
-        given: the command's options and arguments, by their names in Python.
+        given: the command's options and arguments, by their names in Python. A text, or a side of KEY=VALUE, is taken
+            for a file where there is one of that name.
 
     Raises:
         typer.BadParameter: two are one file, by links too.
@@ -116,10 +118,13 @@ def require_own_files(given: Mapping[str, Any]) -> None:
     named: list[tuple[str, str]] = []
     for name, value in given.items():
         for one in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(one, str | Path) and str(one) not in ("", "-"):
-                named += [(name, str(one)), *([(name, str(one).rpartition("=")[2])] if "=" in str(one) else [])]
+            if isinstance(one, Path) or name == "output":
+                named.append((name, str(one)))
+            elif isinstance(one, str) and name != "name" and not one.startswith("name="):
+                named += [(name, part) for part in (one, *one.rpartition("=")[::2]) if part and os.path.exists(part)]
     for name, option in _WRITTEN.items():
-        if (target := given.get(name)) is None or str(target) == "-":
+        target = given.get(name)
+        if target is None or str(target) == "-" or (Path(target).exists() and not Path(target).is_file()):
             continue
         for other, path in named:
             if other != name and any(same_file(target, one) for one in (path, Path(path) / "report" / "results.json")):

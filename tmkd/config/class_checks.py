@@ -44,20 +44,6 @@ def require_positive(data: Data, classes: int) -> None:
         raise ValueError(f"data.positive: {wanted} is not a class; the two classes are 0 and 1")
 
 
-def require_rankable(kind: str, data: Data, classes: int) -> None:
-    """ValueError if a loss that compares the passages of a question would not rank the right ones first.
-
-    `list_kl` and `adr_mse` give the passages with the highest log-odds of class 1 the most weight.
-    """
-    if classes != 2:
-        raise ValueError(f"loss.kind: {kind} is defined for two classes, and there are {classes}")
-    if kind in ("list_kl", "adr_mse") and positive_class(data) == 0:
-        raise ValueError(
-            f"loss.kind: {kind} ranks passages by class 1, and data.positive says that class 0 is right; number the "
-            "classes the other way round with data.labels"
-        )
-
-
 def positive_class(data: Data) -> int:
     """The class of the right passages, where there are two classes (`data.positive`)."""
     wanted = data.positive
@@ -77,10 +63,10 @@ def class_names(data: Data) -> tuple[str, ...] | None:
 
 
 def unlike_classes(mine: Data, theirs: Data) -> str:
-    """Say how two recipes' classes differ by their names, where both name them; empty where they are the same.
+    """Say which name stands for two classes in two recipes; empty where none does.
 
-    Names are compared without regard to case. Recipes may spell a class in several ways: one in common is enough.
-    Numbers for names are compared where both recipes map the same ones.
+    Names are compared without regard to case; names that one recipe alone has say nothing, since files spell classes
+    in different ways. Numbers for names are compared where both recipes map the same ones.
     """
     maps = [
         {name.strip().casefold(): value for name, value in data.labels.items() if value is not None}
@@ -92,8 +78,4 @@ def unlike_classes(mine: Data, theirs: Data) -> str:
     for name in sorted(first.keys() & second.keys()):
         if first[name] != second[name]:
             return f"{name} is class {first[name]} in one and class {second[name]} in the other"
-    for number in sorted({*first.values(), *second.values()}):
-        one, other = ([name for name, value in names.items() if value == number] for names in maps)
-        if not set(one) & set(other):
-            return f"class {number} is {' or '.join(one)} in one and {' or '.join(other)} in the other"
     return ""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tmkd.config.class_checks import class_names, positive_class, require_label_maps, require_positive, require_rankable
+from tmkd.config.class_checks import class_names, positive_class, require_label_maps, require_positive
 from tmkd.config.methods import METHODS, Method, chosen_method
 from tmkd.config.pool_sections import Pool
 from tmkd.config.rates import STAGES, MethodRates, own_numbers, require_rates
@@ -384,7 +384,8 @@ class Recipe(Part):
         kind = self.loss.kind
         if kind not in GROUPED_LOSSES:
             return self
-        require_rankable(kind, self.data, self.classes)
+        if self.classes != 2:
+            raise ValueError(f"loss.kind: {kind} is defined for two classes, and there are {self.classes}")
         if self.cached.stage1.by_passage:
             raise ValueError(f"cached.stage1.by_passage keeps passages together, and loss.kind {kind} questions")
         if self._replays:

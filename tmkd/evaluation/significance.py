@@ -51,9 +51,8 @@ class Difference:
 
     def sentence(self) -> str:
         """The difference in words, such as "a is significantly better than b in MRR by 0.020 (95% interval ...)"."""
-        digits = 3 if round(self.value.mean, 3) or not self.significant else 5
-        by = f"{abs(self.value.mean):.{digits}f}"
-        span = f"(95% interval {self.value.low:+.{digits}f} to {self.value.high:+.{digits}f})"
+        by, span = _shown(self.value)
+        span = f"(95% interval {span})"
         if by == "0.000":
             text = f"{self.first} is equal to {self.second} in {TITLES[self.metric]} {span}"
         else:
@@ -84,18 +83,17 @@ def verdict(model: str, differences: Sequence[Difference]) -> str:
         For example "In MRR tmkd is significantly better than finetune by 0.020 (+0.010 to +0.030); it does not differ
         significantly from mkd (-0.010 to +0.020)."
     """
-    better, worse, level = [], [], []
+    better: list[str] = []
+    worse: list[str] = []
+    level: list[str] = []
     for difference in differences:
         other = difference.second if difference.first == model else difference.first
         value = difference.value if difference.first == model else difference.value.negated()
-        span = f"{value.low:+.3f} to {value.high:+.3f}"
+        by, span = _shown(value if value.mean > 0 or not difference.significant else value.negated())
         if not difference.significant:
             level.append(f"{other} ({span})")
-        elif value.mean > 0:
-            better.append(f"{other} by {value.mean:.3f} ({span})")
         else:
-            lead = value.negated()
-            worse.append(f"{other} by {lead.mean:.3f} ({lead.low:+.3f} to {lead.high:+.3f})")
+            (better if value.mean > 0 else worse).append(f"{other} by {by} ({span})")
     clauses = [
         f"is significantly {word} than {_listed(names)}"
         for word, names in (("better", better), ("worse", worse))
@@ -122,8 +120,8 @@ def against_free_sentence(taken: str, lead: Difference) -> str:
         taken: the student.
         lead: the student minus that model.
     """
-    other, by = lead.second.removeprefix("teacher:"), f"{abs(lead.value.mean):.3f}"
-    span = f"(95% interval {lead.value.low:+.3f} to {lead.value.high:+.3f})"
+    other, (by, span) = lead.second.removeprefix("teacher:"), _shown(lead.value)
+    span = f"(95% interval {span})"
     best = f"the best that trains nothing, {other}, in {TITLES[lead.metric]}"
     if lead.significant:
         return f"{taken} is significantly {'ahead of' if lead.value.mean > 0 else 'behind'} {best} by {by} {span}."
@@ -140,8 +138,8 @@ def ensemble_sentence(lead: Difference, relative_to: str) -> str:
         lead: the ensemble minus the teacher that is best on the development set.
         relative_to: the better of the two.
     """
-    best, by = lead.second.removeprefix("teacher:"), f"{abs(lead.value.mean):.3f}"
-    span = f"(95% interval {lead.value.low:+.3f} to {lead.value.high:+.3f})"
+    best, (by, span) = lead.second.removeprefix("teacher:"), _shown(lead.value)
+    span = f"(95% interval {span})"
     which = f"the best single teacher on the development set, {best}, in {TITLES[lead.metric]}"
     if lead.significant:
         word = "better" if lead.value.mean > 0 else "worse"
@@ -150,6 +148,14 @@ def ensemble_sentence(lead: Difference, relative_to: str) -> str:
         text = f"The ensemble is not significantly better than {which}: it is {by} "
         text += f"{'better' if lead.value.mean > 0 else 'worse'} {span}"
     return f"{text}; what is kept is relative to {relative_to.removeprefix('teacher:')}."
+
+
+def _shown(value: Interval) -> tuple[str, str]:
+    """The size of a difference and its interval: three decimals, more where a significant one would be 0.000."""
+    digits = 3
+    while (value.low > 0 or value.high < 0) and not round(value.mean, digits) and digits < 9:
+        digits += 2
+    return f"{abs(value.mean):.{digits}f}", f"{value.low:+.{digits}f} to {value.high:+.{digits}f}"
 
 
 def _listed(names: Sequence[str]) -> str:

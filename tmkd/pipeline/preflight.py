@@ -75,6 +75,7 @@ def require_runnable(data: RunData) -> None:
     _require_training_rows(data, methods)
     require_columns(data)
     say_coverage(data)
+    _require_ranked_class(recipe)
     _require_taught(recipe)
     _require_pool(data, methods)
     _warn_of_unread_text(data)
@@ -214,6 +215,16 @@ def _require_stackable(data: RunData) -> None:
     if recipe.ensemble != "mean":
         fitted_on = data.train if recipe.ensemble == "stacked" else data.dev
         require_every_class(fitted_on.labels, recipe.classes, recipe.ensemble)
+
+
+def _require_ranked_class(recipe: Recipe) -> None:
+    """`list_kl` and `adr_mse` give the passages with the highest log-odds of class 1 the most weight."""
+    if recipe.loss.kind in ("list_kl", "adr_mse") and recipe.positive_class == 0:
+        raise RecipeError(
+            f"loss.kind: {recipe.loss.kind} ranks passages by class 1, and data.positive says that class 0 is right; "
+            "number the classes the other way round with data.labels",
+            key="loss.kind",
+        )
 
 
 def _require_taught(recipe: Recipe) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 
 from tmkd.config.methods import Method
 from tmkd.config.recipe import Recipe
-from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import DataError, EncoderError, RecipeError, TmkdError, named
 from tmkd.data.pairs import Pairs
 from tmkd.data.row_checks import grades
@@ -36,7 +35,7 @@ def require_teachers(data: RunData) -> None:
         RecipeError: a checkpoint's classes are in another order than the task's, or two teachers are the same.
     """
     recipe = data.recipe
-    _require_different(recipe.used_teachers)
+    _require_different(recipe)
     _require_odds_of_class_1(recipe)
     for teacher in recipe.used_teachers:
         if teacher.model is not None or not is_step(teacher):
@@ -55,13 +54,16 @@ def require_teachers(data: RunData) -> None:
             find_label_map(source, teacher, recipe)
 
 
-def _require_different(teachers: Sequence[Teacher]) -> None:
+def _require_different(recipe: Recipe) -> None:
     """Refuse two teachers that differ in their names alone: their labels are the same and would count twice."""
     known: dict[str, str] = {}
-    for teacher in teachers:
-        other = known.setdefault(teacher.model_dump_json(exclude={"name"}), teacher.name)
+    for teacher in recipe.used_teachers:
+        usual = {"kind": teacher.of_kind, "encoder": recipe.encoder_of(teacher), "calibrate": teacher.calibration,
+                 "max_length": recipe.length_of(teacher) if teacher.model is None else teacher.max_length}  # fmt: skip
+        other = known.setdefault(teacher.model_copy(update=usual).model_dump_json(exclude={"name"}), teacher.name)
         if other != teacher.name:
-            fix = "give each a seed of its own (seed: 1)" if teacher.trained else "leave one of them out"
+            seed = "tune: {seed: 1}" if teacher.tune is not None else "seed: 1"
+            fix = f"give each a seed of its own ({seed})" if teacher.learns_labels else "leave one of them out"
             raise RecipeError(
                 f"teachers: {other} and {teacher.name} differ in their names alone, so their labels are the same and "
                 f"would count twice; {fix}",

@@ -91,8 +91,8 @@ def report_on_others(data: RunData, folder: Path) -> dict[str, Results]:
         results = evaluate(run, other.data.dev, timed=False, task=task, opened=opened)
         counts = RowCounts(f"development set of {other.name}", read=len(other.data.dev))
         warn_of_seen(folder, other.data.dev, counts, f"the run {data.recipe.name}")
-        results.data = {"dev": other.data.counts["dev"].to_json()}
-        results.data["dev"].setdefault("warnings", []).extend(counts.warnings)
+        about = other.data.counts["dev"].to_json()
+        results.data = {"dev": {**about, "warnings": [*about["warnings"], *counts.warnings]}}
         seen = {"training labels learned by": learned} if learned else {}
         results.provenance = provenance(data.recipe, {**other.data.info, **seen})
         with disk_errors(folder):

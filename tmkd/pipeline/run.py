@@ -331,6 +331,7 @@ class Run:
                 folder = self.folder / "methods" / name
                 with disk_errors(folder):
                     copy_folder(students.steps[0].folder, folder / "student")
+                    name_classes(folder / "student", self.recipe.class_names)
                 copy_export(self._export_step(students), folder / "export")
 
     @functools.cached_property

@@ -106,8 +106,10 @@ class DocumentRow:
             whole: whether the text is a passage as it stands.
         """
         parts = self.text.split(None, 2)
-        if not parts or whole or len(parts) > 2:
+        if not parts or whole:
             return None if parts else "no text"
+        if len(parts) > 2 and all(any(map(str.isalnum, part)) for part in parts[:2]):
+            return None
         words = word_count(normalise(self.text))
         if words > 1 or (words and self.title):
             return None

@@ -41,7 +41,7 @@ def _parsed(text: str) -> list[Section]:
 
         from tmkd.data.documents.html import add_html, html_title
 
-    title, body = _front_matter(text.replace("\r\n", "\n"))
+    title, body = _front_matter(text.replace("\r\n", "\n").replace("\r", "\n"))  # each ends a line in CommonMark
     tokens = _tokens(MarkdownIt("commonmark", _NESTING).enable("table"), body)
     builder = SectionBuilder(title or _first_heading(tokens, html_title))
     row: list[str] = []  # the cells of the table row that is open

@@ -47,6 +47,11 @@ def fit_temperature(scores: Floats, labels: NDArray[np.int64]) -> float:
             f"the temperature ends at its bound, {HIGHEST:g}, and all probabilities are near 0.5; check the labels and "
             "the student"
         )
+    elif found <= LOWEST and not ((scores > 0) == (labels == 1)).all():
+        logger.warning(
+            f"the scores of the {len(labels):,} development pairs are so close to 0 that the temperature ends at its "
+            f"bound, {LOWEST:g}; probabilities say little. Check the student"
+        )
     elif found <= LOWEST:
         found = _likeliest(scores, _smoothed(labels))
         logger.warning(
