@@ -158,6 +158,12 @@ def test_the_taken_model_is_compared_with_every_other_once() -> None:
     assert results.to_json()["verdicts"] == [*sentences, seeds]
 
 
+def test_what_is_not_trained_has_no_seed() -> None:
+    results = many()
+    results.methods[-1].name = "cosine (another run)"
+    assert "cosine" not in results.verdicts("1-o-1")[-1]
+
+
 def test_the_page_gives_the_verdict_in_a_sentence(tmp_path: Path) -> None:
     results = many()
     write_report(tmp_path, results)
