@@ -179,7 +179,7 @@ def test_an_absent_id_column_of_a_recipe_is_warned_of(tmp_path: Path) -> None:
     read_measured(data, 2, file_of(tmp_path / "a.jsonl", 0, 1), {}, counts)
     assert counts.warnings == [
         "there is no column 'topic', which data.columns.qid names; pairs are grouped by the question's text",
-        "there is no column 'doc', which data.columns.pid names; passages are told apart by their text",
+        "there is no column 'doc', which data.columns.pid names; passages are identified by their text",
     ]
     own = tmp_path / "test.jsonl"  # as a run writes its test set
     write_rows(own, [{"qid": "1", "pid": "2", "question": "q", "passage": "p", "label": 1}])

@@ -218,7 +218,7 @@ def test_a_calibration_of_other_ground_is_told_once(
     retriever = opened(folder, encoder)
     was = Ground.of(retriever, 50)
 
-    def told(ground: Ground, found: Retriever = retriever) -> list[tuple[int, str]]:
+    def logged(ground: Ground, found: Retriever = retriever) -> list[tuple[int, str]]:
         caplog.clear()
         answerer = QuestionAnswerer(
             OverlapScorer(), found.index, retriever=found, calibration=Calibration(ground=ground), model=None
@@ -228,22 +228,22 @@ def test_a_calibration_of_other_ground_is_told_once(
         return [(one.levelno, one.getMessage()) for one in caplog.records if "were calibrated" in one.getMessage()]
 
     again = f"calibrate again with: tmkd calibrate EXPORT --index {folder}"
-    ((level, text),) = told(was)
+    ((level, text),) = logged(was)
     assert level == logging.WARNING
     assert "calibrated with 50 candidates for a question, and 100 are ranked now" in text
     assert text.endswith(f"{again} --candidates 100")
     was = replace(was, candidates=None)
-    assert told(was) == told(Ground()) == []
-    ((level, text),) = told(was, Retriever(retriever.index))
+    assert logged(was) == logged(Ground()) == []
+    ((level, text),) = logged(was, Retriever(retriever.index))
     assert level == logging.WARNING
     assert "calibrated with dense search, and BM25 alone retrieves now" in text
-    ((level, text),) = told(replace(was, dense=False))
+    ((level, text),) = logged(replace(was, dense=False))
     assert level == logging.WARNING
     assert "calibrated with BM25 alone, and dense search retrieves now, too" in text
-    ((level, text),) = told(replace(was, index_version="0" * 64))
+    ((level, text),) = logged(replace(was, index_version="0" * 64))
     assert (level, text.endswith(again)) == (logging.INFO, True)
     assert f"another version of the index, of 4 passages, and {folder} has 4" in text
-    ((level, text),) = told(replace(was, index_version="0" * 64, index_passages=1000))
+    ((level, text),) = logged(replace(was, index_version="0" * 64, index_passages=1000))
     assert level == logging.WARNING
     assert f"another index, of 1,000 passages, and {folder} has 4" in text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -21,10 +21,15 @@ LEAST_QUOTED = 3
 """Words of a question that can be called quoted; shorter ones occur in many texts by chance."""
 
 
-def quotes(text: str, question: str) -> bool:
-    """Whether a text repeats a question: has its words in a row, or where these are fewer than three, no others."""
-    asked, found = normalise(question), normalise(text)
-    return bool(asked) and (f" {asked} " in f" {found} " if word_count(asked) >= LEAST_QUOTED else asked == found)
+def quoted_in(question: str) -> Callable[[str], bool]:
+    """A test of texts (`normalise`): does one repeat the question?
+
+    That is to have its words in a row, or where these are fewer than three, to have no others.
+    """
+    asked = normalise(question)
+    if word_count(asked) < LEAST_QUOTED:
+        return lambda text: bool(asked) and text == asked
+    return lambda text: f" {asked} " in f" {text} "
 
 
 def feature_auc(has: NDArray[np.bool_], labels: NDArray[np.int64]) -> float:

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from tmkd.config.pool_sections import Pool, PoolSource
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError
-from tmkd.data.decontamination import HeldOut, quotes
+from tmkd.data.decontamination import HeldOut, quoted_in
 from tmkd.data.documents.bm25 import PassageIndex
 from tmkd.data.documents.passages import Passage
-from tmkd.data.documents.text import same_text, text_hash
+from tmkd.data.documents.text import normalise, same_text, text_hash
 from tmkd.data.pairs import Pairs, pair_id, pair_key
 from tmkd.data.pool_sources import read_ready, read_texts
 from tmkd.data.split import share_of
@@ -266,7 +266,7 @@ def _retrieved(material: Material, pool: Pool, train: Pairs, dropped: _Dropped) 
             found = 0
             for number, _ in index.search(asker, pool.passages_per_question + _MARGIN):
                 row = (texts[number], asker) if passages_ask else (asker, texts[number])
-                if quotes(row[1], row[0]) or (known and pair_key(*row) in known):
+                if quoted_in(row[0])(normalise(row[1])) or (known and pair_key(*row) in known):
                     continue
                 yield row
                 found += 1

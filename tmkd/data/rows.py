@@ -179,7 +179,7 @@ def warn_of_absent_ids(named: Mapping[str, str], present: Sequence[str], counts:
         present: the columns that are there.
         counts: keeps the warning.
     """
-    used = {"qid": "pairs are grouped by the question's text", "pid": "passages are told apart by their text"}
+    used = {"qid": "pairs are grouped by the question's text", "pid": "passages are identified by their text"}
     for what, name in named.items():
         if name not in (what, *present):
             counts.warn(f"there is no column {name!r}, which data.columns.{what} names; {used[what]}")

@@ -270,8 +270,10 @@ class Results:
         own = [difference for difference in self.differences if name in (difference.first, difference.second)]
         by_metric = {metric: [d for d in own if d.metric == metric] for metric in self.headline_metrics}
         sentences = [verdict(name, found) for found in by_metric.values() if found]
-        single = [row.name for row in self.methods if row.kind in ("student", "baseline") and row.seeds == 1]
-        single = [one for one in single if one.partition(" ")[0] != "cosine"]  # nothing of it is trained
+        trained = [
+            row for row in self.methods if row.kind in ("student", "baseline") and row.name.split()[0] != "cosine"
+        ]
+        single = [row.name for row in trained if row.seeds == 1]
         return [*sentences, one_seed_sentence(single)] if sentences and single else sentences
 
     def to_json(self) -> dict[str, Any]:

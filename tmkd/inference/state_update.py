@@ -20,7 +20,7 @@ from tmkd.core.files import disk_errors
 from tmkd.data.documents.index import Changes, DocumentIndex
 from tmkd.data.documents.passages import Passage
 from tmkd.inference.dense_graph import update_graph
-from tmkd.inference.qa.retrieval import without_states
+from tmkd.inference.qa.retrieval import keys_in, without_states
 from tmkd.inference.qa.windows import Windows
 from tmkd.inference.state_store import FOLDER, ROW, Opened, StateStore, has_states, how_to_compute, keys_of
 from tmkd.inference.state_writer import SEGMENT, PassageEncoder, Writer, writing
@@ -157,11 +157,6 @@ def with_states(changes: Changes, index_folder: str | Path, encoder: PassageEnco
     return done
 
 
-def _wanted(index: DocumentIndex) -> set[bytes]:
-    """The keys of the passages that an index holds."""
-    return {text_key(passage.text) for passage in index.passages()}
-
-
 class _Update:
     """One update of a store."""
 
@@ -173,7 +168,7 @@ class _Update:
 
     def run(self) -> StateChanges:
         self.writer.remove_unnamed()
-        wanted = _wanted(self.index)
+        wanted = keys_in(self.index)
         missing = wanted - self._drop(wanted)
         self.changes.kept, self.changes.computed = len(wanted) - len(missing), len(missing)
         with progress("states", len(missing), "passages") as bar:

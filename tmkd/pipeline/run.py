@@ -303,10 +303,14 @@ class Run:
                 f"{' and '.join(older)} in {self.folder} are of an earlier student; `tmkd run` makes them anew"
             )
         with disk_errors(self.folder):
-            copy_folder(taken.steps[0].folder, self.folder / "student")
-            name_classes(self.folder / "student", self.recipe.class_names)  # the step may have been made under others
+            self._copy_student(taken, self.folder / "student")
             if taken.stage1:
                 copy_folder(taken.stage1[0].folder, self.folder / "stage1")
+
+    def _copy_student(self, students: TrainedStudents, target: Path) -> None:
+        """Copy a method's first student, with the class names of today: the step may have been made under others."""
+        copy_folder(students.steps[0].folder, target)
+        name_classes(target, self.recipe.class_names)
 
     def _export_step(self, students: TrainedStudents | None = None) -> Step:
         """The export of a method's first student; of the method that is taken, unless given."""
@@ -330,8 +334,7 @@ class Run:
             if students.method.exportable and name != self.students.choice.method:
                 folder = self.folder / "methods" / name
                 with disk_errors(folder):
-                    copy_folder(students.steps[0].folder, folder / "student")
-                    name_classes(folder / "student", self.recipe.class_names)
+                    self._copy_student(students, folder / "student")
                 copy_export(self._export_step(students), folder / "export")
 
     @functools.cached_property

@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.files import Quoting
-from tmkd.data.decontamination import LEAST_QUOTED, HeldOut
+from tmkd.data.decontamination import HeldOut, quoted_in
 from tmkd.data.documents.index import DocumentIndex, Found
 from tmkd.data.documents.text import jaccard, normalise, same_text, tokens
-from tmkd.data.documents.words import word_count
 from tmkd.data.pairs import pair_id
 from tmkd.data.sampling import of_quantiles
 
@@ -156,8 +155,7 @@ class Retriever:
         return kept, len(hits), left_out
 
     def _kept(self, question: str, hits: list[Found], wanted: int) -> tuple[list[Ranked], Counter[str]]:
-        asked = normalise(question)
-        quotable = word_count(asked) >= LEAST_QUOTED  # the same rule as `decontamination.quotes`
+        is_quoted = quoted_in(question)
         kept: list[Ranked] = []
         texts: set[str] = set()
         sets: list[frozenset[str]] = []
@@ -168,7 +166,7 @@ class Retriever:
             number = found.number if self.mining.most is None else self.index.text_number(found)
             text = found.passage.text
             plain, phrase, words = self._words(text)
-            if asked and (f" {asked} " in phrase if quotable else f" {asked} " == phrase):
+            if is_quoted(phrase):
                 reason = "contains_question"
             elif self.held is not None and (self.held.pair(question, text) or self.held.passage(text)):
                 reason = "held_out"
@@ -189,7 +187,7 @@ class Retriever:
 
 def _words(text: str) -> tuple[str, str, frozenset[str]]:
     """A text as it is compared: with the same text, with a phrase, by its words."""
-    return same_text(text), f" {normalise(text)} ", tokens(text)
+    return same_text(text), normalise(text), tokens(text)
 
 
 def _near_one(words: frozenset[str], sets: list[frozenset[str]]) -> bool:

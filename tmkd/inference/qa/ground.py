@@ -74,7 +74,7 @@ class GroundCheck:
         self._said: set[str] = set()
 
     def compare(self, candidates: int | None = None) -> None:
-        """Log each difference that was not told before: a warning, but for an index that was updated a plain line.
+        """Log each difference once, as a warning; of an index that was only updated as information.
 
         Args:
             candidates: Passages that are ranked; None before a question is asked.

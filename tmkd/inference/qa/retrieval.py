@@ -227,10 +227,14 @@ class Retriever:
         ]  # fmt: skip
 
 
+def keys_in(index: DocumentIndex) -> set[bytes]:
+    """The keys (`text_key`) of the different passages of an index. Every passage is read for that."""
+    return {text_key(passage.text) for passage in index.passages()}
+
+
 def without_states(index: DocumentIndex, store: StateStore) -> int:
-    """How many different passages of an index have no states. Every passage is read for that."""
-    known = store.passage_keys()
-    return len({key for passage in index.passages() if (key := text_key(passage.text)) not in known})
+    """How many different passages of an index have no states."""
+    return len(keys_in(index) - store.passage_keys())
 
 
 def _turned(beside: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
