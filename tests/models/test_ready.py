@@ -194,8 +194,9 @@ def test_an_only_logit_needs_a_map_where_class_0_is_right(tmp_path: Path) -> Non
         (["spam", "ham"], {"ham": 0, "spam": 1}, 1, "its classes are spam, ham in that order"),
         (["LABEL_0", "LABEL_1"], {"ham": 0, "spam": 1}, 1, ""),
         (["spam", "ham"], {}, 1, ""),
-        (["Ham"], {"ham": 0, "spam": 1}, 1, "its only logit is named Ham, class 0 of the task"),
-        (["LABEL_0"], {"ham": 0, "spam": 1}, 0, "its only logit may be of either class"),
+        (["Ham"], {"ham": 0, "spam": 1}, 1, "its only logit is named Ham, which is class 0 of the task"),
+        (["not_relevant"], {}, 1, "its only logit is named not_relevant, which is class 0 of the task"),
+        (["LABEL_0"], {"ham": 0, "spam": 1}, 0, "its only logit has no name, and data.positive says"),
         (["spam"], {"ham": 0, "spam": 1}, 0, ""),
     ],
 )

@@ -101,10 +101,7 @@ def unlike_order(folder: Path, recipe: Recipe) -> str:
     """
     names, of_task = class_names(folder), _names_of_task(recipe)
     if (only := _only_logit(folder)) is not None:
-        if only and of_task.get(_plain(only)) == 0:
-            return f"its only logit is named {only}, class 0 of the task"
-        unknown = recipe.positive_class == 0 and of_task.get(_plain(only)) != 1
-        return "its only logit may be of either class, and data.positive is class 0" if unknown else ""
+        return _unlike_class_1(only, of_task, recipe.positive_class)
     if not of_task or not _named(names):
         return ""
     negative = _negative(names)
@@ -138,24 +135,32 @@ def _only_logit(folder: Path) -> str | None:
 
 
 def _require_class_1(only: str, of_task: dict[str, int], teacher: Teacher, positive: int) -> None:
-    """The only logit of a checkpoint is not named as class 0 of the task is, nor, in a task without names, a negation.
-
-    Where class 0 is the positive one it must be named as class 1 is: a reranker's logit is mostly of those passages.
+    """The only logit of a checkpoint is the log-odds of the task's class 1.
 
     Raises:
         RecipeError: it may be of class 0; the message says what to write.
     """
-    of_class_0 = of_task.get(_plain(only)) == 0 if of_task else _is_negation(_plain(only))
-    called = f"its only logit is named {only}" if only else "its only logit has no name"
-    why = ", which is class 0 of the task" if of_class_0 else ""
-    if not why and positive == 0 and of_task.get(_plain(only)) != 1:
-        why = ", and data.positive says that class 0 is right"
-    if why:
+    if problem := _unlike_class_1(only, of_task, positive):
         raise RecipeError(
-            f"teachers: {teacher.name}: {called}{why}. If it is the log-odds of that class, write "
+            f"teachers: {teacher.name}: {problem}. If it is the log-odds of that class, write "
             "label_map: {0: 1, 1: 0}; if it is that of class 1, label_map: {0: 0, 1: 1}"
         )
     logger.info(f"teacher {teacher.name}: one logit, taken as the log-odds of class 1")
+
+
+def _unlike_class_1(only: str, of_task: dict[str, int], positive: int) -> str:
+    """Say why a checkpoint's only logit may be of class 0; empty where it is taken as that of class 1.
+
+    It is of class 0 where it has the name of the task's class 0 or, in a task without names, that of a negation. Where
+    class 0 is the positive one it must be named as class 1 is: a reranker's logit is mostly of the positive class.
+    """
+    name = _plain(only)
+    called = f"its only logit is named {only}" if only else "its only logit has no name"
+    if of_task.get(name) == 0 if of_task else _is_negation(name):
+        return f"{called}, which is class 0 of the task"
+    if positive == 0 and of_task.get(name) != 1:
+        return f"{called}, and data.positive says that class 0 is right"
+    return ""
 
 
 def _refusal(teacher: Teacher, names: list[str], of_task: dict[str, int]) -> RecipeError:
