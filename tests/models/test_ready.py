@@ -183,6 +183,11 @@ def test_an_only_logit_needs_a_map_where_class_0_is_right(tmp_path: Path) -> Non
         with pytest.raises(RecipeError, match=r"data.positive says that class 0 is right.*label_map: \{0: 1, 1: 0\}"):
             order_of(tmp_path, [name], labels, positive=0)
     assert order_of(tmp_path, ["LABEL_0"], {}, {"0": 1, "1": 0}, positive=0) == [1, 0]
+    (tmp_path / "config.json").write_text('{"num_labels": 1}')  # it names no class
+    pair = [{"name": "a"}, {"name": "b", "seed": 1}]
+    recipe = parse_recipe({"data": {"train": "t", "positive": 0}, "teachers": pair}, "r")
+    with pytest.raises(RecipeError, match=r"its only logit has no name, and data.positive says"):
+        find_label_map(tmp_path, recipe.teachers[0], recipe)
     assert order_of(tmp_path, ["Not relevant"], task, positive=0) == [0, 1]
 
 

@@ -14,12 +14,14 @@ from tmkd.config.load import load_recipe
 from tmkd.core.errors import RecipeError
 from tmkd.data.pairs import Pairs
 from tmkd.data.row_counts import RowCounts
+from tmkd.models.card import ModelCard
 from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.student import Student
 from tmkd.models.text_tokenizer import TextTokenizer
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.preflight import warn_of_unread_text
+from tmkd.pipeline.steps.pool import other_teachers_of_run, teachers_of_run
 
 
 def judged(recipe: Path, extra: str = "") -> Path:
@@ -219,8 +221,37 @@ def test_pool_teachers_are_looked_at_before_any_training(tmkd: Tmkd, recipe_file
     run.mkdir(parents=True)
     (run / "manifest.json").write_text(json.dumps({"models": [{"kind": "teacher", "steps": []}], "steps": []}))
     refused = tmkd("teach", recipe_file, f"pool={{teachers: [{run}], {sources}}}", check=False)
-    assert f"pool.teachers: the run {run} trained no teacher" in refused.stderr
+    assert f"pool.teachers: the run {run} trained no cross-encoder" in refused.stderr
     assert steps(tmp_path) == []
+
+
+def finished_run(workspace: Path, labels: tuple[str, ...]) -> Path:
+    """A run's folder with a cross-encoder whose classes have these names, and a tuned embedding model."""
+    teacher = workspace / "steps" / "teacher-aaaaaaaaaaaa"
+    teacher.mkdir(parents=True)
+    ModelCard(max_length=64, classes=2, labels=labels).write(teacher)
+    (run := workspace / "runs" / "r").mkdir(parents=True)
+    named = {"cross": teacher.name, "e5": "tuned-bbbbbbbbbbbb"}
+    models = [{"name": f"teacher:{name}", "kind": "teacher", "steps": [step]} for name, step in named.items()]
+    (run / "manifest.json").write_text(json.dumps({"models": models}))
+    return run
+
+
+def test_runs_whose_classes_are_in_other_orders_label_no_pool_together(
+    tmkd: Tmkd, recipe_file: Path, tmp_path: Path
+) -> None:
+    """The mean of their logits would be of opposite labels."""
+    runs = [finished_run(tmp_path / name, labels) for name, labels in (("A", ("no", "yes")), ("B", ("yes", "no")))]
+    sources = "sources: [{questions: own, passages: own}]"
+    refused = tmkd("label", recipe_file, f"pool={{teachers: [{runs[0]}, {runs[1]}], {sources}}}", check=False)
+    assert "pool.teachers: their classes are in different orders" in " ".join(refused.stderr.split())
+    assert steps(tmp_path) == []
+
+
+def test_teachers_of_a_run_that_do_not_label_the_pool_are_named(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, ("no", "yes"))
+    assert [step.folder.name for step in teachers_of_run(run)] == ["teacher-aaaaaaaaaaaa"]
+    assert other_teachers_of_run(run) == ["e5"]
 
 
 def test_a_pool_that_no_teacher_can_label_is_refused_at_once(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:

@@ -288,6 +288,32 @@ def test_margins_do_not_depend_on_the_token_budget(tmp_path: Path, monkeypatch: 
     assert (apart - expected).norm() / expected.norm() > 0.1
 
 
+def test_a_whole_step_holds_the_activations_of_one_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny("bert", tmp_path / "tiny")
+    alive = peak = 0
+
+    class Saved:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            nonlocal alive, peak
+            self.tensor = tensor
+            alive += tensor.numel()
+            peak = max(peak, alive)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= self.tensor.numel()
+
+    def most(budget: int) -> int:
+        """The most numbers that a step keeps for its backward pass at once."""
+        nonlocal alive, peak
+        alive = peak = 0
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+            gradient(source, lambda output, _: output.golden.square().sum(dim=1), monkeypatch, budget, True)
+        return peak
+
+    assert most(20) < most(100_000) / 4
+
+
 def test_the_second_forward_repeats_the_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a loss that is a sum over pairs, both ways to the gradient are the same, dropout and all."""
     source = tiny("bert", tmp_path / "tiny")

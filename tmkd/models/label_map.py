@@ -11,10 +11,10 @@ import torch
 
 from tmkd.config.recipe import Recipe
 from tmkd.config.teacher_sections import Teacher
-from tmkd.core.errors import RecipeError
+from tmkd.core.errors import EncoderError, RecipeError
 from tmkd.models.card import has_card, read_card
 from tmkd.models.encoders.forward import PairEncoder
-from tmkd.models.ready import read_json
+from tmkd.models.ready import head_rows, read_json
 from tmkd.models.student import Student
 
 logger = logging.getLogger(__name__)
@@ -129,9 +129,22 @@ def _names_of_task(recipe: Recipe) -> dict[str, int]:
 
 def _only_logit(folder: Path) -> str | None:
     """Return the name of a one-logit checkpoint's only class; empty if it has none; None for several logits."""
-    if has_card(folder) or not (names := _names(folder)) or len(names) > 1:
+    names = _names(folder)
+    if has_card(folder) or len(names) > 1:
         return None
+    if not names:
+        return "" if _has_one_logit(folder) else None
     return names[0] if _named(names) else ""
+
+
+def _has_one_logit(folder: Path) -> bool:
+    """Whether a checkpoint that names no class has a head of one logit: by its config.json, or else by its weights."""
+    if (number := read_json(folder / "config.json").get("num_labels")) is not None:
+        return bool(number == 1)
+    try:
+        return head_rows(folder) == 1
+    except EncoderError:  # of an architecture that sentence-transformers reads
+        return False
 
 
 def _require_class_1(only: str, of_task: dict[str, int], teacher: Teacher, positive: int) -> None:

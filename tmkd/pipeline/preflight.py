@@ -70,7 +70,7 @@ def require_runnable(data: RunData) -> None:
         _require_stage1(
             recipe, Path(folder), [one for one in methods if one.stage1 and recipe.finished_stage1(one) == folder]
         )
-    require_pool_teachers(recipe)
+    require_pool_teachers(data)
     require_known_scores(data, methods)
     _require_training_rows(data, methods)
     require_columns(data)

@@ -21,7 +21,7 @@ from tmkd.models.label_map import class_names, find_label_map, unlike_order
 from tmkd.models.ready import head_classes, require_head, require_log_odds
 from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
-from tmkd.pipeline.steps.pool import teachers_of_run
+from tmkd.pipeline.steps.pool import other_teachers_of_run, teachers_of_run
 from tmkd.pipeline.steps.teacher_logits import TeacherLogits, is_step, score_file, stored_teacher
 from tmkd.pipeline.steps.tune import require_tunable
 from tmkd.teachers.scores import ScoresTeacher
@@ -87,12 +87,13 @@ def _require_odds_of_class_1(recipe: Recipe) -> None:
             )
 
 
-def require_pool_teachers(recipe: Recipe) -> None:
+def require_pool_teachers(data: RunData) -> None:
     """Each folder that `pool.teachers` names is a checkpoint with a head or a run, all with one number of classes.
 
     Where a chosen method has no stage 2, its student keeps their classes and is called by the task's: these must be the
     same, in one order.
     """
+    recipe = data.recipe
     places = [Path(place) for place in recipe.pool.teachers] if recipe.pool is not None else []
     folders: dict[int, Path] = {}  # a folder for each number of classes
     for place in places:
@@ -100,7 +101,14 @@ def require_pool_teachers(recipe: Recipe) -> None:
     if len(folders) > 1:
         found = ", ".join(f"{folder} has {count}" for count, folder in folders.items())
         raise RecipeError(f"pool.teachers: their numbers of classes differ: {found}", key="pool.teachers")
-    _require_one_order([place for place in places if not (place / "manifest.json").is_file()])
+    _require_one_order([folder for place in places for folder in _folders_of(place)])
+    for place in filter(_is_run, places):
+        if others := other_teachers_of_run(place):
+            data.cache.say_once(
+                f"pool.teachers: of the teachers of {place}, {', '.join(others)} {'do' if len(others) > 1 else 'does'} "
+                "not label the pool: only cross-encoders that the run trained do",
+                logging.WARNING,
+            )
     if kept := [method.name for method in recipe.chosen_methods if method.stage1 and not method.stage2]:
         for place in places:
             _require_classes_of_task(recipe, place, kept[0])
@@ -115,8 +123,7 @@ def _require_classes_of_task(recipe: Recipe, place: Path, method: str) -> None:
             f"pool.teachers: {place} has {counts.pop()} classes, the task {recipe.classes} (`classes`), and {why}",
             key="pool.teachers",
         )
-    of_run = (place / "manifest.json").is_file()
-    for folder in [step.folder for step in teachers_of_run(place)] if of_run else [place]:
+    for folder in _folders_of(place):
         if problem := unlike_order(folder, recipe):
             raise RecipeError(
                 f"pool.teachers: {place}: {problem}, and {why}; number the classes in data.labels as they are there, "
@@ -133,12 +140,21 @@ def _require_one_order(folders: list[Path]) -> None:
         raise RecipeError(f"pool.teachers: their classes are in different orders: {found}", key="pool.teachers")
 
 
+def _is_run(place: Path) -> bool:
+    return (place / "manifest.json").is_file()
+
+
+def _folders_of(place: Path) -> list[Path]:
+    """The checkpoint, or those of the teachers that a run trained."""
+    return [step.folder for step in teachers_of_run(place)] if _is_run(place) else [place]
+
+
 def _classes_of(folder: Path) -> list[int]:
     """The number of classes of a checkpoint, or of every trained teacher of a run."""
-    if (folder / "manifest.json").is_file():
+    if _is_run(folder):
         found = teachers_of_run(folder)
         if not found:
-            raise RecipeError(f"pool.teachers: the run {folder} trained no teacher", key="pool.teachers")
+            raise RecipeError(f"pool.teachers: the run {folder} trained no cross-encoder", key="pool.teachers")
         return [read_card(step.folder).classes for step in found]
     if has_card(folder):
         return [read_card(folder).classes]

@@ -118,9 +118,10 @@ class WholeStepGradients:
             return self.micro(rows, seed)
         torch.manual_seed(seed)
         places = [on_device(part) for part in parts]
-        first = [self.micro.run(part, place, self.main_only)[0] for part, place in zip(parts, places, strict=True)]
-        golden = torch.cat([output.golden.detach() for output in first]).requires_grad_()
-        soft = torch.cat([output.soft.detach() for output in first]).requires_grad_()
+        with torch.no_grad():  # otherwise the activations of every micro-batch would stay in memory
+            first = [self.micro.run(part, place, self.main_only)[0] for part, place in zip(parts, places, strict=True)]
+        golden = torch.cat([output.golden for output in first]).requires_grad_()
+        soft = torch.cat([output.soft for output in first]).requires_grad_()
         loss = self.micro.loss.main(StudentOutput(golden, soft), torch.cat(places)).sum() / len(rows)
         loss.backward()
         total = float(loss.detach())

@@ -135,11 +135,21 @@ def pool_teachers(workspace: Workspace, recipe: Recipe) -> list[Step]:
 
 
 def teachers_of_run(run: Path) -> list[Step]:
-    """Every teacher that a finished run trained."""
-    models = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["models"]
-    names = [model["steps"][0] for model in models if model["kind"] == "teacher" and model["steps"]]
+    """Every cross-encoder that a finished run trained: those of its teachers that can label another task's pool."""
     steps = run.resolve().parent.parent / "steps"
-    return [Step("teacher", name.rpartition("-")[2], steps / name) for name in names if name.startswith("teacher-")]
+    names = [name for _, name in _models_of_run(run) if name.startswith("teacher-")]
+    return [Step("teacher", name.rpartition("-")[2], steps / name) for name in names]
+
+
+def other_teachers_of_run(run: Path) -> list[str]:
+    """The names of a finished run's other teachers: embedding models, endpoints and scores."""
+    return [model.removeprefix("teacher:") for model, name in _models_of_run(run) if not name.startswith("teacher-")]
+
+
+def _models_of_run(run: Path) -> list[tuple[str, str]]:
+    """Each teacher in a run's manifest, with the name of its step; empty where it has none."""
+    models = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["models"]
+    return [(one["name"], (one["steps"] or [""])[0]) for one in models if one["kind"] == "teacher"]
 
 
 def _finished(workspace: Workspace, recipe: Recipe, folder: Path) -> list[Step]:
