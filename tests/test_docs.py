@@ -305,7 +305,7 @@ def test_the_figures_of_labelling_on_ray_are_those_of_its_file() -> None:
         f"two workers label {ray:.0f} pairs/s and one process with two threads {here:.0f}, {ray / here:.2f} times"
         in text
     )
-    assert f"these are {ray_first:.0f} with Ray and {here_first:.0f} without it" in text
+    assert f"before the first labels ({ray_first:.0f} s with Ray, {here_first:.0f} s without) is not counted" in text
 
 
 def test_the_kills_are_those_of_their_file() -> None:

@@ -264,7 +264,7 @@ def qa(
 ) -> None:
     """Measure answers on questions whose answers are known.
 
-    Compares retrieval and ranking with BM25 alone on the same candidates, and times each stage.
+    Compares retrieval and ranking with BM25 alone, dense search alone and both together, and times each stage.
 
     Example: tmkd bench qa --model workspace/runs/demo/export --json qa.json
     """

@@ -209,8 +209,9 @@ def calibrate(
 ) -> None:
     """Choose when `tmkd ask` says that nothing answers a question.
 
-    Sets an export's temperature, its no-answer threshold and the weight of retrieval, on development questions. Every
-    question is asked twice: with the documents that answer it in the index, and without them.
+    Sets an export's temperature, its no-answer threshold, the weights of retrieval and the share of dense search, on
+    development questions. For the threshold every question is asked twice: with the documents that answer it in the
+    index, and without them.
 
     Example: tmkd calibrate workspace/runs/demo/export --index workspace/index
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -243,7 +243,7 @@ def number(value: Any) -> Any:
 
 
 def describe() -> str:
-    """The documentation of the recipe: one line for every key."""
+    """The documentation of the recipe: one line for every key, with its meaning, its type and its default."""
     lines: list[str] = []
     _describe(Recipe, "", lines)
     return "\n".join(lines)
@@ -261,14 +261,41 @@ def _is_mapping(annotation: Any) -> bool:
     return get_origin(annotation) is dict and _inner(annotation) is not None
 
 
-def _describe(part: type[BaseModel], prefix: str, lines: list[str]) -> None:
+def _describe(part: type[BaseModel], prefix: str, lines: list[str], unless_given: BaseModel | None = None) -> None:
+    """Append a line for every key of a section; `unless_given` is the section that a recipe without it has, if any."""
     for name, field in part.model_fields.items():
-        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
+        required = field.is_required()
+        value = None if required else field.get_default(call_default_factory=True)
+        value = value if unless_given is None else getattr(unless_given, name)
         inner = _inner(field.annotation)
-        lines.append(f"{prefix}{name}: {field.description or ''}" + ("" if inner else f" (default: {default})"))
-        if inner is not None:
-            within = ".0." if name in ("teachers", "sources") else ".METHOD." if _is_mapping(field.annotation) else "."
-            _describe(inner, prefix + name + within, lines)
+        if inner is None:
+            default = "required" if required and unless_given is None else f"default: {value!r}"
+            if required and unless_given is not None:
+                default += f"; required if {prefix[:-1]} is given"
+            lines.append(f"{prefix}{name}: {field.description or ''} ({_type_name(field.annotation)}; {default})")
+            continue
+        lines.append(f"{prefix}{name}: {field.description or ''}")
+        within = ".0." if name in ("teachers", "sources") else ".METHOD." if _is_mapping(field.annotation) else "."
+        _describe(inner, prefix + name + within, lines, value if isinstance(value, inner) else None)
+
+
+_TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Any: "any value"}
+
+
+def _type_name(annotation: Any) -> str:
+    """The type of a key's values in the words of YAML."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(inside[0])
+    if origin is Literal:
+        return " or ".join(filter(None, (", ".join(inside[:-1]), inside[-1])))
+    if origin is tuple:
+        return f"list of {_type_name(inside[0])}"
+    if origin is dict:
+        return f"mapping of {' to '.join(map(_type_name, inside))}"
+    if origin is not None:  # a union
+        return " or ".join(dict.fromkeys(_type_name(one) for one in inside if one is not type(None)))
+    return _TYPE_NAMES[annotation]
 
 
 def _explain(detail: Any, root: type[BaseModel]) -> str:

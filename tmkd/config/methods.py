@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 StudentKind = Literal["layers", "cached"]
-"""What a student is: the lowest layers of an encoder, or one that reads passages once."""
+"""What a student is: some layers of an encoder, or one that reads passages once."""
 
 
 @dataclass(frozen=True)

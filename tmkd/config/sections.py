@@ -76,6 +76,7 @@ class Training(Part):
 class WarmUp(Training):
     """How the warm start trains the encoder, and whose judgement of the pool's pairs it learns."""
 
+    epochs: Positive = Field(description="passes over the pairs of the pool that it sees (`share`)")
     teacher: str | None = Field(
         None,
         description="the name of a teacher whose scores of the pool it learns, in place of the encoder's own "
@@ -104,6 +105,7 @@ class WarmUp(Training):
 class StatesTraining(Training):
     """How stage 1 trains a student that may learn a teacher's hidden states; each kind of student says which."""
 
+    epochs: Positive = Field(description="passes over the pairs of stage 1: those of the pool that students see")
     states: float = Field(0.0, ge=0)
     states_until: float = Field(
         1.0,

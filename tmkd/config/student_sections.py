@@ -15,10 +15,10 @@ class StudentShape(Part):
 
     kind: StudentKind = Field(
         "layers",
-        description="what students are, of methods that do not say it (tmkd@cached, tmkd@layers). layers: the lowest "
-        "layers of an encoder, which read question and passage together. cached: a whole encoder, which reads every "
-        "passage once, when it is indexed, and small layers in which the question reads the passage's stored states "
-        "(section `cached`)",
+        description="what students are, of methods that do not say it (tmkd@cached, tmkd@layers). layers: some layers "
+        "of an encoder (see student.start), which read question and passage together. cached: a whole encoder, which "
+        "reads every passage once, when it is indexed, and small layers in which the question reads the passage's "
+        "stored states (section `cached`)",
     )
     layers: Positive = Field(3, description="number of layers")
     start: Literal["bottom", "spaced", "random", "teacher"] = Field(

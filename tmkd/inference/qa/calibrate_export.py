@@ -21,7 +21,9 @@ def calibrate_export(
     model: str | Path, index: str | Path, *, pairs: str | Path | None = None, test: str | Path | None = None,
     risk: float | None = None, candidates: int = 100, quoting: Quoting = "auto", **scoring: Any,
 ) -> CalibrationResult:  # fmt: skip
-    """Choose an export's temperature, no-answer threshold and retrieval weight, and write calibration.json into it.
+    """Choose an export's temperature, no-answer threshold, retrieval weights and share of dense search.
+
+    They are written into the export, as calibration.json.
 
     Args:
         model: the export.
