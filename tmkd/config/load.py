@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -18,6 +19,8 @@ from tmkd.config.teacher_sections import NOT_ALWAYS_READ, Teacher
 from tmkd.core.errors import RecipeError
 
 P = TypeVar("P", bound=Part)
+_CHANGED_KEYS = re.compile(r"(pool\.sources\.\d+\.task\.keys|tasks\.\d+\.keys|variants\.[^.]+|grid)\.(.+)")
+"""A key within a mapping of keys of another recipe, in a recipe or a study: what leads to the mapping, and the key."""
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -212,6 +215,8 @@ def _forget_stage1_rates(content: dict[str, Any], only: str = "") -> None:
 
 def _set_key(content: dict[str, Any], key: str, value: Any, where: str) -> None:
     *parents, last = key.split(".")
+    if inner := _CHANGED_KEYS.fullmatch(key):  # it changes one key of the other recipe, and not the section around it
+        parents, last = inner[1].split("."), inner[2]
     place: Any = content
     for parent in parents:
         if isinstance(place, list):
@@ -223,6 +228,8 @@ def _set_key(content: dict[str, Any], key: str, value: Any, where: str) -> None:
     if isinstance(place, list):
         place[_index(place, last, where)] = value
     elif isinstance(place, dict):
+        if inner:
+            place.pop(last, None)  # the keys of a mapping are set in their order, and this one is the latest
         place[last] = value
     else:
         raise RecipeError(f"{where}: {place!r} holds no keys")

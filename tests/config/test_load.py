@@ -1,0 +1,77 @@
+"""Overrides of a recipe and of a study, and what YAML itself would pass over in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tmkd.config.load import load_other, load_recipe
+from tmkd.pipeline.study.plan import load_study
+
+OTHER = """
+name: other
+data: {train: their-train.jsonl, dev: their-dev.jsonl, test: their-test.jsonl}
+teachers: [{name: a}, {name: b}]
+stage1: {learning_rate: 1.0e-3, epochs: 6, batch_size: 8}
+"""
+MAIN = """
+name: main
+data: {train: train.jsonl, dev: dev.jsonl}
+teachers: [{name: a}, {name: b}]
+pool:
+  sources: [{task: {recipe: other.yaml, keys: {name: another}}}]
+"""
+STUDY = """
+name: study
+tasks: [{recipe: other.yaml, keys: {take: tmkd, stage1.epochs: 4}}]
+variants: {one: {stage1.epochs: 2}, two: {}}
+seeds: [0]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"other": OTHER, "main": MAIN, "study": STUDY}.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["data.train=mine.jsonl"], ["mine.jsonl", "their-dev.jsonl", "their-test.jsonl"]),
+        (["data={train: whole.jsonl, dev: d.jsonl}", "data.dev=mine.jsonl"], ["whole.jsonl", "mine.jsonl", None]),
+        (["data.dev=mine.jsonl", "data={train: whole.jsonl, dev: d.jsonl}"], ["whole.jsonl", "d.jsonl", None]),
+        (["data.dev=x", "data={train: whole.jsonl, dev: d.jsonl}", "data.dev=y"], ["whole.jsonl", "y", None]),
+    ],
+)
+def test_an_override_changes_one_key_of_another_recipe_and_keeps_its_section(
+    folder: Path, overrides: list[str], parts: list[str | None]
+) -> None:
+    keys = [f"pool.sources.0.task.keys.{override}" for override in overrides]
+    source = load_recipe("main.yaml", keys).pool.sources[0].task  # type: ignore[union-attr]
+    assert source is not None
+    other = load_other(source)
+    assert other.name == "another"
+    assert [other.data.train, other.data.dev, other.data.test] == parts
+
+
+@pytest.mark.parametrize(
+    ("override", "epochs"),
+    [
+        ("tasks.0.keys.stage1.epochs=3", [2, 3]),
+        ("variants.two.stage1.epochs=5", [2, 5]),
+        ("tasks.0.keys.stage1={learning_rate: 1.0e-3, epochs: 7, batch_size: 8}", [2, 7]),
+    ],
+)
+def test_an_override_of_a_study_changes_one_key_of_its_recipes(folder: Path, override: str, epochs: list[int]) -> None:
+    numbers = [cell.recipe.stage1 for cell in load_study(folder / "study.yaml", [override]).cells]
+    assert [one.epochs for one in numbers] == epochs
+    assert {one.batch_size for one in numbers} == {8}
+
+
+def test_an_override_adds_a_key_to_the_grid_of_a_study(folder: Path) -> None:
+    plan = load_study(folder / "study.yaml", ["variants={}", "grid.stage1.epochs=[1, 2]"])
+    assert [cell.recipe.stage1.epochs for cell in plan.cells] == [1, 2]
