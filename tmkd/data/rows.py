@@ -95,6 +95,13 @@ def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Ex
     present = column_names(rows)
     needed = [columns.question, columns.passage, *(scores if expected.get("need_scores") else {})]
     require_columns([*needed, columns.label] if need_labels and columns.label else needed, present, source)
+    if columns.question == columns.passage:
+        raise DataError(
+            f"{source}: the column {columns.question!r} is read as the question and as the passage; name another one "
+            "of them, in a recipe's data.columns or with a command's --question or --passage",
+            path=source if isinstance(source, Path) else None,
+            column=columns.question,
+        )
 
     questions = checked_column(rows, columns.question, text, source)
     passages = checked_column(rows, columns.passage, text, source)
