@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tmkd.config.load import load_other, load_recipe
+from tmkd.core.errors import RecipeError
 from tmkd.pipeline.study.plan import load_study
 
 OTHER = """
@@ -75,3 +76,36 @@ def test_an_override_of_a_study_changes_one_key_of_its_recipes(folder: Path, ove
 def test_an_override_adds_a_key_to_the_grid_of_a_study(folder: Path) -> None:
     plan = load_study(folder / "study.yaml", ["variants={}", "grid.stage1.epochs=[1, 2]"])
     assert [cell.recipe.stage1.epochs for cell in plan.cells] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("stage1: {learning_rate: 1.0e-3, epochs: 1}\n", "'stage1' stands twice in one section, in lines 5 and 6"),
+        ("loss: {alpha: 0.5,\n  kind: kl, alpha: 0.6}\n", "'alpha' stands twice in one section, in lines 6 and 7"),
+        ("pool:\n  sampling: {keep: 4, keep: 4}\n", "'keep' stands twice in one section, in line 7"),
+        ("bilstm: {epochs: 2, epochs: 3}", "'epochs' stands twice"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(folder: Path, more: str, message: str) -> None:
+    (folder / "other.yaml").write_text(OTHER + more)
+    with pytest.raises(RecipeError, match=rf"other\.yaml: the key {message}"):
+        load_recipe("other.yaml")
+    with pytest.raises(RecipeError, match=f"the key {message}"):
+        load_study(folder / "study.yaml")
+
+
+def test_a_key_that_stands_twice_in_an_override_is_refused(folder: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"override 'loss=.*': the key 'alpha' stands twice in one section, in line 1"
+    ):
+        load_recipe("other.yaml", ["loss={alpha: 0.5, alpha: 0.6}"])
+
+
+def test_a_merge_key_may_be_overridden_and_a_label_is_there_once(folder: Path) -> None:
+    rates = "  <<: *rates\n  epochs: 3\n"
+    (folder / "other.yaml").write_text(OTHER.replace("stage1: ", "stage1: &rates ") + "without_stage1:\n" + rates)
+    found = load_recipe("other.yaml").without_stage1
+    assert (found.epochs, found.batch_size) == (3, 8)
+    with pytest.raises(RecipeError, match="1 stands there as a number and as a text"):
+        load_recipe("main.yaml", ["data.labels={1: 1, '1': 0, 2: 0}"])

@@ -86,7 +86,7 @@ def test_a_runs_test_set_of_an_earlier_version_is_not_read_inverted(tmp_path: Pa
 
 
 def test_a_runs_test_set_is_not_measured_against_labels_that_its_reference_made(tmp_path: Path) -> None:
-    rows = [{"question": f"q{n}", "passage": "p", "judge": n / 4} for n in range(4)]
+    rows: list[dict[str, Any]] = [{"question": f"q{n}", "passage": "p", "judge": n / 4} for n in range(4)]
     write_rows(tmp_path / "train.jsonl", rows)
     data = Data(train="train", scores={"judge": "probability"}, reference="judge")
     reference = Reference("judge", "probability")

@@ -23,6 +23,31 @@ _CHANGED_KEYS = re.compile(r"(pool\.sources\.\d+\.task\.keys|tasks\.\d+\.keys|va
 """A key within a mapping of keys of another recipe, in a recipe or a study: what leads to the mapping, and the key."""
 
 
+class _TwiceError(yaml.YAMLError):
+    """A key that stands twice in one mapping; PyYAML would take the last and drop the others."""
+
+    def __init__(self, key: str, lines: tuple[int, int]) -> None:
+        first, again = lines
+        where = f"in line {first}" if first == again else f"in lines {first} and {again}"
+        super().__init__(f"the key {key!r} stands twice in one section, {where}; keep one of them")
+        self.key = key
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that stands twice in one mapping."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":  # `<<` may be there
+                key, line = self.construct_object(key_node), key_node.start_mark.line + 1
+                if key in lines:
+                    raise _TwiceError(key_node.value, (lines[key], line))
+                lines[key] = line
+        return node
+
+
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read and validate a recipe.
 
@@ -84,11 +109,13 @@ def read_content(path: Path, overrides: list[str] | None = None) -> dict[str, An
     """
     where = str(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except FileNotFoundError as error:
         raise RecipeError(f"{path}: no such recipe; see recipes/ for examples", where=where) from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}", where=where) from error
+    except _TwiceError as error:
+        raise RecipeError(f"{path}: {error}", where=where, key=error.key) from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}", where=where) from error
     if not isinstance(content, dict):
@@ -166,7 +193,9 @@ def _parse_override(override: str) -> tuple[str, Any, str]:
     if not equals or not key:
         raise RecipeError(f"override {override!r}: write key=value, for example stage1.epochs=2", where=override)
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _OnceLoader)
+    except _TwiceError as error:
+        raise RecipeError(f"override {override!r}: {error}", where=override, key=error.key) from error
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: the value is not valid YAML", where=override) from error
     return key, value, f"override {override!r}"

@@ -209,7 +209,11 @@ def text_keys(labels: Any) -> Any:
     """A label map with text for keys: YAML reads a bare 0 as a number."""
     if isinstance(labels, dict) and any(isinstance(key, bool) for key in labels):
         raise ValueError("YAML reads yes, no, on, off, true, false as switches; quote them: {'yes': 1, 'no': 0}")
-    return {str(key): value for key, value in labels.items()} if isinstance(labels, dict) else labels
+    if not isinstance(labels, dict):
+        return labels
+    if twice := [key for key in labels if not isinstance(key, str) and str(key) in labels]:
+        raise ValueError(f"{twice[0]} stands there as a number and as a text, which are the same; keep one of them")
+    return {str(key): value for key, value in labels.items()}
 
 
 class Data(Part):
