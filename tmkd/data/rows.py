@@ -247,8 +247,9 @@ def text(value: Any) -> str:
 
 
 def identifier(value: Any) -> str | None:
-    """A qid or pid; None where the cell is empty."""
-    return None if value is None or value == "" else text(str(value))
+    """A qid or pid; None where the cell is empty, or not a number (NaN), as pandas writes an empty one."""
+    empty = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    return None if empty else text(str(value))
 
 
 def spelling(value: Any) -> str:
