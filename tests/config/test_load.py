@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tmkd.config.load import load_other, load_recipe
+from tmkd.config.load import load_other, load_recipe, parse_recipe, parse_recorded_recipe
 from tmkd.core.errors import RecipeError
 from tmkd.pipeline.study.plan import load_study
 
@@ -109,3 +110,41 @@ def test_a_merge_key_may_be_overridden_and_a_label_is_there_once(folder: Path) -
     assert (found.epochs, found.batch_size) == (3, 8)
     with pytest.raises(RecipeError, match="1 stands there as a number and as a text"):
         load_recipe("main.yaml", ["data.labels={1: 1, '1': 0, 2: 0}"])
+
+
+SEARCH = {"questions": "own", "passages": "texts.jsonl"}
+CHAT = {"url": "http://x", "form": "chat", "model": "m", "prompt": "p", "answers": {"y": 1, "n": 0}, "request_size": 3}
+NOTHING: list[tuple[dict[str, Any], str]] = [
+    ({"pool": {"passages_per_question": 5}}, "pool: passages_per_question: 5 would have no effect"),
+    ({"pool": {"seed": 3}}, "pool: seed: 3 would have no effect"),
+    ({"pool": {"sources": [{"pairs": {"file": "p.jsonl", "split": "train[:9]"}}]}}, "split: 'train[:9]' would"),
+    ({"pool": {"sources": [{**SEARCH, "passages": {"file": "p.txt", "config": "x"}}]}}, "config: 'x' would have no"),
+    ({"pool": {"sources": [{"pairs": "p.jsonl", "ask": "passages"}]}}, "ask: 'passages' would have no effect"),
+    ({"pool": {"sources": [{**SEARCH, "questions": {"file": "own", "column": "x"}}]}}, "own has no columns"),
+    ({"pool": {"sources": [{**SEARCH, "passages": {"file": "a.txt.gz", "quoting": "none"}}]}}, "a.txt.gz has no"),
+    ({"pool": {"sources": [{"pairs": {"hub": "x/y", "quoting": "none"}}]}}, "quoting: 'none' would have no effect"),
+    ({"data": {"train": "a.jsonl", "config": "mnli"}}, "data: config: 'mnli' would have no effect"),
+    ({"data": {"train": "t", "columns": {"question": "x", "passage": "x"}}}, "question and passage are both the colu"),
+    ({"data": {"train": "t", "columns": {"label": "qid"}}}, "qid and label are both the column 'qid'"),
+    ({"teachers": [{"name": "a", "endpoint": CHAT, "seed": 3}]}, "request_size: 3 would have no effect"),
+]
+
+
+@pytest.mark.parametrize(("keys", "message"), NOTHING)
+def test_a_key_that_does_nothing_is_refused_but_not_in_the_recipe_of_a_finished_run(
+    keys: dict[str, Any], message: str
+) -> None:
+    content = {"data": {"train": "t"}, "teachers": [{"name": "a"}], "methods": ["tkd"], "take": "tkd", **keys}
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(content, "r")
+    assert message in str(caught.value)
+    recorded = parse_recorded_recipe(content, "manifest.json").model_dump(mode="json")
+    assert parse_recorded_recipe(recorded, "manifest.json").model_dump(mode="json") == recorded
+
+
+def test_the_keys_of_a_pool_of_pairs_that_do_something_are_taken() -> None:
+    content = {"data": {"train": "t", "pool": "p"}, "teachers": [{"name": "a"}], "methods": ["tkd"], "take": "tkd"}
+    assert parse_recipe({**content, "pool": {"size": 5, "seed": 3}}, "r").pool is not None
+    pool = {"sources": [{"pairs": {"file": "x", "question": "text", "passage": "text"}}]}
+    with pytest.raises(RecipeError, match="question and passage are both the column 'text'"):
+        parse_recipe({**content, "pool": pool}, "r")

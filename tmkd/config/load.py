@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from tmkd.config.places import find_beside
 from tmkd.config.pool_sections import OtherTask
 from tmkd.config.recipe import Recipe
-from tmkd.config.sections import Part
+from tmkd.config.sections import RECORDED, Part
 from tmkd.config.teacher_sections import NOT_ALWAYS_READ, Teacher
 from tmkd.core.errors import RecipeError
 
@@ -153,31 +153,33 @@ def parse_recorded_recipe(content: dict[str, Any], where: str) -> Recipe:
         content = {**{key: value for key, value in content.items() if key != "stage1"}, "stage1_from": path}
     if isinstance(content.get("teachers"), list):
         content = {**content, "teachers": list(map(_recorded_teacher, content["teachers"]))}
-    return parse_recipe(content, where)
+    return validate(Recipe, content, where, RECORDED)
 
 
 def _recorded_teacher(teacher: Any) -> Any:
     """A recorded teacher; earlier versions accepted keys that do nothing for a teacher of its kind."""
     try:
-        unused = Teacher.model_validate({k: v for k, v in teacher.items() if k not in NOT_ALWAYS_READ}).unused_keys
+        read = {key: value for key, value in teacher.items() if key not in NOT_ALWAYS_READ}
+        unused = Teacher.model_validate(read, context=RECORDED).unused_keys
     except (AttributeError, ValidationError):  # what is wrong with it is said where the whole recipe is read
         return teacher
     return {key: value for key, value in teacher.items() if key not in unused}
 
 
-def validate(kind: type[P], content: dict[str, Any], where: str) -> P:
+def validate(kind: type[P], content: dict[str, Any], where: str, context: dict[str, Any] | None = None) -> P:
     """Validate a mapping as a recipe, a section of one, or a study.
 
     Args:
         kind: the class to make of it.
         content: keys and values.
         where: what begins an error's message.
+        context: `RECORDED` for what a finished run has written.
 
     Raises:
         RecipeError: as `parse_recipe`.
     """
     try:
-        return kind.model_validate(content)
+        return kind.model_validate(content, context=context)
     except ValidationError as error:
         details = error.errors()
         lines = [_explain(detail, kind) for detail in details]
