@@ -22,7 +22,7 @@ from tmkd.config.pool_sections import ReadyPairs
 from tmkd.core.errors import DataError, TmkdError
 from tmkd.core.locks import locked
 from tmkd.data.corpus_pool.mine import MinedPool, mine_pool
-from tmkd.data.corpus_pool.parts import folder_of
+from tmkd.data.corpus_pool.parts import Parts, folder_of
 from tmkd.data.corpus_pool.questions import QuestionFile
 from tmkd.data.corpus_pool.retrieve import Mining
 from tmkd.data.documents.document_rows import Fields
@@ -229,6 +229,30 @@ def test_copies_of_a_text_share_its_cap() -> None:
     assert (done.pairs, done.without_pair) == (1, 2)
 
 
+class OneWorker:
+    """What a cluster gives for work, from this process: each part's questions, none of which knows of the others."""
+
+    workers = 2
+
+    def map(self, work: Any, tables: Any, ordered: bool = False) -> Any:
+        do = work.open(work.folder)
+        yield from map(do, tables)
+
+
+@pytest.mark.parametrize("mining", [Mining(4, "stratified", 30, 2, most=2), Mining(4, "top", 30, most=2)])
+def test_workers_that_do_not_know_of_each_others_pairs_give_the_same_pool(mining: Mining) -> None:
+    draw = random.Random(1)
+    words = [f"w{number}" for number in range(30)]
+    write_jsonl(Path("texts.jsonl"), [{"id": str(n), "text": " ".join(draw.choices(words, k=12))} for n in range(150)])
+    Path("asked.txt").write_text("\n".join(" ".join(draw.sample(words, 4)) for _ in range(60)))
+    alone = mine_pool("asked.txt", "alone.parquet", ["texts.jsonl"], mining=mining)
+    cluster: Any = OneWorker()
+    there = mine_pool("asked.txt", "there.parquet", ["texts.jsonl"], mining=mining, cluster=cluster)
+    assert rows_of(Path("there.parquet")) == rows_of(Path("alone.parquet"))
+    assert (there.left_out, there.fewer) == (alone.left_out, alone.fewer)
+    assert alone.left_out["over_most"] > 0
+
+
 # --- some of every quantile
 
 
@@ -408,6 +432,29 @@ def test_parts_of_another_pool_are_refused(
     lock = folder_of(Path("other.parquet")) / "lock"
     with locked(lock, TmkdError("")), pytest.raises(TmkdError, match=r"another process is mining other\.parquet"):
         mine_pool(questions, "other.parquet", ["beir"], index="index")
+
+
+@pytest.mark.parametrize("gone", ["part-00000.parquet", "mining.json"])
+def test_what_a_killed_removal_of_parts_left_is_in_no_later_pool(
+    corpus: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    monkeypatch.setattr("tmkd.data.corpus_pool.mine._PART", 2)
+    mining = Mining(passages=1, most=2)
+    mine_pool(questions, "whole.parquet", ["beir"], index="index", mining=mining)
+    killed_after(3, "pool.parquet", tmp_path)  # of a pool with three passages for each question
+    (folder_of(Path("pool.parquet")) / gone).unlink()
+    add = Parts.add
+
+    def add_one(self: Parts, *given: Any) -> None:
+        add(self, *given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "add", add_one)
+        with pytest.raises(KeyboardInterrupt):
+            mine_pool(questions, "pool.parquet", ["beir"], index="index", mining=mining)
+    mine_pool(questions, "pool.parquet", ["beir"], index="index", mining=mining)
+    assert rows_of(Path("pool.parquet")) == rows_of(Path("whole.parquet"))
 
 
 # --- memory

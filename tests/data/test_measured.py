@@ -15,7 +15,7 @@ from tmkd.config.load import parse_recipe
 from tmkd.config.sections import Data
 from tmkd.core.errors import DataError, RecipeError
 from tmkd.data.measured import read_measured, spelled_rows
-from tmkd.data.pairs import Pairs
+from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.row_counts import RowCounts
 from tmkd.data.rows import Columns, read_pairs
 from tmkd.data.tasks import load_task
@@ -83,6 +83,38 @@ def test_a_runs_test_set_of_an_earlier_version_is_not_read_inverted(tmp_path: Pa
     data = task({0: 1, 1: 0})
     refused(lambda: read_measured(data, 2, file_of(tmp_path / "test.jsonl", 0, 1), {}), "earlier version", "tmkd run")
     assert read_measured(data, 2, file_of(tmp_path / "test.jsonl", "0", "1"), {}).labels.tolist() == [1, 0]
+
+
+def test_a_runs_test_set_is_not_measured_against_labels_that_its_reference_made(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"question": f"q{n}", "passage": "p", "judge": n / 4} for n in range(4)]
+    write_rows(tmp_path / "train.jsonl", rows)
+    data = Data(train="train", scores={"judge": "probability"}, reference="judge")
+    reference = Reference("judge", "probability")
+    pairs = read_pairs(tmp_path / "train.jsonl", scores=data.scores).with_reference(reference)
+    assert all("label" not in row for row in spelled_rows(pairs, data))
+    (tmp_path / "manifest.json").write_text(json.dumps({}))
+    of_earlier_versions = [{**row, "label": int(row["judge"] >= 0.5)} for row in rows]
+    for written in (spelled_rows(pairs, data), of_earlier_versions):
+        write_rows(tmp_path / "test.jsonl", written)
+        measured = read_measured(data, 2, tmp_path / "test.jsonl", {})
+        assert (measured.reference, measured.labels.tolist()) == (reference, [0, 0, 1, 1])
+    write_rows(tmp_path / "mine.jsonl", [{**row, "label": 1} for row in rows])  # labels of their own
+    assert read_measured(data, 2, tmp_path / "mine.jsonl", {}).reference is None
+
+
+def test_a_runs_test_set_is_read_by_the_names_that_it_is_written_with(tmp_path: Path) -> None:
+    write_rows(tmp_path / "mine.jsonl", [{"passage": "asked", "question": "answered", "label": 7, "qid": 1}])
+    data = task({}, columns={"question": "passage", "passage": "question", "label": "qid", "qid": "label"})
+    pairs = read_measured(data, 2, tmp_path / "mine.jsonl", {})
+    assert (pairs.questions, pairs.passages, pairs.qids, pairs.labels.tolist()) == (["asked"], ["answered"], ["7"], [1])
+    (tmp_path / "manifest.json").write_text(json.dumps({}))
+    write_rows(tmp_path / "test.jsonl", spelled_rows(pairs, data))
+    assert read_measured(data, 2, tmp_path / "test.jsonl", {}).digest() == pairs.digest()
+
+
+def test_one_column_is_not_both_texts(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "a.jsonl", 0, 1)
+    refused(lambda: read_measured(task({}), 2, path, {"question": "passage"}), "'passage' is read as the question and")
 
 
 def test_numbers_that_pandas_wrote_with_a_point_are_the_same_labels(tmp_path: Path) -> None:

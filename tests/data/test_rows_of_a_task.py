@@ -86,6 +86,15 @@ def test_of_a_repeated_pair_the_labelled_row_is_kept() -> None:
     assert counted_once(pairs, RowCounts("t", 3)).labels.tolist() == [1, 0]
 
 
+def test_a_pair_with_two_grades_is_not_measured_although_both_are_of_one_class() -> None:
+    rows = [{"question": "q", "passage": passage, "label": grade}
+            for passage, grade in (("a", 2), ("a", 3), ("b", 0), ("b", -1), ("c", None), ("c", 1))]  # fmt: skip
+    counts = RowCounts("t")
+    once = counted_once(rows_to_pairs(rows, "t", relevant_from=1), counts)
+    assert (once.passages, once.grades) == (["b", "c"], [0, 1])
+    assert counts.left_out == {"they repeat another row": 2, "the same pair has another grade in another row": 2}
+
+
 def test_one_qid_for_all_questions_is_refused(tmp_path: Path) -> None:
     test = [{**row, "qid": "x"} for row in asked("test")]
     with pytest.raises(DataError, match=r"test.jsonl\): all 12 rows have the qid 'x', and they ask 6 questions"):
@@ -136,6 +145,17 @@ def test_rows_without_a_qid_stay_with_their_question(tmp_path: Path) -> None:
     assert warning.startswith("3 of 12 rows have no qid, the first with the question 'test question 1'")
     none = rows_to_pairs([{"question": "a", "passage": "p", "qid": ""}, {"question": "b", "passage": "p"}], "t")
     assert not none.has_qids
+
+
+def test_an_id_that_is_not_a_number_is_an_empty_cell() -> None:
+    """pandas writes an empty cell of a column of numbers as NaN."""
+    rows = [{"question": f"q{n // 2}", "passage": f"p{n}", "qid": float(n // 2) if n < 2 else float("nan"),
+             "pid": float("nan")} for n in range(6)]  # fmt: skip
+    counts = RowCounts("t")
+    pairs = rows_to_pairs(rows, "t", counts=counts)
+    assert pairs.qids == ["0.0", "0.0", "q1", "q1", "q2", "q2"]
+    assert len(set(pairs.pids)) == 6
+    assert any("4 of 6 rows have no qid" in one for one in counts.warnings)
 
 
 # --- parts that can say little

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -13,11 +14,38 @@ from pydantic import BaseModel, ValidationError
 from tmkd.config.places import find_beside
 from tmkd.config.pool_sections import OtherTask
 from tmkd.config.recipe import Recipe
-from tmkd.config.sections import Part
+from tmkd.config.sections import RECORDED, Part
 from tmkd.config.teacher_sections import NOT_ALWAYS_READ, Teacher
 from tmkd.core.errors import RecipeError
 
 P = TypeVar("P", bound=Part)
+_CHANGED_KEYS = re.compile(r"(pool\.sources\.\d+\.task\.keys|tasks\.\d+\.keys|variants\.[^.]+|grid)\.(.+)")
+"""A key within a mapping of keys of another recipe, in a recipe or a study: what leads to the mapping, and the key."""
+
+
+class _TwiceError(yaml.YAMLError):
+    """A key that stands twice in one mapping; PyYAML would take the last and drop the others."""
+
+    def __init__(self, key: str, lines: tuple[int, int]) -> None:
+        first, again = lines
+        where = f"in line {first}" if first == again else f"in lines {first} and {again}"
+        super().__init__(f"the key {key!r} stands twice in one section, {where}; keep one of them")
+        self.key = key
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that stands twice in one mapping."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":  # `<<` may be there
+                key, line = self.construct_object(key_node), key_node.start_mark.line + 1
+                if key in lines:
+                    raise _TwiceError(key_node.value, (lines[key], line))
+                lines[key] = line
+        return node
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -81,11 +109,13 @@ def read_content(path: Path, overrides: list[str] | None = None) -> dict[str, An
     """
     where = str(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except FileNotFoundError as error:
         raise RecipeError(f"{path}: no such recipe; see recipes/ for examples", where=where) from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}", where=where) from error
+    except _TwiceError as error:
+        raise RecipeError(f"{path}: {error}", where=where, key=error.key) from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}", where=where) from error
     if not isinstance(content, dict):
@@ -123,31 +153,33 @@ def parse_recorded_recipe(content: dict[str, Any], where: str) -> Recipe:
         content = {**{key: value for key, value in content.items() if key != "stage1"}, "stage1_from": path}
     if isinstance(content.get("teachers"), list):
         content = {**content, "teachers": list(map(_recorded_teacher, content["teachers"]))}
-    return parse_recipe(content, where)
+    return validate(Recipe, content, where, RECORDED)
 
 
 def _recorded_teacher(teacher: Any) -> Any:
     """A recorded teacher; earlier versions accepted keys that do nothing for a teacher of its kind."""
     try:
-        unused = Teacher.model_validate({k: v for k, v in teacher.items() if k not in NOT_ALWAYS_READ}).unused_keys
+        read = {key: value for key, value in teacher.items() if key not in NOT_ALWAYS_READ}
+        unused = Teacher.model_validate(read, context=RECORDED).unused_keys
     except (AttributeError, ValidationError):  # what is wrong with it is said where the whole recipe is read
         return teacher
     return {key: value for key, value in teacher.items() if key not in unused}
 
 
-def validate(kind: type[P], content: dict[str, Any], where: str) -> P:
+def validate(kind: type[P], content: dict[str, Any], where: str, context: dict[str, Any] | None = None) -> P:
     """Validate a mapping as a recipe, a section of one, or a study.
 
     Args:
         kind: the class to make of it.
         content: keys and values.
         where: what begins an error's message.
+        context: `RECORDED` for what a finished run has written.
 
     Raises:
         RecipeError: as `parse_recipe`.
     """
     try:
-        return kind.model_validate(content)
+        return kind.model_validate(content, context=context)
     except ValidationError as error:
         details = error.errors()
         lines = [_explain(detail, kind) for detail in details]
@@ -163,7 +195,9 @@ def _parse_override(override: str) -> tuple[str, Any, str]:
     if not equals or not key:
         raise RecipeError(f"override {override!r}: write key=value, for example stage1.epochs=2", where=override)
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _OnceLoader)
+    except _TwiceError as error:
+        raise RecipeError(f"override {override!r}: {error}", where=override, key=error.key) from error
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: the value is not valid YAML", where=override) from error
     return key, value, f"override {override!r}"
@@ -212,6 +246,8 @@ def _forget_stage1_rates(content: dict[str, Any], only: str = "") -> None:
 
 def _set_key(content: dict[str, Any], key: str, value: Any, where: str) -> None:
     *parents, last = key.split(".")
+    if inner := _CHANGED_KEYS.fullmatch(key):  # it changes one key of the other recipe, and not the section around it
+        parents, last = inner[1].split("."), inner[2]
     place: Any = content
     for parent in parents:
         if isinstance(place, list):
@@ -223,6 +259,8 @@ def _set_key(content: dict[str, Any], key: str, value: Any, where: str) -> None:
     if isinstance(place, list):
         place[_index(place, last, where)] = value
     elif isinstance(place, dict):
+        if inner:
+            place.pop(last, None)  # the keys of a mapping are set in their order, and this one is the latest
         place[last] = value
     else:
         raise RecipeError(f"{where}: {place!r} holds no keys")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from tmkd.config.sections import QUOTING, Part
+from tmkd.config.sections import QUOTING, Part, refuse_unused
 from tmkd.core.files import Quoting
 
 
@@ -31,6 +31,18 @@ class Source(Part):
             raise ValueError("give one of file, hub")
         return self
 
+    @model_validator(mode="after")
+    def _used(self, info: ValidationInfo) -> Source:
+        refuse_unused(self, self._unused(), info)
+        return self
+
+    def _unused(self) -> dict[str, str]:
+        """The keys that do nothing for this source, and why."""
+        if self.hub is not None:
+            return {"quoting": "it is of CSV and TSV files, and this is a hub data set"}
+        reason = f"it is of a hub data set, and {self.file} is none"
+        return {"config": reason, "split": reason}
+
     @property
     def name(self) -> str:
         """Its name in messages."""
@@ -45,12 +57,25 @@ class Texts(Source):
     column: str | None = Field(None, description="the column that holds them; `question` or `passage` unless given")
     cut: bool = Field(False, description="cut each text into passages of about 70 words: for whole documents")
 
+    def _unused(self) -> dict[str, str]:
+        plain = self.file is not None and self.file.removesuffix(".gz").endswith(".txt")
+        if not plain and self.file not in ("own", "debian-docs"):
+            return super()._unused()
+        reason = f"{self.file} has no columns that are named here"
+        return {**super()._unused(), "column": reason, "quoting": reason}
+
 
 class ReadyPairs(Source):
     """Ready-made pairs: a question and a passage in each row."""
 
     question: str = Field("question", description="column of the question (premise)")
     passage: str = Field("passage", description="column of the passage (hypothesis)")
+
+    @model_validator(mode="after")
+    def _two_columns(self) -> ReadyPairs:
+        if self.question == self.passage:
+            raise ValueError(f"question and passage are both the column {self.question!r}; name the right one for each")
+        return self
 
 
 class OtherTask(Part):
@@ -89,11 +114,13 @@ class PoolSource(Part):
     )
 
     @model_validator(mode="after")
-    def _one_kind(self) -> PoolSource:
+    def _one_kind(self, info: ValidationInfo) -> PoolSource:
         mined = self.questions is not None and self.passages is not None
         given = [mined, self.pairs is not None, self.task is not None]
         if sum(given) != 1 or (self.questions is None) != (self.passages is None):
             raise ValueError("give `questions` and `passages`, or `pairs`, or `task`")
+        if self.pairs is not None:
+            refuse_unused(self, {"ask": "no side of ready-made `pairs` searches the other"}, info)
         return self
 
 
@@ -183,4 +210,13 @@ class Pool(Part):
             raise ValueError(f"the shares of pool.sources are {given}; one must be above 0")
         if self.size is None and len(set(filter(None, shares))) > 1:
             raise ValueError("different shares are shares of `size`; give pool.size")
+        return self
+
+    @model_validator(mode="after")
+    def _used(self, info: ValidationInfo) -> Pool:
+        if not self.sources:
+            reason = "no passages are retrieved without pool.sources"
+            refuse_unused(self, {"passages_per_question": reason}, info)
+            if self.size is None:
+                refuse_unused(self, {"seed": "without pool.sources and pool.size all pairs are used"}, info)
         return self

@@ -5,10 +5,10 @@ Each section refuses what it can see to be wrong by itself; `tmkd.config.recipe`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from tmkd.core.backends import KNOWN_BACKENDS, BackendName
 from tmkd.core.files import Quoting
@@ -38,6 +38,27 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+RECORDED = {"recorded": True}
+"""The context in which the recipe of a finished run is validated: earlier versions accepted keys that do nothing."""
+
+
+def refuse_unused(part: Part, reasons: Mapping[str, str], info: ValidationInfo) -> None:
+    """Refuse keys that have another value than the usual one and do nothing; not in a recorded recipe.
+
+    Args:
+        part: the section.
+        reasons: by key, why it does nothing.
+        info: of the validation; its context tells whether the recipe is a recorded one.
+
+    Raises:
+        ValueError: there is such a key.
+    """
+    for key, reason in reasons.items() if info.context != RECORDED else ():
+        value = getattr(part, key)
+        if value != type(part).model_fields[key].get_default(call_default_factory=True):
+            raise ValueError(f"{key}: {value!r} would have no effect, since {reason}; leave it out")
+
+
 class Columns(Part):
     """The names of the columns in your files."""
 
@@ -46,6 +67,14 @@ class Columns(Part):
     label: str = Field("label", description="column of the label, an integer from 0")
     qid: str = Field("qid", description="column that groups pairs by question; the question's text unless given")
     pid: str = Field("pid", description="column that names the passage")
+
+    @model_validator(mode="after")
+    def _differ(self, info: ValidationInfo) -> Columns:
+        same = [("question", "passage"), *((one, "label") for one in ("question", "passage", "qid", "pid"))]
+        for one, other in same if info.context != RECORDED else ():
+            if (name := getattr(self, one)) == getattr(self, other):
+                raise ValueError(f"{one} and {other} are both the column {name!r}; name the right one for each")
+        return self
 
 
 class DebianDocsSizes(Part):
@@ -211,7 +240,11 @@ def text_keys(labels: Any) -> Any:
     """A label map with text for keys: YAML reads a bare 0 as a number."""
     if isinstance(labels, dict) and any(isinstance(key, bool) for key in labels):
         raise ValueError("YAML reads yes, no, on, off, true, false as switches; quote them: {'yes': 1, 'no': 0}")
-    return {str(key): value for key, value in labels.items()} if isinstance(labels, dict) else labels
+    if not isinstance(labels, dict):
+        return labels
+    if twice := [key for key in labels if not isinstance(key, str) and str(key) in labels]:
+        raise ValueError(f"{twice[0]} stands there as a number and as a text, which are the same; keep one of them")
+    return {str(key): value for key, value in labels.items()}
 
 
 class Data(Part):
@@ -283,7 +316,7 @@ class Data(Part):
         return text_keys(labels)
 
     @model_validator(mode="after")
-    def _one_source(self) -> Data:
+    def _one_source(self, info: ValidationInfo) -> Data:
         if self.builtin is None and self.train is None:
             raise ValueError("data: give `builtin: debian-docs` or `train: FILE`")
         if self.builtin is not None:
@@ -295,6 +328,8 @@ class Data(Part):
                     f"data: {own[0]} is for your own rows, and `builtin: {self.builtin}` is given too; leave one of "
                     "them out (data.builtin=null on the command line)"
                 )
+        if self.hub is None:
+            refuse_unused(self, {"config": "it is of a hub data set, and data.hub is not given"}, info)
         for part in ("dev", "test"):
             if self.hold_out is not None and getattr(self.hold_out, part) and getattr(self, part):
                 raise ValueError(f"data: give {part} or hold_out.{part}, not both")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tmkd.config.sections import Part, Positive, Rate, Training, text_keys
+from tmkd.config.sections import Part, Positive, Rate, Training, refuse_unused, text_keys
 
 Kind = Literal["encoder", "reranker", "bi_encoder", "served", "scores"]
 Calibrate = Literal["none", "platt", "isotonic"]
@@ -74,7 +74,7 @@ class Endpoint(Part):
         return text_keys(answers)
 
     @model_validator(mode="after")
-    def _fits(self) -> Endpoint:
+    def _fits(self, info: ValidationInfo) -> Endpoint:
         if self.form == "chat":
             if self.prompt is None or self.model is None or (self.answers is None) == (self.scale is None):
                 raise ValueError("form chat needs `model`, `prompt`, and either `answers` or `scale`")
@@ -86,6 +86,8 @@ class Endpoint(Part):
                 raise ValueError(f"scale is [low, high], two finite numbers, got {list(self.scale)}")
         elif given := [key for key in ("prompt", "answers", "scale") if getattr(self, key) is not None]:
             raise ValueError(f"{given[0]} is for form chat")
+        if self.form == "chat":
+            refuse_unused(self, {"request_size": "an endpoint of form chat is asked for one pair at a time"}, info)
         return self
 
 

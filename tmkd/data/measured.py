@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def read_measured(
 
     Labels are read as the run read those of its own files: through `data.labels` where the recipe has it. Where that
     maps names alone, and the names are of files and not of a hub data set, class numbers are taken too. Without labels,
-    the recipe's reference is used.
+    the recipe's reference is used. The `test.jsonl` of a run's folder is read by the names that it is written with,
+    whatever the recipe calls its own columns, and of a recipe with a reference it has no labels but those that earlier
+    versions made of the reference.
 
     Args:
         data: the recipe's `data`.
@@ -51,10 +54,13 @@ def read_measured(
     counts = RowCounts(str(path)) if counts is None else counts
     asked = {key: name for key, name in given.items() if name is not None}
     require_columns(list(asked.values()), present, path)
-    by_recipe = data.columns.model_dump()
+    written_here = _written_by_a_run(path, present)
+    by_recipe = asdict(Columns()) if written_here else data.columns.model_dump()
     ids = {key: by_recipe[key] for key in ("qid", "pid") if key not in asked and key not in present}
     warn_of_absent_ids(ids, present, counts)
     columns = Columns(**{**{key: name for key, name in by_recipe.items() if name in present}, **asked})
+    if written_here and data.reference is not None:
+        columns = replace(columns, label=None)
     expected: Expected = {
         "columns": columns,
         "classes": classes,
@@ -69,19 +75,25 @@ def read_measured(
     if data.reference is None or pairs.has_labels:
         return pairs
     if data.reference not in pairs.score_names:
-        raise DataError(f"{path}: there are no labels (column {columns.label!r}) and no reference {data.reference!r}")
+        labels = columns.label or data.columns.label
+        raise DataError(f"{path}: there are no labels (column {labels!r}) and no reference {data.reference!r}")
     return with_reference(pairs, Reference(data.reference, data.scores[data.reference]), str(path))
 
 
 def spelled_rows(pairs: Pairs, data: Data) -> list[dict[str, Any]]:
     """Pairs as rows that `read_measured` reads back: labels as the files of the recipe spell them, no pair ids.
 
+    Labels that were made of the recipe's reference are left out: read back, they would pass for labels of their own.
+
     Args:
         pairs: pairs of the recipe.
         data: the recipe's `data`.
     """
     names = {number: name for name, number in reversed(data.labels.items())}  # the first spelling of each class
-    rows: list[dict[str, Any]] = pairs.select_given().to_pylist()
+    given = pairs.select_given()
+    if pairs.reference is not None:
+        given = given.drop_columns([name for name in ("label",) if name in given.column_names])
+    rows: list[dict[str, Any]] = given.to_pylist()
     for row, grade in zip(rows, pairs.grades or [None] * len(rows), strict=True):
         if grade is not None:
             row["label"] = grade
@@ -97,8 +109,7 @@ def _spellings(data: Data, classes: int, rows: Rows, path: Path, label: str | No
     found = {spelling(row[label]): row[label] for row in rows if row.get(label) not in (None, "")}
     numbers = [name for name in found if _is_number(name) and name not in data.labels]
     if any(_is_number(name) and number is not None for name, number in data.labels.items()):
-        written_here = path.name == "test.jsonl" and (path.parent / "manifest.json").is_file()
-        if written_here and any(isinstance(value, int) for value in found.values()):
+        if _written_by_a_run(path, column_names(rows)) and any(isinstance(value, int) for value in found.values()):
             raise DataError(
                 f"{path} was written by an earlier version of tmkd and holds the task's classes, where data.labels of "
                 "the recipe maps the numbers of your files; `tmkd run` of the recipe writes it anew",
@@ -117,6 +128,12 @@ def _spellings(data: Data, classes: int, rows: Rows, path: Path, label: str | No
         meaning = ", ".join(f"{number} is {name}" for name, number in data.labels.items() if number is not None)
         logger.info(f"{path}: numbers in {label!r} are read as the task's classes: {meaning}")
     return {**{str(number): number for number in range(classes)}, **data.labels}
+
+
+def _written_by_a_run(path: Path, present: Collection[str]) -> bool:
+    """Whether a file is a run's `test.jsonl` in the run's folder, which has columns of the usual names."""
+    is_there = path.name == "test.jsonl" and (path.parent / "manifest.json").is_file()
+    return is_there and {"question", "passage"} <= set(present)
 
 
 def _is_number(name: str) -> bool:

@@ -28,13 +28,15 @@ def counted_once(part: Pairs, counts: RowCounts) -> Pairs:
     """A set to measure on, with every pair once: a pair that stands twice would count twice.
 
     Of rows with the same question and passage (under one qid, where there are qids) the first is kept, the first
-    labelled one where only some are labelled. If their labels differ, none is kept: no answer would be right.
+    labelled one where only some are labelled. If their labels differ, or the gains of their grades, none is kept: no
+    answer would be right.
 
     Args:
         part: the development or test set.
         counts: counts the rows that are left out.
     """
     labels = part.labels.tolist()
+    gains = None if part.grades is None else [-1 if grade is None else max(grade, 0) for grade in part.grades]
     rows: defaultdict[tuple[str, str, str], list[int]] = defaultdict(list)
     for row, (qid, question, passage) in enumerate(zip(part.qids, part.questions, part.passages, strict=True)):
         rows[same_text(qid), same_text(question), same_text(passage)].append(row)
@@ -42,7 +44,7 @@ def counted_once(part: Pairs, counts: RowCounts) -> Pairs:
         return part
     kept, again, contradicted = [], [], []
     for same in rows.values():
-        known = {labels[row] for row in same} - {-1}
+        known = {(gains or labels)[row] for row in same} - {-1}
         if len(known) > 1:
             contradicted += same
             continue
@@ -50,7 +52,8 @@ def counted_once(part: Pairs, counts: RowCounts) -> Pairs:
         kept.append(first)
         again += [row for row in same if row != first]
     counts.leave_out("they repeat another row", len(again), _shown(part, again))
-    counts.leave_out("the same pair has another label in another row", len(contradicted), _shown(part, contradicted))
+    what = "label" if gains is None else "grade"
+    counts.leave_out(f"the same pair has another {what} in another row", len(contradicted), _shown(part, contradicted))
     return part.take(sorted(kept))
 
 

@@ -95,6 +95,13 @@ def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Ex
     present = column_names(rows)
     needed = [columns.question, columns.passage, *(scores if expected.get("need_scores") else {})]
     require_columns([*needed, columns.label] if need_labels and columns.label else needed, present, source)
+    if columns.question == columns.passage:
+        raise DataError(
+            f"{source}: the column {columns.question!r} is read as the question and as the passage; name another one "
+            "of them, in a recipe's data.columns or with a command's --question or --passage",
+            path=source if isinstance(source, Path) else None,
+            column=columns.question,
+        )
 
     questions = checked_column(rows, columns.question, text, source)
     passages = checked_column(rows, columns.passage, text, source)
@@ -240,8 +247,9 @@ def text(value: Any) -> str:
 
 
 def identifier(value: Any) -> str | None:
-    """A qid or pid; None where the cell is empty."""
-    return None if value is None or value == "" else text(str(value))
+    """A qid or pid; None where the cell is empty, or not a number (NaN), as pandas writes an empty one."""
+    empty = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    return None if empty else text(str(value))
 
 
 def spelling(value: Any) -> str:

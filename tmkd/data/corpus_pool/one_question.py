@@ -32,6 +32,7 @@ class MinedQuestion:
         hits: how many hits BM25 had.
         rows: its pairs, as a pool has them, with the `number` of the passage in the index.
         left_out: how many passages were left out, by reason.
+        listed: the numbers of the passages that its pairs were chosen from.
     """
 
     text: str
@@ -40,13 +41,14 @@ class MinedQuestion:
     hits: int
     rows: list[dict[str, Any]]
     left_out: dict[str, int]
+    listed: list[int]
 
     @classmethod
     def of(cls, question: Question, retriever: Retriever) -> MinedQuestion:
         """Find the passages of a question."""
         if retriever.held is not None and retriever.held.question(question.text):
-            return cls(question.text, question.row, True, 0, [], {})
-        chosen, hits, dropped = retriever.passages(question.text)
+            return cls(question.text, question.row, True, 0, [], {}, [])
+        chosen, listed, hits, dropped = retriever.passages(question.text)
         rows = []
         for one in chosen:
             passage = one.found.passage
@@ -55,7 +57,7 @@ class MinedQuestion:
                 "pid": row_id(one.found.document, passage) or passage.pid, "rank": one.rank, "bm25": one.found.score,
                 "source": passage.source, "number": one.number,
             })  # fmt: skip
-        return cls(question.text, question.row, False, hits, rows, dict(dropped))
+        return cls(question.text, question.row, False, hits, rows, dict(dropped), listed)
 
 
 def mined_on(
@@ -64,7 +66,8 @@ def mined_on(
     """Let the workers of a cluster find the passages of questions.
 
     The pool is that of one process. Where a passage may be in so many pairs only, a worker does not know in how many it
-    is: a question that was given one too often is searched for again here.
+    is: a question in whose list one was too often is searched for again here. (Of `stratified` one that was not chosen
+    counts, too: without it the quantiles are others.)
 
     Args:
         cluster: the cluster.
@@ -85,9 +88,7 @@ def mined_on(
             yield (
                 part,
                 (
-                    MinedQuestion.of(question, retriever)
-                    if any(retriever.uses.full(pair["number"]) for pair in one.rows)
-                    else one
+                    MinedQuestion.of(question, retriever) if any(map(retriever.uses.full, one.listed)) else one
                     for question, one in zip(part, found, strict=True)
                 ),
             )

@@ -76,7 +76,9 @@ class Parts:
 
     def _open(self) -> None:
         card = self.folder / _CARD
-        if not self._path(0).is_file():
+        if not (card.is_file() and self._path(0).is_file()):  # none yet, or what a killed `discard` has left
+            for path in self.folder.glob("part-*.parquet"):
+                path.unlink()
             write_json(card, self.depends_on)
         fix = f"repeat the first call, or remove {self.folder} to begin anew"
         try:

@@ -133,11 +133,12 @@ class Retriever:
         self.index, self.mining, self.held, self.uses = index, mining, held, uses
         self._words = lru_cache(_REMEMBERED)(_words)
 
-    def passages(self, question: str) -> tuple[list[Ranked], int, Counter[str]]:
+    def passages(self, question: str) -> tuple[list[Ranked], list[int], int, Counter[str]]:
         """Choose passages.
 
         Returns:
-            The passages, best first; how many hits BM25 had; how many passages were left out, by reason (`REASONS`).
+            The passages, best first; the numbers of those that they were chosen from, these included; how many hits
+            BM25 had; how many passages were left out, by reason (`REASONS`).
         """
         mining = self.mining
         top = mining.sampling == "top"
@@ -148,11 +149,12 @@ class Retriever:
             if not top or len(kept) == mining.passages or len(hits) < reach or reach == mining.depth:
                 break
             reach = mining.depth
+        listed = [one.number for one in kept]
         if not top:
             names = [pair_id(question, one.found.passage.text) for one in kept]
             parts = of_quantiles(names, mining.passages, mining.quantiles, mining.seed)
             kept = [kept[place] for place in sorted(place for part in parts for place in part)]
-        return kept, len(hits), left_out
+        return kept, listed, len(hits), left_out
 
     def _kept(self, question: str, hits: list[Found], wanted: int) -> tuple[list[Ranked], Counter[str]]:
         is_quoted = quoted_in(question)

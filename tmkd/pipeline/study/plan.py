@@ -153,7 +153,8 @@ def _recipe(
 ) -> Recipe:
     """The recipe of one variant, which trains only the method that is measured."""
     where = f"study {study.name}, variant {variant!r}"
-    changed, recipe_keys = copy.deepcopy(content), {**task.keys, **keys}
+    of_task = {key: value for key, value in task.keys.items() if key not in keys}
+    changed, recipe_keys = copy.deepcopy(content), {**of_task, **keys}  # in this order: the variant's are set last
     try:
         set_keys(changed, [(key, copy.deepcopy(value), f"key {key!r}") for key, value in recipe_keys.items()])
         if recipe_keys.get("take", BEST) != BEST:
