@@ -267,6 +267,31 @@ def test_a_served_teacher_that_stops_is_taken_up_and_asked_for_nothing_twice(tmk
     assert len(asked) == len(set(asked)) == len(raw_scores())
 
 
+def test_scores_of_an_endpoint_are_of_the_class_that_is_right_and_asked_for_once(tmp_path: Path) -> None:
+    def run_of(positive: int, calibrate: str) -> Run:
+        teacher = {"name": "big", "endpoint": {"url": server.url}, "calibrate": calibrate}
+        recipe = content(tmp_path, teachers=[teacher], **TKD)
+        recipe["data"]["positive"] = positive
+        return Run(parse_recipe(recipe, "test"), Workspace(tmp_path / "workspace"))
+
+    def relevance(body: dict[str, Any], _: int) -> tuple[int, Any]:
+        return 200, [{"index": n, "score": right.get((body["query"], text), 0)} for n, text in enumerate(body["texts"])]
+
+    right = {(str(row["question"]), str(row["passage"])): int(str(row["label"])) for row in pair_rows(4)}
+    with stub(relevance) as server:
+        one, other = run_of(1, "none"), run_of(0, "none")
+        train = one.data.train
+        (logits,), (mirrored,) = one.labels.logits(train, "train"), other.labels.logits(train, "train")
+        np.testing.assert_array_equal(mirrored, logits[:, ::-1])
+        found = [run.labels.targets(run.recipe.chosen_methods[1], train, "train") for run in (one, other)]
+        assert found[0].names != found[1].names, "a student of the one is no student of the other"  # type: ignore[union-attr]
+        assert run_of(1, "platt").labels.calibration(0) is not None
+        with pytest.raises(DataError, match="scores fall where the training labels rise"):
+            run_of(0, "platt").labels.calibration(0)
+        asked = [(body["query"], text) for body in server.asked for text in body["texts"]]
+        assert len(asked) == len(set(asked)), "nothing is asked twice"
+
+
 def test_a_teacher_that_labels_only_a_part_of_the_pairs(tmkd: Tmkd, tmp_path: Path) -> None:
     rows = pair_rows(4)
     pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])

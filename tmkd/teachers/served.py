@@ -106,6 +106,11 @@ class ServedTeacher(StoredTeacher):
         """A hash over the address, the form of the requests, and what is asked."""
         return digest_of(["served", self.url, self.endpoint.model, self._form.fingerprint])
 
+    @property
+    def logits_fingerprint(self) -> str:
+        """The same scores are those of class 0 where it is the class of the right passages."""
+        return self.fingerprint if self.positive else f"{self.fingerprint} of class 0"
+
     def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
         """Ask for scores, at most `concurrency` requests at a time.
 
