@@ -22,6 +22,7 @@ from tmkd.config.teacher_sections import Endpoint
 from tmkd.core.errors import DataError, EndpointError, RecipeError
 from tmkd.core.logits import log_odds
 from tmkd.data.pairs import Pairs
+from tmkd.pipeline.label_export import export_labels
 from tmkd.pipeline.run import Run
 from tmkd.pipeline.steps.label import label_stored
 from tmkd.pipeline.steps.stored_labels import Labels, stored
@@ -294,6 +295,31 @@ def test_answers_of_an_unfinished_store_are_not_asked_for_again(tmp_path: Path) 
         next(partial.glob("part-*")).unlink()  # as where the process that writes it merges its parts
         label_stored(workspace, big(1000), pairs.take(range(60, 100)))
         assert {body["query"] for body in server.asked} == set(pairs.questions)
+
+
+def test_a_key_is_needed_where_something_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIG_KEY", "secret")
+    with stub(ranks) as server:
+        endpoint = {"url": server.url, "api_key_env": "BIG_KEY"}
+        mine = {"name": "mine", "seed": 1, **NUMBERS}
+        teachers = [{"name": "big", "endpoint": endpoint, "calibrate": "none"}, mine]
+        recipe = parse_recipe(content(tmp_path, teachers=teachers, methods=["teacher", "tmkd"]), "test")
+        Run(recipe, Workspace(tmp_path / "workspace")).run()
+        assert {one["Authorization"] for one in server.headers} == {"Bearer secret"}
+        monkeypatch.delenv("BIG_KEY")
+        asked = len(server.asked)
+        recorded = json.loads((tmp_path / "workspace/runs/kinds/manifest.json").read_text())["steps"]
+        again = Run(recipe, Workspace(tmp_path / "workspace"))
+        again.run()
+        assert again.workspace.built == 0
+        assert json.loads((tmp_path / "workspace/runs/kinds/manifest.json").read_text())["steps"] == recorded
+        assert export_labels(tmp_path / "workspace/runs/kinds", tmp_path / "labels.csv").rows["train"]
+        assert len(server.asked) == asked
+        for keys in ({}, {"methods": ("teacher", "finetune"), "take": "finetune"}):
+            fresh = Run(recipe.model_copy(update=keys), Workspace(tmp_path / "other"))
+            with pytest.raises(EndpointError, match="the environment has no BIG_KEY"):
+                fresh.run()
+            assert fresh.workspace.used == [], "nothing is trained before"
 
 
 def test_labels_of_an_unfinished_store_of_another_precision_are_not_taken(tmp_path: Path) -> None:
