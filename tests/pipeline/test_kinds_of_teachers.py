@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,20 @@ from encoder_fixtures import tiny
 from served_fixtures import ranks, stub
 
 from tmkd.config.load import parse_recipe, parse_recorded_recipe
-from tmkd.core.errors import DataError, RecipeError
+from tmkd.config.teacher_sections import Endpoint
+from tmkd.core.errors import DataError, EndpointError, RecipeError
 from tmkd.core.logits import log_odds
 from tmkd.data.pairs import Pairs
+from tmkd.pipeline.label_export import export_labels
 from tmkd.pipeline.run import Run
+from tmkd.pipeline.steps.label import label_stored
+from tmkd.pipeline.steps.stored_labels import Labels, stored
+from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.pipeline.store.workspace import Workspace
 from tmkd.teachers.bi_encoder import BiEncoderTeacher
+from tmkd.teachers.interface import Scored
+from tmkd.teachers.served import ServedTeacher
 
 NUMBERS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}
 TKD = {"methods": ["teacher", "tkd"], "take": "tkd"}
@@ -265,6 +273,98 @@ def test_a_served_teacher_that_stops_is_taken_up_and_asked_for_nothing_twice(tmk
         tmkd("label", recipe, "teachers.0.endpoint.max_requests=null")
         asked = [(body["query"], body["texts"][0]) for body in server.asked]
     assert len(asked) == len(set(asked)) == len(raw_scores())
+
+
+def test_answers_of_an_unfinished_store_are_not_asked_for_again(tmp_path: Path) -> None:
+    pairs = Pairs.build([f"question {n}" for n in range(100)], [n * "x" for n in range(1, 101)])
+    workspace = Workspace(tmp_path)
+    with stub(ranks) as server:
+
+        def big(most: int) -> ServedTeacher:
+            return ServedTeacher(Endpoint(url=server.url, request_size=1, max_requests=most), "big")
+
+        with pytest.raises(EndpointError, match="max_requests"):
+            label_stored(workspace, big(60), pairs)
+        (partial,) = tmp_path.glob("steps/labels-*.partial")
+        before = {path.name: path.read_bytes() for path in partial.iterdir()}
+        store = label_stored(workspace, big(1000), pairs.take(range(70)))  # as where a row of the pool is left out
+        asked = {body["query"] for body in server.asked}
+        assert len(server.asked) == len(asked) == len(asked | set(pairs.questions[:70])) < 100
+        assert store.logits_for(pairs.pair_ids[:70])[:, 0].tolist() == [len(text) for text in pairs.passages[:70]]
+        assert {path.name: path.read_bytes() for path in partial.iterdir()} == before
+        next(partial.glob("part-*")).unlink()  # as where the process that writes it merges its parts
+        label_stored(workspace, big(1000), pairs.take(range(60, 100)))
+        assert {body["query"] for body in server.asked} == set(pairs.questions)
+
+
+def test_a_key_is_needed_where_something_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIG_KEY", "secret")
+    with stub(ranks) as server:
+        endpoint = {"url": server.url, "api_key_env": "BIG_KEY"}
+        mine = {"name": "mine", "seed": 1, **NUMBERS}
+        teachers = [{"name": "big", "endpoint": endpoint, "calibrate": "none"}, mine]
+        recipe = parse_recipe(content(tmp_path, teachers=teachers, methods=["teacher", "tmkd"]), "test")
+        Run(recipe, Workspace(tmp_path / "workspace")).run()
+        assert {one["Authorization"] for one in server.headers} == {"Bearer secret"}
+        monkeypatch.delenv("BIG_KEY")
+        asked = len(server.asked)
+        recorded = json.loads((tmp_path / "workspace/runs/kinds/manifest.json").read_text())["steps"]
+        again = Run(recipe, Workspace(tmp_path / "workspace"))
+        again.run()
+        assert again.workspace.built == 0
+        assert json.loads((tmp_path / "workspace/runs/kinds/manifest.json").read_text())["steps"] == recorded
+        assert export_labels(tmp_path / "workspace/runs/kinds", tmp_path / "labels.csv").rows["train"]
+        assert len(server.asked) == asked
+        for keys in ({}, {"methods": ("teacher", "finetune"), "take": "finetune"}):
+            fresh = Run(recipe.model_copy(update=keys), Workspace(tmp_path / "other"))
+            with pytest.raises(EndpointError, match="the environment has no BIG_KEY"):
+                fresh.run()
+            assert fresh.workspace.used == [], "nothing is trained before"
+
+
+def test_labels_of_an_unfinished_store_of_another_precision_are_not_taken(tmp_path: Path) -> None:
+    pairs = Pairs.build(["a?", "b?", "c?"], ["x", "y", "z"])
+    header = {"teacher": "t", "classes": 1, "dtype": "float32"}
+
+    def store_of(count: int, precision: str, value: float, *, stops: bool = False) -> Any:
+        def scored(some: Pairs) -> Iterator[Scored]:
+            yield np.arange(len(some)), np.full((len(some), 1), value, dtype=np.float32)
+            if stops:
+                raise EndpointError("stopped", url="")
+
+        some = pairs.take(range(count))
+        about = depends_on(settings={"precision": precision}, inputs={"model": "t", "pairs": some})
+        return stored(Workspace(tmp_path), Labels("labels", header, about, some, "t"), scored)
+
+    with pytest.raises(EndpointError, match="stopped"):
+        store_of(3, "fp32", 1.0, stops=True)
+    assert store_of(2, "bf16", 2.0).logits_for(pairs.pair_ids[:2])[:, 0].tolist() == [2, 2]
+    assert store_of(2, "fp32", 3.0).logits_for(pairs.pair_ids[:2])[:, 0].tolist() == [1, 1]
+
+
+def test_scores_of_an_endpoint_are_of_the_class_that_is_right_and_asked_for_once(tmp_path: Path) -> None:
+    def run_of(positive: int, calibrate: str) -> Run:
+        teacher = {"name": "big", "endpoint": {"url": server.url}, "calibrate": calibrate}
+        recipe = content(tmp_path, teachers=[teacher], **TKD)
+        recipe["data"]["positive"] = positive
+        return Run(parse_recipe(recipe, "test"), Workspace(tmp_path / "workspace"))
+
+    def relevance(body: dict[str, Any], _: int) -> tuple[int, Any]:
+        return 200, [{"index": n, "score": right.get((body["query"], text), 0)} for n, text in enumerate(body["texts"])]
+
+    right = {(str(row["question"]), str(row["passage"])): int(str(row["label"])) for row in pair_rows(4)}
+    with stub(relevance) as server:
+        one, other = run_of(1, "none"), run_of(0, "none")
+        train = one.data.train
+        (logits,), (mirrored,) = one.labels.logits(train, "train"), other.labels.logits(train, "train")
+        np.testing.assert_array_equal(mirrored, logits[:, ::-1])
+        found = [run.labels.targets(run.recipe.chosen_methods[1], train, "train") for run in (one, other)]
+        assert found[0].names != found[1].names, "a student of the one is no student of the other"  # type: ignore[union-attr]
+        assert run_of(1, "platt").labels.calibration(0) is not None
+        with pytest.raises(DataError, match="scores fall where the training labels rise"):
+            run_of(0, "platt").labels.calibration(0)
+        asked = [(body["query"], text) for body in server.asked for text in body["texts"]]
+        assert len(asked) == len(set(asked)), "nothing is asked twice"
 
 
 def test_a_teacher_that_labels_only_a_part_of_the_pairs(tmkd: Tmkd, tmp_path: Path) -> None:

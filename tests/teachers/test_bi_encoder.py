@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import pair_rows
 from encoder_fixtures import tiny
+from safetensors.torch import load_file, save_file
 
 from tmkd.core.errors import EncoderError
+from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
 from tmkd.models.bi_encoder import cosine_logits, embeddings
-from tmkd.models.encoders.find import find_encoder
+from tmkd.models.encoders.find import find_encoder, folder_fingerprint
 from tmkd.models.text_reader import TextReader
 from tmkd.teachers import bi_encoder
 from tmkd.teachers.bi_encoder import BiEncoderTeacher, Prompts
@@ -70,6 +73,28 @@ def test_files_and_settings_are_in_the_fingerprint_and_the_name_is_not(tmp_path:
     pooling = folder / "1_Pooling" / "config.json"
     pooling.write_text(pooling.read_text().replace("false", "true", 1))
     assert BiEncoderTeacher(str(folder)).fingerprint != before
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_model_that_is_stored_in_another_type_runs_in_float32(tmp_path: Path, named: bool) -> None:
+    folder = tiny("bert", tmp_path / "mine")
+    plain = BiEncoderTeacher(str(folder), pooling="mean").similarities(PAIRS)
+    weights = {name: value.to(torch.bfloat16) for name, value in load_file(folder / "model.safetensors").items()}
+    config = json.loads((folder / "config.json").read_text())
+    rounded = tiny("bert", tmp_path / "rounded")
+    save_file({name: value.float() for name, value in weights.items()}, rounded / "model.safetensors", {"format": "pt"})
+    expected = BiEncoderTeacher(str(rounded), pooling="mean").similarities(PAIRS)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16" if named else None}))
+    teacher = BiEncoderTeacher(str(folder), pooling="mean")
+    assert {value.dtype for value in teacher.library_model().state_dict().values()} == {torch.float32}
+    np.testing.assert_allclose(teacher.similarities(PAIRS), expected, atol=1e-6)
+    assert np.abs(expected - plain).max() > 1e-5
+    # labels that were made in bf16 are not taken, and those of fp32 models are
+    about = ["bi_encoder", folder_fingerprint(folder), 1, None, "mean", [None, None], "fp32"]
+    assert teacher.fingerprint == digest_of([*about, "bfloat16" if named else "BF16"])
+    about[1] = folder_fingerprint(rounded)
+    assert BiEncoderTeacher(str(rounded), pooling="mean").fingerprint == digest_of(about)
 
 
 def test_every_text_is_embedded_once_and_pairs_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

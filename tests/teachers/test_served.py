@@ -256,7 +256,7 @@ def test_scores_that_are_no_probabilities_are_not_clipped() -> None:
 def test_a_key_that_no_header_can_hold_is_not_shown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("JUDGE_KEY", key)
     with pytest.raises(EndpointError, match="JUDGE_KEY holds a character that no key has") as caught:
-        teacher("http://127.0.0.1:9", api_key_env="JUDGE_KEY")
+        teacher("http://127.0.0.1:9", api_key_env="JUDGE_KEY").logits(PAIRS)
     assert key not in str(caught.value)
 
 
@@ -275,7 +275,7 @@ def test_what_is_wrong_before_anything_is_asked(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     chat: dict[str, Any] = {"form": "chat", "model": "m", "answers": {"yes": 1, "no": 0}}
     with pytest.raises(EndpointError, match="the environment has no JUDGE_KEY"):
-        teacher("http://127.0.0.1:9", api_key_env="JUDGE_KEY")
+        teacher("http://127.0.0.1:9", api_key_env="JUDGE_KEY").logits(PAIRS)
     with pytest.raises(EndpointError, match=r"the prompt .* has no \{passage\}"):
         teacher("http://127.0.0.1:9", **chat, prompt=prompt(tmp_path, "Hm {question}"))
     with pytest.raises(EndpointError, match="the prompt nowhere cannot be read"):

@@ -90,6 +90,19 @@ def names_of(folder: Path) -> set[str]:
     return found
 
 
+def types_of(folder: Path) -> set[str]:
+    """Return the floating-point types in a model's folder and the folders in it, as safetensors names them (`BF16`).
+
+    Raises:
+        EncoderError: a file is damaged.
+    """
+    found: set[str] = set()
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")):
+        with damage_named(path), safe_open(path, framework="pt") as file:
+            found.update(file.get_slice(name).get_dtype() for name in file.keys())  # noqa: SIM118
+    return {one for one in found if one.startswith(("F", "BF"))}
+
+
 def count_parameters(folder: Path) -> int:
     """Return how many floating-point numbers the weights of a checkpoint are, without reading them."""
     total = 0

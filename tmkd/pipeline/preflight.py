@@ -33,6 +33,7 @@ from tmkd.models.tokenizer import PairTokenizer
 from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.preflight_teachers import (
     require_columns,
+    require_keys,
     require_known_scores,
     require_labeller,
     require_pool_teachers,
@@ -58,12 +59,14 @@ def require_runnable(data: RunData) -> None:
             that is no teacher.
         DataError: rows that cannot be used (also of a task that the pool is mined from), a share that leaves nothing,
             a score column with gaps.
+        EndpointError: an endpoint that is to be asked has no key.
         TmkdError: `stage1_from` is no stage-1 student, or one of another shape.
     """
     recipe = data.recipe
     methods = list(recipe.chosen_methods)
     _say_unread_rates(data)
     require_teachers(data)
+    require_keys(data)
     _require_encoders(data)
     _ = data.others  # their files are read at once, not when the pool is mined
     for folder in dict.fromkeys(filter(None, map(recipe.finished_stage1, methods))):

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from tmkd.config.methods import Method
 from tmkd.config.recipe import Recipe
-from tmkd.core.errors import DataError, EncoderError, RecipeError, TmkdError, named
+from tmkd.core.errors import (
+    DataError,
+    EncoderError,
+    EndpointError,
+    LabelError,
+    RecipeError,
+    TmkdError,
+    named,
+)
 from tmkd.data.pairs import Pairs
 from tmkd.data.row_checks import grades
 from tmkd.inference.score_file import RAW_SCORE
@@ -24,7 +33,10 @@ from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.pool import other_teachers_of_run, teachers_of_run
 from tmkd.pipeline.steps.teacher_logits import TeacherLogits, is_step, score_file, stored_teacher
 from tmkd.pipeline.steps.tune import require_tunable
+from tmkd.pipeline.store.workspace import StepMissing
+from tmkd.pipeline.teacher_labels import TeacherLabels
 from tmkd.teachers.scores import ScoresTeacher
+from tmkd.teachers.served import ServedTeacher
 
 
 def require_teachers(data: RunData) -> None:
@@ -52,6 +64,37 @@ def require_teachers(data: RunData) -> None:
                 require_head(source, recipe.classes)
         if teacher.checkpoint:
             find_label_map(source, teacher, recipe)
+
+
+def require_keys(data: RunData) -> None:
+    """The key of every endpoint is there, unless all labels that the recipe's students learn are stored already.
+
+    Raises:
+        EndpointError: the environment has no key, or one that no header can hold.
+    """
+    for teacher in data.recipe.used_teachers:
+        if teacher.endpoint is None:
+            continue
+        served = stored_teacher(data.recipe, teacher, data.cache.stored_teachers)
+        assert isinstance(served, ServedTeacher)
+        try:
+            served.key_header()
+        except EndpointError:
+            if _lacks_labels(data):
+                raise
+
+
+def _lacks_labels(data: RunData) -> bool:
+    """Whether labels are left to make: those that students learn or, where none learns any, those of the test set."""
+    cache = replace(data.cache, pools={}, logits={})  # the run itself is to ask for its steps, which it records
+    labels = TeacherLabels(RunData(data.recipe, data.workspace.read_only(), cache))
+    try:
+        labels.label_all()
+        if labels.needed and not labels.learning:
+            labels.logits(labels.data.test, "test", labels.labellers(labels.data.test))
+    except (StepMissing, LabelError):
+        return True
+    return False
 
 
 def _require_different(recipe: Recipe) -> None:

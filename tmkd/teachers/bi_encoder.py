@@ -32,6 +32,7 @@ from tmkd.models.quiet import without_bars
 from tmkd.models.ready import read_json
 from tmkd.models.student import SHARPNESS
 from tmkd.models.text_reader import TextReader
+from tmkd.models.weights import types_of
 from tmkd.teachers.embedded_texts import EmbeddedTexts, Sided
 from tmkd.teachers.interface import Scored, StoredTeacher
 from tmkd.teachers.on_cluster import Embed, Embedded, EmbedTexts, embed_on, embed_sides
@@ -140,11 +141,15 @@ class BiEncoderTeacher(StoredTeacher):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash over weights, configuration, length, pooling, prompts and, for a builtin model, precision."""
+        """A hash over weights, configuration, length, pooling, prompts and, for a builtin model, precision.
+
+        Of a model that a library runs in float32 it is another one where its files name another type: in that type it
+        was run before, and those labels are not these.
+        """
         prompts = [self.prompts.query, self.prompts.passage]
         about = [self.max_length, self.pooling, prompts, self.precision if self.builtin else "fp32"]
         about += [self.spec] if self._tuned else []
-        about += [_FORWARD] if self.builtin else []
+        about += [_FORWARD] if self.builtin else _other_types(self.folder)
         return digest_of(["bi_encoder", folder_fingerprint(self.folder), self.positive, *about])
 
     @functools.cached_property
@@ -152,7 +157,7 @@ class BiEncoderTeacher(StoredTeacher):
         return self.library_model()
 
     def library_model(self) -> Any:
-        """Open the model with sentence-transformers, with the teacher's maximum length and prompts.
+        """Open the model in float32 with sentence-transformers, with the teacher's maximum length and prompts.
 
         Raises:
             EncoderError: its files cannot be read.
@@ -162,7 +167,7 @@ class BiEncoderTeacher(StoredTeacher):
             from sentence_transformers import SentenceTransformer
             from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        where = {"device": str(device()), "model_kwargs": {"use_safetensors": True}}
+        where = {"device": str(device()), "model_kwargs": {"use_safetensors": True, "dtype": "float32"}}
         pooling = "mean" if self.builtin else self.pooling
         try:
             with without_bars():
@@ -176,6 +181,7 @@ class BiEncoderTeacher(StoredTeacher):
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise EncoderError(f"{self.folder} cannot be read: {reason}", source=self.folder) from error
+        model.float()  # modules that do not ask for a type, such as static embeddings
         if (length := self.max_length or BUILTIN_LENGTH.get(self.spec)) is not None:
             model.max_seq_length = length
         if self.prompts.query is not None:
@@ -311,6 +317,15 @@ class _OnWorkers(EmbedTexts):
 def _similarity_of(folder: Path) -> str:
     path = folder / "config_sentence_transformers.json"
     return str((read_json(path).get("similarity_fn_name") if path.is_file() else None) or "cosine")
+
+
+def _other_types(folder: Path) -> list[str]:
+    """The types, float32 aside, that the configuration or else the weights of a model name."""
+    modules = read_modules(folder)
+    path = (modules[0].place if modules else folder) / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    named = config.get("dtype") or config.get("torch_dtype")
+    return sorted(({str(named)} if named else types_of(folder)) - {"float32", "F32"})
 
 
 def _require_positions(folder: Path, max_length: int) -> None:

@@ -74,6 +74,11 @@ class StoredTeacher(ABC):
     def fingerprint(self) -> str:
         """A text that changes whenever the teacher's scores for the same pairs do. The name is no part of it."""
 
+    @property
+    def logits_fingerprint(self) -> str:
+        """A text that changes whenever `from_raw` gives other logits, too: what is learned from them depends on it."""
+        return self.fingerprint
+
     @abstractmethod
     def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
         """Score pairs, in an order of its own.

@@ -67,7 +67,7 @@ class ServedTeacher(StoredTeacher):
         sent: how many requests this object has sent, those that failed included.
 
     Raises:
-        EndpointError: the environment has no key, or the prompt file cannot be read.
+        EndpointError: the prompt file cannot be read.
         MissingExtraError: httpx is not installed.
     """
 
@@ -82,19 +82,29 @@ class ServedTeacher(StoredTeacher):
         address = urlsplit(endpoint.url)
         usual = address._replace(path=self._form.path).geturl()
         self.url = endpoint.url.rstrip("/") if address.path.rstrip("/") else usual
-        headers = {}
-        if endpoint.api_key_env is not None:
-            key = os.environ.get(endpoint.api_key_env, "").strip()
-            if not key:
-                raise self._error(f"the environment has no {endpoint.api_key_env}, which endpoint.api_key_env names")
-            if not (key.isascii() and key.isprintable()):
-                raise self._error(f"{endpoint.api_key_env} holds a character that no key has: a line break or no ASCII")
-            headers["Authorization"] = f"Bearer {key}"
         most = httpx.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
-        self._client = functools.partial(httpx.AsyncClient, timeout=endpoint.timeout, headers=headers, limits=most)
+        self._client = functools.partial(httpx.AsyncClient, timeout=endpoint.timeout, limits=most)
         self._failures: tuple[type[Exception], ...] = (httpx.RequestError,)
         self._stop = threading.Event()
         self.sent = 0
+
+    def key_header(self) -> dict[str, str]:
+        """The header of every request that holds the key; empty where the endpoint needs none.
+
+        The key is read when the first request is made: stored scores are read without it.
+
+        Raises:
+            EndpointError: the environment has no key, or one that no header can hold.
+        """
+        name = self.endpoint.api_key_env
+        if name is None:
+            return {}
+        key = os.environ.get(name, "").strip()
+        if not key:
+            raise self._error(f"the environment has no {name}, which endpoint.api_key_env names")
+        if not (key.isascii() and key.isprintable()):
+            raise self._error(f"{name} holds a character that no key has: a line break or no ASCII")
+        return {"Authorization": f"Bearer {key}"}
 
     def _error(self, problem: str, status: int | None = None) -> EndpointError:
         return EndpointError(
@@ -105,6 +115,11 @@ class ServedTeacher(StoredTeacher):
     def fingerprint(self) -> str:
         """A hash over the address, the form of the requests, and what is asked."""
         return digest_of(["served", self.url, self.endpoint.model, self._form.fingerprint])
+
+    @property
+    def logits_fingerprint(self) -> str:
+        """The same scores are those of class 0 where it is the class of the right passages."""
+        return self.fingerprint if self.positive else f"{self.fingerprint} of class 0"
 
     def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
         """Ask for scores, at most `concurrency` requests at a time.
@@ -193,13 +208,13 @@ class ServedTeacher(StoredTeacher):
 
     async def _ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Any:
         """The JSON that one request is answered with; tried again after 429, 5xx and broken connections."""
-        pause, problem = 0.5, ""
+        pause, problem, headers = 0.5, "", self.key_header()
         for attempt in range(self.endpoint.retries + 1):
             if attempt and not await self._waited(pause):
                 break
             self._count()
             try:
-                reply = await client.post(self.url, json=body)
+                reply = await client.post(self.url, json=body, headers=headers)
             except self._failures as error:
                 problem, status = f"{type(error).__name__}: {error}", None
                 pause = min(2 * pause, _LONGEST_WAIT)

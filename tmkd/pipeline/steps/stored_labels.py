@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +14,10 @@ import numpy as np
 
 from tmkd.core import processes
 from tmkd.core.console import progress
-from tmkd.core.errors import PlaceError
+from tmkd.core.errors import LabelError, PlaceError
 from tmkd.data.pairs import Pairs
-from tmkd.pipeline.store.label_store import MANIFEST, LabelStore, Mirror
+from tmkd.pipeline.store.fingerprint import fingerprint
+from tmkd.pipeline.store.label_store import MANIFEST, LabelStore, Mirror, read_manifest
 from tmkd.pipeline.store.shared_labels import SharedStore, shared_steps
 from tmkd.pipeline.store.workspace import Busy, Workspace, step_content
 from tmkd.teachers.interface import Scored
@@ -138,12 +140,19 @@ def _complete(
 
 
 def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, content: dict[str, Any]) -> None:
-    """Copy the labels of pairs that other stores of the same model and precision have: no pair is labelled twice."""
+    """Copy the labels of pairs that other stores of the same model and precision have: no pair is labelled twice.
+
+    Stores that are not finished count, too: their answers may have been paid for.
+    """
     wanted, header, here = pairs.take(np.flatnonzero(~store.has(pairs.ids))), store.manifest["header"], set()
     for folder, theirs in workspace.finished(kind):
         here.add(folder.name)
         if _differ_in_pairs_alone(theirs, content) and len(wanted):
             wanted = _taken(store, LabelStore.read(folder, header=header), wanted, folder.name)
+    for folder in _unfinished(workspace, kind, content) if len(wanted) else ():
+        with suppress(LabelError):  # another process merges its parts, or finishes it
+            if folder != store.folder:
+                wanted = _taken(store, LabelStore.read(folder, header=header), wanted, folder.name)
     if workspace.labels is None or not len(wanted):
         return
     for shared, theirs in shared_steps(workspace.labels, kind):
@@ -152,6 +161,19 @@ def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, co
             with TemporaryDirectory(dir=workspace.tokens) as copy:
                 other = LabelStore.open(Path(copy), header=header, mirror=shared)
                 wanted = _taken(store, other, wanted, str(shared.place))
+
+
+def _unfinished(workspace: Workspace, kind: str, content: dict[str, Any]) -> Iterator[Path]:
+    """The unfinished stores of the same labels: a folder's name says what all is in it depends on, besides the pairs.
+
+    Another process may be writing one.
+    """
+    for folder in sorted(workspace.root.glob(f"steps/{kind}-*.partial")):
+        with suppress(LabelError):
+            pairs = read_manifest(folder / MANIFEST).get("pairs", {}).get("digest")
+            mark = fingerprint(kind, {**content, "inputs": {**content["inputs"], "pairs": pairs}})
+            if folder.name == f"{kind}-{mark}.partial":
+                yield folder
 
 
 def _taken(store: LabelStore, other: LabelStore, wanted: Pairs, name: str) -> Pairs:

@@ -126,7 +126,7 @@ class TeacherLogits:
             return step.fingerprint
         if teacher.is_column:
             return ScoresTeacher.of(teacher, self.recipe.data).fingerprint
-        return stored_teacher(self.recipe, teacher, self.opened).fingerprint
+        return stored_teacher(self.recipe, teacher, self.opened).logits_fingerprint
 
     def can_label(self, teacher: Teacher, pairs: Pairs) -> bool:
         """Whether a teacher has scores for the pairs: a column if they carry it, a file if it names one of them."""
