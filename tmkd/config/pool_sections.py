@@ -166,7 +166,7 @@ class Pool(Part):
     teachers: tuple[str, ...] = Field(
         (),
         description="for a pool of another task (question-answer pairs for an NLI task): the teachers that label it "
-        "in place of the recipe's. Finished checkpoints, or a run's folder for all cross-encoders that the run trained. "
+        "in place of the recipe's. Finished checkpoints, or a run's folder for all cross-encoders that it trained. "
         "Stage 2 then keeps the encoder and the pooler of stage 1, and starts with new heads",
     )
 
