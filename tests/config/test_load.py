@@ -79,6 +79,12 @@ def test_an_override_adds_a_key_to_the_grid_of_a_study(folder: Path) -> None:
     assert [cell.recipe.stage1.epochs for cell in plan.cells] == [1, 2]
 
 
+def test_an_override_of_a_grid_changes_a_key_or_a_value_and_keeps_their_order(folder: Path) -> None:
+    whole = "grid={stage1.epochs: [1, 2], loss.alpha: [0.5]}"
+    plan = load_study(folder / "study.yaml", ["variants={}", whole, "grid.stage1.epochs.1=4", "grid.loss.alpha=[1]"])
+    assert [cell.variant for cell in plan.cells] == ["epochs=1, alpha=1", "epochs=4, alpha=1"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -121,7 +127,10 @@ NOTHING: list[tuple[dict[str, Any], str]] = [
     ({"pool": {"sources": [{**SEARCH, "passages": {"file": "p.txt", "config": "x"}}]}}, "config: 'x' would have no"),
     ({"pool": {"sources": [{"pairs": "p.jsonl", "ask": "passages"}]}}, "ask: 'passages' would have no effect"),
     ({"pool": {"sources": [{**SEARCH, "questions": {"file": "own", "column": "x"}}]}}, "own has no columns"),
-    ({"pool": {"sources": [{**SEARCH, "passages": {"file": "a.txt.gz", "quoting": "none"}}]}}, "a.txt.gz has no"),
+    (
+        {"pool": {"sources": [{**SEARCH, "passages": {"file": "a.txt.gz", "quoting": "none"}}]}},
+        "quoting: 'none' would have no effect, since it is of CSV",
+    ),
     ({"pool": {"sources": [{"pairs": {"hub": "x/y", "quoting": "none"}}]}}, "quoting: 'none' would have no effect"),
     ({"data": {"train": "a.jsonl", "config": "mnli"}}, "data: config: 'mnli' would have no effect"),
     ({"data": {"train": "t", "columns": {"question": "x", "passage": "x"}}}, "question and passage are both the colu"),
@@ -144,7 +153,8 @@ def test_a_key_that_does_nothing_is_refused_but_not_in_the_recipe_of_a_finished_
 
 def test_the_keys_of_a_pool_of_pairs_that_do_something_are_taken() -> None:
     content = {"data": {"train": "t", "pool": "p"}, "teachers": [{"name": "a"}], "methods": ["tkd"], "take": "tkd"}
-    assert parse_recipe({**content, "pool": {"size": 5, "seed": 3}}, "r").pool is not None
+    for drawn in ({"size": 5}, {"sampling": {"keep": 4}}):
+        assert parse_recipe({**content, "pool": {**drawn, "seed": 3}}, "r").pool is not None
     pool = {"sources": [{"pairs": {"file": "x", "question": "text", "passage": "text"}}]}
     with pytest.raises(RecipeError, match="question and passage are both the column 'text'"):
         parse_recipe({**content, "pool": pool}, "r")

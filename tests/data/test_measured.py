@@ -29,6 +29,11 @@ def file_of(path: Path, *labels: Any) -> Path:
     return path
 
 
+def manifest_of_a_run(folder: Path, data: Data) -> None:
+    about = {"models": [], "recipe": {"data": data.model_dump(mode="json")}}
+    (folder / "manifest.json").write_text(json.dumps(about))
+
+
 def task(labels: dict[Any, Any], **keys: Any) -> Data:
     return Data.model_validate({"train": "train", "labels": labels, **keys})
 
@@ -79,8 +84,8 @@ def test_numbers_under_names_of_files_are_classes_and_that_is_said(
 
 
 def test_a_runs_test_set_of_an_earlier_version_is_not_read_inverted(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text(json.dumps({}))
     data = task({0: 1, 1: 0})
+    manifest_of_a_run(tmp_path, data)
     refused(lambda: read_measured(data, 2, file_of(tmp_path / "test.jsonl", 0, 1), {}), "earlier version", "tmkd run")
     assert read_measured(data, 2, file_of(tmp_path / "test.jsonl", "0", "1"), {}).labels.tolist() == [1, 0]
 
@@ -92,7 +97,7 @@ def test_a_runs_test_set_is_not_measured_against_labels_that_its_reference_made(
     reference = Reference("judge", "probability")
     pairs = read_pairs(tmp_path / "train.jsonl", scores=data.scores).with_reference(reference)
     assert all("label" not in row for row in spelled_rows(pairs, data))
-    (tmp_path / "manifest.json").write_text(json.dumps({}))
+    manifest_of_a_run(tmp_path, data)
     of_earlier_versions = [{**row, "label": int(row["judge"] >= 0.5)} for row in rows]
     for written in (spelled_rows(pairs, data), of_earlier_versions):
         write_rows(tmp_path / "test.jsonl", written)
@@ -100,6 +105,19 @@ def test_a_runs_test_set_is_not_measured_against_labels_that_its_reference_made(
         assert (measured.reference, measured.labels.tolist()) == (reference, [0, 0, 1, 1])
     write_rows(tmp_path / "mine.jsonl", [{**row, "label": 1} for row in rows])  # labels of their own
     assert read_measured(data, 2, tmp_path / "mine.jsonl", {}).reference is None
+    write_rows(tmp_path / "test.jsonl", [{**row, "label": 0, "gold": 1} for row in rows])
+    assert read_measured(data, 2, tmp_path / "test.jsonl", {"label": "gold"}).labels.tolist() == [1] * 4
+    manifest_of_a_run(tmp_path, task({}))  # another run, whose rows have labels of their own
+    assert read_measured(data, 2, tmp_path / "test.jsonl", {}).labels.tolist() == [0] * 4
+
+
+def test_a_file_beside_a_manifest_of_something_else_is_read_by_the_names_of_the_recipe(tmp_path: Path) -> None:
+    write_rows(tmp_path / "test.jsonl", [{"question": "-", "passage": "-", "a": "asked", "b": "answered", "label": 1}])
+    data = task({}, columns={"question": "a", "passage": "b"})
+    for manifest in ("{}", "[]", '{"recipe": {"data": {}}}', "x"):
+        (tmp_path / "manifest.json").write_text(manifest)
+        pairs = read_measured(data, 2, tmp_path / "test.jsonl", {})
+        assert (pairs.questions, pairs.passages) == (["asked"], ["answered"])
 
 
 def test_a_runs_test_set_is_read_by_the_names_that_it_is_written_with(tmp_path: Path) -> None:
@@ -107,7 +125,7 @@ def test_a_runs_test_set_is_read_by_the_names_that_it_is_written_with(tmp_path: 
     data = task({}, columns={"question": "passage", "passage": "question", "label": "qid", "qid": "label"})
     pairs = read_measured(data, 2, tmp_path / "mine.jsonl", {})
     assert (pairs.questions, pairs.passages, pairs.qids, pairs.labels.tolist()) == (["asked"], ["answered"], ["7"], [1])
-    (tmp_path / "manifest.json").write_text(json.dumps({}))
+    manifest_of_a_run(tmp_path, data)
     write_rows(tmp_path / "test.jsonl", spelled_rows(pairs, data))
     assert read_measured(data, 2, tmp_path / "test.jsonl", {}).digest() == pairs.digest()
 

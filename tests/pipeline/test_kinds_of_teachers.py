@@ -320,6 +320,11 @@ def test_a_key_is_needed_where_something_is_asked(tmp_path: Path, monkeypatch: p
             with pytest.raises(EndpointError, match="the environment has no BIG_KEY"):
                 fresh.run()
             assert fresh.workspace.used == [], "nothing is trained before"
+        monkeypatch.setenv("BIG_KEY", "secret")
+        Run(recipe, Workspace(tmp_path / "other")).label()  # a run that stops before its report
+        monkeypatch.delenv("BIG_KEY")
+        with pytest.raises(EndpointError, match="the environment has no BIG_KEY"):
+            Run(recipe, Workspace(tmp_path / "other")).run()
 
 
 def test_labels_of_an_unfinished_store_of_another_precision_are_not_taken(tmp_path: Path) -> None:

@@ -219,7 +219,9 @@ def test_pool_teachers_are_looked_at_before_any_training(tmkd: Tmkd, recipe_file
     assert "pool.teachers: gone is neither a checkpoint" in refused.stderr
     run = tmp_path / "workspace" / "runs" / "columns"
     run.mkdir(parents=True)
-    (run / "manifest.json").write_text(json.dumps({"models": [{"kind": "teacher", "steps": []}], "steps": []}))
+    (run / "manifest.json").write_text(
+        json.dumps({"models": [{"name": "teacher:a", "kind": "teacher", "steps": []}], "steps": []})
+    )
     refused = tmkd("teach", recipe_file, f"pool={{teachers: [{run}], {sources}}}", check=False)
     assert f"pool.teachers: the run {run} trained no cross-encoder" in refused.stderr
     assert steps(tmp_path) == []

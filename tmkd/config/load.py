@@ -20,7 +20,7 @@ from tmkd.core.errors import RecipeError
 
 P = TypeVar("P", bound=Part)
 _CHANGED_KEYS = re.compile(r"(pool\.sources\.\d+\.task\.keys|tasks\.\d+\.keys|variants\.[^.]+|grid)\.(.+)")
-"""A key within a mapping of keys of another recipe, in a recipe or a study: what leads to the mapping, and the key."""
+"""An override of one key that a recipe or a study changes in another recipe: the mapping of keys, the key within it."""
 
 
 class _TwiceError(yaml.YAMLError):
@@ -42,9 +42,10 @@ class _OnceLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":  # `<<` may be there
                 key, line = self.construct_object(key_node), key_node.start_mark.line + 1
-                if key in lines:
-                    raise _TwiceError(key_node.value, (lines[key], line))
-                lines[key] = line
+                same = (type(key), key)  # True == 1: data.labels says what is wrong with `{yes: 0, 1: 1}`
+                if same in lines:
+                    raise _TwiceError(key_node.value, (lines[same], line))
+                lines[same] = line
         return node
 
 
@@ -246,7 +247,10 @@ def _forget_stage1_rates(content: dict[str, Any], only: str = "") -> None:
 
 def _set_key(content: dict[str, Any], key: str, value: Any, where: str) -> None:
     *parents, last = key.split(".")
-    if inner := _CHANGED_KEYS.fullmatch(key):  # it changes one key of the other recipe, and not the section around it
+    inner = _CHANGED_KEYS.fullmatch(key)
+    if inner and inner[1] == "grid" and last.isdigit():  # one value of a key of the grid
+        parents, inner = ["grid", inner[2].rpartition(".")[0]], None
+    elif inner:  # it changes one key of the other recipe, and not the section around it
         parents, last = inner[1].split("."), inner[2]
     place: Any = content
     for parent in parents:
@@ -259,7 +263,7 @@ def _set_key(content: dict[str, Any], key: str, value: Any, where: str) -> None:
     if isinstance(place, list):
         place[_index(place, last, where)] = value
     elif isinstance(place, dict):
-        if inner:
+        if inner and inner[1] != "grid":  # whose order names the variants
             place.pop(last, None)  # the keys of a mapping are set in their order, and this one is the latest
         place[last] = value
     else:
@@ -302,15 +306,17 @@ def _is_mapping(annotation: Any) -> bool:
 def _describe(part: type[BaseModel], prefix: str, lines: list[str], unless_given: BaseModel | None = None) -> None:
     """Append a line for every key of a section; `unless_given` is the section that a recipe without it has, if any."""
     for name, field in part.model_fields.items():
-        required = field.is_required()
-        value = None if required else field.get_default(call_default_factory=True)
-        value = value if unless_given is None else getattr(unless_given, name)
+        value = getattr(unless_given, name) if unless_given else None
+        if unless_given is None and not field.is_required():
+            value = field.get_default(call_default_factory=True)
         inner = _inner(field.annotation)
         if inner is None:
-            default = "required" if required and unless_given is None else f"default: {value!r}"
-            if required and unless_given is not None:
-                default += f"; required if {prefix[:-1]} is given"
-            lines.append(f"{prefix}{name}: {field.description or ''} ({_type_name(field.annotation)}; {default})")
+            parts = [_type_name(field.annotation)]
+            if unless_given or not field.is_required():
+                parts.append(f"default: {value!r}")
+            if field.is_required():
+                parts.append(f"required if {prefix[:-1]} is given" if unless_given else "required")
+            lines.append(f"{prefix}{name}: {field.description or ''} ({'; '.join(parts)})")
             continue
         lines.append(f"{prefix}{name}: {field.description or ''}")
         within = ".0." if name in ("teachers", "sources") else ".METHOD." if _is_mapping(field.annotation) else "."

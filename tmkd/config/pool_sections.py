@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from tmkd.config.sections import QUOTING, Part, refuse_unused
+from tmkd.config.sections import QUOTING, RECORDED, Part, refuse_unused
 from tmkd.core.files import Quoting
 
 
@@ -61,8 +61,11 @@ class Texts(Source):
         plain = self.file is not None and self.file.removesuffix(".gz").endswith(".txt")
         if not plain and self.file not in ("own", "debian-docs"):
             return super()._unused()
-        reason = f"{self.file} has no columns that are named here"
-        return {**super()._unused(), "column": reason, "quoting": reason}
+        return {
+            **super()._unused(),
+            "column": f"{self.file} has no columns that are named here",
+            "quoting": f"it is of CSV and TSV files, and {self.file} is none",
+        }
 
 
 class ReadyPairs(Source):
@@ -72,8 +75,8 @@ class ReadyPairs(Source):
     passage: str = Field("passage", description="column of the passage (hypothesis)")
 
     @model_validator(mode="after")
-    def _two_columns(self) -> ReadyPairs:
-        if self.question == self.passage:
+    def _two_columns(self, info: ValidationInfo) -> ReadyPairs:
+        if self.question == self.passage and info.context != RECORDED:
             raise ValueError(f"question and passage are both the column {self.question!r}; name the right one for each")
         return self
 
@@ -217,6 +220,7 @@ class Pool(Part):
         if not self.sources:
             reason = "no passages are retrieved without pool.sources"
             refuse_unused(self, {"passages_per_question": reason}, info)
-            if self.size is None:
-                refuse_unused(self, {"seed": "without pool.sources and pool.size all pairs are used"}, info)
+            if self.size is None and (self.sampling is None or self.sampling.kind != "stratified"):
+                reason = "nothing is drawn without pool.sources, pool.size or a stratified pool.sampling"
+                refuse_unused(self, {"seed": reason}, info)
         return self

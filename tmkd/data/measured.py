@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ def read_measured(
     Labels are read as the run read those of its own files: through `data.labels` where the recipe has it. Where that
     maps names alone, and the names are of files and not of a hub data set, class numbers are taken too. Without labels,
     the recipe's reference is used. The `test.jsonl` of a run's folder is read by the names that it is written with,
-    whatever the recipe calls its own columns, and of a recipe with a reference it has no labels but those that earlier
-    versions made of the reference.
+    whatever the recipe calls its own columns. Labels that earlier versions made of the reference and wrote there are
+    not read.
 
     Args:
         data: the recipe's `data`.
@@ -54,12 +55,12 @@ def read_measured(
     counts = RowCounts(str(path)) if counts is None else counts
     asked = {key: name for key, name in given.items() if name is not None}
     require_columns(list(asked.values()), present, path)
-    written_here = _written_by_a_run(path, present)
-    by_recipe = asdict(Columns()) if written_here else data.columns.model_dump()
+    of_run = _data_of_run(path)
+    by_recipe = asdict(Columns()) if of_run is not None else data.columns.model_dump()
     ids = {key: by_recipe[key] for key in ("qid", "pid") if key not in asked and key not in present}
     warn_of_absent_ids(ids, present, counts)
     columns = Columns(**{**{key: name for key, name in by_recipe.items() if name in present}, **asked})
-    if written_here and data.reference is not None:
+    if of_run and of_run.get("reference") == data.reference is not None and "label" not in asked:
         columns = replace(columns, label=None)
     expected: Expected = {
         "columns": columns,
@@ -90,12 +91,11 @@ def spelled_rows(pairs: Pairs, data: Data) -> list[dict[str, Any]]:
         data: the recipe's `data`.
     """
     names = {number: name for name, number in reversed(data.labels.items())}  # the first spelling of each class
-    given = pairs.select_given()
-    if pairs.reference is not None:
-        given = given.drop_columns([name for name in ("label",) if name in given.column_names])
-    rows: list[dict[str, Any]] = given.to_pylist()
+    rows: list[dict[str, Any]] = pairs.select_given().to_pylist()
     for row, grade in zip(rows, pairs.grades or [None] * len(rows), strict=True):
-        if grade is not None:
+        if pairs.reference is not None:
+            row.pop("label", None)
+        elif grade is not None:
             row["label"] = grade
         elif names and row.get("label") is not None:
             row["label"] = names[row["label"]]
@@ -109,7 +109,7 @@ def _spellings(data: Data, classes: int, rows: Rows, path: Path, label: str | No
     found = {spelling(row[label]): row[label] for row in rows if row.get(label) not in (None, "")}
     numbers = [name for name in found if _is_number(name) and name not in data.labels]
     if any(_is_number(name) and number is not None for name, number in data.labels.items()):
-        if _written_by_a_run(path, column_names(rows)) and any(isinstance(value, int) for value in found.values()):
+        if _data_of_run(path) is not None and any(isinstance(value, int) for value in found.values()):
             raise DataError(
                 f"{path} was written by an earlier version of tmkd and holds the task's classes, where data.labels of "
                 "the recipe maps the numbers of your files; `tmkd run` of the recipe writes it anew",
@@ -130,10 +130,17 @@ def _spellings(data: Data, classes: int, rows: Rows, path: Path, label: str | No
     return {**{str(number): number for number in range(classes)}, **data.labels}
 
 
-def _written_by_a_run(path: Path, present: Collection[str]) -> bool:
-    """Whether a file is a run's `test.jsonl` in the run's folder, which has columns of the usual names."""
-    is_there = path.name == "test.jsonl" and (path.parent / "manifest.json").is_file()
-    return is_there and {"question", "passage"} <= set(present)
+def _data_of_run(path: Path) -> dict[str, Any] | None:
+    """The `data` of the recipe of the run that wrote a file, its `test.jsonl`; None for other files."""
+    manifest = path.with_name("manifest.json")
+    if path.name != "test.jsonl" or not manifest.is_file():
+        return None
+    try:
+        written = json.loads(manifest.read_text(encoding="utf-8"))
+        data: dict[str, Any] | None = written["recipe"]["data"] if "models" in written else None
+    except (ValueError, KeyError, TypeError):  # the manifest of something else
+        return None
+    return data
 
 
 def _is_number(name: str) -> bool:

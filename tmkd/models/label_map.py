@@ -170,7 +170,7 @@ def _unlike_class_1(only: str, of_task: dict[str, int], positive: int) -> str:
     name = _plain(only)
     called = f"its only logit is named {only}" if only else "its only logit has no name"
     if of_task.get(name) == 0 if of_task else _is_negation(name):
-        return f"{called}, which is class 0 of the task"
+        return f"{called}, which {'is' if of_task else 'means'} class 0 of the task"
     if positive == 0 and of_task.get(name) != 1:
         return f"{called}, and data.positive says that class 0 is right"
     return ""

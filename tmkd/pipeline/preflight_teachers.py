@@ -67,7 +67,7 @@ def require_teachers(data: RunData) -> None:
 
 
 def require_keys(data: RunData) -> None:
-    """The key of every endpoint is there, unless all labels that the recipe's students learn are stored already.
+    """The key of every endpoint is there, unless the workspace holds all labels that the run asks for.
 
     Raises:
         EndpointError: the environment has no key, or one that no header can hold.
@@ -85,12 +85,12 @@ def require_keys(data: RunData) -> None:
 
 
 def _lacks_labels(data: RunData) -> bool:
-    """Whether labels are left to make: those that students learn or, where none learns any, those of the test set."""
+    """Whether labels are left to make: those that students learn, or those of the test set for the report."""
     cache = replace(data.cache, pools={}, logits={})  # the run itself is to ask for its steps, which it records
     labels = TeacherLabels(RunData(data.recipe, data.workspace.read_only(), cache))
     try:
         labels.label_all()
-        if labels.needed and not labels.learning:
+        if labels.needed:
             labels.logits(labels.data.test, "test", labels.labellers(labels.data.test))
     except (StepMissing, LabelError):
         return True

@@ -149,7 +149,7 @@ def other_teachers_of_run(run: Path) -> list[str]:
 def _models_of_run(run: Path) -> list[tuple[str, str]]:
     """Each teacher in a run's manifest, with the name of its step; empty where it has none."""
     models = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["models"]
-    return [(one.get("name", ""), (one["steps"] or [""])[0]) for one in models if one["kind"] == "teacher"]
+    return [(one["name"], (one["steps"] or [""])[0]) for one in models if one["kind"] == "teacher"]
 
 
 def _finished(workspace: Workspace, recipe: Recipe, folder: Path) -> list[Step]:

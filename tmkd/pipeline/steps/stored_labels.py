@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tmkd.core import processes
 from tmkd.core.console import progress
@@ -148,11 +149,16 @@ def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, co
     for folder, theirs in workspace.finished(kind):
         here.add(folder.name)
         if _differ_in_pairs_alone(theirs, content) and len(wanted):
-            wanted = _taken(store, LabelStore.read(folder, header=header), wanted, folder.name)
+            labels = _labels_of(LabelStore.read(folder, header=header), wanted)
+            wanted = _copied(store, labels, wanted, folder.name)
     for folder in _unfinished(workspace, kind, content) if len(wanted) else ():
-        with suppress(LabelError):  # another process merges its parts, or finishes it
-            if folder != store.folder:
-                wanted = _taken(store, LabelStore.read(folder, header=header), wanted, folder.name)
+        if folder == store.folder or not len(wanted):
+            continue
+        try:
+            labels = _labels_of(LabelStore.read(folder, header=header), wanted)
+        except LabelError:  # another process merges its parts, or finishes it
+            continue
+        wanted = _copied(store, labels, wanted, folder.name)
     if workspace.labels is None or not len(wanted):
         return
     for shared, theirs in shared_steps(workspace.labels, kind):
@@ -160,7 +166,7 @@ def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, co
             workspace.tokens.mkdir(exist_ok=True)
             with TemporaryDirectory(dir=workspace.tokens) as copy:
                 other = LabelStore.open(Path(copy), header=header, mirror=shared)
-                wanted = _taken(store, other, wanted, str(shared.place))
+                wanted = _copied(store, _labels_of(other, wanted), wanted, str(shared.place))
 
 
 def _unfinished(workspace: Workspace, kind: str, content: dict[str, Any]) -> Iterator[Path]:
@@ -176,14 +182,21 @@ def _unfinished(workspace: Workspace, kind: str, content: dict[str, Any]) -> Ite
                 yield folder
 
 
-def _taken(store: LabelStore, other: LabelStore, wanted: Pairs, name: str) -> Pairs:
-    """Copy the labels of pairs that another store has; returns the pairs that it has not."""
-    known = other.has(wanted.ids)
-    shared = wanted.take(np.flatnonzero(known))
-    if len(shared):
-        logger.info(f"{len(shared):,} of the pairs are labelled already ({name})")
-        logits, end = other.logits_for(shared.ids), 0
-        for ids in shared.ids.chunks():
+def _labels_of(store: LabelStore, pairs: Pairs) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Which of N pairs a store has, [N], and the logits of these."""
+    known = store.has(pairs.ids)
+    return known, store.logits_for(pairs.take(np.flatnonzero(known)).ids)
+
+
+def _copied(
+    store: LabelStore, labels: tuple[NDArray[np.bool_], NDArray[np.float32]], wanted: Pairs, name: str
+) -> Pairs:
+    """Add labels of another store, as `_labels_of` gives them; returns the pairs that it has not."""
+    known, logits = labels
+    if len(logits):
+        logger.info(f"{len(logits):,} of the pairs are labelled already ({name})")
+        end = 0
+        for ids in wanted.take(np.flatnonzero(known)).ids.chunks():
             store.append(ids, logits[end : end + len(ids)])
             end += len(ids)
     return wanted.take(np.flatnonzero(~known))
