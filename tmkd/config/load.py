@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 from tmkd.config.places import find_beside
 from tmkd.config.pool_sections import OtherTask
 from tmkd.config.recipe import Recipe
-from tmkd.config.sections import RECORDED, Part
+from tmkd.config.sections import Part
 from tmkd.config.teacher_sections import NOT_ALWAYS_READ, Teacher
+from tmkd.config.unused import RECORDED
 from tmkd.core.errors import RecipeError
 
 P = TypeVar("P", bound=Part)

@@ -7,8 +7,12 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from tmkd.config.sections import QUOTING, RECORDED, Part, refuse_unused
+from tmkd.config.sections import QUOTING, Part
+from tmkd.config.unused import refuse_same_columns, refuse_unused
 from tmkd.core.files import Quoting
+
+OWN, DOCS = "own", "debian-docs"
+"""What `file` of a source may name in place of a file: the task's training set; the built-in documentation."""
 
 
 class Source(Part):
@@ -57,9 +61,13 @@ class Texts(Source):
     column: str | None = Field(None, description="the column that holds them; `question` or `passage` unless given")
     cut: bool = Field(False, description="cut each text into passages of about 70 words: for whole documents")
 
+    @property
+    def is_text_file(self) -> bool:
+        """Whether they are the lines or paragraphs of a text file."""
+        return self.file is not None and self.file.removesuffix(".gz").endswith(".txt")
+
     def _unused(self) -> dict[str, str]:
-        plain = self.file is not None and self.file.removesuffix(".gz").endswith(".txt")
-        if not plain and self.file not in ("own", "debian-docs"):
+        if not self.is_text_file and self.file not in (OWN, DOCS):
             return super()._unused()
         return {
             **super()._unused(),
@@ -76,8 +84,7 @@ class ReadyPairs(Source):
 
     @model_validator(mode="after")
     def _two_columns(self, info: ValidationInfo) -> ReadyPairs:
-        if self.question == self.passage and info.context != RECORDED:
-            raise ValueError(f"question and passage are both the column {self.question!r}; name the right one for each")
+        refuse_same_columns(self, [("question", "passage")], info)
         return self
 
 

@@ -5,11 +5,12 @@ Each section refuses what it can see to be wrong by itself; `tmkd.config.recipe`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from tmkd.config.unused import refuse_same_columns, refuse_unused
 from tmkd.core.backends import KNOWN_BACKENDS, BackendName
 from tmkd.core.files import Quoting
 
@@ -38,27 +39,6 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-RECORDED = {"recorded": True}
-"""The context in which the recipe of a finished run is validated: earlier versions accepted keys that do nothing."""
-
-
-def refuse_unused(part: Part, reasons: Mapping[str, str], info: ValidationInfo) -> None:
-    """Refuse keys that have another value than the usual one and do nothing; not in a recorded recipe.
-
-    Args:
-        part: the section.
-        reasons: by key, why it does nothing.
-        info: of the validation; its context tells whether the recipe is a recorded one.
-
-    Raises:
-        ValueError: there is such a key.
-    """
-    for key, reason in reasons.items() if info.context != RECORDED else ():
-        value = getattr(part, key)
-        if value != type(part).model_fields[key].get_default(call_default_factory=True):
-            raise ValueError(f"{key}: {value!r} would have no effect, since {reason}; leave it out")
-
-
 class Columns(Part):
     """The names of the columns in your files."""
 
@@ -70,10 +50,8 @@ class Columns(Part):
 
     @model_validator(mode="after")
     def _differ(self, info: ValidationInfo) -> Columns:
-        same = [("question", "passage"), *((one, "label") for one in ("question", "passage", "qid", "pid"))]
-        for one, other in same if info.context != RECORDED else ():
-            if (name := getattr(self, one)) == getattr(self, other):
-                raise ValueError(f"{one} and {other} are both the column {name!r}; name the right one for each")
+        of_labels = [(one, "label") for one in ("question", "passage", "qid", "pid")]
+        refuse_same_columns(self, [("question", "passage"), *of_labels], info)
         return self
 
 

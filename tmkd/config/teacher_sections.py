@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tmkd.config.sections import Part, Positive, Rate, Training, refuse_unused, text_keys
+from tmkd.config.sections import Part, Positive, Rate, Training, text_keys
+from tmkd.config.unused import refuse_unused
 
 Kind = Literal["encoder", "reranker", "bi_encoder", "served", "scores"]
 Calibrate = Literal["none", "platt", "isotonic"]

@@ -66,7 +66,7 @@ def read_measured(
         "columns": columns,
         "classes": classes,
         "scores": data.scores,
-        "labels": _spellings(data, classes, rows, path, columns.label),
+        "labels": _spellings(data, classes, rows, path, columns.label, written_by_run=of_run is not None),
         "need_labels": data.reference is None,
         "counts": counts,
     }
@@ -102,14 +102,16 @@ def spelled_rows(pairs: Pairs, data: Data) -> list[dict[str, Any]]:
     return rows
 
 
-def _spellings(data: Data, classes: int, rows: Rows, path: Path, label: str | None) -> Mapping[str, int | None]:
+def _spellings(
+    data: Data, classes: int, rows: Rows, path: Path, label: str | None, *, written_by_run: bool
+) -> Mapping[str, int | None]:
     """The class that each spelling of a label stands for; empty: the labels are the classes."""
     if not data.labels or label is None:
         return {}
     found = {spelling(row[label]): row[label] for row in rows if row.get(label) not in (None, "")}
     numbers = [name for name in found if _is_number(name) and name not in data.labels]
     if any(_is_number(name) and number is not None for name, number in data.labels.items()):
-        if _data_of_run(path) is not None and any(isinstance(value, int) for value in found.values()):
+        if written_by_run and any(isinstance(value, int) for value in found.values()):
             raise DataError(
                 f"{path} was written by an earlier version of tmkd and holds the task's classes, where data.labels of "
                 "the recipe maps the numbers of your files; `tmkd run` of the recipe writes it anew",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tmkd.config.pool_sections import ReadyPairs, Source, Texts
+from tmkd.config.pool_sections import DOCS, OWN, ReadyPairs, Source, Texts
 from tmkd.core.errors import DataError
 from tmkd.data.delimited import text_lines
 from tmkd.data.documents.passages import cut
@@ -16,8 +16,6 @@ from tmkd.data.documents.text import distinct
 from tmkd.data.pairs import Pairs
 from tmkd.data.readers import FORMATS, column_names, read_rows, read_text
 from tmkd.data.rows import Columns, checked_column, rows_to_pairs, text
-
-OWN, DOCS = "own", "debian-docs"
 
 
 def read_texts(texts: Texts, train: Pairs, side: str, key: str, documentation: Callable[[], list[str]]) -> list[str]:
@@ -40,8 +38,8 @@ def read_texts(texts: Texts, train: Pairs, side: str, key: str, documentation: C
         found = train.questions if side == "question" else train.passages
     elif texts.file == DOCS and side == "passage":
         found = documentation()
-    elif texts.file is not None and _path(texts, key, side).name.removesuffix(".gz").endswith(".txt"):
-        found = _plain(Path(texts.file), paragraphs=side == "passage")
+    elif texts.is_text_file:
+        found = _plain(_path(texts, key, side), paragraphs=side == "passage")
     else:
         rows, called = _rows(texts, key, side)
         found = _column(rows, texts.column or side, called)

@@ -138,7 +138,7 @@ def _only_logit(folder: Path) -> str | None:
 
 
 def _has_one_logit(folder: Path) -> bool:
-    """Whether a checkpoint that names no class has a head of one logit: by its config.json, or else by its weights."""
+    """Tell whether a checkpoint has one logit. `num_labels` in its config.json says so; without it, its weights do."""
     if (number := read_json(folder / "config.json").get("num_labels")) is not None:
         return bool(number == 1)
     try:

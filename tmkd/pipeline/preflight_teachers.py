@@ -30,7 +30,7 @@ from tmkd.models.label_map import class_names, find_label_map, unlike_order
 from tmkd.models.ready import head_classes, require_head, require_log_odds
 from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
-from tmkd.pipeline.steps.pool import other_teachers_of_run, teachers_of_run
+from tmkd.pipeline.steps.pool import is_run, other_teachers_of_run, teachers_of_run
 from tmkd.pipeline.steps.teacher_logits import TeacherLogits, is_step, score_file, stored_teacher
 from tmkd.pipeline.steps.tune import require_tunable
 from tmkd.pipeline.store.workspace import StepMissing
@@ -72,16 +72,15 @@ def require_keys(data: RunData) -> None:
     Raises:
         EndpointError: the environment has no key, or one that no header can hold.
     """
-    for teacher in data.recipe.used_teachers:
-        if teacher.endpoint is None:
-            continue
-        served = stored_teacher(data.recipe, teacher, data.cache.stored_teachers)
-        assert isinstance(served, ServedTeacher)
-        try:
-            served.key_header()
-        except EndpointError:
-            if _lacks_labels(data):
-                raise
+    asked = [teacher for teacher in data.recipe.used_teachers if teacher.endpoint is not None]
+    served = [stored_teacher(data.recipe, teacher, data.cache.stored_teachers) for teacher in asked]
+    try:
+        for one in served:
+            assert isinstance(one, ServedTeacher)
+            one.key_header()
+    except EndpointError:
+        if _lacks_labels(data):
+            raise
 
 
 def _lacks_labels(data: RunData) -> bool:
@@ -145,7 +144,7 @@ def require_pool_teachers(data: RunData) -> None:
         found = ", ".join(f"{folder} has {count}" for count, folder in folders.items())
         raise RecipeError(f"pool.teachers: their numbers of classes differ: {found}", key="pool.teachers")
     _require_one_order([folder for place in places for folder in _folders_of(place)])
-    for place in filter(_is_run, places):
+    for place in filter(is_run, places):
         if others := other_teachers_of_run(place):
             data.cache.say_once(
                 f"pool.teachers: of the teachers of {place}, {', '.join(others)} {'do' if len(others) > 1 else 'does'} "
@@ -183,18 +182,14 @@ def _require_one_order(folders: list[Path]) -> None:
         raise RecipeError(f"pool.teachers: their classes are in different orders: {found}", key="pool.teachers")
 
 
-def _is_run(place: Path) -> bool:
-    return (place / "manifest.json").is_file()
-
-
 def _folders_of(place: Path) -> list[Path]:
     """The checkpoint, or those of the teachers that a run trained."""
-    return [step.folder for step in teachers_of_run(place)] if _is_run(place) else [place]
+    return [step.folder for step in teachers_of_run(place)] if is_run(place) else [place]
 
 
 def _classes_of(folder: Path) -> list[int]:
     """The number of classes of a checkpoint, or of every trained teacher of a run."""
-    if _is_run(folder):
+    if is_run(folder):
         found = teachers_of_run(folder)
         if not found:
             raise RecipeError(f"pool.teachers: the run {folder} trained no cross-encoder", key="pool.teachers")

@@ -137,8 +137,8 @@ class Retriever:
         """Choose passages.
 
         Returns:
-            The passages, best first; the numbers of those that they were chosen from, these included; how many hits
-            BM25 had; how many passages were left out, by reason (`REASONS`).
+            The chosen passages, best first; the numbers of all candidates, chosen or not; the number of BM25's hits;
+            how many passages were left out, by reason (`REASONS`).
         """
         mining = self.mining
         top = mining.sampling == "top"

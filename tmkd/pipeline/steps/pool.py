@@ -134,6 +134,11 @@ def pool_teachers(workspace: Workspace, recipe: Recipe) -> list[Step]:
     return [step for place in recipe.pool.teachers for step in _finished(workspace, recipe, Path(place))]
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder of `pool.teachers` is that of a run, and no checkpoint."""
+    return (folder / "manifest.json").is_file()
+
+
 def teachers_of_run(run: Path) -> list[Step]:
     """Every cross-encoder that a finished run trained: those of its teachers that can label another task's pool."""
     steps = run.resolve().parent.parent / "steps"
@@ -154,7 +159,7 @@ def _models_of_run(run: Path) -> list[tuple[str, str]]:
 
 def _finished(workspace: Workspace, recipe: Recipe, folder: Path) -> list[Step]:
     """The teachers in one folder of `pool.teachers`."""
-    if (folder / "manifest.json").is_file():
+    if is_run(folder):
         return teachers_of_run(folder)
     if has_card(folder):
         return [Step("teacher", encoder_fingerprint(folder), folder)]
