@@ -25,6 +25,7 @@ from tmkd.core.logits import two_logits
 from tmkd.data.pairs import Pairs
 from tmkd.models.bi_encoder import embeddings
 from tmkd.models.checkpoint import require_fit
+from tmkd.models.embedding_files import similarity_of
 from tmkd.models.encoders.families import FAMILIES
 from tmkd.models.encoders.find import find_folder, folder_fingerprint
 from tmkd.models.module_files import MODULES_FILE, read_modules
@@ -288,7 +289,7 @@ class BiEncoderTeacher(StoredTeacher):
     def from_raw(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of two classes: SHARPNESS (cosine - 1/2) as log-odds; another similarity is taken as it is."""
         odds = raw[:, 0]
-        if self.builtin or _similarity_of(self.folder) == "cosine":
+        if self.builtin or similarity_of(self.folder) == "cosine":
             odds = SHARPNESS * (odds - 0.5)
         return two_logits(odds if self.positive else -odds)
 
@@ -312,11 +313,6 @@ class _OnWorkers(EmbedTexts):
         """See `EmbedTexts`."""
         spec = str(folder) if self._builtin is None else TunedBuiltin(self._builtin, folder)
         return BiEncoderTeacher(spec, **self._keys).embedder
-
-
-def _similarity_of(folder: Path) -> str:
-    path = folder / "config_sentence_transformers.json"
-    return str((read_json(path).get("similarity_fn_name") if path.is_file() else None) or "cosine")
 
 
 def _other_types(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.config.recipe import Recipe
-from tmkd.core.errors import MissingExtraError
+from tmkd.core.errors import EncoderError, MissingExtraError
 from tmkd.core.logits import even_logits, log_odds
 from tmkd.data.documents.bm25 import pair_scores
 from tmkd.data.pairs import Pairs
@@ -21,16 +21,19 @@ from tmkd.evaluation.comparison import turned
 from tmkd.evaluation.ranking import fused_ranks
 from tmkd.evaluation.results import ModelOutput
 from tmkd.models.bi_encoder import cosine_logits
+from tmkd.models.embedding_files import beyond_mean
 from tmkd.models.encoders.find import find_encoder
+from tmkd.pipeline.steps.label import label_stored
 from tmkd.pipeline.steps.stored_labels import Labels, stored
 from tmkd.pipeline.steps.student import cached_encoder
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Workspace
+from tmkd.teachers.bi_encoder import BiEncoderTeacher
 from tmkd.teachers.interface import Scored
 
 logger = logging.getLogger(__name__)
 
-COSINE, BM25 = "cosine", "bm25"
+COSINE, BM25, OWN = "cosine", "bm25", "own similarity"
 _FUSED = 0.5  # least share of pairs whose question has another passage: ranks within a question tell the rest nothing
 
 
@@ -67,6 +70,41 @@ def untrained_teachers(recipe: Recipe) -> list[str]:
     return [f"teacher:{one.name}" for one in found]
 
 
+def own_similarities(
+    workspace: Workspace, recipe: Recipe, sources: dict[str, Path], pairs: Pairs
+) -> dict[str, NDArray[np.float64]]:
+    """The similarity that an encoder's own files ask for, where it is another one than the cosine of means.
+
+    So it is with pooling by the first token, and with prompts: who has such an embedding model uses it in that way.
+
+    Args:
+        workspace: keeps the similarities.
+        recipe: its teachers; an untrained one that is the same model is a row of its own already.
+        sources: encoders by the names of their cosines.
+        pairs: N pairs.
+
+    Returns:
+        Logits [N, 2] by name: `own similarity`, and that of the cached encoder.
+    """
+    taken = {one.model for one in recipe.used_teachers if f"teacher:{one.name}" in untrained_teachers(recipe)}
+    found = {}
+    for cosine, source in sources.items():
+        name = cosine.replace(COSINE, OWN)
+        if (recipe.encoder if cosine == COSINE else recipe.cached_encoder) in taken:
+            continue
+        try:
+            if not (differs := beyond_mean(source)):
+                continue
+            teacher = BiEncoderTeacher(str(source), name=f"{name} of {source.name}", positive=recipe.positive_class)
+            logits = teacher.from_raw(label_stored(workspace, teacher, pairs).logits_for(pairs.ids))
+        except (EncoderError, MissingExtraError) as error:
+            logger.warning(f"the {name} of {source} is left out of the free baselines: {error}")
+            continue
+        logger.info(f"{source} is used with {', '.join(differs)}: {name} is a free baseline beside {cosine}")
+        found[name] = logits.astype(np.float64)
+    return found
+
+
 def free_baselines(
     workspace: Workspace, recipe: Recipe, pairs: Pairs, teachers: list[ModelOutput]
 ) -> list[ModelOutput]:
@@ -79,9 +117,9 @@ def free_baselines(
         teachers: the outputs of the run's teachers on them; embedding models that are not trained take part.
 
     Returns:
-        `bm25`, `cosine` (of the recipe's encoder) and that of a cached student's encoder, then `bm25+NAME` for each of
-        these and each embedding model. The latter are left out, with a line in the log, where most questions have a
-        single passage.
+        `bm25`, `cosine` (of the recipe's encoder) and that of a cached student's encoder, `own similarity` of an
+        encoder whose files name another one, then `bm25+NAME` for each of these and each embedding model. The latter
+        are left out, with a line in the log, where most questions have a single passage.
     """
     if recipe.classes != 2:
         return []
@@ -90,6 +128,7 @@ def free_baselines(
     if any(method.cached for method in recipe.chosen_methods) and (other := cached_encoder(recipe)) != source:
         sources[f"{COSINE} of the cached encoder"] = other
     cosines = {name: encoder_cosine(workspace, recipe, one, pairs) for name, one in sources.items()}
+    cosines |= own_similarities(workspace, recipe, sources, pairs)
     found = [ModelOutput(name, "free", logits[None]) for name, logits in cosines.items()]
     nearness = {name: log_odds(logits, positive) for name, logits in cosines.items()}
     for teacher in teachers:
