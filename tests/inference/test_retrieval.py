@@ -300,6 +300,7 @@ def test_the_commands_say_what_dense_search_found(of_export: Path, tmp_path: Pat
     done = tmkd("calibrate", export, *options, "--pairs", pairs, "--candidates", "2", "--report", "r.html", "--json")
     content = json.loads(done.stdout)
     assert (content["dense"], content["candidates"], content["index_passages"]) == (True, 2, len(TEXTS))
+    assert content["backend"] == "onnx-fp32"
     assert "ground" not in content
     assert {"dense_share", "dense_weight", "retrieval_weight"} <= content.keys()
     assert "share of dense search" in done.stderr
@@ -311,8 +312,11 @@ def test_the_commands_say_what_dense_search_found(of_export: Path, tmp_path: Pat
     assert "were calibrated with 2 candidates" in " ".join(
         tmkd("ask", "disk", "--model", export, *options).stderr.split()
     )
-    fits = tmkd("ask", "disk", "--model", export, *options, "--candidates", "2")
-    assert "were calibrated" not in " ".join(fits.stderr.split())
+    fitting = ("ask", "disk", "--model", export, *options, "--candidates", "2")
+    assert "were calibrated" not in " ".join(tmkd(*fitting).stderr.split())
+    (export / "calibration.json").write_text(json.dumps({**content, "backend": "openvino-int8"}))
+    said = " ".join(tmkd(*fitting).stderr.split())
+    assert "with the scores of openvino-int8, and onnx-fp32 scores now" in said
     measured = tmkd("bench", "qa", "--model", export, *options, "--pairs", pairs, "--json", "qa.json")
     assert "dense alone" in measured.stdout
     recall = json.loads((tmp_path / "qa.json").read_text())["quality"]["recall@100"]

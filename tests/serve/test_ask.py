@@ -88,17 +88,18 @@ def test_the_calibration_decides_by_the_raw_score_and_other_ground_is_told_once(
 ) -> None:
     export = Path(shutil.copytree(model(), tmp_path / "export"))
     best = QuestionAnswerer.open(export, index, threads=1).ask(TWO).answers[0].score
-    ground = Ground(dense=True, candidates=50)
+    ground = Ground(dense=True, candidates=50, backend="onnx-int8")
     for least, answered in ((best - 0.5, True), (best + 0.5, False)):  # with probabilities that are 0 or 1
         CalibrationResult(replace(Calibration(0.001).from_score(least), ground=ground), {}).save(export)
         caplog.clear()
         with in_process(index=index, model=export) as served:
             assert "were calibrated with dense search, and BM25 alone retrieves now" in caplog.text
+            assert "with the scores of onnx-int8, and onnx-fp32 scores now" in caplog.text
             for _ in range(2):
                 assert served.post("/ask", {"question": TWO}).json()["answered"] is answered
         said = [one.getMessage() for one in caplog.records if "were calibrated" in one.getMessage()]
-        assert len(said) == 2
-        assert "with 50 candidates for a question, and 100 are ranked now" in said[1]
+        assert len(said) == 3
+        assert "with 50 candidates for a question, and 100 are ranked now" in said[2]
 
 
 def test_the_teacher_ranks_the_same_passages(app: InProcess) -> None:

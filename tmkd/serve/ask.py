@@ -63,10 +63,17 @@ class QueueScorer:
         queue: The queue.
         loop: The event loop.
         reader: Reads questions to the same bits as the scorer behind the queue, which then need not read them again.
+        backend: That of the scorer behind the queue.
     """
 
-    def __init__(self, queue: BatchQueue, loop: asyncio.AbstractEventLoop, reader: TextEncoder | None = None) -> None:
-        self._queue, self._loop, self._reader = queue, loop, reader
+    def __init__(
+        self,
+        queue: BatchQueue,
+        loop: asyncio.AbstractEventLoop,
+        reader: TextEncoder | None = None,
+        backend: str | None = None,
+    ) -> None:
+        self._queue, self._loop, self._reader, self.backend = queue, loop, reader, backend
         self.max_length = queue.max_length
 
     def scores(self, questions: Sequence[str], passages: Sequence[str]) -> NDArray[np.float64]:
@@ -129,7 +136,7 @@ class Asker:
         self._lock = threading.Lock()
         self.rankers = {
             name: QuestionAnswerer(
-                QueueScorer(queue, loop, same if name == "student" else None),
+                QueueScorer(queue, loop, same, scoring or None) if name == "student" else QueueScorer(queue, loop),
                 self._index,
                 calibration=Calibration.read(model) if name == "student" else Calibration(),
                 model=model,

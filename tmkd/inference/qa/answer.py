@@ -160,7 +160,7 @@ class QuestionAnswerer:
         scorer: The student.
         index: Where passages are found.
         calibration: Temperature, no-answer threshold and the weights of retrieval. Where it was made on another index,
-            or with other candidates, a line of the log says so once.
+            with other candidates or another backend, a line of the log says so once.
         model: The folder of the student's tokenizer. It counts the tokens of passages that may be longer than the
             student reads; without it they are estimated.
         retriever: How passages are found; by BM25 alone unless given.
@@ -185,9 +185,11 @@ class QuestionAnswerer:
     ) -> None:
         self.scorer, self.index, self.calibration = scorer, index, calibration
         self.retriever = Retriever(index) if retriever is None else retriever
-        self._ground = GroundCheck(calibration.ground, self.retriever, None if model is None else Path(model))
+        self.backend: str | None = getattr(scorer, "backend", None)  # other scorers than exports have none
+        export = None if model is None else Path(model)
+        self._ground = GroundCheck(calibration.ground, self.retriever, export, self.backend)
         self._ground.compare()
-        self._windows = Windows(scorer.max_length, None if model is None else Path(model), apart=reader is not None)
+        self._windows = Windows(scorer.max_length, export, apart=reader is not None)
         self._reader = reader
         self._marker = None if reader is None else StateMarker(reader, self.retriever)
 

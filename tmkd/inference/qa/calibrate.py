@@ -247,7 +247,7 @@ def calibrate(
     outcomes = Outcomes.of(asked, retrieval)
     least = best_f1(outcomes) if risk is None else within_risk(outcomes, risk)
     least = with_room(outcomes, least)
-    ground = Ground.of(answerer.retriever, candidates)
+    ground = Ground.of(answerer.retriever, candidates, answerer.backend)
     calibration = replace(retrieval, temperature=temperature, ground=ground).from_score(least)
     report = {
         "criterion": "best F1 of answered-and-right" if risk is None else f"at most {risk:g} of the answers wrong",

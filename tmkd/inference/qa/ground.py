@@ -1,7 +1,8 @@
 """What a calibration was made on, and what answers are given on: weights and threshold of one may not fit another.
 
 The weight of retrieval is per point of BM25, whose size depends on the index; the threshold depends on what the
-candidates are, and so on their number and on whether dense search finds some.
+candidates are, and so on their number and on whether dense search finds some, and on the backend: an int8 backend may
+rank as the student does, and give every pair a score that is 0.3 lower.
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ class Ground:
         candidates: Passages that were retrieved and ranked for a question.
         index_version: The version of the index (`DocumentIndex.version`).
         index_passages: How many passages it held.
+        backend: Of the export, with which the scores were computed.
     """
 
     dense: bool | None = None
     candidates: int | None = None
     index_version: str | None = None
     index_passages: int | None = None
+    backend: str | None = None
 
     @classmethod
-    def of(cls, retriever: Retriever, candidates: int) -> Ground:
-        """The ground that a retriever stands on, with a number of candidates."""
+    def of(cls, retriever: Retriever, candidates: int, backend: str | None = None) -> Ground:
+        """The ground that a retriever and a backend stand on, with a number of candidates."""
         index = retriever.index
-        return cls(retriever.dense is not None, candidates, index.version, len(index))
+        return cls(retriever.dense is not None, candidates, index.version, len(index), backend)
 
     @classmethod
     def of_json(cls, content: Mapping[str, Any]) -> Ground:
@@ -51,7 +54,7 @@ class Ground:
         Raises:
             TypeError: A value is of another type.
         """
-        kinds = {"dense": bool, "candidates": int, "index_version": str, "index_passages": int}
+        kinds = {"dense": bool, "candidates": int, "index_version": str, "index_passages": int, "backend": str}
         given = {name: content.get(name) for name in kinds}
         for name, value in given.items():
             if value is not None and not isinstance(value, kinds[name]):
@@ -66,10 +69,13 @@ class GroundCheck:
         calibrated: The ground of the calibration.
         retriever: Finds the passages.
         model: The export, for messages.
+        backend: Computes the scores; None if the scorer is no export.
     """
 
-    def __init__(self, calibrated: Ground, retriever: Retriever, model: Path | None) -> None:
-        self._calibrated, self._retriever = calibrated, retriever
+    def __init__(
+        self, calibrated: Ground, retriever: Retriever, model: Path | None, backend: str | None = None
+    ) -> None:
+        self._calibrated, self._retriever, self._backend = calibrated, retriever, backend
         self._how = f"tmkd calibrate {model or 'EXPORT'} --index {retriever.index.folder}"
         self._said: set[str] = set()
 
@@ -81,6 +87,7 @@ class GroundCheck:
         """
         self._compare_dense()
         self._compare_index()
+        self._compare_backend()
         if candidates is not None and self._calibrated.candidates not in (None, candidates):
             self._say(
                 "candidates", f"with {self._calibrated.candidates:,} candidates for a question, and {candidates:,} are "
@@ -110,6 +117,14 @@ class GroundCheck:
         else:
             again = f"after larger changes calibrate again with: {self._how}"
             self._say("index", f"on another version of the index, {here}; {again}", level=logging.INFO)
+
+    def _compare_backend(self) -> None:
+        was, now = self._calibrated.backend, self._backend
+        if None not in (was, now) and was != now:
+            self._say(
+                "backend", f"with the scores of {was}, and {now} scores now, whose log-odds differ a little; name it "
+                f"(--backend {was}), or calibrate again with: {self._how} --backend {now}",
+            )  # fmt: skip
 
     def _say(self, name: str, how: str, level: int = logging.WARNING) -> None:
         if name not in self._said:
