@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from tmkd.core.backends import KNOWN_BACKENDS
 from tmkd.core.errors import ExportError
-from tmkd.core.files import sha256_of
+from tmkd.core.files import read_json, sha256_of
 from tmkd.inference.engines import installed
 
 logger = logging.getLogger(__name__)
@@ -175,7 +174,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         found = "has no tmkd.json" if folder.is_dir() else "is not a folder"
         raise ExportError(f"{folder} {found}; give an export, such as workspace/runs/demo/export")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content.get("format") not in READABLE:
             raise ExportError(
                 f"{path}: format {content.get('format')!r}, this version reads {READABLE[0]} to {READABLE[-1]}; "
@@ -263,7 +262,7 @@ def _probes(folder: Path, what: str, shape: tuple[int, ...]) -> tuple[list[str],
     """Questions, passages and one of the numbers that probes.json has of each pair, [P, *shape]."""
     path = folder / PROBES
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         numbers = np.array(content[what], dtype=np.float32)
         questions, passages = list(content["questions"]), list(content["passages"])
         if numbers.shape != (len(questions), *shape) or len(questions) != len(passages):

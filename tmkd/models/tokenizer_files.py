@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from tmkd.core.errors import EncoderError
+from tmkd.core.files import read_json
 from tmkd.models.card import has_card
 
 SEGMENTS = "token_type_ids"
@@ -89,7 +89,7 @@ def _json_of(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_json(path))
     except (ValueError, TypeError) as error:
         raise EncoderError(f"{path} cannot be read ({error}); the file is damaged, fetch it again") from error
 

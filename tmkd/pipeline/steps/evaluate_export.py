@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tmkd.core.console import progress
-from tmkd.core.files import write_json
+from tmkd.core.files import read_json, write_json
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.comparison import ComparisonOptions, compare
 from tmkd.evaluation.results import ModelOutput
@@ -45,7 +44,7 @@ def evaluate_export(
         write_json(folder / "exports.json", _measured(export.folder / "export", pairs, classes, positive))
 
     step = workspace.step("exports", content, build, label="measure the export")
-    found: list[dict[str, Any]] = json.loads((step.folder / "exports.json").read_text())
+    found: list[dict[str, Any]] = read_json(step.folder / "exports.json")
     return found
 
 
