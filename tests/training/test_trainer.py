@@ -247,9 +247,10 @@ def test_dropout_depends_on_the_seed_and_on_the_step() -> None:
     assert draws(1, 2) == draws(1, 2)
 
 
-def test_the_order_of_an_epoch_is_that_of_earlier_versions() -> None:
+def test_the_order_of_an_epoch_is_that_of_earlier_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was interrupted before an update continues with the same pairs."""
     lengths = np.random.default_rng(0).integers(5, 90, 333)
+    monkeypatch.setattr("tmkd.models.batching.WINDOW", 4)
 
     def of_lists(epoch: int, seed: int) -> list[list[int]]:
         generator = np.random.default_rng([seed, epoch])
@@ -263,7 +264,7 @@ def test_the_order_of_an_epoch_is_that_of_earlier_versions() -> None:
         return steps
 
     for epoch, seed in ((0, 7), (1, 7), (0, 8)):
-        found = epoch_steps(lengths.astype(np.int32), 8, epoch, seed, window=4)
+        found = epoch_steps(lengths.astype(np.int32), 8, epoch, seed)
         assert [step.tolist() for step in found] == of_lists(epoch, seed)
         assert found.order.dtype == np.int32
         assert found[0].dtype == np.int64

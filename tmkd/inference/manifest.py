@@ -25,6 +25,7 @@ POSITIVE_FORMAT = 5  # of both kinds, where the one logit is that of class 0
 READABLE = (1, 2, CACHED_FORMAT, QUESTION_FORMAT, POSITIVE_FORMAT)
 """Formats of tmkd.json. 2 is written of layered students (`tmkd.models.card`, whose import costs more)."""
 PROBES = "probes.json"
+_COSINES = 16  # probes whose embeddings are checked
 
 
 @dataclass(frozen=True)
@@ -248,14 +249,14 @@ def read_probes(folder: Path, classes: int) -> tuple[list[str], list[str], NDArr
     return _probes(folder, "logits", (classes,))
 
 
-def read_cosines(folder: Path, most: int = 16) -> tuple[list[str], list[str], NDArray[np.float32]]:
+def read_cosines(folder: Path) -> tuple[list[str], list[str], NDArray[np.float32]]:
     """The first few probes of a cached student's export, and the fp32 cosines of their texts' embeddings, [P].
 
     Raises:
         ExportError: probes.json is missing or damaged.
     """
     questions, passages, cosines = _probes(folder, "cosines", ())
-    return questions[:most], passages[:most], cosines[:most]
+    return questions[:_COSINES], passages[:_COSINES], cosines[:_COSINES]
 
 
 def _probes(folder: Path, what: str, shape: tuple[int, ...]) -> tuple[list[str], list[str], NDArray[np.float32]]:

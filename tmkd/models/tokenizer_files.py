@@ -18,7 +18,7 @@ SEGMENTS = "token_type_ids"
 _PAD_TOKENS = ("[PAD]", "<pad>")
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> tuple[Any, bool]:
     """Load the tokenizer of a model folder, with the padding and truncation of its file.
 
     Args:
@@ -27,16 +27,11 @@ def load_tokenizer(folder: Path) -> Any:
             read as it is.
 
     Returns:
-        A `tokenizers.Tokenizer`.
+        A `tokenizers.Tokenizer`, and whether the model is given segment ids.
 
     Raises:
         EncoderError: no tokenizer.json, a damaged one, or a tokenizer that transformers does not run as a fast one.
     """
-    return load_with_segments(folder)[0]
-
-
-def load_with_segments(folder: Path) -> tuple[Any, bool]:
-    """As `load_tokenizer`, and whether the model is given segment ids."""
     path, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not path.is_file():
         raise EncoderError(
