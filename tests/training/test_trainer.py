@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import pair_rows
+from conftest import dying_after, pair_rows
 from encoder_fixtures import tiny
 
 from tmkd.core import hardware
@@ -52,16 +52,7 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch:
 
     def go(folder: Path, die_at: int | None) -> Student:
         model, tokenizer, pairs = setting()
-        plain = GoldenLoss(torch.from_numpy(pairs.labels))
-        calls = 0
-
-        def loss(output: StudentOutput, rows: torch.Tensor) -> torch.Tensor:
-            nonlocal calls
-            calls += 1
-            if die_at is not None and calls > die_at:
-                raise KeyboardInterrupt
-            return plain(output, rows)
-
+        loss = dying_after(die_at, GoldenLoss(torch.from_numpy(pairs.labels)))
         encoded = tokenizer.encode(pairs.questions, pairs.passages)
         data = TrainingSet(TokenInputs(encoded, tokenizer.pad_id))
         Trainer(model, data, loss, config, name="t", state_folder=folder).fit()
