@@ -203,7 +203,7 @@ class Weights:
 
 
 def _require_kinds(subject: Subject) -> None:
-    """Refuse a model and a cached student of each other's kind: other tools can run the one and not the other."""
+    """Refuse a cached student as the model, which other tools cannot run, and another student as the cached one."""
     if _is_export(subject.model) and read_manifest(subject.model).states is not None:
         raise TmkdError(
             f"{subject.model} is a student that reads passages once, which other tools cannot run. Give it as "

@@ -96,7 +96,7 @@ class Command(TyperCommand):
         return super().parse_args(ctx, with_ray_value(with_json_value(args)))
 
     def invoke(self, ctx: Any) -> Any:
-        """Carry the command out, once it is sure that what it writes is no file that it reads or writes besides."""
+        """Check that no file to write is also another file of the command; then carry the command out."""
         require_own_files(ctx.params)
         return super().invoke(ctx)
 
