@@ -9,12 +9,16 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+import numpy as np
 import pytest
 import torch
 
 from tmkd.cli import main as cli
 
+P = ParamSpec("P")
+T = TypeVar("T")
 TOPICS = {
     "copy": ("How do I copy a file?", "The cp command duplicates a file under another name; use -r for folders."),
     "print": ("How do I print a list in Python?", "Call print with the list, or join its items into one string first."),
@@ -72,6 +76,30 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
     """Write rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def logits(odds: np.ndarray) -> np.ndarray:
+    """Logits [..., 2] with the given log-odds."""
+    return np.stack([-odds / 2, odds / 2], axis=-1)
+
+
+def step_folders(kind: str) -> list[Path]:
+    """The folders of the workspace's steps of a kind."""
+    return sorted(path.parent for path in Path("workspace/steps").glob(f"{kind}-*/step.json"))
+
+
+def dying_after(calls: int | None, function: Callable[P, T]) -> Callable[P, T]:
+    """The function, which is interrupted when it is called once more than so many times; never where it is None."""
+    done = 0
+
+    def counted(*args: P.args, **kwargs: P.kwargs) -> T:
+        nonlocal done
+        done += 1
+        if calls is not None and done > calls:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    return counted
 
 
 @pytest.fixture(autouse=True)

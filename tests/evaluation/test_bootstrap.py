@@ -7,17 +7,13 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from conftest import logits
 
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.bootstrap import Resamples, distributions, interval
 from tmkd.evaluation.comparison import ComparisonOptions, compare, labelled_questions
 from tmkd.evaluation.metrics import Questions
 from tmkd.evaluation.results import ModelOutput
-
-
-def logits(odds: np.ndarray) -> np.ndarray:
-    """Logits [..., 2] with the given log-odds."""
-    return np.stack([-odds / 2, odds / 2], axis=-1)
 
 
 def rows(questions: int, per: int = 8) -> Pairs:

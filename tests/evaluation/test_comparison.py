@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import logits
 from sklearn.metrics import roc_auc_score
 
 from tmkd.data.pairs import Pairs, Reference
@@ -20,10 +21,6 @@ from tmkd.evaluation.metrics import Questions, SortedPairs, ranking_metrics
 from tmkd.evaluation.report import headline, write_report
 from tmkd.evaluation.results import ModelOutput, Results
 from tmkd.evaluation.speed import measure_speed
-
-
-def logits(odds: np.ndarray) -> np.ndarray:
-    return np.stack([-odds / 2, odds / 2], axis=-1)
 
 
 def rows(questions: int = 60, seed: int = 0) -> Pairs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import logits
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
@@ -12,11 +13,6 @@ from tmkd.data.pairs import Pairs, Reference
 from tmkd.evaluation.comparison import ComparisonOptions, compare, disagreements
 from tmkd.evaluation.metrics import Questions, Ranks, SortedPairs, auc, ranking_metrics, spearman
 from tmkd.evaluation.results import ModelOutput
-
-
-def logits(odds: np.ndarray) -> np.ndarray:
-    """Logits [..., 2] with the given log-odds."""
-    return np.stack([-odds / 2, odds / 2], axis=-1)
 
 
 def student(odds: object) -> list[ModelOutput]:

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from conftest import logits
 from rich.console import Console
 
 from tmkd.data.pairs import Pairs, Reference
@@ -28,9 +29,8 @@ def many() -> Results:
 
     def model(name: str, kind: Kind, strength: float, milliseconds: float) -> ModelOutput:
         odds = strength * pairs.labels - 1 + generator.normal(size=(1, len(pairs)))
-        logits = np.stack([-odds / 2, odds / 2], axis=-1)
         return ModelOutput(
-            name, kind, logits, parameters=10_000_000, bytes=40_000_000, layers=3 if milliseconds < 50 else 6,
+            name, kind, logits(odds), parameters=10_000_000, bytes=40_000_000, layers=3 if milliseconds < 50 else 6,
             pairs_per_second=25_000 / milliseconds, milliseconds={25: milliseconds},
         )  # fmt: skip
 

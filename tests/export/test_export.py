@@ -184,15 +184,6 @@ def test_three_classes_and_a_golden_head_only(tmp_path: Path) -> None:
     assert export_student(student, dev_pairs(), tmp_path / "out", backends=FP32)[0]["passed"]
 
 
-def test_reference_logits_are_what_the_gate_compares_with(tmp_path: Path) -> None:
-    student = mpnet_student(tmp_path)
-    wrong = np.zeros((60, 2), dtype=np.float32)
-    (row,) = export_student(student, dev_pairs(), tmp_path / "out", reference_logits=wrong, backends=FP32)
-    assert not row["passed"]
-    with pytest.raises(ExportError, match=r"shape \(5, 2\), expected \(60, 2\)"):
-        export_student(student, dev_pairs(), tmp_path / "out", reference_logits=wrong[:5], backends=FP32)
-
-
 def test_bad_requests_are_refused(tmp_path: Path) -> None:
     student = mpnet_student(tmp_path)
     with pytest.raises(ExportError, match="'onnx-int3' is not known; there are: onnx-fp32, openvino-bf16"):

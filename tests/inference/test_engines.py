@@ -25,6 +25,7 @@ from transformers import AutoTokenizer
 
 from tmkd.core.backends import KNOWN_BACKENDS
 from tmkd.core.errors import ExportError, MissingExtraError
+from tmkd.core.files import read_json
 from tmkd.data.pairs import Pairs
 from tmkd.export.export import export_student
 from tmkd.export.gate import BACKENDS, ExportSource
@@ -45,13 +46,8 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(with_every_backend("ranking"), tmp_path / "copy"))
 
 
-def _card(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    card: dict[str, dict[str, dict[str, Any]]] = json.loads((folder / "tmkd.json").read_text())
-    return card
-
-
 def _change(folder: Path, backend: str, **values: object) -> None:
-    card = _card(folder)
+    card = read_json(folder / "tmkd.json")
     card["backends"][backend].update(values)
     (folder / "tmkd.json").write_text(json.dumps(card))
 
@@ -65,7 +61,7 @@ def test_every_back_end_passes_with_all_its_numbers() -> None:
         assert row["repeats"] is True
         assert row["batch_difference"] <= (1e-4 if name == "onnx-fp32" else 0.02)
         assert row["ndcg_pytorch"] == 1.0
-        assert row["pairs_per_second"] == _card(folder)["backends"][name]["pairs_per_second"] > 0
+        assert row["pairs_per_second"] == read_json(folder / "tmkd.json")["backends"][name]["pairs_per_second"] > 0
     assert rows["onnx-int8"]["bytes"] < rows["onnx-fp32"]["bytes"] / 3
     assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model-int8.onnx", "model.onnx"]
 
@@ -308,7 +304,7 @@ def test_a_bad_int8_is_refused_and_removed(
     )
     assert [(row["backend"], row["passed"]) for row in rows] == [("onnx-fp32", True), ("onnx-int8", False)]
     assert re.search(reason, rows[1]["reason"])
-    assert list(_card(tmp_path / "out")["backends"]) == ["onnx-fp32"]
+    assert list(read_json(tmp_path / "out" / "tmkd.json")["backends"]) == ["onnx-fp32"]
     assert [path.name for path in (tmp_path / "out" / "onnx").iterdir()] == ["model.onnx"]
 
 

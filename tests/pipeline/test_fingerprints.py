@@ -496,7 +496,8 @@ def run_all(recipe: Recipe, workspace: Workspace) -> None:
     """Ask for every student of a recipe, and for its export."""
     run = Run(recipe, workspace)
     run.labels.label_all()
-    export_step(workspace, run.students.taken().steps[0], run.data.task, recipe.export.backends)
+    student, names, positive = run.students.taken().steps[0], recipe.class_names, recipe.positive_class
+    export_step(workspace, student, run.data.task, recipe.export.backends, names, positive)
 
 
 def fill(store: Any, _: Any, pairs: Pairs, *rest: Any) -> None:

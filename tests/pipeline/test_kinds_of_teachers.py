@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import Tmkd, pair_rows, write_jsonl
+from conftest import Tmkd, pair_rows, step_folders, write_jsonl
 from encoder_fixtures import tiny
 from served_fixtures import ranks, stub
 
@@ -64,14 +64,10 @@ def recipe_of(folder: Path, **keys: Any) -> Path:
     return path
 
 
-def steps(kind: str) -> list[Path]:
-    return sorted(path.parent for path in Path("workspace/steps").glob(f"{kind}-*/step.json"))
-
-
 def raw_scores() -> dict[str, float]:
     """Every stored raw score by pair id."""
     found: dict[str, float] = {}
-    for folder in steps("labels"):
+    for folder in step_folders("labels"):
         header = json.loads((folder / "manifest.json").read_text())["header"]
         if header.get("holds") == "raw scores":
             store = LabelStore.open(folder, header=header)
@@ -93,7 +89,7 @@ def test_a_whole_run_with_a_bi_encoder(tmkd: Tmkd, tmp_path: Path) -> None:
     assert scores.keys() == {name for part in parts for name in part.pair_ids}
     np.testing.assert_allclose([scores[one] for one in scores], [expected[one] for one in scores], atol=1e-4)
 
-    (calibration,) = steps("calibration")
+    (calibration,) = step_folders("calibration")
     fitted = json.loads((calibration / "calibration.json").read_text())
     assert fitted["fitted_on"]["pairs"] == len(run.data.train)  # neither the development nor the test set
     assert fitted["fitted_on"]["after"]["log_loss"] < fitted["fitted_on"]["before"]["log_loss"]
@@ -176,7 +172,7 @@ def test_what_cannot_work_is_said_before_anything_is_labelled(tmkd: Tmkd, tmp_pa
         done = tmkd("label", recipe, change, check=False)
         assert done.returncode != 0
         assert message in " ".join(done.stderr.split())
-    assert not steps("labels")
+    assert not step_folders("labels")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import Done, Tmkd, pair_rows, write_jsonl
+from conftest import Done, Tmkd, pair_rows, step_folders, write_jsonl
 from encoder_fixtures import byte_tokenizer, tiny
 from safetensors.torch import load_file, save_file
 
@@ -55,9 +55,9 @@ def write_recipe(path: Path, encoders: dict[str, Path], **keys: Any) -> Path:
 
 def steps(kind: str) -> Iterator[dict[str, Any]]:
     """What the steps of a kind in the workspace depended on, with their folders."""
-    for record in sorted(Path("workspace/steps").glob(f"{kind}-*/step.json")):
-        content = json.loads(record.read_text())["depends_on"]
-        yield {"folder": record.parent, **content["settings"], **content["inputs"]}
+    for folder in step_folders(kind):
+        content = json.loads((folder / "step.json").read_text())["depends_on"]
+        yield {"folder": folder, **content["settings"], **content["inputs"]}
 
 
 def test_teachers_of_two_families_and_imported_scores_in_one_run_against_a_reference(

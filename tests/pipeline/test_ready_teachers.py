@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from conftest import Tmkd, pair_rows, write_jsonl
+from conftest import Tmkd, pair_rows, step_folders, write_jsonl
 from encoder_fixtures import decoder, reranker, tiny, transformers_logits
 
 from tmkd.data.pairs import Pairs
@@ -47,10 +47,6 @@ def recipe_of(path: Path, teacher: Path, **keys: Any) -> Path:
     return path
 
 
-def steps(kind: str) -> list[Path]:
-    return sorted(path.parent for path in Path("workspace/steps").glob(f"{kind}-*/step.json"))
-
-
 def test_a_whole_run_with_a_one_logit_teacher(tmkd: Tmkd, tmp_path: Path) -> None:
     theirs = reranker(tmp_path / "theirs")
     pool = {"teachers": [str(theirs)], "sources": [{"pairs": "train.jsonl"}]}
@@ -61,7 +57,7 @@ def test_a_whole_run_with_a_one_logit_teacher(tmkd: Tmkd, tmp_path: Path) -> Non
     pairs = Pairs.build([str(row["question"]) for row in rows], [str(row["passage"]) for row in rows])
     expected = dict(zip(pairs.pair_ids, transformers_logits(theirs, pairs)[:, 0], strict=True))
     seen = 0
-    for folder in steps("labels"):
+    for folder in step_folders("labels"):
         header = json.loads((folder / "manifest.json").read_text())["header"]
         if header["max_length"] == 128:  # the teacher's, not the student's
             store = LabelStore.open(folder, header=header)
@@ -88,7 +84,7 @@ def test_heads_trained_here_have_the_names_of_the_task(tmkd: Tmkd, tmp_path: Pat
     old = reranker(tmp_path / "old", 2, id2label={0: "relevant", 1: "not_relevant"}, problem_type="regression")
     teacher = {"name": "mine", "encoder": str(old), "seed": 1, **NUMBERS}
     tmkd("teach", recipe_of(tmp_path / "named.yaml", old, teachers=[teacher]))
-    (folder,) = steps("teacher")
+    (folder,) = step_folders("teacher")
     config = json.loads((folder / "config.json").read_text())
     assert config["id2label"] == {"0": "good"}
     assert config["label2id"] == {"good": 0}
@@ -113,7 +109,7 @@ def test_what_makes_a_ready_teacher_wrong_is_said_before_anything_is_trained(tmk
     pool = f"pool={{teachers: [{two[0]}, {two[1]}], sources: [{{pairs: train.jsonl}}]}}"
     done = tmkd("label", recipe, "teachers=[{name: a, seed: 1}]", pool, check=False)
     assert "pool.teachers: their classes are in different orders" in " ".join(done.stderr.split())
-    assert not steps("teacher")
+    assert not step_folders("teacher")
 
 
 def test_a_student_of_the_pool_alone_has_the_classes_of_its_teachers(tmkd: Tmkd, tmp_path: Path) -> None:
@@ -126,7 +122,7 @@ def test_a_student_of_the_pool_alone_has_the_classes_of_its_teachers(tmkd: Tmkd,
         only = ("teachers=[{name: a, seed: 1}]", pool, "methods=[stage1-only]", "take=stage1-only")
         done = tmkd("label", recipe, *only, *keys, check=False)
         assert done.returncode != 0
-        assert not steps("teacher")
+        assert not step_folders("teacher")
         return " ".join(done.stderr.split())
 
     recipe = recipe_of(tmp_path / "kept.yaml", two)
@@ -152,7 +148,7 @@ def test_a_reranker_that_another_library_runs(tmkd: Tmkd, tmp_path: Path) -> Non
     model = CrossEncoder(str(theirs), local_files_only=True, model_kwargs={"dtype": "float32"})
     expected = dict(zip(pairs.pair_ids, model.predict(texts, activation_fn=torch.nn.Identity()), strict=True))
     seen = 0
-    for folder in steps("labels"):
+    for folder in step_folders("labels"):
         header = json.loads((folder / "manifest.json").read_text())["header"]
         if header.get("holds") == "raw scores":
             store = LabelStore.open(folder, header=header)
@@ -160,7 +156,7 @@ def test_a_reranker_that_another_library_runs(tmkd: Tmkd, tmp_path: Path) -> Non
             np.testing.assert_allclose(store.logits_for(known)[:, 0], [expected[one] for one in known], atol=1e-5)
             seen += len(known)
     assert seen > 0
-    assert not steps("teacher")
+    assert not step_folders("teacher")
     results = json.loads(Path("workspace/runs/library/report/results.json").read_text())
     assert [row["name"] for row in results["methods"]] == ["teacher:theirs", "tkd"]
     tmkd("run", recipe)
@@ -174,7 +170,7 @@ def test_scores_on_another_scale_need_calibrate_and_then_are_a_teacher(tmkd: Tmk
     assert done.returncode != 0
     assert "`calibrate`: platt or isotonic" in " ".join(done.stderr.split())
     tmkd("label", recipe, "teachers.0.calibrate=isotonic", check=False)
-    rising = steps("labels")  # random weights need not rise with the labels: the raw scores are kept either way
+    rising = step_folders("labels")  # random weights need not rise with the labels: the raw scores are kept either way
     assert len(rising) == 1
     header = json.loads((rising[0] / "manifest.json").read_text())["header"]
     assert header["holds"] == "raw scores"

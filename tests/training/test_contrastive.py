@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import pair_rows
+from conftest import dying_after, pair_rows
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from tmkd.data.pairs import Pairs
@@ -148,16 +148,7 @@ def test_a_killed_training_continues_to_the_same_weights(tmp_path: Path, monkeyp
 
     def go(folder: Path, die_at: int | None) -> torch.Tensor:
         model = minilm()
-        plain = ContrastiveGradients(model, contrast, 20.0, bf16=False)
-        calls = 0
-
-        def gradients(rows: Any, seed: int) -> float:
-            nonlocal calls
-            calls += 1
-            if die_at is not None and calls > die_at:
-                raise KeyboardInterrupt
-            return plain(rows, seed)
-
+        gradients = dying_after(die_at, ContrastiveGradients(model, contrast, 20.0, bf16=False))
         trained = {name: one for name, one in model.named_parameters() if "layer.5" in name}
         config = TrainerConfig(1e-4, 2, 4, seed=3, precision="fp32")
         Loop(trained, lambda epoch: contrast.steps(4, epoch, 3), gradients, config, name="t",

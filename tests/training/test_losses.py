@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Tmkd, pair_rows, write_jsonl
+from conftest import Tmkd, dying_after, pair_rows, write_jsonl
 from encoder_fixtures import tiny
 
 from tmkd.config.methods import METHODS
@@ -231,15 +231,7 @@ def grouped_run(folder: Path, budget: int, monkeypatch: pytest.MonkeyPatch, die_
     targets = Targets(("a", "b"), generator.normal(size=(len(pairs), 2, 2)).astype(np.float32))
     loss = Loss(kind="margin_mse", alpha=0.6)
     questions = questions_of(pairs, loss)
-    plain, calls = stage2_loss(pairs, targets, loss, questions), 0
-
-    def counted(output: StudentOutput, which: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if die_at is not None and calls > die_at:
-            raise KeyboardInterrupt
-        return plain(output, which)
-
+    counted = dying_after(die_at, stage2_loss(pairs, targets, loss, questions))
     torch.manual_seed(0)
     model = Student(load_encoder(source, 2, layers=1, dropout=0.0), 2, 2)
     tokenizer = PairTokenizer(source, 64)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import pair_rows
+from conftest import dying_after, pair_rows
 from encoder_fixtures import tiny
 
 from tmkd.core import hardware
@@ -52,16 +52,7 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch:
 
     def go(folder: Path, die_at: int | None) -> Student:
         model, tokenizer, pairs = setting()
-        plain = GoldenLoss(torch.from_numpy(pairs.labels))
-        calls = 0
-
-        def loss(output: StudentOutput, rows: torch.Tensor) -> torch.Tensor:
-            nonlocal calls
-            calls += 1
-            if die_at is not None and calls > die_at:
-                raise KeyboardInterrupt
-            return plain(output, rows)
-
+        loss = dying_after(die_at, GoldenLoss(torch.from_numpy(pairs.labels)))
         encoded = tokenizer.encode(pairs.questions, pairs.passages)
         data = TrainingSet(TokenInputs(encoded, tokenizer.pad_id))
         Trainer(model, data, loss, config, name="t", state_folder=folder).fit()
@@ -247,9 +238,10 @@ def test_dropout_depends_on_the_seed_and_on_the_step() -> None:
     assert draws(1, 2) == draws(1, 2)
 
 
-def test_the_order_of_an_epoch_is_that_of_earlier_versions() -> None:
+def test_the_order_of_an_epoch_is_that_of_earlier_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was interrupted before an update continues with the same pairs."""
     lengths = np.random.default_rng(0).integers(5, 90, 333)
+    monkeypatch.setattr("tmkd.models.batching.WINDOW", 4)
 
     def of_lists(epoch: int, seed: int) -> list[list[int]]:
         generator = np.random.default_rng([seed, epoch])
@@ -263,7 +255,7 @@ def test_the_order_of_an_epoch_is_that_of_earlier_versions() -> None:
         return steps
 
     for epoch, seed in ((0, 7), (1, 7), (0, 8)):
-        found = epoch_steps(lengths.astype(np.int32), 8, epoch, seed, window=4)
+        found = epoch_steps(lengths.astype(np.int32), 8, epoch, seed)
         assert [step.tolist() for step in found] == of_lists(epoch, seed)
         assert found.order.dtype == np.int32
         assert found[0].dtype == np.int64

@@ -24,6 +24,7 @@ from rich.console import RenderableType
 from tmkd.bench.environments import interpreter
 from tmkd.bench.hostile import hostile, valid
 from tmkd.bench.loadgen import HOST, Answer, read_answer
+from tmkd.bench.rounds import line_per_number
 from tmkd.bench.servers import RunningServer, ServerSpec
 from tmkd.core.console import Bar, progress
 from tmkd.core.files import cache_folder
@@ -70,8 +71,7 @@ class FuzzFigures:
 
     def shown(self) -> list[RenderableType]:
         """One line a number, for a terminal."""
-        numbers = self.to_json().items()
-        return [f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}" for name, value in numbers]
+        return line_per_number(self.to_json())
 
 
 def run(

@@ -11,7 +11,6 @@ single/   the same weights as a checkpoint with one output, which other tools ex
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import torch
 from torch import nn
 
 from tmkd.core.errors import TmkdError
-from tmkd.core.files import cache_folder, write_json
+from tmkd.core.files import cache_folder, read_json, write_json
 from tmkd.data.builtin.debian_docs import build_demo
 from tmkd.data.pairs import Pairs
 from tmkd.data.rows import read_pairs
@@ -204,7 +203,7 @@ class Weights:
 
 
 def _require_kinds(subject: Subject) -> None:
-    """Refuse a model and a cached student of each other's kind: other tools can run the one and not the other."""
+    """Refuse a cached student as the model, which other tools cannot run, and another student as the cached one."""
     if _is_export(subject.model) and read_manifest(subject.model).states is not None:
         raise TmkdError(
             f"{subject.model} is a student that reads passages once, which other tools cannot run. Give it as "
@@ -328,5 +327,5 @@ def _write_tokenizer_files(found: Weights) -> None:
 
 def _config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     path = folder / name
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    found: dict[str, Any] = read_json(path) if path.is_file() else {}
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -122,6 +123,13 @@ def ratios(results: Sequence[Result], unit: str) -> dict[str, float]:
             turns = zip(best.values[unit], peer.values[unit], strict=False)
             found[peer.name] = statistics.median(a / b if rate else b / a for a, b in turns)
     return found
+
+
+def line_per_number(numbers: dict[str, Any]) -> list[RenderableType]:
+    """Numbers of which each has its own name, one line each, for a terminal."""
+    return [
+        f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}" for name, value in numbers.items()
+    ]
 
 
 def table(title: str, results: Sequence[Result], extra: dict[str, dict[str, str]]) -> Table:

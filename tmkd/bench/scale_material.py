@@ -29,6 +29,7 @@ from tmkd.pipeline.store.workspace import Workspace
 ENCODER = "builtin:minilm-l6"
 MAX_LENGTH = 192
 BYTES = 800  # of the disk for a pair: texts and id 490, token ids 200, the labels of two teachers 50
+_SEED = 0
 _CHUNK = 65_536  # pairs that are made at the same time
 _PASSAGES = 10  # of a question
 _TOKENS = 1.3  # of a word
@@ -47,25 +48,24 @@ def pairs_in(folder: Path) -> Pairs:
     return Pairs.mapped(ArrowFile(folder / "pairs.arrow"))
 
 
-def write_material(folder: Path, count: int, seed: int = 0) -> None:
+def write_material(folder: Path, count: int) -> None:
     """Write pairs and their token ids.
 
     Args:
         folder: Gets `pairs.arrow`, and a workspace's `tokens/` with the token ids.
         count: How many pairs.
-        seed: Of the choice.
     """
     schema = Pairs.build([], []).table.schema
     with progress("write pairs", count) as bar:
 
         def tables() -> Iterator[pa.Table]:
-            for words in _chunks(count, seed):
-                yield _texts(words, seed)
+            for words in _chunks(count):
+                yield _texts(words)
                 bar.advance(len(words.passage))
 
         write_arrow(folder / "pairs.arrow", schema, tables())
     path = tokens_path(Workspace(folder), tokenizer(), pairs_in(folder))
-    write_tokens(path, (_tokens(words, seed) for words in _chunks(count, seed)), count, tokenizer().vocabulary)
+    write_tokens(path, (_tokens(words) for words in _chunks(count)), count, tokenizer().vocabulary)
 
 
 class _Words(NamedTuple):
@@ -76,18 +76,18 @@ class _Words(NamedTuple):
     first: int
 
 
-def _chunks(count: int, seed: int) -> Iterator[_Words]:
+def _chunks(count: int) -> Iterator[_Words]:
     for first in range(0, count, _CHUNK):
-        generator, size = np.random.default_rng([seed, first]), min(_CHUNK, count - first)
+        generator, size = np.random.default_rng([_SEED, first]), min(_CHUNK, count - first)
         questions = generator.lognormal(np.log(7), 0.45, -(-size // _PASSAGES)).astype(np.int64).clip(2, 30)
         passages = generator.lognormal(np.log(55), 0.45, size).astype(np.int64).clip(10, 180)
         yield _Words(np.repeat(questions, _PASSAGES)[:size], passages, first)
 
 
-def _texts(words: _Words, seed: int) -> pa.Table:
+def _texts(words: _Words) -> pa.Table:
     """Pairs whose texts have so many words."""
     text, starts = _manual()
-    generator = np.random.default_rng([seed, words.first, 1])
+    generator = np.random.default_rng([_SEED, words.first, 1])
 
     def cut(counts: Numbers, repeated: int) -> list[str]:
         first = generator.integers(0, len(starts) - 200, -(-len(counts) // repeated)).repeat(repeated)[: len(counts)]
@@ -104,11 +104,11 @@ def _manual() -> tuple[str, Numbers]:
     return " ".join(words), np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
 
 
-def _tokens(words: _Words, seed: int) -> Encoded:
+def _tokens(words: _Words) -> Encoded:
     """Token ids of pairs whose texts have so many words, no pair longer than `MAX_LENGTH`."""
     question = np.ceil(_TOKENS * words.question).astype(np.int64) + _SPECIAL - 1
     lengths = np.minimum(question + np.ceil(_TOKENS * words.passage).astype(np.int64) + 1, MAX_LENGTH)
-    ids = np.random.default_rng([seed, words.first, 2]).integers(1000, 30_000, int(lengths.sum()), dtype=np.int32)
+    ids = np.random.default_rng([_SEED, words.first, 2]).integers(1000, 30_000, int(lengths.sum()), dtype=np.int32)
     place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     each = Ragged(ids, lengths)
     return Encoded(each, each.beside((place >= np.repeat(question, lengths)).astype(np.uint8)))

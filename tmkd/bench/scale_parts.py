@@ -105,7 +105,7 @@ def store(folder: Path) -> dict[str, Any]:
                 model += time.perf_counter() - begin
                 yield rows, logits
 
-        pairs = pairs_in(folder)  # anew: the second teacher's step is one of another process, as often as not
+        pairs = pairs_in(folder)  # read again: in a run the second teacher is often labelled by another process
         begin = time.perf_counter()
         logits = labels_of(folder, teacher, pairs, scored).logits_for(pairs.ids)
         seconds.append(time.perf_counter() - begin - model)

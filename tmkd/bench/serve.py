@@ -35,6 +35,7 @@ from tmkd.core.files import cache_folder
 logger = logging.getLogger(__name__)
 
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # of a server's capacity
+REQUESTS = 50  # that are sent again and again
 CALLERS = 4  # requests at once while the capacity is measured
 OURS, PLAIN, BARE = "tmkd serve", "FastAPI + CrossEncoder.predict", "the bare scorer"
 EQUAL = 2.5  # rates are compared where p99 is this many times the plain server's median for one request at a time
@@ -223,10 +224,10 @@ def servers(model: Weights, peers: bool) -> list[ServerSpec]:
     return [ours, *(others if peers else [])]
 
 
-def prepared(pairs: BenchPairs, passages: int, count: int = 50) -> Prepared:
-    """Write `count` requests of one question each, with so many passages."""
+def one_question_each(pairs: BenchPairs, passages: int) -> Prepared:
+    """Write requests of one question each, with so many passages."""
     found = []
-    for turn in range(count):
+    for turn in range(REQUESTS):
         questions, texts, _ = pairs.one_question(passages, turn)
         found.append((request_bytes("/rerank", {"query": questions[0], "texts": texts}), passages))
     return found
@@ -246,7 +247,7 @@ class _Measurement:
 
     def __init__(self, load: Load, pairs: BenchPairs, worker: Worker, live: Sequence[_Live]) -> None:
         self.load, self.pairs, self.worker, self.live = load, pairs, worker, live
-        self.requests = prepared(pairs, load.passages)
+        self.requests = one_question_each(pairs, load.passages)
         self.bare = ServerResult(BARE, True)
 
     async def run(self) -> None:

@@ -17,11 +17,13 @@ import numpy as np
 from rich.console import RenderableType
 
 from tmkd.bench.loadgen import Client, Prepared, Reply, closed_loop, open_loop, percentiles, request_bytes
+from tmkd.bench.rounds import line_per_number
 from tmkd.bench.servers import RunningServer, ServerSpec
 from tmkd.core.console import progress
 from tmkd.core.files import cache_folder
 
 SIZES = (1, 10, 50, 100)  # passages of a request, in turn
+REQUESTS = 40  # that are sent again and again
 OVER = 2.0  # times the capacity
 GROWTH = 1.2  # most memory of the last quarter of the time, over that of the second quarter
 _TEXT = """how do i mount a disk the command prints every file in a directory and exits with status zero"""
@@ -87,8 +89,7 @@ class SoakFigures:
 
     def shown(self) -> list[RenderableType]:
         """One line a number, for a terminal."""
-        numbers = self.to_json().items()
-        return [f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}" for name, value in numbers]
+        return line_per_number(self.to_json())
 
 
 def run(export: Path, seconds: float, *, kills: int = 3, threads: int = 0, flags: tuple[str, ...] = ()) -> SoakFigures:
@@ -109,11 +110,11 @@ def run(export: Path, seconds: float, *, kills: int = 3, threads: int = 0, flags
         return asyncio.run(_soak(server, seconds, kills))
 
 
-def prepared(seed: int = 0, count: int = 40) -> Prepared:
-    """Write `count` requests of several sizes."""
-    generator = np.random.default_rng(seed)
+def mixed_sizes() -> Prepared:
+    """Write requests of several sizes."""
+    generator = np.random.default_rng(0)
     found = []
-    for number in range(count):
+    for number in range(REQUESTS):
         size = SIZES[number % len(SIZES)]
         texts = [" ".join(generator.choice(_TEXT.split(), size=60)) for _ in range(size)]
         found.append((request_bytes("/rerank", {"query": "how do i mount a disk", "texts": texts}), size))
@@ -121,7 +122,7 @@ def prepared(seed: int = 0, count: int = 40) -> Prepared:
 
 
 async def _soak(server: RunningServer, seconds: float, kills: int) -> SoakFigures:
-    client, requests = Client(server.port), prepared()
+    client, requests = Client(server.port), mixed_sizes()
     first = await closed_loop(client, requests, 8, min(10.0, max(1.0, seconds / 4)))
     capacity = sum(reply.status == 200 for reply in first) / min(10.0, max(1.0, seconds / 4))
     statuses: Counter[int] = Counter()

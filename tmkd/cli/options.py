@@ -16,7 +16,7 @@ from rich.console import RenderableType
 from typer.core import TyperCommand, TyperGroup
 
 from tmkd.core.console import say, set_quiet, tables, write_json_line
-from tmkd.core.files import Quoting, disk_errors, same_file, write_json, write_text
+from tmkd.core.files import Quoting, disk_errors, read_json, same_file, write_json, write_text
 
 WORKSPACE = Path("workspace")
 EXPORT, INDEX = WORKSPACE / "runs" / "demo" / "export", WORKSPACE / "index"
@@ -96,7 +96,7 @@ class Command(TyperCommand):
         return super().parse_args(ctx, with_ray_value(with_json_value(args)))
 
     def invoke(self, ctx: Any) -> Any:
-        """Carry the command out, once it is sure that what it writes is no file that it reads or writes besides."""
+        """Check that no file to write is also another file of the command; then carry the command out."""
         require_own_files(ctx.params)
         return super().invoke(ctx)
 
@@ -143,7 +143,7 @@ def require_no_results(json_file: Path | None) -> None:
     if json_file is None or not json_file.is_file():
         return
     try:
-        content = json.loads(json_file.read_text(encoding="utf-8"))
+        content = read_json(json_file)
     except (OSError, ValueError, RecursionError):
         return
     if isinstance(content, dict) and {"methods", "task"} <= content.keys():

@@ -224,7 +224,7 @@ class _Office:
 
 
 class _Worker:
-    """One worker; Ray makes it on a node, and again if it dies. An error of tmkd's is what it gives for a table."""
+    """One worker; Ray makes it on a node, and again if it dies. It does not raise an error of tmkd, but returns it."""
 
     def __init__(self, tmkd: str, work: Work, digest: str | None, office: Any) -> None:
         try:
@@ -293,7 +293,7 @@ def _packed(folder: Path) -> dict[str, bytes]:
 
 
 def _unpacked(digest: str, office: Any) -> Path:
-    """The files in a folder of this node that its workers share; it is made by the first that needs it."""
+    """The folder of this node with the files; its workers share it, and the first that needs it makes it."""
     import ray
 
     target = Path(tempfile.gettempdir()) / f"tmkd-{digest}"

@@ -101,6 +101,11 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, as `write_json` writes one."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def swap_in(fresh: Path, target: Path) -> None:
     """Rename a finished folder to `target`; only then remove the folder that was there."""
     old = target.with_name(f".{target.name}.old")

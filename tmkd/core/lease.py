@@ -150,7 +150,7 @@ def _here() -> dict[str, str]:
 
 
 def _is_gone(other: dict[str, Any]) -> bool:
-    """Whether a writer has ended on this machine, or gave no sign of life for a long time by the clock."""
+    """Whether a writer on this machine has ended, or any writer has given no sign of life for `STALE` seconds."""
     if other and {key: other.get(key) for key in ("host", "numbers")} == _here():
         if other["pid"] == os.getpid():  # it could not give that lease back
             return other["token"] not in _mine

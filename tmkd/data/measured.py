@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from tmkd.config.sections import Data
 from tmkd.core.errors import DataError
-from tmkd.core.files import Quoting
+from tmkd.core.files import Quoting, read_json
 from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.readers import Rows, column_names, read_rows
 from tmkd.data.row_counts import RowCounts
@@ -138,7 +137,7 @@ def _data_of_run(path: Path) -> dict[str, Any] | None:
     if path.name != "test.jsonl" or not manifest.is_file():
         return None
     try:
-        written = json.loads(manifest.read_text(encoding="utf-8"))
+        written = read_json(manifest)
         data: dict[str, Any] | None = written["recipe"]["data"] if "models" in written else None
     except (ValueError, KeyError, TypeError):  # the manifest of something else
         return None

@@ -18,6 +18,7 @@ from tmkd.evaluation.bootstrap import Interval
 from tmkd.evaluation.results import Kind, Results
 from tmkd.evaluation.significance import TITLES
 
+PASSAGES = 25  # of the question whose latency is drawn
 # Placeholder colours that `svg_of` replaces: INK by currentColor, the colour of a kind by the page's CSS variable.
 INK = "#123456"
 COLOURS: dict[Kind, str] = {"teacher": "#100001", "ensemble": "#100002", "baseline": "#100003", "student": "#100004"}
@@ -53,23 +54,22 @@ class _Point:
     x: float = 0.0
 
 
-def quality_against_latency(results: Results, passages: int = 25) -> str:
-    """Draw each model's quality against the latency of one question.
+def quality_against_latency(results: Results) -> str:
+    """Draw each model's quality against the latency of one question with `PASSAGES` passages.
 
     Models of the same shape have the same latency: their marks are drawn side by side, with one name per line.
 
     Args:
         results: the models, those with a latency are drawn.
-        passages: the number of passages of the question.
 
     Returns:
         The SVG; an empty string where fewer than two models were timed.
     """
     metric = next((name for name in ("mrr", "auc", "accuracy") if name in results.metrics), "")
     points = [
-        _Point(row.name, row.kind, row.size["milliseconds"][passages], row.metrics[metric])
+        _Point(row.name, row.kind, row.size["milliseconds"][PASSAGES], row.metrics[metric])
         for row in results.methods
-        if passages in (row.size.get("milliseconds") or {}) and metric in row.metrics
+        if PASSAGES in (row.size.get("milliseconds") or {}) and metric in row.metrics
     ]
     if len(points) < 2:
         return ""
@@ -77,10 +77,10 @@ def quality_against_latency(results: Results, passages: int = 25) -> str:
     said = "; ".join(f"{p.name} {p.value.mean:.3f} at {p.milliseconds:.0f} ms" for p in points)
     with matplotlib.rc_context(STYLE):
         for width in _WIDTHS:
-            figure, fits = _draw(clusters, width, metric, passages)
+            figure, fits = _draw(clusters, width, metric)
             if fits:
                 break
-        return svg_of(figure, f"{TITLES[metric]} against milliseconds for {passages} passages: {said}")
+        return svg_of(figure, f"{TITLES[metric]} against milliseconds for {PASSAGES} passages: {said}")
 
 
 def _clusters(points: Sequence[_Point]) -> list[list[_Point]]:
@@ -94,7 +94,7 @@ def _clusters(points: Sequence[_Point]) -> list[list[_Point]]:
     return [sorted(cluster, key=lambda p: -p.value.mean) for cluster in found]
 
 
-def _draw(clusters: list[list[_Point]], width: float, metric: str, passages: int) -> tuple[Figure, bool]:
+def _draw(clusters: list[list[_Point]], width: float, metric: str) -> tuple[Figure, bool]:
     """Return the chart, and whether no two names overlap."""
     figure = Figure(figsize=(width, 4.2))
     axes = figure.add_axes((0.75 / width, 0.13, 1 - 0.85 / width, 0.84))
@@ -115,7 +115,7 @@ def _draw(clusters: list[list[_Point]], width: float, metric: str, passages: int
             point.x = centre + place * _DODGE
         edges.append((cluster[0].x, cluster[-1].x + _DODGE + _names_width(cluster)))
         _draw_cluster(axes, cluster, to_points)
-    axes.set_xlabel(f"milliseconds for one question with {passages} passages (log scale)")
+    axes.set_xlabel(f"milliseconds for one question with {PASSAGES} passages (log scale)")
     axes.set_ylabel(f"{TITLES[metric]} (95% interval)")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

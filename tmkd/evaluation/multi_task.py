@@ -11,7 +11,6 @@ of the sum of the squared half-widths, divided by the number of tasks.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from typing import Any
 from rich.table import Table
 
 from tmkd.core.errors import DataError
+from tmkd.core.files import read_json
 from tmkd.evaluation.bootstrap import Interval
 from tmkd.evaluation.results import METRICS
 from tmkd.evaluation.significance import TITLES, Difference, verdict
@@ -75,7 +75,7 @@ class TaskResult:
         path, wanted = _place_and_metric(given)
         path = path / "report" / "results.json" if path.is_dir() else path
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             methods = {row["name"]: row for row in content["methods"]}
             found = [
                 (one["metric"], one["first"], one["second"], Interval(one["mean"], one["low"], one["high"]))

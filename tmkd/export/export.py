@@ -15,7 +15,6 @@ The folder is built beside its target and renamed, so an export that exists is w
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +27,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tmkd.core.errors import EncoderError, ExportError
-from tmkd.core.files import disk_errors, sha256_of, swap_in, write_json
-from tmkd.core.logits import log_odds, two_logits
+from tmkd.core.files import disk_errors, read_json, sha256_of, swap_in, write_json
 from tmkd.data.pairs import Pairs
 from tmkd.export.cached import CachedSource, CachedStudent, cached_backends, cost_of_rounding
 from tmkd.export.fold import checked_logits, load_checkpoint
@@ -41,7 +39,7 @@ from tmkd.models.encoders.cached_files import ENCODER_FOLDER, QUESTION_FOLDER, i
 from tmkd.models.encoders.families import family_of
 from tmkd.models.encoders.tensors import write_tensors
 from tmkd.models.label_map import class_names
-from tmkd.models.one_logit import RELEVANT, class_rows, described, folded_rows, logits_of
+from tmkd.models.one_logit import RELEVANT, class_rows, described, folded_rows, outputs_of
 from tmkd.models.text_tokenizer import TextTokenizer
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.models.weights import read_weights, shape_of
@@ -71,7 +69,6 @@ def export_student(
     *,
     calibration: Pairs | None = None,
     backends: Sequence[str] | None = None,
-    reference_logits: NDArray[np.float32] | None = None,
     classes: Classes = _USUAL,
 ) -> list[dict[str, Any]]:
     """Export a student, and check that every backend gives its logits.
@@ -84,7 +81,6 @@ def export_student(
         calibration: training pairs, relevant and irrelevant, that int8 is calibrated on (`choose_calibration` picks
             them). Without them int8 is not written.
         backends: names out of BACKENDS; all whose tools are installed unless given.
-        reference_logits: the student's logits on `dev`, [N, C] float32; computed from its heads unless given.
         classes: what the C classes are called, and which is the right one.
 
     Returns:
@@ -102,21 +98,14 @@ def export_student(
         backends = [name for name in writable() if calibration is not None or not name.endswith("-int8")]
     _check_request(dev, out, backends)
     card = read_card(student_folder)
-    if reference_logits is not None and reference_logits.shape != (expected := (len(dev), card.classes)):
-        raise ExportError(f"reference logits have the shape {reference_logits.shape}, expected {expected}")
     fresh = out.with_name(f".{out.name}.partial")
     with disk_errors(out), _removed_afterwards(fresh):
         fresh.mkdir(parents=True)
-        positive = classes.positive
-        about = _about(card, _class_names(student_folder, card, classes.labels), positive)
+        about = _about(card, _class_names(student_folder, card, classes.labels), classes.positive)
         make = _cached if is_cached(student_folder) else _layered
         whole = make(student_folder, fresh, card, about, dev, dev.take([]) if calibration is None else calibration)
-        logits, about = whole.logits, whole.about
-        if reference_logits is not None:
-            two = card.classes == 2
-            logits = two_logits(log_odds(reference_logits, positive), positive) if two else reference_logits
-        rows, passed = gate(backends, whole.source, about, dev, logits, whole.backends)
-        write_json(fresh / CARD_FILE, {**about, "backends": passed})
+        rows, passed = gate(backends, whole.source, whole.about, dev, whole.logits, whole.backends)
+        write_json(fresh / CARD_FILE, {**whole.about, "backends": passed})
         write_json(fresh / "parity.json", rows)
         swap_in(fresh, out)
     for row in rows:
@@ -161,7 +150,7 @@ def _cached(
     for name in ("config.json", "model.safetensors", f"{ENCODER_FOLDER}/config.json"):
         if not (student / name).is_file():
             raise EncoderError(f"{student} has no {name}; give a student that tmkd saved")
-    config, inner = (json.loads((student / at / "config.json").read_text(encoding="utf-8")) for at in ("", "encoder"))
+    config, inner = (read_json(student / at / "config.json") for at in ("", "encoder"))
     kept = {name: inner[name] for name in ("vocab_size", "pad_token_id") if name in inner}
     names, positive = about["labels"], positive_of(about)
     named = names if card.classes != 2 or positive == 1 else [names[positive]]
@@ -191,7 +180,7 @@ def _states_entry(student: CachedStudent, export: Path) -> dict[str, Any]:
 def _question_tokenizer(encoder: Path, folder: Path, about: dict[str, Any]) -> TextTokenizer:
     """Copy the tokenizer of a student's encoder of questions into a folder of the export."""
     folder.mkdir()
-    config = json.loads((encoder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(encoder / "config.json")
     named = ("model_type", "vocab_size", "pad_token_id")
     write_json(folder / "config.json", {name: config[name] for name in named if name in config})
     save_tokenizer(encoder, folder, about["max_length"])
@@ -207,7 +196,7 @@ def _about(card: ModelCard, names: Sequence[str], positive: int) -> dict[str, An
         "format": FORMAT if positive else POSITIVE_FORMAT,
         "max_length": card.max_length,
         "classes": card.classes,
-        "outputs": logits_of(card.classes),
+        "outputs": outputs_of(card.classes),
         "labels": list(names),
         **({} if positive else {"positive": 0}),
     }
@@ -244,15 +233,15 @@ def _copy_checkpoint(student: Path, fresh: Path, card: ModelCard, names: Sequenc
     for name in ("config.json", "model.safetensors"):
         if not (student / name).is_file():
             raise EncoderError(f"{student} has no {name}; give a student that tmkd saved")
-    config = json.loads((student / "config.json").read_text(encoding="utf-8"))
+    config = read_json(student / "config.json")
     last = family_of(config["model_type"], str(student)).last
     rows = next(iter(shape_of(student, f"{last}.weight")), 0)
-    if rows not in (card.classes, logits_of(card.classes)):
+    if rows not in (card.classes, outputs_of(card.classes)):
         raise ExportError(
             f"{student}: the head in model.safetensors has {rows} logits, tmkd.json {card.classes} classes"
         )
     write_json(fresh / "config.json", described(config, names, positive))
-    if rows == logits_of(card.classes) and positive == card.positive:
+    if rows == outputs_of(card.classes) and positive == card.positive:
         shutil.copyfile(student / "model.safetensors", fresh / "model.safetensors")
         return
     weights = read_weights(student)
@@ -275,7 +264,7 @@ def _copy_tokenizer(student: Path, fresh: Path, max_length: int) -> PairTokenize
 
 def _add(path: Path, absent: dict[str, Any]) -> None:
     """Add those keys to a JSON file that it does not have; the file is made where it does not exist."""
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = read_json(path) if path.is_file() else {}
     write_json(path, {**absent, **content})
 
 

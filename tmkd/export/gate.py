@@ -118,7 +118,7 @@ class Backend:
     Attributes:
         file: its file, relative to the export; two backends may share one.
         limits: what the gate requires of it.
-        write: writes the file; its last argument is the number of attempts that were refused before.
+        write: writes the file; its last argument says how many attempts were refused before, 0 if there is one way.
         attempts: how many ways to write the file there are, the fastest first.
         encoders: of a cached student the file of its encoder in each way; then `file` is that of its interaction.
         question: of a cached student the file of its encoder of questions; empty where it has none of its own.
@@ -318,8 +318,8 @@ class _Trial:
         return {
             "backend": self.name,
             "passed": not self.reason,
-            **self.found.row(),
-            **self.steady.row(),
+            **vars(self.found),
+            **vars(self.steady),
             **self.further,
             "pairs_per_second": self.entry.get("pairs_per_second"),
             "bytes": self.size,

@@ -55,7 +55,7 @@ def choose_calibration(train: Pairs, count: int = CALIBRATION_PAIRS, seed: int =
     return train.take(np.sort(rows))
 
 
-def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: Pairs, float_step: int = 0) -> None:
+def write_int8(graph: Path, path: Path, tokenizer: PairTokenizer, calibration: Pairs, float_step: int) -> None:
     """Write the int8 form of the fp32 graph of a student that reads question and passage together.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +48,6 @@ class Parity:
     ndcg_pytorch: float | None = None
     ndcg_export: float | None = None
 
-    def row(self) -> dict[str, Any]:
-        """Return the numbers by name."""
-        return dict(vars(self))
-
 
 @dataclass(frozen=True)
 class Invariance:
@@ -66,10 +61,6 @@ class Invariance:
 
     batch_difference: float | None = None
     repeats: bool | None = None
-
-    def row(self) -> dict[str, Any]:
-        """Return the numbers by name."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True)

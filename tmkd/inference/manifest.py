@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from tmkd.core.backends import KNOWN_BACKENDS
 from tmkd.core.errors import ExportError
-from tmkd.core.files import sha256_of
+from tmkd.core.files import read_json, sha256_of
 from tmkd.inference.engines import installed
 
 logger = logging.getLogger(__name__)
@@ -26,6 +25,7 @@ POSITIVE_FORMAT = 5  # of both kinds, where the one logit is that of class 0
 READABLE = (1, 2, CACHED_FORMAT, QUESTION_FORMAT, POSITIVE_FORMAT)
 """Formats of tmkd.json. 2 is written of layered students (`tmkd.models.card`, whose import costs more)."""
 PROBES = "probes.json"
+_COSINES = 16  # probes whose embeddings are checked
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         found = "has no tmkd.json" if folder.is_dir() else "is not a folder"
         raise ExportError(f"{folder} {found}; give an export, such as workspace/runs/demo/export")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content.get("format") not in READABLE:
             raise ExportError(
                 f"{path}: format {content.get('format')!r}, this version reads {READABLE[0]} to {READABLE[-1]}; "
@@ -249,21 +249,21 @@ def read_probes(folder: Path, classes: int) -> tuple[list[str], list[str], NDArr
     return _probes(folder, "logits", (classes,))
 
 
-def read_cosines(folder: Path, most: int = 16) -> tuple[list[str], list[str], NDArray[np.float32]]:
+def read_cosines(folder: Path) -> tuple[list[str], list[str], NDArray[np.float32]]:
     """The first few probes of a cached student's export, and the fp32 cosines of their texts' embeddings, [P].
 
     Raises:
         ExportError: probes.json is missing or damaged.
     """
     questions, passages, cosines = _probes(folder, "cosines", ())
-    return questions[:most], passages[:most], cosines[:most]
+    return questions[:_COSINES], passages[:_COSINES], cosines[:_COSINES]
 
 
 def _probes(folder: Path, what: str, shape: tuple[int, ...]) -> tuple[list[str], list[str], NDArray[np.float32]]:
     """Questions, passages and one of the numbers that probes.json has of each pair, [P, *shape]."""
     path = folder / PROBES
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         numbers = np.array(content[what], dtype=np.float32)
         questions, passages = list(content["questions"]), list(content["passages"])
         if numbers.shape != (len(questions), *shape) or len(questions) != len(passages):

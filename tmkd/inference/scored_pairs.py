@@ -43,7 +43,7 @@ def logits_of(manifest: Manifest, found: NDArray[np.float32], pairs: int) -> NDA
     Raises:
         ExportError: The graph gives something else than tmkd.json says.
     """
-    if found.shape != (pairs, manifest.outputs):  # numpy would repeat a single column without a word
+    if found.shape != (pairs, manifest.outputs):  # numpy would silently broadcast a single column
         raise ExportError(f"the graph gives {list(found.shape)} logits for {pairs} pairs; export again")
     return class_logits(found, manifest.positive)
 

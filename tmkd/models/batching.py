@@ -2,7 +2,7 @@
 
 Computing padding is wasted work (METHOD.md, "Exactly equal, and cheaper"), so pairs of similar length go into one
 batch. The trade-off: the pairs of an optimiser step have similar lengths, so they are not a fully random sample. They
-are sorted within windows of 16 steps only, so an epoch still mixes short and long pairs.
+are sorted within windows of a few steps only, so an epoch still mixes short and long pairs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tmkd.models.ragged import together
 
 IntArray = NDArray[np.int64]
+WINDOW = 16  # steps within which pairs are sorted by length
 WIDTH_STEP = 8  # batches are padded to a multiple of this, so that there are few shapes and kernels are reused
 _LARGE = 1 << 31  # pairs whose numbers need 8 bytes
 NO_BUDGET = 1 << 60  # a token budget that never limits a batch
@@ -266,7 +267,7 @@ def replayed_steps(
     return steps
 
 
-def epoch_steps(lengths: NDArray[np.integer], batch_size: int, epoch: int, seed: int, window: int = 16) -> Steps:
+def epoch_steps(lengths: NDArray[np.integer], batch_size: int, epoch: int, seed: int) -> Steps:
     """Choose the pairs of every optimiser step of one epoch.
 
     Pairs are shuffled and cut into windows. Within a window they are sorted by length, cut into steps, and the steps
@@ -278,7 +279,6 @@ def epoch_steps(lengths: NDArray[np.integer], batch_size: int, epoch: int, seed:
         batch_size: pairs of a step.
         epoch: number of the epoch.
         seed: of the random order.
-        window: steps of a window.
 
     Returns:
         Indices of the pairs of each step, int64; every pair exactly once.
@@ -286,8 +286,8 @@ def epoch_steps(lengths: NDArray[np.integer], batch_size: int, epoch: int, seed:
     generator, known = np.random.default_rng([seed, epoch]), np.asarray(lengths)
     order = generator.permutation(_numbers(len(known)))
     sizes: list[int] = []
-    for start in range(0, len(order), window * batch_size):
-        rows = order[start : start + window * batch_size]  # a view
+    for start in range(0, len(order), WINDOW * batch_size):
+        rows = order[start : start + WINDOW * batch_size]  # a view
         rows[:] = rows[np.argsort(known[rows], kind="stable")]
         sizes += _shuffle_steps(rows, batch_size, generator)
     return Steps(order, np.cumsum([0, *sizes]))
@@ -339,12 +339,7 @@ def grouped_epoch_steps(questions: NDArray[np.integer], batch_size: int, epoch: 
 
 
 def passage_steps(
-    passages: NDArray[np.integer],
-    lengths: NDArray[np.integer],
-    batch_size: int,
-    epoch: int,
-    seed: int,
-    window: int = 16,
+    passages: NDArray[np.integer], lengths: NDArray[np.integer], batch_size: int, epoch: int, seed: int
 ) -> Steps:
     """Choose the pairs of every optimiser step with a passage's pairs together, so that it is read once for them.
 
@@ -358,7 +353,6 @@ def passage_steps(
         batch_size: pairs of a step.
         epoch: number of the epoch.
         seed: of the random order.
-        window: steps of a window.
 
     Returns:
         Indices of the pairs of each step, int64; every pair exactly once.
@@ -366,8 +360,8 @@ def passage_steps(
     generator = np.random.default_rng([seed, epoch])
     place = generator.permutation(int(passages.max(initial=-1)) + 1)[passages]  # of each pair's passage
     order = _numbers(len(passages))[np.argsort(place, kind="stable")]
-    for start in range(0, len(order), window * batch_size):
-        rows = order[start : start + window * batch_size]  # a view
+    for start in range(0, len(order), WINDOW * batch_size):
+        rows = order[start : start + WINDOW * batch_size]  # a view
         rows[:] = rows[np.lexsort((place[rows], lengths[rows]))]
     sizes = _shuffle_steps(order, batch_size, generator)
     return Steps(order, np.cumsum([0, *sizes]))

@@ -9,7 +9,7 @@ from typing import TypedDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tmkd.core.errors import EncoderError
-from tmkd.core.files import write_text
+from tmkd.core.files import read_json, write_text
 
 FORMAT = 2
 """Version of the format of tmkd.json. Since 2 the checkpoint of two classes has one logit."""
@@ -98,7 +98,7 @@ def read_card(folder: Path) -> ModelCard:
     if not path.is_file():
         raise EncoderError(f"{folder} has no {CARD_FILE}; it was not written by tmkd")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         found = content.get("format") if isinstance(content, dict) else None
         if found not in READABLE:
             raise EncoderError(f"{path}: format {found!r}, this version reads {', '.join(map(str, READABLE))}")

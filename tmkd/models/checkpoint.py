@@ -7,7 +7,6 @@ model card file (tmkd.json) beside it. Its model.safetensors holds the folded he
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tmkd.core.errors import EncoderError
-from tmkd.core.files import disk_errors, write_json
+from tmkd.core.files import disk_errors, read_json, write_json
 from tmkd.models.card import ModelCard, Origin, has_card, read_card
 from tmkd.models.encoders.cached_files import QUESTION_FOLDER, is_cached, load_interaction, save_interaction
 from tmkd.models.encoders.families import family_of, last_linear
@@ -258,7 +257,7 @@ def name_classes(folder: Path, labels: Sequence[str] | None) -> None:
     names = None if labels is None else tuple(labels)
     if card.labels == names:
         return
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     if "id2label" in content:
         unnamed = RELEVANT if card.classes == 2 else [f"LABEL_{number}" for number in range(card.classes)]
         write_json(path, described(content, names or unnamed))
@@ -273,7 +272,7 @@ def _save_checkpoint(
     encoder.model.config.save_pretrained(folder)
     if labels is not None or len(weight) == 2:
         path = folder / "config.json"
-        write_json(path, described(json.loads(path.read_text(encoding="utf-8")), labels or RELEVANT))
+        write_json(path, described(read_json(path), labels or RELEVANT))
     head = dict(zip(("weight", "bias"), folded_rows(weight, bias), strict=True))
     weights = {**encoder.model.state_dict(), **{f"{encoder.family.last}.{name}": part for name, part in head.items()}}
     write_tensors(weights, folder / WEIGHTS_FILE, {"format": "pt"})
@@ -293,7 +292,7 @@ def save_tokenizer(source: Path, folder: Path, max_length: int) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = read_json(path) if path.is_file() else {}
     for stale in ("max_length", "stride", "truncation_side", "truncation_strategy", "pad_to_multiple_of"):
         settings.pop(stale, None)
     settings |= {"model_max_length": max_length, "padding_side": "right", "model_input_names": tokenizer.inputs}

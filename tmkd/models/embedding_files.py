@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tmkd.models.module_files import read_modules
-from tmkd.models.ready import read_json
+from tmkd.models.ready import checkpoint_json
 
 SETTINGS_FILE = "config_sentence_transformers.json"
 _MEAN_COSINE = ("Transformer", "Pooling", "Normalize")  # the modules of a cosine of means
@@ -39,7 +39,7 @@ def beyond_mean(folder: Path) -> list[str]:
         return []
     found = [f"module: {one.kind}" for one in modules if one.kind not in _MEAN_COSINE]
     for place in (one.place for one in modules if one.kind == "Pooling"):
-        if (modes := _pooling(read_json(place / "config.json"))) != ["mean"]:
+        if (modes := _pooling(checkpoint_json(place / "config.json"))) != ["mean"]:
             found.append(f"pooling: {' and '.join(modes) or 'none'}")
     prompts = _settings(folder).get("prompts") or {}
     found += [f"a prompt for {side}" for side in _SIDES if prompts.get(side)]
@@ -48,7 +48,7 @@ def beyond_mean(folder: Path) -> list[str]:
 
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS_FILE
-    return read_json(path) if path.is_file() else {}
+    return checkpoint_json(path) if path.is_file() else {}
 
 
 def _pooling(config: dict[str, Any]) -> list[str]:

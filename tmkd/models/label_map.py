@@ -14,7 +14,7 @@ from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import EncoderError, RecipeError
 from tmkd.models.card import has_card, read_card
 from tmkd.models.encoders.forward import PairEncoder
-from tmkd.models.ready import head_rows, read_json
+from tmkd.models.ready import checkpoint_json, head_rows
 from tmkd.models.student import Student
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def _only_logit(folder: Path) -> str | None:
 
 def _has_one_logit(folder: Path) -> bool:
     """Tell whether a checkpoint has one logit. `num_labels` in its config.json says so; without it, its weights do."""
-    if (number := read_json(folder / "config.json").get("num_labels")) is not None:
+    if (number := checkpoint_json(folder / "config.json").get("num_labels")) is not None:
         return bool(number == 1)
     try:
         return head_rows(folder) == 1
@@ -272,7 +272,7 @@ def _names(folder: Path) -> list[str]:
     """Return the names in a checkpoint's config.json in their order; an empty list where it has none."""
     if has_card(folder) and (labels := read_card(folder).labels):
         return list(labels)
-    found = read_json(folder / "config.json").get("id2label") or {}
+    found = checkpoint_json(folder / "config.json").get("id2label") or {}
     return [str(found[key]) for key in sorted(found, key=int)]
 
 

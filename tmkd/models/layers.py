@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-Start = Literal["bottom", "spaced", "random"]
 _LAYER = re.compile(r"(.*\blayers?\.)(\d+)(\..+)")  # every family names its layers in this way
 
 
-def choose_layers(there: int, count: int, start: str = "bottom") -> list[int]:
+def choose_layers(there: int, count: int, start: str) -> list[int]:
     """Return the indices of the layers that a student of `count` layers takes, in ascending order.
 
     Args:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from tmkd.core.errors import EncoderError
+from tmkd.core.files import read_json
 
 MODULES_FILE = "modules.json"
 
@@ -34,7 +34,7 @@ def read_modules(folder: Path) -> list[Module]:
     if not path.is_file():
         return []
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         found = [(str(one["type"]), folder / str(one["path"])) for one in content]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EncoderError(f"{path} cannot be read: {error}", source=folder) from error

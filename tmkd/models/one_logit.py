@@ -20,7 +20,7 @@ RELEVANT = ("not_relevant", "relevant")
 _IDENTITY = "torch.nn.modules.linear.Identity"
 
 
-def logits_of(classes: int) -> int:
+def outputs_of(classes: int) -> int:
     """Return how many logits a checkpoint of so many classes is written with."""
     return 1 if classes == 2 else classes
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tmkd.core.errors import EncoderError
+from tmkd.core.files import read_json
 from tmkd.models.card import has_card, read_card
 from tmkd.models.encoders.families import FAMILIES, family_of
 from tmkd.models.module_files import read_modules
@@ -20,14 +20,14 @@ _HARMLESS = {"one": ("identity", "sigmoid"), "several": ("identity", "softmax")}
 """Functions after which the logits are still log-odds: their sigmoid, or softmax, is the probability."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def checkpoint_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file of a checkpoint, such as config.json.
 
     Raises:
         EncoderError: there is none, or it holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise EncoderError(f"{path} cannot be read: {str(error).splitlines()[0]}", source=path.parent) from error
     if not isinstance(content, dict):
@@ -41,7 +41,7 @@ def head_rows(folder: Path) -> int:
     Raises:
         EncoderError: the architecture is not supported, or a file cannot be read.
     """
-    last = family_of(str(read_json(folder / "config.json").get("model_type")), str(folder)).last
+    last = family_of(str(checkpoint_json(folder / "config.json").get("model_type")), str(folder)).last
     return next(iter(shape_of(folder, f"{last}.weight")), 0)
 
 
@@ -75,7 +75,7 @@ def require_head(folder: Path, classes: int) -> None:
             f"{folder}: a finished teacher needs a head of {classes} classes, this one has {found or 'no head'}",
             source=folder,
         )
-    kind = str((read_json(folder / "config.json").get("architectures") or [""])[0])
+    kind = str((checkpoint_json(folder / "config.json").get("architectures") or [""])[0])
     if "For" in kind and not kind.endswith("ForSequenceClassification") and not has_card(folder):
         raise EncoderError(
             f"{folder}: its head is not understood: it is a {kind}, and a teacher is a model for sequence "
@@ -125,7 +125,7 @@ def scale_problem(folder: Path, *, one: bool) -> str:
         That it was trained by regression, that each of several classes has a probability of its own, or that another
         function is put on the logits; empty where they are log-odds.
     """
-    recorded, problem = activation_of(folder), read_json(folder / "config.json").get("problem_type")
+    recorded, problem = activation_of(folder), checkpoint_json(folder / "config.json").get("problem_type")
     name = recorded.rpartition(".")[2].lower()
     if recorded and not keeps_log_odds(recorded, one=one):
         return f"its configuration puts {recorded} on the logits"
@@ -152,7 +152,7 @@ def needs_library(folder: Path) -> str:
     """
     if not (folder / "config.json").is_file() or has_card(folder):
         return ""
-    config = read_json(folder / "config.json")
+    config = checkpoint_json(folder / "config.json")
     if (family := str(config.get("model_type"))) not in FAMILIES:
         return f"its architecture, {family}"
     if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer_config.json").is_file():
@@ -160,7 +160,7 @@ def needs_library(folder: Path) -> str:
     if len(modules := read_modules(folder)) > 1:
         return f"its modules, {', '.join(one.kind for one in modules)}"
     path = folder / SETTINGS_FILE
-    settings = read_json(path) if path.is_file() else {}
+    settings = checkpoint_json(path) if path.is_file() else {}
     if (settings.get("prompts") or {}).get(settings.get("default_prompt_name")):
         return "its prompt"
     rows = head_rows(folder)
@@ -169,8 +169,8 @@ def needs_library(folder: Path) -> str:
 
 def activation_of(folder: Path) -> str:
     """The function that sentence-transformers puts on the logits, as its files name it; empty if they name none."""
-    config, path = read_json(folder / "config.json"), folder / SETTINGS_FILE
-    newest = read_json(path).get("activation_fn") if path.is_file() else None
+    config, path = checkpoint_json(folder / "config.json"), folder / SETTINGS_FILE
+    newest = checkpoint_json(path).get("activation_fn") if path.is_file() else None
     found = (newest, *(config.get(key) for key in ACTIVATIONS))
     named = (one.get("activation_fn") if isinstance(one, dict) else one for one in found)
     return next((str(one) for one in named if one), "")

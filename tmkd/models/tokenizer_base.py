@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.errors import DataError, EncoderError
-from tmkd.models.tokenizer_files import load_with_segments, padding_id, unknown_id, without_embedding
+from tmkd.models.tokenizer_files import load_tokenizer, padding_id, unknown_id, without_embedding
 
 CHUNK = 1024  # texts or pairs given to the tokenizer at once: enough for all its threads, and little memory
 
@@ -38,7 +38,7 @@ class ModelTokenizer:
     def __init__(self, folder: Path, max_length: int, *, pairs: bool) -> None:
         self.folder = Path(folder)
         self.max_length = max_length
-        self._tokenizer, self._gives_types = load_with_segments(self.folder)
+        self._tokenizer, self._gives_types = load_tokenizer(self.folder)
         self.pad_id = padding_id(self._tokenizer, self.folder)
         self._beyond = without_embedding(self._tokenizer, self.folder)
         self._tokenizer.no_padding()

@@ -5,20 +5,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from tmkd.core.errors import EncoderError
+from tmkd.core.files import read_json
 from tmkd.models.card import has_card
 
 SEGMENTS = "token_type_ids"
 _PAD_TOKENS = ("[PAD]", "<pad>")
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> tuple[Any, bool]:
     """Load the tokenizer of a model folder, with the padding and truncation of its file.
 
     Args:
@@ -27,16 +27,11 @@ def load_tokenizer(folder: Path) -> Any:
             read as it is.
 
     Returns:
-        A `tokenizers.Tokenizer`.
+        A `tokenizers.Tokenizer`, and whether the model is given segment ids.
 
     Raises:
         EncoderError: no tokenizer.json, a damaged one, or a tokenizer that transformers does not run as a fast one.
     """
-    return load_with_segments(folder)[0]
-
-
-def load_with_segments(folder: Path) -> tuple[Any, bool]:
-    """As `load_tokenizer`, and whether the model is given segment ids."""
     path, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not path.is_file():
         raise EncoderError(
@@ -89,7 +84,7 @@ def _json_of(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_json(path))
     except (ValueError, TypeError) as error:
         raise EncoderError(f"{path} cannot be read ({error}); the file is damaged, fetch it again") from error
 

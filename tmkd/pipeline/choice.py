@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tmkd.data.pairs import Pairs
-from tmkd.evaluation.comparison import ComparisonOptions, compare
+from tmkd.evaluation.comparison import point_metrics
 from tmkd.evaluation.results import ModelOutput
 from tmkd.evaluation.significance import TITLES
 from tmkd.training.losses import golden_loss
@@ -66,11 +66,10 @@ def choose_best(logits: Mapping[str, NDArray[np.floating[Any]]], dev: Pairs, *, 
         DataError: no pair of the development set has a label.
     """
     outputs: Sequence[ModelOutput] = [ModelOutput(name, "student", found) for name, found in logits.items()]
-    options = ComparisonOptions(resamples=1, positive=positive)
-    rows = compare(dev, outputs, classes=classes, task="", options=options).methods
-    both = all({"auc", "mrr"} <= row.metrics.keys() for row in rows)
+    measured = point_metrics(dev, outputs, classes=classes, positive=positive)
+    both = all({"auc", "mrr"} <= found.keys() for found in measured.values())
     metrics = ("auc", "mrr") if both else ("accuracy",)
-    values = {row.name: sum(row.metrics[metric].mean for metric in metrics) for row in rows}
+    values = {name: sum(found[metric] for metric in metrics) for name, found in measured.items()}
     losses = {name: _cross_entropy(found, dev) for name, found in logits.items()}
     order = tuple(sorted(values, key=lambda name: (-values[name], losses[name])))
     return Choice(order[0], metrics, values, order)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -13,6 +12,7 @@ import numpy as np
 
 from tmkd.core.console import progress
 from tmkd.core.errors import TmkdError
+from tmkd.core.files import read_json
 from tmkd.core.logits import log_odds
 from tmkd.evaluation.ranking import kendall_within
 from tmkd.pipeline.run_labels import RunLabels
@@ -179,7 +179,7 @@ class WorkspaceLabels:
         found: dict[str, set[str]] = {}
         for name in ("manifest.json", UNFINISHED):
             for path in self.workspace.root.glob(f"runs/*/{name}"):
-                for step in json.loads(path.read_text())["steps"]:
+                for step in read_json(path)["steps"]:
                     found.setdefault(step, set()).add(path.parent.name)
         return found
 

@@ -8,7 +8,6 @@ done earlier.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import subprocess
@@ -22,7 +21,7 @@ from tmkd.config.recipe import Recipe
 from tmkd.core import processes
 from tmkd.core.console import set_quiet
 from tmkd.core.errors import TmkdError
-from tmkd.core.files import write_json
+from tmkd.core.files import read_json, write_json
 from tmkd.core.hardware import prepare, share_cores
 from tmkd.core.places import Place
 from tmkd.pipeline.run_data import RunCache
@@ -114,7 +113,7 @@ def _stop_with_parent() -> None:
 
 def run_worker(task: Path) -> None:
     """Train those students of a task's recipes that no other process is training, until all are there."""
-    about = json.loads(task.read_text(encoding="utf-8"))
+    about = read_json(task)
     share_cores(about["jobs"])
     recipes = [Recipe.model_validate(one) for one in about["recipes"]]
     labels = None if about["labels"] is None else Place.at(about["labels"])

@@ -6,7 +6,6 @@ Choices (which teacher is best) are made on the development set; test pairs are 
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,7 @@ from tmkd.config.recipe import Recipe
 from tmkd.core import processes
 from tmkd.core.cluster import Cluster
 from tmkd.core.errors import ExportError
-from tmkd.core.files import Quoting, copy_folder, disk_errors, write_json
+from tmkd.core.files import Quoting, copy_folder, disk_errors, read_json, write_json
 from tmkd.core.hardware import describe, prepare
 from tmkd.core.places import Place
 from tmkd.data.measured import read_measured
@@ -325,7 +324,7 @@ class Run:
         if self.recipe.export.every:
             self._export_others()
         self._write_manifest()
-        return ExportResult(target, tuple(json.loads((target / "parity.json").read_text(encoding="utf-8"))))
+        return ExportResult(target, tuple(read_json(target / "parity.json")))
 
     def _export_others(self) -> None:
         """Copy the first student of every other method, and its export, into `methods/METHOD/`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from tmkd.config.load import parse_recorded_recipe
 from tmkd.core.errors import TmkdError
+from tmkd.core.files import read_json
 from tmkd.data.pairs import Pairs
 from tmkd.pipeline.run_data import RunCache, RunData
 from tmkd.pipeline.steps.out_of_fold import fold_logits
@@ -44,7 +44,7 @@ class RunLabels:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         records = [self.folder / name for name in ("manifest.json", UNFINISHED)]
-        self._records = [(path, json.loads(path.read_text())) for path in records if path.is_file()]
+        self._records = [(path, read_json(path)) for path in records if path.is_file()]
         if not self._records:
             raise TmkdError(
                 f"{folder} is not a run (no manifest.json, and no {UNFINISHED}); give a folder such as "

@@ -338,7 +338,7 @@ class BatchQueue:
             self.wake()
 
     def _spent(self, groups: Sequence[Group], scored: Scored) -> float:
-        """What a batch cost, as the scorer tells how many texts it had to read; their states are known from now on."""
+        """What a batch cost, by the number of texts that the scorer had to read. From now on their states are known."""
         full = sum(sum(self._reading(query, texts)) for query, texts, *_ in groups)
         for group in groups:
             for text in group.texts:

@@ -30,7 +30,7 @@ from tmkd.models.encoders.families import FAMILIES
 from tmkd.models.encoders.find import find_folder, folder_fingerprint
 from tmkd.models.module_files import MODULES_FILE, read_modules
 from tmkd.models.quiet import without_bars
-from tmkd.models.ready import read_json
+from tmkd.models.ready import checkpoint_json
 from tmkd.models.student import SHARPNESS
 from tmkd.models.text_reader import TextReader
 from tmkd.models.weights import types_of
@@ -319,7 +319,7 @@ def _other_types(folder: Path) -> list[str]:
     """The types, float32 aside, that the configuration or else the weights of a model name."""
     modules = read_modules(folder)
     path = (modules[0].place if modules else folder) / "config.json"
-    config = read_json(path) if path.is_file() else {}
+    config = checkpoint_json(path) if path.is_file() else {}
     named = config.get("dtype") or config.get("torch_dtype")
     return sorted(({str(named)} if named else types_of(folder)) - {"float32", "F32"})
 
@@ -328,7 +328,7 @@ def _require_positions(folder: Path, max_length: int) -> None:
     """The model has a position for every token of a text, as far as its architecture is known here."""
     modules = read_modules(folder)
     words = modules[0].place if modules else folder
-    if (words / "config.json").is_file() and read_json(words / "config.json").get("model_type") in FAMILIES:
+    if (words / "config.json").is_file() and checkpoint_json(words / "config.json").get("model_type") in FAMILIES:
         require_fit(words, length=max_length)
 
 
@@ -349,4 +349,4 @@ def _require_pooling(folder: Path, pooling: str | None) -> None:
     if modules and not pools and modules[0].kind == "Transformer":
         raise EncoderError(f"{path} names no pooling module: {', '.join(one.kind for one in modules)}", source=folder)
     for place in pools:
-        read_json(place / "config.json")
+        checkpoint_json(place / "config.json")

@@ -26,7 +26,7 @@ from tmkd.models.encoders.find import find_folder, folder_fingerprint, weight_fi
 from tmkd.models.module_files import read_modules
 from tmkd.models.predict import require_finite_logits
 from tmkd.models.quiet import without_bars
-from tmkd.models.ready import activation_of, keeps_log_odds, no_log_odds, read_json, scale_problem
+from tmkd.models.ready import activation_of, checkpoint_json, keeps_log_odds, no_log_odds, scale_problem
 from tmkd.models.weights import names_of
 from tmkd.teachers.interface import Scored, StoredTeacher
 from tmkd.teachers.on_cluster import ScorePairs, score_on
@@ -193,7 +193,7 @@ def _head_of(folder: Path) -> _Head:
     """
     modules = read_modules(folder)
     place = modules[0].place if modules else folder
-    config = read_json(place / "config.json")
+    config = checkpoint_json(place / "config.json")
     kind = str((config.get("architectures") or ["none"])[0])
     if (place / "adapter_config.json").is_file():
         weight_files(place)  # says what to do
@@ -204,12 +204,12 @@ def _head_of(folder: Path) -> _Head:
     causal = kind.endswith("ForCausalLM")
     last = modules[-1] if len(modules) > 1 else None
     if last is not None and last.kind == "Dense":
-        dense = read_json(last.place / "config.json")
+        dense = checkpoint_json(last.place / "config.json")
         if dense.get("module_output_name") == "scores":
             return _Head(int(dense["out_features"]), False, place)
     elif last is not None and last.kind == "LogitScore" and causal:
         _require_weights(folder, place, causal=True)
-        score = read_json(last.place / "config.json")
+        score = checkpoint_json(last.place / "config.json")
         return _Head(1, True, place, tokens=1 if score.get("false_token_id") is None else 2)
     elif last is None and causal:
         _require_weights(folder, place, causal=True)

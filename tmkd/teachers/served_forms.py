@@ -162,12 +162,12 @@ class _Chat:
         return value / total if total > 0 else self._answers[said]
 
     def _said(self, text: str) -> str | None:
-        """The answer that a text is, or begins with before a punctuation mark or the end of a line; else None."""
+        """The answer that a text is, or that stands in it before the first punctuation mark or line end; else None."""
         begin = re.split(r"[;!?…(\n—–]|[.,:](?!\d)| - ", text.strip(), maxsplit=1)[0]
         return next((name for name in map(plain_answer, (text, begin)) if name in self._answers), None)
 
     def _meant(self, token: str) -> str | None:
-        """The only answer that begins with a token of two or more letters, or is it; None where there is none."""
+        """The only answer that begins with a token; None where none or several do. One letter must be the answer."""
         begun = [name for name in self._answers if token and name.startswith(token)]
         return begun[0] if len(begun) == 1 and (len(token) > 1 or token in begun) else None
 

@@ -100,7 +100,7 @@ class StoredStates:
 
 
 def _reserved(path: Path, size: int) -> Path:
-    """Make a file of `size` bytes, zeros at first, for which the disk has room: no write through memory can fail."""
+    """Make a file of `size` zero bytes and take its room on the disk now, so that no later write into it can fail."""
     with disk_errors(path, size), path.open("ab") as file:
         os.posix_fallocate(file.fileno(), 0, size)
     return path

@@ -23,33 +23,24 @@ def by_score(scores):
     return sorted(([row, float(score)] for row, score in enumerate(scores)), key=lambda found: -found[1])
 
 
-def transformers_pipeline(folder):
-    """transformers: `pipeline("text-classification")`, which puts a sigmoid on one logit.
+def transformers_pipeline(what, **options):
+    """transformers: `pipeline("text-classification")`, which puts a sigmoid on one logit unless asked for the logits.
 
     It reads a pair whose passage is empty as the question alone, so none is asked for.
     """
-    from transformers import pipeline
 
-    classify = pipeline("text-classification", model=folder, device="cpu")
+    def load(folder):
+        from transformers import pipeline
 
-    def rank(question, passages):
-        found = classify([{"text": question, "text_pair": passage} for passage in passages], truncation=True)
-        return by_score([row["score"] for row in found])
+        classify = pipeline("text-classification", model=folder, device="cpu", **options)
 
-    return "transformers", PROBABILITY, rank
+        def rank(question, passages):
+            found = classify([{"text": question, "text_pair": passage} for passage in passages], truncation=True)
+            return by_score([row["score"] for row in found])
 
+        return "transformers", what, rank
 
-def transformers_raw(folder):
-    """transformers: the same pipeline, asked for the logits."""
-    from transformers import pipeline
-
-    classify = pipeline("text-classification", model=folder, device="cpu", function_to_apply="none")
-
-    def rank(question, passages):
-        found = classify([{"text": question, "text_pair": passage} for passage in passages], truncation=True)
-        return by_score([row["score"] for row in found])
-
-    return "transformers", LOGIT, rank
+    return load
 
 
 def cross_encoder(backend, what):
@@ -147,8 +138,8 @@ def infinity(raw):
 
 
 OPENERS = {
-    "pipeline": transformers_pipeline,
-    "pipeline-raw": transformers_raw,
+    "pipeline": transformers_pipeline(PROBABILITY),
+    "pipeline-raw": transformers_pipeline(LOGIT, function_to_apply="none"),
     **{f"{what}-{backend}": cross_encoder(backend, what) for backend in ("torch", "onnx", "openvino")
        for what in ("predict", "rank")},
     "fastembed": fastembed,

@@ -39,7 +39,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tmkd.config.sections import DebianDocsSizes
-from tmkd.core.files import cache_folder
+from tmkd.core.files import cache_folder, read_json
 from tmkd.data.builtin.corpus import read_corpus
 from tmkd.data.builtin.debian_packages import fetch
 from tmkd.data.builtin.judgements import Judgements
@@ -157,4 +157,4 @@ def _load(folder: Path) -> DebianDocs:
     columns[3] = [tuple(path) for path in columns[3]]
     passages = [Passage(*fields) for fields in zip(*columns, strict=True)]
     train, dev, test, pool = (Pairs.load(folder / f"{name}.parquet") for name in PARTS)
-    return DebianDocs(train, dev, test, pool, passages, json.loads((folder / "info.json").read_text()))
+    return DebianDocs(train, dev, test, pool, passages, read_json(folder / "info.json"))

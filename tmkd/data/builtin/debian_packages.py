@@ -8,7 +8,6 @@ complete.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from tmkd.core.console import progress
 from tmkd.core.errors import FetchError
-from tmkd.core.files import cache_folder, write_json
+from tmkd.core.files import cache_folder, read_json, write_json
 from tmkd.data.builtin.catalogue import SOURCES, Source, source
 
 logger = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ def _absence_note(wanted: Source) -> Path:
 def _cached(wanted: Source) -> Package | None:
     record = cache_folder("debian-docs", "packages") / f"{wanted.name}.json"
     try:
-        fields = json.loads(record.read_text())
+        fields = read_json(record)
         package = Package(wanted, fields["name"], fields["version"], record.parent / fields["folder"])
     except (OSError, ValueError, KeyError):
         return None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tmkd.core.errors import DataError
+from tmkd.core.files import read_json
 
 FILE = Path(__file__).with_name("judgements.json")
 _DIGITS = 12  # of a pair's name: with 10,000 pairs in the file, one in 28 billion other pairs has one of their names
@@ -52,7 +53,7 @@ class Judgements:
             DataError: it is not such a file.
         """
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             return cls(frozenset(content["above"]), frozenset(content["below"]), content["made_with"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: cannot be read ({error}); tools/judge_negatives.py writes it") from error

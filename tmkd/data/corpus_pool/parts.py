@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError, TmkdError
-from tmkd.core.files import disk_errors, replacing, write_json
+from tmkd.core.files import disk_errors, read_json, replacing, write_json
 from tmkd.core.locks import locked
 
 FORMATS = (".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
@@ -82,7 +82,7 @@ class Parts:
             write_json(card, self.depends_on)
         fix = f"repeat the first call, or remove {self.folder} to begin anew"
         try:
-            before = json.loads(card.read_text(encoding="utf-8"))
+            before = read_json(card)
             now = json.loads(json.dumps(self.depends_on))
             differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         except (ValueError, TypeError) as error:

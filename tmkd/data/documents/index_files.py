@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tmkd.core.errors import DataError
-from tmkd.core.files import digest_of, write_json
+from tmkd.core.files import digest_of, read_json, write_json
 from tmkd.data.documents.bm25 import TOKENIZER, import_tantivy, use_tokenizer
 
 FORMAT = 2  # of the index: raise it when older indexes can no longer be read
@@ -35,7 +34,7 @@ def _schema(tantivy: Any) -> Any:
 def version_of(folder: Path) -> str:
     """A digest of the files that hold the passages, which change with the passages alone; empty if it is no index."""
     try:
-        return digest_of(json.loads((folder / "meta.json").read_text(encoding="utf-8"))["segments"])
+        return digest_of(read_json(folder / "meta.json")["segments"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -75,7 +74,7 @@ def open_files(folder: Path, links: Path | None = None) -> Any:
             raise DataError(f"{folder} {'holds no index' if folder.is_dir() else 'is a file, no index'}; name another")
         raise DataError(f"{folder} is not there; {how}")
     try:
-        written = json.loads(card.read_text(encoding="utf-8"))["format"]
+        written = read_json(card)["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{card} is damaged ({type(error).__name__}: {error}); remove {folder} and {how}") from error
     if written != FORMAT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tmkd.core.errors import ExportError
-from tmkd.core.files import sha256_of
+from tmkd.core.files import read_json, sha256_of
 from tmkd.core.logits import sigmoid
 from tmkd.inference.qa.ground import Ground
 from tmkd.inference.qa.ranking import Weights
@@ -128,7 +127,7 @@ class Calibration:
         """
         path = Path(export) / FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             if content.get("format") != FORMAT:
                 raise ExportError(
                     f"{path}: format {content.get('format')!r}, this version reads {FORMAT}; run tmkd calibrate again"

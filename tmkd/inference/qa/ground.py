@@ -1,4 +1,4 @@
-"""What a calibration was made on, and what answers are given on: weights and threshold of one may not fit another.
+"""What a calibration was made on, and what answers are given on: what fits one may not fit another.
 
 The weight of retrieval is per point of BM25, whose size depends on the index; the threshold depends on what the
 candidates are, and so on their number and on whether dense search finds some, and on the backend: an int8 backend may

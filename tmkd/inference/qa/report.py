@@ -17,10 +17,7 @@ _ROWS = (
     ("f1", "F1 of answered-and-right"),
     ("precision", "share of the answers that are right"),
     ("recall", "share of the questions with their sources that are answered right"),
-    (
-        "right_first_without_threshold",
-        "the share above, without a threshold",
-    ),
+    ("right_first_without_threshold", "the share above, without a threshold"),
     ("answered_without_sources", "share of the questions without their sources that are still answered"),
 )
 Curve = Mapping[str, Sequence[float]]

@@ -115,7 +115,7 @@ class FirstOfPadded:
 
 
 class Rectangle(NamedTuple):
-    """Where the tokens of n texts, which are one after another, are in a rectangle with a text in each line.
+    """Where the tokens of n texts, stored one text after another, stand in a rectangle of one line per text.
 
     Attributes:
         inside: which places hold a token, [n, T] bool; T is the length of the longest text.

@@ -6,7 +6,6 @@ has them). One that was trained with the student is written anew.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import asdict
@@ -15,7 +14,8 @@ from pathlib import Path
 from torch import Tensor
 
 from tmkd.core.errors import EncoderError
-from tmkd.core.files import write_json
+from tmkd.core.files import read_json, write_json
+from tmkd.models.encoders.families import model_type
 from tmkd.models.encoders.find import (
     INDEX_FILE,
     WEIGHTS_FILE,
@@ -35,13 +35,12 @@ _TRAINED = "readers."  # begins the names of E's weights where they are trained 
 
 def is_cached(folder: Path) -> bool:
     """Return whether a model folder holds a student that reads passages once."""
-    path = folder / "config.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
+    return model_type(folder) == MODEL_TYPE
 
 
 def interaction_shape(folder: Path) -> InteractionShape:
     """Read the shape of a student's interaction from its folder's config.json."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     return InteractionShape(**{name: config[name] for name in InteractionShape.__dataclass_fields__})
 
 
@@ -53,14 +52,14 @@ def question_folder(folder: Path) -> Path | None:
 
 def first_encoders(folder: Path) -> dict[str, str]:
     """Return of each encoder, by its folder's name, the fingerprint of the weights that it had before any training."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     there = [name for name in (ENCODER_FOLDER, QUESTION_FOLDER) if (folder / name).is_dir()]
     return {**{name: weights_fingerprint(folder / name) for name in there}, **config.get("trained_from", {})}
 
 
 def was_trained(folder: Path) -> bool:
     """Return whether a student's encoders were trained with it, by the run that made it or by one before."""
-    return bool(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("trained_from"))
+    return bool(read_json(folder / "config.json").get("trained_from"))
 
 
 def save_interaction(encoder: InteractionEncoder, weight: Tensor, bias: Tensor, folder: Path) -> None:
@@ -125,7 +124,7 @@ def load_interaction(folder: Path, *, dropout: float) -> tuple[InteractionEncode
     """
     inner, asking = folder / ENCODER_FOLDER, folder / QUESTION_FOLDER
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         wanted = config.get("question_encoder_fingerprint")
         encoder = InteractionEncoder(
             interaction_shape(folder), inner, dropout=dropout, question_source=asking if wanted else None

@@ -7,11 +7,13 @@ the same batches: the same numbers, without the savings.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from tmkd.core.errors import EncoderError
+from tmkd.core.files import read_json
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,13 @@ FAMILIES: dict[str, Family] = {
     "deberta-v2": Family("deberta", unbounded=True),
     "modernbert": Family("model", unbounded=True),
 }
+
+
+def model_type(folder: Path) -> str | None:
+    """Return the architecture of a model folder as its config.json names it; None where there is none."""
+    path = folder / "config.json"
+    found: str | None = read_json(path).get("model_type") if path.is_file() else None
+    return found
 
 
 def family_of(model_type: str, where: str) -> Family:

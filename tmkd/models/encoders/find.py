@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tmkd.core.errors import EncoderError
-from tmkd.core.files import cache_folder, sha256_of, write_json
+from tmkd.core.files import cache_folder, read_json, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +228,7 @@ def _verified(weights: Path, sha256: str, install: str) -> None:
     stat = weights.stat()
     stamp = cache_folder("verified") / f"{sha256[:16]}.json"
     seen = {"path": str(weights), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256}
-    if stamp.is_file() and json.loads(stamp.read_text()) == seen:
+    if stamp.is_file() and read_json(stamp) == seen:
         return
     found = sha256_of(weights)
     if found != sha256:

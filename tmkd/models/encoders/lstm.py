@@ -12,7 +12,6 @@ it, and it cannot be exported.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmkd.core.errors import EncoderError
-from tmkd.core.files import write_json
+from tmkd.core.files import read_json, write_json
+from tmkd.models.encoders.families import model_type
 from tmkd.models.encoders.find import WEIGHTS_FILE
 from tmkd.models.encoders.forward import Batch, require_readable
 from tmkd.models.encoders.tensors import read_tensors, require_finite, write_tensors
@@ -151,8 +151,7 @@ def _maximum(hidden: Tensor, tokens: Tensor) -> Tensor:
 
 def is_lstm(folder: Path) -> bool:
     """Return whether a model folder holds this architecture."""
-    path = folder / "config.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
+    return model_type(folder) == MODEL_TYPE
 
 
 def save_lstm(encoder: LstmEncoder, weight: Tensor, bias: Tensor, folder: Path) -> None:
@@ -185,7 +184,7 @@ def load_lstm(folder: Path, *, dropout: float, freeze_embeddings: bool) -> tuple
         EncoderError: a file is damaged or does not hold this architecture.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         shape = LstmShape(**{name: int(config[name]) for name in LstmShape.__dataclass_fields__})
         encoder = LstmEncoder(shape, dropout=dropout, freeze_embeddings=freeze_embeddings)
         tensors = read_tensors(folder / WEIGHTS_FILE)

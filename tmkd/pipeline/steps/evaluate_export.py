@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tmkd.core.console import progress
-from tmkd.core.files import write_json
+from tmkd.core.files import read_json, write_json
 from tmkd.data.pairs import Pairs
-from tmkd.evaluation.comparison import ComparisonOptions, compare
+from tmkd.evaluation.comparison import point_metrics
 from tmkd.evaluation.results import ModelOutput
 from tmkd.evaluation.speed import measure_speed
 from tmkd.inference.engines import installed
@@ -21,7 +20,7 @@ from tmkd.pipeline.store.workspace import Step, Workspace
 
 
 def evaluate_export(
-    workspace: Workspace, export: Step, pairs: Pairs, *, classes: int, positive: int = 1
+    workspace: Workspace, export: Step, pairs: Pairs, *, classes: int, positive: int
 ) -> list[dict[str, Any]]:
     """Measure every backend of an export through the runtime, once for these pairs on this machine.
 
@@ -45,7 +44,7 @@ def evaluate_export(
         write_json(folder / "exports.json", _measured(export.folder / "export", pairs, classes, positive))
 
     step = workspace.step("exports", content, build, label="measure the export")
-    found: list[dict[str, Any]] = json.loads((step.folder / "exports.json").read_text())
+    found: list[dict[str, Any]] = read_json(step.folder / "exports.json")
     return found
 
 
@@ -58,8 +57,7 @@ def _measured(folder: Path, pairs: Pairs, classes: int, positive: int) -> list[d
     for name, scorer in scorers.items():
         with progress(f"{name} on the test set", len(pairs)) as bar:
             logits = scorer.logits(pairs.questions, pairs.passages, bar.advance)
-        output, options = ModelOutput(name, "student", logits[None]), ComparisonOptions(resamples=1, positive=positive)
-        compared = compare(pairs, [output], classes=classes, task="", options=options)
-        metrics = {metric: value.mean for metric, value in compared.methods[0].metrics.items()}
+        output = ModelOutput(name, "student", logits[None])
+        metrics = point_metrics(pairs, [output], classes=classes, positive=positive)[name]
         found.append({"backend": name, **metrics, "pairs_per_second": speeds[name].pairs_per_second})
     return found

@@ -21,8 +21,8 @@ def export_step(
     student: Step,
     task: TaskData,
     backends: Sequence[str] | None,
-    labels: Sequence[str] | None = None,
-    positive: int = 1,
+    labels: Sequence[str] | None,
+    positive: int,
 ) -> Step:
     """Export a student into folder `export/` of a step.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from tmkd.config.load import parse_recorded_recipe
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import TmkdError
+from tmkd.core.files import read_json
 from tmkd.evaluation.results import Kind
 from tmkd.pipeline.steps.stacking import StackedTeachers
 from tmkd.pipeline.store.fingerprint import with_precision_of_machine
@@ -92,7 +92,7 @@ class FinishedRun:
         root = folder.resolve().parent.parent
         if not (root / "steps").is_dir():
             raise TmkdError(f"{folder} lies in no workspace: its models are in {root / 'steps'}, which is not there")
-        content = json.loads(path.read_text())
+        content = read_json(path)
         models = tuple(
             RunModel(one["name"], one["kind"], tuple(one["steps"]), one.get("each", 1), one.get("calibration"))
             for one in content["models"]
@@ -127,5 +127,5 @@ class FinishedRun:
             for step in self.steps(names[:1]):
                 path = step.folder / "curve.json"
                 if path.is_file():
-                    found[name] = json.loads(path.read_text())
+                    found[name] = read_json(path)
         return found

@@ -76,7 +76,7 @@ def load_others(recipe: Recipe, read: dict[str, TaskData]) -> dict[int, LoadedTa
 
 
 def held_out(data: TaskData, others: Mapping[int, LoadedTask]) -> list[Pairs]:
-    """The development and test sets of a task and of the other ones; no pair to learn from may hold what they hold."""
+    """The development and test sets of a task and of the other tasks: nothing is learned from the texts in them."""
     return [part for one in (data, *(other.data for other in others.values())) for part in (one.dev, one.test)]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tmkd.config.recipe import Recipe
-from tmkd.core.files import digest_of, write_json
+from tmkd.core.files import digest_of, read_json, write_json
 from tmkd.data.decontamination import LEAST_QUOTED, HeldOut
 from tmkd.data.mining import Material, choose_pairs, decontaminate, mine, read_sources
 from tmkd.data.pairs import Pairs
@@ -81,7 +80,7 @@ def pool_of(
         write_json(folder / "counts.json", counts)
 
     step = workspace.step("pool", content, build, label="mine the pool")
-    return load_pairs(workspace, step.folder / "pool.parquet"), json.loads((step.folder / "counts.json").read_text())
+    return load_pairs(workspace, step.folder / "pool.parquet"), read_json(step.folder / "counts.json")
 
 
 def _materials(
@@ -153,7 +152,7 @@ def other_teachers_of_run(run: Path) -> list[str]:
 
 def _models_of_run(run: Path) -> list[tuple[str, str]]:
     """Each teacher in a run's manifest, with the name of its step; empty where it has none."""
-    models = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["models"]
+    models = read_json(run / "manifest.json")["models"]
     return [(one["name"], (one["steps"] or [""])[0]) for one in models if one["kind"] == "teacher"]
 
 

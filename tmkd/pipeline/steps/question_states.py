@@ -6,7 +6,6 @@ written stays when the process is killed.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 from tmkd.config.recipe import Recipe
 from tmkd.core.console import progress
 from tmkd.core.errors import EncoderError
-from tmkd.core.files import write_json
+from tmkd.core.files import read_json, write_json
 from tmkd.core.hardware import batch_tokens, device, use_bf16
 from tmkd.data.pairs import Pairs
 from tmkd.models.batching import length_sorted_batches
@@ -70,7 +69,7 @@ def question_states_of(workspace: Workspace, recipe: Recipe, taught_by: Step, pa
 
 def question_targets(folder: Path) -> QuestionTargets:
     """Open what `question_states_of` wrote, mapped into memory."""
-    counts, about = np.load(folder / COUNTS), json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    counts, about = np.load(folder / COUNTS), read_json(folder / ABOUT)
     stored = StoredStates(folder, counts, len(about["scales"]) * about["width"])
     return QuestionTargets(stored, counts, tuple(about["scales"]))
 

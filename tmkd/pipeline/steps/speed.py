@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tmkd.core.files import write_json
+from tmkd.core.files import read_json, write_json
 from tmkd.core.hardware import batch_tokens, describe, device, use_bf16
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.results import ENSEMBLE, ModelOutput
@@ -78,7 +78,7 @@ def machine(precision: str) -> list[str]:
 
 def _shape(folder: Path) -> str:
     """A text that is the same for models that take the same time."""
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     if is_cached(folder):
         return f"{json.dumps(config, sort_keys=True)} at {read_card(folder).max_length}"
     return (
@@ -98,7 +98,7 @@ def _speeds(run: FinishedRun, one_of: dict[str, Path], pairs: Pairs) -> dict[str
         write_json(folder / "speed.json", {shape: asdict(speed) for shape, speed in found.items()})
 
     step = run.workspace.step("speed", content, build, label="measure speed")
-    speeds: dict[str, Any] = json.loads((step.folder / "speed.json").read_text())
+    speeds: dict[str, Any] = read_json(step.folder / "speed.json")
     return speeds
 
 

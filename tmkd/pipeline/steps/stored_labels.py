@@ -170,7 +170,7 @@ def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, co
 
 
 def _unfinished(workspace: Workspace, kind: str, content: dict[str, Any]) -> Iterator[Path]:
-    """The unfinished stores of the same labels: a folder's name says what all is in it depends on, besides the pairs.
+    """The unfinished stores of the same labels: their folders' names differ by the pairs alone.
 
     Another process may be writing one.
     """

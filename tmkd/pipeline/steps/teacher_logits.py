@@ -6,7 +6,6 @@ calibrate labels nothing again.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from tmkd.config.recipe import Recipe
 from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import EncoderError, named
-from tmkd.core.files import write_json
+from tmkd.core.files import read_json, write_json
 from tmkd.data.pairs import Pairs
 from tmkd.models.encoders.find import find_folder
 from tmkd.models.label_map import find_label_map
@@ -207,7 +206,7 @@ class TeacherLogits:
 
 def read_calibration(step: Step) -> Calibration:
     """The calibration that a step holds."""
-    return Calibration.of_json(json.loads((step.folder / _FILE).read_text(encoding="utf-8"))["calibration"])
+    return Calibration.of_json(read_json(step.folder / _FILE)["calibration"])
 
 
 def calibrated(

@@ -12,12 +12,11 @@ import torch
 from tmkd.config.recipe import Recipe
 from tmkd.config.teacher_sections import Teacher, Tune
 from tmkd.core.errors import DataError, named, needs_extra
-from tmkd.core.files import write_json
+from tmkd.core.files import read_json, write_json
 from tmkd.core.hardware import attention, device, use_bf16
 from tmkd.data.pairs import Pairs
 from tmkd.models.encoders.tensors import require_finite
 from tmkd.models.quiet import without_bars
-from tmkd.models.ready import read_json
 from tmkd.pipeline.steps.fit import state_folder
 from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
 from tmkd.pipeline.store.workspace import Step, Workspace

@@ -6,7 +6,6 @@ the next run continues.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tmkd.core.errors import LabelError
-from tmkd.core.files import digest_of
+from tmkd.core.files import digest_of, read_json
 from tmkd.core.places import Place
 from tmkd.pipeline.store.label_parts import Owner, read_part, what_is_wrong
 from tmkd.pipeline.store.label_store import MANIFEST, LabelStore, read_manifest
@@ -142,7 +141,7 @@ def _described(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     if about := manifest.get("pairs"):
         return {"model": about.get("model", ""), "count": about.get("count"), "digest": about.get("digest", "")}
     try:
-        content = json.loads((folder / "step.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "step.json")
         label, digest = content["label"], content["depends_on"]["inputs"]["pairs"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
@@ -193,7 +192,7 @@ def _step_faults(folder: Path, manifest: dict[str, Any]) -> tuple[list[Fault], b
         return [], True
     path = folder / "step.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         kind, inputs = content["kind"], content["depends_on"]["inputs"]
         mark = digest_of({"kind": kind, "version": content["version"], "content": content["depends_on"]})
         model, pairs = inputs["encoder" if kind == "cosine" else "model"], inputs["pairs"]

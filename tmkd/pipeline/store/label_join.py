@@ -66,7 +66,7 @@ def join(
 
 
 def _ranges(rows: int) -> Iterator[Callable[[Numbers], NDArray[np.bool_]]]:
-    """For each range of the ids a function that tells which of some are in it, [N]; `_AT_ONCE` of the rows may be."""
+    """For each range of ids, of about `_AT_ONCE` rows at most, a function that tells which of N ids are in it, [N]."""
     count = max(1, -(-rows // _AT_ONCE))
     for number in range(count):
         lowest, highest = (number << 64) // count, ((number + 1 << 64) // count) - 1

@@ -7,7 +7,6 @@ one process builds a step while the others wait for it or build something else f
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -20,7 +19,7 @@ from typing import Any, Literal, TypeVar
 from tmkd.core import processes
 from tmkd.core.cluster import Cluster
 from tmkd.core.errors import TmkdError
-from tmkd.core.files import disk_errors, write_json
+from tmkd.core.files import disk_errors, read_json, write_json
 from tmkd.core.locks import locked
 from tmkd.core.malloc import give_back_freed_memory
 from tmkd.core.places import Place
@@ -100,7 +99,7 @@ class Ledger:
         """Name the step in the record before it is built: `tmkd clean` must know that an unfinished run needs it."""
         if self.record is None or step in self.used:
             return
-        there = json.loads(self.record.read_text()) if self.record.is_file() else {"steps": []}
+        there = read_json(self.record) if self.record.is_file() else {"steps": []}
         content = {**self.about, "steps": list(dict.fromkeys([*there["steps"], step.folder.name]))}
         if content != there:
             with disk_errors(self.record.parent):
@@ -308,7 +307,7 @@ class Workspace:
         """The finished steps of a kind in its current version: the folder of each, and what it depends on."""
         found = []
         for path in sorted(self.root.glob(f"steps/{kind}-*/step.json")):
-            content = json.loads(path.read_text())
+            content = read_json(path)
             if path.parent.suffix != ".partial" and content.get("version") == STEP_VERSIONS[kind]:
                 found.append((path.parent, content["depends_on"]))
         return found
@@ -332,7 +331,7 @@ class Workspace:
         named: set[str] = set()
         for name in ("manifest.json", UNFINISHED):
             for file in [*self.root.glob(f"runs/*/{name}"), *self.root.glob(f"studies/*/{name}")]:
-                named.update(json.loads(file.read_text())["steps"])
+                named.update(read_json(file)["steps"])
         folders = [path for path in (self.root / "steps").iterdir() if path.is_dir()]
         return sorted(path for path in folders if path.name.removesuffix(".partial") not in named)
 

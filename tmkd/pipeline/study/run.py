@@ -6,7 +6,6 @@ interrupted study continues, and a longer one trains only what is new.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import numpy as np
 from rich.console import RenderableType
 
 from tmkd.core.errors import RecipeError, TmkdError
-from tmkd.core.files import disk_errors, write_json
+from tmkd.core.files import disk_errors, read_json, write_json
 from tmkd.core.places import Place
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.metrics import Questions, defined_metrics
@@ -168,7 +167,7 @@ def _manifest(plan: Plan, root: Path) -> Path:
 
 
 def _took(manifest: Path) -> dict[str, float]:
-    return dict(json.loads(manifest.read_text()).get("seconds", {})) if manifest.is_file() else {}
+    return dict(read_json(manifest).get("seconds", {})) if manifest.is_file() else {}
 
 
 def seconds_of(plan: Plan, root: Path) -> dict[int, float]:
@@ -207,7 +206,7 @@ def _training_seconds(curve: Path, rows: int) -> float | None:
     """How long a student's last stage trained: its pairs over the rate at its end; None without a learning curve."""
     if not curve.is_file():
         return None
-    last = json.loads(curve.read_text())[-1]
+    last = read_json(curve)[-1]
     return float(last.get("pairs", rows * last["epoch"]) / last["pairs_per_second"])
 
 
