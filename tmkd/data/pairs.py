@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tmkd.core.errors import DataError
 from tmkd.core.files import replacing
 from tmkd.core.logits import sigmoid
+from tmkd.core.open_files import require_room
 from tmkd.data.arrow_file import ArrowFile
 from tmkd.data.documents.text import question_key
 from tmkd.data.pair_ids import PairIds, first_of_each
@@ -373,6 +374,7 @@ class Pairs:
         except FileNotFoundError as error:
             raise DataError(f"{path}: no such file", path=path) from error
         except (pa.ArrowException, OSError) as error:
+            require_room(error, path)
             raise DataError(f"{path}: not a readable Parquet file: {error}", path=path) from error
 
     @classmethod
