@@ -84,6 +84,28 @@ def test_take_keeps_the_order_asked_for_and_digest_tells_orders_apart() -> None:
     assert pairs.take([2, 0]).digest() != pairs.take([0, 2]).digest()
 
 
+def test_pairs_whose_texts_are_larger_than_a_piece_of_arrow_are_taken() -> None:
+    few = Pairs.build([f"q{n}" for n in range(8)], [f"{n} " * 2**20 for n in range(8)], labels=[0, 1] * 4)
+    many = Pairs(pa.concat_tables([few.table] * 140))  # the same 16 MiB again and again
+    assert many.table.column("passage").nbytes > 2**31
+    rows = np.array([1119, 3, 3, 800, 0])
+    assert many.take(rows).table.equals(few.take(rows % 8).table)
+    assert many.ids_at(rows).to_pylist() == few.take(rows % 8).pair_ids
+    assert many.distinct().table.equals(few.distinct().table)
+    with pytest.raises(IndexError):
+        many.take([len(many)])
+
+
+def test_taking_pairs_does_not_depend_on_how_many_are_taken_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Pairs.build([f"q{n}" for n in range(50)], [f"p{n}" for n in range(50)], labels=[None, 1] * 25)
+    rows = np.random.default_rng(0).integers(0, 50, 70)
+    for table in (whole.table, pa.concat_tables([whole.table.slice(start, 9) for start in range(0, 50, 9)])):
+        assert Pairs(table).take(rows).table.equals(whole.table.take(rows))
+    monkeypatch.setattr("tmkd.data.arrow_file._READ", 8)
+    assert Pairs(table).take(rows).table.equals(whole.table.take(rows))
+    assert Pairs(table).take([]).table.equals(whole.table.slice(0, 0))
+
+
 def test_load_refuses_what_is_no_pairs_file(tmp_path: Path) -> None:
     refused(lambda: Pairs.load(tmp_path / "none.parquet"), "none.parquet", "no such file")
     Pairs.build(["q"], ["p"]).save(tmp_path / "cut.parquet")

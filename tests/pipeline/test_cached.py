@@ -13,7 +13,7 @@ from cached_run_fixtures import SMALL, killed, run_of, weights, write_recipe
 from conftest import Tmkd, pair_rows
 from encoder_fixtures import tiny
 
-from tmkd.core.errors import TmkdError
+from tmkd.core.errors import DataError, TmkdError
 from tmkd.data.pairs import Pairs
 from tmkd.models.bi_encoder import cosine_logits
 from tmkd.models.checkpoint import load_student
@@ -233,6 +233,11 @@ def test_texts_that_were_read_are_not_read_again_and_damaged_ones_are(
     assert "is missing or damaged" in caplog.text
     assert sorted(read) == texts_of(pairs)[8:16]
     assert_same_states(again, whole, len(pairs))
+
+    monkeypatch.setattr(TextReading, "_fill", lambda *_: None)  # as if the part went after it was read again
+    damaged.unlink()
+    with pytest.raises(DataError, match=r"part-00001\.npy cannot be read back"):
+        reading.inputs(workspace, pairs)
 
 
 def assert_same_states(found: StateInputs, wanted: StateInputs, pairs: int) -> None:

@@ -20,6 +20,7 @@ from tmkd.cli.labels import labels
 from tmkd.cli.options import Command, Sections
 from tmkd.core.console import set_quiet
 from tmkd.core.errors import TmkdError
+from tmkd.core.open_files import too_many
 
 EPILOG = """\
 \b
@@ -111,5 +112,6 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except OSError as error:
-        print(f"tmkd: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        place = error.filename or "the system"
+        print(f"tmkd: {too_many(error, place) or f'{place}: {error.strerror or error}'}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -154,19 +154,21 @@ _FULL = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "a file may not be so large here (`ulimit -f`)",
 }
-_CODES = re.compile(r"(?:os error |errno )(\d+)\b", re.IGNORECASE)
+_CODES = re.compile(r"(?:os error |errno |Os { code: )(\d+)\b", re.IGNORECASE)
 
 
 def _full(error: BaseException) -> str | None:
     """Why there is no room, from an error or its causes; None for an error of another kind."""
+    return next((_FULL[code] for code in error_codes(error) if code in _FULL), None)
+
+
+def error_codes(error: BaseException) -> Iterator[int]:
+    """The system's numbers of an error and its causes, such as `errno.ENOSPC`, as every library words them."""
     seen: BaseException | None = error
     while seen is not None:
-        codes = [seen.errno] if isinstance(seen, OSError) else []
-        codes += [int(code) for code in _CODES.findall(str(seen))]
+        if isinstance(seen, OSError) and seen.errno is not None:
+            yield seen.errno
+        yield from (int(code) for code in _CODES.findall(str(seen)))
         if os.strerror(errno.ENOSPC) in str(seen):
-            codes.append(errno.ENOSPC)
-        for code in codes:
-            if code in _FULL:
-                return _FULL[code]
+            yield errno.ENOSPC
         seen = seen.__cause__ or seen.__context__
-    return None

@@ -10,6 +10,7 @@ import torch
 
 from tmkd.core.cpu import cpu_flags, usable_cores
 from tmkd.core.malloc import keep_freed_memory
+from tmkd.core.open_files import raise_limit
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def describe(wanted: str) -> str:
 
 
 def prepare(threads: int | None = None, attention: str = "auto") -> None:
-    """Set this process up for tensor work: number of threads, kind of attention, and freed memory kept.
+    """Set this process up for tensor work: threads, kind of attention, freed memory kept, more files open at once.
 
     Args:
         threads: Threads of PyTorch; this process's share of the usable cores unless given.
@@ -80,6 +81,7 @@ def prepare(threads: int | None = None, attention: str = "auto") -> None:
     _forced_attention = attention
     torch.set_num_threads(threads or _share())
     keep_freed_memory()
+    raise_limit()
 
 
 def share_cores(jobs: int) -> None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tmkd.core.errors import DataError
 from tmkd.core.files import replacing
 from tmkd.core.logits import sigmoid
-from tmkd.data.arrow_file import ArrowFile
+from tmkd.core.open_files import require_room
+from tmkd.data.arrow_file import ArrowFile, Chunks
 from tmkd.data.documents.text import question_key
 from tmkd.data.pair_ids import PairIds, first_of_each
 
@@ -298,7 +299,8 @@ class Pairs:
         """The pairs at these places, in the order of `indices`. Texts of a file stay there."""
         rows: NDArray[np.integer[Any]] = np.asarray(indices, dtype=np.int64)
         if self._file is None:
-            return Pairs(self._table.take(pa.array(rows)), self.reference)
+            batches = Chunks(self._table).batches(self._table.column_names, rows)
+            return Pairs(pa.Table.from_batches(batches, self._table.schema), self.reference)
         found = Pairs(self._table, self.reference)
         rows = rows if self._rows is None else self._rows[rows]
         found._file, found._rows = self._file, rows.astype(np.int32) if self._table.num_rows < 2**31 else rows
@@ -307,7 +309,7 @@ class Pairs:
     def ids_at(self, rows: NDArray[np.int64]) -> pa.Array:
         """The ids of the pairs at these places, strings in Arrow."""
         if self._file is None:
-            return self._table.column("pair_id").take(pa.array(rows)).combine_chunks()
+            return Chunks(self._table.select(["pair_id"])).taken(["pair_id"], rows).column(0)
         return self._file.taken(["pair_id"], rows if self._rows is None else self._rows[rows]).column(0)
 
     def distinct(self) -> Pairs:
@@ -373,6 +375,7 @@ class Pairs:
         except FileNotFoundError as error:
             raise DataError(f"{path}: no such file", path=path) from error
         except (pa.ArrowException, OSError) as error:
+            require_room(error, path)
             raise DataError(f"{path}: not a readable Parquet file: {error}", path=path) from error
 
     @classmethod

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from tmkd.core.console import progress
 from tmkd.core.errors import MissingExtraError, needs_extra
 from tmkd.core.files import disk_errors, write_json
+from tmkd.core.open_files import require_room
 from tmkd.inference.state_store import FOLDER, StateStore
 from tmkd.models.text_states import of_unit_length
 
@@ -191,6 +192,7 @@ def _card(store: StateStore) -> GraphCard | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        require_room(error, path)
         logger.warning(f"{path} is damaged ({type(error).__name__}: {error}); the graph is not used")
         return None
     return card

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.files import replacing
+from tmkd.core.mapped import mapped_array
+from tmkd.core.open_files import require_room
 from tmkd.models.text_states import text_key
 
 logger = logging.getLogger(__name__)
@@ -46,13 +48,14 @@ class EmbeddedTexts:
     def _read(self, path: Path) -> _Part | None:
         values = path.with_name(path.name.replace(".keys", ""))
         try:
-            lines, part = np.load(path), np.load(values, mmap_mode="r")
+            lines, part = np.load(path), mapped_array(values)
             if part.ndim != 2 or lines.shape != (len(part) + 1, 16) or lines.dtype != np.uint8:
                 raise ValueError(f"it has {part.shape} numbers for keys of {lines.shape}")
             keys = lines[:-1]
             if part.dtype != np.float32 or not np.array_equal(lines[-1], _checksum(keys, part)):
                 raise ValueError("its checksum is another")
         except (OSError, ValueError, EOFError) as error:
+            require_room(error, values)
             logger.warning(f"{values} is missing or damaged ({error}); its texts are embedded again")
             return None
         return keys, part
@@ -95,7 +98,7 @@ class EmbeddedTexts:
             for path, numbers in ((f"{name}.npy", embeddings), (f"{name}.keys.npy", lines)):  # the keys come last
                 with replacing(self.folder / path, numbers.nbytes) as temporary, temporary.open("wb") as file:
                     np.save(file, numbers)
-            embeddings = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            embeddings = mapped_array(self.folder / f"{name}.npy")
         self._keep([(keys, embeddings)])
 
     def of(self, side: str, texts: Sequence[str]) -> NDArray[np.float32]:

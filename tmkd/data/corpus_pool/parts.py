@@ -25,6 +25,7 @@ from tmkd.core.console import progress
 from tmkd.core.errors import DataError, TmkdError
 from tmkd.core.files import disk_errors, read_json, replacing, write_json
 from tmkd.core.locks import locked
+from tmkd.core.open_files import require_room
 
 FORMATS = (".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _COLUMNS = pa.schema(
@@ -94,6 +95,7 @@ class Parts:
             try:
                 self.counts.append(json.loads(pq.read_schema(path).metadata[_COUNTS]))
             except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+                require_room(error, path)
                 raise DataError(f"{path} is damaged ({error}); {fix}", path=path) from error
 
     def _path(self, number: int) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tmkd.core.errors import DataError
 from tmkd.core.files import digest_of, read_json, write_json
+from tmkd.core.open_files import require_room
 from tmkd.data.documents.bm25 import TOKENIZER, import_tantivy, use_tokenizer
 
 FORMAT = 2  # of the index: raise it when older indexes can no longer be read
@@ -84,6 +85,7 @@ def open_files(folder: Path, links: Path | None = None) -> Any:
         index.config_reader(reload_policy="manual")
         index.reload()
     except Exception as error:  # the library raises bare exceptions of many kinds
+        require_room(error, folder)
         reason = str(error).strip().splitlines()[0]
         if "ermission" in reason:
             raise DataError(f"the index {folder} cannot be opened ({reason}); check who owns its files") from error

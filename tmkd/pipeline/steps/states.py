@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save_file
 
 from tmkd.core.console import progress
-from tmkd.core.errors import EncoderError
+from tmkd.core.errors import DataError, EncoderError
 from tmkd.core.files import replacing
+from tmkd.core.mapped import mapped_array
+from tmkd.core.open_files import require_room
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import CARD_FILE, read_card
 from tmkd.models.encoders.cached_files import ENCODER_FOLDER, is_cached, question_folder
@@ -108,14 +110,22 @@ class TextReading:
         return step
 
     def inputs(self, workspace: Workspace, pairs: Pairs) -> StateInputs:
-        """The pairs as a student reads them; arguments and errors as of `steps`."""
+        """The pairs as a student reads them; arguments and errors as of `steps`.
+
+        Raises:
+            DataError: A part that was just written cannot be read back.
+        """
         read: list[ReadTexts] = []
         places: list[dict[str, int]] = []
         before = 0
         for reading, texts in self._shares(pairs):
             step = reading._step(workspace, texts)
-            parts = [_part(step.folder, number) for number in range(-(-len(texts) // PART))]
-            read += [part for part in parts if part is not None]
+            for number in range(-(-len(texts) // PART)):
+                part = _part(step.folder, number)
+                if part is None:  # it was there, or read again, a moment ago
+                    values = _files(step.folder, number)[0]
+                    raise DataError(f"{values} cannot be read back; look at its disk and run again", path=values)
+                read.append(part)
             places.append({text: before + row for row, text in enumerate(texts)})
             before += len(texts)
         passage, question = (
@@ -228,10 +238,11 @@ def _part(folder: Path, number: int) -> ReadTexts | None:
     if not description.is_file():
         return None
     try:
-        about, hidden = load_file(description), np.load(values, mmap_mode="r")
+        about, hidden = load(description.read_bytes()), mapped_array(values)
         if hidden.shape != (int(about["lengths"].sum()), about["embeddings"].shape[1]):
             raise ValueError(f"it holds {hidden.shape[0]} tokens instead of {int(about['lengths'].sum())}")
     except Exception as error:  # safetensors raises a class of its own for a damaged file
+        require_room(error, values)
         logger.warning(f"{values} is missing or damaged ({error}); its texts are read again")
         return None
     return ReadTexts.of_part(hidden, about["lengths"], about["embeddings"])
@@ -251,7 +262,7 @@ class _Known:
             for description in sorted(folder.glob("part-*.safetensors")):
                 part = _part(folder, int(description.stem.removeprefix("part-")))
                 if part is not None:
-                    keys = load_file(description)["keys"]
+                    keys = load(description.read_bytes())["keys"]
                     self.places |= {key.tobytes(): (len(self.parts), row) for row, key in enumerate(keys)}
                     self.parts.append(part)
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tmkd.core.errors import LabelError
 from tmkd.core.files import digest_of
+from tmkd.core.open_files import require_room
 
 NAMED = 2  # the format of a manifest from which on every part says which store it belongs to
 _HEADER, _PAIRS = b"tmkd.header", b"tmkd.pairs"
@@ -76,10 +77,12 @@ def read_arrays(path: Path, width: int) -> tuple[pa.Array, NDArray[np.float32]]:
 
     Raises:
         LabelError: it cannot be read.
+        TmkdError: it cannot be opened because too many files are open.
     """
     try:
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
+        require_room(error, path)
         message = f"{path} {_READING} ({error}); run again, and its pairs are labelled again"
         raise LabelError(message, path=path) from error
     flat = table.column("logits").combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -93,12 +96,16 @@ def what_is_wrong(folder: Path, part: Mapping[str, Any], owner: Owner) -> str:
         folder: the store's folder.
         part: what its manifest says of the part: `file`, `rows`, `sha256`.
         owner: the store.
+
+    Raises:
+        TmkdError: it cannot be opened because too many files are open, and may be whole.
     """
     try:
         content = (folder / part["file"]).read_bytes()
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
+        require_room(error, folder / part["file"])
         return f"{_READING} ({error.strerror or error})"
     found = []
     if hashlib.sha256(content).hexdigest() != part["sha256"]:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from tmkd.core.console import progress
 from tmkd.core.files import replacing
+from tmkd.core.open_files import require_room
 from tmkd.data.arrow_file import ArrowFile, write_arrow
 from tmkd.data.pairs import Pairs
 from tmkd.pipeline.store.workspace import Workspace
@@ -64,6 +65,7 @@ def _opened(path: Path, count: int) -> ArrowFile | None:
             return found
         problem = f"{found.table.num_rows:,} rows in place of {count:,}"
     except (OSError, ValueError) as error:
+        require_room(error, path)
         problem = str(error)
     logger.warning(f"{path} is damaged ({problem}); it is written again")
     return None

@@ -17,6 +17,7 @@ import numpy as np
 from tmkd.core.console import progress
 from tmkd.core.files import digest_of, replacing
 from tmkd.core.mapped import NumbersInFile
+from tmkd.core.open_files import require_room
 from tmkd.data.pairs import Pairs
 from tmkd.models.inputs import TokenInputs
 from tmkd.models.ragged import Ragged, together
@@ -120,6 +121,7 @@ def _opened(path: Path) -> Encoded | None:
         if len(tokens) != each.sum():
             raise ValueError(f"{len(tokens)} tokens, lengths of {each.sum()} in all")
     except (OSError, ValueError, KeyError, OverflowError) as error:
+        require_room(error, path)
         logger.warning(f"{path} is damaged ({error}); the pairs are tokenized again")
         return None
     return Encoded(*Ragged(tokens, each).unpacked(bits))
