@@ -209,7 +209,12 @@ def test_near_texts_agree_with_every_comparison() -> None:
 
 def test_texts_of_another_length_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[int] = []
-    monkeypatch.setattr(decontamination, "jaccard", lambda one, other: compared.append(len(other)) or 0.0)
+
+    def jaccard(_: frozenset[str], other: frozenset[str]) -> float:
+        compared.append(len(other))
+        return 0.0
+
+    monkeypatch.setattr(decontamination, "jaccard", jaccard)
     letters = "abcdefghijklmnop"
     near = NearTexts(
         [" ".join(["rare", *letters[:count]]) for count in range(17)]
@@ -237,7 +242,7 @@ def test_each_passage_of_a_pool_is_judged_once() -> None:
             judged.append(text)
             return super().passage(text)
 
-    draw, judged = random.Random(0), []
+    draw, judged = random.Random(0), list[str]()
     texts = [" ".join(draw.choices("abcdefghijkl", k=draw.randint(3, 9))) for _ in range(40)]
     held = Counting([Pairs.build(texts[:4], texts[4:8], labels=[1, 0, 1, 1])], classes=2)
     pool = Pairs.build(draw.choices(texts, k=400), draw.choices(texts, k=400))
