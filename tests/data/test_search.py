@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,30 @@ def test_the_score_of_a_pair_is_that_of_the_index_and_by_hand() -> None:
     index = PassageIndex.build([Passage(str(n), text, "", (), "", "") for n, text in enumerate(passages)])
     assert [score for _, score in index.search(questions[0], 3)] == pytest.approx(by_hand, rel=1e-4)
     assert pair_scores(["of the"], ["of the people"])[0] > 0  # function words alone are searched for
+
+
+def test_scores_of_many_pairs_are_those_of_plain_sums_to_the_last_bit() -> None:
+    draw = random.Random(0)
+    vocabulary = [f"w{number}x" for number in range(60)]
+    texts = [" ".join(draw.choices(vocabulary, k=draw.randint(0, 12))) for _ in range(40)]
+    questions, passages = draw.choices(texts, k=200), draw.choices(texts, k=200)
+    found = {text: text.split() for text in passages}
+    mean = sum(map(len, found.values())) / len(found)
+    for question, passage, score in zip(questions, passages, pair_scores(questions, passages), strict=True):
+        plain, long = 0.0, 0.75 * len(found[passage]) / mean + 1 - 0.75
+        for word in dict.fromkeys(question.split()):
+            having, count = sum(word in words for words in found.values()), found[passage].count(word)
+            if count:
+                rarity = math.log(1 + (len(found) - having + 0.5) / (having + 0.5))
+                plain += rarity * count * 2.2 / (count + 1.2 * long)
+        assert score == plain
+
+
+def test_scores_of_pairs_keep_no_words_of_passages() -> None:
+    passages = [" ".join(f"n{(number * 7 + place * 13) % 1000}x" for place in range(70)) for number in range(1000)]
+    tracemalloc.start()
+    try:
+        pair_scores(["n5x and n9x"] * len(passages), passages)
+        assert tracemalloc.get_traced_memory()[1] < 1000 * len(passages)  # a table of each one's words: 4 times that
+    finally:
+        tracemalloc.stop()

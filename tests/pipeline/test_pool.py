@@ -15,6 +15,7 @@ from pairs_fixtures import refused
 from tmkd.config.load import load_recipe, parse_recipe
 from tmkd.config.recipe import Recipe
 from tmkd.core.errors import RecipeError
+from tmkd.data import decontamination
 from tmkd.data.decontamination import HeldOut, NearTexts
 from tmkd.data.documents.text import jaccard, tokens
 from tmkd.data.mining import choose_pairs, decontaminate
@@ -206,6 +207,23 @@ def test_near_texts_agree_with_every_comparison() -> None:
     assert 20 < sum(by_hand) < 180
 
 
+def test_texts_of_another_length_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+
+    def jaccard(_: frozenset[str], other: frozenset[str]) -> float:
+        compared.append(len(other))
+        return 0.0
+
+    monkeypatch.setattr(decontamination, "jaccard", jaccard)
+    letters = "abcdefghijklmnop"
+    near = NearTexts(
+        [" ".join(["rare", *letters[:count]]) for count in range(17)]
+        + [" ".join([*letters, str(n)]) for n in range(20)]
+    )
+    assert "rare a b c d e f g" not in near
+    assert sorted(compared) == [7, 8, 9, 10]  # words, of 1 to 17
+
+
 def test_texts_are_near_from_four_fifths_of_their_words_on() -> None:
     near = NearTexts(["how do you copy files"])
     assert "How do you copy FILES?" in near
@@ -214,6 +232,25 @@ def test_texts_are_near_from_four_fifths_of_their_words_on() -> None:
     assert "you copy files" not in near  # 3 of 5
     assert "how do you move files" not in near  # 4 of 6
     assert "" not in near
+
+
+def test_each_passage_of_a_pool_is_judged_once() -> None:
+    import random
+
+    class Counting(HeldOut):
+        def passage(self, text: str) -> bool:
+            judged.append(text)
+            return super().passage(text)
+
+    draw, judged = random.Random(0), list[str]()
+    texts = [" ".join(draw.choices("abcdefghijkl", k=draw.randint(3, 9))) for _ in range(40)]
+    held = Counting([Pairs.build(texts[:4], texts[4:8], labels=[1, 0, 1, 1])], classes=2)
+    pool = Pairs.build(draw.choices(texts, k=400), draw.choices(texts, k=400))
+    kept = decontaminate(pool, held)
+    assert len(judged) == len(set(judged)) > 20
+    rows = [(q, p) for q, p in pool.texts() if not (held.pair(q, p) or held.question(q) or held.passage(p))]
+    assert [*kept.texts()] == rows
+    assert 0 < len(rows) < len(pool)
 
 
 def test_a_pool_loses_pairs_questions_and_answers_of_the_held_out_set() -> None:

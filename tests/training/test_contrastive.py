@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,37 @@ def test_right_passages_of_others_and_repeated_ones_are_left_out() -> None:
         assert set(others) == {text for text in flat if text is not None} - right[name]
     assert batch.right.sum() > 0
     assert batch.again.sum() > 0
+
+
+def test_random_batches_compare_what_sets_say() -> None:
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        rows = [(f"q{q}", f"p{p}", int(label)) for q, p, label in draw.integers([0, 0, -1], [8, 12, 2], (60, 3))]
+        contrast = Contrast(Pairs.build(*zip(*[row[:2] for row in rows], strict=True),
+                                        labels=[row[2] for row in rows]), 1, 2)  # fmt: skip
+        right = {(q, p) for q, p, label in rows if label == 1}
+        wrong = {(q, p) for q, p, label in rows if label == 0} - right
+        batch = contrast.batch(np.arange(min(7, len(contrast.examples))), seed)
+        flat = [contrast.passages[one] if one >= 0 else "" for one in batch.passages.T.ravel()]
+        asked = [contrast.questions[one] for one in batch.questions]
+        assert batch.right.tolist() == [
+            [(question, text) in right and place != row for place, text in enumerate(flat)]
+            for row, question in enumerate(asked)
+        ]
+        for question, *passages in np.column_stack([batch.questions, batch.passages[:, 1:]]).tolist():
+            own = {(contrast.questions[question], contrast.passages[one]) for one in passages if one >= 0}
+            assert own <= wrong
+
+
+def test_memory_of_a_step_does_not_grow_with_the_right_pairs() -> None:
+    names = [str(one) for one in range(20_000)]
+    contrast = Contrast(Pairs.build(names, names, labels=[1] * len(names)), 1, 1)
+    tracemalloc.start()
+    try:
+        contrast.batch(np.arange(8), seed=0)
+        assert tracemalloc.get_traced_memory()[1] < 100_000  # a sort of all right pairs takes as many bytes, and more
+    finally:
+        tracemalloc.stop()
 
 
 def test_wrong_passages_are_the_questions_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -47,11 +48,12 @@ class NearTexts:
 
     If two sets have a Jaccard similarity of t or more, they share at least ceil(t n) words, n being the size of either.
     So they share one of its n - ceil(t n) + 1 rarest words (Bayardo, Ma, Srikant 2007, "Scaling up all pairs similarity
-    search").
+    search"). And the smaller set has at least t times as many words as the larger one.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._sets = sorted({words for text in texts if (words := tokens(text))}, key=sorted)
+        self._sets = sorted({words for text in texts if (words := tokens(text))}, key=len)
+        self._sizes = [len(words) for words in self._sets]
         self._counts = Counter(word for words in self._sets for word in words)
         self._places: dict[str, list[int]] = defaultdict(list)
         for place, words in enumerate(self._sets):
@@ -64,7 +66,12 @@ class NearTexts:
 
     def near(self, words: frozenset[str]) -> bool:
         """The same, for a text given as its distinct words."""
-        places = {place for word in self._rarest(words) for place in self._places.get(word, ())}
+        first = bisect_left(self._sizes, NEAR * len(words))
+        end = bisect_right(self._sizes, len(words) / NEAR)
+        places: set[int] = set()
+        for word in self._rarest(words):
+            having = self._places.get(word, [])
+            places.update(having[bisect_left(having, first) : bisect_left(having, end)])
         return any(jaccard(words, self._sets[place]) >= NEAR for place in places)
 
     def _rarest(self, words: frozenset[str]) -> list[str]:

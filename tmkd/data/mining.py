@@ -12,6 +12,7 @@ import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from tmkd.data.decontamination import HeldOut, quoted_in
 from tmkd.data.documents.bm25 import PassageIndex
 from tmkd.data.documents.passages import Passage
 from tmkd.data.documents.text import normalise, same_text, text_hash
+from tmkd.data.pair_ids import exact_hash
 from tmkd.data.pairs import Pairs, pair_id, pair_key
 from tmkd.data.pool_sources import read_ready, read_texts
 from tmkd.data.split import share_of
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 Row = tuple[str, str]
 T = TypeVar("T")
 _TOGETHER = 8192  # pairs whose texts are copied into memory at the same time; a row group of the file
+_REMEMBERED = 1 << 17  # texts of a source whose words are kept, since many askers find them: some 100 MB
 _MARGIN = 20  # hits read beyond those wanted, in place of hits that must not be paired with the question
 
 
@@ -140,7 +143,7 @@ def mine(pool: Pool, materials: Sequence[Material], train: Pairs, held: HeldOut,
             else:
                 made = _retrieved(material, pool, train, dropped)
             most = material.most(pool.passages_per_question)
-            left, count = itertools.islice(_fresh(made, seen, dropped), wanted), 0
+            left, count = itertools.islice(_fresh(made, seen), wanted), 0
             with progress("mine", most if wanted is None else min(wanted, most)) as bar:
                 while some := [*itertools.islice(left, _TOGETHER)]:
                     writer.write_table(Pairs.build(*zip(*some, strict=True)).table)
@@ -153,11 +156,11 @@ def mine(pool: Pool, materials: Sequence[Material], train: Pairs, held: HeldOut,
     return counts
 
 
-def _fresh(made: Iterable[Row], seen: set[bytes], dropped: _Dropped) -> Iterator[Row]:
-    """The pairs that no spelling of has come before (`seen`, their ids), and that are not removed."""
+def _fresh(made: Iterable[Row], seen: set[bytes]) -> Iterator[Row]:
+    """The pairs that no spelling of has come before (`seen`, their ids)."""
     for row in made:
         name = bytes.fromhex(pair_id(*map(same_text, row)))
-        if name not in seen and not dropped.pair(*row):
+        if name not in seen:
             seen.add(name)
             yield row
 
@@ -188,15 +191,32 @@ def decontaminate(pool: Pairs, held: HeldOut, name: str = "pool") -> Pairs:
         DataError: not a single pair is left.
     """
     dropped, kept = _Dropped(held), array("q")
+    is_held_out, is_removed = _once(held.question), _once(dropped.passage)
     with progress("decontaminate", len(pool)) as bar:
         for row, (question, passage) in enumerate(_counted(pool.texts(), len(pool), bar)):
-            if not dropped.pair(question, passage) and not dropped.question(question) and not dropped.passage(passage):
+            if is_held_out(question):  # the question of a held-out pair always is
+                if not dropped.pair(question, passage):
+                    dropped.question(question)
+            elif not is_removed(passage):
                 kept.append(row)
     if not kept:
         raise DataError(f"{name}: not a single pair is left of {len(pool):,}{dropped.summary()}")
     if len(kept) < len(pool):
         logger.info(f"{name}: {len(kept):,} of {len(pool):,} pairs{dropped.summary()}")
     return pool if len(kept) == len(pool) else pool.take(kept)
+
+
+def _once(judge: Callable[[str], bool]) -> Callable[[str], bool]:
+    """The same test, but each distinct text is judged once: its hash and the verdict are kept, and not the text."""
+    verdicts: dict[bytes, bool] = {}
+
+    def judged(text: str) -> bool:
+        name = exact_hash(text)
+        if name not in verdicts:
+            verdicts[name] = judge(text)
+        return verdicts[name]
+
+    return judged
 
 
 class _Dropped:
@@ -245,8 +265,9 @@ def _by_hash(texts: Iterable[str], seed: int) -> list[str]:
 
 
 def _ready(pairs: Pairs, dropped: _Dropped, seed: int) -> Iterator[Row]:
+    is_question, is_passage = _once(dropped.question), _once(dropped.passage)
     for question, passage in pairs.take(np.argsort(_shares(pairs, seed), kind="stable")).texts():
-        if not dropped.question(question) and not dropped.passage(passage):
+        if not is_question(question) and not is_passage(passage):
             yield question, passage
 
 
@@ -260,13 +281,14 @@ def _retrieved(material: Material, pool: Pool, train: Pairs, dropped: _Dropped) 
         texts = [text for text in _counted(material.texts, len(material.texts), bar) if not removed[1](text)]
     index = PassageIndex.build([Passage(text_hash(text), text, "", (), "", "") for text in texts])
     known = set(train.pair_keys) if passages_ask else set()
+    quotes, plain = lru_cache(_REMEMBERED)(quoted_in), lru_cache(_REMEMBERED)(normalise)
 
     def rows() -> Iterator[Row]:
         for asker in askers:
             found = 0
             for number, _ in index.search(asker, pool.passages_per_question + _MARGIN):
                 row = (texts[number], asker) if passages_ask else (asker, texts[number])
-                if quoted_in(row[0])(normalise(row[1])) or (known and pair_key(*row) in known):
+                if quotes(row[0])(plain(row[1])) or (known and pair_key(*row) in known):
                     continue
                 yield row
                 found += 1

@@ -72,11 +72,12 @@ def numbers_of(ids: pa.Array) -> Numbers:
     for start in range(0, len(ids), _CHUNK):
         numbers[start : start + _CHUNK], hexadecimal = _of_hex(ids[start : start + _CHUNK])
         for row in start + np.flatnonzero(~hexadecimal):
-            numbers[row] = np.frombuffer(_hash(str(ids[int(row)].as_py())), dtype=">u8")
+            numbers[row] = np.frombuffer(exact_hash(str(ids[int(row)].as_py())), dtype=">u8")
     return numbers
 
 
-def _hash(text: str) -> bytes:
+def exact_hash(text: str) -> bytes:
+    """The 16 bytes that stand for a text, letter by letter: its BLAKE2b-128 hash."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
@@ -101,7 +102,7 @@ class DistinctTexts(NamedTuple):
         """
         first, second, end = np.empty(count, dtype=np.uint64), np.empty(count, dtype=np.uint64), 0
         for texts in chunks:
-            hashes = np.frombuffer(b"".join(map(_hash, texts.to_pylist())), dtype=np.uint64)
+            hashes = np.frombuffer(b"".join(map(exact_hash, texts.to_pylist())), dtype=np.uint64)
             first[end : end + len(texts)], second[end : end + len(texts)] = hashes.reshape(-1, 2).T
             end += len(texts)
         order = np.lexsort((second, first))  # stable: of equal texts the first comes first

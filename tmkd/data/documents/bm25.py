@@ -6,7 +6,8 @@ The index on disk is `tmkd.data.documents.index`; it builds queries and ranks hi
 from __future__ import annotations
 
 import math
-from collections import Counter
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -126,19 +127,27 @@ def pair_scores(questions: Sequence[str], passages: Sequence[str]) -> NDArray[np
         MissingExtraError: Tantivy is not installed.
     """
     stems = _analyzer().analyze
-    counts = {text: Counter(stems(searchable(text))) for text in dict.fromkeys(passages)}
-    lengths = {text: sum(found.values()) for text, found in counts.items()}
-    mean = sum(lengths.values()) / max(1, len(lengths))
-    having = Counter(word for found in counts.values() for word in found)
-    rarity = {word: math.log(1 + (len(counts) - n + 0.5) / (n + 0.5)) for word, n in having.items()}
     asked = {text: list(dict.fromkeys(stems(" ".join(_asked_words(text))))) for text in dict.fromkeys(questions)}
-
-    def score(question: str, passage: str) -> float:
-        found, long = counts[passage], _B * lengths[passage] / (mean or 1) + 1 - _B
-        return sum(rarity[word] * found[word] * (_K1 + 1) / (found[word] + _K1 * long)
-                   for word in asked[question] if word in found)  # fmt: skip
-
-    return np.array([score(*pair) for pair in zip(questions, passages, strict=True)], dtype=np.float64)
+    wanted = {word for words in asked.values() for word in words}
+    rows: dict[str, list[int]] = defaultdict(list)  # the pairs of each distinct passage
+    for row, (_, text) in enumerate(zip(questions, passages, strict=True)):
+        rows[text].append(row)
+    having: Counter[str] = Counter()
+    lengths, counts = array("q"), array("q")  # of each passage; of the words that its pairs ask for, pair after pair
+    for text, own in rows.items():
+        found = Counter(stems(searchable(text)))
+        having.update(found.keys() & wanted)
+        lengths.append(found.total())
+        counts.extend(found[word] for row in own for word in asked[questions[row]])
+    mean = sum(lengths) / max(1, len(lengths))
+    rarity = {word: math.log(1 + (len(rows) - n + 0.5) / (n + 0.5)) for word, n in having.items()}
+    scores, left = np.zeros(len(passages)), iter(counts)
+    for own, length in zip(rows.values(), lengths, strict=True):
+        long = _B * length / (mean or 1) + 1 - _B
+        for row in own:
+            times = zip(asked[questions[row]], left, strict=False)  # takes as many counts as there are words
+            scores[row] = sum(rarity[word] * n * (_K1 + 1) / (n + _K1 * long) for word, n in times if n)
+    return scores
 
 
 def best(
