@@ -78,7 +78,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
         exported("mpnet") / "out", tmp_path / "pairs.csv", tmp_path / "o.csv",
         columns={"question": "query", "passage": "text"},
     )  # fmt: skip
-    with pytest.raises(DataError, match="there is no column 'question'; there are: query, text"):
+    with pytest.raises(DataError, match=r"no column 'question'; there are: query, text\. Name yours with --quest"):
         score_file(exported("mpnet") / "out", tmp_path / "pairs.csv", tmp_path / "o.csv")
 
 

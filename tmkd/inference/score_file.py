@@ -97,7 +97,8 @@ def score_file(
     scorer = Scorer(model_folder, backend=backend, threads=threads)
     rows = read_rows(source, quoting, keep=True)
     _require_unscored(rows, source)
-    rows_to_pairs(rows, source, columns=Columns(**names, label=None))  # which refuses what cannot be scored
+    naming = "Name yours with --question and --passage (in Python: columns)"
+    rows_to_pairs(rows, source, columns=Columns(**names, label=None), naming=naming)  # refuses what cannot be scored
     questions, passages = ([row[names[side]] for row in rows] for side in ("question", "passage"))
     target = Extended(rows, output)
     with progress("score", len(rows)) as bar:
