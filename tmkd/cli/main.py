@@ -89,7 +89,7 @@ class _Closed(BaseException):
 class _Output(io.FileIO):
     """Standard output, whose errors name it: what is written may fail for its own reasons, or for another file's."""
 
-    def write(self, content: Any) -> int | None:
+    def write(self, content: Any, /) -> int:
         try:
             return super().write(content)
         except BrokenPipeError:
