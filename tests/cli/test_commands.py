@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -179,6 +180,36 @@ def test_a_signal_ends_a_command_with_one_line(number: int, status: int, tmp_pat
 
 
 HEAVY = ("torch", "transformers", "matplotlib", "sklearn", "scipy", "pandas", "pyarrow", "onnxruntime", "fastapi")
+
+
+def _with_output(output: int, *arguments: str) -> tuple[int, str]:
+    """The status and the standard error of a command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tmkd", *arguments], stdout=output, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(output)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("columns", [1, 5000])  # less than a buffer of output, and more
+def test_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path, columns: int) -> None:
+    unread = {f"column {number}": 1 for number in range(columns)}  # which the result lists
+    row = {"query": "q", "pos": "p", "neg": "n", "pos_score": 1, "neg_score": 0, **unread}
+    write_jsonl(tmp_path / "scored.jsonl", [row])
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = ["labels", "import", str(tmp_path / "scored.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--json", "-q"]
+    assert _with_output(writing, *words) == (0, "")
+
+
+def test_a_full_disk_behind_standard_output_is_named(tmp_path: Path) -> None:
+    row = {"query": "q", "pos": "p", "neg": "n", "pos_score": 1, "neg_score": 0}
+    write_jsonl(tmp_path / "scored.jsonl", [row])
+    status, said = _with_output(
+        os.open("/dev/full", os.O_WRONLY),
+        "labels", "import", str(tmp_path / "scored.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--json", "-q",
+    )  # fmt: skip
+    assert (status, said) == (1, "tmkd: standard output: No space left on device\n")
 
 
 def test_no_page_of_help_imports_anything_heavy() -> None:

@@ -48,12 +48,12 @@ def test_a_pool_with_its_counts(tmkd: Tmkd, texts: Path) -> None:
 def test_every_choice_reaches_the_pool(tmkd: Tmkd, texts: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", [{"query": row["question"]} for row in pool_rows()])
     write_jsonl(texts, [{"key": str(n), "body": row["passage"]} for n, row in enumerate(pool_rows())])
-    held = [{**row, "label": 1} for row in pool_rows()[:1]]
-    write_jsonl(tmp_path / "dev.jsonl", held)
+    held = pool_rows()[:1]
+    write_jsonl(tmp_path / "dev.jsonl", [{"q": row["question"], "p": row["passage"], "y": 1} for row in held])
     said = json.loads(tmkd(
         "mine", texts, *NAMES[:4], "--questions", "rows.jsonl", "--question-column", "query", "-o", "pool.parquet",
         "--sampling", "stratified", "--passages", "4", "--quantiles", "2", "--depth", "8", "--seed", "3", "--most", "4",
-        "--without", "dev.jsonl", "--json",
+        "--without", "dev.jsonl", "--without-question", "q", "--without-passage", "p", "--without-label", "y", "--json",
     ).stdout)  # fmt: skip
     rows = pq.read_table("pool.parquet").to_pylist()
     passages = [row["passage"] for row in rows]

@@ -206,9 +206,24 @@ def test_held_out_texts_are_left_out_and_counted(tmp_path: Path) -> None:
     assert {row["passage"] for row in plain} - {row["passage"] for row in rows} == {ANSWERS[5]}
     asked = [row["question"] for row in plain if row["passage"] == ANSWERS[5]]
     assert done.left_out["held_out"] == sum(one != QUESTIONS[0] for one in asked) > 0
-    write_jsonl(tmp_path / "bare.jsonl", [{"question": "x", "passage": "y"}])
-    with pytest.raises(DataError, match=r"bare\.jsonl: there is no column 'label'"):
+
+
+def test_held_out_pairs_need_no_label_and_may_have_columns_of_other_names(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "bare.jsonl", [{"query": "Where is the hash?", "text": ANSWERS[5], "grade": 0}])
+    plain, _ = mined(QUESTIONS, ANSWERS)
+    names = {"question": "query", "passage": "text"}
+    rows, _ = mined(QUESTIONS, ANSWERS, without=["bare.jsonl"], without_columns=names)
+    assert {row["passage"] for row in plain} - {row["passage"] for row in rows} == {ANSWERS[5]}
+    write_jsonl(tmp_path / "empty.jsonl", [{"question": "Where is the hash?", "passage": ANSWERS[5], "label": None}])
+    assert mined(QUESTIONS, ANSWERS, without=["empty.jsonl"])[0] == rows
+    rows, _ = mined(QUESTIONS, ANSWERS, without=["bare.jsonl"], without_columns={**names, "label": "grade"})
+    assert rows == plain
+    with pytest.raises(DataError, match=r"bare\.jsonl: there is no column 'label'.*--without-label"):
+        mined(QUESTIONS, ANSWERS, without=["bare.jsonl"], without_columns={**names, "label": "label"})
+    with pytest.raises(DataError, match=r"bare\.jsonl: there is no column 'question'.*Name yours with --without-quest"):
         mined(QUESTIONS, ANSWERS, without=["bare.jsonl"])
+    with pytest.raises(ValueError, match="without_columns names qid"):
+        Mining(without_columns={"qid": "id"})
 
 
 def test_a_passage_is_in_no_more_pairs_than_it_may_be() -> None:

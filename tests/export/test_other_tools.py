@@ -208,7 +208,7 @@ def test_where_class_0_is_the_positive_one_the_logit_is_its_log_odds(kind: str, 
     np.testing.assert_allclose(after.probabilities(*given), before.probabilities(*given), atol=1e-6)  # by class
     np.testing.assert_array_equal(after.logits(*given)[:, 1], 0)
     assert after.labels == tuple(names)
-    columns = score_columns(after.logits(*given), after.positive)
+    columns = [*score_columns(after.logits(*given), after.positive)]
     np.testing.assert_allclose([one["tmkd_score"] for one in columns], wanted, atol=1e-5)
     assert [one["tmkd_predicted"] for one in columns] == (wanted <= 0).astype(int).tolist()
     with in_process(model=out) as app:

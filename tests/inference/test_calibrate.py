@@ -327,6 +327,9 @@ def test_pairs_of_other_passages_are_refused(answerer: QuestionAnswerer, tmp_pat
     path = write_jsonl(tmp_path / "x.jsonl", [{"question": "a", "passage": "b", "label": 1}])
     with pytest.raises(DataError, match=r"none of the passages that it labels 1 is in .*index"):
         from_file(path, answerer.index)
+    path = write_jsonl(tmp_path / "named.jsonl", [{"query": "a", "passage": "b", "label": 1}])
+    with pytest.raises(DataError, match=r"no column 'question'.*are called question, passage and label; rename yours"):
+        from_file(path, answerer.index)
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from export_fixtures import exported, texts
 
 from tmkd.core.errors import DataError, ExportError
-from tmkd.data.readers import read_rows
-from tmkd.data.writers import write_rows
-from tmkd.inference.score_file import ADDED, score_file
+from tmkd.data.readers import Rows, read_rows
+from tmkd.data.writers import Extended, write_rows
+from tmkd.inference.score_file import ADDED, score_columns, score_file
 from tmkd.inference.scorer import Scorer
 
 
@@ -74,7 +78,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
         exported("mpnet") / "out", tmp_path / "pairs.csv", tmp_path / "o.csv",
         columns={"question": "query", "passage": "text"},
     )  # fmt: skip
-    with pytest.raises(DataError, match="there is no column 'question'; there are: query, text"):
+    with pytest.raises(DataError, match=r"no column 'question'; there are: query, text\. Name yours with --quest"):
         score_file(exported("mpnet") / "out", tmp_path / "pairs.csv", tmp_path / "o.csv")
 
 
@@ -199,3 +203,42 @@ def test_pairs_that_are_cut_are_counted_and_said(tmp_path: Path, caplog: pytest.
     assert (done.rows, done.cut, done.cut_share, done.max_length) == (4, 2, 0.5, most)
     assert f"2 of 4 pairs (50.0%) are longer than the {most} tokens" in caplog.text
     assert "the first is row 3" in caplog.text
+
+
+@pytest.mark.parametrize("extension", [".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".csv.gz"])
+def test_lines_are_not_in_memory_together_when_they_are_written(tmp_path: Path, extension: str) -> None:
+    rows = [{"question": f"which {i}", "passage": " ".join(texts(8)[1])} for i in range(2000)]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    target = Extended(read_rows(tmp_path / "pairs.jsonl", keep=True), tmp_path / f"scored{extension}")
+    logits = np.random.default_rng(0).normal(size=(2000, 2)).astype(np.float32)
+    tracemalloc.start()
+    target.write(score_columns(logits))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    written = read_rows(tmp_path / f"scored{extension}")
+    assert [row["question"] for row in written] == [row["question"] for row in rows]
+    assert peak < 0.5 * sum(len(str(row)) for row in written)
+
+
+def test_a_compressed_file_holds_the_bytes_of_the_plain_one(tmp_path: Path) -> None:
+    for extension in (".jsonl", ".json", ".csv", ".tsv", ".parquet"):
+        write_rows(tmp_path / f"rows{extension}", _rows(300))
+        write_rows(tmp_path / f"rows{extension}.gz", _rows(300))
+        packed = (tmp_path / f"rows{extension}.gz").read_bytes()
+        assert gzip.decompress(packed) == (tmp_path / f"rows{extension}").read_bytes()
+        assert packed[10:] == gzip.compress((tmp_path / f"rows{extension}").read_bytes(), mtime=0)[10:]
+    write_rows(tmp_path / "none.json", [])
+    assert (tmp_path / "none.json").read_bytes() == b"[\n\n]\n"
+
+
+@pytest.mark.parametrize("extension", [".jsonl", ".csv.gz", ".parquet"])
+def test_an_earlier_file_stays_where_writing_fails_midway(tmp_path: Path, extension: str) -> None:
+    def added() -> Iterator[dict[str, Any]]:
+        yield {"x": 1.5}
+        raise OSError(5, "Input/output error")
+
+    path = tmp_path / f"scored{extension}"
+    path.write_text("before")
+    with pytest.raises(DataError, match="cannot be written: Input/output error"):
+        Extended(Rows(_rows(3)), path).write(added())
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [(path.name, "before")]

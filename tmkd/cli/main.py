@@ -9,7 +9,7 @@ import io
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -39,6 +39,7 @@ COMMANDS = {
 # Commands that keep their finished steps: the same command continues.
 STEPWISE = frozenset(["run", "teach", "label", "pretrain", "distill", "export", "evaluate", "study", "mine"])
 
+OUTPUT = "standard output"  # as messages name it
 TOGETHER = frozenset(["run", "teach", "label", "pretrain", "distill", "export"])  # what torchrun may start
 
 app = typer.Typer(
@@ -82,6 +83,56 @@ def _interrupt(number: int, frame: object) -> None:
     raise _Interrupted(number)
 
 
+class _Closed(BaseException):
+    """Who reads standard output has closed it. Not BrokenPipeError, for which the command-line library exits with 1."""
+
+
+class _Output(io.FileIO):
+    """Standard output, whose errors name it: what is written may fail for its own reasons, or for another file's."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            raise _Closed from None
+        except OSError as error:
+            error.filename = OUTPUT
+            raise
+
+
+def _named(stream: TextIO) -> TextIO:
+    """Standard output again, as an `_Output`; the stream itself where it is no file."""
+    try:
+        raw = _Output(stream.fileno(), "wb", closefd=False)
+    except (AttributeError, OSError):  # there is none, or a program has put something else in its place
+        return stream
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
+    return io.TextIOWrapper(
+        buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=stream.write_through
+    )
+
+
+def _drop_output() -> None:
+    """Let what is left to write to standard output, at the end of the process too, go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_to_the_end() -> None:
+    """Run the command and write its last output; a command that failed keeps its exit status."""
+    try:
+        app()
+    except SystemExit as done:
+        try:
+            sys.stdout.flush()
+        except (OSError, _Closed):
+            if not done.code:
+                raise
+            _drop_output()
+        raise
+
+
 def _require_together() -> None:
     """Refuse a command that several processes of torchrun would carry out side by side, each for itself."""
     started = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -97,10 +148,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # where a terminal or a file has no such character
+    sys.stdout = _named(sys.stdout)
     set_quiet(False)
     try:
         _require_together()
-        app()
+        _run_to_the_end()
     except TmkdError as error:
         print(f"tmkd: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -108,10 +160,12 @@ def main() -> None:
         kept = "; finished work is kept, the same command continues" if set(sys.argv[1:2]) & STEPWISE else ""
         print(f"\ntmkd: interrupted{kept}", file=sys.stderr)
         raise SystemExit(128 + int(stop.args[0])) from None
-    except BrokenPipeError:  # `tmkd score ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _Closed:  # `tmkd score ... | head`
+        _drop_output()
         raise SystemExit(0) from None
     except OSError as error:
+        if error.filename == OUTPUT:
+            _drop_output()
         place = error.filename or "the system"
         print(f"tmkd: {too_many(error, place) or f'{place}: {error.strerror or error}'}", file=sys.stderr)
         raise SystemExit(1) from None

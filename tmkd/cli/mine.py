@@ -46,7 +46,17 @@ def mine(
     seed: Annotated[int, typer.Option(help="of stratified: another seed chooses other passages of a quantile")] = 0,
     without: Annotated[
         list[Path] | None,
-        typer.Option(help="labelled pairs (development, test) whose texts are left out of the pool; may be repeated"),
+        typer.Option(help="pairs (development, test) whose texts are left out of the pool; may be repeated"),
+    ] = None,
+    without_question: Annotated[
+        str | None, typer.Option(help="of --without: column of the question; question unless given")
+    ] = None,
+    without_passage: Annotated[
+        str | None, typer.Option(help="of --without: column of the passage; passage unless given")
+    ] = None,
+    without_label: Annotated[
+        str | None,
+        typer.Option(help="of --without: column of the label; label unless given. Without one every passage is right"),
     ] = None,
     question_column: Annotated[
         str | None, typer.Option(help="column of the question; unless given, question (in BEIR's queries.jsonl text)")
@@ -77,8 +87,12 @@ def mine(
 
     Example: tmkd mine corpus.jsonl --questions queries.txt --output pool.parquet --without test.jsonl
     """
+    columns = {"question": without_question, "passage": without_passage, "label": without_label}
+    named = {what: name for what, name in columns.items() if name is not None}
     try:
-        mining = api.Mining(passages, sampling, depth, quantiles, most, seed, question_column, quoting, without or ())
+        mining = api.Mining(
+            passages, sampling, depth, quantiles, most, seed, question_column, quoting, without or (), named
+        )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     reading = api.Reading(api.Fields(id_field, title_field, text_field), whole=not cut)

@@ -190,7 +190,10 @@ def calibrate(
     index: IndexFolder = INDEX,
     pairs: Annotated[
         Path | None,
-        typer.Option(help="labelled pairs for the choice, of passages of the index; debian-docs' own unless given"),
+        typer.Option(
+            help="labelled pairs for the choice (columns question, passage, label), of passages of the index; "
+            "debian-docs' own unless given"
+        ),
     ] = None,
     test: Annotated[
         Path | None, typer.Option(help="labelled pairs of other questions, on which the choice is only measured")

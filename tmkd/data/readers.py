@@ -210,10 +210,10 @@ def read_rows(path: Path, quoting: Quoting = "auto", *, keep: bool = False) -> R
         table = _parquet_table(path, content)
         rows = Rows(_table_rows(table, path))
         rows.kept = table if keep else None
-    elif extension in JSON_FORMATS:
-        rows = _json_rows(path, _decode(path, content), keep)
     else:
-        rows = _delimited_rows(path, _decode(path, content), quoting)
+        text = _decode(path, content)
+        del content  # what is decoded need not be in memory twice
+        rows = _json_rows(path, text, keep) if extension in JSON_FORMATS else _delimited_rows(path, text, quoting)
     if not rows:
         raise DataError(f"{path} has no rows", path=path)
     return rows

@@ -19,6 +19,10 @@ Row = Mapping[str, Any]
 ScoreKinds = Mapping[str, Literal["logit", "probability"]]
 _MOST_CLASSES = 2**31
 _OR_MAPPED = ", or a word whose class data.labels says: {'no': 0, 'yes': 1}"
+_NAMING = (
+    "Name yours: in a recipe's data.columns or data.scores, or with a command's --question and the like; commands "
+    "without these options read columns of these names"
+)
 _LARGEST_SCORE = 1e38  # scores become float32
 
 
@@ -46,6 +50,7 @@ class Expected(TypedDict, total=False):
             value stands for None are left out.
         relevant_from: the label column holds grades, and those from this one on are class 1, lower ones class 0.
         counts: counts the rows that are read and left out.
+        naming: how one names columns here, a sentence for the error of a missing one.
     """
 
     columns: Columns
@@ -56,6 +61,7 @@ class Expected(TypedDict, total=False):
     labels: Mapping[str, int | None]
     relevant_from: int
     counts: RowCounts
+    naming: str
 
 
 def read_pairs(path: str | Path, *, quoting: Quoting = "auto", **expected: Unpack[Expected]) -> Pairs:
@@ -94,7 +100,8 @@ def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Ex
     names = expected.get("labels", {}) if need_labels else {}
     present = column_names(rows)
     needed = [columns.question, columns.passage, *(scores if expected.get("need_scores") else {})]
-    require_columns([*needed, columns.label] if need_labels and columns.label else needed, present, source)
+    needed += [columns.label] if need_labels and columns.label else []
+    require_columns(needed, present, source, expected.get("naming", _NAMING))
     if columns.question == columns.passage:
         raise DataError(
             f"{source}: the column {columns.question!r} is read as the question and as the passage; name another one "
@@ -165,14 +172,12 @@ def _line(rows: Sequence[Row], path: Path, number: int) -> int | None:
     return line_number(path, number)
 
 
-def require_columns(needed: Sequence[str], present: Sequence[str], source: Path | str) -> None:
-    """DataError if a needed column is not there; the message names those that are."""
+def require_columns(needed: Sequence[str], present: Sequence[str], source: Path | str, naming: str = _NAMING) -> None:
+    """DataError if a needed column is not there; the message names those that are, and says how one names another."""
     for name in needed:
         if name not in present:
             raise DataError(
-                f"{source}: there is no column {name!r}; there are: {', '.join(present)}. "
-                "Name yours: in a recipe's data.columns or data.scores, or with a command's --question and the like; "
-                "commands without these options read columns of these names",
+                f"{source}: there is no column {name!r}; there are: {', '.join(present)}. {naming}",
                 path=source if isinstance(source, Path) else None,
                 column=name,
             )

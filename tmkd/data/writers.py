@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import json
 import logging
 import math
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,6 +26,7 @@ from tmkd.data.readers import JSON_FORMATS, Rows, column_names, file_format
 
 logger = logging.getLogger(__name__)
 
+_TOGETHER = 8192  # rows whose new columns are Python values at the same time
 _NO_JSON = ("NaN", "Infinity")  # what Python writes for numbers that JSON does not have
 
 
@@ -67,8 +70,8 @@ class Extended:
         elif self.extension in JSON_FORMATS:
             self._texts = list(_json_texts(rows, str(path)))
 
-    def write(self, added: Sequence[Mapping[str, Any]]) -> None:
-        """Write the rows, beside and renamed.
+    def write(self, added: Iterable[Mapping[str, Any]]) -> None:
+        """Write the rows, beside and renamed. A line is made when it is written; lines are not in memory together.
 
         Args:
             added: the new columns of each row, numbers or lists of numbers; every row has the same.
@@ -80,35 +83,39 @@ class Extended:
             for line in self._json_lines(added):
                 write_json_line(line)
             return
-        content = self._encoded(added)
-        if str(self.path).endswith(".gz"):
-            content = gzip.compress(content, mtime=0)
+        pieces = self._pieces(added)
         try:
-            with replacing(Path(self.path), len(content)) as temporary:
-                temporary.write_bytes(content)
+            with replacing(Path(self.path)) as temporary, temporary.open("wb") as file:
+                file.writelines(_gzipped(pieces) if str(self.path).endswith(".gz") else pieces)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
-    def _encoded(self, added: Sequence[Mapping[str, Any]]) -> bytes:
+    def _pieces(self, added: Iterable[Mapping[str, Any]]) -> Iterator[bytes | memoryview]:
+        """The content of the file: line by line, or that of a Parquet file, which is compressed, at once."""
         if self._table is not None:
-            table = self._table
-            for name in column_names(added[:1]):
-                table = table.append_column(name, pa.array([row[name] for row in added]))
             sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd")
-            return bytes(sink.getvalue().to_pybytes())
-        if self.extension == ".json":
-            objects = ",\n".join(self._json_lines(added))
-            return f"[\n{objects}\n]\n".encode()
-        if self.extension in JSON_FORMATS:
-            return "".join(f"{line}\n" for line in self._json_lines(added)).encode()
-        names = column_names(self.rows)
-        new = column_names(added[:1])
+            pq.write_table(_with_columns(self._table, added), sink, compression="zstd")
+            yield memoryview(sink.getvalue())
+        elif self.extension == ".json":
+            for number, line in enumerate(self._json_lines(added)):
+                yield f"{',' if number else '['}\n{line}".encode()
+            yield b"\n]\n" if self._texts else b"[\n\n]\n"
+        elif self.extension in JSON_FORMATS:
+            for line in self._json_lines(added):
+                yield f"{line}\n".encode()
+        else:
+            for line in self._csv_lines(added):
+                yield line.encode(errors="backslashreplace")
+
+    def _csv_lines(self, added: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+        following = iter(added)
+        first = [*itertools.islice(following, 1)]
+        names, new = column_names(self.rows), column_names(first)
         cells = (
             [*(_cell(row.get(name)) for name in names), *(_cell(more[name]) for name in new)]
-            for row, more in zip(self.rows, added, strict=True)
+            for row, more in zip(self.rows, itertools.chain(first, following), strict=True)
         )
-        return "".join(csv_lines([*names, *new], cells, self._dialect())).encode(errors="backslashreplace")
+        return csv_lines([*names, *new], cells, self._dialect())
 
     def _dialect(self) -> Dialect:
         """The dialect that the rows were read in, where its delimiter suits the extension; else the usual one."""
@@ -117,13 +124,33 @@ class Extended:
             return given
         return Dialect("\t" if self.extension == ".tsv" else ",", quoted=True)
 
-    def _json_lines(self, added: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    def _json_lines(self, added: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         for text, more in zip(self._texts, added, strict=True):
             whole = text
             if more:
                 start = text[: text.rindex("}")].rstrip()
                 whole = start + ("" if start.endswith("{") else ", ") + json.dumps(more)[1:]
             yield whole
+
+
+def _gzipped(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """What `gzip.compress(content, mtime=0)` makes of the whole content."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    for piece in pieces:
+        yield packer.compress(piece)
+    yield packer.flush()
+
+
+def _with_columns(table: pa.Table, added: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """The table with new columns, whose Python values are in memory for some rows at a time."""
+    rows = iter(added)
+    columns: dict[str, list[pa.Array]] = {}
+    while some := [*itertools.islice(rows, _TOGETHER)]:
+        for name in some[0]:
+            columns.setdefault(name, []).append(pa.array([row[name] for row in some]))
+    for name, parts in columns.items():
+        table = table.append_column(name, pa.chunked_array(parts).combine_chunks())
+    return table
 
 
 def _json_texts(rows: Rows, where: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,12 @@ def score_file(
     scorer = Scorer(model_folder, backend=backend, threads=threads)
     rows = read_rows(source, quoting, keep=True)
     _require_unscored(rows, source)
-    pairs = rows_to_pairs(rows, source, columns=Columns(**names, label=None))
+    naming = "Name yours with --question and --passage (in Python: columns)"
+    rows_to_pairs(rows, source, columns=Columns(**names, label=None), naming=naming)  # refuses what cannot be scored
+    questions, passages = ([row[names[side]] for row in rows] for side in ("question", "passage"))
     target = Extended(rows, output)
-    with progress("score", len(pairs)) as bar:
-        found = scorer.score_pairs(pairs.questions, pairs.passages, bar.advance)
+    with progress("score", len(rows)) as bar:
+        found = scorer.score_pairs(questions, passages, bar.advance)
     target.write(score_columns(found.logits, scorer.positive))
     if len(cut := np.flatnonzero(found.cut)):
         logger.warning(
@@ -110,8 +112,8 @@ def score_file(
     return ScoredFile(len(rows), len(cut), scorer.max_length, scorer.backend)
 
 
-def score_columns(logits: NDArray[np.float32], positive: int = 1) -> list[dict[str, Any]]:
-    """The columns that scoring adds, row by row.
+def score_columns(logits: NDArray[np.float32], positive: int = 1) -> Iterator[dict[str, Any]]:
+    """The columns that scoring adds, one row after the other.
 
     Args:
         logits: The rows' logits, [N, C] float32.
@@ -120,14 +122,12 @@ def score_columns(logits: NDArray[np.float32], positive: int = 1) -> list[dict[s
     probabilities = softmax(logits)
     predicted = logits.argmax(axis=1)
     scores = log_odds(logits, positive) if logits.shape[1] == 2 else None
-    result = []
     for number in range(len(logits)):
         added: dict[str, Any] = {} if scores is None else {"tmkd_score": float(scores[number])}
         added["tmkd_logits"] = logits[number].tolist()
         added["tmkd_probabilities"] = probabilities[number].tolist()
         added["tmkd_predicted"] = int(predicted[number])
-        result.append(added)
-    return result
+        yield added
 
 
 def _require_writable(output: str | Path, source: Path) -> None:

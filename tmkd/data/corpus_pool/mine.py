@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,15 @@ from tmkd.data.corpus_pool.retrieve import REASONS, Mining, Retriever, Uses
 from tmkd.data.decontamination import HeldOut
 from tmkd.data.documents.index import Changes, DocumentIndex
 from tmkd.data.documents.reader import Reading, index_documents
-from tmkd.data.rows import read_pairs
+from tmkd.data.pairs import Pairs
+from tmkd.data.readers import read_rows
+from tmkd.data.rows import Columns, rows_to_pairs
 
 logger = logging.getLogger(__name__)
 
 _PART = 250  # questions whose pairs are in memory, and in one part
 _NAMED = 5  # questions that messages name
+_NAMING = "Name yours with --without-question, --without-passage or --without-label (in Python: without_columns)"
 _FORMAT = 2  # of the parts: raise it when the same arguments give other pairs
 
 
@@ -150,7 +153,7 @@ def mine_pool(
     _check_output(output, corpus, (questions, *mining.without))
     asked = QuestionFile(Path(questions), mining.column, mining.quoting)
     next(iter(asked))  # a file that cannot be used is refused before the corpus is indexed
-    held = _held_out(mining.without)
+    held = _held_out(mining.without, mining.without_columns)
     folder = Path(index) if index is not None else output.with_name(output.name.split(".")[0] + ".index")
     indexed = _up_to_date(corpus, folder, reading)
     opened = DocumentIndex.open(folder)
@@ -159,6 +162,8 @@ def mine_pool(
     done = MinedPool(output, folder, indexed, len(opened))
     texts = {"questions": sha256_of(asked.path), "without": [sha256_of(Path(one)) for one in mining.without]}
     depends_on = {"format": _FORMAT, "index": opened.version, **asdict(mining), **texts}
+    if not mining.without_columns:
+        del depends_on["without_columns"]  # which parts of an earlier version do not have
     with Parts.opened(output, depends_on) as parts:
         before, began = sum(one["pairs"] for one in parts.counts), time.monotonic()
         _mine(asked, parts, Retriever(opened, mining, held, _uses(mining, parts)), done, cluster)
@@ -196,10 +201,20 @@ def _up_to_date(corpus: Sequence[str | Path], folder: Path, reading: Reading | N
     return None
 
 
-def _held_out(without: Sequence[str | Path]) -> HeldOut | None:
-    if not without:
-        return None
-    return HeldOut([read_pairs(one, need_labels=True, relevant_from=1) for one in without], 2)
+def _held_out(without: Sequence[str | Path], names: Mapping[str, str]) -> HeldOut | None:
+    """What the pool must not contain: in a file without labels every passage is a right one."""
+    columns, parts = Columns(**names), []
+    for one in map(Path, without):
+        rows = read_rows(one)
+        labelled = "label" in names or any(row.get(columns.label or "") not in (None, "") for row in rows)
+        pairs = rows_to_pairs(rows, one, columns=columns, need_labels=labelled, relevant_from=1, naming=_NAMING)
+        if not labelled:
+            logger.info(
+                f"{one}: there are no labels in a column {columns.label!r}, so every passage counts as a right one"
+            )
+            pairs = Pairs.build(pairs.questions, pairs.passages, labels=[1] * len(pairs))
+        parts.append(pairs)
+    return HeldOut(parts, 2) if parts else None
 
 
 def _uses(mining: Mining, parts: Parts) -> Uses:

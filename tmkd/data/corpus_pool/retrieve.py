@@ -7,8 +7,8 @@ text as one before it in the list or nearly so, is of the held-out sets, or is i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -51,8 +51,10 @@ class Mining:
         seed: of `stratified`: decides which passages of a quantile are chosen.
         column: the column of the question; `text` in a file queries.jsonl, else `question`, unless given.
         quoting: what a quote in a CSV or TSV file of questions means.
-        without: files of labelled pairs (development, test) whose questions and right passages are left out; labels
-            from 1 on are right ones.
+        without: files of pairs (development, test) whose questions and right passages are left out; labels from 1 on
+            are right ones, and in a file without labels every passage is.
+        without_columns: names of their columns by what they hold (question, passage, label), where they have other
+            names; a column of labels that is named must be there.
 
     Raises:
         ValueError: numbers that do not fit each other.
@@ -67,12 +69,15 @@ class Mining:
     column: str | None = None
     quoting: Quoting = "auto"
     without: Sequence[str | Path] = ()
+    without_columns: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.sampling not in get_args(Kind):
             raise ValueError(f"sampling is {self.sampling!r}; it is one of {', '.join(get_args(Kind))}")
         if self.passages < 1 or (self.most is not None and self.most < 1):
             raise ValueError("passages and most must be at least 1")
+        if unknown := sorted(self.without_columns.keys() - {"question", "passage", "label"}):
+            raise ValueError(f"without_columns names {', '.join(unknown)}; there are question, passage and label")
         if self.depth < self.passages:
             raise ValueError(f"depth is {self.depth}, passages {self.passages}; a list is as deep as it has passages")
         if self.sampling == "stratified" and not 2 <= self.quantiles <= self.passages:

@@ -109,7 +109,8 @@ def from_file(path: Path, index: DocumentIndex, quoting: Quoting = "auto", posit
     """
     from tmkd.data.rows import read_pairs
 
-    pairs = read_pairs(path, classes=2, need_labels=True, quoting=quoting)
+    naming = "The columns of cases are called question, passage and label; rename yours"
+    pairs = read_pairs(path, classes=2, need_labels=True, quoting=quoting, naming=naming)
     return Material(
         path.name, pairs, _cases(pairs, index, str(path), positive=positive), headings=True, positive=positive
     )
