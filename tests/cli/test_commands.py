@@ -183,12 +183,19 @@ HEAVY = ("torch", "transformers", "matplotlib", "sklearn", "scipy", "pandas", "p
 
 
 def _with_output(output: int, *arguments: str) -> tuple[int, str]:
-    """The status and the standard error of a command in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tmkd", *arguments], stdout=output, stderr=subprocess.PIPE, text=True, check=False
-    )
+    """The status and the standard error of Python with a standard output, in a process of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     os.close(output)
     return done.returncode, done.stderr
+
+
+def _unread() -> int:
+    """A pipe that nobody reads any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
 
 
 @pytest.mark.parametrize("columns", [1, 5000])  # less than a buffer of output, and more
@@ -196,10 +203,30 @@ def test_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path, columns: 
     unread = {f"column {number}": 1 for number in range(columns)}  # which the result lists
     row = {"query": "q", "pos": "p", "neg": "n", "pos_score": 1, "neg_score": 0, **unread}
     write_jsonl(tmp_path / "scored.jsonl", [row])
-    reading, writing = os.pipe()
-    os.close(reading)
     words = ["labels", "import", str(tmp_path / "scored.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--json", "-q"]
-    assert _with_output(writing, *words) == (0, "")
+    assert _with_output(_unread(), "-m", "tmkd", *words) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        ("raise main.TmkdError('bad input')", (1, "tmkd: bad input\n")),
+        ("os.kill(os.getpid(), 2)", (130, "\ntmkd: interrupted\n")),
+        ("raise SystemExit(2)", (2, "")),
+    ],
+)
+def test_a_command_that_fails_keeps_its_status_when_nobody_reads(end: str, expected: tuple[int, str]) -> None:
+    """With output left in the buffer, which cannot be written any more."""
+    script = f"import os\nfrom tmkd.cli import main\ndef app():\n    print('a')\n    {end}\nmain.app = app\nmain.main()"
+    assert _with_output(_unread(), "-c", script) == expected
+
+
+def test_a_program_that_calls_the_command_line_has_its_standard_output_back() -> None:
+    script = (
+        "import sys\nfrom tmkd.cli import main\nbefore, main.app = sys.stdout, print\n"
+        "main.main()\nsys.exit(sys.stdout is not before)"
+    )
+    assert _with_output(os.open(os.devnull, os.O_WRONLY), "-c", script) == (0, "")
 
 
 def test_a_full_disk_behind_standard_output_is_named(tmp_path: Path) -> None:
@@ -207,7 +234,8 @@ def test_a_full_disk_behind_standard_output_is_named(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "scored.jsonl", [row])
     status, said = _with_output(
         os.open("/dev/full", os.O_WRONLY),
-        "labels", "import", str(tmp_path / "scored.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--json", "-q",
+        "-m", "tmkd", "labels", "import", str(tmp_path / "scored.jsonl"),
+        "-o", str(tmp_path / "out.jsonl"), "--json", "-q",
     )  # fmt: skip
     assert (status, said) == (1, "tmkd: standard output: No space left on device\n")
 

@@ -139,5 +139,5 @@ def test_what_cannot_be_opened_for_want_of_descriptors_is_not_damaged(
 def test_other_errors_are_left_alone() -> None:
     for error in (FileNotFoundError(errno.ENOENT, "no"), ValueError("24"), OSError("cut off")):
         require_room(error, "a")
-    with pytest.raises(TmkdError, match=r"^a cannot be opened: the whole system .* \(`sysctl fs.file-max`"):
+    with pytest.raises(TmkdError, match=r"^a cannot be opened: the whole system .* \(on Linux `sysctl fs.file-max`"):
         require_room(OSError(errno.ENFILE, "too many"), "a")

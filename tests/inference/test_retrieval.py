@@ -316,7 +316,7 @@ def test_the_commands_say_what_dense_search_found(of_export: Path, tmp_path: Pat
     assert "were calibrated" not in " ".join(tmkd(*fitting).stderr.split())
     (export / "calibration.json").write_text(json.dumps({**content, "backend": "openvino-int8"}))
     said = " ".join(tmkd(*fitting).stderr.split())
-    assert "with the scores of openvino-int8, and onnx-fp32 scores now" in said
+    assert "with the backend openvino-int8, and onnx-fp32 computes the scores now" in said
     measured = tmkd("bench", "qa", "--model", export, *options, "--pairs", pairs, "--json", "qa.json")
     assert "dense alone" in measured.stdout
     recall = json.loads((tmp_path / "qa.json").read_text())["quality"]["recall@100"]

@@ -48,7 +48,9 @@ def test_ranks_of_questions_with_one_passage_are_not_fused(
     assert "BM25 is not fused with cosines: 3 of the 5 pairs are the only one of their question" in caplog.text
 
 
-def test_an_encoder_that_pools_by_its_first_token_is_also_measured_as_it_is_used(tmp_path: Path) -> None:
+def test_an_encoder_that_pools_by_its_first_token_is_also_measured_as_it_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The mean of the tokens' vectors is not what somebody has who uses such an embedding model."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -65,6 +67,15 @@ def test_an_encoder_that_pools_by_its_first_token_is_also_measured_as_it_is_used
     assert list(found) == ["bm25", "cosine", "own similarity", "bm25+cosine", "bm25+own similarity"]
     np.testing.assert_allclose(log_odds(found["own similarity"].logits[0], 1), 10 * (cosine - 0.5), atol=1e-3)
     assert np.abs(log_odds(found["cosine"].logits[0], 1) - 10 * (cosine - 0.5)).max() > 0.1
+
+    settings = tmp_path / "first" / "config_sentence_transformers.json"
+    before = settings.read_text()
+    settings.write_text('{"prompts": ["question: "]}')
+    names = [one.name for one in free_baselines(Workspace(tmp_path / "workspace"), recipe, pairs, [])]
+    assert names == ["bm25", "cosine", "bm25+cosine"]
+    assert "own similarity of" in caplog.text
+    assert "prompts is ['question: '], not an object" in caplog.text
+    settings.write_text(before)
 
     itself = {"name": "itself", "kind": "bi_encoder", "model": str(tmp_path / "first")}
     recipe = Recipe.model_validate(

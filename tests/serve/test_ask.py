@@ -94,7 +94,7 @@ def test_the_calibration_decides_by_the_raw_score_and_other_ground_is_told_once(
         caplog.clear()
         with in_process(index=index, model=export) as served:
             assert "were calibrated with dense search, and BM25 alone retrieves now" in caplog.text
-            assert "with the scores of onnx-int8, and onnx-fp32 scores now" in caplog.text
+            assert "with the backend onnx-int8, and onnx-fp32 computes the scores now" in caplog.text
             for _ in range(2):
                 assert served.post("/ask", {"question": TWO}).json()["answered"] is answered
         said = [one.getMessage() for one in caplog.records if "were calibrated" in one.getMessage()]

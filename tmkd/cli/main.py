@@ -120,14 +120,15 @@ def _drop_output() -> None:
 
 
 def _run_to_the_end() -> None:
-    """Run the command and write its last output; a command that failed keeps its exit status."""
+    """Run the command and write its last output; one that failed or was interrupted keeps its exit status."""
     try:
         app()
-    except SystemExit as done:
+    except BaseException as done:
         try:
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except (OSError, _Closed):
-            if not done.code:
+            if isinstance(done, SystemExit) and not done.code:
                 raise
             _drop_output()
         raise
@@ -148,7 +149,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # where a terminal or a file has no such character
-    sys.stdout = _named(sys.stdout)
+    before, sys.stdout = sys.stdout, _named(sys.stdout)
     set_quiet(False)
     try:
         _require_together()
@@ -169,3 +170,5 @@ def main() -> None:
         place = error.filename or "the system"
         print(f"tmkd: {too_many(error, place) or f'{place}: {error.strerror or error}'}", file=sys.stderr)
         raise SystemExit(1) from None
+    finally:
+        sys.stdout = before

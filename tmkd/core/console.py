@@ -19,7 +19,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 _PLAIN_SECONDS = 10.0  # how often a bar prints a line where output is not a terminal
 console = Console(stderr=True)
-tables = Console(width=None if sys.stdout.isatty() else 140)  # to standard output, wide enough where it is a file
+_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: a program without standard output
+tables = Console(width=None if _terminal else 140)  # to standard output, wide enough where it is a file
 _tmkd = logging.getLogger("tmkd")
 
 

@@ -14,6 +14,7 @@ try:
 except ImportError:  # Windows, which has no such limit
     resource = None  # type: ignore[assignment]
 
+_ON_MACOS = 10_240  # the most that macOS allows, where it says that there is no hard limit
 _ENOUGH = 65_536  # programs that this process starts may close every number up to the limit, one by one
 
 
@@ -23,9 +24,12 @@ def raise_limit() -> None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):  # macOS says that there is no hard limit and has one
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    for limit in (wanted, _ON_MACOS):
+        if soft == resource.RLIM_INFINITY or soft >= limit:
+            return
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            return
 
 
 def too_many(error: BaseException, path: Path | str) -> TmkdError | None:
@@ -43,7 +47,7 @@ def too_many(error: BaseException, path: Path | str) -> TmkdError | None:
         )
         reason = f"the limit of open files of this process is {soft} (`ulimit -n`; the hard limit is {hard})"
     elif errno.ENFILE in codes:
-        reason = "the whole system has as many files open as it may (`sysctl fs.file-max`)"
+        reason = "the whole system has as many files open as it may (on Linux `sysctl fs.file-max`)"
     else:
         return None
     return TmkdError(f"{path} cannot be opened: {reason}. Raise the limit and run the same command again")

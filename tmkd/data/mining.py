@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 Row = tuple[str, str]
 T = TypeVar("T")
 _TOGETHER = 8192  # pairs whose texts are copied into memory at the same time; a row group of the file
-_REMEMBERED = 1 << 17  # texts of a source whose words are kept, since many askers find them: some 100 MB
+_REMEMBERED = 1 << 17  # texts of a source whose words are kept, since many askers find them: 100 to 300 MB
 _MARGIN = 20  # hits read beyond those wanted, in place of hits that must not be paired with the question
 
 

@@ -104,8 +104,8 @@ def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Ex
     require_columns(needed, present, source, expected.get("naming", _NAMING))
     if columns.question == columns.passage:
         raise DataError(
-            f"{source}: the column {columns.question!r} is read as the question and as the passage; name another one "
-            "of them, in a recipe's data.columns or with a command's --question or --passage",
+            f"{source}: the column {columns.question!r} is read as the question and as the passage. "
+            f"{expected.get('naming', _NAMING)}",
             path=source if isinstance(source, Path) else None,
             column=columns.question,
         )

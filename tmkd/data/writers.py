@@ -134,7 +134,7 @@ class Extended:
 
 
 def _gzipped(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
-    """What `gzip.compress(content, mtime=0)` makes of the whole content."""
+    """The pieces as one gzip file without a name or a time, so that the same content gives the same bytes."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     for piece in pieces:
         yield packer.compress(piece)

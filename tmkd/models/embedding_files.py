@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tmkd.core.errors import EncoderError
 from tmkd.models.module_files import read_modules
 from tmkd.models.ready import checkpoint_json
 
@@ -40,8 +41,10 @@ def beyond_mean(folder: Path) -> list[str]:
     found = [f"module: {one.kind}" for one in modules if one.kind not in _MEAN_COSINE]
     for place in (one.place for one in modules if one.kind == "Pooling"):
         if (modes := _pooling(checkpoint_json(place / "config.json"))) != ["mean"]:
-            found.append(f"pooling: {' and '.join(modes) or 'none'}")
+            found.append(f"pooling: {' and '.join(modes)}")
     prompts = _settings(folder).get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise EncoderError(f"{folder / SETTINGS_FILE}: prompts is {prompts!r}, not an object", source=folder)
     found += [f"a prompt for {side}" for side in _SIDES if prompts.get(side)]
     return found + ([] if similarity_of(folder) == "cosine" else [f"similarity: {similarity_of(folder)}"])
 
@@ -52,9 +55,9 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _pooling(config: dict[str, Any]) -> list[str]:
-    """The kinds of pooling that a pooling module's configuration names; older files have a flag for each."""
+    """The kinds of pooling that a pooling module's configuration names, the mean if none; older files have flags."""
     named = config.get("pooling_mode")
     if named is not None:
         return [named] if isinstance(named, str) else [str(one) for one in named]
     flags = [name.removeprefix("pooling_mode_") for name in config if name.startswith("pooling_mode_") and config[name]]
-    return [flag.removesuffix("_tokens").removesuffix("_token") for flag in flags]
+    return [flag.removesuffix("_tokens").removesuffix("_token") for flag in flags] or ["mean"]

@@ -179,7 +179,7 @@ class BiEncoderTeacher(StoredTeacher):
                     pool = Pooling(words.get_embedding_dimension(), pooling_mode=pooling)
                     modules = [words, pool, Normalize()] if self.builtin else [words, pool]
                     model = SentenceTransformer(modules=modules, device=str(device()))
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise EncoderError(f"{self.folder} cannot be read: {reason}", source=self.folder) from error
         model.float()  # modules that do not ask for a type, such as static embeddings

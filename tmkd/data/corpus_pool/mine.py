@@ -209,8 +209,9 @@ def _held_out(without: Sequence[str | Path], names: Mapping[str, str]) -> HeldOu
         labelled = "label" in names or any(row.get(columns.label or "") not in (None, "") for row in rows)
         pairs = rows_to_pairs(rows, one, columns=columns, need_labels=labelled, relevant_from=1, naming=_NAMING)
         if not labelled:
-            logger.info(
-                f"{one}: there are no labels in a column {columns.label!r}, so every passage counts as a right one"
+            logger.warning(
+                f"{one}: there are no labels in a column {columns.label!r}, so every passage counts as a right one and "
+                "is kept out of the pool; if there are labels, name their column with --without-label"
             )
             pairs = Pairs.build(pairs.questions, pairs.passages, labels=[1] * len(pairs))
         parts.append(pairs)

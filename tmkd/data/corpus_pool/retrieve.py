@@ -72,6 +72,7 @@ class Mining:
     without_columns: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "without_columns", dict(self.without_columns))  # a plain one, which can be copied
         if self.sampling not in get_args(Kind):
             raise ValueError(f"sampling is {self.sampling!r}; it is one of {', '.join(get_args(Kind))}")
         if self.passages < 1 or (self.most is not None and self.most < 1):

@@ -122,8 +122,8 @@ class GroundCheck:
         was, now = self._calibrated.backend, self._backend
         if None not in (was, now) and was != now:
             self._say(
-                "backend", f"with the scores of {was}, and {now} scores now, whose log-odds differ a little; name it "
-                f"(--backend {was}), or calibrate again with: {self._how} --backend {now}",
+                "backend", f"with the backend {was}, and {now} computes the scores now, which may differ by several "
+                f"tenths; use --backend {was}, or calibrate again with: {self._how} --backend {now}",
             )  # fmt: skip
 
     def _say(self, name: str, how: str, level: int = logging.WARNING) -> None:

@@ -89,13 +89,13 @@ def own_similarities(
     taken = {one.model for one in recipe.used_teachers if f"teacher:{one.name}" in untrained_teachers(recipe)}
     found = {}
     for cosine, source in sources.items():
-        name = cosine.replace(COSINE, OWN)
-        if (recipe.encoder if cosine == COSINE else recipe.cached_encoder) in taken:
+        name, spec = cosine.replace(COSINE, OWN), recipe.encoder if cosine == COSINE else recipe.cached_encoder
+        if spec in taken:
             continue
         try:
             if not (differs := beyond_mean(source)):
                 continue
-            teacher = BiEncoderTeacher(str(source), name=f"{name} of {source.name}", positive=recipe.positive_class)
+            teacher = BiEncoderTeacher(spec, name=f"{name} of {spec}", positive=recipe.positive_class)
             logits = teacher.from_raw(label_stored(workspace, teacher, pairs).logits_for(pairs.ids))
         except (EncoderError, MissingExtraError) as error:
             logger.warning(f"the {name} of {source} is left out of the free baselines: {error}")

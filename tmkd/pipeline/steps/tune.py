@@ -12,11 +12,12 @@ import torch
 from tmkd.config.recipe import Recipe
 from tmkd.config.teacher_sections import Teacher, Tune
 from tmkd.core.errors import DataError, named, needs_extra
-from tmkd.core.files import read_json, write_json
+from tmkd.core.files import write_json
 from tmkd.core.hardware import attention, device, use_bf16
 from tmkd.data.pairs import Pairs
 from tmkd.models.encoders.tensors import require_finite
 from tmkd.models.quiet import without_bars
+from tmkd.models.ready import checkpoint_json
 from tmkd.pipeline.steps.fit import state_folder
 from tmkd.pipeline.store.fingerprint import depends_on, non_defaults
 from tmkd.pipeline.store.workspace import Step, Workspace
@@ -47,7 +48,7 @@ def untuned(recipe: Recipe, teacher: Teacher) -> BiEncoderTeacher:
 def tuned_teacher(recipe: Recipe, step: Step, name: str) -> BiEncoderTeacher:
     """The bi-encoder of a finished step, read as it would be read before it was fine-tuned."""
     folder, right = step.folder / _MODEL, recipe.positive_class
-    about = read_json(step.folder / "step.json")["depends_on"]["settings"].get("reader")
+    about = checkpoint_json(step.folder / "step.json")["depends_on"]["settings"].get("reader")
     if about is None:  # its files say the rest
         return BiEncoderTeacher(str(folder), name=name, positive=right)
     return BiEncoderTeacher(
