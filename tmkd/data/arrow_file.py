@@ -36,7 +36,7 @@ class Chunks:
 
     Args:
         table: The table.
-        used: Is told in how many places a chunk was read.
+        used: Called with the number of places in which a chunk was read.
     """
 
     def __init__(self, table: pa.Table, used: Callable[[int], None] | None = None) -> None:
