@@ -7,9 +7,8 @@ from typing import Any
 
 from tmkd.core.errors import EncoderError
 from tmkd.models.module_files import read_modules
-from tmkd.models.ready import checkpoint_json
+from tmkd.models.ready import SETTINGS_FILE, checkpoint_json, library_settings
 
-SETTINGS_FILE = "config_sentence_transformers.json"
 _MEAN_COSINE = ("Transformer", "Pooling", "Normalize")  # the modules of a cosine of means
 _SIDES = ("query", "document", "passage", "corpus")  # the prompts that are read
 
@@ -20,7 +19,7 @@ def similarity_of(folder: Path) -> str:
     Raises:
         EncoderError: the file is damaged.
     """
-    return str(_settings(folder).get("similarity_fn_name") or "cosine")
+    return str(library_settings(folder).get("similarity_fn_name") or "cosine")
 
 
 def beyond_mean(folder: Path) -> list[str]:
@@ -42,16 +41,12 @@ def beyond_mean(folder: Path) -> list[str]:
     for place in (one.place for one in modules if one.kind == "Pooling"):
         if (modes := _pooling(checkpoint_json(place / "config.json"))) != ["mean"]:
             found.append(f"pooling: {' and '.join(modes)}")
-    prompts = _settings(folder).get("prompts") or {}
+    prompts = library_settings(folder).get("prompts") or {}
     if not isinstance(prompts, dict):
         raise EncoderError(f"{folder / SETTINGS_FILE}: prompts is {prompts!r}, not an object", source=folder)
     found += [f"a prompt for {side}" for side in _SIDES if prompts.get(side)]
-    return found + ([] if similarity_of(folder) == "cosine" else [f"similarity: {similarity_of(folder)}"])
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / SETTINGS_FILE
-    return checkpoint_json(path) if path.is_file() else {}
+    similarity = similarity_of(folder)
+    return found if similarity == "cosine" else [*found, f"similarity: {similarity}"]
 
 
 def _pooling(config: dict[str, Any]) -> list[str]:

@@ -35,6 +35,16 @@ def checkpoint_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def library_settings(folder: Path) -> dict[str, Any]:
+    """What sentence-transformers wrote about a model as a whole, such as its prompts; empty where it wrote nothing.
+
+    Raises:
+        EncoderError: the file is damaged.
+    """
+    path = folder / SETTINGS_FILE
+    return checkpoint_json(path) if path.is_file() else {}
+
+
 def head_rows(folder: Path) -> int:
     """How many logits the classification head in a checkpoint's weights gives; 0 if there is no head.
 
@@ -159,8 +169,7 @@ def needs_library(folder: Path) -> str:
         return "its tokenizer, which is not a tokenizer.json"
     if len(modules := read_modules(folder)) > 1:
         return f"its modules, {', '.join(one.kind for one in modules)}"
-    path = folder / SETTINGS_FILE
-    settings = checkpoint_json(path) if path.is_file() else {}
+    settings = library_settings(folder)
     if (settings.get("prompts") or {}).get(settings.get("default_prompt_name")):
         return "its prompt"
     rows = head_rows(folder)
@@ -169,8 +178,7 @@ def needs_library(folder: Path) -> str:
 
 def activation_of(folder: Path) -> str:
     """The function that sentence-transformers puts on the logits, as its files name it; empty if they name none."""
-    config, path = checkpoint_json(folder / "config.json"), folder / SETTINGS_FILE
-    newest = checkpoint_json(path).get("activation_fn") if path.is_file() else None
-    found = (newest, *(config.get(key) for key in ACTIVATIONS))
+    config = checkpoint_json(folder / "config.json")
+    found = (library_settings(folder).get("activation_fn"), *(config.get(key) for key in ACTIVATIONS))
     named = (one.get("activation_fn") if isinstance(one, dict) else one for one in found)
     return next((str(one) for one in named if one), "")

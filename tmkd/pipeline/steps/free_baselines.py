@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.config.recipe import Recipe
+from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import EncoderError, MissingExtraError
 from tmkd.core.logits import even_logits, log_odds
 from tmkd.data.documents.bm25 import pair_scores
@@ -66,8 +67,11 @@ def encoder_cosine(workspace: Workspace, recipe: Recipe, source: Path, pairs: Pa
 
 def untrained_teachers(recipe: Recipe) -> list[str]:
     """The names, as reports have them, of the teachers that are the cosine of an embedding model and nothing more."""
-    found = [one for one in recipe.used_teachers if one.of_kind == "bi_encoder" and not one.learns_labels]
-    return [f"teacher:{one.name}" for one in found]
+    return [f"teacher:{one.name}" for one in _untrained(recipe)]
+
+
+def _untrained(recipe: Recipe) -> list[Teacher]:
+    return [one for one in recipe.used_teachers if one.of_kind == "bi_encoder" and not one.learns_labels]
 
 
 def own_similarities(
@@ -86,7 +90,7 @@ def own_similarities(
     Returns:
         Logits [N, 2] by name: `own similarity`, and that of the cached encoder.
     """
-    taken = {one.model for one in recipe.used_teachers if f"teacher:{one.name}" in untrained_teachers(recipe)}
+    taken = {one.model for one in _untrained(recipe)}
     found = {}
     for cosine, source in sources.items():
         name, spec = cosine.replace(COSINE, OWN), recipe.encoder if cosine == COSINE else recipe.cached_encoder
