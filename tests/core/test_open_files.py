@@ -15,7 +15,7 @@ from label_fixtures import append, header_of
 from qa_fixtures import index_of
 
 from tmkd.core.errors import TmkdError
-from tmkd.core.mapped import mapped_array
+from tmkd.core.mapped_array import mapped_array
 from tmkd.core.open_files import raise_limit, require_room
 from tmkd.data.arrow_file import write_arrow
 from tmkd.data.documents.index_files import open_files

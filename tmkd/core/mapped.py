@@ -83,25 +83,6 @@ def mapped_numbers(numbers: NDArray[Any], folder: Path) -> NDArray[Any]:
         return np.memmap(file, numbers.dtype, "c", shape=numbers.shape)
 
 
-def mapped_array(path: Path) -> NDArray[Any]:
-    """What `np.save` wrote, mapped, and read only.
-
-    `np.load` keeps a file descriptor for each array that it maps, and a process may have some hundreds of them.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is damaged.
-        EOFError: It is empty.
-    """
-    import torch  # the scorer, which maps no arrays, starts faster without
-
-    found = np.load(path, mmap_mode="r")  # where its numbers begin, and whether they are all there
-    whole = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)  # closes the file, reads nothing
-    numbers = np.frombuffer(whole.numpy(), found.dtype, found.size, found.offset)
-    numbers.flags.writeable = False
-    return numbers.reshape(found.shape, order="F" if np.isfortran(found) else "C")
-
-
 class NumbersInFile:
     """Numbers in a file, of which pieces are read where they are needed.
 

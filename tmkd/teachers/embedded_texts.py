@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.files import replacing
-from tmkd.core.mapped import mapped_array
+from tmkd.core.mapped_array import mapped_array
 from tmkd.core.open_files import require_room
 from tmkd.models.text_states import text_key
 

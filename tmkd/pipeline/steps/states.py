@@ -22,7 +22,7 @@ from safetensors.numpy import load, save_file
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError, EncoderError
 from tmkd.core.files import replacing
-from tmkd.core.mapped import mapped_array
+from tmkd.core.mapped_array import mapped_array
 from tmkd.core.open_files import require_room
 from tmkd.data.pairs import Pairs
 from tmkd.models.card import CARD_FILE, read_card
