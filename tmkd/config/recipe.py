@@ -29,7 +29,7 @@ from tmkd.config.sections import (
     WarmUp,
 )
 from tmkd.config.student_sections import Cached, StudentShape
-from tmkd.config.teacher_sections import KINDS_OF_TWO, Teacher
+from tmkd.config.teacher_sections import KINDS_OF_TWO, Chosen, Teacher, chosen_teachers
 
 BEST = "best"
 """As `take`: the method that is best on the development set."""
@@ -56,7 +56,9 @@ class Recipe(Part):
     teachers: tuple[Teacher, ...] = Field(
         (), description="the K teachers; columns of data.scores that none of them names are teachers, too, after them"
     )
-    use_teachers: Positive | None = Field(None, description="use only the first this many teachers")
+    use_teachers: Chosen = Field(
+        None, description="use only the first this many teachers, or only the ones with these names"
+    )
     labels: Literal["own", "out-of-fold"] = Field(
         "own",
         description="who labels the training pairs. own: the teachers, which were trained on them. out-of-fold: "
@@ -184,8 +186,8 @@ class Recipe(Part):
 
     @property
     def used_teachers(self) -> tuple[Teacher, ...]:
-        """The teachers that take part: all, or the first `use_teachers` of them."""
-        return self.all_teachers[: self.use_teachers]
+        """The teachers that take part: all, the first `use_teachers` of them, or those that it names."""
+        return chosen_teachers(self.all_teachers, self.use_teachers)
 
     @property
     def _replays(self) -> bool:
@@ -234,21 +236,20 @@ class Recipe(Part):
             raise ValueError("teachers: give one or more, or score columns made elsewhere (data.scores)")
         if len(set(names)) < len(names):
             raise ValueError(f"teachers: names must differ, got {', '.join(names)}")
-        if (self.use_teachers or 1) > len(names):
-            raise ValueError(f"use_teachers: {self.use_teachers}, but there are {len(names)} teachers")
+        used = self.used_teachers
         if self._replays and self.pool is not None and self.pool.teachers:
             raise ValueError("stage2.replay: the pool is of another task (pool.teachers), stage 2 has no labels for it")
         if self.ensemble != "mean" and len(names) < 2:
             raise ValueError(f"ensemble: {self.ensemble} weighs two or more teachers, and {names[0]} is the only one")
-        if self.ensemble != "mean" and (partial := [one.name for one in self.used_teachers if one.partial]):
+        if self.ensemble != "mean" and (partial := [one.name for one in used if one.partial]):
             raise ValueError(
                 f"ensemble: {self.ensemble} needs every teacher's label of a pair; {partial[0]} is partial"
             )
         if self.warm_up is not None:
-            finished = [one.name for one in self.used_teachers
+            finished = [one.name for one in used
                         if not (one.learns_labels or one.partial or one.of_kind == "scores")]  # fmt: skip
             self.warm_up.require_teacher(finished, self.classes)
-        if self.labels == "out-of-fold" and not any(teacher.learns_labels for teacher in self.used_teachers):
+        if self.labels == "out-of-fold" and not any(teacher.learns_labels for teacher in used):
             raise ValueError("labels: out-of-fold needs a teacher that is trained here, and none is")
         return self
 

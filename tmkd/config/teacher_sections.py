@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from tmkd.config.sections import Part, Positive, Rate, Training, text_keys
 from tmkd.config.unused import refuse_unused
@@ -295,6 +295,35 @@ class Teacher(Part):
                     f"{key} is for {of.get(key, 'kind encoder, which is trained here')}, and this teacher is of kind "
                     f"{self.of_kind}{under}"
                 )
+
+
+def _number_or_names(value: Any) -> Any:
+    """A choice of teachers as it was given; ValueError, in one sentence, where it is of another type."""
+    if value is None or isinstance(value, int | tuple | list) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"give a number of teachers, or a list of their names such as [a, b], got {value!r}")
+
+
+Chosen = Annotated[Positive | tuple[str, ...] | None, BeforeValidator(_number_or_names)]
+"""Which of a recipe's teachers take part: the first so many, those with these names, or all."""
+
+
+def chosen_teachers(teachers: tuple[Teacher, ...], chosen: Chosen) -> tuple[Teacher, ...]:
+    """The teachers that take part, in the order of the recipe.
+
+    Raises:
+        ValueError: none is chosen, a name is not a teacher's or stands there twice, or there are fewer teachers.
+    """
+    if not isinstance(chosen, tuple):
+        if (chosen or 1) > len(teachers):
+            raise ValueError(f"use_teachers: {chosen}, but there are {len(teachers)} teachers")
+        return teachers[:chosen]
+    names = [teacher.name for teacher in teachers]
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"use_teachers: give one or more names, each once, got {', '.join(chosen) or 'none'}")
+    if unknown := [name for name in chosen if name not in names]:
+        raise ValueError(f"use_teachers: {unknown[0]!r} is not a teacher; the teachers are {', '.join(names)}")
+    return tuple(teacher for teacher in teachers if teacher.name in chosen)
 
 
 _OF_TRAINING = ("epochs", "learning_rate", "batch_size", "dropout", "pooler")
