@@ -107,6 +107,15 @@ def test_the_first_teachers_alone_are_trained_and_none_twice(small: Path, tmp_pa
     assert [json.loads((step.folder / "tmkd.json").read_text())["soft_headers"] for step in (first, second)] == [1, 2]
 
 
+def test_teachers_that_are_named_take_part_in_the_order_of_the_recipe(small: Path, tmp_path: Path) -> None:
+    for names, expected in {"[b,a]": ["a", "b"], "[b]": ["b"]}.items():
+        of = a_run(small, tmp_path / "w", f"use_teachers={names}", "methods=[tkd]", "take=tkd")
+        assert [teacher.name for teacher in of.recipe.used_teachers] == expected
+    assert [teacher.name for teacher, _ in of.labels.teachers] == ["b"]
+    both = a_run(small, tmp_path / "w", "methods=[mkd]", "take=mkd")
+    assert both.labels.teachers[1] == of.labels.teachers[0]  # b is the same teacher, whoever is beside it
+
+
 # --- labels: out-of-fold
 
 
@@ -359,6 +368,10 @@ def test_bad_values_are_named(tmkd: Tmkd, small: Path) -> None:
     for overrides, expected in {
         ("data.train_share=0",): "data.train_share: input should be greater than 0, got 0",
         ("use_teachers=3",): "use_teachers: 3, but there are 2 teachers",
+        ("use_teachers=[a,c]",): "use_teachers: 'c' is not a teacher; the teachers are a, b",
+        ("use_teachers=[a,a]",): "use_teachers: give one or more names, each once, got a, a",
+        ("use_teachers=[]",): "use_teachers: give one or more names, each once, got none",
+        ("use_teachers=a",): "use_teachers: give a number of teachers, or a list of their names such as [a, b], got 'a'",
         ("labels=out-of-folds",): "labels: input should be 'own' or 'out-of-fold', got 'out-of-folds'",
         ("folds=1",): "folds: input should be greater than or equal to 2, got 1",
         ("stage2.replay=0.001",): "replay: 0.001 of 64 pairs leaves no pair of the pool or the task",
