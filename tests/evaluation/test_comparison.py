@@ -122,13 +122,31 @@ def test_shares_differences_and_their_verdicts() -> None:
     assert "2.0 times as fast as one teacher" in headline(results)
 
 
-def test_the_headline_names_no_depth_where_a_teachers_is_not_known() -> None:
+def test_the_headline_counts_who_taught_and_names_no_depth_where_it_is_not_known() -> None:
     pairs = rows()
     some = outputs(pairs)
     unknown = [replace(one, layers=None) if one.kind == "teacher" and n == 0 else one for n, one in enumerate(some)]
     assert headline(compare(pairs, unknown, classes=2, task="t")).startswith("2 teachers became one student")
+    results = compare(pairs, some, classes=2, task="t")
+    for learned_from, said in {
+        ("t1",): "1 teacher of 6 layers became one student",
+        ("t1", "t2", "judge"): "3 teachers became one student",
+        (): "Labels alone became one student",
+    }.items():
+        results.learned_from = learned_from
+        assert headline(results).startswith(said)
     alone = [one for one in some if one.name == "tmkd"]
     assert "one student of 3 layers" in headline(compare(pairs, alone, classes=2, task="t"))
+
+
+def test_teachers_that_are_not_measured_are_named_with_the_reason() -> None:
+    pairs = rows()
+    results = compare(pairs, outputs(pairs), classes=2, task="t")
+    results.unmeasured = {"judge": "it has no score for 1 of 480 pairs", "big": "it made the reference 'score'"}
+    assert results.standing()[-1] == (
+        "Not measured on these pairs: judge (it has no score for 1 of 480 pairs); big (it made the reference 'score'). "
+        "Of 4 teachers teacher-ensemble has 2."
+    )
 
 
 def test_accuracy_above_the_largest_class_by_hand() -> None:

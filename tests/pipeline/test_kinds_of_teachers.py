@@ -392,6 +392,13 @@ def test_a_teacher_that_labels_only_a_part_of_the_pairs(tmkd: Tmkd, tmp_path: Pa
     assert said in " ".join(done.stderr.split())
     assert "What partial teachers label" in Path("workspace/runs/kinds/report/report.html").read_text()
     assert [row["name"] for row in report["methods"]] == ["teacher:cosine", "tmkd"]  # the test set has gaps
+    gaps = coverage["test"]["pairs"] - coverage["test"]["labelled"]
+    assert report["unmeasured"] == {"judge": f"it has no score for {gaps:,} of {coverage['test']['pairs']:,} pairs"}
+    assert report["standing"][-1] == f"Not measured on these pairs: judge ({report['unmeasured']['judge']})."
+    assert report["learned_from"] == ["cosine", "judge"]
+    page = Path("workspace/runs/kinds/report/report.html").read_text()
+    assert "2 teachers became one student" in page
+    assert "of cosine&#39;s ROC-AUC" in page
     targets = run.labels.targets(run.recipe.chosen_methods[1], run.data.train, "train")
     assert targets is not None
     assert targets.weights is not None

@@ -21,7 +21,6 @@ from tmkd.config.sections import (
     Export,
     Loss,
     Part,
-    Positive,
     Seeds,
     Stage1,
     Stage2,

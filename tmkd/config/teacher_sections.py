@@ -299,7 +299,7 @@ class Teacher(Part):
 
 def _number_or_names(value: Any) -> Any:
     """A choice of teachers as it was given; ValueError, in one sentence, where it is of another type."""
-    if value is None or isinstance(value, int | tuple | list) and not isinstance(value, bool):
+    if value is None or (isinstance(value, int | tuple | list) and not isinstance(value, bool)):
         return value
     raise ValueError(f"give a number of teachers, or a list of their names such as [a, b], got {value!r}")
 

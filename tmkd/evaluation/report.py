@@ -149,8 +149,11 @@ def headline(results: Results) -> str:
     if student is None:
         return ""
     teachers = [row for row in results.methods if row.kind == "teacher"]
-    depths = {row.size.get("layers") or 0 for row in teachers}
-    text = "1 teacher" if len(teachers) == 1 else f"{len(teachers)} teachers"
+    known = [*(row.name.removeprefix("teacher:") for row in teachers), *results.unmeasured]
+    taught = known if results.learned_from is None else results.learned_from
+    layers = {row.name.removeprefix("teacher:"): row.size.get("layers") or 0 for row in teachers}
+    depths = {layers.get(name, 0) for name in taught}
+    text = {0: "Labels alone", 1: "1 teacher"}.get(len(taught), f"{len(taught)} teachers")
     if depths and all(depths):  # of embedding models, endpoints and scores the depth is not known
         text += f" of {'up to ' if len(depths) > 1 else ''}{max(depths)} layers"
     text += " became one student"
@@ -159,7 +162,9 @@ def headline(results: Results) -> str:
         kind = "interaction layer" if once else "layer"
         text += f" of {student.size['layers']} {kind}{'s' if student.size['layers'] > 1 else ''}"
     whose = "the ensemble's" if results.relative_to == ENSEMBLE else "the teacher's"
-    whose = "the best teacher's" if results.relative_to != ENSEMBLE and len(teachers) > 1 else whose
+    if results.relative_to != ENSEMBLE and len(known) > 1:
+        best = results.relative_to.removeprefix("teacher:")
+        whose = f"{best}'s" if results.unmeasured else "the best teacher's"
     kept = [
         f"{percent(student.kept[name])} of {whose} {TITLES[name]}"
         for name in results.headline_metrics

@@ -22,6 +22,7 @@ from tmkd.evaluation.significance import (
     against_free_sentence,
     ensemble_sentence,
     one_seed_sentence,
+    unmeasured_sentence,
     verdict,
 )
 
@@ -201,6 +202,8 @@ class Results:
         agreement: how often each student or baseline decides as the ensemble does.
         ensemble: how the teachers are weighed where the ensemble is no plain mean: {"kind": the
             recipe's `ensemble`, "weights": {teacher: weight}, "intercept", "ridge", "log_loss", "fitted_to"}.
+        learned_from: the teachers whose soft labels the exported student learned; None where it is not known.
+        unmeasured: by teacher that these pairs cannot measure, why. No ensemble here has it.
         coverage: of each partial teacher, how many pairs of each part have its label: {"judge": {"train": {"pairs",
             "labelled"}}}.
         reliability: of each teacher's probabilities, before and after calibration (`ModelOutput.reliability`).
@@ -232,6 +235,8 @@ class Results:
     combinations: list[Component] = field(default_factory=list)
     agreement: list[Component] = field(default_factory=list)
     ensemble: dict[str, Any] = field(default_factory=dict)
+    learned_from: tuple[str, ...] | None = None
+    unmeasured: dict[str, str] = field(default_factory=dict)
     coverage: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     reliability: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -255,6 +260,8 @@ class Results:
         if self.development.get("behind"):
             behind = ", ".join(self.development["behind"])
             found.append(f"Behind the cosine of the encoder with nothing trained, on the development set: {behind}.")
+        if self.unmeasured:
+            found.append(unmeasured_sentence(self.unmeasured, [row.name for row in self.methods]))
         return found
 
     def verdicts(self, name: str = "") -> list[str]:
@@ -291,6 +298,8 @@ class Results:
             "development": self.development,
             "choice": self.choice,
             "ensemble": {**self.ensemble, **better},
+            "learned_from": self.learned_from,
+            "unmeasured": self.unmeasured,
             "coverage": self.coverage,
             "reliability": self.reliability,
             "exports": self.exports,

@@ -8,7 +8,7 @@ others (`one_seed_sentence`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,3 +160,16 @@ def _shown(value: Interval) -> tuple[str, str]:
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def unmeasured_sentence(unmeasured: Mapping[str, str], names: Sequence[str]) -> str:
+    """Say which teachers the pairs cannot measure, why, and what `teacher-ensemble` is then.
+
+    Args:
+        unmeasured: why, by the teacher's name.
+        names: the models that are measured.
+    """
+    text = "Not measured on these pairs: " + "; ".join(f"{name} ({why})" for name, why in unmeasured.items()) + "."
+    rest = sum(name.startswith("teacher:") for name in names)
+    every = rest + len(unmeasured)
+    return f"{text} Of {every} teachers teacher-ensemble has {rest}." if "teacher-ensemble" in names else text

@@ -44,8 +44,8 @@ def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[s
     run = FinishedRun.read(folder, data.workspace)
     curves = run.curves()
     logger.info("measuring every model on the test set")
-    found = outputs(run, data.test, timed=True, own=True, opened=data.cache.stored_teachers)
-    results = compare_outputs(run, data.test, found, task=recipe.name)
+    found, unmeasured = outputs(run, data.test, timed=True, own=True, opened=data.cache.stored_teachers)
+    results = compare_outputs(run, data.test, found, task=recipe.name, unmeasured=unmeasured)
     results.data = {part: counts.to_json() for part, counts in data.task.counts.items()}
     results.coverage = coverage_of(data)
     results.provenance = provenance(recipe, data.task.info)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tmkd.config.class_checks import unlike_classes
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Training
+from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import digest_of
 from tmkd.core.hardware import prepare
@@ -81,12 +82,12 @@ def evaluate(
     if int(pairs.labels.max()) >= run.recipe.classes:
         raise TmkdError(f"label {int(pairs.labels.max())} is out of range: the run has {run.recipe.classes} classes")
     prepare(attention=run.recipe.attention)
-    found = outputs(run, pairs, timed=timed, opened=opened)
+    found, unmeasured = outputs(run, pairs, timed=timed, opened=opened)
     for other in beside:
         students = (model for model in other.models if model.kind in ("baseline", "student"))
         found += [replace(made, name=f"{made.name} ({other.recipe.name})")
                   for made in (_output(other, model, pairs) for model in students)]  # fmt: skip
-    return compare_outputs(run, pairs, found, task=task or run.recipe.name)
+    return compare_outputs(run, pairs, found, task=task or run.recipe.name, unmeasured=unmeasured)
 
 
 def require_comparable(run: FinishedRun, others: Sequence[FinishedRun]) -> None:
@@ -113,24 +114,29 @@ def require_comparable(run: FinishedRun, others: Sequence[FinishedRun]) -> None:
 
 def outputs(
     run: FinishedRun, pairs: Pairs, *, timed: bool, own: bool = False, opened: StoredTeachers | None = None
-) -> list[ModelOutput]:
+) -> tuple[list[ModelOutput], dict[str, str]]:
     """The output of every model of a run: teachers, their ensemble, baselines, students, then what is free.
 
     Args:
         run: the finished run.
-        pairs: the pairs; teachers that are columns of scores are left out if the pairs lack the column or have it as
-            their reference.
+        pairs: the pairs.
         timed: whether to measure the speed of the models too.
         own: whether they are the run's own test pairs. Of other pairs a file of scores that names pairs by qid and pid
             is left out: there the same numbers may stand for other texts.
         opened: teachers that are open already.
+
+    Returns:
+        The outputs; and for each teacher that these pairs cannot measure, by its name, why.
     """
     sources = TeacherLogits(run.workspace, run.recipe, opened)
-    made = (
-        _teacher(run, model, pairs, sources, own) if model.kind == "teacher" else _output(run, model, pairs)
-        for model in run.models
-    )
-    found = [output for output in made if output is not None]
+    found, unmeasured = list[ModelOutput](), dict[str, str]()
+    for model in run.models:
+        made = _teacher(run, model, pairs, sources, own) if model.kind == "teacher" else _output(run, model, pairs)
+        if isinstance(made, ModelOutput):
+            found.append(made)
+        else:
+            unmeasured[model.name.removeprefix("teacher:")] = made
+            logger.info(f"{model.name} is not measured, nor is an ensemble with it: {made}")
     teachers = [output for output in found if output.kind == "teacher"]
     if len(teachers) > 1:
         found.insert(len(teachers), _ensemble(run, teachers))
@@ -143,7 +149,7 @@ def outputs(
     found += free
     if timed:
         add_speed(run, found, pairs)
-    return found
+    return found, unmeasured
 
 
 def _output(run: FinishedRun, model: RunModel, pairs: Pairs) -> ModelOutput:
@@ -173,33 +179,16 @@ def _cached(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
     }
 
 
-def _teacher(run: FinishedRun, model: RunModel, pairs: Pairs, sources: TeacherLogits, own: bool) -> ModelOutput | None:
-    """The output of a teacher; None if the pairs cannot measure it."""
+def _teacher(run: FinishedRun, model: RunModel, pairs: Pairs, sources: TeacherLogits, own: bool) -> ModelOutput | str:
+    """The output of a teacher; where the pairs cannot measure it, why."""
     recipe = run.recipe
     teacher = next(one for one in recipe.all_teachers if one.name == model.name.removeprefix("teacher:"))
-    if not sources.can_label(teacher, pairs):
-        return None
-    if not own and sources.by_ids(teacher):
-        logger.info(
-            f"{model.name}: {teacher.file} names pairs by qid and pid, which may stand for other texts in these pairs: "
-            "it is not measured, nor is an ensemble with it. With columns question and passage, or pair_id, it is"
-        )
-        return None
-    if teacher.is_column:
-        column = ScoresTeacher.of(teacher, recipe.data)
-        if column.is_reference_of(pairs):
-            logger.info(
-                f"{model.name} made the reference {column.column!r}: it is not measured, nor is an ensemble with it"
-            )
-            return None
+    if why := _cannot_measure(recipe, teacher, pairs, sources, own):
+        return why
     steps = run.steps(model.steps)
     given = sources.uncalibrated(teacher, steps[0] if steps else None, pairs, "evaluation")
     if teacher.partial and (gaps := int((~np.isfinite(given).all(axis=1)).sum())):
-        logger.info(
-            f"{model.name} has no score for {gaps:,} of {len(pairs):,} pairs: it is not measured on them, nor is an "
-            "ensemble with it"
-        )
-        return None
+        return f"it has no score for {gaps:,} of {len(pairs):,} pairs"
     calibration = run.steps((model.calibration,))[0] if model.calibration else None
     logits = calibrated(teacher, calibration, given, pairs)
     found = ModelOutput(model.name, model.kind, logits[None].astype(np.float64))
@@ -211,6 +200,21 @@ def _teacher(run: FinishedRun, model: RunModel, pairs: Pairs, sources: TeacherLo
             found.reliability["calibrated"] = reliability(logits[known], labels)
     sized = steps and steps[0].kind != TUNED  # a tuned bi-encoder reads each text once: no cost of a pair
     return replace(found, **_sizes([steps[0].folder])) if sized else found
+
+
+def _cannot_measure(recipe: Recipe, teacher: Teacher, pairs: Pairs, sources: TeacherLogits, own: bool) -> str:
+    """Why the pairs cannot measure a teacher that is a column or a file of scores; empty if they can."""
+    if not sources.can_label(teacher, pairs):
+        place = f"column {teacher.scores!r}" if teacher.is_column else f"file {teacher.file}"
+        return f"its {place} has no score for these pairs"
+    if not own and sources.by_ids(teacher):
+        return (
+            f"{teacher.file} names pairs by qid and pid, which may stand for other texts in these pairs. With columns "
+            "question and passage, or pair_id, it is"
+        )
+    if teacher.is_column and ScoresTeacher.of(teacher, recipe.data).is_reference_of(pairs):
+        return f"it made the reference {teacher.scores!r}"
+    return ""
 
 
 def _sizes(folders: list[Path]) -> dict[str, Any]:
@@ -266,7 +270,9 @@ def _together(stacked: StackedTeachers | None, teachers: list[ModelOutput]) -> N
     return stacked.of(list(members)).apply(list(members.values()))
 
 
-def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *, task: str) -> Results:
+def compare_outputs(
+    run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *, task: str, unmeasured: dict[str, str]
+) -> Results:
     """Compare the outputs of a run's models.
 
     Args:
@@ -274,6 +280,7 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
         pairs: labelled pairs.
         found: the outputs of the run's models on these pairs.
         task: what the results call the pairs.
+        unmeasured: why a teacher is not among the outputs, by its name.
 
     Returns:
         The comparison, with what each teacher adds to the ensemble, each combination of the student's heads, and how
@@ -300,6 +307,7 @@ def compare_outputs(run: FinishedRun, pairs: Pairs, found: list[ModelOutput], *,
         results.combinations = measure_components(pairs, ways["logit"], ways, classes=classes, options=options)
     results.pairs_digest = digest_of(sorted(pairs.take(np.flatnonzero(pairs.labels >= 0)).pair_ids))
     results.training = training_numbers(run.recipe)
+    results.learned_from, results.unmeasured = _learned_from(run), unmeasured
     results.development = run.development
     results.reliability = {output.name: output.reliability for output in found if output.reliability}
     if run.choice.get("development"):
@@ -334,6 +342,17 @@ def training_numbers(recipe: Recipe) -> dict[str, dict[str, Any]]:
             about["stage1"] = {"from": folder}
         found[method.name] = about
     return found
+
+
+def _learned_from(run: FinishedRun) -> tuple[str, ...] | None:
+    """The teachers whose soft labels the exported student learned; None where those of `pool.teachers` take part."""
+    method = next(one for one in run.recipe.chosen_methods if one.name == run.take)
+    if run.recipe.pool is not None and run.recipe.pool.teachers:
+        return None
+    every = tuple(teacher.name for teacher in run.recipe.used_teachers)
+    if method.targets == "one" and len(every) > 1:
+        return (run.development["best"].removeprefix("teacher:"),) if "best" in run.development else None
+    return () if method.targets == "none" else every
 
 
 def _without_each(run: FinishedRun, found: list[ModelOutput]) -> dict[str, ModelOutput]:
