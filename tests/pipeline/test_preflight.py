@@ -104,7 +104,12 @@ def test_a_score_column_with_gaps_is_refused_at_once(tmkd: Tmkd, recipe_file: Pa
     rows = [{**row, "question": f"Q {row['question']}", "judge": 0.5} for row in pair_rows(1)]
     del rows[3]["judge"]
     write_jsonl(tmp_path / "test.jsonl", rows)
-    refused = tmkd("run", judged(recipe_file), check=False)
+    judged(recipe_file)
+    again = {**pair_rows(2)[0], "judge": 0.7}
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps(again) + "\n")
+    refused = tmkd("run", recipe_file, check=False)
+    assert "teacher judge: 1 train rows have another 'judge' than a later row of the same question" in refused.stderr
     assert "teacher judge: 1 test rows have no 'judge'" in refused.stderr
     assert steps(tmp_path) == []
 
