@@ -290,6 +290,23 @@ def test_a_teacher_with_broken_weights_is_named_before_any_training(
     assert not list((tmp_path / "workspace" / "steps").glob("teacher-*"))
 
 
+def test_a_finished_teacher_reads_as_many_tokens_as_its_files_say(
+    tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    source = tmp_path / "tiny"
+    save_student(Student(load_encoder(source, 2), 2), tmp_path / "theirs", source, 40, {})
+    (tmp_path / "theirs" / "tmkd.json").unlink()
+    one, other = "{name: whole, checkpoint: theirs}", "{name: short, checkpoint: theirs, max_length: 16}"
+    done = tmkd("teach", tiny_recipe, f"teachers=[{one}, {other}]")
+    assert "teacher whole reads up to 40 tokens of a pair (its own length" in done.stderr
+    assert "teacher short reads up to 16 tokens of a pair" in done.stderr
+    saved = (tmp_path / "workspace" / "steps").glob("teacher-*/tmkd.json")
+    assert sorted(json.loads(path.read_text())["max_length"] for path in saved) == [16, 40]
+    done = tmkd("teach", tiny_recipe, f"teachers=[{one}, {other.replace('16', '40')}]", check=False)
+    assert "whole and short differ in their names alone" in " ".join(done.stderr.split())
+
+
 def unread(questions: list[str], passages: list[str], max_length: int = 64) -> list[str]:
     counts = RowCounts("train")
     tokenizer = PairTokenizer(find_encoder("builtin:minilm-l6"), max_length)

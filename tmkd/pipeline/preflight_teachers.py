@@ -10,6 +10,7 @@ import numpy as np
 
 from tmkd.config.methods import Method
 from tmkd.config.recipe import Recipe
+from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import (
     DataError,
     EncoderError,
@@ -30,6 +31,7 @@ from tmkd.models.ready import head_classes, require_head, require_log_odds
 from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.pool import is_run, other_teachers_of_run, teachers_of_run
+from tmkd.pipeline.steps.teach import length_of
 from tmkd.pipeline.steps.teacher_logits import TeacherLogits, is_step, join_score_files, score_file, stored_teacher
 from tmkd.pipeline.steps.tune import require_tunable
 from tmkd.pipeline.store.workspace import StepMissing
@@ -58,12 +60,15 @@ def require_teachers(data: RunData) -> None:
             continue
         with named(f"teacher {teacher.name}"):
             source = find_encoder(recipe.encoder_of(teacher))
-            require_fit(source, length=recipe.length_of(teacher))
+            length = length_of(recipe, teacher)
+            require_fit(source, length=length)
             require_finite_weights(source)
             if teacher.checkpoint:
                 require_head(source, recipe.classes)
         if teacher.checkpoint:
             find_label_map(source, teacher, recipe)
+            said = "max_length of the teacher" if teacher.max_length else "its own length; max_length replaces it"
+            data.cache.say_once(f"teacher {teacher.name} reads up to {length:,} tokens of a pair ({said})")
 
 
 def require_keys(data: RunData) -> None:
@@ -101,7 +106,7 @@ def _require_different(recipe: Recipe) -> None:
     known: dict[str, str] = {}
     for teacher in recipe.used_teachers:
         usual = {"kind": teacher.of_kind, "encoder": recipe.encoder_of(teacher), "calibrate": teacher.calibration,
-                 "max_length": recipe.length_of(teacher) if teacher.model is None else teacher.max_length}  # fmt: skip
+                 "max_length": _length(recipe, teacher)}  # fmt: skip
         other = known.setdefault(teacher.model_copy(update=usual).model_dump_json(exclude={"name"}), teacher.name)
         if other != teacher.name:
             seed = "tune: {seed: 1}" if teacher.tune is not None else "seed: 1"
@@ -111,6 +116,14 @@ def _require_different(recipe: Recipe) -> None:
                 f"would count twice; {fix}",
                 key="teachers",
             )
+
+
+def _length(recipe: Recipe, teacher: Teacher) -> int | None:
+    """How many tokens a teacher reads; None where a library finds it in the model's files, or nothing is read."""
+    if teacher.max_length is not None or teacher.model is not None:
+        return teacher.max_length
+    with named(f"teacher {teacher.name}"):
+        return length_of(recipe, teacher) if is_step(teacher) else None
 
 
 def _require_odds_of_class_1(recipe: Recipe) -> None:
