@@ -263,6 +263,36 @@ def test_labels_of_a_teacher_are_shown_where_another_is_not_trained(workspace: P
     assert found.coverage == {part: {"a": 0, "b": size} for part, size in sizes.items()}
 
 
+def test_a_score_under_another_pid_is_a_label_of_the_pair_wherever_it_stands(files: Path, tmp_path: Path) -> None:
+    """Labels are stored by the texts, and a file of qid and pid may name a pair in one place only."""
+    train = [{**row, "label": int(n % 4 == 0), "qid": str(n // 4), "pid": f"{n}{copy}"}
+             for n, row in enumerate(pool_rows()) for copy in "AB"]  # fmt: skip
+    pool = [{**{name: row[name] for name in ("question", "passage", "qid")}, "pid": f"{n}C"}
+            for n, row in enumerate(train[::2])]  # fmt: skip
+    for name, rows in (("train", train), ("pool", pool)):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+
+    def run_of(scores: dict[tuple[str, str], float], **keys: Any) -> Run:
+        rows = [{"qid": qid, "pid": pid, "score": score} for (qid, pid), score in scores.items()]
+        file = str(write_jsonl(tmp_path / "judge.jsonl", rows))
+        judge = {"name": "judge", "file": file, "holds": "logit", **keys}
+        own = {"train": str(tmp_path / "train.jsonl"), "pool": str(tmp_path / "pool.jsonl")}
+        recipe = content(files, teachers=[judge], name="by-ids", methods=["teacher", "tkd"], take="tkd")
+        return Run(parse_recipe({**recipe, "data": {**recipe["data"], **own}}, "test"), tmp_path / "workspace")
+
+    second = {(str(row["qid"]), str(row["pid"])): n / 8 for n, row in enumerate(train) if str(row["pid"])[-1] == "B"}
+    run_of(second, partial=True).label()
+    done = export_labels(tmp_path / "workspace" / "runs" / "by-ids", tmp_path / "labels.parquet")
+    assert done.missing == {}
+    assert done.rows == {"train": 64, "pool": 32}
+    rows = pq.read_table(tmp_path / "labels.parquet").to_pylist()
+    expected = [n / 8 for n in range(1, 64, 2)]
+    assert [row["judge"] for row in rows] == [*np.repeat(expected, 2), *expected]
+    unlike = {(str(row["qid"]), str(row["pid"])): -1.5 for row in pool}
+    with pytest.raises(DataError, match=r"stands under several qid and pid, and has two scores, 0\.125 and -1\.5"):
+        run_of({**second, **unlike}, partial=True).label()
+
+
 def test_labels_of_a_run_that_is_not_finished(files: Path, tmp_path: Path) -> None:
     """A partial file of scores, a teacher of the run; no student yet."""
     pool = [Pairs.build([row["question"]], [row["passage"]]) for row in pool_rows()]  # type: ignore[list-item]

@@ -104,7 +104,12 @@ def test_a_score_column_with_gaps_is_refused_at_once(tmkd: Tmkd, recipe_file: Pa
     rows = [{**row, "question": f"Q {row['question']}", "judge": 0.5} for row in pair_rows(1)]
     del rows[3]["judge"]
     write_jsonl(tmp_path / "test.jsonl", rows)
-    refused = tmkd("run", judged(recipe_file), check=False)
+    judged(recipe_file)
+    again = {**pair_rows(2)[0], "judge": 0.7}
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps(again) + "\n")
+    refused = tmkd("run", recipe_file, check=False)
+    assert "teacher judge: 1 train rows have another 'judge' than a later row of the same question" in refused.stderr
     assert "teacher judge: 1 test rows have no 'judge'" in refused.stderr
     assert steps(tmp_path) == []
 
@@ -283,6 +288,23 @@ def test_a_teacher_with_broken_weights_is_named_before_any_training(
         "broken: 1 weights are not finite, first bert.embeddings.LayerNorm.weight (1 of its 48 numbers" in done.stderr
     )
     assert not list((tmp_path / "workspace" / "steps").glob("teacher-*"))
+
+
+def test_a_finished_teacher_reads_as_many_tokens_as_its_files_say(
+    tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    source = tmp_path / "tiny"
+    save_student(Student(load_encoder(source, 2), 2), tmp_path / "theirs", source, 40, {})
+    (tmp_path / "theirs" / "tmkd.json").unlink()
+    one, other = "{name: whole, checkpoint: theirs}", "{name: short, checkpoint: theirs, max_length: 16}"
+    done = tmkd("teach", tiny_recipe, f"teachers=[{one}, {other}]")
+    assert "teacher whole reads up to 40 tokens of a pair (its own length" in done.stderr
+    assert "teacher short reads up to 16 tokens of a pair" in done.stderr
+    saved = (tmp_path / "workspace" / "steps").glob("teacher-*/tmkd.json")
+    assert sorted(json.loads(path.read_text())["max_length"] for path in saved) == [16, 40]
+    done = tmkd("teach", tiny_recipe, f"teachers=[{one}, {other.replace('16', '40')}]", check=False)
+    assert "whole and short differ in their names alone" in " ".join(done.stderr.split())
 
 
 def unread(questions: list[str], passages: list[str], max_length: int = 64) -> list[str]:

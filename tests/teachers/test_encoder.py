@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tmkd.core.errors import EncoderError, LabelError
 from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import load_encoder, save_student
+from tmkd.models.own_length import own_length
 from tmkd.models.student import Student
 from tmkd.teachers.encoder import EncoderTeacher
 from tmkd.teachers.interface import TeacherLike
@@ -62,6 +64,23 @@ def test_the_length_is_the_checkpoints_own_unless_given(tmp_path: Path) -> None:
     assert EncoderTeacher(folder, name="other").fingerprint == EncoderTeacher(folder).fingerprint
     with pytest.raises(EncoderError, match="has positions for 64 tokens"):
         EncoderTeacher(folder, max_length=65)
+
+
+def test_the_length_is_what_the_files_of_another_tool_say(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, ours=False)
+    tokenizer, library = folder / "tokenizer_config.json", folder / "sentence_bert_config.json"
+    settings = json.loads(tokenizer.read_text())
+    found = []
+    for said in (40, 512, 1e30, None):
+        tokenizer.write_text(json.dumps({**settings, "model_max_length": said}))
+        found.append(EncoderTeacher(folder).max_length)
+    assert found == [40, 64, 64, 64], "no more than the positions, which are 64"
+    library.write_text(json.dumps({"max_seq_length": 32}))
+    assert EncoderTeacher(folder).max_length == 32
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "roberta", "pad_token_id": 1}))
+    library.unlink()
+    assert own_length(folder) == 62, "RoBERTa's positions begin behind that of the padding"
 
 
 def test_a_checkpoint_of_another_tool(tmp_path: Path) -> None:

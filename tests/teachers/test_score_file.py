@@ -39,19 +39,57 @@ def test_numbers_that_begin_anew_in_each_file_do_not_name_a_pair(tmp_path: Path)
     """The scores are of the training pairs, whose qid and pid the test pairs have, too."""
     test = Pairs.build(["c?"], ["u"], qids=["1"], pids=["x"])
     by_numbers = written(tmp_path, "qid", "pid")
-    by_numbers.require_distinct({"train": PAIRS})
+    by_numbers.of_run({"train": PAIRS})
     with pytest.raises(
         DataError,
         match=r"the same qid and pid stand for two pairs: 'a\?' with 'x' \(train\), and 'c\?' with 'u' \(test",
     ):
-        by_numbers.require_distinct({"train": PAIRS, "test": test})
+        by_numbers.of_run({"train": PAIRS, "test": test})
     twice = Pairs.build(["a?", "a?"], ["x", "other"], qids=["1", "1"], pids=["x", "x"])
     with pytest.raises(DataError, match=r"'a\?' with 'x' \(train\), and 'a\?' with 'other' \(train\)"):
-        by_numbers.require_distinct({"train": twice})
+        by_numbers.of_run({"train": twice})
     by_texts = written(tmp_path, "qid", "pid", "question", "passage")
-    by_texts.require_distinct({"train": PAIRS, "test": test})
+    by_texts.of_run({"train": PAIRS, "test": test})
     assert not by_texts.can_label(test), "texts say which pair it is, whatever the numbers are"
     assert log_odds(by_texts.logits(PAIRS)).tolist() == list(SCORES)
+
+
+TWICE = Pairs.build(["a?", "a?", "b?"], ["x", "x", "x"], qids=["1", "1", "2"], pids=["A", "B", "A"])
+"""A passage that stands in two documents."""
+
+
+def by_documents(folder: Path, scores: dict[tuple[str, str], float], *, partial: bool = False) -> ScoreFileTeacher:
+    rows = [{"qid": qid, "pid": pid, "score": score} for (qid, pid), score in scores.items()]
+    return ScoreFileTeacher(write_jsonl(folder / "judge.jsonl", rows), "score", "logit", "judge", partial=partial)
+
+
+def test_a_passage_in_two_documents_has_one_score(tmp_path: Path) -> None:
+    """They are one pair, and labels are stored by pair: one of the scores would count for both."""
+    other = Pairs.build(["a?"], ["x"], qids=["1"], pids=["C"])
+    teacher = by_documents(tmp_path, {("1", "A"): 2, ("1", "B"): -2, ("2", "A"): 1})
+    with pytest.raises(
+        DataError,
+        match=r"jsonl:2: 'a\?' with 'x' \(train\) stands under several qid and pid, and has two scores, 2 and -2; "
+        r"the first is at .*jsonl:1",
+    ):
+        teacher.of_run({"train": TWICE})
+    with pytest.raises(DataError, match="two scores, 2 and -2"):
+        teacher.logits(TWICE)
+    across = by_documents(tmp_path, {("1", "A"): 2, ("1", "B"): 2, ("2", "A"): 1, ("1", "C"): -1.5})
+    assert log_odds(across.of_run({"train": TWICE}).logits(TWICE)).tolist() == [2, 2, 1]
+    with pytest.raises(DataError, match=r"'a\?' with 'x' \(train\) .* two scores, 2 and -1\.5"):
+        across.of_run({"train": TWICE, "pool": other})
+
+
+def test_a_score_counts_for_every_row_of_its_pair(tmp_path: Path) -> None:
+    teacher = by_documents(tmp_path, {("1", "B"): 2, ("2", "A"): 1}, partial=True).of_run({"train": TWICE})
+    assert teacher.known(TWICE).tolist() == [0, 1, 2]
+    assert log_odds(teacher.logits(TWICE.distinct())).tolist() == [2, 1]
+    elsewhere = Pairs.build(["a?", "c?"], ["x", "x"], qids=["1", "3"], pids=["C", "C"])
+    assert teacher.can_label(elsewhere)
+    assert teacher.known(elsewhere).tolist() == [0]
+    whole = by_documents(tmp_path, {("1", "B"): 2, ("2", "A"): 1}).of_run({"train": TWICE, "pool": elsewhere})
+    assert not whole.can_label(elsewhere), "it has scores of train alone"
 
 
 def test_integers_of_csv_and_json_name_the_same_passage(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ class Recipe(Part):
         return teacher.model or teacher.checkpoint or teacher.encoder or self.encoder
 
     def length_of(self, teacher: Teacher) -> int:
-        """How many tokens of a pair a teacher reads."""
+        """How many tokens of a pair a teacher reads that is trained here."""
         return teacher.max_length or self.max_length
 
     def fine_tunes_own(self, teacher: Teacher) -> bool:

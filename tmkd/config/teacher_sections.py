@@ -184,7 +184,11 @@ class Teacher(Part):
     epochs: Positive = Field(3, description="passes over the training pairs")
     batch_size: Positive = Field(32, description="pairs in one optimiser step")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training")
-    max_length: int | None = Field(None, ge=8, description="tokens of a pair; the recipe's max_length unless given")
+    max_length: int | None = Field(
+        None,
+        ge=8,
+        description="tokens of a pair; unless given the recipe's max_length, of a finished model what its files say",
+    )
     share: float = Field(
         1,
         gt=0,

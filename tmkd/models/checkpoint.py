@@ -169,14 +169,6 @@ def require_fit(folder: Path, *, length: int, layers: int = 1) -> None:
         )
 
 
-def most_tokens(folder: Path) -> int | None:
-    """Return how many tokens a pair may have by the positions of a checkpoint; None where they are not limited."""
-    config = _read_config(folder)
-    family = family_of(config.model_type, str(folder))
-    before = int(config.pad_token_id) + 1 if family.position_offset else 0
-    return None if family.unbounded else int(config.max_position_embeddings) - before
-
-
 def depth(folder: Path) -> int:
     """Return how many layers an encoder has, from its configuration."""
     return int(_read_config(folder).num_hidden_layers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from tmkd.config.methods import Method
 from tmkd.config.recipe import Recipe
+from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import (
     DataError,
     EncoderError,
@@ -31,10 +31,12 @@ from tmkd.models.ready import head_classes, require_head, require_log_odds
 from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.pool import is_run, other_teachers_of_run, teachers_of_run
-from tmkd.pipeline.steps.teacher_logits import TeacherLogits, is_step, score_file, stored_teacher
+from tmkd.pipeline.steps.teach import length_of
+from tmkd.pipeline.steps.teacher_logits import TeacherLogits, is_step, join_score_files, score_file, stored_teacher
 from tmkd.pipeline.steps.tune import require_tunable
 from tmkd.pipeline.store.workspace import StepMissing
 from tmkd.pipeline.teacher_labels import TeacherLabels
+from tmkd.teachers.score_file import shown
 from tmkd.teachers.scores import ScoresTeacher
 from tmkd.teachers.served import ServedTeacher
 
@@ -58,12 +60,15 @@ def require_teachers(data: RunData) -> None:
             continue
         with named(f"teacher {teacher.name}"):
             source = find_encoder(recipe.encoder_of(teacher))
-            require_fit(source, length=recipe.length_of(teacher))
+            length = length_of(recipe, teacher)
+            require_fit(source, length=length)
             require_finite_weights(source)
             if teacher.checkpoint:
                 require_head(source, recipe.classes)
         if teacher.checkpoint:
             find_label_map(source, teacher, recipe)
+            said = "max_length of the teacher" if teacher.max_length else "its own length; max_length replaces it"
+            data.cache.say_once(f"teacher {teacher.name} reads up to {length:,} tokens of a pair ({said})")
 
 
 def require_keys(data: RunData) -> None:
@@ -101,7 +106,7 @@ def _require_different(recipe: Recipe) -> None:
     known: dict[str, str] = {}
     for teacher in recipe.used_teachers:
         usual = {"kind": teacher.of_kind, "encoder": recipe.encoder_of(teacher), "calibrate": teacher.calibration,
-                 "max_length": recipe.length_of(teacher) if teacher.model is None else teacher.max_length}  # fmt: skip
+                 "max_length": _length(recipe, teacher)}  # fmt: skip
         other = known.setdefault(teacher.model_copy(update=usual).model_dump_json(exclude={"name"}), teacher.name)
         if other != teacher.name:
             seed = "tune: {seed: 1}" if teacher.tune is not None else "seed: 1"
@@ -111,6 +116,14 @@ def _require_different(recipe: Recipe) -> None:
                 f"would count twice; {fix}",
                 key="teachers",
             )
+
+
+def _length(recipe: Recipe, teacher: Teacher) -> int | None:
+    """How many tokens a teacher reads; None where a library finds it in the model's files, or nothing is read."""
+    if teacher.max_length is not None or teacher.model is not None:
+        return teacher.max_length
+    with named(f"teacher {teacher.name}"):
+        return length_of(recipe, teacher) if is_step(teacher) else None
 
 
 def _require_odds_of_class_1(recipe: Recipe) -> None:
@@ -210,13 +223,24 @@ def _classes_of(folder: Path) -> list[int]:
 
 
 def require_columns(data: RunData) -> None:
-    """Every score column that is a teacher has a number in every row of a file that carries it."""
+    """Every score column that is a teacher has a number in every row of a file that carries it.
+
+    Two numbers for one pair get a word, as two labels do: each row is learned as it stands.
+    """
     recipe, task = data.recipe, data.task
     columns = [teacher for teacher in recipe.used_teachers if teacher.scores]
     for where, part in task.parts.items():
         for teacher in columns:
             if teacher.scores in part.score_names:
-                ScoresTeacher.of(teacher, recipe.data).logits(part, where)
+                column = ScoresTeacher.of(teacher, recipe.data)
+                column.logits(part, where)
+                if len(rows := column.contradicted(part)):
+                    data.cache.say_once(
+                        f"teacher {teacher.name}: {len(rows):,} {where} rows have another {teacher.scores!r} than a "
+                        f"later row of the same question and passage, first {shown(part, int(rows[0]))}; each row is "
+                        "learned with its own",
+                        logging.WARNING,
+                    )
     mined = recipe.pool is not None and bool(recipe.pool.sources)
     known = [] if mined else (task.train if task.pool is None else task.pool).score_names
     absent = [teacher.name for teacher in columns if teacher.scores not in known]
@@ -241,7 +265,7 @@ def require_known_scores(data: RunData, methods: list[Method]) -> None:
     files = [teacher for teacher in data.recipe.used_teachers if teacher.file is not None]
     if not files:
         return
-    parts = _parts(data, methods)
+    parts = data.labelled_by_teachers
     for teacher in files:
         assert teacher.file is not None
         scores = score_file(data.recipe, teacher, data.cache.stored_teachers)
@@ -253,7 +277,8 @@ def require_known_scores(data: RunData, methods: list[Method]) -> None:
                 "pair_id, by question and passage, or by qid and pid, in this order",
                 path=teacher.file,
             )
-        scores.require_distinct(parts)
+        join_score_files(data.recipe, data.cache.stored_teachers, lambda: parts)
+        scores = score_file(data.recipe, teacher, data.cache.stored_teachers)
         if scores.kind == "logit" and (word := grades(scores.values)):
             data.cache.say_once(f"teacher {teacher.name}: {teacher.file} is {word}", logging.WARNING)
         if unknown:
@@ -276,12 +301,6 @@ def require_known_scores(data: RunData, methods: list[Method]) -> None:
             )
 
 
-def _parts(data: RunData, methods: Sequence[Method]) -> dict[str, Pairs]:
-    """The pairs that the teachers label: labelled ones, and the pool where a stage 1 is trained on it."""
-    pooled = any(map(data.recipe.trains_stage1, methods)) and not data.foreign_pool
-    return {**data.task.labelled, **({"pool": data.pool} if pooled else {})}
-
-
 def coverage_of(data: RunData) -> dict[str, dict[str, dict[str, int]]]:
     """How many pairs of each part every teacher of partial scores labels: {"judge": {"train": {"pairs", "labelled"}}}.
 
@@ -289,7 +308,7 @@ def coverage_of(data: RunData) -> dict[str, dict[str, dict[str, int]]]:
     """
     recipe = data.recipe
     partial = [teacher for teacher in recipe.used_teachers if teacher.partial and teacher.of_kind == "scores"]
-    parts = _parts(data, recipe.chosen_methods) if partial else {}
+    parts = data.labelled_by_teachers if partial else {}
     found: dict[str, dict[str, dict[str, int]]] = {}
     for teacher in partial:
         counts = found.setdefault(teacher.name, {})

@@ -22,7 +22,7 @@ from tmkd.pipeline.steps.out_of_fold import fold_logits
 from tmkd.pipeline.steps.pool import pool_teachers
 from tmkd.pipeline.steps.stacking import StackedTeachers, stack_teachers
 from tmkd.pipeline.steps.teach import teach
-from tmkd.pipeline.steps.teacher_logits import TeacherLogits, calibrated, is_step
+from tmkd.pipeline.steps.teacher_logits import TeacherLogits, calibrated, is_step, join_score_files
 from tmkd.pipeline.steps.tune import tune
 from tmkd.pipeline.steps.warm_up import Judgement, warm_up
 from tmkd.pipeline.store.workspace import Step, Workspace
@@ -116,10 +116,9 @@ class TeacherLabels:
         Raises:
             DataError: a column of scores that the pairs do not carry, or not for every pair.
         """
-        wanted = range(len(self.teachers)) if which is None else which
         return [
             calibrated(self.teachers[n][0], self.calibration(n), self.uncalibrated(n, pairs, where), pairs)
-            for n in wanted
+            for n in (range(len(self.teachers)) if which is None else which)
         ]
 
     def uncalibrated(self, number: int, pairs: Pairs, where: str) -> NDArray[np.float32]:
@@ -140,6 +139,7 @@ class TeacherLabels:
 
     @functools.cached_property
     def _sources(self) -> TeacherLogits:
+        join_score_files(self.recipe, self.cache.stored_teachers, lambda: self.data.labelled_by_teachers)
         return TeacherLogits(self.workspace, self.recipe, self.cache.stored_teachers)
 
     def calibration(self, number: int) -> Step | None:

@@ -12,17 +12,15 @@ from numpy.typing import NDArray
 from tmkd.core.errors import EncoderError, named
 from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs
-from tmkd.models.card import has_card, read_card
-from tmkd.models.checkpoint import load_finished, most_tokens, require_fit
+from tmkd.models.checkpoint import load_finished, require_fit
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.inputs import TokenInputs
 from tmkd.models.label_map import order_of_two, reorder
+from tmkd.models.own_length import own_length
 from tmkd.models.predict import require_finite_logits, score
 from tmkd.models.ready import head_classes, require_log_odds
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
-
-MAX_LENGTH = 512  # tokens of a pair for a checkpoint that does not say how many it was trained with
 
 
 class EncoderTeacher:
@@ -61,8 +59,7 @@ class EncoderTeacher:
         Args:
             folder: a local folder, `builtin:NAME`, or a hub id.
             name: the folder's name unless given.
-            max_length: what the checkpoint's tmkd.json says unless given; 512, or its positions if they are fewer, if
-                there is no such file.
+            max_length: what the checkpoint's files say unless given (`tmkd.models.own_length`).
             class_order: unless given, of two classes the one first whose name is the negation of the other's
                 (`not_relevant`), else the checkpoint's own order.
             precision: `auto`, `bf16` or `fp32`.
@@ -79,7 +76,7 @@ class EncoderTeacher:
             message = f"{self.folder} has no classification head; a teacher needs a fine-tuned checkpoint"
             raise EncoderError(message, source=self.folder)
         require_log_odds(self.folder)
-        self.max_length = max_length or self._own_length()
+        self.max_length = max_length or own_length(self.folder)
         order = order_of_two(self.folder, self.name) if class_order is None else class_order
         self.class_order = list(range(self.classes)) if order is None else list(order)
         self.precision = precision
@@ -88,11 +85,6 @@ class EncoderTeacher:
             raise ValueError(
                 f"class_order: {self.class_order} does not name each class of {self.folder} once; it has {self.classes}"
             )
-
-    def _own_length(self) -> int:
-        if has_card(self.folder):
-            return read_card(self.folder).max_length
-        return min(MAX_LENGTH, most_tokens(self.folder) or MAX_LENGTH)
 
     @functools.cached_property
     def model(self) -> Student:

@@ -5,10 +5,11 @@ Nothing here is an object for each score: a pair's id is 16 bytes, and pairs and
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,11 +42,13 @@ class _Table(NamedTuple):
         join: the columns that name a pair.
         ids: the pairs: their `pair_id`, or for qid and pid the `pair_id` of these two as if they were the texts; [M].
         values: their scores, [M] float64.
+        rows: the rows of the file that give them, [M] int64.
     """
 
     join: tuple[str, ...]
     ids: StoredIds
     values: NDArray[np.float64]
+    rows: NDArray[np.int64]
 
 
 class ScoreFileTeacher(StoredTeacher):
@@ -53,6 +56,9 @@ class ScoreFileTeacher(StoredTeacher):
 
     The rows are joined by `pair_id`, by the texts `question` and `passage`, or by `qid` and `pid`: the first of these
     that the file's first row has as columns. JSON lines and Parquet are read in a stream, other formats as a whole.
+
+    Scores are stored by the texts of a pair. Those of a file that names pairs by qid and pid are first brought to the
+    texts, over all pairs of a run (`of_run`); without that, over the pairs that a call gives.
 
     Attributes:
         path: the file.
@@ -68,13 +74,19 @@ class ScoreFileTeacher(StoredTeacher):
         self.kind = kind
         self.name = name
         self.partial = partial
+        self._of_run: _Table | None = None  # the scores by the texts of the pairs of a run
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """The column, what it holds, and a hash of the file."""
+        self._require_file()
+        # a partial file of qid and pid may hold labels that version 2 lost
+        version = _VERSION + 1 if self.partial and self.by_ids else _VERSION
+        return f"{COLUMN}{self.column} ({self.kind}) of file {digest_of([version, sha256_of(self.path)])}"
+
+    def _require_file(self) -> None:
         if not self.path.is_file():
             raise DataError(f"teacher {self.name}: {self.path}: no such file", path=self.path)
-        return f"{COLUMN}{self.column} ({self.kind}) of file {digest_of([_VERSION, sha256_of(self.path)])}"
 
     @property
     def named_by(self) -> str:
@@ -98,7 +110,7 @@ class ScoreFileTeacher(StoredTeacher):
         Raises:
             DataError: a column is missing, a row does not name its pair, a value is no number, a pair has two scores.
         """
-        _ = self.fingerprint  # says what is wrong if there is no such file
+        self._require_file()
         rows: Iterator[tuple[int, dict[str, Any]]] = enumerate(row for _, row in rows_with_lines(self.path))
         first = next(rows, None)
         if first is None:
@@ -119,8 +131,9 @@ class ScoreFileTeacher(StoredTeacher):
         if self.column not in names:
             raise self._without(f"column {self.column!r}", names)
         numbers, scores = np.concatenate(ids), np.array(values)
-        once = self._once(numbers, scores, np.array(places, dtype=np.int64))
-        return _Table(join, StoredIds(numbers[once]), scores[once])
+        read = np.array(places, dtype=np.int64)
+        once = self._once(numbers, scores, read)
+        return _Table(join, StoredIds(numbers[once]), scores[once], read[once])
 
     def _without(self, what: str, names: Mapping[str, Any]) -> DataError:
         return DataError(
@@ -144,17 +157,24 @@ class ScoreFileTeacher(StoredTeacher):
         return named[0] if len(named) == 1 else pair_id(*named)
 
     def _once(
-        self, ids: NDArray[np.uint64], scores: NDArray[np.float64], places: NDArray[np.int64]
+        self,
+        ids: NDArray[np.uint64],
+        scores: NDArray[np.float64],
+        places: NDArray[np.int64],
+        called: Callable[[int], str] = lambda row: "a pair",
     ) -> NDArray[np.int64]:
-        """Each distinct id once, where it comes last; all rows of an id must have the same score."""
+        """Each distinct id once, where it comes last; all rows of an id must have the same score.
+
+        `called` says in words which pair a row is of.
+        """
         latest = StoredIds(ids).find(ids)
         other = np.flatnonzero(scores != scores[latest])
         if len(other):
             before, after = other[0], latest[other[0]]
             raise DataError(
-                f"teacher {self.name}: {line_of(self.path, int(places[after]))}: a pair has two scores, "
+                f"teacher {self.name}: {line_of(self.path, int(places[after]))}: {called(int(before))} has two scores, "
                 f"{scores[before]:g} and {scores[after]:g}; the first is at "
-                f"{line_of(self.path, int(places[before]))}",
+                f"{line_of(self.path, int(places[before]))}. Give it one score, such as their mean",
                 path=self.path, column=self.column,
             )  # fmt: skip
         return np.flatnonzero(latest == np.arange(len(ids)))
@@ -170,43 +190,53 @@ class ScoreFileTeacher(StoredTeacher):
         assert found is not None  # cells without a score are left out before
         return found
 
-    def _find(self, pairs: Pairs) -> Iterator[NDArray[np.int64]]:
-        """Where in the table the score of each pair is, [n] for some pairs after the others; -1 where there is none."""
-        table = self._table
+    def _named(self, pairs: Pairs) -> Iterator[NDArray[np.int64]]:
+        """As `_find` in the table of the file, which is by the columns that name a pair."""
         if not self.by_ids:
-            chunks = chunks_of(pairs.ids)
-        else:
-            named = (pair_id(*both) for both in pairs.names())
-            chunks = (pa.array(some) for some in iter(lambda: [*itertools.islice(named, _CHUNK)], []))
-        for ids in chunks:
-            yield table.ids.find(numbers_of(ids))
+            yield from _find(self._table, pairs)
+            return
+        named = (pair_id(*both) for both in pairs.names())
+        for some in iter(lambda: [*itertools.islice(named, _CHUNK)], []):
+            yield self._table.ids.find(numbers_of(pa.array(some)))
 
     def can_label(self, pairs: Pairs) -> bool:
-        """Whether the file has a score for any of the pairs."""
-        return any((places >= 0).any() for places in self._find(pairs))
+        """Whether the file names any of the pairs; of a partial one its text may stand elsewhere in the run, too."""
+        tables = [self._named(pairs)]
+        if self.partial and self._of_run is not None:
+            tables.append(_find(self._of_run, pairs))
+        return any((places >= 0).any() for places in itertools.chain(*tables))
 
     def unknown(self, parts: Sequence[Pairs]) -> tuple[int, int]:
         """How many pairs the file has scores for, and how many of them are in none of these parts."""
         known = np.zeros(len(self._table.values), dtype=np.bool_)
-        for places in (places for part in parts for places in self._find(part)):
+        for places in (places for part in parts for places in self._named(part)):
             known[places[places >= 0]] = True
         return len(known), int((~known).sum())
 
-    def require_distinct(self, parts: Mapping[str, Pairs]) -> None:
-        """Check that a qid and a pid of the file name the same texts wherever they stand in the data.
+    def of_run(self, parts: Mapping[str, Pairs]) -> ScoreFileTeacher:
+        """This teacher for the pairs of a run: a score counts for every row of its question and passage.
+
+        Only a file that names pairs by qid and pid has to be told which ones these are.
 
         Args:
-            parts: the pairs of a run, by what messages call them.
+            parts: the pairs of the run, by what messages call them.
 
         Raises:
-            DataError: they name two pairs, as where every file counts its questions from 0.
+            DataError: a qid and a pid name two pairs, as where every file counts its questions from 0; or two of them
+                name one pair, as where a passage stands in two documents, and have different scores.
         """
-        if not self.by_ids:
-            return
-        count, begin = len(self._table.values), 0
+        found = copy.copy(self)
+        if self.by_ids:
+            found._of_run = self._by_texts(parts)
+        return found
+
+    def _by_texts(self, parts: Mapping[str, Pairs]) -> _Table:
+        """The scores of those pairs that are in these parts, by `pair_id`; see `of_run`."""
+        table, begin = self._table, 0
+        count = len(table.values)
         pair, first = np.empty((count, 2), np.uint64), np.full(count, -1)  # of each score, where it was met first
         for part in parts.values():
-            places = np.concatenate([np.empty(0, np.int64), *self._find(part)])
+            places = np.concatenate([np.empty(0, np.int64), *self._named(part)])
             for ids in map(numbers_of, chunks_of(part.ids)):
                 own, places = places[: len(ids)], places[len(ids) :]
                 rows = np.flatnonzero(own >= 0)
@@ -217,18 +247,32 @@ class ScoreFileTeacher(StoredTeacher):
                 if len(other):
                     raise self._two_pairs(int(first[own[other[0]]]), begin + int(other[0]), parts)
                 begin += len(ids)
+        there = np.flatnonzero(first >= 0)
+        ids, values, rows = pair[there], table.values[there], table.rows[there]
+        once = self._once(
+            ids, values, rows,
+            lambda row: f"{_shown(int(first[there[row]]), parts)} stands under several qid and pid, and",
+        )  # fmt: skip
+        return _Table(("pair_id",), StoredIds(ids[once]), values[once], rows[once])
 
     def _two_pairs(self, one: int, other: int, parts: Mapping[str, Pairs]) -> DataError:
         return DataError(
             f"teacher {self.name}: {self.path} names pairs by qid and pid, and in this run the same qid and pid stand "
-            f"for two pairs: {_named(one, parts)}, and {_named(other, parts)}. It is not known which is meant: give "
+            f"for two pairs: {_shown(one, parts)}, and {_shown(other, parts)}. It is not known which is meant: give "
             "the file the columns question and passage, or pair_id",
             path=self.path,
         )
 
+    def _table_of(self, pairs: Pairs) -> _Table:
+        """The scores by `pair_id`; of a file of qid and pid that was not told its run, those of the given pairs."""
+        if self._of_run is not None:
+            return self._of_run
+        return self._by_texts({"given": pairs}) if self.by_ids else self._table
+
     def known(self, pairs: Pairs) -> NDArray[np.int64]:
         """The pairs (indices) that the file has a score for."""
-        return np.flatnonzero(np.concatenate([np.empty(0, np.bool_), *(places >= 0 for places in self._find(pairs))]))
+        places = _find(self._table_of(pairs), pairs)
+        return np.flatnonzero(np.concatenate([np.empty(0, np.bool_), *(some >= 0 for some in places)]))
 
     def require_all(self, pairs: Pairs, where: str) -> None:
         """Check that the file has a score for every pair, unless it is partial.
@@ -257,11 +301,11 @@ class ScoreFileTeacher(StoredTeacher):
     def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
         """The scores of all pairs, or of a partial file those that it has."""
         self.require_all(pairs, "given")
-        end = 0
-        for places in self._find(pairs):
+        table, end = self._table_of(pairs), 0
+        for places in _find(table, pairs):
             there = np.flatnonzero(places >= 0)
             if len(there):
-                yield end + there, self._table.values[places[there]].astype(np.float32)[:, None]
+                yield end + there, table.values[places[there]].astype(np.float32)[:, None]
             end += len(places)
 
     def from_raw(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -269,11 +313,22 @@ class ScoreFileTeacher(StoredTeacher):
         return imported_logits(raw[:, 0].astype(np.float64), self.kind).astype(np.float32)
 
 
-def _named(row: int, parts: Mapping[str, Pairs]) -> str:
+def _find(table: _Table, pairs: Pairs) -> Iterator[NDArray[np.int64]]:
+    """Where in a table by `pair_id` the score of each pair is, [n] for some pairs after the others; -1: nowhere."""
+    for ids in chunks_of(pairs.ids):
+        yield table.ids.find(numbers_of(ids))
+
+
+def shown(pairs: Pairs, row: int) -> str:
+    """The beginning of both texts of a pair, for a message."""
+    ((question, passage),) = pairs.take([row]).texts()
+    return f"{question[:60]!r} with {passage[:60]!r}"
+
+
+def _shown(row: int, parts: Mapping[str, Pairs]) -> str:
     """A pair in words, by its row where the parts stand one after the other."""
     for where, part in parts.items():
         if row < len(part):
-            ((question, passage),) = part.take([row]).texts()
-            return f"{question[:60]!r} with {passage[:60]!r} ({where})"
+            return f"{shown(part, row)} ({where})"
         row -= len(part)
     raise AssertionError(row)

@@ -12,6 +12,7 @@ from tmkd.config.sections import Data
 from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import DataError
 from tmkd.core.logits import even_logits, odds_of
+from tmkd.data.pair_ids import StoredIds, all_numbers_of
 from tmkd.data.pairs import Pairs
 
 ScoreKind = Literal["logit", "probability"]
@@ -78,6 +79,14 @@ class ScoresTeacher:
         Such a teacher is not measured on these pairs (METHOD.md, "Teachers").
         """
         return pairs.reference is not None and pairs.reference.column == self.column
+
+    def contradicted(self, pairs: Pairs) -> NDArray[np.int64]:
+        """The rows whose question and passage have another score in a later row, [n]; the pairs carry the column."""
+        scores, numbers = pairs.score(self.column), all_numbers_of(pairs.ids)
+        known: NDArray[np.int64] = np.flatnonzero(~np.isnan(scores))
+        latest = known[StoredIds(numbers[known]).find(numbers[known])]
+        other: NDArray[np.int64] = known[scores[known] != scores[latest]]
+        return other
 
     def logits(self, pairs: Pairs, where: str = "given") -> NDArray[np.float32]:
         """The teacher's logits.

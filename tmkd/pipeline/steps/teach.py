@@ -17,6 +17,7 @@ from tmkd.models.card import Origin
 from tmkd.models.checkpoint import load_encoder, save_student
 from tmkd.models.encoders.find import find_encoder
 from tmkd.models.label_map import class_names, find_label_map
+from tmkd.models.own_length import own_length
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.fit import fit_and_save, state_folder
@@ -33,6 +34,17 @@ from tmkd.training.training_set import TrainingSet
 _NOT_SETTINGS = {
     "name", "kind", "encoder", "checkpoint", "scores", "max_length", "share", "other_tasks", "label_map", "calibrate",
 }  # fmt: skip
+
+
+def length_of(recipe: Recipe, teacher: Teacher) -> int:
+    """How many tokens of a pair a teacher reads that is a model of the workspace; a finished one its own length.
+
+    Raises:
+        EncoderError: the checkpoint cannot be found or read.
+    """
+    if teacher.checkpoint is None or teacher.max_length is not None:
+        return recipe.length_of(teacher)
+    return own_length(find_encoder(teacher.checkpoint))
 
 
 def teach(
@@ -60,9 +72,9 @@ def teach(
     if teacher.checkpoint is not None:
         source = find_encoder(teacher.checkpoint)
         order = find_label_map(source, teacher, recipe)
-        length, labels = recipe.length_of(teacher), recipe.class_names
+        length, labels = length_of(recipe, teacher), recipe.class_names
         return copy_checkpoint(workspace, source, order, length, name=teacher.name, labels=labels)
-    source, length = find_encoder(recipe.encoder_of(teacher)), recipe.length_of(teacher)
+    source, length = find_encoder(recipe.encoder_of(teacher)), length_of(recipe, teacher)
     folder = warmed_up.folder if warmed_up else source
     content = depends_on(
         settings={

@@ -7,7 +7,7 @@ calibrate labels nothing again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tmkd.config.recipe import Recipe
 from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import EncoderError, named
-from tmkd.core.files import read_json, write_json
+from tmkd.core.files import digest_of, read_json, write_json
 from tmkd.data.pairs import Pairs
 from tmkd.models.encoders.find import find_folder
 from tmkd.models.label_map import find_label_map
@@ -60,15 +60,49 @@ def stored_teacher(recipe: Recipe, teacher: Teacher, opened: StoredTeachers) -> 
     Raises:
         EncoderError: its model cannot be used.
     """
-    key = f"{teacher.model_dump_json(exclude={'calibrate'})} {recipe.precision} {recipe.positive_class}"
+    key = _key(recipe, teacher)
     if key not in opened:
         with named(f"teacher {teacher.name}"):
             opened[key] = _open(recipe, teacher)
     found = opened[key]
+    if teacher.file is not None:
+        found = opened.get(f"{key} {_pairs_of(recipe)}", found)
     if isinstance(found, CrossEncoderTeacher) and teacher.calibration == "none":
         with named(f"teacher {teacher.name}"):
             found.require_log_odds()
     return found
+
+
+def _key(recipe: Recipe, teacher: Teacher) -> str:
+    return f"{teacher.model_dump_json(exclude={'calibrate'})} {recipe.precision} {recipe.positive_class}"
+
+
+def _pairs_of(recipe: Recipe) -> str:
+    """What the pairs that a recipe's teachers label depend on in it."""
+    pooled = any(map(recipe.trains_stage1, recipe.chosen_methods))
+    return digest_of(
+        [recipe.data.model_dump(exclude={"train_share"}), recipe.classes, recipe.model_dump(include={"pool"}), pooled]
+    )
+
+
+def join_score_files(recipe: Recipe, opened: StoredTeachers, parts: Callable[[], Mapping[str, Pairs]]) -> None:
+    """Tell the files of scores that name pairs by qid and pid which pairs these are (`ScoreFileTeacher.of_run`).
+
+    `stored_teacher` then gives them to this recipe as they were told.
+
+    Args:
+        recipe: the recipe.
+        opened: keeps the teachers.
+        parts: gives the pairs of the run, by what messages call them.
+
+    Raises:
+        DataError: a qid and a pid name two pairs, or a pair has two scores.
+    """
+    for teacher in recipe.used_teachers:
+        if teacher.file is not None and (found := score_file(recipe, teacher, opened)).by_ids:
+            key = f"{_key(recipe, teacher)} {_pairs_of(recipe)}"
+            if key not in opened:
+                opened[key] = found.of_run(parts())
 
 
 def score_file(recipe: Recipe, teacher: Teacher, opened: StoredTeachers) -> ScoreFileTeacher:
