@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -116,11 +116,26 @@ def swap_in(fresh: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder beside the target, then rename it (`swap_in`)."""
+def put_back(target: Path) -> None:
+    """Rename back the folder that `swap_in` took away, where the process was killed before the new one was there."""
+    old = target.with_name(f".{target.name}.old")
+    if old.is_dir() and not target.exists():
+        old.rename(target)
+
+
+def copy_folder(source: Path, target: Path, also: Mapping[str, str] | None = None) -> None:
+    """Copy a folder beside the target, then rename it (`swap_in`).
+
+    Args:
+        source: the folder.
+        target: where the copy goes; an earlier folder there is replaced.
+        also: more text files of the copy, by name.
+    """
     fresh = target.with_name(target.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(source, fresh)
+    for name, text in (also or {}).items():
+        (fresh / name).write_text(text, encoding="utf-8")
     swap_in(fresh, target)
 
 
