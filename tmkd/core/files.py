@@ -88,7 +88,7 @@ _LONG = 86_400  # seconds
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what processes that were killed in `replacing` left in a folder and below; no other may write there now."""
+    """Remove what processes that were killed in `replacing` left in a folder and below. No other may write there."""
     for path in folder.rglob("*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
