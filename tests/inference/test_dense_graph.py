@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import shutil
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from qa_fixtures import index_of
 from state_fixtures import MiniLM
 
+from tmkd.core.errors import NoRoomError
 from tmkd.inference.dense import DenseSearch
 from tmkd.inference.dense_graph import CARD, Graph, update_graph
 from tmkd.inference.state_store import StateStore
@@ -143,6 +146,40 @@ def test_a_damaged_graph_is_not_used(store: StateStore, damage: str, caplog: pyt
         path.write_bytes(data if damage == "flip" else data[:-1])
     assert Graph.open(store) is None
     assert ("is damaged" in caplog.text) == (damage in ("flip", "cut", "card"))
+    assert update_graph(store) is not None
+    assert graph_of(store).rows == 120
+
+
+def test_a_file_that_is_no_graph_is_not_used_though_its_card_names_it(
+    store: StateStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    (path,) = (store.folder / "graph").glob("*.usearch")
+    path.write_bytes(path.read_bytes()[:-64])  # as on a full disk, before the written size was compared
+    card = {**json.loads((path.parent / CARD).read_text()), "bytes": path.stat().st_size}
+    (path.parent / CARD).write_text(json.dumps({**card, "crc32": zlib.crc32(path.read_bytes())}))
+    path.with_name("rows-1-99.usearch.123.tmp").touch()  # of a process that was killed
+    assert Graph.open(store) is None
+    assert f"{path} is damaged (" in caplog.text
+    assert update_graph(store) is not None
+    assert graph_of(store).rows == 120
+    assert len(files(store)) == 2
+
+
+@pytest.mark.parametrize("short", [100, 40_000])
+def test_a_graph_that_the_disk_has_no_room_for_is_refused_and_written_later(store: StateStore, short: int) -> None:
+    """usearch is silent where only its last buffer was not written, and gives no reason where more is missing."""
+    (path,) = (store.folder / "graph").glob("*.usearch")
+    size = path.stat().st_size
+    shutil.rmtree(path.parent)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - short, before[1]))
+    try:
+        with pytest.raises(NoRoomError, match=r"a file may not be so large here .* at .*\.usearch \(0.1 MiB needed"):
+            update_graph(store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert files(store) == []
+    assert Graph.open(store) is None
     assert update_graph(store) is not None
     assert graph_of(store).rows == 120
 

@@ -140,6 +140,14 @@ def test_jobs_go_when_the_one_that_started_them_is_killed(tiny_recipe: Path, tmp
     assert workers
     for worker in workers:
         _until(lambda pid=worker: not _runs(int(pid)))
+    folder, task = log.parent, log.with_name(f"{run.pid}.json")
+    assert {log, task} == set(folder.iterdir())
+    about = json.loads(task.read_text())
+    about["machine"]["host"] = "another"
+    elsewhere = folder / "1234567.json"
+    elsewhere.write_text(json.dumps(about))
+    with jobs.workers([load_recipe(tiny_recipe, [])], Workspace(tmp_path / "workspace"), 2):
+        assert {path.stem.split("-")[0] for path in folder.iterdir()} == {elsewhere.stem, str(os.getpid())}
 
 
 def _until(true: object, seconds: float = 90.0) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,46 @@ from safetensors.torch import load_file
 from tmkd.config.load import load_recipe
 from tmkd.export.gate import BACKENDS
 from tmkd.export.parity import EXACT
+from tmkd.inference.qa.calibration import FILE as CALIBRATION
+from tmkd.pipeline.steps.export import copy_export
+from tmkd.pipeline.store.workspace import Step
 from tmkd.training.state import TrainingState
+
+
+def test_a_calibration_outlives_a_kill_at_every_moment_of_the_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, target = Step("export", "0", tmp_path / "steps" / "export-0"), tmp_path / "run" / "export"
+    (step.folder / "export" / "onnx-fp32").mkdir(parents=True)
+    (step.folder / "export" / "probes.json").write_text("{}")
+    copy_export(step, target)
+    (target / CALIBRATION).write_text("the user's")
+    left = 0
+
+    def or_killed(call: Callable[..., object]) -> Callable[..., object]:
+        def perhaps(*args: object, **named: object) -> object:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+            return call(*args, **named)
+
+        return perhaps
+
+    for place, name in ((Path, "rename"), (Path, "write_text"), (shutil, "rmtree"), (shutil, "copytree")):
+        monkeypatch.setattr(place, name, or_killed(getattr(place, name)))
+    for moment in range(1, 99):
+        left = moment
+        try:
+            copy_export(step, target)
+        except KeyboardInterrupt:
+            left = 0
+            copy_export(step, target)
+            assert (target / CALIBRATION).read_text() == "the user's", moment
+        else:
+            break
+    assert moment > 6
+    assert [path.name for path in target.parent.iterdir()] == ["export"]
 
 
 def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_path: Path) -> None:

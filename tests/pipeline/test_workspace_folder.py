@@ -1,13 +1,20 @@
-"""The folder of a workspace: what is no folder gets a sentence before anything is written."""
+"""The folder of a workspace: what is no folder gets a sentence before anything is written.
+
+And what a process that was killed leaves in it.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import Tmkd
 
 from tmkd.core.errors import TmkdError
+from tmkd.core.files import copy_folder, remove_temporary_of
 from tmkd.pipeline.store.workspace import Workspace
 
 
@@ -22,3 +29,53 @@ def test_a_link_to_nothing_and_a_file_are_refused_as_workspace(tmp_path: Path, t
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     (tmp_path / "gone").mkdir()
     assert Workspace(tmp_path / "link").root.is_dir()
+
+
+KILLED = """
+import os, pathlib, sys
+from tmkd.core.files import replacing
+with replacing(pathlib.Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def half_written(path: Path) -> Path:
+    """What a process leaves that is killed while it writes a file."""
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    (left,) = path.parent.glob(f"{path.name}.*")
+    return left
+
+
+def test_a_finished_step_has_no_file_of_a_process_that_was_killed(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "workspace")
+
+    def build(folder: Path) -> None:
+        if not (folder / "notes.tmp").exists():  # the first time
+            half_written(folder / "model.safetensors")
+            half_written(folder / "tuned" / "model.safetensors")
+            (folder / "notes.tmp").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        workspace.step("pool", "x", build, label="pool")
+    step = workspace.step("pool", "x", build, label="pool")
+    found = {str(path.relative_to(step.folder)) for path in step.folder.rglob("*")}
+    assert found == {"notes.tmp", "step.json", "tuned"}
+
+    half_written(step.folder / "tuned" / "model.safetensors")  # as in a step that an older version finished
+    copy_folder(step.folder, tmp_path / "student")
+    assert {str(path.relative_to(tmp_path / "student")) for path in (tmp_path / "student").rglob("*")} == found
+
+
+def test_half_a_file_of_the_user_goes_when_it_is_old_and_nobody_writes_it(tmp_path: Path) -> None:
+    output = tmp_path / "scored.csv"
+    left, other = half_written(output), half_written(tmp_path / "other.csv")
+    running = tmp_path / f"scored.csv.{os.getpid()}.tmp"
+    running.touch()
+    remove_temporary_of(output)
+    assert left.exists()  # another machine's process may be at it
+    for path in (left, other, running):
+        os.utime(path, (0, 0))
+    remove_temporary_of(output)
+    assert sorted(tmp_path.iterdir()) == sorted([other, running])

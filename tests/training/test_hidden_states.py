@@ -81,7 +81,7 @@ def test_the_distance_is_that_of_the_modules_states(family: str, tmp_path: Path)
 def test_a_student_as_deep_as_its_teacher_is_where_it_is(tmp_path: Path) -> None:
     setting = followed("bert", tmp_path, layers=4)
     found = setting.distance(setting.padded())
-    assert torch.allclose(found, torch.zeros(2), atol=1e-9)
+    assert torch.allclose(found, torch.zeros(2), atol=1e-7)  # but for float16
 
 
 def test_packed_and_padded_batches_are_as_far(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_each_teacher_but_the_first_is_learned_through_a_projection(tmp_path: Pa
         projection.sub_(1e-2 * projection.grad)
         assert (second.loss(output, batch, rows) < before).all()
         projection.zero_()
-        taught = second._taught(batch, rows)[0]
+        taught = second._taught(batch, rows)[0].float()
         length = len(setting.encoded.ids[0])
         alone = taught[0, :length].square().mean() / second.scales[0]
         assert torch.allclose(second.loss(output, batch, rows)[0], alone, rtol=1e-4)  # by hand: nothing against it
@@ -157,7 +157,7 @@ def test_kept_states_are_those_of_the_first_pass(tmp_path: Path, monkeypatch: py
     running = setting.distance(batch)
     setting.objective.store(tmp_path / "state", setting.encoded.lengths)
     first = setting.distance(batch)
-    assert torch.allclose(first, running, rtol=1e-3)  # float16
+    assert torch.equal(first, running)  # both in float16
 
     def fail(*given: object) -> None:
         pytest.fail("the teacher read a pair twice")

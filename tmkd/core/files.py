@@ -8,12 +8,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from tmkd.core.errors import NoRoomError, TmkdError
+from tmkd.core.locks import has_ended
 
 Quoting = Literal["auto", "none", "csv"]
 """What a quote in a CSV or TSV file means: text (`none`), a quoted cell (`csv`), or what the file shows (`auto`)."""
@@ -81,6 +83,29 @@ def replacing(path: Path, needed: int | None = None) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)  # it exists only if the block failed
 
 
+_TEMPORARY = re.compile(r"(.+)\.([1-9]\d{0,6})\.tmp")  # a name that `replacing` gives: the file's, and the process
+_LONG = 86_400  # seconds
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what processes that were killed in `replacing` left in a folder and below. No other may write there."""
+    for path in folder.rglob("*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def remove_temporary_of(path: Path) -> None:
+    """Remove what processes that were killed in `replacing` left beside a file.
+
+    It stays for a day, and while this machine has a process of that number: another machine may write into the folder.
+    """
+    with suppress(OSError):
+        for left in path.parent.glob("*.tmp"):
+            name = _TEMPORARY.fullmatch(left.name)
+            if name and name[1] == path.name and has_ended(int(name[2])) and time.time() - left.stat().st_mtime > _LONG:
+                left.unlink()
+
+
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file as a whole (`replacing`), which is on the disk when this returns."""
     with replacing(path, len(content)) as temporary, temporary.open("wb") as file:
@@ -116,11 +141,26 @@ def swap_in(fresh: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder beside the target, then rename it (`swap_in`)."""
+def put_back(target: Path) -> None:
+    """Rename back the folder that `swap_in` took away, where the process was killed before the new one was there."""
+    old = target.with_name(f".{target.name}.old")
+    if old.is_dir() and not target.exists():
+        old.rename(target)
+
+
+def copy_folder(source: Path, target: Path, also: Mapping[str, str] | None = None) -> None:
+    """Copy a folder, without the temporary files of `replacing`, beside the target, then rename it (`swap_in`).
+
+    Args:
+        source: the folder.
+        target: where the copy goes; an earlier folder there is replaced.
+        also: more text files of the copy, by name.
+    """
     fresh = target.with_name(target.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(source, fresh)
+    shutil.copytree(source, fresh, ignore=lambda _, names: list(filter(_TEMPORARY.fullmatch, names)))
+    for name, text in (also or {}).items():
+        (fresh / name).write_text(text, encoding="utf-8")
     swap_in(fresh, target)
 
 

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tmkd.core.errors import PlaceError, TmkdError
+from tmkd.core.locks import has_ended, this_machine
 from tmkd.core.places import Place
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Lease:
         return _parsed(self.place.read(NAME)).get("token") == self.token
 
     def _content(self) -> bytes:
-        return json.dumps({"token": self.token, **_here(), "pid": os.getpid(), "time": time.time()}).encode()
+        return json.dumps({"token": self.token, **this_machine(), "pid": os.getpid(), "time": time.time()}).encode()
 
 
 @contextmanager
@@ -140,26 +140,13 @@ def leased(place: Place, busy: Callable[[str], TmkdError], *, wait: bool) -> Ite
         _mine.discard(lease.token)
 
 
-def _here() -> dict[str, str]:
-    """This machine, and where on it a process number means the same process."""
-    try:
-        numbers = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        numbers = ""
-    return {"host": socket.gethostname(), "numbers": numbers}
-
-
 def _is_gone(other: dict[str, Any]) -> bool:
     """Whether a writer on this machine has ended, or any writer has given no sign of life for `STALE` seconds."""
-    if other and {key: other.get(key) for key in ("host", "numbers")} == _here():
+    if other and {key: other.get(key) for key in ("host", "numbers")} == this_machine():
         if other["pid"] == os.getpid():  # it could not give that lease back
             return other["token"] not in _mine
-        try:
-            os.kill(int(other["pid"]), 0)
-        except ProcessLookupError:
+        if has_ended(int(other["pid"])):
             return True
-        except PermissionError:
-            pass
     return bool(other) and time.time() - other["time"] > STALE
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from tmkd.core.console import write_json_line
 from tmkd.core.errors import DataError
-from tmkd.core.files import replacing
+from tmkd.core.files import remove_temporary_of, replacing
 from tmkd.data.delimited import Dialect, csv_lines
 from tmkd.data.readers import JSON_FORMATS, Rows, column_names, file_format
 
@@ -84,6 +84,7 @@ class Extended:
                 write_json_line(line)
             return
         pieces = self._pieces(added)
+        remove_temporary_of(Path(self.path))
         try:
             with replacing(Path(self.path)) as temporary, temporary.open("wb") as file:
                 file.writelines(_gzipped(pieces) if str(self.path).endswith(".gz") else pieces)
@@ -242,6 +243,7 @@ def write_tables(path: Path | str, schema: pa.Schema, tables: Iterable[pa.Table]
     target, extension = Path(path), file_format(path)
     if not target.parent.is_dir():
         raise DataError(f"{path}: cannot be written: there is no folder {target.parent}")
+    remove_temporary_of(target)
     with replacing(target) as temporary, temporary.open("wb") as raw, ExitStack() as opened:
         file: IO[bytes] | gzip.GzipFile = raw
         if str(path).endswith(".gz"):

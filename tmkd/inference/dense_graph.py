@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import zlib
 from contextlib import suppress
@@ -27,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.console import progress
-from tmkd.core.errors import MissingExtraError, needs_extra
-from tmkd.core.files import disk_errors, write_json
+from tmkd.core.errors import MissingExtraError, TmkdError, needs_extra
+from tmkd.core.files import replacing, write_json
 from tmkd.core.open_files import require_room
 from tmkd.inference.state_store import FOLDER, StateStore
 from tmkd.models.text_states import of_unit_length
@@ -105,11 +106,11 @@ class Graph:
             return None
         try:
             with needs_extra("ann"):
-                library = _library(store, path=_folder(store) / card.file, view=True)
+                library = _opened(store, card, view=True)
         except MissingExtraError as error:
             logger.warning(f"{error}; each question is compared with all {len(store.embeddings):,} embeddings")
             return None
-        return cls(library, card.rows)
+        return None if library is None else cls(library, card.rows)
 
 
 def update_graph(store: StateStore, *, most_exact: int | None = None) -> str | None:
@@ -130,13 +131,16 @@ def update_graph(store: StateStore, *, most_exact: int | None = None) -> str | N
         shutil.rmtree(folder, ignore_errors=True)
         return None
     card = _card(store)
-    if card is not None and rows - card.rows <= _LATER * card.rows:
-        return None
+    few = card is not None and rows - card.rows <= _LATER * card.rows
     try:
         with needs_extra("ann"):
-            library = _library(store, path=None if card is None else folder / card.file, view=False)
+            library = None if card is None else _opened(store, card, view=few)
+            if library is None:
+                card, few, library = None, False, _library(store)
     except MissingExtraError as error:
-        return f"no graph over {rows:,} embeddings: {error}"
+        return None if few else f"no graph over {rows:,} embeddings: {error}"
+    if few:
+        return None
     first = 0 if card is None else card.rows
     with progress("graph", rows - first, "passages") as bar:
         for start in range(first, rows, _BLOCK):
@@ -147,12 +151,12 @@ def update_graph(store: StateStore, *, most_exact: int | None = None) -> str | N
     folder.mkdir(exist_ok=True)
     identity, generation = store.card.identity, store.card.generation
     path = folder / f"rows-{generation}-{rows}.usearch"
-    with disk_errors(path):
-        library.save(str(path))
-        data = np.memmap(path, dtype=np.uint8, mode="r")
-        written = GraphCard(identity, generation, rows, path.name, len(data), zlib.crc32(data.data))
-        write_json(folder / CARD, {"format": FORMAT, **asdict(written)})
-    for other in folder.glob("*.usearch"):
+    with replacing(path, library.serialized_length) as temporary:
+        _save(library, temporary)
+    data = np.memmap(path, dtype=np.uint8, mode="r")
+    written = GraphCard(identity, generation, rows, path.name, len(data), zlib.crc32(data.data))
+    write_json(folder / CARD, {"format": FORMAT, **asdict(written)})
+    for other in folder.glob("*.usearch*"):  # an older graph, and what a process that was killed had written
         if other != path:
             with suppress(OSError):
                 other.unlink()
@@ -163,17 +167,44 @@ def _folder(store: StateStore) -> Path:
     return store.index / FOLDER / "graph"
 
 
-def _library(store: StateStore, *, path: Path | None, view: bool) -> Any:
+def _library(store: StateStore) -> Any:
+    """An empty graph for a store's embeddings."""
     from usearch.index import Index
 
-    width = store.card.width
-    made = Index(
-        ndim=width, metric="ip", dtype="f16", connectivity=_NEIGHBOURS, expansion_add=_ADD, expansion_search=_SEARCH,
-        enable_key_lookups=False,
+    return Index(
+        ndim=store.card.width, metric="ip", dtype="f16", connectivity=_NEIGHBOURS, expansion_add=_ADD,
+        expansion_search=_SEARCH, enable_key_lookups=False,
     )  # fmt: skip
-    if path is not None:
-        made.view(str(path)) if view else made.load(str(path))
-    return made
+
+
+def _opened(store: StateStore, card: GraphCard, *, view: bool) -> Any | None:
+    """The graph of a card, mapped (`view`) or in memory; None for a file that is none, which is said."""
+    library, path = _library(store), _folder(store) / card.file
+    try:
+        library.view(str(path)) if view else library.load(str(path))
+    except RuntimeError as error:  # older versions could write a card of a file that a full disk had cut
+        logger.warning(f"{path} is damaged ({error}); the graph is not used")
+        return None
+    return library
+
+
+def _save(library: Any, path: Path) -> None:
+    """Write a graph. usearch does not say why it failed, and nothing at all where the last part was not written.
+
+    Raises:
+        OSError: there is no room, or the file cannot be written for another reason that the system names.
+        TmkdError: the file is not whole, and the system names no reason.
+    """
+    reason: RuntimeError | None = None
+    try:
+        library.save(str(path))
+    except RuntimeError as error:
+        reason = error
+    size = library.serialized_length
+    if reason is not None or path.stat().st_size != size:
+        with path.open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # fails for the reason that the library keeps to itself
+        raise TmkdError(f"{path} was not written whole ({reason or 'no reason given'}); run the same command again")
 
 
 def _card(store: StateStore) -> GraphCard | None:

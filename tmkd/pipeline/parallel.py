@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tmkd.config.recipe import Recipe
@@ -23,6 +23,7 @@ from tmkd.core.console import set_quiet
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import read_json, write_json
 from tmkd.core.hardware import prepare, share_cores
+from tmkd.core.locks import has_ended, this_machine
 from tmkd.core.places import Place
 from tmkd.pipeline.run_data import RunCache
 from tmkd.pipeline.store.workspace import Workspace
@@ -55,12 +56,14 @@ def workers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
     if processes.count() > 1:
         raise TmkdError(f"--jobs {jobs}: {processes.count()} processes train each model together; leave out --jobs")
     folder = workspace.root / "jobs"
+    _remove_left(folder)
     task = folder / f"{os.getpid()}.json"
     about = {
         "workspace": str(workspace.root),
         "labels": None if workspace.labels is None else workspace.labels.address,
         "jobs": jobs,
         "recipes": [one.model_dump(mode="json") for one in recipes],
+        "machine": this_machine(),
     }
     write_json(task, about)
     share_cores(jobs)
@@ -74,8 +77,17 @@ def workers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
     finally:
         for worker, log in zip(started, logs, strict=True):
             _stop(worker, log)
-        task.unlink()
+        task.unlink(missing_ok=True)
         share_cores(1)
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove the task and the logs of a process of this machine that was killed."""
+    for task in folder.glob("*.json"):
+        with suppress(OSError, ValueError):
+            if read_json(task).get("machine") == this_machine() and has_ended(int(task.stem)):
+                for path in (*folder.glob(f"{task.stem}-job-*.log"), task):
+                    path.unlink(missing_ok=True)
 
 
 def _stop(worker: subprocess.Popen[bytes], log: Path) -> None:
@@ -88,7 +100,7 @@ def _stop(worker: subprocess.Popen[bytes], log: Path) -> None:
         worker.kill()
         status = worker.wait()
     if status in (0, STOPPED):
-        log.unlink()
+        log.unlink(missing_ok=True)
     else:
         logger.warning(f"{log}: this job ended early; its last line: {_last_line(log)}")
 

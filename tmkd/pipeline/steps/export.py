@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tmkd.core.files import copy_folder, disk_errors
+from tmkd.core.files import copy_folder, disk_errors, put_back
 from tmkd.data.tasks import TaskData
 from tmkd.export.export import Classes, export_student
 from tmkd.export.gate import writable
@@ -57,8 +57,8 @@ def copy_export(step: Step, target: Path) -> None:
         step: the export's step.
         target: the folder to write; an earlier export there is replaced.
     """
-    calibration = of_the_same_student(target, step.folder / "export")
     with disk_errors(target.parent):
-        copy_folder(step.folder / "export", target)
-        if calibration is not None:  # `tmkd calibrate` wrote it into the earlier export; no step holds it
-            (target / CALIBRATION).write_text(calibration, encoding="utf-8")
+        put_back(target)
+        calibration = of_the_same_student(target, step.folder / "export")
+        # `tmkd calibrate` wrote it into the earlier export; no step holds it, so it is there before that export goes
+        copy_folder(step.folder / "export", target, None if calibration is None else {CALIBRATION: calibration})

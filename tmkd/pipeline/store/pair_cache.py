@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tmkd.core.console import progress
-from tmkd.core.files import replacing
+from tmkd.core.files import remove_temporary_of, replacing
 from tmkd.core.open_files import require_room
 from tmkd.data.arrow_file import ArrowFile, write_arrow
 from tmkd.data.pairs import Pairs
@@ -72,6 +72,7 @@ def _opened(path: Path, count: int) -> ArrowFile | None:
 
 
 def _write(path: Path, file: pq.ParquetFile) -> None:
+    remove_temporary_of(path)
     with replacing(path) as temporary, progress("map the pairs", file.metadata.num_rows) as bar:
 
         def tables() -> Iterator[pa.Table]:

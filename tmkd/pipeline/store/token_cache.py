@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tmkd.core.console import progress
-from tmkd.core.files import digest_of, replacing
+from tmkd.core.files import digest_of, remove_temporary_of, replacing
 from tmkd.core.mapped import NumbersInFile
 from tmkd.core.open_files import require_room
 from tmkd.data.pairs import Pairs
@@ -82,6 +82,7 @@ def write_tokens(path: Path, chunks: Iterator[Encoded], count: int, vocabulary: 
     lengths = [np.empty(0, dtype=np.int64)]
     first = list(islice(chunks, 1))
     needed = sum(int((dtype().itemsize * one.lengths + 8).mean() * count) for one in first)  # if others are as long
+    remove_temporary_of(path)
     with replacing(path, needed) as temporary, temporary.open("wb") as file:
         file.write(bytes(_DATA))  # the header needs the number of tokens
         with progress("tokenize", count) as bar:

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 from tmkd.core import processes
 from tmkd.core.cluster import Cluster
 from tmkd.core.errors import TmkdError
-from tmkd.core.files import disk_errors, read_json, write_json
+from tmkd.core.files import disk_errors, read_json, remove_temporary, write_json
 from tmkd.core.locks import locked
 from tmkd.core.malloc import give_back_freed_memory
 from tmkd.core.places import Place
@@ -244,6 +244,7 @@ class Workspace:
         partial.mkdir(parents=True, exist_ok=True)
         for left in partial.parent.glob(f"{step.folder.name}-process-*.partial"):  # by processes that were killed
             shutil.rmtree(left)
+        remove_temporary(partial)
         if step.kind in TRAINED:
             processes.broadcast(("build", step.folder.name))
         began = time.monotonic()
