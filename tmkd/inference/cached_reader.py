@@ -40,6 +40,8 @@ CACHE_BYTES = 256 << 20
 WINDOW = 4096  # pairs that are scored at once: bounds the memory that a long file takes
 MOST = 64  # passages of one call of the interaction: its activations stay in the CPU's cache
 _FEWEST = 8  # passages that are worth a call of their own, where another thread is free
+_KEPT = 800  # kernels of each kind that all threads keep: questions and passages have thousands of shapes together
+_LEAST_KEPT, _MOST_KEPT = 100, 400  # that one thread keeps
 _LEAST = 2  # tokens of a question: after a call with one, OpenVINO 2026.4 computes other questions wrongly
 _OVERHEAD = 400  # bytes of the objects around an entry of the cache
 _COUNTED = 4096  # texts whose number of tokens is remembered
@@ -177,8 +179,10 @@ class CachedReader:
         shape = self.encoder.format
         one = TextStates(np.ones((1, shape.size), np.int8), np.ones(1, np.float16), np.ones(shape.width, np.float16))
         asked = self._blank_question(_LEAST)
+        threads = self._threads.count
+        kept = min(_MOST_KEPT, max(_LEAST_KEPT, _KEPT // threads))
         self._graph: Graph = open_graph(
-            self._backend, self.path, self._threads.count, ["logits"], self._inputs(asked, [one])
+            self._backend, self.path, threads, ["logits"], self._inputs(asked, [one]), kept=kept
         )
 
     def attach(self, store: StateSource) -> None:
@@ -364,7 +368,7 @@ def of_other_backend(store: StateSource, backend: str) -> str:
     use = f"use --backend {others[0]}, or " if card is not None and len(card.backends) == 1 else ""
     return (
         f"{store!r} holds states that {' and '.join(others)} computed, and {backend} scores and computes all others: "
-        "the score of a text depends on where its states come from, by several tenths if one of the two computes in int8. "
+        "the score of a text depends on where its states come from, by several tenths if one of them computes in int8. "
         f"To have them alike, {use}remove the index's folder `states` and compute all with --backend {backend}"
     )
 
