@@ -5,8 +5,8 @@ index holds, else from a bounded cache, else they are computed. The question the
 passages in one call of the interaction's graph; as many calls run at once as there are threads.
 
 States depend on nothing but the text and the backend (`tmkd.inference.text_encoder`). Where one backend computes them
-all, it makes no difference to a score where they come from. Passages of the same states are scored once for a question,
-so that equal texts have equal scores.
+all, it makes no difference to a score where they come from. Passages of the same states are scored once for a question
+of a window, so that equal texts have equal scores there.
 """
 
 from __future__ import annotations
