@@ -29,6 +29,7 @@ class MiniLM:
     """States of the real MiniLM's last layer, projected to some of its directions. Keeps what it was asked."""
 
     width = 384
+    backend = "onnx-fp32"
 
     def __init__(self, state_size: int = 96, max_length: int = 128, seed: int = 0) -> None:
         self.folder = find_encoder("builtin:minilm-l6")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tmkd.core.errors import DataError, EncoderError, ExportError
 from tmkd.data.pairs import Pairs
 from tmkd.export.cached import CachedStudent, ReadText
 from tmkd.inference.cached_reader import StateCache
+from tmkd.inference.engines import without_telemetry
 from tmkd.inference.score_file import score_file
 from tmkd.inference.scorer import Scorer
 from tmkd.inference.text_encoder import TextEncoder
@@ -32,6 +34,28 @@ QUESTION = "how do i mount a disk"
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(cached_export() / "out", tmp_path / "copy"))
+
+
+def test_openvino_keeps_a_bounded_number_of_kernels(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes some for every length of a question and number of passages, and would keep gigabytes."""
+    card = json.loads((copy / "tmkd.json").read_text())
+    card["backends"]["openvino-bf16"] = {**card["backends"]["onnx-fp32"], "probe_limit": None}
+    (copy / "tmkd.json").write_text(json.dumps(card))
+    without_telemetry()
+    import openvino
+
+    kept: dict[str, int] = {}
+
+    def noted(self: Any, path: str, device: str, settings: dict[str, Any]) -> Any:
+        kept[Path(path).stem] = settings.get("CPU_RUNTIME_CACHE_CAPACITY", 5000)  # OpenVINO's own
+        return compile_model(self, path, device, settings)  # refuses a setting that it does not know
+
+    compile_model = openvino.Core.compile_model
+    monkeypatch.setattr(openvino.Core, "compile_model", noted)
+    Scorer(copy, backend="openvino-bf16", threads=1)
+    assert kept["interaction"] <= 400 < kept["encoder"]  # whose shapes are few
+    Scorer(copy, backend="openvino-bf16", threads=8)
+    assert kept["interaction"] == 100  # for each thread
 
 
 @dataclass

@@ -288,6 +288,17 @@ def test_an_answerer_of_a_cached_export_uses_the_states_of_its_index(
     assert {one.passage_id: one.score for one in fresh.ask(asked).answers}.items() <= with_states.items()
 
 
+def test_states_of_another_backend_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    export, folder = cached_export() / "out", index_of(tmp_path / "index", TEXTS).folder
+    encoder = TextEncoder.open(export, backend="onnx-fp32")
+    encoder.backend = "openvino-int8"  # by name; what it computes does not matter here
+    update_states(folder, encoder)
+    answerer = QuestionAnswerer.open(export, folder, backend="onnx-fp32", threads=1)
+    answerer.ask(QUESTION)
+    assert caplog.text.count("holds states that openvino-int8 computed, and onnx-fp32 scores") == 1
+    assert "use --backend openvino-int8, or remove" in caplog.text
+
+
 def test_the_commands_say_what_dense_search_found(of_export: Path, tmp_path: Path, tmkd: Tmkd) -> None:
     export = shutil.copytree(cached_export() / "out", tmp_path / "export")
     options = ("--index", of_export)

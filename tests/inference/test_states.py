@@ -23,6 +23,7 @@ from qa_fixtures import document, index_of
 from state_fixtures import MiniLM, same
 
 from tmkd.core.errors import DataError, ExportError
+from tmkd.core.files import digest_of
 from tmkd.data.documents.index import Changes, DocumentIndex, update_index
 from tmkd.inference.qa.windows import Span, Windows
 from tmkd.inference.state_store import CARD, FOLDER, PARTS, ROW, StateStore, has_states
@@ -120,6 +121,34 @@ def test_a_changed_document_costs_its_own_passages_only(tmp_path: Path, encoder:
     encoder.asked.clear()
     again = update_states(index.folder, encoder)
     assert (again.computed, again.kept, again.dropped, encoder.asked) == (0, 5, 0, [])
+
+
+def test_what_computed_the_states_is_recorded_and_another_backend_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """States of several backends are not alike: a passage's score depends on which of them read it."""
+    index, encoder = index_of(tmp_path / "index", texts(3)), MiniLM()
+    update_states(index.folder, encoder)
+    assert StateStore.open(index.folder, None).card.backends == ["onnx-fp32"]
+    encoder.backend = "openvino-int8"
+    assert update_states(index.folder, encoder).computed == 0  # nothing new, so nothing to say
+    assert not caplog.records
+    index_of(index.folder, texts(4))
+    assert update_states(index.folder, encoder).computed == 1
+    assert "holds states that onnx-fp32 computed, and openvino-int8 computes the new ones" in caplog.text
+    assert StateStore.open(index.folder, None).card.backends == ["onnx-fp32", "openvino-int8"]
+    index_of(index.folder, texts(4, start=10))
+    assert update_states(index.folder, encoder).computed == 4  # all of them: the others have left
+    assert StateStore.open(index.folder, None).card.backends == ["openvino-int8"]
+    card = StateStore.open(index.folder, None).card.to_json()  # of an older version, which did not say it
+    older = {name: value for name, value in card.items() if name not in ("backends", "digest")}
+    (index.folder / FOLDER / CARD).write_text(json.dumps({**older, "digest": digest_of(older)}))
+    caplog.clear()
+    index_of(index.folder, texts(5, start=10))
+    encoder.backend = "onnx-fp32"
+    assert update_states(index.folder, encoder).computed == 1
+    assert StateStore.open(index.folder, None).card.backends == []  # not known of four of the five
+    assert not caplog.records
 
 
 def test_a_text_of_many_documents_and_one_of_other_white_space(tmp_path: Path, encoder: MiniLM) -> None:

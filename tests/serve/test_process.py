@@ -12,18 +12,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from conftest import Done
 from qa_fixtures import index_of
-from serve_fixtures import PASSAGES, QUESTION, Command, command, in_process, model
+from serve_fixtures import PASSAGES, QUESTION, Command, InProcess, command, in_process, model
 
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import sha256_of
+from tmkd.inference.scorer import Scorer
+from tmkd.serve.ask import Asker
 from tmkd.serve.run import address, bound
 from tmkd.serve.settings import Settings, settings_of
+from tmkd.serve.worker import folder_digest, open_named
 
 TEI = {"query": QUESTION, "texts": PASSAGES}
 JSON = {"Content-Type": "application/json"}
@@ -233,6 +237,39 @@ def test_a_scorer_is_not_started_again_with_another_model(tmp_path: Path) -> Non
         (tmp_path / "old").rename(folder)
         live.wait_ready()
         assert httpx.get(f"{live.url}/info").json()["model_sha"] == first
+
+
+def test_a_model_that_is_replaced_while_it_is_opened_is_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores would be those of one model under the name of the other."""
+    folder, index = Path(shutil.copytree(model(), tmp_path / "model")), index_of(tmp_path / "index").folder
+
+    def replaced() -> None:
+        shutil.copytree(folder, tmp_path / "new", dirs_exist_ok=True)
+        (tmp_path / "new" / "config.json").write_text(f"{(folder / 'config.json').read_text()} ")
+        folder.rename(tmp_path / f"old {time.monotonic_ns()}")
+        (tmp_path / "new").rename(folder)
+
+    def opening() -> Scorer:
+        scorer = Scorer(folder, threads=1)
+        replaced()
+        return scorer
+
+    with pytest.raises(TmkdError, match=r"model was replaced while it was opened; try again"):
+        open_named(folder, opening)
+    opened, digest = open_named(folder, lambda: Scorer(folder, threads=1))
+    assert (opened.max_length, digest) == (Scorer(folder, threads=1).max_length, folder_digest(folder))
+    with in_process(model=folder, index=index) as app:
+        assert app.get("/info").json()["model_sha"] == digest
+
+    def asker(*given: Any) -> Asker:
+        replaced()  # after the scoring process has opened it
+        return Asker(*given)
+
+    monkeypatch.setattr("tmkd.serve.server.Asker", asker)
+    with pytest.raises(TmkdError, match="model was replaced while the server started"):
+        InProcess(model=folder, index=index)
 
 
 def test_a_scorer_that_hangs_is_ended_and_started_again() -> None:

@@ -4,12 +4,14 @@ Pairs are grouped by question, and each question is encoded once. The states of 
 index holds, else from a bounded cache, else they are computed. The question then attends to the states of several
 passages in one call of the interaction's graph; as many calls run at once as there are threads.
 
-States depend on nothing but the text (`tmkd.inference.text_encoder`), so it makes no difference to a score where they
-come from. Passages of the same states are scored once for a question, so that equal texts have equal scores.
+States depend on nothing but the text and the backend (`tmkd.inference.text_encoder`). Where one backend computes them
+all, it makes no difference to a score where they come from. Passages of the same states are scored once for a question
+of a window, so that equal texts have equal scores there.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -25,16 +27,21 @@ from tmkd.core.errors import ExportError
 from tmkd.inference.engines import Arrays, Graph, open_graph
 from tmkd.inference.manifest import Manifest
 from tmkd.inference.scored_pairs import OnBatch, ScoredPairs, logits_of
+from tmkd.inference.state_store import Card
 from tmkd.inference.text_encoder import ReadQuestion, TextEncoder
 from tmkd.inference.threads import Threads
 from tmkd.models.batching import WIDTH_STEP
 from tmkd.models.text_states import TextStates, padded, text_key
 from tmkd.models.tokenizer import require_text
 
+logger = logging.getLogger(__name__)
+
 CACHE_BYTES = 256 << 20
 WINDOW = 4096  # pairs that are scored at once: bounds the memory that a long file takes
 MOST = 64  # passages of one call of the interaction: its activations stay in the CPU's cache
 _FEWEST = 8  # passages that are worth a call of their own, where another thread is free
+_KEPT = 800  # kernels of each kind that all threads keep: questions and passages have thousands of shapes together
+_LEAST_KEPT, _MOST_KEPT = 100, 400  # that one thread keeps
 _LEAST = 2  # tokens of a question: after a call with one, OpenVINO 2026.4 computes other questions wrongly
 _OVERHEAD = 400  # bytes of the objects around an entry of the cache
 _COUNTED = 4096  # texts whose number of tokens is remembered
@@ -172,8 +179,10 @@ class CachedReader:
         shape = self.encoder.format
         one = TextStates(np.ones((1, shape.size), np.int8), np.ones(1, np.float16), np.ones(shape.width, np.float16))
         asked = self._blank_question(_LEAST)
+        threads = self._threads.count
+        kept = min(_MOST_KEPT, max(_LEAST_KEPT, _KEPT // threads))
         self._graph: Graph = open_graph(
-            self._backend, self.path, self._threads.count, ["logits"], self._inputs(asked, [one])
+            self._backend, self.path, threads, ["logits"], self._inputs(asked, [one]), kept=kept
         )
 
     def attach(self, store: StateSource) -> None:
@@ -192,6 +201,8 @@ class CachedReader:
                 f"`tmkd index ... --model {self._manifest.folder}`"
             )
         self._stores = (*self._stores, store)
+        if problem := of_other_backend(store, self._backend):
+            logger.warning(problem)
 
     def score(
         self, questions: Sequence[str], passages: Sequence[str], on_batch: OnBatch | None, batch_size: int | None
@@ -341,6 +352,25 @@ class CachedReader:
             "scales": scales,
             "cosine": (embeddings @ question.embedding).astype(np.float32),
         }
+
+
+def of_other_backend(store: StateSource, backend: str) -> str:
+    """What to say of a store of states that another backend computed than the one that scores; empty for nothing.
+
+    Args:
+        store: The store.
+        backend: What scores, and computes the states that the store lacks.
+    """
+    card: Card | None = getattr(store, "card", None)  # a store that is no index's says nothing about it
+    others = [] if card is None else [name for name in card.backends if name != backend]
+    if not others:
+        return ""
+    use = f"use --backend {others[0]}, or " if card is not None and len(card.backends) == 1 else ""
+    return (
+        f"{store!r} holds states that {' and '.join(others)} computed, and {backend} scores and computes all others: "
+        "the score of a text depends on where its states come from, by several tenths if one of them computes in int8. "
+        f"To have them alike, {use}remove the index's folder `states` and compute all with --backend {backend}"
+    )
 
 
 def _distinct(texts: Sequence[str]) -> dict[str, int]:

@@ -55,7 +55,9 @@ def open_engine(backend: str, path: Path, threads: int) -> Engine:
     return lambda inputs: graph(inputs)[0]
 
 
-def open_graph(backend: str, path: Path, threads: int, outputs: Sequence[str], sample: Arrays) -> Graph:
+def open_graph(
+    backend: str, path: Path, threads: int, outputs: Sequence[str], sample: Arrays, *, kept: int | None = None
+) -> Graph:
     """Open a file with the engine of a backend.
 
     Args:
@@ -64,6 +66,8 @@ def open_graph(backend: str, path: Path, threads: int, outputs: Sequence[str], s
         threads: How many micro-batches may run at once.
         outputs: Names of the outputs that a call gives.
         sample: Inputs of a first call, the smaller the better.
+        kept: Kernels of each kind that OpenVINO keeps for a thread: it makes some for every shape, and keeps thousands
+            unless given. Give it for a graph that is called with many shapes.
 
     Raises:
         MissingExtraError: The engine is not installed.
@@ -77,7 +81,8 @@ def open_graph(backend: str, path: Path, threads: int, outputs: Sequence[str], s
         )
     try:
         if _package(backend) == "openvino":
-            return _OpenVino(path, threads, outputs, sample)
+            settings = {} if kept is None else {"CPU_RUNTIME_CACHE_CAPACITY": kept}
+            return _OpenVino(path, threads, outputs, sample, settings)
         return _OnnxRuntime(path, outputs)
     except ExportError:
         raise
@@ -97,7 +102,8 @@ def operation_seconds(path: Path, batches: Iterable[Inputs]) -> dict[str, float]
         Seconds by node type, such as `FullyConnected`. `Reorder` is an operation that OpenVINO adds to change a layout
         or a precision.
     """
-    engine, seconds = _OpenVino(path, 1, ["logits"], token_batch(1, WIDTH_STEP), counting=True), dict[str, float]()
+    seconds = dict[str, float]()
+    engine = _OpenVino(path, 1, ["logits"], token_batch(1, WIDTH_STEP), {"PERF_COUNT": True})
     for inputs in batches:
         engine(inputs)
         for kind, spent in engine.counted():
@@ -160,7 +166,7 @@ class _OpenVino:
     """
 
     def __init__(
-        self, path: Path, streams: int, outputs: Sequence[str], sample: Arrays, *, counting: bool = False
+        self, path: Path, streams: int, outputs: Sequence[str], sample: Arrays, settings: Mapping[str, Any]
     ) -> None:
         require_no_fork()
         without_telemetry()
@@ -168,8 +174,8 @@ class _OpenVino:
 
         _started.add(os.getpid())
         core = openvino.Core()
-        settings = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams, "ENABLE_CPU_PINNING": False}
-        settings |= {"PERF_COUNT": True} if counting else {}
+        threads = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams, "ENABLE_CPU_PINNING": False}
+        settings = {**threads, **settings}
         native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         try:
             compiled = core.compile_model(
@@ -198,7 +204,7 @@ class _OpenVino:
             self._free.put(request)
 
     def counted(self) -> list[tuple[str, float]]:
-        """Kind and seconds of every node of the last call; for an engine with `counting` and one stream."""
+        """Kind and seconds of every node of the last call; for an engine with `PERF_COUNT` and one stream."""
         request = self._free.get()
         try:
             return [(node.node_type, node.real_time.total_seconds()) for node in request.get_profiling_info()]

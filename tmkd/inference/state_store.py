@@ -70,6 +70,7 @@ class Card:
         passages: How many passages have states.
         index: The version of the index (`DocumentIndex.version`) whose passages all have states; empty while some are
             still missing.
+        backends: What computed the states, of the export's backends; empty where that is not known, as in older files.
         files: For each part its `file`, its `bytes` and their `crc32`. A file may go on after them.
     """
 
@@ -82,6 +83,7 @@ class Card:
     tokens: int = 0
     passages: int = 0
     index: str = ""
+    backends: list[str] = field(default_factory=list)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -284,10 +286,8 @@ class StateStore:
                 return open_card(self.folder, card, every=every)
             except FileNotFoundError as error:
                 if not (self.folder / CARD).is_file():
-                    raise DataError(
-                        f"{self.index} has no states of passages; run: {how_to_compute(self.index, self.model)}",
-                        path=self.folder,
-                    ) from error
+                    how = how_to_compute(self.index, self.model)
+                    raise DataError(f"{self.index} has no states of passages; run: {how}", path=self.folder) from error
                 if not left:  # else the files were replaced after the card was read
                     raise self._refused(f"{error.filename} is missing") from error
             except DataError as error:

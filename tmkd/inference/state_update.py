@@ -171,6 +171,8 @@ class _Update:
         wanted = keys_in(self.index)
         missing = wanted - self._drop(wanted)
         self.changes.kept, self.changes.computed = len(wanted) - len(missing), len(missing)
+        if missing:
+            self.writer.computed_by(self.encoder.backend)
         with progress("states", len(missing), "passages") as bar:
             for passages in self._segments(missing):
                 self._compute(passages, bar)

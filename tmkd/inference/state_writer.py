@@ -38,6 +38,7 @@ class PassageEncoder(Protocol):
         identity: A fingerprint of everything that decides the states.
         folder: The export, with the tokenizer.
         max_length: Tokens of a text that it reads.
+        backend: Of the export's backends the one that computes.
     """
 
     @property
@@ -46,6 +47,8 @@ class PassageEncoder(Protocol):
     def folder(self) -> Path: ...  # noqa: D102
     @property
     def max_length(self) -> int: ...  # noqa: D102
+    @property
+    def backend(self) -> str: ...  # noqa: D102
 
     def states(self, texts: Sequence[str]) -> list[TextStates]:
         """What is stored of each text.
@@ -105,6 +108,22 @@ class Writer:
     def opened(self) -> Opened:
         """What the store holds now."""
         return open_card(self.folder, self.card)
+
+    def computed_by(self, backend: str) -> None:
+        """Note what computes the texts that are added next; the manifest says it with them.
+
+        States of several backends are no error, but they are said: `docs/backends.md` has what they may differ by.
+        """
+        known = self.card.backends
+        if self.gone.all():  # there are no others
+            self.card = replace(self.card, backends=[backend])
+        elif known and backend not in known:
+            logger.warning(
+                f"{self.folder} holds states that {' and '.join(known)} computed, and {backend} computes the new ones: "
+                f"passages are no longer scored alike. Use --backend {known[0]}, or remove {self.folder} to compute "
+                f"all states with {backend}"
+            )
+            self.card = replace(self.card, backends=[*known, backend])
 
     def add(self, rows: NDArray[np.void], states: Sequence[TextStates]) -> None:
         """Append texts, and write the manifest.
@@ -232,4 +251,5 @@ def _empty(folder: Path, like: Card) -> Opened:
     }
     for entry in files.values():
         (folder / str(entry["file"])).touch()
-    return open_card(folder, Card(like.identity, like.model, like.state_size, like.width, generation, files=files))
+    sizes = (like.state_size, like.width)
+    return open_card(folder, Card(like.identity, like.model, *sizes, generation, backends=like.backends, files=files))

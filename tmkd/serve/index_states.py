@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 from tmkd.core.errors import DataError
+from tmkd.inference.cached_reader import of_other_backend
 from tmkd.inference.scorer import Scorer
 from tmkd.inference.state_store import CARD, FOLDER, StateStore, has_states
 from tmkd.serve.watched import Watched
@@ -62,7 +63,10 @@ class IndexStates:
                 self._scorer.attach(store)
                 self._store = store
             else:
+                before = self._store.card.backends
                 self._store.refresh()
+                if self._store.card.backends != before and (said := of_other_backend(self._store, encoder.backend)):
+                    logger.warning(said)
         except DataError as error:
             return str(error)
         return ""

@@ -6,9 +6,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from starlette.requests import Request
 
+from tmkd.core.errors import ExportError
 from tmkd.inference.manifest import read_manifest
 from tmkd.serve.ask import Asker
 from tmkd.serve.body import Bodies, unless_gone
@@ -16,6 +18,7 @@ from tmkd.serve.metrics import Metrics
 from tmkd.serve.queueing import BatchQueue, Read
 from tmkd.serve.scorer_process import ScorerProcess, StatePlaces
 from tmkd.serve.settings import Settings
+from tmkd.serve.worker import holds
 
 STATES = 8192  # bytes of a passage's states, roughly
 
@@ -59,9 +62,11 @@ class Server:
         self.problem = ""
 
     async def __aenter__(self) -> Server:
+        opened: dict[str, str] = {}  # the digests of the models
         try:
             for name, scorer in self.scorers.items():
                 hello = await scorer.start()
+                opened[name] = hello.digest
                 queue = BatchQueue(
                     scorer,
                     self.metrics,
@@ -91,6 +96,8 @@ class Server:
                 }
                 scoring = "" if student.hello is None else student.hello.backend
                 self.asker = Asker(self.settings.index, rankers, self.settings.backend, scoring)
+                for name, (_, model) in rankers.items():
+                    _require_same(model, opened[name])
         except BaseException as error:
             self.problem = str(error)
             await self.__aexit__()
@@ -137,6 +144,18 @@ class Server:
         """
         scoring = self.queues["student"].score(query, texts, until=request.state.until, truncate=truncate)
         return await unless_gone(request, scoring)
+
+
+def _require_same(folder: Path, digest: str) -> None:
+    """Check that a folder still holds the model that the scoring process opened: this process has read it, too.
+
+    Raises:
+        ExportError: It was replaced.
+    """
+    if not holds(folder, digest):
+        raise ExportError(
+            f"{folder} was replaced while the server started; start it again when all of its files are there"
+        )
 
 
 def _up(scorer: ScorerProcess) -> float:

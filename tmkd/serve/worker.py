@@ -17,8 +17,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -179,6 +180,35 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def holds(folder: Path, digest: str) -> bool:
+    """Whether a folder still holds the model of a digest; not while it is being replaced, or is gone."""
+    try:
+        return folder_digest(folder) == digest
+    except OSError:
+        return False
+
+
+def open_named(folder: Path, opening: Callable[[], _Model]) -> tuple[_Model, str]:
+    """Open a model, and give the digest of what was opened.
+
+    Args:
+        folder: The model.
+        opening: Opens it, which takes seconds.
+
+    Raises:
+        ExportError: The folder was replaced meanwhile.
+        TmkdError: As `opening`.
+    """
+    try:
+        digest = folder_digest(folder)
+    except OSError:
+        digest = ""  # `opening` says what is wrong, unless the folder comes meanwhile
+    model = opening()
+    if not holds(folder, digest):
+        raise ExportError(f"{folder} was replaced while it was opened; try again when all of its files are there")
+    return model, digest
+
+
 def main(
     kind: str, folder: str, backend: str, threads: str, cache: str = "0", index: str = "", positive: str = "1"
 ) -> None:
@@ -189,7 +219,8 @@ def main(
     set_quiet(False)
     keep_freed_memory()
     try:
-        model = open_model(kind, Path(folder), backend, int(threads) or None, int(cache), int(positive))
+        opening = partial(open_model, kind, Path(folder), backend, int(threads) or None, int(cache), int(positive))
+        model, digest = open_named(Path(folder), opening)
     except TmkdError as error:
         answers.write(pack(Failed(-1, str(error))))
         answers.flush()
@@ -199,7 +230,7 @@ def main(
     desk = Desk(model, answers, states)
     about = (model.backend, model.max_length, model.classes, model.labels, model.threads)
     problem = "" if states is None else states.problem
-    desk.write(Hello(*about, digest=folder_digest(Path(folder)), apart=apart, problem=problem))
+    desk.write(Hello(*about, digest=digest, apart=apart, problem=problem))
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tmkd-job") as pool:
         while (job := read(jobs)) is not None:
             pool.submit(desk.answer, job)
