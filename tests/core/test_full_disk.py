@@ -24,7 +24,7 @@ from qa_fixtures import document, index_of
 from state_fixtures import MiniLM
 
 from tmkd.core.errors import DataError, NoRoomError, TmkdError
-from tmkd.core.files import disk_errors, write_json, write_text
+from tmkd.core.files import copy_folder, disk_errors, write_json, write_text
 from tmkd.core.mapped import mapped_numbers
 from tmkd.data.documents.index import DocumentIndex, update_index
 from tmkd.data.pairs import Pairs
@@ -69,6 +69,16 @@ def fill_up(disk: Path, but: int = 0) -> None:
 
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_half_a_copy_of_a_folder_does_not_stay(small_disk: SmallDisk, tmp_path: Path) -> None:
+    disk, source = small_disk(1024), tmp_path / "student"
+    source.mkdir()
+    (source / "model.safetensors").write_bytes(bytes(600_000))
+    copy_folder(source, disk / "student")
+    with pytest.raises(NoRoomError), disk_errors(disk):
+        copy_folder(source, disk / "student")
+    assert files(disk) == ["student/model.safetensors"]
 
 
 def test_a_file_stays_as_it_was_and_the_error_says_how_much_room_is_needed(small_disk: SmallDisk) -> None:

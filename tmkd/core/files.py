@@ -158,9 +158,13 @@ def copy_folder(source: Path, target: Path, also: Mapping[str, str] | None = Non
     """
     fresh = target.with_name(target.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(source, fresh, ignore=lambda _, names: list(filter(_TEMPORARY.fullmatch, names)))
-    for name, text in (also or {}).items():
-        (fresh / name).write_text(text, encoding="utf-8")
+    try:
+        shutil.copytree(source, fresh, ignore=lambda _, names: list(filter(_TEMPORARY.fullmatch, names)))
+        for name, text in (also or {}).items():
+            (fresh / name).write_text(text, encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)  # on a full disk it would have the room that is left
+        raise
     swap_in(fresh, target)
 
 
