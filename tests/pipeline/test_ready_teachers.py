@@ -12,9 +12,13 @@ import yaml
 from conftest import Tmkd, pair_rows, step_folders, write_jsonl
 from encoder_fixtures import decoder, reranker, tiny, transformers_logits
 
+from tmkd.config.load import parse_recipe
 from tmkd.data.pairs import Pairs
 from tmkd.inference.scorer import Scorer
+from tmkd.models.card import read_card
+from tmkd.pipeline.steps.pool import pool_teachers
 from tmkd.pipeline.store.label_store import LabelStore
+from tmkd.pipeline.store.workspace import Workspace
 
 NUMBERS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}
 
@@ -110,6 +114,15 @@ def test_what_makes_a_ready_teacher_wrong_is_said_before_anything_is_trained(tmk
     done = tmkd("label", recipe, "teachers=[{name: a, seed: 1}]", pool, check=False)
     assert "pool.teachers: their classes are in different orders" in " ".join(done.stderr.split())
     assert not step_folders("teacher")
+
+
+def test_a_teacher_of_the_pool_reads_as_many_tokens_as_its_own_files_say(tmp_path: Path) -> None:
+    folder = reranker(tmp_path / "two", 2)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 40}))
+    pool = {"teachers": [str(folder)], "sources": [{"pairs": "train.jsonl"}]}
+    content = yaml.safe_load(recipe_of(tmp_path / "pool.yaml", folder, pool=pool).read_text())
+    (step,) = pool_teachers(Workspace(tmp_path / "workspace"), parse_recipe(content, "test"))
+    assert read_card(step.folder).max_length == 40
 
 
 def test_a_student_of_the_pool_alone_has_the_classes_of_its_teachers(tmkd: Tmkd, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tmkd.data.tasks import TaskData, built_in
 from tmkd.models.card import has_card
 from tmkd.models.encoders.find import encoder_fingerprint, find_encoder
 from tmkd.models.label_map import order_of_two, require_counted
+from tmkd.models.own_length import own_length
 from tmkd.models.ready import head_classes
 from tmkd.pipeline.steps.other_tasks import LoadedTask, held_out
 from tmkd.pipeline.steps.teach import copy_checkpoint
@@ -165,4 +166,4 @@ def _finished(workspace: Workspace, recipe: Recipe, folder: Path) -> list[Step]:
     source = find_encoder(str(folder))
     require_counted(source, "of the pool", mappable=False)
     order = order_of_two(source, "of the pool") or list(range(head_classes(source)))
-    return [copy_checkpoint(workspace, source, order, recipe.max_length, name="of the pool")]
+    return [copy_checkpoint(workspace, source, order, own_length(source), name="of the pool")]
