@@ -117,7 +117,7 @@ def test_shares_differences_and_their_verdicts() -> None:
     assert [d.value.to_json() for d in none] == [{"mean": 0.0, "low": 0.0, "high": 0.0}] * 5
     assert not any(d.significant for d in none)
     json.dumps(results.to_json(), allow_nan=False)
-    assert "3 teachers" not in headline(results)
+    results.taught_by = 2
     assert "2 teachers of 6 layers became one student of 3 layers" in headline(results)
     assert "2.0 times as fast as one teacher" in headline(results)
 
@@ -126,17 +126,22 @@ def test_the_headline_counts_who_taught_and_names_no_depth_where_it_is_not_known
     pairs = rows()
     some = outputs(pairs)
     unknown = [replace(one, layers=None) if one.kind == "teacher" and n == 0 else one for n, one in enumerate(some)]
-    assert headline(compare(pairs, unknown, classes=2, task="t")).startswith("2 teachers became one student")
+    results = compare(pairs, unknown, classes=2, task="t")
+    results.taught_by = 2
+    assert headline(results).startswith("2 teachers became one student")
     results = compare(pairs, some, classes=2, task="t")
-    for learned_from, said in {
-        ("t1",): "1 teacher of 6 layers became one student",
-        ("t1", "t2", "judge"): "3 teachers became one student",
-        (): "Labels alone became one student",
+    for taught_by, said in {
+        None: "One student of 3 layers keeps ",
+        0: "One student of 3 layers, trained on labels alone, keeps ",
+        1: "1 teacher of 6 layers became one student of 3 layers that keeps ",
+        2: "2 teachers of 6 layers became one student of 3 layers that keeps ",
     }.items():
-        results.learned_from = learned_from
+        results.taught_by = taught_by
         assert headline(results).startswith(said)
+    results.unmeasured, results.taught_by = {"judge": "it has no score"}, 3
+    assert headline(results).startswith("3 teachers became one student")
     alone = [one for one in some if one.name == "tmkd"]
-    assert "one student of 3 layers" in headline(compare(pairs, alone, classes=2, task="t"))
+    assert "One student of 3 layers" in headline(compare(pairs, alone, classes=2, task="t"))
 
 
 def test_teachers_that_are_not_measured_are_named_with_the_reason() -> None:
@@ -323,7 +328,7 @@ def test_the_first_sentence_says_whether_the_student_is_ahead_of_what_is_free(tm
     assert weak.standing()[0].startswith(sentence)
     write_report(tmp_path, weak)
     page = (tmp_path / "report.html").read_text()
-    assert page.index(sentence) < page.index("became one student")
+    assert page.index(sentence) < page.index("One student of 3 layers keeps")
     strong = [ModelOutput("bm25", "free", model(6.0))]
     behind = compare(
         pairs, [*outputs(pairs), *strong], classes=2, task="a task", options=ComparisonOptions(resamples=300)

@@ -114,6 +114,7 @@ def test_the_page_shows_the_students_differences_and_hides_the_others(tmp_path: 
 
 def test_missing_parts_are_absent(tmp_path: Path) -> None:
     results = accuracy_only()
+    results.taught_by = 1
     write_report(tmp_path, results)
     page = (tmp_path / "report.html").read_text()
     for absent in (

@@ -371,9 +371,9 @@ def test_bad_values_are_named(tmkd: Tmkd, small: Path) -> None:
         ("use_teachers=[a,c]",): "use_teachers: 'c' is not a teacher; the teachers are a, b",
         ("use_teachers=[a,a]",): "use_teachers: give one or more names, each once, got a, a",
         ("use_teachers=[]",): "use_teachers: give one or more names, each once, got none",
-        (
-            "use_teachers=a",
-        ): "use_teachers: give a number of teachers, or a list of their names such as [a, b], got 'a'",
+        ("use_teachers=a",): "give a number of teachers above 0, or a list of their names such as [a, b], got 'a'",
+        ("use_teachers=0",): "give a number of teachers above 0, or a list of their names such as [a, b], got 0",
+        ("use_teachers=[1,2]",): "above 0, or a list of their names such as [a, b], got [1, 2]",
         ("labels=out-of-folds",): "labels: input should be 'own' or 'out-of-fold', got 'out-of-folds'",
         ("folds=1",): "folds: input should be greater than or equal to 2, got 1",
         ("stage2.replay=0.001",): "replay: 0.001 of 64 pairs leaves no pair of the pool or the task",

@@ -395,7 +395,7 @@ def test_a_teacher_that_labels_only_a_part_of_the_pairs(tmkd: Tmkd, tmp_path: Pa
     gaps = coverage["test"]["pairs"] - coverage["test"]["labelled"]
     assert report["unmeasured"] == {"judge": f"it has no score for {gaps:,} of {coverage['test']['pairs']:,} pairs"}
     assert report["standing"][-1] == f"Not measured on these pairs: judge ({report['unmeasured']['judge']})."
-    assert report["learned_from"] == ["cosine", "judge"]
+    assert report["taught_by"] == 2
     page = Path("workspace/runs/kinds/report/report.html").read_text()
     assert "2 teachers became one student" in page
     assert "of cosine&#39;s ROC-AUC" in page

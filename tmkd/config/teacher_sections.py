@@ -302,10 +302,12 @@ class Teacher(Part):
 
 
 def _number_or_names(value: Any) -> Any:
-    """A choice of teachers as it was given; ValueError, in one sentence, where it is of another type."""
-    if value is None or (isinstance(value, int | tuple | list) and not isinstance(value, bool)):
+    """A choice of teachers as it was given; ValueError, in one sentence, if it is none."""
+    names = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if value is None or names or number:
         return value
-    raise ValueError(f"give a number of teachers, or a list of their names such as [a, b], got {value!r}")
+    raise ValueError(f"give a number of teachers above 0, or a list of their names such as [a, b], got {value!r}")
 
 
 Chosen = Annotated[Positive | tuple[str, ...] | None, BeforeValidator(_number_or_names)]

@@ -149,20 +149,18 @@ def headline(results: Results) -> str:
     if student is None:
         return ""
     teachers = [row for row in results.methods if row.kind == "teacher"]
-    known = [*(row.name.removeprefix("teacher:") for row in teachers), *results.unmeasured]
-    taught = known if results.learned_from is None else results.learned_from
-    layers = {row.name.removeprefix("teacher:"): row.size.get("layers") or 0 for row in teachers}
-    depths = {layers.get(name, 0) for name in taught}
-    text = {0: "Labels alone", 1: "1 teacher"}.get(len(taught), f"{len(taught)} teachers")
-    if depths and all(depths):  # of embedding models, endpoints and scores the depth is not known
-        text += f" of {'up to ' if len(depths) > 1 else ''}{max(depths)} layers"
-    text += " became one student"
     once = student.size.get("encoder_parameters")
+    text = "one student"
     if student.size.get("layers"):
         kind = "interaction layer" if once else "layer"
         text += f" of {student.size['layers']} {kind}{'s' if student.size['layers'] > 1 else ''}"
+    keeps = " keeps"
+    if results.taught_by:
+        text, keeps = f"{_who_taught(results.taught_by, results)} became {text}", " that keeps"
+    elif results.taught_by == 0:
+        text, keeps = f"{text}, trained on labels alone", ", keeps"
     whose = "the ensemble's" if results.relative_to == ENSEMBLE else "the teacher's"
-    if results.relative_to != ENSEMBLE and len(known) > 1:
+    if results.relative_to != ENSEMBLE and len(teachers) + len(results.unmeasured) > 1:
         best = results.relative_to.removeprefix("teacher:")
         whose = f"{best}'s" if results.unmeasured else "the best teacher's"
     kept = [
@@ -171,7 +169,7 @@ def headline(results: Results) -> str:
         if name in student.kept
     ]
     if kept:
-        text += f" that keeps {' and '.join(kept)}"
+        text += f"{keeps} {' and '.join(kept)}"
     every = speedups(results)
     if student.name in every:
         text += f", {every[student.name]:.1f} times as fast as one teacher"
@@ -182,7 +180,16 @@ def headline(results: Results) -> str:
         if fastest is not None and student.name == results.taken:
             base = (student.size["pairs_per_second"] or 1) / every[student.name]
             text += f"; exported ({fastest['backend']}) {fastest['pairs_per_second'] / base:.1f} times as fast as one"
-    return text + "."
+    return text[0].upper() + text[1:] + "."
+
+
+def _who_taught(number: int, results: Results) -> str:
+    """The teachers in words; with their depth where it is known of all, which that of embedding models is not."""
+    depths = {row.size.get("layers") or 0 for row in results.methods if row.kind == "teacher"}
+    text = "1 teacher" if number == 1 else f"{number} teachers"
+    if results.unmeasured or not depths or not all(depths):
+        return text
+    return f"{text} of {'up to ' if len(depths) > 1 else ''}{max(depths)} layers"
 
 
 def cached_students(results: Results) -> list[str]:

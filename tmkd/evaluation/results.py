@@ -202,7 +202,7 @@ class Results:
         agreement: how often each student or baseline decides as the ensemble does.
         ensemble: how the teachers are weighed where the ensemble is no plain mean: {"kind": the
             recipe's `ensemble`, "weights": {teacher: weight}, "intercept", "ridge", "log_loss", "fitted_to"}.
-        learned_from: the teachers whose soft labels the exported student learned; None where it is not known.
+        taught_by: how many teachers' soft labels the exported student learned; None where it is not known.
         unmeasured: by teacher that these pairs cannot measure, why. No ensemble here has it.
         coverage: of each partial teacher, how many pairs of each part have its label: {"judge": {"train": {"pairs",
             "labelled"}}}.
@@ -235,7 +235,7 @@ class Results:
     combinations: list[Component] = field(default_factory=list)
     agreement: list[Component] = field(default_factory=list)
     ensemble: dict[str, Any] = field(default_factory=dict)
-    learned_from: tuple[str, ...] | None = None
+    taught_by: int | None = None
     unmeasured: dict[str, str] = field(default_factory=dict)
     coverage: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     reliability: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
@@ -298,7 +298,6 @@ class Results:
             "development": self.development,
             "choice": self.choice,
             "ensemble": {**self.ensemble, **better},
-            "learned_from": self.learned_from,
             "unmeasured": self.unmeasured,
             "coverage": self.coverage,
             "reliability": self.reliability,
@@ -320,6 +319,7 @@ class Results:
             "methods": [row.to_json() for row in self.methods],
             "differences": [difference.to_json() for difference in self.differences],
             **({"reference": self.reference_column} if self.reference_column else {}),
+            **({"taught_by": self.taught_by} if self.taught_by is not None else {}),
             "verdicts": self.verdicts(),
             **{key: value for key, value in optional.items() if value},
         }

@@ -209,8 +209,8 @@ def _cannot_measure(recipe: Recipe, teacher: Teacher, pairs: Pairs, sources: Tea
         return f"its {place} has no score for these pairs"
     if not own and sources.by_ids(teacher):
         return (
-            f"{teacher.file} names pairs by qid and pid, which may stand for other texts in these pairs. With columns "
-            "question and passage, or pair_id, it is"
+            f"{teacher.file} names pairs by qid and pid, which may stand for other texts here; give it the columns "
+            "question and passage, or pair_id"
         )
     if teacher.is_column and ScoresTeacher.of(teacher, recipe.data).is_reference_of(pairs):
         return f"it made the reference {teacher.scores!r}"
@@ -307,7 +307,7 @@ def compare_outputs(
         results.combinations = measure_components(pairs, ways["logit"], ways, classes=classes, options=options)
     results.pairs_digest = digest_of(sorted(pairs.take(np.flatnonzero(pairs.labels >= 0)).pair_ids))
     results.training = training_numbers(run.recipe)
-    results.learned_from, results.unmeasured = _learned_from(run), unmeasured
+    results.taught_by, results.unmeasured = _taught_by(run), unmeasured
     results.development = run.development
     results.reliability = {output.name: output.reliability for output in found if output.reliability}
     if run.choice.get("development"):
@@ -344,15 +344,14 @@ def training_numbers(recipe: Recipe) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _learned_from(run: FinishedRun) -> tuple[str, ...] | None:
-    """The teachers whose soft labels the exported student learned; None where those of `pool.teachers` take part."""
-    method = next(one for one in run.recipe.chosen_methods if one.name == run.take)
-    if run.recipe.pool is not None and run.recipe.pool.teachers:
+def _taught_by(run: FinishedRun) -> int | None:
+    """How many teachers' soft labels the exported student learned; None if some are of another run or task."""
+    recipe = run.recipe
+    method = next(one for one in recipe.chosen_methods if one.name == run.take)
+    foreign = recipe.pool is not None and bool(recipe.pool.teachers)
+    if method.stage1 and (foreign or recipe.finished_stage1(method) is not None):
         return None
-    every = tuple(teacher.name for teacher in run.recipe.used_teachers)
-    if method.targets == "one" and len(every) > 1:
-        return (run.development["best"].removeprefix("teacher:"),) if "best" in run.development else None
-    return () if method.targets == "none" else every
+    return {"none": 0, "one": 1}.get(method.targets, len(recipe.used_teachers))
 
 
 def _without_each(run: FinishedRun, found: list[ModelOutput]) -> dict[str, ModelOutput]:
