@@ -138,7 +138,7 @@ def test_what_computed_the_states_is_recorded_and_another_backend_adds_none(
     with pytest.raises(DataError, match=r"that onnx-fp32 computed; .*new ones of openvino-int8 .*Use --backend onnx-"):
         update_states(index.folder, encoder)
     store = StateStore.open(index.folder, None)
-    assert (store.card.backends, len(store)) == (["onnx-fp32"], 3)
+    assert (store.card.backends, len(store), store.card.to_json()["format"]) == (["onnx-fp32"], 3, 2)
     encoder.backend = "onnx-fp32"  # as the error says
     assert update_states(index.folder, encoder).computed == 1
     encoder.backend = "openvino-int8"
