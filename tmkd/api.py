@@ -302,7 +302,8 @@ def build_index(
 
     Raises:
         ExportError: a model that cannot be used; the index is as it was.
-        DataError: nothing to index, or (`Reading.strict`) a document that cannot be read; the index is as it was.
+        DataError: nothing to index, or (`Reading.strict`) a document that cannot be read; the index is as it was. Or
+            another backend computed the states that are there; no states are computed, the documents are indexed.
         FetchError: `debian-docs` cannot be fetched.
         MissingExtraError: the index needs a package that is not installed.
     """
@@ -311,7 +312,7 @@ def build_index(
     from tmkd.inference.state_update import with_states
     from tmkd.inference.text_encoder import TextEncoder
 
-    encoder = None if model is None else TextEncoder.open(model, **computing)
+    encoder = None if model is None else TextEncoder.open(model, index=folder, **computing)
     changes = index_documents(list(documents), Path(folder), reading or Reading(), corpora=CORPORA)
     return with_states(changes, folder, encoder)
 
@@ -326,13 +327,14 @@ def build_states(folder: str | Path, model: str | Path, **computing: Any) -> Sta
 
     Raises:
         ExportError: a model that cannot be used, or of another kind.
-        DataError: no index, or one whose states another process is computing.
+        DataError: no index, one whose states another process is computing, or one that has new passages and states that
+            another backend computed.
         NoRoomError: the disk is full; what was finished is kept.
     """
     from tmkd.inference.state_update import update_states
     from tmkd.inference.text_encoder import TextEncoder
 
-    return update_states(folder, TextEncoder.open(model, **computing))
+    return update_states(folder, TextEncoder.open(model, index=folder, **computing))
 
 
 def check_states(folder: str | Path) -> StateStore:

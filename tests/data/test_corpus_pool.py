@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -402,6 +403,9 @@ def test_a_killed_call_continues_with_the_same_result(
     monkeypatch.setattr("tmkd.data.corpus_pool.mine._PART", 2)
     mining = Mining(passages=3, most=2)
     whole = mine_pool(questions, "whole.parquet", [corpus.name], index="index", mining=mining)
+    left = tmp_path / "pool4.parquet.9999999.tmp"  # of a process that was killed while it wrote the pool
+    left.touch()
+    os.utime(left, (0, 0))
     for parts in (1, 3, 4):
         killed_after(parts, f"pool{parts}.parquet", tmp_path)
         output = Path(f"pool{parts}.parquet")
@@ -410,6 +414,7 @@ def test_a_killed_call_continues_with_the_same_result(
         done = mine_pool(questions, output, ["beir"], index="index", mining=mining)
         assert rows_of(output) == rows_of(Path("whole.parquet"))
         assert not folder_of(output).exists()
+        assert left.exists() == (parts < 4)
         assert f"holds the pairs of the first {2 * parts} questions; continued after them" in caplog.text
         assert done.mined < done.pairs
         same = {name: value for name, value in done.to_json().items() if name not in ("output", "indexed", "mined")}

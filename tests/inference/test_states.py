@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,11 @@ import numpy as np
 import pytest
 import torch
 from qa_fixtures import document, index_of
-from state_fixtures import MiniLM, same
+from state_fixtures import MiniLM, cached_export, same
 
+from tmkd.api import build_states
 from tmkd.core.errors import DataError, ExportError
-from tmkd.core.files import digest_of
+from tmkd.core.files import digest_of, read_json, write_json
 from tmkd.data.documents.index import Changes, DocumentIndex, update_index
 from tmkd.inference.qa.windows import Span, Windows
 from tmkd.inference.state_store import CARD, FOLDER, PARTS, ROW, StateStore, has_states
@@ -123,7 +125,7 @@ def test_a_changed_document_costs_its_own_passages_only(tmp_path: Path, encoder:
     assert (again.computed, again.kept, again.dropped, encoder.asked) == (0, 5, 0, [])
 
 
-def test_what_computed_the_states_is_recorded_and_another_backend_is_said(
+def test_what_computed_the_states_is_recorded_and_another_backend_adds_none(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """States of several backends are not alike: a passage's score depends on which of them read it."""
@@ -131,24 +133,41 @@ def test_what_computed_the_states_is_recorded_and_another_backend_is_said(
     update_states(index.folder, encoder)
     assert StateStore.open(index.folder, None).card.backends == ["onnx-fp32"]
     encoder.backend = "openvino-int8"
-    assert update_states(index.folder, encoder).computed == 0  # nothing new, so nothing to say
-    assert not caplog.records
+    assert update_states(index.folder, encoder).computed == 0  # nothing new, so nothing to refuse
     index_of(index.folder, texts(4))
+    with pytest.raises(DataError, match=r"that onnx-fp32 computed; .*new ones of openvino-int8 .*Use --backend onnx-"):
+        update_states(index.folder, encoder)
+    store = StateStore.open(index.folder, None)
+    assert (store.card.backends, len(store), store.card.to_json()["format"]) == (["onnx-fp32"], 3, 2)
+    encoder.backend = "onnx-fp32"  # as the error says
     assert update_states(index.folder, encoder).computed == 1
-    assert "holds states that onnx-fp32 computed, and openvino-int8 computes the new ones" in caplog.text
-    assert StateStore.open(index.folder, None).card.backends == ["onnx-fp32", "openvino-int8"]
+    encoder.backend = "openvino-int8"
     index_of(index.folder, texts(4, start=10))
     assert update_states(index.folder, encoder).computed == 4  # all of them: the others have left
     assert StateStore.open(index.folder, None).card.backends == ["openvino-int8"]
     card = StateStore.open(index.folder, None).card.to_json()  # of an older version, which did not say it
-    older = {name: value for name, value in card.items() if name not in ("backends", "digest")}
+    older = {name: value for name, value in card.items() if name not in ("backends", "digest")} | {"format": 1}
     (index.folder / FOLDER / CARD).write_text(json.dumps({**older, "digest": digest_of(older)}))
-    caplog.clear()
     index_of(index.folder, texts(5, start=10))
     encoder.backend = "onnx-fp32"
     assert update_states(index.folder, encoder).computed == 1
     assert StateStore.open(index.folder, None).card.backends == []  # not known of four of the five
     assert not caplog.records
+
+
+def test_an_update_goes_on_with_the_backend_that_computed_the_states(tmp_path: Path) -> None:
+    """Which one is the fastest may change from one night to the next: with what is installed, on another machine."""
+    index, export = index_of(tmp_path / "index", texts(3)), cached_export(tmp_path)
+    build_states(index.folder, export)
+    card = read_json(export / "tmkd.json")
+    card["backends"]["onnx-int8"] = {**card["backends"]["onnx-fp32"], "pairs_per_second": 9.0}
+    write_json(export / "tmkd.json", card)
+    index_of(index.folder, texts(4))
+    assert build_states(index.folder, export).computed == 1
+    assert StateStore.open(index.folder, None).card.backends == ["onnx-fp32"]
+    shutil.rmtree(index.folder / FOLDER)
+    assert build_states(index.folder, export).computed == 4
+    assert StateStore.open(index.folder, None).card.backends == ["onnx-int8"]
 
 
 def test_a_text_of_many_documents_and_one_of_other_white_space(tmp_path: Path, encoder: MiniLM) -> None:

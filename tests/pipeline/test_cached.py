@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -229,8 +230,12 @@ def test_texts_that_were_read_are_not_read_again_and_damaged_ones_are(
     content = damaged.read_bytes()
     damaged.unlink()  # `whole` still maps the file as it was
     damaged.write_bytes(content[:-10])
+    left = damaged.with_name(f"{damaged.name}.9999999.tmp")  # of a process that was killed while it wrote the part
+    left.touch()
+    os.utime(left, (0, 0))
     again = reading.inputs(workspace, pairs)
     assert "is missing or damaged" in caplog.text
+    assert not left.exists()
     assert sorted(read) == texts_of(pairs)[8:16]
     assert_same_states(again, whole, len(pairs))
 

@@ -6,6 +6,7 @@ And what a process that was killed leaves in it.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from conftest import Tmkd
 
 from tmkd.core.errors import TmkdError
-from tmkd.core.files import copy_folder, remove_temporary_of
+from tmkd.core.files import copy_folder, put_back, remove_temporary_of, swap_in
 from tmkd.pipeline.store.workspace import Workspace
 
 
@@ -79,3 +80,27 @@ def test_half_a_file_of_the_user_goes_when_it_is_old_and_nobody_writes_it(tmp_pa
         os.utime(path, (0, 0))
     remove_temporary_of(output)
     assert sorted(tmp_path.iterdir()) == sorted([other, running])
+
+
+def test_a_folder_that_was_removed_in_part_is_not_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even after the user has removed the folder that came in its place."""
+    fresh, target = tmp_path / "fresh", tmp_path / "export"
+    for folder in (fresh, target):
+        folder.mkdir()
+        (folder / "tmkd.json").touch()
+
+    def killed_in_it(folder: Path, **_: object) -> None:
+        if folder.is_dir():
+            (folder / "tmkd.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed_in_it)
+        swap_in(fresh, target)
+    shutil.rmtree(target)
+    put_back(target)
+    assert not target.exists()
+    for _ in range(2):  # the second one replaces the first
+        fresh.mkdir()
+        swap_in(fresh, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]  # nor is the other part there for ever

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -126,7 +127,11 @@ def test_a_damaged_part_is_made_again(tmp_path: Path, spoil: str, caplog: pytest
         again = EmbeddedTexts(tmp_path)
     assert again.missing([("query", "a"), ("query", "b")]) == [("query", "a")]
     assert "is missing or damaged" in caplog.text
+    left = values.with_name(f"00002-{values.name.removeprefix('00000-')}.9999999.tmp")  # of a process that was killed
+    left.touch()
+    os.utime(left, (0, 0))
     again.add([("query", "a")], np.full((1, 2), 3, dtype=np.float32))
+    assert not left.exists()
     assert EmbeddedTexts(tmp_path).of("query", ["a", "b"]).tolist() == [[3, 3], [0, 0]]
 
 

@@ -135,10 +135,19 @@ def swap_in(fresh: Path, target: Path) -> None:
     """Rename a finished folder to `target`; only then remove the folder that was there."""
     old = target.with_name(f".{target.name}.old")
     if target.exists():
-        shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed
+        _remove_old(old)  # left by a process that was killed
         target.rename(old)
     fresh.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove_old(old)
+
+
+def _remove_old(old: Path) -> None:
+    """Remove a folder under another name, so that `put_back` finds it whole or not at all."""
+    gone = old.with_suffix(".gone")
+    shutil.rmtree(gone, ignore_errors=True)  # left by a process that was killed
+    with suppress(OSError):
+        old.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def put_back(target: Path) -> None:

@@ -39,7 +39,7 @@ from tmkd.models.text_states import TextStates
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of a store: raise it when older ones can no longer be read
+FORMAT = 2  # of a store; raise it when older versions can no longer read it. 1 has no `backends`
 FOLDER = "states"
 CARD = "states.json"
 TABLES = ("rows", "gone")  # checked when a store is opened
@@ -116,7 +116,7 @@ class Card:
         try:
             content = json.loads(text)
             written, digest = content.pop("format"), content.pop("digest")
-            if written != FORMAT:
+            if written not in (1, FORMAT):
                 raise DataError(f"{path} has format {written!r}, this version reads {FORMAT}", path=path)
             if digest_of({"format": written, **content}) != digest:
                 raise ValueError("its content does not match its digest")

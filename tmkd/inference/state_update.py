@@ -118,7 +118,8 @@ def update_states(index_folder: str | Path, encoder: PassageEncoder, *, segment:
         What changed.
 
     Raises:
-        DataError: The index cannot be used, or another process is computing its states.
+        DataError: The index cannot be used, another process is computing its states, or it has new passages and another
+            backend computed the states that are there.
         NoRoomError: The disk is full. What was stored before, and the segments that were finished, are whole.
         ExportError: The encoder gives numbers that are not finite.
     """

@@ -69,6 +69,21 @@ def writing(index_folder: Path) -> AbstractContextManager[None]:
     return locked(index_folder / FOLDER / "lock", DataError(busy))
 
 
+def backends_of(index_folder: Path, identity: str) -> list[str]:
+    """What computed the states of an index that are of an encoder, all or some; empty where there are none, or unknown.
+
+    Args:
+        index_folder: The index.
+        identity: The fingerprint of the encoder.
+    """
+    for name in (CARD, PENDING):
+        with suppress(OSError, DataError):  # `Writer.open` says what is wrong
+            card = Card.read(index_folder / FOLDER / name)
+            if card.identity == identity:
+                return card.backends
+    return []
+
+
 class Writer:
     """Appends to a store.
 
@@ -112,18 +127,19 @@ class Writer:
     def computed_by(self, backend: str) -> None:
         """Note what computes the texts that are added next; the manifest says it with them.
 
-        States of several backends are no error, but they are said: `docs/backends.md` has what they may differ by.
+        Raises:
+            DataError: Another backend computed those that are there: `docs/backends.md` has what they may differ by.
         """
         known = self.card.backends
         if self.gone.all():  # there are no others
             self.card = replace(self.card, backends=[backend])
         elif known and backend not in known:
-            logger.warning(
-                f"{self.folder} holds states that {' and '.join(known)} computed, and {backend} computes the new ones: "
-                f"passages are no longer scored alike. Use --backend {known[0]}, or remove {self.folder} to compute "
-                f"all states with {backend}"
+            raise DataError(
+                f"{self.folder} holds states that {' and '.join(known)} computed; with new ones of {backend} passages "
+                f"would not be scored alike, so none are computed. Use --backend {known[0]}, or remove {self.folder} "
+                f"to compute all states with {backend}",
+                path=self.folder,
             )
-            self.card = replace(self.card, backends=[*known, backend])
 
     def add(self, rows: NDArray[np.void], states: Sequence[TextStates]) -> None:
         """Append texts, and write the manifest.

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from tmkd.core.backends import SAFE_BACKEND
 from tmkd.core.cpu import usable_cores
 from tmkd.core.errors import ExportError
-from tmkd.inference.engines import Arrays, Graph, open_graph, token_batch
+from tmkd.inference.engines import Arrays, Graph, installed, open_graph, token_batch
 from tmkd.inference.manifest import Manifest, StatesFormat, read_cosines, read_manifest
+from tmkd.inference.state_writer import backends_of
 from tmkd.inference.threads import Threads
 from tmkd.models.batching import WIDTH_STEP, pad, padded_width
 from tmkd.models.text_states import TextStates, dequantised
@@ -118,13 +119,16 @@ class TextEncoder:
             _require_shapes(self._question_graph, self._question_path, [hidden, (1, width)])
 
     @classmethod
-    def open(cls, export: str | Path, *, backend: str = "auto", threads: int | None = None) -> TextEncoder:
+    def open(
+        cls, export: str | Path, *, backend: str = "auto", threads: int | None = None, index: str | Path | None = None
+    ) -> TextEncoder:
         """Open the encoder of an export by itself, for indexing.
 
         Args:
             export: The export's folder.
             backend: `auto` for the fastest one that can run here and gives the student's embeddings, or a name.
             threads: Texts that are read at once; all usable cores unless given.
+            index: An index whose stored states it is to continue: `auto` is then what computed these, if it can run.
 
         Raises:
             ValueError: `threads` is below 1.
@@ -134,8 +138,10 @@ class TextEncoder:
             EncoderError: As for the class.
         """
         manifest, pool = read_manifest(export), Threads(usable_cores() if threads is None else threads)
-        _format_of(manifest)
-        encoder = cls(manifest, manifest.choose(backend), pool)
+        identity, name = _format_of(manifest).identity, manifest.choose(backend)
+        if backend == "auto" and index is not None:
+            name = _as_stored(manifest, name, Path(index), identity)
+        encoder = cls(manifest, name, pool)
         try:
             encoder.load()
             encoder._require_cosines(manifest)
@@ -329,6 +335,16 @@ def _require_shapes(graph: Graph, path: Path, wanted: list[tuple[int, ...]]) -> 
     if found != wanted:
         given, said = (f"states of {shapes[-2][-1]} and embeddings of {shapes[-1][-1]}" for shapes in (found, wanted))
         raise ExportError(f"{path} gives {given} numbers, tmkd.json says {said}; export again")
+
+
+def _as_stored(manifest: Manifest, fastest: str, index: Path, identity: str) -> str:
+    """The backend that computed the states of an index, if it can run here; else the fastest one."""
+    stored = backends_of(index, identity)
+    usable = [name for name in stored if manifest.has(name) and installed(name)]
+    if not usable or fastest in usable:
+        return fastest
+    logger.info(f"reading texts with {usable[0]}, which computed the states of {index}, in place of {fastest}")
+    return usable[0]
 
 
 def _format_of(manifest: Manifest) -> StatesFormat:

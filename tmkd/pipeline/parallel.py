@@ -82,7 +82,10 @@ def workers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
 
 
 def _remove_left(folder: Path) -> None:
-    """Remove the task and the logs of a process of this machine that was killed."""
+    """Remove the task and all logs of a process of this machine that was killed.
+
+    A task of an earlier version does not say whose machine it is of, and stays.
+    """
     for task in folder.glob("*.json"):
         with suppress(OSError, ValueError):
             if read_json(task).get("machine") == this_machine() and has_ended(int(task.stem)):

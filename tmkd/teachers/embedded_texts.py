@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tmkd.core.files import replacing
+from tmkd.core.files import remove_temporary_of, replacing
 from tmkd.core.mapped_array import mapped_array
 from tmkd.core.open_files import require_room
 from tmkd.models.text_states import text_key
@@ -96,6 +96,7 @@ class EmbeddedTexts:
             name = f"{len(list(self.folder.glob('*.keys.npy'))):05}-{keys[0].tobytes().hex()[:8]}"
             lines = np.vstack([keys, _checksum(keys, embeddings)])
             for path, numbers in ((f"{name}.npy", embeddings), (f"{name}.keys.npy", lines)):  # the keys come last
+                remove_temporary_of(self.folder / path)
                 with replacing(self.folder / path, numbers.nbytes) as temporary, temporary.open("wb") as file:
                     np.save(file, numbers)
             embeddings = mapped_array(self.folder / f"{name}.npy")

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError, TmkdError
-from tmkd.core.files import disk_errors, read_json, replacing, write_json
+from tmkd.core.files import disk_errors, read_json, remove_temporary_of, replacing, write_json
 from tmkd.core.locks import locked
 from tmkd.core.open_files import require_room
 
@@ -124,6 +124,7 @@ class Parts:
     def finish(self) -> None:
         """Write the pool, part by part, beside its place; rename it and remove the parts."""
         write = _write_parquet if self.output.suffix.lower() == ".parquet" else _write_json_lines
+        remove_temporary_of(self.output)
         with replacing(self.output) as temporary, progress("write", len(self.counts), "parts") as bar:
             write(temporary, self._tables(bar), str(self.output).endswith(".gz"))
         self.discard()

@@ -21,7 +21,7 @@ from safetensors.numpy import load, save_file
 
 from tmkd.core.console import progress
 from tmkd.core.errors import DataError, EncoderError
-from tmkd.core.files import replacing
+from tmkd.core.files import remove_temporary_of, replacing
 from tmkd.core.mapped_array import mapped_array
 from tmkd.core.open_files import require_room
 from tmkd.data.pairs import Pairs
@@ -222,6 +222,7 @@ def _write(folder: Path, number: int, texts: Sequence[str], read: Sequence[_Read
         "keys": np.stack([np.frombuffer(text_key(text), dtype=np.uint8) for text in texts]),
     }
     values, description = _files(folder, number)
+    remove_temporary_of(values)  # in a finished step, where a damaged part is written again
     with replacing(values, hidden.nbytes) as temporary, temporary.open("wb") as file:
         np.save(file, hidden)
     with replacing(description) as temporary:
