@@ -328,6 +328,20 @@ def test_scores_by_qid_and_pid_are_not_taken_from_other_data(files: Path, tmp_pa
         assert log_odds(given).tolist() == [sign * n / 8 for n in range(32)]
 
 
+def test_labels_by_qid_and_pid_are_shown_before_the_pool_is_mined(files: Path, tmp_path: Path) -> None:
+    rows = [{**row, "label": n % 2, "qid": str(n // 4), "pid": str(n)} for n, row in enumerate(pool_rows())]
+    for name in ("train", "pool"):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    scores = {(str(row["qid"]), str(row["pid"])): n / 8 for n, row in enumerate(rows[:20])}
+    workspace = tmp_path / "workspace"
+    run_by_ids(files, tmp_path, scores, "tkd", train="train", pool="pool", partial=True).label()
+    for step in workspace.glob("steps/pool-*"):
+        shutil.rmtree(step)
+    found = WorkspaceLabels(workspace).show(workspace / "runs" / "tkd")
+    assert found.sizes == {"train": 32, "dev": 32, "test": 32}
+    assert found.coverage["train"] == {"judge": 20}
+
+
 def test_labels_of_a_run_that_is_not_finished(files: Path, tmp_path: Path) -> None:
     """A partial file of scores, a teacher of the run; no student yet."""
     pool = [Pairs.build([row["question"]], [row["passage"]]) for row in pool_rows()]  # type: ignore[list-item]
