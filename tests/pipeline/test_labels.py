@@ -263,6 +263,17 @@ def test_labels_of_a_teacher_are_shown_where_another_is_not_trained(workspace: P
     assert found.coverage == {part: {"a": 0, "b": size} for part, size in sizes.items()}
 
 
+def run_by_ids(
+    files: Path, folder: Path, scores: dict[tuple[str, str], float], method: str, *, train: str, pool: str, **keys: Any
+) -> Run:
+    """A run of one method and one file of scores by qid and pid; it is named after the method."""
+    rows = [{"qid": qid, "pid": pid, "score": score} for (qid, pid), score in scores.items()]
+    judge = {"name": "judge", "file": str(write_jsonl(folder / "judge.jsonl", rows)), "holds": "logit", **keys}
+    recipe = content(files, teachers=[judge], name=method, methods=["teacher", method], take=method)
+    own = {"train": str(folder / f"{train}.jsonl"), "pool": str(folder / f"{pool}.jsonl")}
+    return Run(parse_recipe({**recipe, "data": {**recipe["data"], **own}}, "test"), folder / "workspace")
+
+
 def test_a_score_under_another_pid_is_a_label_of_the_pair_wherever_it_stands(files: Path, tmp_path: Path) -> None:
     """Labels are stored by the texts, and a file of qid and pid may name a pair in one place only."""
     train = [{**row, "label": int(n % 4 == 0), "qid": str(n // 4), "pid": f"{n}{copy}"}
@@ -272,17 +283,12 @@ def test_a_score_under_another_pid_is_a_label_of_the_pair_wherever_it_stands(fil
     for name, rows in (("train", train), ("pool", pool)):
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
 
-    def run_of(scores: dict[tuple[str, str], float], **keys: Any) -> Run:
-        rows = [{"qid": qid, "pid": pid, "score": score} for (qid, pid), score in scores.items()]
-        file = str(write_jsonl(tmp_path / "judge.jsonl", rows))
-        judge = {"name": "judge", "file": file, "holds": "logit", **keys}
-        own = {"train": str(tmp_path / "train.jsonl"), "pool": str(tmp_path / "pool.jsonl")}
-        recipe = content(files, teachers=[judge], name="by-ids", methods=["teacher", "tkd"], take="tkd")
-        return Run(parse_recipe({**recipe, "data": {**recipe["data"], **own}}, "test"), tmp_path / "workspace")
+    def run_of(scores: dict[tuple[str, str], float], method: str = "tkd", **keys: Any) -> Run:
+        return run_by_ids(files, tmp_path, scores, method, train="train", pool="pool", **keys)
 
     second = {(str(row["qid"]), str(row["pid"])): n / 8 for n, row in enumerate(train) if str(row["pid"])[-1] == "B"}
     run_of(second, partial=True).label()
-    done = export_labels(tmp_path / "workspace" / "runs" / "by-ids", tmp_path / "labels.parquet")
+    done = export_labels(tmp_path / "workspace" / "runs" / "tkd", tmp_path / "labels.parquet")
     assert done.missing == {}
     assert done.rows == {"train": 64, "pool": 32}
     rows = pq.read_table(tmp_path / "labels.parquet").to_pylist()
@@ -291,6 +297,49 @@ def test_a_score_under_another_pid_is_a_label_of_the_pair_wherever_it_stands(fil
     unlike = {(str(row["qid"]), str(row["pid"])): -1.5 for row in pool}
     with pytest.raises(DataError, match=r"stands under several qid and pid, and has two scores, 0\.125 and -1\.5"):
         run_of({**second, **unlike}, partial=True).label()
+
+    # of the training pairs the file names 4, and the others where they stand in the pool, which one recipe does not use
+    scores = {(str(row["qid"]), str(row["pid"])): n / 4 for n, row in enumerate(pool)}
+    scores |= {(str(train[2 * n]["qid"]), str(train[2 * n]["pid"])): n / 4 for n in range(4)}
+    names = []
+    for method, missing in (("tkd", {}), ("1-o-1", {"train": {"judge": 56}})) * 2:
+        run = run_of(scores, method, partial=True)
+        run.label()
+        done = export_labels(tmp_path / "workspace" / "runs" / method, tmp_path / "labels.parquet")
+        assert done.missing == missing, "labels depend on the recipe, and not on what was labelled before"
+        learned = run.labels.targets(METHODS[method], run.data.student_pairs, "train")
+        assert learned is not None
+        names.append(learned.names)
+    assert names[:2] == names[2:]
+    assert names[0] != names[1], "so a student that learned other labels is another one"
+
+
+def test_scores_by_qid_and_pid_are_not_taken_from_other_data(files: Path, tmp_path: Path) -> None:
+    """The same texts, under other pids, with scores of their own in the file."""
+    scores: dict[tuple[str, str], float] = {}
+    for sign, copy in ((1, "A"), (-1, "B")):
+        rows = [{**row, "label": n % 2, "qid": str(n // 4), "pid": f"{n}{copy}"} for n, row in enumerate(pool_rows())]
+        write_jsonl(tmp_path / f"{copy}.jsonl", rows)
+        scores |= {(str(row["qid"]), str(row["pid"])): sign * n / 8 for n, row in enumerate(rows)}
+    for sign, copy in ((1, "A"), (-1, "B")):
+        run = run_by_ids(files, tmp_path, scores, "1-o-1", train=copy, pool=copy)
+        run.label()
+        (given,) = run.labels.logits(run.data.train, "train")
+        assert log_odds(given).tolist() == [sign * n / 8 for n in range(32)]
+
+
+def test_labels_by_qid_and_pid_are_shown_before_the_pool_is_mined(files: Path, tmp_path: Path) -> None:
+    rows = [{**row, "label": n % 2, "qid": str(n // 4), "pid": str(n)} for n, row in enumerate(pool_rows())]
+    for name in ("train", "pool"):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    scores = {(str(row["qid"]), str(row["pid"])): n / 8 for n, row in enumerate(rows[:20])}
+    workspace = tmp_path / "workspace"
+    run_by_ids(files, tmp_path, scores, "tkd", train="train", pool="pool", partial=True).label()
+    for step in workspace.glob("steps/pool-*"):
+        shutil.rmtree(step)
+    found = WorkspaceLabels(workspace).show(workspace / "runs" / "tkd")
+    assert found.sizes == {"train": 32, "dev": 32, "test": 32}
+    assert found.coverage["train"] == {"judge": 20}
 
 
 def test_labels_of_a_run_that_is_not_finished(files: Path, tmp_path: Path) -> None:

@@ -92,6 +92,18 @@ def test_a_score_counts_for_every_row_of_its_pair(tmp_path: Path) -> None:
     assert not whole.can_label(elsewhere), "it has scores of train alone"
 
 
+def test_what_rows_get_from_other_rows_is_in_the_fingerprint(tmp_path: Path) -> None:
+    """That depends on the other pairs of the run; a score under a row's own qid and pid does not."""
+    whole = by_documents(tmp_path, {("1", "A"): 2, ("1", "B"): 2, ("2", "A"): 1})
+    assert whole.of_run({"train": TWICE}).fingerprint == whole.fingerprint
+    partial = by_documents(tmp_path, {("1", "B"): 2, ("2", "A"): 1}, partial=True)
+    alone = partial.of_run({"train": TWICE.take([0, 2])}).fingerprint
+    assert alone == partial.fingerprint
+    told = partial.of_run({"train": TWICE}).fingerprint
+    assert told != alone
+    assert partial.of_run({"pool": TWICE.take([2, 1]), "train": TWICE.take([0])}).fingerprint == told
+
+
 def test_integers_of_csv_and_json_name_the_same_passage(tmp_path: Path) -> None:
     (tmp_path / "judge.csv").write_text("qid,pid,p\n7,01,0.5\n7,2,0.9\n")
     teacher = ScoreFileTeacher(tmp_path / "judge.csv", "p", "probability", "judge")

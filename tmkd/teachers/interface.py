@@ -79,6 +79,11 @@ class StoredTeacher(ABC):
         """A text that changes whenever `from_raw` gives other logits, too: what is learned from them depends on it."""
         return self.fingerprint
 
+    @property
+    def by_texts(self) -> bool:
+        """Whether its scores of a pair depend on the two texts alone: those of other sets of pairs can be taken."""
+        return True
+
     @abstractmethod
     def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
         """Score pairs, in an order of its own.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import itertools
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from tmkd.core.cluster import Cluster
 from tmkd.core.errors import DataError
 from tmkd.core.files import digest_of, sha256_of
-from tmkd.data.pair_ids import StoredIds, chunks_of, numbers_of
+from tmkd.data.pair_ids import StoredIds, all_numbers_of, chunks_of, numbers_of
 from tmkd.data.pairs import Pairs, pair_id
 from tmkd.data.readers import line_of, read_rows, rows_with_lines
 from tmkd.data.rows import BadValue, identifier, score, text
@@ -75,14 +76,22 @@ class ScoreFileTeacher(StoredTeacher):
         self.name = name
         self.partial = partial
         self._of_run: _Table | None = None  # the scores by the texts of the pairs of a run
+        self._from_others = ""  # a hash of those that rows get from other rows of the same texts
+
+    @property
+    def fingerprint(self) -> str:
+        """The column, what it holds, a hash of the file and, of one by qid and pid, what a run's rows get from others.
+
+        The score that a row has under its own qid and pid depends on the file and the pairs alone.
+        """
+        self._require_file()
+        # labels of a partial file of qid and pid that were stored before may lack some, or have those of another run
+        others = [self._from_others] if self._from_others or (self.partial and self.by_ids) else []
+        return f"{COLUMN}{self.column} ({self.kind}) of file {digest_of([_VERSION, self._content, *others])}"
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """The column, what it holds, and a hash of the file."""
-        self._require_file()
-        # a partial file of qid and pid may hold labels that version 2 lost
-        version = _VERSION + 1 if self.partial and self.by_ids else _VERSION
-        return f"{COLUMN}{self.column} ({self.kind}) of file {digest_of([version, sha256_of(self.path)])}"
+    def _content(self) -> str:
+        return sha256_of(self.path)
 
     def _require_file(self) -> None:
         if not self.path.is_file():
@@ -97,6 +106,11 @@ class ScoreFileTeacher(StoredTeacher):
     def by_ids(self) -> bool:
         """Whether they are qid and pid: those of another file may be the same and stand for other texts."""
         return self._table.join == _NUMBERS
+
+    @property
+    def by_texts(self) -> bool:
+        """False where qid and pid name a pair: in other data its texts may have another score."""
+        return not self.by_ids
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -228,7 +242,19 @@ class ScoreFileTeacher(StoredTeacher):
         found = copy.copy(self)
         if self.by_ids:
             found._of_run = self._by_texts(parts)
+            found._from_others = self._hash_of_others(parts, found._of_run)
         return found
+
+    def _hash_of_others(self, parts: Mapping[str, Pairs], table: _Table) -> str:
+        """A hash of the scores by `pair_id` of rows that the file does not name themselves; empty if there are none."""
+        found = [np.empty((0, 2), np.uint64)]
+        for part in parts.values():
+            own, places = (np.concatenate([np.empty(0, np.int64), *some])
+                           for some in (self._named(part), _find(table, part)))  # fmt: skip
+            found.append(all_numbers_of(part.take(np.flatnonzero((own < 0) & (places >= 0))).ids))
+        ids = np.unique(np.concatenate(found), axis=0)  # their order is not that of the parts or of the file
+        values = table.values[table.ids.find(ids)]
+        return hashlib.sha256(ids.tobytes() + values.tobytes()).hexdigest() if len(ids) else ""
 
     def _by_texts(self, parts: Mapping[str, Pairs]) -> _Table:
         """The scores of those pairs that are in these parts, by `pair_id`; see `of_run`."""

@@ -172,7 +172,7 @@ def label_stored(workspace: Workspace, teacher: StoredTeacher, pairs: Pairs) -> 
     header = {"teacher": teacher.fingerprint, "holds": "raw scores", "classes": teacher.width, "dtype": "float32"}
     unique = pairs.distinct()
     content = depends_on(settings={}, inputs={"model": teacher, "pairs": unique})
-    wanted = Labels("labels", header, content, unique, teacher.name)
+    wanted = Labels("labels", header, content, unique, teacher.name, borrow=teacher.by_texts)
     if workspace.mode != "read":
         teacher.keep_in(workspace.tokens / f"embeddings-{digest_of(teacher.fingerprint)}")
     return stored(workspace, wanted, lambda some: teacher.scored(some, _cluster_for(workspace, some)))

@@ -37,6 +37,7 @@ class Labels:
         pairs: distinct pairs.
         name: what the log calls the model.
         step: what the log calls the step; says what is labelled with which model unless given.
+        borrow: whether stores of other pairs have the same labels of those pairs that they share.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Labels:
     pairs: Pairs
     name: str
     step: str = ""
+    borrow: bool = True
 
     @property
     def about(self) -> dict[str, Any]:
@@ -115,7 +117,8 @@ def _complete(
 
     def filled(mirror: Mirror | None) -> None:
         store = LabelStore.open(folder, header=wanted.header, pairs=wanted.about, mirror=mirror)
-        _borrow(store, workspace, wanted.pairs, wanted.kind, wanted.content)
+        if wanted.borrow:
+            _borrow(store, workspace, wanted.pairs, wanted.kind, wanted.content)
         _fill(store, scored, wanted.pairs, wanted.name)
 
     if shared is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from tmkd.models.ready import needs_library
 from tmkd.pipeline.steps.label import label, label_stored
 from tmkd.pipeline.steps.tune import TUNED, tuned_teacher, untuned
 from tmkd.pipeline.store.fingerprint import depends_on
-from tmkd.pipeline.store.workspace import Step, Workspace
+from tmkd.pipeline.store.workspace import Step, StepMissing, Workspace
 from tmkd.teachers.calibration import Calibration, fit, reliability, standardised
 from tmkd.teachers.cross_encoder import CrossEncoderTeacher
 from tmkd.teachers.interface import StoredTeacher
@@ -93,7 +94,8 @@ def join_score_files(recipe: Recipe, opened: StoredTeachers, parts: Callable[[],
     Args:
         recipe: the recipe.
         opened: keeps the teachers.
-        parts: gives the pairs of the run, by what messages call them.
+        parts: gives the pairs of the run, by what messages call them. A workspace that is only read may lack the pool:
+            the files are not told then.
 
     Raises:
         DataError: a qid and a pid name two pairs, or a pair has two scores.
@@ -102,7 +104,8 @@ def join_score_files(recipe: Recipe, opened: StoredTeachers, parts: Callable[[],
         if teacher.file is not None and (found := score_file(recipe, teacher, opened)).by_ids:
             key = f"{_key(recipe, teacher)} {_pairs_of(recipe)}"
             if key not in opened:
-                opened[key] = found.of_run(parts())
+                with suppress(StepMissing):  # the pool is not mined: rows have the scores of their own qid and pid
+                    opened[key] = found.of_run(parts())
 
 
 def score_file(recipe: Recipe, teacher: Teacher, opened: StoredTeachers) -> ScoreFileTeacher:
