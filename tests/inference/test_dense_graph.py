@@ -17,7 +17,7 @@ from state_fixtures import MiniLM
 
 from tmkd.core.errors import NoRoomError
 from tmkd.inference.dense import DenseSearch
-from tmkd.inference.dense_graph import CARD, Graph, update_graph
+from tmkd.inference.dense_graph import CARD, Graph, add, empty_graph, update_graph
 from tmkd.inference.state_store import StateStore
 from tmkd.inference.state_update import update_states
 
@@ -75,6 +75,14 @@ def test_a_graph_finds_what_comparing_all_rows_finds(store: StateStore, encoder:
         assert near.search(embedding, 10) == pytest.approx(exact.search(embedding, 10), abs=1e-6)
         assert list(near.search(embedding, 10)) == list(exact.search(embedding, 10))
     assert len(near.search(embedding, 1000)) == 120
+
+
+def test_every_row_of_a_graph_is_found(store: StateStore) -> None:
+    rows = np.random.default_rng(0).normal(size=(3000, store.card.width))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    library = empty_graph(store.card.width)
+    add(library, 0, rows)
+    assert [int(library.search(row, 1, threads=1).keys[0]) for row in rows] == list(range(3000))
 
 
 def test_rows_that_came_later_are_compared_and_then_added(store: StateStore, encoder: MiniLM) -> None:

@@ -100,8 +100,10 @@ def test_teachers_of_two_families_and_imported_scores_in_one_run_against_a_refer
     unseen = [{**row, "question": f"Please: {row['question']}"} for row in scored[:32]]
     write_jsonl(tmp_path / "unseen.jsonl", unseen)
     done = evaluate(tmkd, tmp_path / "unseen.jsonl")
-    assert "teacher:web made the reference 'score'" in " ".join(done.stderr.split())
+    why = "it made the reference 'score'"
+    assert f"teacher:web is not measured, nor is an ensemble with it: {why}" in " ".join(done.stderr.split())
     results = json.loads(done.stdout)
+    assert results["unmeasured"] == {"web": why}
     names = [row["name"] for row in results["methods"]]
     assert names == ["teacher:bert", "teacher:mpnet", "teacher:judge", "teacher-ensemble", "finetune", "tkd",
                      "1avg-tkd", "tmkd"]  # fmt: skip

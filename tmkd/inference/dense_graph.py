@@ -37,7 +37,7 @@ from tmkd.models.text_states import of_unit_length
 logger = logging.getLogger(__name__)
 
 MOST_EXACT = 200_000  # rows that are compared one by one where there is no graph
-FORMAT = 1
+FORMAT = 2  # of a graph; one of format 1 lacks rows
 CARD = "graph.json"
 _NEIGHBOURS = 16  # edges of a node
 _ADD, _SEARCH = 128, 256  # nodes that are looked at to place one, and to answer a question
@@ -136,7 +136,7 @@ def update_graph(store: StateStore, *, most_exact: int | None = None) -> str | N
         with needs_extra("ann"):
             library = None if card is None else _opened(store, card, view=few)
             if library is None:
-                card, few, library = None, False, _library(store)
+                card, few, library = None, False, empty_graph(store.card.width)
     except MissingExtraError as error:
         return None if few else f"no graph over {rows:,} embeddings: {error}"
     if few:
@@ -145,8 +145,7 @@ def update_graph(store: StateStore, *, most_exact: int | None = None) -> str | N
     with progress("graph", rows - first, "passages") as bar:
         for start in range(first, rows, _BLOCK):
             vectors = store.embeddings[start : min(start + _BLOCK, rows)]
-            whole = np.flatnonzero(of_unit_length(vectors.astype(np.float32)))  # nothing is near to what is damaged
-            library.add(start + whole, vectors[whole])
+            add(library, start, vectors)
             bar.advance(len(vectors))
     folder.mkdir(exist_ok=True)
     identity, generation = store.card.identity, store.card.generation
@@ -167,19 +166,29 @@ def _folder(store: StateStore) -> Path:
     return store.index / FOLDER / "graph"
 
 
-def _library(store: StateStore) -> Any:
-    """An empty graph for a store's embeddings."""
+def empty_graph(width: int) -> Any:
+    """A graph of usearch for embeddings of `width` numbers, without any."""
     from usearch.index import Index
 
     return Index(
-        ndim=store.card.width, metric="ip", dtype="f16", connectivity=_NEIGHBOURS, expansion_add=_ADD,
+        ndim=width, metric="ip", dtype="f16", connectivity=_NEIGHBOURS, expansion_add=_ADD,
         expansion_search=_SEARCH, enable_key_lookups=False,
     )  # fmt: skip
 
 
+def add(library: Any, start: int, vectors: NDArray[np.float16]) -> None:
+    """Add embeddings [N, width] to a graph as the rows from `start` on.
+
+    On one thread: where several add at once, some rows get no edge that leads to them, and no search finds them (some 4
+    of 3,000 on two cores).
+    """
+    whole = np.flatnonzero(of_unit_length(vectors.astype(np.float32)))  # nothing is near to what is damaged
+    library.add(start + whole, vectors[whole], threads=1)
+
+
 def _opened(store: StateStore, card: GraphCard, *, view: bool) -> Any | None:
     """The graph of a card, mapped (`view`) or in memory; None for a file that is none, which is said."""
-    library, path = _library(store), _folder(store) / card.file
+    library, path = empty_graph(store.card.width), _folder(store) / card.file
     try:
         library.view(str(path)) if view else library.load(str(path))
     except RuntimeError as error:  # older versions could write a card of a file that a full disk had cut
