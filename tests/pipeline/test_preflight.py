@@ -270,15 +270,20 @@ def test_a_pool_that_no_teacher_can_label_is_refused_at_once(tmkd: Tmkd, recipe_
     assert not [name for name in steps(tmp_path) if not name.startswith("pool-")]
 
 
+def checkpoint(folder: Path, source: Path, length: int) -> Path:
+    """A cross-encoder of the tiny encoder that tmkd wrote, for pairs of `length` tokens."""
+    torch.manual_seed(0)
+    save_student(Student(load_encoder(source, 2), 2), folder, source, length, {})
+    return folder
+
+
 def test_a_teacher_with_broken_weights_is_named_before_any_training(
     tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    torch.manual_seed(0)
-    source = tmp_path / "tiny"
-    save_student(Student(load_encoder(source, 2), 2), tmp_path / "broken", source, 64, {})
-    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    broken = checkpoint(tmp_path / "broken", tmp_path / "tiny", 64) / "model.safetensors"
+    weights = load_file(broken)
     weights["bert.embeddings.LayerNorm.weight"][7] = float("nan")
-    save_file(weights, tmp_path / "broken" / "model.safetensors")
+    save_file(weights, broken)
     teachers = "teachers:\n  - {name: large, checkpoint: broken}"
     tiny_recipe.write_text(tiny_recipe.read_text().replace("teachers:", teachers))
     done = tmkd("teach", tiny_recipe, check=False)
@@ -293,10 +298,7 @@ def test_a_teacher_with_broken_weights_is_named_before_any_training(
 def test_a_finished_teacher_reads_as_many_tokens_as_its_files_say(
     tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    torch.manual_seed(0)
-    source = tmp_path / "tiny"
-    save_student(Student(load_encoder(source, 2), 2), tmp_path / "theirs", source, 40, {})
-    (tmp_path / "theirs" / "tmkd.json").unlink()
+    (checkpoint(tmp_path / "theirs", tmp_path / "tiny", 40) / "tmkd.json").unlink()
     one, other = "{name: whole, checkpoint: theirs}", "{name: short, checkpoint: theirs, max_length: 16}"
     done = tmkd("teach", tiny_recipe, f"teachers=[{one}, {other}]")
     assert "teacher whole reads up to 40 tokens of a pair (its own length" in done.stderr

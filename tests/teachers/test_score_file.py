@@ -99,9 +99,9 @@ def test_what_rows_get_from_other_rows_is_in_the_fingerprint(tmp_path: Path) -> 
     partial = by_documents(tmp_path, {("1", "B"): 2, ("2", "A"): 1}, partial=True)
     alone = partial.of_run({"train": TWICE.take([0, 2])}).fingerprint
     assert alone == partial.fingerprint
-    told = partial.of_run({"train": TWICE}).fingerprint
-    assert told != alone
-    assert partial.of_run({"pool": TWICE.take([2, 1]), "train": TWICE.take([0])}).fingerprint == told
+    joined = partial.of_run({"train": TWICE}).fingerprint
+    assert joined != alone
+    assert partial.of_run({"pool": TWICE.take([2, 1]), "train": TWICE.take([0])}).fingerprint == joined
 
 
 def test_integers_of_csv_and_json_name_the_same_passage(tmp_path: Path) -> None:

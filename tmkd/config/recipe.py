@@ -175,9 +175,10 @@ class Recipe(Part):
         """The encoder or checkpoint that a teacher starts from, as `find_encoder` takes it; not for score columns."""
         return teacher.model or teacher.checkpoint or teacher.encoder or self.encoder
 
-    def length_of(self, teacher: Teacher) -> int:
-        """How many tokens of a pair a teacher reads that is trained here."""
-        return teacher.max_length or self.max_length
+    @property
+    def foreign_pool(self) -> bool:
+        """Whether the pool is of another task, with teachers of its own (`pool.teachers`)."""
+        return self.pool is not None and bool(self.pool.teachers)
 
     def fine_tunes_own(self, teacher: Teacher) -> bool:
         """Whether this run fine-tunes the teacher from the recipe's own encoder."""
@@ -236,7 +237,7 @@ class Recipe(Part):
         if len(set(names)) < len(names):
             raise ValueError(f"teachers: names must differ, got {', '.join(names)}")
         used = self.used_teachers
-        if self._replays and self.pool is not None and self.pool.teachers:
+        if self._replays and self.foreign_pool:
             raise ValueError("stage2.replay: the pool is of another task (pool.teachers), stage 2 has no labels for it")
         if self.ensemble != "mean" and len(names) < 2:
             raise ValueError(f"ensemble: {self.ensemble} weighs two or more teachers, and {names[0]} is the only one")

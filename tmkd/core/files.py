@@ -133,12 +133,17 @@ def read_json(path: Path) -> Any:
 
 def swap_in(fresh: Path, target: Path) -> None:
     """Rename a finished folder to `target`; only then remove the folder that was there."""
-    old = target.with_name(f".{target.name}.old")
+    old = _old(target)
     if target.exists():
         _remove_old(old)  # left by a process that was killed
         target.rename(old)
     fresh.rename(target)
     _remove_old(old)
+
+
+def _old(target: Path) -> Path:
+    """Where `swap_in` keeps the folder that it replaces."""
+    return target.with_name(f".{target.name}.old")
 
 
 def _remove_old(old: Path) -> None:
@@ -152,7 +157,7 @@ def _remove_old(old: Path) -> None:
 
 def put_back(target: Path) -> None:
     """Rename back the folder that `swap_in` took away, where the process was killed before the new one was there."""
-    old = target.with_name(f".{target.name}.old")
+    old = _old(target)
     if old.is_dir() and not target.exists():
         old.rename(target)
 

@@ -308,7 +308,7 @@ def _require_pool(data: RunData, methods: list[Method]) -> None:
         data.stage1_share(data.pool)
     if not any(method.targets != "none" for method in methods):
         return
-    if all(teacher.of_kind == "scores" for teacher in recipe.used_teachers) and not data.foreign_pool:
+    if all(teacher.of_kind == "scores" for teacher in recipe.used_teachers) and not recipe.foreign_pool:
         require_labeller(data, data.pool, "pool")
     for kind in _losses(recipe, methods):
         require_comparable(data.pool, kind, "pool")

@@ -266,6 +266,7 @@ def require_known_scores(data: RunData, methods: list[Method]) -> None:
     if not files:
         return
     parts = data.labelled_by_teachers
+    join_score_files(data.recipe, data.cache.stored_teachers, lambda: parts)
     for teacher in files:
         assert teacher.file is not None
         scores = score_file(data.recipe, teacher, data.cache.stored_teachers)
@@ -277,8 +278,6 @@ def require_known_scores(data: RunData, methods: list[Method]) -> None:
                 "pair_id, by question and passage, or by qid and pid, in this order",
                 path=teacher.file,
             )
-        join_score_files(data.recipe, data.cache.stored_teachers, lambda: parts)
-        scores = score_file(data.recipe, teacher, data.cache.stored_teachers)
         if scores.kind == "logit" and (word := grades(scores.values)):
             data.cache.say_once(f"teacher {teacher.name}: {teacher.file} is {word}", logging.WARNING)
         if unknown:

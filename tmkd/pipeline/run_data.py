@@ -166,14 +166,9 @@ class RunData:
         return [self.train, *(self.labelled_others if several else [])]
 
     @property
-    def foreign_pool(self) -> bool:
-        """Whether the pool is of another task, with teachers of its own (`pool.teachers`)."""
-        return self.recipe.pool is not None and bool(self.recipe.pool.teachers)
-
-    @property
     def labelled_by_teachers(self) -> dict[str, Pairs]:
         """The pairs that the teachers label: train, dev and test, and the pool where a stage 1 is trained on it."""
-        pooled = any(map(self.recipe.trains_stage1, self.recipe.chosen_methods)) and not self.foreign_pool
+        pooled = any(map(self.recipe.trains_stage1, self.recipe.chosen_methods)) and not self.recipe.foreign_pool
         return {**self.task.labelled, **({"pool": self.pool} if pooled else {})}
 
     def stage1_share(self, pool: Pairs) -> Pairs:

@@ -131,7 +131,7 @@ class RunLabels:
         Raises:
             LabelError: labels are missing, as where a part of them is damaged.
         """
-        if part == "pool" and self._labels.data.foreign_pool:  # it is labelled by other teachers, of another task
+        if part == "pool" and self._labels.recipe.foreign_pool:  # it is labelled by other teachers, of another task
             return {}
         found, pairs = {}, self.pairs[part]
         for name in self.teachers:

@@ -266,7 +266,7 @@ class TeacherLabels:
 
     def pool_targets(self, method: Method) -> Targets | None:
         """What a method's student learns from the teachers in stage 1; from the pool's own teachers, if it has some."""
-        if not self.data.foreign_pool:
+        if not self.recipe.foreign_pool:
             return self.targets(method, self.stage1_pool, "pool")
         if method.targets == "mean" and self.recipe.ensemble != "mean":
             self.cache.say_once("stage 1 learns the mean of the pool's own teachers: their task has no labels here")
@@ -354,7 +354,7 @@ class TeacherLabels:
         Only teachers that take part in every stage of the method count.
         """
         learned = [self.data.student_pairs] if method.stage2 else []
-        learned += [self.data.pool] if self.recipe.trains_stage1(method) and not self.data.foreign_pool else []
+        learned += [self.data.pool] if self.recipe.trains_stage1(method) and not self.recipe.foreign_pool else []
         able = sorted(set(range(len(self.teachers))).intersection(*map(self.labellers, learned)))
         if not able:
             raise DataError(f"{method.name}: no single teacher labels both the pool and the training pairs")
@@ -385,7 +385,7 @@ class TeacherLabels:
         pool = train = 0
         if not any(method.stage1 for method in self.learning):
             self.cache.say_once("no method learns the teachers' labels of the pool: it is not labelled")
-        elif self.data.foreign_pool:
+        elif self.recipe.foreign_pool:
             _ = self.foreign_logits
             pool = len(self.stage1_pool)
         elif any(map(self.recipe.trains_stage1, self.learning)):

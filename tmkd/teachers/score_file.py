@@ -76,7 +76,7 @@ class ScoreFileTeacher(StoredTeacher):
         self.name = name
         self.partial = partial
         self._of_run: _Table | None = None  # the scores by the texts of the pairs of a run
-        self._from_others = ""  # a hash of those that rows get from other rows of the same texts
+        self._from_others = ""  # a hash of the scores that rows get from other rows of the same texts
 
     @property
     def fingerprint(self) -> str:
@@ -230,7 +230,7 @@ class ScoreFileTeacher(StoredTeacher):
     def of_run(self, parts: Mapping[str, Pairs]) -> ScoreFileTeacher:
         """This teacher for the pairs of a run: a score counts for every row of its question and passage.
 
-        Only a file that names pairs by qid and pid has to be told which ones these are.
+        This matters for a file that names pairs by qid and pid alone: which texts these are, only the run says.
 
         Args:
             parts: the pairs of the run, by what messages call them.
@@ -290,7 +290,7 @@ class ScoreFileTeacher(StoredTeacher):
         )
 
     def _table_of(self, pairs: Pairs) -> _Table:
-        """The scores by `pair_id`; of a file of qid and pid that was not told its run, those of the given pairs."""
+        """The scores by `pair_id`; of a file of qid and pid without its run (`of_run`), those of the given pairs."""
         if self._of_run is not None:
             return self._of_run
         return self._by_texts({"given": pairs}) if self.by_ids else self._table
@@ -315,12 +315,11 @@ class ScoreFileTeacher(StoredTeacher):
         known = self.known(pairs)
         if len(known) < len(pairs):
             row = int(np.setdiff1d(np.arange(len(pairs)), known, assume_unique=True)[0])
-            ((question, passage),) = pairs.take([row]).texts()
             raise DataError(
                 f"teacher {self.name}: {self.path} has no score for {len(pairs) - len(known):,} of {len(pairs):,} "
-                f"{where} pairs, first {question[:60]!r} with {passage[:60]!r} (pair_id "
-                f"{pair_id(question, passage)}). A teacher labels all pairs of a part or none: "
-                "add these scores, leave the pairs out, or say `partial: true` for the teacher",
+                f"{where} pairs, first {shown(pairs, row)} (pair_id {pairs.take([row]).pair_ids[0]}). A teacher labels "
+                "all pairs of a part or none: add these scores, leave the pairs out, or say `partial: true` for the "
+                "teacher",
                 path=self.path, column=self.column,
             )  # fmt: skip
 

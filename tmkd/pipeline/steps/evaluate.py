@@ -348,8 +348,7 @@ def _taught_by(run: FinishedRun) -> int | None:
     """How many teachers' soft labels the exported student learned; None if some are of another run or task."""
     recipe = run.recipe
     method = next(one for one in recipe.chosen_methods if one.name == run.take)
-    foreign = recipe.pool is not None and bool(recipe.pool.teachers)
-    if method.stage1 and (foreign or recipe.finished_stage1(method) is not None):
+    if method.stage1 and (recipe.foreign_pool or recipe.finished_stage1(method) is not None):
         return None
     return {"none": 0, "one": 1}.get(method.targets, len(recipe.used_teachers))
 

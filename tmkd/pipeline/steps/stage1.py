@@ -82,7 +82,7 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
             state_folder=state_folder(folder),
         )
         # the teachers of another task have its classes
-        labels = None if recipe.pool is not None and recipe.pool.teachers else recipe.class_names
+        labels = None if recipe.foreign_pool else recipe.class_names
         fit_and_save(trainer, folder, tokenizer, {"step": "stage1", "teachers": list(targets.names)}, labels)
 
     return workspace.step("stage1", content, build, label=f"stage 1 of {spec.name}")

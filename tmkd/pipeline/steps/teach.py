@@ -42,9 +42,9 @@ def length_of(recipe: Recipe, teacher: Teacher) -> int:
     Raises:
         EncoderError: the checkpoint cannot be found or read.
     """
-    if teacher.checkpoint is None or teacher.max_length is not None:
-        return recipe.length_of(teacher)
-    return own_length(find_encoder(teacher.checkpoint))
+    if teacher.max_length is not None:
+        return teacher.max_length
+    return recipe.max_length if teacher.checkpoint is None else own_length(find_encoder(teacher.checkpoint))
 
 
 def teach(

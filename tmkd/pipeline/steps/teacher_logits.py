@@ -87,15 +87,15 @@ def _pairs_of(recipe: Recipe) -> str:
 
 
 def join_score_files(recipe: Recipe, opened: StoredTeachers, parts: Callable[[], Mapping[str, Pairs]]) -> None:
-    """Tell the files of scores that name pairs by qid and pid which pairs these are (`ScoreFileTeacher.of_run`).
+    """Join the files of scores that name pairs by qid and pid with the pairs of a run (`ScoreFileTeacher.of_run`).
 
-    `stored_teacher` then gives them to this recipe as they were told.
+    From then on `stored_teacher` gives the joined teachers to this recipe.
 
     Args:
         recipe: the recipe.
         opened: keeps the teachers.
         parts: gives the pairs of the run, by what messages call them. A workspace that is only read may lack the pool:
-            the files are not told then.
+            then nothing is joined.
 
     Raises:
         DataError: a qid and a pid name two pairs, or a pair has two scores.
