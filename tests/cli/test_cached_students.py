@@ -27,7 +27,8 @@ from tmkd.data.pairs import Pairs
 from tmkd.evaluation.report import write_report
 from tmkd.export.cached import CachedStudent
 from tmkd.inference.qa import QuestionAnswerer
-from tmkd.inference.state_store import FOLDER, StateStore
+from tmkd.inference.state_card import FOLDER
+from tmkd.inference.state_store import StateStore
 from tmkd.inference.text_encoder import TextEncoder
 from tmkd.models.encoders.cached_files import question_folder
 from tmkd.models.text_states import TextStates, text_key

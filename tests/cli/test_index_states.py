@@ -18,7 +18,8 @@ from state_fixtures import cached_export
 import tmkd as package
 from tmkd.data.documents.index import DocumentIndex
 from tmkd.export.export import export_student
-from tmkd.inference.state_store import FOLDER, StateStore, has_states
+from tmkd.inference.state_card import FOLDER
+from tmkd.inference.state_store import StateStore, has_states
 from tmkd.inference.text_encoder import TextEncoder
 from tmkd.models.text_states import text_key
 

@@ -33,9 +33,10 @@ from tmkd.teachers.embedded_texts import EmbeddedTexts
 def files_left(count: int) -> Iterator[None]:
     """Let this process open at most so many more files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free + count, hard))
+    free = [os.dup(0) for _ in range(count + 1)]  # the lowest numbers that are free, with gaps where files were closed
+    for number in free:
+        os.close(number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], hard))
     try:
         yield
     finally:

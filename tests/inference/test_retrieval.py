@@ -19,7 +19,7 @@ from tmkd.data.documents.index import DocumentIndex, update_index
 from tmkd.inference.qa import Calibration, QuestionAnswerer
 from tmkd.inference.qa.ground import Ground
 from tmkd.inference.qa.retrieval import Retrieved, Retriever, fuse
-from tmkd.inference.state_store import FOLDER
+from tmkd.inference.state_card import FOLDER
 from tmkd.inference.state_update import update_states
 from tmkd.inference.text_encoder import TextEncoder
 

@@ -28,9 +28,10 @@ from tmkd.core.errors import DataError, ExportError
 from tmkd.core.files import digest_of, read_json, write_json
 from tmkd.data.documents.index import Changes, DocumentIndex, update_index
 from tmkd.inference.qa.windows import Span, Windows
-from tmkd.inference.state_store import CARD, FOLDER, PARTS, ROW, StateStore, has_states
+from tmkd.inference.state_card import CARD, FOLDER, PARTS, PENDING, ROW
+from tmkd.inference.state_store import StateStore, has_states
 from tmkd.inference.state_update import update_states, with_states
-from tmkd.inference.state_writer import PENDING, writing
+from tmkd.inference.state_writer import writing
 from tmkd.models.text_states import TextStates, text_key
 from tmkd.models.text_tokenizer import TextTokenizer
 from tmkd.models.tokenizer import PairTokenizer

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tmkd.core.errors import NoRoomError, TmkdError
-from tmkd.core.locks import has_ended
+from tmkd.core.machine import has_ended
 
 Quoting = Literal["auto", "none", "csv"]
 """What a quote in a CSV or TSV file means: text (`none`), a quoted cell (`csv`), or what the file shows (`auto`)."""

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tmkd.core.errors import PlaceError, TmkdError
-from tmkd.core.locks import has_ended, this_machine
+from tmkd.core.machine import has_ended, this_machine
 from tmkd.core.places import Place
 
 logger = logging.getLogger(__name__)

@@ -1,14 +1,9 @@
-"""Locks between processes: a file that one process holds, or several share. The system frees it when a process ends.
-
-And which process of this machine has ended, for what a killed one leaves behind.
-"""
+"""Locks between processes: a file that one process holds, or several share. The system frees it when a process ends."""
 
 from __future__ import annotations
 
 import fcntl
 import logging
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,23 +37,3 @@ def locked(path: Path, busy: TmkdError, *, wait: bool = False, shared: bool = Fa
             logger.info(str(busy))
             fcntl.flock(file, kind)
         yield
-
-
-def this_machine() -> dict[str, str]:
-    """This machine, and where on it a process number means the same process."""
-    try:
-        numbers = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        numbers = ""
-    return {"host": socket.gethostname(), "numbers": numbers}
-
-
-def has_ended(pid: int) -> bool:
-    """Whether no process of this machine has a number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # another user's
-        pass
-    return False

@@ -27,7 +27,7 @@ from tmkd.core.errors import ExportError
 from tmkd.inference.engines import Arrays, Graph, open_graph
 from tmkd.inference.manifest import Manifest
 from tmkd.inference.scored_pairs import OnBatch, ScoredPairs, logits_of
-from tmkd.inference.state_store import Card
+from tmkd.inference.state_card import Card
 from tmkd.inference.text_encoder import ReadQuestion, TextEncoder
 from tmkd.inference.threads import Threads
 from tmkd.models.batching import WIDTH_STEP

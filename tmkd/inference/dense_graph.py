@@ -31,7 +31,8 @@ from tmkd.core.console import progress
 from tmkd.core.errors import MissingExtraError, TmkdError, needs_extra
 from tmkd.core.files import replacing, write_json
 from tmkd.core.open_files import require_room
-from tmkd.inference.state_store import FOLDER, StateStore
+from tmkd.inference.state_card import FOLDER
+from tmkd.inference.state_store import StateStore
 from tmkd.models.text_states import of_unit_length
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from tmkd.data.documents.passages import Passage
 from tmkd.inference.dense_graph import update_graph
 from tmkd.inference.qa.retrieval import keys_in, without_states
 from tmkd.inference.qa.windows import Windows
-from tmkd.inference.state_store import FOLDER, ROW, Opened, StateStore, has_states, how_to_compute, keys_of
+from tmkd.inference.state_card import FOLDER, ROW
+from tmkd.inference.state_store import Opened, StateStore, has_states, how_to_compute, keys_of
 from tmkd.inference.state_writer import SEGMENT, PassageEncoder, Writer, writing
 from tmkd.models.text_states import TextStates, text_key
 

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from tmkd.core.errors import DataError, ExportError
 from tmkd.core.files import disk_errors, write_durably
 from tmkd.core.locks import locked
-from tmkd.inference.state_store import CARD, FOLDER, PARTS, Card, Opened, crc_of, keys_of, open_card
+from tmkd.inference.state_card import CARD, FOLDER, PARTS, PENDING, Card
+from tmkd.inference.state_store import Opened, crc_of, keys_of, open_card
 from tmkd.models.text_states import TextStates
 
 logger = logging.getLogger(__name__)
 
 SEGMENT = 2048  # passages that are computed, and then written together
-PENDING = "pending.json"
 
 
 class PassageEncoder(Protocol):
@@ -67,21 +67,6 @@ def writing(index_folder: Path) -> AbstractContextManager[None]:
     """
     busy = f"another process is computing the states of {index_folder}; wait for it and run this again"
     return locked(index_folder / FOLDER / "lock", DataError(busy))
-
-
-def backends_of(index_folder: Path, identity: str) -> list[str]:
-    """What computed the states of an index that are of an encoder, all or some; empty where there are none, or unknown.
-
-    Args:
-        index_folder: The index.
-        identity: The fingerprint of the encoder.
-    """
-    for name in (CARD, PENDING):
-        with suppress(OSError, DataError):  # `Writer.open` says what is wrong
-            card = Card.read(index_folder / FOLDER / name)
-            if card.identity == identity:
-                return card.backends
-    return []
 
 
 class Writer:

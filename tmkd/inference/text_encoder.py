@@ -22,7 +22,7 @@ from tmkd.core.cpu import usable_cores
 from tmkd.core.errors import ExportError
 from tmkd.inference.engines import Arrays, Graph, installed, open_graph, token_batch
 from tmkd.inference.manifest import Manifest, StatesFormat, read_cosines, read_manifest
-from tmkd.inference.state_writer import backends_of
+from tmkd.inference.state_card import backends_of
 from tmkd.inference.threads import Threads
 from tmkd.models.batching import WIDTH_STEP, pad, padded_width
 from tmkd.models.text_states import TextStates, dequantised

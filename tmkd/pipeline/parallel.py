@@ -23,7 +23,7 @@ from tmkd.core.console import set_quiet
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import read_json, write_json
 from tmkd.core.hardware import prepare, share_cores
-from tmkd.core.locks import has_ended, this_machine
+from tmkd.core.machine import has_ended, this_machine
 from tmkd.core.places import Place
 from tmkd.pipeline.run_data import RunCache
 from tmkd.pipeline.store.workspace import Workspace

@@ -20,7 +20,7 @@ from tmkd.inference.manifest import read_manifest
 from tmkd.inference.qa.answer import Answers, QuestionAnswerer
 from tmkd.inference.qa.calibration import Calibration
 from tmkd.inference.qa.retrieval import Retriever
-from tmkd.inference.state_store import CARD, FOLDER
+from tmkd.inference.state_card import CARD, FOLDER
 from tmkd.inference.text_encoder import TextEncoder
 from tmkd.serve.queueing import BatchQueue, Read
 from tmkd.serve.refusals import overloaded, unavailable, wrong

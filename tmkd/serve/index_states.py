@@ -9,7 +9,8 @@ from pathlib import Path
 from tmkd.core.errors import DataError
 from tmkd.inference.cached_reader import of_other_backend
 from tmkd.inference.scorer import Scorer
-from tmkd.inference.state_store import CARD, FOLDER, StateStore, has_states
+from tmkd.inference.state_card import CARD, FOLDER
+from tmkd.inference.state_store import StateStore, has_states
 from tmkd.serve.watched import Watched
 
 logger = logging.getLogger(__name__)
