@@ -135,6 +135,7 @@ NOTHING: list[tuple[dict[str, Any], str]] = [
     ({"data": {"train": "a.jsonl", "config": "mnli"}}, "data: config: 'mnli' would have no effect"),
     ({"data": {"train": "t", "columns": {"question": "x", "passage": "x"}}}, "question and passage are both the colu"),
     ({"data": {"train": "t", "columns": {"label": "qid"}}}, "qid and label are both the column 'qid'"),
+    ({"loss": {"kind": "mse", "temperature": 2}}, "temperature: 2.0 would have no effect, since the loss mse has none"),
     ({"teachers": [{"name": "a", "endpoint": CHAT, "seed": 3}]}, "request_size: 3 would have no effect"),
 ]
 

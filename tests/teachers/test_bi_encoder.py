@@ -155,6 +155,11 @@ def test_files_that_cannot_be_a_bi_encoder(tmp_path: Path) -> None:
     (folder / "3_Dense" / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(EncoderError, match=r"pytorch_model\.bin alone.*can run code"):
         BiEncoderTeacher(str(folder))
+    for similarity in ("maxsim", "cos_sim"):
+        other = copied(tmp_path / similarity)
+        (other / "config_sentence_transformers.json").write_text(json.dumps({"similarity_fn_name": similarity}))
+        with pytest.raises(EncoderError, match=f"similarity_fn_name is '{similarity}'; .* one of: cosine, dot, eucl"):
+            BiEncoderTeacher(str(other))
     for spec in (MINILM, str(copied(tmp_path / "long"))):
         with pytest.raises(EncoderError, match=r"max_length: .* has positions for 512 tokens, and 513 are needed"):
             BiEncoderTeacher(spec, max_length=513)

@@ -149,6 +149,16 @@ def test_the_loss_by_hand_and_that_of_the_library() -> None:
     assert loss == pytest.approx(float(theirs), abs=1e-4)
 
 
+def test_texts_are_compared_as_the_models_files_say() -> None:
+    """Tuned by another similarity than it labels with, a model would learn an order that nobody asks for."""
+    model = minilm()
+    model.similarity_fn_name = "euclidean"
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+    gradients = ContrastiveGradients(model, Contrast(PAIRS, 1, 0), 1.0, bf16=False)
+    apart = torch.tensor([[0.0, -(10**0.5)], [-(10**0.5), 0.0]])
+    torch.testing.assert_close(gradients._masked(vectors, vectors), apart, atol=1e-3, rtol=0)
+
+
 def test_what_is_left_out_has_no_gradient() -> None:
     """Of two questions with the same right passage, each is compared with nothing: the loss and its gradient are 0."""
     model = minilm()

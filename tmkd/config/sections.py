@@ -350,6 +350,12 @@ class Loss(Part):
         "entropy / log C of its soft label, for each pair",
     )
 
+    @model_validator(mode="after")
+    def _temperature_is_used(self, info: ValidationInfo) -> Loss:
+        if self.kind not in ("kl", "list_kl"):
+            refuse_unused(self, {"temperature": f"the loss {self.kind} has none (kl and list_kl have)"}, info)
+        return self
+
 
 class Bilstm(Training):
     """The `bilstm` baseline: its size and how it is trained."""

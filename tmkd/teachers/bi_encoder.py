@@ -30,7 +30,7 @@ from tmkd.models.encoders.families import FAMILIES
 from tmkd.models.encoders.find import find_folder, folder_fingerprint
 from tmkd.models.module_files import MODULES_FILE, read_modules
 from tmkd.models.quiet import without_bars
-from tmkd.models.ready import checkpoint_json
+from tmkd.models.ready import SETTINGS_FILE, checkpoint_json
 from tmkd.models.student import SHARPNESS
 from tmkd.models.text_reader import TextReader
 from tmkd.models.weights import types_of
@@ -41,6 +41,7 @@ from tmkd.teachers.on_cluster import Embed, Embedded, EmbedTexts, embed_on, embe
 CHUNK = 2048  # texts that are embedded between two writes of the label store
 _BLOCK = 4096  # pairs whose texts are looked up together
 _WAITING = 1 << 16  # pairs that wait for new texts, from which on those whose texts are embedded wait no longer
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")  # sentence-transformers' own, of two vectors
 _FORWARD = 2  # raised when our forward gives other numbers than before, so that stored labels are not taken for its own
 BUILTIN_LENGTH = {"builtin:minilm-l6": 256, "builtin:mpnet": 384}
 """Tokens of a text that these models were trained with; both take the mean of the tokens, scaled to length 1."""
@@ -115,8 +116,8 @@ class BiEncoderTeacher(StoredTeacher):
             positive: the class of the right passages, 0 or 1.
 
         Raises:
-            EncoderError: there is no such model, its pooling is not known, its files name code of its own, or it has
-                too few positions for `max_length`.
+            EncoderError: there is no such model, its pooling or its similarity is not known, its files name code of its
+                own, or it has too few positions for `max_length`.
         """
         self._tuned = isinstance(spec, TunedBuiltin)
         self.spec = spec.spec if isinstance(spec, TunedBuiltin) else spec
@@ -131,6 +132,7 @@ class BiEncoderTeacher(StoredTeacher):
                 )
         else:
             _require_pooling(self.folder, pooling)
+            _require_similarity(self.folder)
         if max_length is not None:
             _require_positions(self.folder, max_length)
         self._embedded = EmbeddedTexts()
@@ -330,6 +332,16 @@ def _require_positions(folder: Path, max_length: int) -> None:
     words = modules[0].place if modules else folder
     if (words / "config.json").is_file() and checkpoint_json(words / "config.json").get("model_type") in FAMILIES:
         require_fit(words, length=max_length)
+
+
+def _require_similarity(folder: Path) -> None:
+    """The similarity that the files name is one of two vectors."""
+    if (named := similarity_of(folder)) not in _SIMILARITIES:
+        raise EncoderError(
+            f"{folder / SETTINGS_FILE}: similarity_fn_name is {named!r}; a bi-encoder teacher compares "
+            f"two vectors, one of each text, by one of: {', '.join(_SIMILARITIES)}",
+            source=folder,
+        )
 
 
 def _require_pooling(folder: Path, pooling: str | None) -> None:

@@ -145,21 +145,19 @@ class ContrastiveGradients:
     Args:
         model: a `SentenceTransformer`.
         contrast: the examples.
-        scale: the similarity is multiplied by it; of a cosine 20 is usual, and 1 of a dot product.
+        scale: the similarity is multiplied by it; of a cosine 20 is usual, and 1 of any other similarity.
         bf16: whether to compute in bfloat16 (autocast).
     """
 
     def __init__(self, model: Any, contrast: Contrast, scale: float, *, bf16: bool) -> None:
         from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-        from sentence_transformers.util import cos_sim, dot_score
 
         self.model, self.contrast, self.bf16 = model, contrast, bf16
-        self._similarity = dot_score if model.similarity_fn_name == "dot" else cos_sim
         self._left_out = torch.zeros(0, dtype=torch.bool)
         self.loss = MultipleNegativesRankingLoss(model, scale=scale, similarity_fct=self._masked)
 
     def _masked(self, questions: Tensor, passages: Tensor) -> Tensor:
-        found: Tensor = self._similarity(questions, passages)
+        found: Tensor = self.model.similarity(questions, passages)
         return found.masked_fill(self._left_out.to(found.device), -torch.inf)
 
     def __call__(self, rows: Rows, seed: int) -> float:

@@ -152,7 +152,7 @@ def _say(name: str, contrast: Contrast, numbers: Tune) -> dict[str, int]:
 
 
 def _scale(model: Any, numbers: Tune) -> float:
-    return numbers.scale or (1.0 if model.similarity_fn_name == "dot" else 20.0)
+    return numbers.scale or (20.0 if model.similarity_fn_name == "cosine" else 1.0)
 
 
 def without_fused_attention(model: torch.nn.Module) -> None:
