@@ -143,7 +143,7 @@ def distill(
 ) -> None:
     """Stage 2: train the students of every method of the recipe.
 
-    Example: tmkd distill recipes/demo.yaml stage1_from=workspace/runs/demo/stage1 'methods=[tmkd]' take=tmkd
+    Example: tmkd distill recipes/demo.yaml stage2.epochs=4
     """
     for name, folders in _run(recipe, overrides, workspace, labels).distill().students.items():
         say(f"{name}: {', '.join(map(str, folders))}")
