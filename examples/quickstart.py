@@ -1,4 +1,4 @@
-"""Labelled pairs in, a small student out: two teachers, both stages, an export, and scores. No YAML, about a minute."""
+"""Make a small student from labelled pairs: train two teachers, distil, export, score. It takes about a minute."""
 
 import tmkd
 
@@ -34,5 +34,5 @@ run = tmkd.Run.from_pairs(
     export=tmkd.Export(backends=("onnx-fp32",)),
 )
 scorer = tmkd.Scorer(run.export().folder)
-for question in ("How full is my disk?", "How do I get a new password?"):  # in words that no row has
+for question in ("How full is my disk?", "How do I get a new password?"):  # no row has these questions
     print(question, "->", passages[int(scorer.scores([question] * len(passages), passages).argmax())])
