@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from conftest import Tmkd, pair_rows, write_jsonl
 from export_fixtures import exported
 from typer.main import get_command
 
-from tmkd.cli.main import COMMANDS, app
+from tmkd.cli.main import COMMANDS, _named, app
 from tmkd.cli.options import with_json_value
 
 REPOSITORY = Path(__file__).parents[2]
@@ -227,6 +228,22 @@ def test_a_program_that_calls_the_command_line_has_its_standard_output_back() ->
         "main.main()\nsys.exit(sys.stdout is not before)"
     )
     assert _with_output(os.open(os.devnull, os.O_WRONLY), "-c", script) == (0, "")
+
+
+def test_the_console_of_windows_writes_its_letters_itself(tmp_path: Path) -> None:
+    """It is no file there: bytes of UTF-8 that are written to its number show as other letters."""
+
+    class WindowsConsole(io.RawIOBase):
+        def fileno(self) -> int:
+            return 1
+
+        def writable(self) -> bool:
+            return True
+
+    with io.TextIOWrapper(io.BufferedWriter(WindowsConsole()), "utf-8") as console:
+        assert _named(console) is console
+    with (tmp_path / "out").open("w") as file:
+        assert _named(file) is not file
 
 
 def test_a_full_disk_behind_standard_output_is_named(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tmkd.config.class_checks import unlike_classes
+from tmkd.config.class_checks import positive_class, unlike_classes
+from tmkd.config.load import validate
 from tmkd.config.sections import Data
+from tmkd.core.errors import RecipeError
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,12 @@ def test_classes_of_two_recipes(mine: dict[str, int | None], theirs: dict[str, i
     found = unlike_classes(Data(train="a", labels=mine), Data(train="b", labels=theirs))
     assert found.startswith(said)
     assert bool(found) == bool(said)
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_the_positive_class_is_no_switch_of_yaml(bare: bool) -> None:
+    """A bare yes is true in YAML, and true would be class 1, which is no here."""
+    labels = {"yes": 0, "no": 1}
+    assert positive_class(Data(train="a", labels=labels, positive="yes")) == 0
+    with pytest.raises(RecipeError, match=r"recipe: positive: YAML reads yes, no, .* as switches; quote them: 'yes'"):
+        validate(Data, {"train": "a", "labels": labels, "positive": bare}, "recipe")

@@ -130,6 +130,23 @@ def test_how_quotes_were_read_is_said_where_it_matters(tmp_path: Path, caplog: p
     assert "quotes are text, and every line is a row" in caplog.text
 
 
+def test_a_long_field_is_read_where_a_c_long_has_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows: there the csv module refuses a larger limit on the length of a field."""
+    set_limit = csv.field_size_limit
+
+    def of_32_bits(*limit: int) -> int:
+        if limit and limit[0] >= 2**31:
+            raise OverflowError("Python int too large to convert to C long")
+        return set_limit(*limit)
+
+    monkeypatch.setattr(csv, "field_size_limit", of_32_bits)
+    before = csv.field_size_limit()
+    path = tmp_path / "a.csv"
+    path.write_text(f"question,passage\nq,{'p' * 2 * before}\n")
+    assert len(cells(path)[0][1]) == 2 * before
+    assert csv.field_size_limit() == before
+
+
 @pytest.mark.parametrize("extension", [".csv", ".tsv"])
 def test_every_cell_that_is_written_comes_back(tmp_path: Path, extension: str) -> None:
     drawn = random.Random(1)

@@ -33,6 +33,19 @@ def test_a_text_file_of_old_macs_and_one_of_utf_16_have_lines(tmp_path: Path) ->
     assert texts_of(path) == ["eins", "zwölf"]
 
 
+@pytest.mark.parametrize("blank", ["\n\n", "\r\n\r\n", "\n \n", "\r\n\t\r\n"])
+def test_a_document_is_cut_between_its_paragraphs_however_its_lines_end(tmp_path: Path, blank: str) -> None:
+    paragraphs = [" ".join([word] * 60) for word in ("one", "two")]
+    write_rows(tmp_path / "docs.jsonl", [{"passage": blank.join(paragraphs)}])
+    texts = Texts(file=str(tmp_path / "docs.jsonl"), cut=True)
+    assert read_texts(texts, Pairs.build([], []), "passage", "pool", list) == paragraphs
+
+
+def test_the_extension_of_a_text_file_may_be_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "QUESTIONS.TXT").write_text("one\ntwo\n")
+    assert texts_of(tmp_path / "QUESTIONS.TXT") == ["one", "two"]
+
+
 def test_a_column_that_first_appears_after_a_hundred_rows_is_there(tmp_path: Path) -> None:
     """The first row without it is named, not the column denied."""
     rows = [{"question": f"q{n}"} | ({"body": "text"} if n >= 150 else {}) for n in range(200)]

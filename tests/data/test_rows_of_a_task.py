@@ -32,9 +32,14 @@ def asked(name: str, questions: int = 6) -> list[dict[str, Any]]:
     ]
 
 
+def asked_in_words(name: str, questions: int = 6) -> list[dict[str, Any]]:
+    """The same rows with labels yes and no."""
+    return [{**row, "label": ["no", "yes"][row["label"]]} for row in asked(name, questions)]
+
+
 def test_every_part_says_how_many_rows_were_read_used_and_left_out(tmp_path: Path) -> None:
     labels = {"yes": 1, "no": 0, "-": None}
-    rows = [{**row, "label": ["no", "yes"][row["label"]]} for row in asked("train", 200)]
+    rows = asked_in_words("train", 200)
     rows[3]["label"] = "-"
     pool = [{"question": "a", "passage": "b"}]
     task = loaded(tmp_path, {"labels": labels, "hold_out": {"dev": 0.1, "test": 0.2}}, train=rows, pool=pool)
@@ -48,6 +53,16 @@ def test_every_part_says_how_many_rows_were_read_used_and_left_out(tmp_path: Pat
     assert (dev.read, dev.used) == (len(task.dev), len(task.dev))
     assert (test.read, test.used) == (len(task.test), len(task.test))
     assert task.counts["pool"].to_json() == {"read": 1, "used": 1, "left_out": {}, "warnings": []}
+
+
+def test_a_row_whose_label_is_true_or_false_and_stands_for_no_class_is_left_out(tmp_path: Path) -> None:
+    rows = asked_in_words("train")
+    rows[3]["label"] = False
+    labels = {"yes": 1, "no": 0, "false": None}
+    task = loaded(tmp_path, {"labels": labels}, train=rows, dev=asked_in_words("dev"), test=asked_in_words("test"))
+    assert task.counts["train"].left_out == {"their label stands for no class": 1}
+    assert len(task.train) == len(rows) - 1
+    assert (task.train.labels >= 0).all()
 
 
 # --- rows that cannot be right

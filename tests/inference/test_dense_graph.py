@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
 import shutil
 import sys
@@ -15,7 +16,7 @@ import pytest
 from qa_fixtures import index_of
 from state_fixtures import MiniLM
 
-from tmkd.core.errors import NoRoomError
+from tmkd.core.errors import NoRoomError, TmkdError
 from tmkd.inference.dense import DenseSearch
 from tmkd.inference.dense_graph import CARD, Graph, add, empty_graph, update_graph
 from tmkd.inference.state_store import StateStore
@@ -190,6 +191,24 @@ def test_a_graph_that_the_disk_has_no_room_for_is_refused_and_written_later(stor
     assert Graph.open(store) is None
     assert update_graph(store) is not None
     assert graph_of(store).rows == 120
+
+
+def test_a_graph_that_is_not_whole_is_refused_where_the_system_cannot_say_why(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS and Windows have no `posix_fallocate`."""
+    monkeypatch.delattr(os, "posix_fallocate")
+    (path,) = (store.folder / "graph").glob("*.usearch")
+    size = path.stat().st_size
+    shutil.rmtree(path.parent)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 40_000, before[1]))
+    try:
+        with pytest.raises(TmkdError, match=r"was not written whole \(.+\); run the same command again"):
+            update_graph(store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert files(store) == []
 
 
 def test_a_missing_graph_or_library_is_said_where_one_is_wanted(

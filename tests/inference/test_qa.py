@@ -232,6 +232,29 @@ def test_keys_and_other_scripts_are_counted_by_the_tokenizer_too() -> None:
         assert (len(spans) > 1) == (length > 48), text
 
 
+TORN = {  # texts with many more tokens than English words of their length have
+    "letters": "zxqj " * 100, "finnish": "taivutusmuodoltaan " * 60, "hex": "deadbeefcafe " * 60, "tags": "<br/>" * 200,
+    "hmong": "Txhua tus neeg yug los muaj kev ywj pheej thiab sib npaug zos hauv kev muaj hwj chim. " * 5,
+    "names": "TCP UDP ICMP ARP DHCP BGP OSPF MPLS VLAN VXLAN NAT DNS TLS IPSEC GRE PPPOE " * 6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["minilm", "mpnet"])
+@pytest.mark.parametrize("max_length", [24, 56, 160, 192])
+def test_the_windows_of_a_passage_leave_nothing_unread_whatever_its_words_are(family: str, max_length: int) -> None:
+    """A student that reads question and passage together reads every letter of the passage in one of the windows."""
+    folder, question = exported(family) / "out", "How do I mount a disk?"
+    tokenizer = PairTokenizer(folder, max_length)
+    for text, spans in zip(TORN.values(), Windows(max_length, folder).of(question, list(TORN.values())), strict=True):
+        pieces = [text[start:stop] for start, stop in spans]
+        places = tokenizer.passage_places([(question, piece) for piece in pieces], len(pieces))
+        read = set[int]()
+        for (start, _), piece, (first, last) in zip(spans, pieces, places.tolist(), strict=True):
+            of_passage = tokenizer.token_spans([piece])[0][: last - first]
+            read |= {start + letter for begin, end in of_passage for letter in range(begin, end)}
+        assert {place for place, letter in enumerate(text) if not letter.isspace()} <= read
+
+
 def test_indexing_and_answering_need_no_torch(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.md").write_text("# Disks\n\nThe mount command mounts a disk.")

@@ -82,6 +82,16 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
         score_file(exported("mpnet") / "out", tmp_path / "pairs.csv", tmp_path / "o.csv")
 
 
+def test_ids_of_the_rows_are_not_looked_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They may be blank in some rows: scores depend on the two texts alone."""
+    rows = [{**row, "qid": [None, "1", "1"][number], "pid": " "} for number, row in enumerate(_rows(3))]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    score_file(exported("mpnet") / "out", tmp_path / "pairs.jsonl", tmp_path / "scored.jsonl")
+    scored = read_rows(tmp_path / "scored.jsonl")
+    assert [{name: row[name] for name in rows[0]} for row in scored] == rows
+    assert "qid" not in caplog.text
+
+
 def test_bad_requests_are_refused_before_any_work(tmp_path: Path) -> None:
     folder = exported("mpnet") / "out"
     write_rows(tmp_path / "pairs.jsonl", _rows(3))
@@ -97,6 +107,8 @@ def test_bad_requests_are_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"question": "a", "passage": "b"}\n{"question": "a", "passage": " "}\n')
     with pytest.raises(DataError, match=r"bad\.jsonl:2: 'passage' is empty"):
         score_file(folder, tmp_path / "bad.jsonl", tmp_path / "x.jsonl")
+    with pytest.raises(DataError, match=r"'question' is read as the question and as the passage\. Name yours with --q"):
+        score_file(folder, tmp_path / "pairs.jsonl", tmp_path / "x.jsonl", columns={"passage": "question"})
     assert not (tmp_path / "x.jsonl").exists()
 
 

@@ -290,8 +290,15 @@ def test_a_system_without_affinity_scores_on_all_its_cores(monkeypatch: pytest.M
 
 
 def test_scoring_and_answering_use_nothing_that_only_unix_has(tmp_path: Path) -> None:
-    """A new process in which the modules and functions that Windows or macOS lacks are missing too."""
+    """A new process in which the modules and functions that Windows or macOS lacks are missing too.
+
+    Documents are indexed there as well; what needs a lock between processes, which Windows lacks, says so.
+    """
     index_of(tmp_path / "index")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "copy.md").write_text("# copy\n\nThe copy command copies a file to a folder.\n")
+    (tmp_path / "pairs.csv").write_text("question,passage\na,b\n")
+    export, index = exported("mpnet") / "out", tmp_path / "index"
     script = (
         "import os, sys\n"
         "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios', 'syslog'): sys.modules[name] = None\n"
@@ -299,9 +306,21 @@ def test_scoring_and_answering_use_nothing_that_only_unix_has(tmp_path: Path) ->
         "             'mkfifo', 'getpgid', 'setsid'): delattr(os, name)\n"
         "from tmkd.inference.scorer import Scorer\n"
         "from tmkd.inference.qa.answer import QuestionAnswerer\n"
-        f"print(len(Scorer({str(exported('mpnet') / 'out')!r}).scores(['a'], ['b'])))\n"
-        f"answerer = QuestionAnswerer.open({str(exported('mpnet') / 'out')!r}, {str(tmp_path / 'index')!r})\n"
+        "import tmkd\n"
+        f"print(len(Scorer({str(export)!r}).scores(['a'], ['b'])))\n"
+        f"print(tmkd.score_file({str(export)!r}, {str(tmp_path / 'pairs.csv')!r}, {str(tmp_path / 'o.csv')!r}).rows)\n"
+        f"answerer = QuestionAnswerer.open({str(export)!r}, {str(index)!r})\n"
         "print(answerer.ask('how do i mount a disk').answers[0].source)\n"
+        f"print(tmkd.build_index([{str(tmp_path / 'docs')!r}], {str(tmp_path / 'new')!r}).added)\n"
+        "from tmkd.inference.state_writer import writing\n"
+        "try:\n"
+        f"    with writing(tmkd.DocumentIndex({str(index)!r}).folder): pass\n"
+        "except tmkd.TmkdError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["1", "mount.md"], done.stderr
+    *found, refused = done.stdout.splitlines() or [""]
+    assert found == ["1", "1", "mount.md", "1"], done.stderr
+    assert (
+        refused == f"{index / 'states' / 'lock'} cannot be locked: Windows has no `flock`; run this on Linux or "
+        "macOS, or in WSL"
+    )

@@ -439,5 +439,5 @@ def test_the_commands_print_tables_and_json(workspace: Path, tmkd: Tmkd, tmp_pat
     imported = tmkd("labels", "import", write_jsonl(tmp_path / "s.jsonl", [scored]), "-o", tmp_path / "judge.jsonl")
     assert "2 pairs of 1 rows; 0 were there again" in imported.stderr
     assert "columns that were not read: prompt" in imported.stderr
-    assert f"{{name: NAME, file: {tmp_path / 'judge.jsonl'}, holds: probability" in imported.stderr
+    assert f"{{name: NAME, file: {tmp_path / 'judge.jsonl'}, holds: probability}}" in imported.stderr
     assert tmkd("labels", "verify", "-w", tmp_path / "gone", check=False).returncode == 1

@@ -198,9 +198,11 @@ def import_(
     )
     if found.unread:
         say(f"columns that were not read: {', '.join(found.unread)}")
-    holds = "logit" if found.lowest < 0 or found.highest > 1 else "probability (or logit, if they are log-odds)"
+    holds = "logit" if found.lowest < 0 or found.highest > 1 else "probability"
     say(f"scores from {found.lowest:g} to {found.highest:g}; in a recipe's teachers:")
     say(f"  {{name: NAME, file: {found.path}, holds: {holds}}}")
+    if holds == "probability":
+        say("  (holds: logit, if they are log-odds)")
 
 
 @labels.command(cls=Command, rich_help_panel="Commands")

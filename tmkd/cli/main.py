@@ -101,13 +101,12 @@ class _Output(io.FileIO):
 
 
 def _named(stream: TextIO) -> TextIO:
-    """Standard output again, as an `_Output`; the stream itself where it is no file."""
-    try:
-        raw = _Output(stream.fileno(), "wb", closefd=False)
-    except (AttributeError, OSError):  # there is none, or a program has put something else in its place
-        return stream
+    """Standard output again, as an `_Output`; the stream itself where it is no file, as the console of Windows is."""
     if not isinstance(stream, io.TextIOWrapper):
+        return stream  # there is none, or a program has put something else in its place
+    if not isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO):
         return stream
+    raw = _Output(stream.fileno(), "wb", closefd=False)
     buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
     return io.TextIOWrapper(
         buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=stream.write_through

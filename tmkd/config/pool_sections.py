@@ -64,7 +64,7 @@ class Texts(Source):
     @property
     def is_text_file(self) -> bool:
         """Whether they are the lines or paragraphs of a text file."""
-        return self.file is not None and self.file.removesuffix(".gz").endswith(".txt")
+        return self.file is not None and self.file.removesuffix(".gz").lower().endswith(".txt")
 
     def _unused(self) -> dict[str, str]:
         if not self.is_text_file and self.file not in (OWN, DOCS):

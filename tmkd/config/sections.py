@@ -214,10 +214,13 @@ class Grades(Part):
     )
 
 
+_SWITCHES = "YAML reads yes, no, on, off, true, false as switches; quote them"
+
+
 def text_keys(labels: Any) -> Any:
     """A label map with text for keys: YAML reads a bare 0 as a number."""
     if isinstance(labels, dict) and any(isinstance(key, bool) for key in labels):
-        raise ValueError("YAML reads yes, no, on, off, true, false as switches; quote them: {'yes': 1, 'no': 0}")
+        raise ValueError(f"{_SWITCHES}: {{'yes': 1, 'no': 0}}")
     if not isinstance(labels, dict):
         return labels
     if twice := [key for key in labels if not isinstance(key, str) and str(key) in labels]:
@@ -292,6 +295,13 @@ class Data(Part):
     @classmethod
     def _named(cls, labels: Any) -> Any:
         return text_keys(labels)
+
+    @field_validator("positive", mode="before")
+    @classmethod
+    def _no_switch(cls, positive: Any) -> Any:
+        if isinstance(positive, bool):  # it would be taken for the number 1 or 0, whatever class has the name
+            raise ValueError(f"{_SWITCHES}: 'yes'")
+        return positive
 
     @model_validator(mode="after")
     def _one_source(self, info: ValidationInfo) -> Data:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tmkd.core.errors import TmkdError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +28,10 @@ def locked(path: Path, busy: TmkdError, *, wait: bool = False, shared: bool = Fa
         shared: Share the lock with others that ask for a shared one.
 
     Raises:
-        TmkdError: `busy`, unless `wait` is true.
+        TmkdError: `busy`, unless `wait` is true; or this is Windows, which has no such locks.
     """
+    if fcntl is None:
+        raise TmkdError(f"{path} cannot be locked: Windows has no `flock`; run this on Linux or macOS, or in WSL")
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with path.open("w") as file:

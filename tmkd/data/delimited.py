@@ -13,7 +13,6 @@ import io
 import itertools
 import logging
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
+_LONGEST = 2**31 - 1  # characters of a field: the csv module takes a C long, which has 32 bits on Windows
 Line = tuple[int, list[str]]
 """The line (from 1) on which a row ends, and the row's cells."""
 
@@ -210,7 +210,7 @@ def bad_line(path: Path, line: int, problem: str) -> DataError:
 @contextmanager
 def _fields_of_any_length() -> Iterator[None]:
     """Lift the limit of the csv module on the length of a field, which is one for the whole process."""
-    before = csv.field_size_limit(sys.maxsize)
+    before = csv.field_size_limit(_LONGEST)
     try:
         yield
     finally:

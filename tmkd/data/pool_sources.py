@@ -11,7 +11,7 @@ from tmkd.config.pool_sections import DOCS, OWN, ReadyPairs, Source, Texts
 from tmkd.core.errors import DataError
 from tmkd.data.delimited import text_lines
 from tmkd.data.documents.passages import cut
-from tmkd.data.documents.sections import Block
+from tmkd.data.documents.sections import paragraphs
 from tmkd.data.documents.text import distinct
 from tmkd.data.pairs import Pairs
 from tmkd.data.readers import FORMATS, column_names, read_rows, read_text
@@ -39,12 +39,12 @@ def read_texts(texts: Texts, train: Pairs, side: str, key: str, documentation: C
     elif texts.file == DOCS and side == "passage":
         found = documentation()
     elif texts.is_text_file:
-        found = _plain(_path(texts, key, side), paragraphs=side == "passage")
+        found = _plain(_path(texts, key, side), by_paragraph=side == "passage")
     else:
         rows, called = _rows(texts, key, side)
         found = _column(rows, texts.column or side, called)
     if texts.cut:
-        found = [piece for text in found for piece in _pieces(text)]
+        found = [piece for text in found for piece, _ in cut(paragraphs(text))]
     found = distinct(found)
     if not found:
         raise DataError(f"{key}: {texts.name} holds no {side}")
@@ -107,15 +107,9 @@ def _column(rows: Sequence[dict[str, Any]], column: str, called: Path | str) -> 
     return checked_column(rows, column, text, called)
 
 
-def _plain(path: Path, *, paragraphs: bool) -> list[str]:
+def _plain(path: Path, *, by_paragraph: bool) -> list[str]:
     """The texts of a text file: one a line, or one a paragraph (with blank lines in between)."""
     lines = [line.strip() for line in text_lines(read_text(path))]
-    if not paragraphs:
-        return [line for line in lines if line]
-    blocks = "\n".join(lines).split("\n\n")
-    return [" ".join(block.split()) for block in blocks if block.strip()]
-
-
-def _pieces(text: str) -> list[str]:
-    blocks = [Block(" ".join(block.split())) for block in text.split("\n\n") if block.strip()]
-    return [piece for piece, _ in cut(blocks)]
+    if by_paragraph:
+        return [block.text for block in paragraphs("\n".join(lines))]
+    return [line for line in lines if line]

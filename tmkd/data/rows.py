@@ -102,14 +102,7 @@ def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Ex
     needed = [columns.question, columns.passage, *(scores if expected.get("need_scores") else {})]
     needed += [columns.label] if need_labels and columns.label else []
     require_columns(needed, present, source, expected.get("naming", _NAMING))
-    if columns.question == columns.passage:
-        raise DataError(
-            f"{source}: the column {columns.question!r} is read as the question and as the passage. "
-            f"{expected.get('naming', _NAMING)}",
-            path=source if isinstance(source, Path) else None,
-            column=columns.question,
-        )
-
+    require_two_columns(columns, source, expected.get("naming", _NAMING))
     questions = checked_column(rows, columns.question, text, source)
     passages = checked_column(rows, columns.passage, text, source)
     labels = grades = None
@@ -135,7 +128,7 @@ def rows_to_pairs(rows: Sequence[Row], source: Path | str, **expected: Unpack[Ex
         pids = [pair_id(question, passage) if pid is None else pid for pid, question, passage in texts]
     values = {name: checked_scores(rows, name, kind, source) for name, kind in scores.items() if name in present}
     pairs = Pairs.build(questions, passages, labels=labels, grades=grades, qids=qids, pids=pids, scores=values)
-    unlabelled = [names.get(spelling(row.get(columns.label or "")), 0) is None for row in rows]
+    unlabelled = [names.get(_name_of(row.get(columns.label or ""), names), 0) is None for row in rows]
     counts.leave_out("their label stands for no class", sum(unlabelled))
     return pairs.take([row for row, absent in enumerate(unlabelled) if not absent]) if any(unlabelled) else pairs
 
@@ -181,6 +174,16 @@ def require_columns(needed: Sequence[str], present: Sequence[str], source: Path 
                 path=source if isinstance(source, Path) else None,
                 column=name,
             )
+
+
+def require_two_columns(columns: Columns, source: Path | str, naming: str = _NAMING) -> None:
+    """DataError if one column is named for the question and for the passage; arguments as of `require_columns`."""
+    if columns.question == columns.passage:
+        raise DataError(
+            f"{source}: the column {columns.question!r} is read as the question and as the passage. {naming}",
+            path=source if isinstance(source, Path) else None,
+            column=columns.question,
+        )
 
 
 def warn_of_absent_ids(named: Mapping[str, str], present: Sequence[str], counts: RowCounts) -> None:
@@ -262,6 +265,12 @@ def spelling(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
+def _name_of(value: Any, names: Mapping[str, int | None]) -> str:
+    """The name of `data.labels` that a cell spells: true as Python writes it, or else as JSON does."""
+    name = spelling(value)
+    return name.lower() if isinstance(value, bool) and name not in names else name
+
+
 def grade(value: Any) -> int | None:
     """A graded label, an integer; None where the cell is empty. TREC has grades below 0, for junk."""
     if value is None or value == "":
@@ -298,9 +307,7 @@ def label(value: Any, classes: int | None, names: Mapping[str, int | None]) -> i
     if value is None or value == "":
         return None
     if names:
-        name = spelling(value)
-        if isinstance(value, bool) and name not in names:
-            name = name.lower()  # as JSON spells it
+        name = _name_of(value, names)
         if name not in names:
             raise BadValue(f"is {value!r}, which data.labels does not map; it maps {', '.join(names)}")
         return names[name]

@@ -23,12 +23,12 @@ from tmkd.core.backends import SAFE_BACKEND
 from tmkd.core.console import progress
 from tmkd.core.logits import class_logits
 from tmkd.data.pairs import Pairs
-from tmkd.export.cached_graphs import ENCODER_INPUTS, INTERACTION_INPUTS, write_encoder, write_interaction
+from tmkd.export.cached_graphs import INTERACTION_INPUTS, write_encoder, write_interaction
 from tmkd.export.gate import Backend
-from tmkd.export.int8 import quantise
+from tmkd.export.int8 import matrix_products, quantise
 from tmkd.export.parity import CLOSE, EXACT, measure_parity
 from tmkd.inference.scorer import Scorer
-from tmkd.inference.text_encoder import TextEncoder
+from tmkd.inference.text_encoder import INPUTS, TextEncoder
 from tmkd.models.batching import NO_BUDGET, length_sorted_batches, pad, stacked
 from tmkd.models.checkpoint import load_encoder, load_student
 from tmkd.models.encoders.cached_files import ENCODER_FOLDER, QUESTION_FOLDER
@@ -340,7 +340,7 @@ def _int8(source: CachedSource, path: Path, attempt: int) -> None:
     if attempt < 2:
         encoded = tokenizer.encode(texts)
         inputs = (
-            dict(zip(ENCODER_INPUTS, pad(encoded.ids, encoded.type_ids, rows, tokenizer.pad_id), strict=True))
+            dict(zip(INPUTS, pad(encoded.ids, encoded.type_ids, rows, tokenizer.pad_id), strict=True))
             for rows in length_sorted_batches(encoded.lengths, NO_BUDGET, _BATCH)
         )
         quantise(source.folder / ENCODER, source.folder / ENCODER_INT8, inputs, partial(_kept, narrowing=attempt == 1))
@@ -366,14 +366,8 @@ def _kept(model: Any, *, narrowing: bool) -> list[str]:
     Those without a weight matrix, for which engines have no int8 product, and the last one: the projection, or the
     heads. With `narrowing` those that make vectors narrower, too, which lose most.
     """
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
-    kept = [products[-1].name]
-    for node in products[:-1]:
-        shape = next((weights[name] for name in node.input if len(weights.get(name, ())) == 2), None)
-        if shape is None or (narrowing and shape[0] > shape[1]):
-            kept.append(node.name)
-    return kept
+    *others, (last, _) = matrix_products(model)
+    return [last, *(name for name, shape in others if shape is None or (narrowing and shape[0] > shape[1]))]
 
 
 ENCODER, ENCODER_INT8 = "onnx/encoder.onnx", "onnx/encoder-int8.onnx"

@@ -21,14 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmkd.export.onnx import write_graph
+from tmkd.inference.text_encoder import INPUTS, OUTPUTS, QUESTION_OUTPUTS
 from tmkd.models.encoders.attention import added_mask
 from tmkd.models.encoders.families import takes_token_types
 from tmkd.models.encoders.forward import Batch, PairEncoder
 from tmkd.models.encoders.interaction import Attention, InteractionEncoder, InteractionLayer
 
-ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-ENCODER_OUTPUTS = ("hidden", "states", "text_embedding")  # torch.onnx calls a value of its own `embedding`
-QUESTION_OUTPUTS = ("hidden", "text_embedding")
 INTERACTION_INPUTS = ("question", "values", "scales", "cosine")
 
 
@@ -51,8 +49,8 @@ class EncoderGraph(nn.Module):
 
         Returns:
             The last hidden states [n, T, d], the states that are stored of a passage [n, T, k] (where there is a
-            projection), and the mean of the
-            hidden states over the tokens, scaled to length 1, [n, d]; all float32. Those of padding mean nothing.
+            projection), and the mean of the hidden states over the tokens, scaled to length 1, [n, d]; all float32.
+            Those of padding mean nothing.
         """
         hidden = self.encoder.last_hidden_states(Batch(input_ids, attention_mask, token_type_ids)).float()
         tokens = attention_mask.to(hidden.dtype)[:, :, None]
@@ -172,7 +170,7 @@ class FoldedAttention(nn.Module):
 
 
 def write_encoder(encoder: PairEncoder, interaction: InteractionEncoder | None, path: Path) -> None:
-    """Write an encoder's graph: `ENCODER_INPUTS`, where the architecture has them, to `ENCODER_OUTPUTS`.
+    """Write an encoder's graph: `INPUTS`, where the architecture has them, to `OUTPUTS`.
 
     Args:
         encoder: E.
@@ -183,10 +181,10 @@ def write_encoder(encoder: PairEncoder, interaction: InteractionEncoder | None, 
         MissingExtraError: as `write_graph`.
         ExportError: as `write_graph`.
     """
-    names = ENCODER_INPUTS if takes_token_types(encoder.config) else ENCODER_INPUTS[:2]
+    names = INPUTS if takes_token_types(encoder.config) else INPUTS[:2]
     sample = tuple(torch.ones(2, 7, dtype=torch.int64) for _ in names)
     axes = {0: "texts", 1: "tokens"}
-    outputs = QUESTION_OUTPUTS if interaction is None else ENCODER_OUTPUTS
+    outputs = QUESTION_OUTPUTS if interaction is None else OUTPUTS
     write_graph(EncoderGraph(encoder, interaction).eval(), sample, names, outputs, [axes] * len(names), path)
 
 

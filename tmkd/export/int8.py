@@ -140,11 +140,8 @@ def left_in_float(model: Any, float_step: int) -> list[str]:
     Returns:
         Names of nodes.
     """
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
-    shapes = [
-        next((weights[name] for name in node.input if len(weights.get(name, ())) == 2), None) for node in products
-    ]
+    products = matrix_products(model)
+    shapes = [shape for _, shape in products]
     end = max((i + 1 for i, shape in enumerate(shapes) if shape is None), default=0)
     begin = max((i + 1 for i, shape in enumerate(shapes[:end]) if shape is not None), default=0)
     kept = {*range(begin, end)}  # the last attention
@@ -155,7 +152,24 @@ def left_in_float(model: Any, float_step: int) -> list[str]:
             if shape is not None and shape[0] > shape[1] and i < len(shapes) - 1  # the last one is the folded head
         ]
         kept |= {*narrowing[: 1 if float_step == 1 else None], *range(end, len(products))}
-    return [products[i].name for i in sorted(kept)]
+    return [products[i][0] for i in sorted(kept)]
+
+
+def matrix_products(model: Any) -> list[tuple[str, tuple[int, ...] | None]]:
+    """Return the matrix products of an ONNX model in its order: the name of each node, and the shape of its weights.
+
+    Args:
+        model: an ONNX model.
+
+    Returns:
+        Names and shapes [inputs, outputs]; None for a product of two activations, which has no weights.
+    """
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    return [
+        (node.name, next((weights[name] for name in node.input if len(weights.get(name, ())) == 2), None))
+        for node in model.graph.node
+        if node.op_type in ("MatMul", "Gemm")
+    ]
 
 
 def _batches(tokenizer: PairTokenizer, pairs: Pairs) -> Iterator[dict[str, NDArray[np.int64]]]:

@@ -213,7 +213,8 @@ def _save(library: Any, path: Path) -> None:
     size = library.serialized_length
     if reason is not None or path.stat().st_size != size:
         with path.open("ab") as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # fails for the reason that the library keeps to itself
+            if hasattr(os, "posix_fallocate"):  # neither on macOS nor on Windows
+                os.posix_fallocate(file.fileno(), 0, size)  # fails for the reason that the library keeps to itself
         raise TmkdError(f"{path} was not written whole ({reason or 'no reason given'}); run the same command again")
 
 

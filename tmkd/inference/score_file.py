@@ -16,14 +16,15 @@ from tmkd.core.console import progress
 from tmkd.core.errors import DataError
 from tmkd.core.files import Quoting, same_file
 from tmkd.core.logits import log_odds, softmax
-from tmkd.data.readers import Rows, file_format, read_rows
-from tmkd.data.rows import Columns, rows_to_pairs
+from tmkd.data.readers import Rows, column_names, file_format, read_rows
+from tmkd.data.rows import Columns, checked_column, require_columns, require_two_columns, text
 from tmkd.data.writers import Extended
 from tmkd.inference.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 
 RAW_SCORE = "tmkd_score"
+_NAMING = "Name yours with --question and --passage (in Python: columns)"
 ADDED = (RAW_SCORE, "tmkd_logits", "tmkd_probabilities", "tmkd_predicted")
 
 
@@ -97,9 +98,9 @@ def score_file(
     scorer = Scorer(model_folder, backend=backend, threads=threads)
     rows = read_rows(source, quoting, keep=True)
     _require_unscored(rows, source)
-    naming = "Name yours with --question and --passage (in Python: columns)"
-    rows_to_pairs(rows, source, columns=Columns(**names, label=None), naming=naming)  # refuses what cannot be scored
-    questions, passages = ([row[names[side]] for row in rows] for side in ("question", "passage"))
+    require_columns([*names.values()], column_names(rows), source, _NAMING)
+    require_two_columns(Columns(**names), source, _NAMING)
+    questions, passages = (checked_column(rows, names[side], text, source) for side in ("question", "passage"))
     target = Extended(rows, output)
     with progress("score", len(rows)) as bar:
         found = scorer.score_pairs(questions, passages, bar.advance)
@@ -145,7 +146,7 @@ def _require_writable(output: str | Path, source: Path) -> None:
 
 
 def _require_unscored(rows: Rows, path: Path) -> None:
-    present = {name for row in rows for name in row}
+    present = column_names(rows)
     clash = [name for name in ADDED if name in present]
     if clash:
         raise DataError(

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _QUESTIONS = 64  # that are remembered: as many as a server answers at once
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-OUTPUTS = ("hidden", "states", "text_embedding")
+OUTPUTS = ("hidden", "states", "text_embedding")  # torch.onnx calls a value of its own `embedding`
 """Of the encoder's graph, as `tmkd.export.cached_graphs` writes it."""
 QUESTION_OUTPUTS = ("hidden", "text_embedding")
 """Of the graph that reads questions, where a student has an encoder of their own for them."""

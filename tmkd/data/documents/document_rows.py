@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ from typing import IO, Any, cast
 
 from tmkd.core.errors import DataError
 from tmkd.data.documents.passages import Passage, content_digest, section_passages
-from tmkd.data.documents.sections import Block, Section
+from tmkd.data.documents.sections import Section, paragraphs
 from tmkd.data.documents.text import normalise, storable, text_hash
 from tmkd.data.documents.words import word_count
 
 PARQUET = ".parquet"
-_BLANK_LINE = re.compile(r"\r?\n[ \t]*\r?\n")
 _NAMING = 4  # never raised: rows without an id keep their names in indexes and pools, however they are parsed
 _BATCH = 1024  # rows of Parquet in memory at once
 
@@ -125,10 +123,7 @@ class DocumentRow:
         if whole is not None:
             text = self.text.strip()
             return [Passage(text_hash(text), text, self.title, (), source, whole)] if text else []
-        paragraphs = [Block(" ".join(one.split())) for one in _BLANK_LINE.split(self.text)]
-        return section_passages(
-            [Section("", (), self.title, [one for one in paragraphs if one.text])], self.title, source
-        )
+        return section_passages([Section("", (), self.title, paragraphs(self.text))], self.title, source)
 
 
 def row_id(document: str, passage: Passage) -> str | None:

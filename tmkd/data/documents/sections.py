@@ -11,6 +11,7 @@ _CHAPTER = r"(?:Chapter|Appendix|Part)\s+[\dA-Z]+(?:\.\d+)*"
 _NUMBER = re.compile(rf"""^(?:{_CHAPTER}[.:]\s+|\(\d\d?\)\s*|(?:[A-Z]\.|\d+\.)(?:\d+\.)+\s+)(?=[^\W\d_]|["'`“«‘¿¡<])""")
 _ANY_NUMBER = re.compile(rf"^\s*(?:{_CHAPTER}[.:]?\s+|\(\d+\)\s*|[A-Z]?(?:\d+\.)+\d*\.?\s+|[A-Z](?:\.\d+)+\.?\s+)")
 _PERMALINK = re.compile(r"(?:\s*¶#?|\s#)\s*$")
+_BLANK_LINE = re.compile(r"\r?\n[ \t]*\r?\n")
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,12 @@ class Block:
 
     text: str
     code: bool = False
+
+
+def paragraphs(text: str) -> list[Block]:
+    """The paragraphs of a text that has no other layout: blank lines separate them, and each is put on one line."""
+    found = (" ".join(one.split()) for one in _BLANK_LINE.split(text))
+    return [Block(one) for one in found if one]
 
 
 @dataclass

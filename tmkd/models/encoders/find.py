@@ -71,8 +71,7 @@ def find_encoder(spec: str) -> Path:
         return _builtin(spec)
     if Path(spec).is_dir():
         return _checked(Path(spec), spec)
-    if Path(spec).exists() or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-        raise EncoderError(f"encoder {spec!r}: no such folder ({Path(spec).absolute()})")
+    _require_hub_id(spec, "encoder")
     return _hub(spec)
 
 
@@ -88,12 +87,17 @@ def find_folder(spec: str) -> Path:
     if spec.startswith("builtin:"):
         return _builtin(spec)
     if not Path(spec).is_dir():
-        if Path(spec).exists() or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-            raise EncoderError(f"model {spec!r}: no such folder ({Path(spec).absolute()})", source=spec)
+        _require_hub_id(spec, "model")
         return _hub(spec, [*HUB_FILES, "*.jinja", "*/model.safetensors"], whole=False)
     if not [*Path(spec).glob("*.safetensors"), *Path(spec).glob("*/*.safetensors")]:
         raise EncoderError(f"model {spec!r}: {spec} has no weights in safetensors; other formats are not read")
     return Path(spec)
+
+
+def _require_hub_id(spec: str, what: str) -> None:
+    """Refuse a name that is no folder and cannot be one of the hub: the path of a file, or of a folder not there."""
+    if Path(spec).exists() or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+        raise EncoderError(f"{what} {spec!r}: no such folder ({Path(spec).absolute()})", source=spec)
 
 
 def folder_fingerprint(folder: Path) -> str:
