@@ -354,7 +354,7 @@ class TeacherLabels:
         Only teachers that take part in every stage of the method count.
         """
         learned = [self.data.student_pairs] if method.stage2 else []
-        learned += [self.data.pool] if self.recipe.trains_stage1(method) and not self.recipe.foreign_pool else []
+        learned += [self.stage1_pool] if self.recipe.trains_stage1(method) and not self.recipe.foreign_pool else []
         able = sorted(set(range(len(self.teachers))).intersection(*map(self.labellers, learned)))
         if not able:
             raise DataError(f"{method.name}: no single teacher labels both the pool and the training pairs")
