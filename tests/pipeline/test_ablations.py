@@ -23,6 +23,7 @@ from tmkd.data.pairs import Pairs, Reference
 from tmkd.data.split import STAGE1, folds, split, subsample
 from tmkd.models.batching import replayed_steps
 from tmkd.models.student import StudentOutput
+from tmkd.pipeline.all_labels import label_all
 from tmkd.pipeline.run import Run
 from tmkd.pipeline.steps import label
 from tmkd.pipeline.steps.teach import teach
@@ -180,6 +181,24 @@ def test_one_teacher_needs_only_its_own_folds(small: Path, tmp_path: Path) -> No
     assert len(list((tmp_path / "w" / "steps").glob("teacher-*"))) == 2 + 2
 
 
+def test_stage_1_on_the_training_pairs_learns_out_of_fold_labels_too(small: Path, tmp_path: Path) -> None:
+    keys = ("data.pool=null", "methods=[tmkd]", "stage1.share=0.5")
+    line = a_run(small, tmp_path / "w", *keys, "labels=out-of-fold", "folds=2")
+    (method,) = line.students.methods
+    pool, train = line.labels.stage1_pool, line.data.train
+    assert len(pool) < len(train)
+    soft, of_train = line.students.stage1_targets(method), line.labels.targets(method, train, "train")
+    assert of_train is not None
+    places = {name: place for place, name in enumerate(train.pair_ids)}
+    np.testing.assert_array_equal(soft.logits, of_train.logits[[places[name] for name in pool.pair_ids]])
+    assert soft.folds == of_train.folds
+    assert len(soft.folds) == 4
+    plain = a_run(small, tmp_path / "w", *keys)
+    assert not np.allclose(soft.logits, plain.students.stage1_targets(method).logits)
+    steps = [one.students.pretrain(method, 0) for one in (line, plain)]
+    assert steps[0] != steps[1]
+
+
 # --- stage2.replay
 
 
@@ -320,7 +339,7 @@ def test_a_larger_share_labels_only_what_a_smaller_one_did_not(
     monkeypatch.setattr(label, "_scored", counted)
     for share in ("0.3", "0.6", "1"):
         run = a_run(small, tmp_path / "w", "methods=[stage1-only]", "take=stage1-only", f"stage1.share={share}")
-        assert run.labels.label_all().pool == len(run.labels.stage1_pool)
+        assert label_all(run.labels).pool == len(run.labels.stage1_pool)
         of_pool = {pair for _, pair in labelled} & set(run.data.pool.pair_ids)
         assert of_pool == set(run.labels.stage1_pool.pair_ids)
     assert len(labelled) == len(set(labelled))

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import pair_rows, write_jsonl
+from conftest import pair_rows, pool_rows, write_jsonl
 
 from tmkd.config.load import load_recipe
 from tmkd.config.methods import METHODS
-from tmkd.data.pairs import Pairs
+from tmkd.data.pairs import Pairs, pair_id
+from tmkd.data.split import STAGE1, subsample
 from tmkd.pipeline.choice import choose_best
 from tmkd.pipeline.development import teachers_on_development
 from tmkd.pipeline.run import Run
@@ -55,6 +56,29 @@ def test_the_best_teacher_of_students_is_that_of_the_report(labels: Run) -> None
         soft = teachers.targets(METHODS[name], teachers.data.student_pairs, "train")
         assert soft is not None
         assert soft.names == (teachers._name_of(1),)
+
+
+def test_the_best_teacher_labels_the_pairs_of_the_pool_that_students_see(tiny_recipe: Path, tmp_path: Path) -> None:
+    """`sharp` is the best, and has scores of those pairs of the pool alone that `stage1.share` leaves out."""
+    rows = [{**row, "sharp": row["label"], "dull": 0.5} for row in pair_rows(2)]
+    keys = [f"data.{part}={write_jsonl(tmp_path / f'{part}.jsonl', some)}"
+            for part, some in (("train", rows[:32]), ("dev", rows[32:]))]  # fmt: skip
+    scores = "data.scores={sharp: probability, dull: probability}"
+    teachers = "teachers=[{name: sharp, scores: sharp, partial: true}, {name: dull, scores: dull}]"
+    given = [*keys, "data.test=null", scores, teachers, "methods=[tkd]", "take=tkd", "stage1.share=0.5"]
+    pool = pool_rows()
+    seen = Pairs.build(*zip(*((row["question"], row["passage"]) for row in pool), strict=True))
+    kept = set(seen.take(subsample(seen, 0.5, STAGE1)).pair_ids)
+    judged = [{**row, "dull": 0.5, "sharp": None if pair_id(str(row["question"]), str(row["passage"])) in kept else 0.5}
+              for row in pool]  # fmt: skip
+    assert 0 < sum(row["sharp"] is None for row in judged) < len(judged)
+    given.append(f"data.pool={write_jsonl(tmp_path / 'pool.jsonl', judged)}")
+    labels = Run(load_recipe(tiny_recipe, given), tmp_path / "workspace").labels
+    assert labels.development is not None
+    assert labels.development.method == "sharp"
+    soft = labels.targets(METHODS["tkd"], labels.stage1_pool, "pool")
+    assert soft is not None
+    assert soft.names == (labels._name_of(1),)
 
 
 def test_of_teachers_that_are_equally_good_the_cross_entropy_decides() -> None:

@@ -38,6 +38,7 @@ from tmkd.models.checkpoint import save_student, save_tokenizer
 from tmkd.models.encoders.find import find_folder, folder_fingerprint
 from tmkd.models.encoders.interaction import InteractionEncoder
 from tmkd.models.student import Student
+from tmkd.pipeline.all_labels import label_all
 from tmkd.pipeline.run import Run
 from tmkd.pipeline.steps.export import export_step
 from tmkd.pipeline.steps.student import shape_of
@@ -495,7 +496,7 @@ class Dry:
 def run_all(recipe: Recipe, workspace: Workspace) -> None:
     """Ask for every student of a recipe, and for its export."""
     run = Run(recipe, workspace)
-    run.labels.label_all()
+    label_all(run.labels)
     student, names, positive = run.students.taken().steps[0], recipe.class_names, recipe.positive_class
     export_step(workspace, student, run.data.task, recipe.export.backends, names, positive)
 

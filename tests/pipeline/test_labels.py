@@ -290,7 +290,7 @@ def test_a_score_under_another_pid_is_a_label_of_the_pair_wherever_it_stands(fil
     run_of(second, partial=True).label()
     done = export_labels(tmp_path / "workspace" / "runs" / "tkd", tmp_path / "labels.parquet")
     assert done.missing == {}
-    assert done.rows == {"train": 64, "pool": 32}
+    assert done.rows == {"train": 64, "dev": 32, "pool": 32}  # the development set says which teacher is the best
     rows = pq.read_table(tmp_path / "labels.parquet").to_pylist()
     expected = [n / 8 for n in range(1, 64, 2)]
     assert [row["judge"] for row in rows] == [*np.repeat(expected, 2), *expected]
@@ -357,7 +357,7 @@ def test_labels_of_a_run_that_is_not_finished(files: Path, tmp_path: Path) -> No
     run.label()
     done = export_labels(workspace / "runs" / "begun", tmp_path / "labels.parquet")
     assert done.columns == ("a", "judge", "teacher-ensemble")
-    assert done.rows == {"train": 64, "pool": 32}
+    assert done.rows == {"train": 64, "dev": 32, "pool": 32}  # the development set says which teacher is the best
     assert done.missing == {"train": {"judge": 64, "teacher-ensemble": 64}, "pool": {"judge": 12}}
     rows = [row for row in pq.read_table(tmp_path / "labels.parquet").to_pylist() if row["part"] == "pool"]
     assert [row["judge"] for row in rows] == [*(number / 8 for number in range(20)), *[None] * 12]
@@ -393,6 +393,16 @@ def test_export_has_the_labels_that_students_learn(files: Path, tmp_path: Path) 
     assert not np.allclose([row["a"] for row in rows if row["part"] == "train"], in_fold)
     shown = WorkspaceLabels(tmp_path / "workspace").show(tmp_path / "workspace" / "runs" / "folds")
     assert {one.sets for one in shown.stores} >= {("train",), ("pool",), ("all of the pool",)}
+
+
+def test_label_alone_makes_the_out_of_fold_labels_that_students_learn(files: Path, tmp_path: Path) -> None:
+    keys = {**content(files), "teachers": [{"name": "a", "seed": 1, **NUMBERS}], "labels": "out-of-fold", "folds": 2}
+    keys |= {"name": "folds", "methods": ["tkd"], "take": "tkd"}
+    run = Run(parse_recipe(keys, "test"), tmp_path / "workspace")
+    run.label()
+    done = export_labels(run.folder, tmp_path / "labels.parquet")
+    assert done.rows == {"train": 64, "dev": 32, "pool": 32}  # the development set says which teacher is the best
+    assert not done.missing
 
 
 def test_lists_of_logits_for_more_than_two_classes(files: Path, tmp_path: Path) -> None:

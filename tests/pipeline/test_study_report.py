@@ -160,6 +160,19 @@ def test_two_keys_are_lines_and_named_variants_are_dots(tmp_path: Path) -> None:
     assert "ROC-AUC against plain" in found["t-differences.svg"]
 
 
+def test_two_variants_of_one_name_are_refused() -> None:
+    for keys in ({"variants": {"alpha=0.1": {"a": 1}}, "grid": {"loss.alpha": [0.1, 0.9]}},
+                 {"grid": {"data.pool": [None, "None", "a"]}}):  # fmt: skip
+        with pytest.raises(ValueError, match=r"two variants are called '(alpha=0.1|pool=None)'"):
+            study(**keys)
+
+
+def test_a_figure_is_called_what_it_shows_where_one_question_has_nothing_to_compare(tmp_path: Path) -> None:
+    pairs = Pairs.build(["q"] * 4, list("abcd"), labels=[1, 0, 0, 1])
+    write_study(tmp_path, outcome(study(grid={"loss.alpha": [0.1, 0.9]}), [0.5, 1.0], pairs=pairs))
+    assert charts(tmp_path).keys() == {"t-values.svg"}
+
+
 def test_the_page_is_one_file_and_the_table_is_markdown(tmp_path: Path) -> None:
     found = outcome(study(variants={"<i>a</i>": {}, "b|c": {"x": 1}}), [1.0, 1.5])
     given = parse_recipe({"data": {"train": "t"}, "teachers": [{"name": "a"}, {"name": "b"}]}, "r")

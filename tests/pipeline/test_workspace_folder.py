@@ -9,13 +9,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import Tmkd
 
 from tmkd.core.errors import TmkdError
-from tmkd.core.files import copy_folder, put_back, remove_temporary_of, swap_in
+from tmkd.core.files import copy_folder, put_back, remove_temporary_of, swap_in, write_json
 from tmkd.pipeline.store.workspace import Workspace
 
 
@@ -30,6 +32,27 @@ def test_a_link_to_nothing_and_a_file_are_refused_as_workspace(tmp_path: Path, t
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     (tmp_path / "gone").mkdir()
     assert Workspace(tmp_path / "link").root.is_dir()
+
+
+def test_clean_keeps_a_step_that_a_run_named_just_before_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = tmp_path / "steps" / "teacher-1"
+    step.mkdir(parents=True)
+    locked = Workspace.locked
+
+    @contextmanager
+    def after_a_run(self: Workspace, *, alone: bool = False) -> Iterator[None]:
+        write_json(tmp_path / "runs" / "quick" / "manifest.json", {"steps": [step.name]})
+        with locked(self, alone=alone):
+            yield
+
+    monkeypatch.setattr(Workspace, "locked", after_a_run)
+    assert not Workspace(tmp_path).clean(remove=True)
+    assert step.is_dir()
+    with pytest.raises(TmkdError, match="is not a workspace"):
+        Workspace(tmp_path / "other").clean(remove=True)
+    assert not (tmp_path / "other").exists()
 
 
 KILLED = """

@@ -165,3 +165,20 @@ def test_files_that_cannot_be_a_bi_encoder(tmp_path: Path) -> None:
             BiEncoderTeacher(spec, max_length=513)
     with pytest.raises(EncoderError, match="no such folder"):
         BiEncoderTeacher("./nowhere")
+
+
+def test_an_error_without_a_message_still_says_which_model_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise KeyError
+
+    teacher = BiEncoderTeacher(str(tiny("bert", tmp_path / "mine")), pooling="cls")
+    monkeypatch.setattr("sentence_transformers.sentence_transformer.modules.Transformer.__init__", refuse)
+    with pytest.raises(EncoderError, match="mine cannot be read: KeyError"):
+        teacher.library_model()
+
+
+def test_the_name_of_a_folder_that_ends_in_a_slash(tmp_path: Path) -> None:
+    folder = tiny("bert", tmp_path / "mine")
+    assert BiEncoderTeacher(f"{folder}/", pooling="mean").name == "mine"

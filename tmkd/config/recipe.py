@@ -61,8 +61,8 @@ class Recipe(Part):
     labels: Literal["own", "out-of-fold"] = Field(
         "own",
         description="who labels the training pairs. own: the teachers, which were trained on them. out-of-fold: "
-        "teachers that did not see the pair's question, each trained on the other folds (the pool and the development "
-        "and test sets are labelled by the full teachers)",
+        "teachers that did not see the pair's question, each trained on the other folds (a pool of other pairs and the "
+        "development and test sets are labelled by the full teachers)",
     )
     folds: int = Field(5, ge=2, description="number of folds for out-of-fold labels, calibration and stacking")
     ensemble: Literal["mean", "stacked", "stacked-dev"] = Field(

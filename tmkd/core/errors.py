@@ -219,6 +219,11 @@ class MissingExtraError(TmkdError):
         self.package = package
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line; the name of its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @contextmanager
 def named(whose: str) -> Iterator[None]:
     """Put around what reads a model: an error of its files also says whose model it is.

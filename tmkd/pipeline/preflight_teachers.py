@@ -29,6 +29,7 @@ from tmkd.models.encoders.find import find_encoder
 from tmkd.models.label_map import class_names, find_label_map, unlike_order
 from tmkd.models.ready import head_classes, require_head, require_log_odds
 from tmkd.models.weights import require_finite_weights
+from tmkd.pipeline.all_labels import label_all
 from tmkd.pipeline.run_data import RunData
 from tmkd.pipeline.steps.pool import is_run, other_teachers_of_run, teachers_of_run
 from tmkd.pipeline.steps.teach import length_of
@@ -93,7 +94,7 @@ def _lacks_labels(data: RunData) -> bool:
     cache = replace(data.cache, pools={}, logits={})  # the run itself is to ask for its steps, which it records
     labels = TeacherLabels(RunData(data.recipe, data.workspace.read_only(), cache))
     try:
-        labels.label_all()
+        label_all(labels)
         if labels.needed:
             labels.logits(labels.data.test, "test", labels.labellers(labels.data.test))
     except (StepMissing, LabelError):

@@ -15,7 +15,8 @@ class TeachResult:
     """The teachers of a run.
 
     Attributes:
-        teachers: the model folder of each teacher by name; None for a column of scores.
+        teachers: the model folder of each teacher by name; None for one that is no model of the workspace: scores, an
+            endpoint, or a finished model that another library runs.
     """
 
     teachers: Mapping[str, Path | None]

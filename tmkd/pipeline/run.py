@@ -26,6 +26,7 @@ from tmkd.data.row_checks import check_groups, check_labels, counted_once
 from tmkd.data.row_counts import RowCounts
 from tmkd.evaluation.results import Results
 from tmkd.models.checkpoint import name_classes
+from tmkd.pipeline.all_labels import label_all
 from tmkd.pipeline.development import teachers_on_development
 from tmkd.pipeline.parallel import workers
 from tmkd.pipeline.preflight import require_runnable
@@ -174,7 +175,7 @@ class Run:
     def label(self) -> LabelResult:
         """Label the training pairs and the pool with every teacher."""
         with self.working():
-            return self.labels.label_all()
+            return label_all(self.labels)
 
     def pretrain(self) -> PretrainResult:
         """Stage 1: the students of every method that has a stage 1, on the pool."""
@@ -274,7 +275,7 @@ class Run:
         self.students.require_exportable()
         with self.working():
             _ = self._development  # at once: what is wrong with a teacher is said before the pool is labelled
-            self.labels.label_all()
+            label_all(self.labels)
             distilled = self._distill(jobs)
             exported = self._export()
             results = report(self.data, self.folder, self._export_step(), exported.parity)

@@ -15,8 +15,6 @@ from tmkd.core.errors import TmkdError
 from tmkd.core.files import read_json
 from tmkd.data.pairs import Pairs
 from tmkd.pipeline.run_data import RunCache, RunData
-from tmkd.pipeline.steps.out_of_fold import fold_logits
-from tmkd.pipeline.steps.teacher_logits import calibrated
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import UNFINISHED, StepMissing, Workspace
 from tmkd.pipeline.teacher_labels import TeacherLabels
@@ -160,11 +158,9 @@ class RunLabels:
 
     def _of_teacher(self, labels: TeacherLabels, number: int, part: str) -> NDArray[np.float32]:
         pairs = self.pairs[part]
-        teacher, recipe = labels.teachers[number][0], labels.recipe
-        if part != "train" or recipe.labels != "out-of-fold" or not teacher.learns_labels:
-            return labels.logits(pairs, part, [number])[0]
-        folded = fold_logits(recipe, teacher, labels.data.train, labels.teach, labels.logits_of)
-        return calibrated(teacher, labels.calibration(number), folded.logits[labels.data.student_rows], pairs)
+        if labels.are_out_of_fold(part) and labels.teachers[number][0].learns_labels:
+            return labels.out_of_fold(number, pairs).logits
+        return labels.logits(pairs, part, [number])[0]
 
     def ensemble(self, logits: dict[str, NDArray[np.float32]]) -> NDArray[np.floating[Any]] | None:
         """The ensemble of some teachers as the recipe has it.

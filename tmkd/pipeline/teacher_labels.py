@@ -13,12 +13,12 @@ from tmkd.config.methods import TEACHERS, Method
 from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import DataError
 from tmkd.core.logits import log_odds
+from tmkd.data.pair_ids import StoredIds, all_numbers_of
 from tmkd.data.pairs import Pairs
 from tmkd.data.sampling import sample
 from tmkd.pipeline.choice import Choice, choose_best
-from tmkd.pipeline.results import LabelResult
 from tmkd.pipeline.run_data import RunData, share_of_pairs
-from tmkd.pipeline.steps.out_of_fold import fold_logits
+from tmkd.pipeline.steps.out_of_fold import FoldLabels, fold_logits
 from tmkd.pipeline.steps.pool import pool_teachers
 from tmkd.pipeline.steps.stacking import StackedTeachers, stack_teachers
 from tmkd.pipeline.steps.teach import teach
@@ -234,13 +234,33 @@ class TeacherLabels:
         key = (model.fingerprint, pairs.digest(), self.recipe.precision)
         return self.cache.logits_by(key, lambda: self._sources.of_step(model, pairs, name))
 
+    def are_out_of_fold(self, where: str) -> bool:
+        """Whether students learn out-of-fold labels of `train`, or of `pool`, which is `train` where there is none."""
+        trained_on = where == "train" or (where == "pool" and self.data.pool is self.data.train)
+        return trained_on and self.recipe.labels == "out-of-fold"
+
+    def out_of_fold(self, number: int, pairs: Pairs) -> FoldLabels:
+        """The labels of some of the training pairs by teachers that did not see their questions.
+
+        Args:
+            number: the index of a teacher that is trained here.
+            pairs: N of the training pairs.
+
+        Returns:
+            Calibrated logits, and the teachers that gave them.
+        """
+        teacher, train = self.teachers[number][0], self.data.train
+        found = fold_logits(self.recipe, teacher, train, self.teach, self.logits_of)
+        rows = StoredIds(all_numbers_of(train.ids)).find(all_numbers_of(pairs.ids))
+        return replace(found, logits=calibrated(teacher, self.calibration(number), found.logits[rows], pairs))
+
     def targets(self, method: Method, pairs: Pairs, where: str, only: int | None = None) -> Targets | None:
         """What one student of a method learns on these pairs; None where it learns no soft labels.
 
         Args:
             method: a row of the table of methods.
             pairs: the N pairs.
-            where: what errors call the pairs; labels of `train` may be out-of-fold.
+            where: what errors call the pairs; says whether their labels are out-of-fold (`are_out_of_fold`).
             only: the teacher (index) of a student that learns from one; the best teacher unless given.
         """
         if method.targets == "none":
@@ -250,13 +270,11 @@ class TeacherLabels:
         names = [self._name_of(number) for number in which]
         best = which.index(self.best_of(method) if only is None else only) if method.targets == "one" else 0
         logits, marks = self.logits(pairs, where, which), tuple[str, ...]()
-        if where == "train" and self.recipe.labels == "out-of-fold":
+        if self.are_out_of_fold(where):
             for place, number in enumerate(which):
-                teacher = self.teachers[number][0]
-                if teacher.learns_labels and (method.targets != "one" or place == best):
-                    labels = fold_logits(self.recipe, teacher, self.data.train, self.teach, self.logits_of)
-                    own = labels.logits[self.data.student_rows]
-                    logits[place] = calibrated(teacher, self.calibration(number), own, pairs)
+                if self.teachers[number][0].learns_labels and (method.targets != "one" or place == best):
+                    labels = self.out_of_fold(number, pairs)
+                    logits[place] = labels.logits
                     marks += labels.teachers
         stacked = self._stacked_targets(which, logits) if method.targets == "mean" else None
         found = stacked or Targets.choose(method, names, logits, best)
@@ -354,7 +372,7 @@ class TeacherLabels:
         Only teachers that take part in every stage of the method count.
         """
         learned = [self.data.student_pairs] if method.stage2 else []
-        learned += [self.data.pool] if self.recipe.trains_stage1(method) and not self.recipe.foreign_pool else []
+        learned += [self.stage1_pool] if self.recipe.trains_stage1(method) and not self.recipe.foreign_pool else []
         able = sorted(set(range(len(self.teachers))).intersection(*map(self.labellers, learned)))
         if not able:
             raise DataError(f"{method.name}: no single teacher labels both the pool and the training pairs")
@@ -379,22 +397,3 @@ class TeacherLabels:
         steps = pool_teachers(self.workspace, self.recipe)
         logits = [self.logits_of(step, self.stage1_pool, f"pool teacher {n}") for n, step in enumerate(steps, start=1)]
         return [step.fingerprint for step in steps], logits
-
-    def label_all(self) -> LabelResult:
-        """Store the labels that the recipe's methods learn: of the training pairs and, for stage 1, of the pool."""
-        pool = train = 0
-        if not any(method.stage1 for method in self.learning):
-            self.cache.say_once("no method learns the teachers' labels of the pool: it is not labelled")
-        elif self.recipe.foreign_pool:
-            _ = self.foreign_logits
-            pool = len(self.stage1_pool)
-        elif any(map(self.recipe.trains_stage1, self.learning)):
-            self.logits(self.stage1_pool, "pool", self.labellers(self.stage1_pool))
-            pool = len(self.stage1_pool)
-        if any(method.stage2 for method in self.learning):
-            if (stacked := self.stacked) is not None and any(method.targets == "mean" for method in self.learning):
-                stacked.labelling(stacked.names)
-            train = len(pairs := self.data.student_pairs)
-            self.logits(pairs, "train", self.labellers(pairs))
-        stores = tuple(step.folder for step in self.workspace.used if step.kind == "labels")
-        return LabelResult(train, pool, stores)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tmkd.core.cluster import Cluster
 from tmkd.core.console import progress
-from tmkd.core.errors import EncoderError, named, needs_extra
+from tmkd.core.errors import EncoderError, first_line, named, needs_extra
 from tmkd.core.files import digest_of
 from tmkd.core.hardware import device
 from tmkd.core.logits import two_logits
@@ -122,7 +122,7 @@ class BiEncoderTeacher(StoredTeacher):
         self._tuned = isinstance(spec, TunedBuiltin)
         self.spec = spec.spec if isinstance(spec, TunedBuiltin) else spec
         self.positive, self.pooling = positive, pooling
-        self.name = name or self.spec.rpartition("/")[2]
+        self.name = name or self.spec.rstrip("/").rpartition("/")[2]
         self.max_length, self.prompts, self.precision = max_length, prompts or Prompts(), precision
         self.folder = spec.folder if isinstance(spec, TunedBuiltin) else find_folder(spec)
         if self.builtin:
@@ -182,8 +182,7 @@ class BiEncoderTeacher(StoredTeacher):
                     modules = [words, pool, Normalize()] if self.builtin else [words, pool]
                     model = SentenceTransformer(modules=modules, device=str(device()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-            reason = str(error).splitlines()[0]
-            raise EncoderError(f"{self.folder} cannot be read: {reason}", source=self.folder) from error
+            raise EncoderError(f"{self.folder} cannot be read: {first_line(error)}", source=self.folder) from error
         model.float()  # modules that do not ask for a type, such as static embeddings
         if (length := self.max_length or BUILTIN_LENGTH.get(self.spec)) is not None:
             model.max_seq_length = length

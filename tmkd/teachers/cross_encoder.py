@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmkd.core.cluster import Cluster
-from tmkd.core.errors import EncoderError, needs_extra
+from tmkd.core.errors import EncoderError, first_line, needs_extra
 from tmkd.core.files import digest_of
 from tmkd.core.hardware import device
 from tmkd.core.logits import two_logits
@@ -140,8 +140,7 @@ class CrossEncoderTeacher(StoredTeacher):
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> EncoderError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return EncoderError(f"{self.folder} cannot be read: {reason}", source=self.folder)
+        return EncoderError(f"{self.folder} cannot be read: {first_line(error)}", source=self.folder)
 
     def scored(self, pairs: Pairs, cluster: Cluster | None = None) -> Iterator[Scored]:
         """Score pairs in chunks of similar length."""
@@ -239,7 +238,7 @@ def _require_yes_and_no(folder: Path, place: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise EncoderError(f"{folder}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from error
+        raise EncoderError(f"{folder}: its tokenizer cannot be read: {first_line(error)}", source=folder) from error
     for word in ("yes", "no"):
         if tokenizer.convert_tokens_to_ids(word) in (None, tokenizer.unk_token_id):
             raise EncoderError(
@@ -265,8 +264,7 @@ def _require_weights(folder: Path, place: Path, *, causal: bool) -> int:
         with torch.device("meta"):
             model = made.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise EncoderError(f"{place}/config.json cannot be read: {reason}", source=folder) from error
+        raise EncoderError(f"{place}/config.json cannot be read: {first_line(error)}", source=folder) from error
     stored, base = names_of(place), f"{model.base_model_prefix}."
     tied = causal and bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
     of_head = [name for name, _ in model.named_parameters() if ".pooler." in name or not name.startswith(base)]

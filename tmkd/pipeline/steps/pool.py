@@ -131,7 +131,7 @@ def pool_teachers(workspace: Workspace, recipe: Recipe) -> list[Step]:
     `tmkd.pipeline.preflight` has refused folders that are neither, and teachers whose numbers of classes differ.
     """
     assert recipe.pool is not None
-    return [step for place in recipe.pool.teachers for step in _finished(workspace, recipe, Path(place))]
+    return [step for place in recipe.pool.teachers for step in _finished(workspace, Path(place))]
 
 
 def is_run(folder: Path) -> bool:
@@ -157,7 +157,7 @@ def _models_of_run(run: Path) -> list[tuple[str, str]]:
     return [(one["name"], (one["steps"] or [""])[0]) for one in models if one["kind"] == "teacher"]
 
 
-def _finished(workspace: Workspace, recipe: Recipe, folder: Path) -> list[Step]:
+def _finished(workspace: Workspace, folder: Path) -> list[Step]:
     """The teachers in one folder of `pool.teachers`."""
     if is_run(folder):
         return teachers_of_run(folder)

@@ -58,7 +58,8 @@ def stage1(workspace: Workspace, spec: StudentSpec, pool: Pairs, targets: Target
             "states_until": numbers.states_until if spec.taught_by and numbers.states_until < 1 else None,
         },
         inputs={
-            "encoder": spec.begins_with, "pool": pool, "targets": targets.names, "token_cosine": cosine,
+            "encoder": spec.begins_with, "pool": pool, "targets": targets.names, "folds": targets.folds,
+            "token_cosine": cosine,
             "states": states[0] if len(states) == 1 else states, "states_of": spec.taught_by[1:],
             "question_states": taught[0] if taught else None,
         },

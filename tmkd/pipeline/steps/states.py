@@ -33,7 +33,7 @@ from tmkd.models.text_reader import ReadTexts, TextReader
 from tmkd.models.text_states import text_key
 from tmkd.models.text_tokenizer import TextTokenizer
 from tmkd.models.tokenizer import PairTokenizer
-from tmkd.pipeline.store.fingerprint import depends_on
+from tmkd.pipeline.store.fingerprint import depends_on, differ_alone_in
 from tmkd.pipeline.store.token_cache import token_inputs
 from tmkd.pipeline.store.workspace import Step, Workspace
 
@@ -102,7 +102,7 @@ class TextReading:
         )
 
         def build(folder: Path) -> None:
-            others = [one for one, theirs in workspace.finished("states") if _differ_in_texts_alone(theirs, content)]
+            others = [one for one, theirs in workspace.finished("states") if differ_alone_in("texts", theirs, content)]
             self._fill(folder, texts, others)
 
         step = workspace.step("states", content, build, label=f"read {len(texts):,} texts")
@@ -206,11 +206,6 @@ def _tokenizer_fingerprint(folder: Path, max_length: int, stamps: tuple[tuple[st
 
 def _digest(texts: Sequence[str]) -> str:
     return hashlib.blake2b(b"".join(map(text_key, texts)), digest_size=16).hexdigest()
-
-
-def _differ_in_texts_alone(theirs: dict[str, dict[str, object]], mine: dict[str, dict[str, object]]) -> bool:
-    first, second = ({**one, "inputs": {**one["inputs"], "texts": None}} for one in (theirs, mine))
-    return first == second
 
 
 def _write(folder: Path, number: int, texts: Sequence[str], read: Sequence[_Read]) -> None:

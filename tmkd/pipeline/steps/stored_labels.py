@@ -17,7 +17,7 @@ from tmkd.core import processes
 from tmkd.core.console import progress
 from tmkd.core.errors import LabelError, PlaceError
 from tmkd.data.pairs import Pairs
-from tmkd.pipeline.store.fingerprint import fingerprint
+from tmkd.pipeline.store.fingerprint import differ_alone_in, fingerprint
 from tmkd.pipeline.store.label_store import MANIFEST, LabelStore, Mirror, read_manifest
 from tmkd.pipeline.store.shared_labels import SharedStore, shared_steps
 from tmkd.pipeline.store.workspace import Busy, Workspace, step_content
@@ -151,7 +151,7 @@ def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, co
     wanted, header, here = pairs.take(np.flatnonzero(~store.has(pairs.ids))), store.manifest["header"], set()
     for folder, theirs in workspace.finished(kind):
         here.add(folder.name)
-        if _differ_in_pairs_alone(theirs, content) and len(wanted):
+        if differ_alone_in("pairs", theirs, content) and len(wanted):
             labels = _labels_of(LabelStore.read(folder, header=header), wanted)
             wanted = _copied(store, labels, wanted, folder.name)
     for folder in _unfinished(workspace, kind, content) if len(wanted) else ():
@@ -165,7 +165,7 @@ def _borrow(store: LabelStore, workspace: Workspace, pairs: Pairs, kind: str, co
     if workspace.labels is None or not len(wanted):
         return
     for shared, theirs in shared_steps(workspace.labels, kind):
-        if _differ_in_pairs_alone(theirs, content) and len(wanted) and shared.place.name not in here:
+        if differ_alone_in("pairs", theirs, content) and len(wanted) and shared.place.name not in here:
             workspace.tokens.mkdir(exist_ok=True)
             with TemporaryDirectory(dir=workspace.tokens) as copy:
                 other = LabelStore.open(Path(copy), header=header, mirror=shared)
@@ -203,12 +203,6 @@ def _copied(
             store.append(ids, logits[end : end + len(ids)])
             end += len(ids)
     return wanted.take(np.flatnonzero(~known))
-
-
-def _differ_in_pairs_alone(theirs: dict[str, Any], mine: dict[str, Any]) -> bool:
-    return {**theirs, "inputs": {**theirs["inputs"], "pairs": None}} == {
-        **mine, "inputs": {**mine["inputs"], "pairs": None},
-    }  # fmt: skip
 
 
 def _fill(store: LabelStore, scored: Callable[[Pairs], Iterator[Scored]], pairs: Pairs, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +111,11 @@ def tune(workspace: Workspace, recipe: Recipe, teacher: Teacher, pairs: Pairs) -
             without_fused_attention(model)
         counts = _say(teacher.name, contrast, numbers)
         gradients = ContrastiveGradients(model, contrast, _scale(model, numbers), bf16=bf16)
-        config = replace(TrainerConfig.of(numbers, numbers.seed, recipe.precision), batch_size=numbers.batch_size)
         loop = Loop(
             {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad},
             lambda epoch: contrast.steps(numbers.batch_size, epoch, numbers.seed),
             gradients,
-            config,
+            TrainerConfig.of(numbers, numbers.seed, recipe.precision),
             name=f"tune {teacher.name}",
             state_folder=state_folder(folder),
         )

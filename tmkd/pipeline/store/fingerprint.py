@@ -104,6 +104,12 @@ def fingerprint(kind: str, content: Any) -> str:
     return digest_of({"kind": kind, "version": STEP_VERSIONS[kind], "content": content})
 
 
+def differ_alone_in(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two steps of a kind depend on the same but for the input of this name; both are as of `depends_on`."""
+    one, other = ({**content, "inputs": {**content["inputs"], name: None}} for content in (first, second))
+    return one == other
+
+
 def _identity(value: Any) -> Any:
     """The fingerprint of an input; a list of them for a sequence."""
     if value is None or isinstance(value, str):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tmkd.core.errors import LabelError
+from tmkd.core.errors import LabelError, first_line
 from tmkd.core.files import digest_of
 from tmkd.core.open_files import require_room
 
@@ -114,7 +114,7 @@ def what_is_wrong(folder: Path, part: Mapping[str, Any], owner: Owner) -> str:
         file = pq.ParquetFile(pa.BufferReader(content))
         schema, rows = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
-        return ", ".join([*found, f"is no readable Parquet file ({str(error).splitlines()[0]})"])
+        return ", ".join([*found, f"is no readable Parquet file ({first_line(error)})"])
     if other := _of_another(schema.metadata or {}, owner):
         found.append(other)
     if not _fits(schema, owner.width):

@@ -350,8 +350,9 @@ class Workspace:
             TmkdError: the folder is no workspace.
             Busy: another process works in the workspace.
         """
-        folders = self.unused()
+        self.require_steps()  # the lock is a file of the workspace
         with self.locked(alone=True):
+            folders = self.unused()
             folders += [self.tokens] if tokens and self.tokens.is_dir() else []
             found = [UnusedFolder(folder, bytes_in(folder)) for folder in folders]
             for folder in folders if remove else ():

@@ -39,8 +39,7 @@ def write_study(folder: Path, results: StudyResults) -> None:
         study_text=yaml.safe_dump(study.model_dump(mode="json", exclude_none=True), sort_keys=False),
     )  # fmt: skip
     for section in sections:
-        for number, figure in enumerate(section["figures"]):
-            kind = "differences" if number == len(section["figures"]) - 1 else "values"
+        for kind, figure in section["figures"].items():
             write_text(folder / "figures" / f"{_file_name(section['task'])}-{kind}.svg", standalone(figure))
     write_text(folder / "table.md", results.markdown())
     write_text(folder / "results.json", json.dumps(results.to_json(), indent=2, allow_nan=False) + "\n")
@@ -57,13 +56,16 @@ def _section(results: StudyResults, task: str) -> dict[str, Any]:
     own = [d for d in found if d.second == study.reference]
     deciding = [d for d in own if d.metric == study.metric]
     metrics = [name for name in results.metrics if any(name in row.metrics for row in rows)]
-    figures = [values_chart(results, task), differences_chart(deciding) if deciding else ""]
+    figures = {
+        "values": values_chart(results, task),
+        "differences": differences_chart(deciding) if deciding else "",
+    }
     return {
         "task": task,
         "rows": rows,
         "metrics": metrics,
         "timed": any(row.seconds is not None for row in rows),
-        "figures": [figure for figure in figures if figure],
+        "figures": {kind: figure for kind, figure in figures.items() if figure},
         "metrics_differences": [
             verdict(study.reference, [d for d in own if d.metric == name]) for name in metrics if own
         ],

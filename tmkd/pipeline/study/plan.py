@@ -60,6 +60,11 @@ class Study(Part):
         if self.metric not in METRICS:
             raise ValueError(f"metric: {self.metric!r} is not one; there are: {', '.join(METRICS)}")
         names = list(self.all_variants())
+        every = [*self.variants, *(name for name, _ in self._of_grid())]
+        if twice := [name for number, name in enumerate(every) if name in every[:number]]:
+            raise ValueError(
+                f"two variants are called {twice[0]!r}; rename the one in `variants`, or change the `grid`"
+            )
         if len(names) < 2:
             raise ValueError("give two or more `variants`, or a `grid` of two or more values")
         if self.against is not None and self.against not in names:
@@ -75,12 +80,13 @@ class Study(Part):
 
     def all_variants(self) -> dict[str, dict[str, Any]]:
         """The keys of each variant: the named ones, then the grid's combinations, which their keys and values name."""
-        found = dict(self.variants)
-        if self.grid:
-            for values in itertools.product(*self.grid.values()):
-                keys = dict(zip(self.grid, values, strict=True))
-                found[", ".join(f"{self.short(key)}={value}" for key, value in keys.items())] = keys
-        return found
+        return {**self.variants, **dict(self._of_grid())}
+
+    def _of_grid(self) -> list[tuple[str, dict[str, Any]]]:
+        """The name and the keys of each combination of the grid's values."""
+        every = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        named = [(", ".join(f"{self.short(key)}={value}" for key, value in keys.items()), keys) for keys in every]
+        return named if self.grid else []  # no key at all has one combination
 
     def short(self, key: str) -> str:
         """The short name of a key of the grid: its last part, unless another key ends in the same way."""
