@@ -131,6 +131,20 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def keys_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ, for `object_pairs_hook` of `json.loads`, which keeps the last of two alone.
+
+    Raises:
+        ValueError: A key stands twice.
+    """
+    found = dict(members)
+    if len(found) < len(members):
+        names = [name for name, _ in members]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"a key stands twice: {', '.join(map(repr, twice))}; rename one of the two")
+    return found
+
+
 def swap_in(fresh: Path, target: Path) -> None:
     """Rename a finished folder to `target`; only then remove the folder that was there."""
     old = _old(target)

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tmkd.core.errors import DataError
-from tmkd.core.files import Quoting
+from tmkd.core.files import Quoting, keys_once
 from tmkd.data.delimited import Dialect, bad_line, delimited_lines, find_dialect, text_lines
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def _stream_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in stream_lines(path):
         if line.strip():
             with _json_errors(path, number):
-                row = json.loads(line, object_pairs_hook=_json_object)
+                row = json.loads(line, object_pairs_hook=keys_once)
             yield number, _require_object(path, number, row)
 
 
@@ -300,13 +300,6 @@ def _require_once(names: Sequence[str], where: str) -> None:
         raise DataError(f"{where}: a column is named twice: {', '.join(map(repr, twice))}; rename one of the two")
 
 
-def _json_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(members)
-    if len(found) < len(members):
-        _require_once([name for name, _ in members], "the object")
-    return found
-
-
 def _json_rows(path: Path, text: str, keep: bool) -> Rows:
     array = text.startswith("[", _skip_space(text, 0))
     if array:
@@ -333,13 +326,13 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:
         if not line.strip():
             continue
         with _json_errors(path, number):
-            row = json.loads(line, object_pairs_hook=_json_object)
+            row = json.loads(line, object_pairs_hook=keys_once)
         yield number, line, row
 
 
 def _json_array(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:
     """Every element of an array: the line on which it ends, its text and its value."""
-    decoder = json.JSONDecoder(object_pairs_hook=_json_object)
+    decoder = json.JSONDecoder(object_pairs_hook=keys_once)
     begin = _skip_space(text, _skip_space(text, 0) + 1)
     line = 1 + text.count("\n", 0, begin)
     while not text.startswith("]", begin):
@@ -379,7 +372,7 @@ def _json_errors(path: Path, line: int) -> Iterator[None]:
         raise bad_line(path, max(line, below + 1), problem) from error
     except RecursionError as error:
         raise bad_line(path, line, "JSON nested too deeply") from error
-    except (ValueError, DataError) as error:  # an integer of thousands of digits; a key twice
+    except ValueError as error:  # an integer of thousands of digits; a key twice
         raise bad_line(path, line, str(error)) from error
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tmkd.core.console import progress
-from tmkd.core.errors import EncoderError, ExportError
+from tmkd.core.errors import EncoderError, ExportError, first_line
 from tmkd.core.logits import class_logits
 from tmkd.data.pairs import Pairs
 from tmkd.models.batching import length_sorted_batches, pad
@@ -53,7 +53,7 @@ def load_checkpoint(folder: Path) -> Any:
     except EncoderError:
         raise
     except Exception as error:  # safetensors and the hub's loader raise classes of their own
-        raise EncoderError(f"{folder} cannot be opened as a checkpoint: {str(error).splitlines()[0]}") from error
+        raise EncoderError(f"{folder} cannot be opened as a checkpoint: {first_line(error)}") from error
 
 
 def read_heads(folder: Path, card: ModelCard, positive: int = 1) -> Heads | None:

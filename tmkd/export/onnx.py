@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tmkd.core.errors import ExportError, MissingExtraError
+from tmkd.core.errors import ExportError, MissingExtraError, first_line
 from tmkd.models.encoders.families import last_linear, takes_token_types
 from tmkd.models.encoders.forward import Batch, encoder_of
 
@@ -100,7 +100,7 @@ def write_graph(
             if isinstance(cause, OSError):
                 raise cause from error  # callers report a full disk
             cause = cause.__cause__
-        raise ExportError(f"the student cannot be written as ONNX: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"the student cannot be written as ONNX: {first_line(error)}") from error
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tmkd.core.backends import SAFE_BACKEND
 from tmkd.core.cpu import usable_cores
-from tmkd.core.errors import ExportError
+from tmkd.core.errors import ExportError, first_line
 from tmkd.core.logits import log_odds, softmax
 from tmkd.inference.cached_reader import CACHE_BYTES, CachedReader, StateCounts, StateSource
 from tmkd.inference.manifest import PROBES, read_manifest, read_probes
@@ -105,7 +105,7 @@ class Scorer:
         try:
             self.logits(["question"], ["passage"])
         except Exception as error:  # the engines raise classes of their own
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             return f"{self._reader.path} does not run as a student of {self.classes} classes ({reason}); export again"
         return self._compared_with_probes()
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tmkd.core.backends import SAFE_BACKEND
 from tmkd.core.cpu import usable_cores
-from tmkd.core.errors import ExportError
+from tmkd.core.errors import ExportError, first_line
 from tmkd.inference.engines import Arrays, Graph, installed, open_graph, token_batch
 from tmkd.inference.manifest import Manifest, StatesFormat, read_cosines, read_manifest
 from tmkd.inference.state_card import backends_of
@@ -331,7 +331,7 @@ def _require_shapes(graph: Graph, path: Path, wanted: list[tuple[int, ...]]) -> 
     try:
         found = [part.shape for part in graph(token_batch(1, WIDTH_STEP))]
     except Exception as error:  # the engines raise classes of their own
-        raise ExportError(f"{path} does not run ({str(error).strip().splitlines()[0]}); export again") from error
+        raise ExportError(f"{path} does not run ({first_line(error)}); export again") from error
     if found != wanted:
         given, said = (f"states of {shapes[-2][-1]} and embeddings of {shapes[-1][-1]}" for shapes in (found, wanted))
         raise ExportError(f"{path} gives {given} numbers, tmkd.json says {said}; export again")

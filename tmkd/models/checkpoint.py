@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tmkd.core.errors import EncoderError
+from tmkd.core.errors import EncoderError, first_line
 from tmkd.core.files import disk_errors, read_json, write_json
 from tmkd.models.card import ModelCard, Origin, has_card, read_card
 from tmkd.models.encoders.cached_files import QUESTION_FOLDER, is_cached, load_interaction, save_interaction
@@ -134,7 +134,7 @@ def _read_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise EncoderError(f"{folder}/config.json cannot be read: {str(error).splitlines()[0]}") from error
+        raise EncoderError(f"{folder}/config.json cannot be read: {first_line(error)}") from error
 
 
 def _chosen_layers(there: int, layers: int, start: str, folder: Path) -> list[int]:

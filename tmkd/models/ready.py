@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tmkd.core.errors import EncoderError
+from tmkd.core.errors import EncoderError, first_line
 from tmkd.core.files import read_json
 from tmkd.models.card import has_card, read_card
 from tmkd.models.encoders.families import FAMILIES, family_of
@@ -29,7 +29,7 @@ def checkpoint_json(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
-        raise EncoderError(f"{path} cannot be read: {str(error).splitlines()[0]}", source=path.parent) from error
+        raise EncoderError(f"{path} cannot be read: {first_line(error)}", source=path.parent) from error
     if not isinstance(content, dict):
         raise EncoderError(f"{path} cannot be read: it holds no JSON object", source=path.parent)
     return content

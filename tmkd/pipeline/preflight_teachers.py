@@ -245,20 +245,19 @@ def require_columns(data: RunData) -> None:
     mined = recipe.pool is not None and bool(recipe.pool.sources)
     known = [] if mined else (task.train if task.pool is None else task.pool).score_names
     absent = [teacher.name for teacher in columns if teacher.scores not in known]
-    if absent and _replays(recipe):
-        raise _no_replay(absent[0])
+    if absent:
+        _require_no_replay(recipe, absent[0])
 
 
-def _replays(recipe: Recipe) -> bool:
-    own = [(method, recipe.of_method(method)) for method in recipe.chosen_methods if method.stage1]
-    return any((one.cached.stage2 if method.cached else one.stage2).replay for method, one in own)
-
-
-def _no_replay(teacher: str) -> DataError:
-    return DataError(
-        f"stage2.replay: teacher {teacher} has scores for the training set and none for the pool; give it to the pool "
-        "too, or leave replay out"
-    )
+def _require_no_replay(recipe: Recipe, teacher: str) -> None:
+    """No student sees pairs of the pool in stage 2, as they lack the scores of a teacher that labels the training set."""
+    for method in (one for one in recipe.chosen_methods if one.stage1):
+        own, key = recipe.of_method(method), "cached.stage2" if method.cached else "stage2"
+        if (own.cached.stage2 if method.cached else own.stage2).replay:
+            raise DataError(
+                f"{key}.replay: teacher {teacher} has scores for the training set and none for the pool; give it to the "
+                "pool too, or leave replay out"
+            )
 
 
 def require_known_scores(data: RunData, methods: list[Method]) -> None:
@@ -289,8 +288,8 @@ def require_known_scores(data: RunData, methods: list[Method]) -> None:
         able = [where for where, part in parts.items() if scores.can_label(part)]
         for where in able:
             scores.require_all(parts[where], where)
-        if "pool" in parts and "pool" not in able and _replays(data.recipe):
-            raise _no_replay(teacher.name)
+        if "pool" in parts and "pool" not in able:
+            _require_no_replay(data.recipe, teacher.name)
         each = any(method.stage1 and method.stage2 and method.targets == "each" for method in methods)
         if each and not teacher.partial and "pool" in able and "train" not in able:
             raise DataError(

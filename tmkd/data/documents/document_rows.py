@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from tmkd.core.errors import DataError
+from tmkd.core.files import keys_once
 from tmkd.data.documents.passages import Passage, content_digest, section_passages
 from tmkd.data.documents.sections import Section, paragraphs
 from tmkd.data.documents.text import normalise, storable, text_hash
@@ -51,16 +52,18 @@ class DocumentRow:
             fields: the names of the fields.
 
         Raises:
-            DataError: the line is not valid UTF-8 or JSON, no object, or has fields that cannot be used.
+            DataError: the line is not valid UTF-8 or JSON, no object, has a key twice, or has fields that cannot be used.
         """
         try:
-            row = json.loads(line.decode("utf-8-sig"))
+            row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=keys_once)
         except UnicodeDecodeError as error:
             raise _bad_line(place, f"byte 0x{line[error.start]:02x} is not valid UTF-8") from error
         except json.JSONDecodeError as error:
             raise _bad_line(place, f"not valid JSON: {error.msg} at column {error.colno}") from error
-        except (ValueError, RecursionError) as error:
+        except RecursionError as error:
             raise _bad_line(place, f"not valid JSON: {error}") from error
+        except ValueError as error:  # an integer of thousands of digits; a key twice
+            raise _bad_line(place, str(error)) from error
         if not isinstance(row, dict):
             raise _bad_line(place, f"a line must be a JSON object, this is {type(row).__name__}")
         return cls.of(row, place, fields)

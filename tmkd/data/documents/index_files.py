@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tmkd.core.errors import DataError
+from tmkd.core.errors import DataError, first_line
 from tmkd.core.files import digest_of, read_json, write_json
 from tmkd.core.open_files import require_room
 from tmkd.data.documents.bm25 import TOKENIZER, import_tantivy, use_tokenizer
@@ -86,7 +86,7 @@ def open_files(folder: Path, links: Path | None = None) -> Any:
         index.reload()
     except Exception as error:  # the library raises bare exceptions of many kinds
         require_room(error, folder)
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         if "ermission" in reason:
             raise DataError(f"the index {folder} cannot be opened ({reason}); check who owns its files") from error
         raise DataError(f"the index {folder} cannot be opened ({reason}); remove the folder and {how}") from error
@@ -116,7 +116,7 @@ def unwritable(folder: Path, error: ValueError) -> DataError:
     """What to raise for an error of the disk, which the library raises as a `ValueError`."""
     free = shutil.disk_usage(folder).free >> 20
     return DataError(
-        f"the index {folder} cannot be written ({str(error).splitlines()[0]}; {free:,} MiB free on its disk); it is as "
+        f"the index {folder} cannot be written ({first_line(error)}; {free:,} MiB free on its disk); it is as "
         "it was. Free some space, or name another folder"
     )
 

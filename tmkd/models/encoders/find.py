@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tmkd.core.errors import EncoderError
+from tmkd.core.errors import EncoderError, first_line
 from tmkd.core.files import cache_folder, read_json, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
@@ -273,6 +273,6 @@ def _hub(spec: str, patterns: list[str] = HUB_FILES, *, whole: bool = True) -> P
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise EncoderError(
             f"encoder {spec!r} is neither a folder ({Path(spec).absolute()}) nor available from the model hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Give a folder, or one of: {', '.join(BUILTINS)}"
+            f"({type(error).__name__}: {first_line(error)}). Give a folder, or one of: {', '.join(BUILTINS)}"
         ) from error
     return _checked(folder, spec) if whole else folder

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from tmkd.data.pairs import Pairs
+from tmkd.models.card import Origin
 from tmkd.models.checkpoint import word_embeddings
 from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
 from tmkd.models.student import Student
@@ -71,6 +72,7 @@ def bilstm(workspace: Workspace, spec: StudentSpec, pairs: Pairs, targets: Targe
             name=spec.name,
             state_folder=state_folder(folder),
         )
-        fit_and_save(trainer, folder, tokenizer, {"step": spec.method.name, "teachers": list(targets.names)})
+        about: Origin = {"step": spec.method.name, "teachers": list(targets.names)}
+        fit_and_save(trainer, folder, tokenizer, about, recipe.class_names)
 
     return workspace.step("student", content, build, label=spec.name)
