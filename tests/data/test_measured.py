@@ -223,6 +223,15 @@ def test_a_column_that_is_asked_for_is_there(tmp_path: Path) -> None:
             read_measured(task({}), 2, path, given)
 
 
+@pytest.mark.parametrize("what", ["question", "passage", "label"])
+def test_the_error_of_an_absent_column_says_what_the_recipe_calls_it(tmp_path: Path, what: str) -> None:
+    row = {"question": "q", "passage": "p", "label": 1}
+    write_rows(tmp_path / "a.jsonl", [{key: cell for key, cell in row.items() if key != what}])
+    data = task({}, columns={what: "topic"})
+    with pytest.raises(DataError, match=r"there is no column .topic."):
+        read_measured(data, 2, tmp_path / "a.jsonl", {})
+
+
 def test_an_absent_id_column_of_a_recipe_is_warned_of(tmp_path: Path) -> None:
     data = task({}, columns={"qid": "topic", "pid": "doc"})
     counts = RowCounts("test")

@@ -422,7 +422,7 @@ def test_a_partial_column_and_what_partial_is_not_for(tmp_path: Path) -> None:
     assert run.labels.measured == [0]
     for change, message in (
         ({"teachers": [{**COSINE, "partial": True}]}, "partial is for scores made elsewhere"),
-        ({"teachers": [COSINE, judge], "ensemble": "stacked"}, "ensemble: stacked needs every teacher's label"),
+        ({"teachers": [COSINE, judge], "ensemble": "stacked"}, r"needs every teacher's label, .* set ensemble: mean"),
     ):
         with pytest.raises(RecipeError, match=message):
             parse_recipe(content(tmp_path, data=data, **change, **TKD), "test")

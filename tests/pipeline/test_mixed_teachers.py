@@ -86,8 +86,10 @@ def test_teachers_of_two_families_and_imported_scores_in_one_run_against_a_refer
         take="tmkd",
         methods=["teacher", "teacher-ensemble", "finetune", "tkd", "1avg-tkd", "tmkd"],
     )  # fmt: skip
-    tmkd("distill", recipe)
+    said = " ".join(tmkd("distill", recipe).stderr.split())
     (stage1,) = [one for one in steps("stage1") if len(one["targets"]) == 2]  # the pool carries no scores
+    assert "no pool pair has a score of judge, web: the other teachers label them" in said
+    assert "best teacher on the development set of those that label its pairs: " in said
     student = read_card(Path("workspace/runs/mixed/student"))
     columns = ["column judge (probability)", "column score (probability)"]
     assert list(student.teachers or ()) == [*stage1["targets"], *columns]
@@ -273,6 +275,11 @@ def test_orders_of_classes(
         (["a", "b"], ["a"], None),
         ([], ["column s"], None),
         (["mean of a+b"], ["mean of a+b+column s"], [0]),
+        (["mean of a+b"], ["mean of column s+a+b"], [0]),
+        (["mean of a+b"], ["mean of a+column s+t+b"], [0]),
+        (["stacked x of a"], ["stacked x of column s+a"], [0]),
+        (["stacked x of a"], ["stacked y of column s+a"], None),
+        (["mean of a+b"], ["mean of column s+a"], None),
         (["mean of a+b"], ["mean of a+b"], [0]),
         (["mean of a"], ["mean of a+b"], None),
         (["mean of a"], ["mean of ab"], None),

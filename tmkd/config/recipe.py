@@ -243,7 +243,7 @@ class Recipe(Part):
             raise ValueError(f"ensemble: {self.ensemble} weighs two or more teachers, and {names[0]} is the only one")
         if self.ensemble != "mean" and (partial := [one.name for one in used if one.partial]):
             raise ValueError(
-                f"ensemble: {self.ensemble} needs every teacher's label of a pair; {partial[0]} is partial"
+                f"ensemble: {self.ensemble} needs every teacher's label, {partial[0]} is partial: set ensemble: mean"
             )
         if self.warm_up is not None:
             finished = [one.name for one in used

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def read_measured(
     by_recipe = asdict(Columns()) if of_run is not None else data.columns.model_dump()
     ids = {key: by_recipe[key] for key in ("qid", "pid") if key not in asked and key not in present}
     warn_of_absent_ids(ids, present, counts)
-    columns = Columns(**{**{key: name for key, name in by_recipe.items() if name in present}, **asked})
+    columns = _columns(by_recipe, asked, present)
     if of_run and of_run.get("reference") == data.reference is not None and "label" not in asked:
         columns = replace(columns, label=None)
     expected: Expected = {
@@ -78,6 +78,15 @@ def read_measured(
         labels = columns.label or data.columns.label
         raise DataError(f"{path}: there are no labels (column {labels!r}) and no reference {data.reference!r}")
     return with_reference(pairs, Reference(data.reference, data.scores[data.reference]), str(path))
+
+
+def _columns(by_recipe: Mapping[str, Any], asked: Mapping[str, str], present: Sequence[str]) -> Columns:
+    """The names of the columns; where a text or the label has neither name, the recipe's, for the error to say."""
+    usual, needed = asdict(Columns()), ("question", "passage", "label")
+    found = {
+        key: name for key, name in by_recipe.items() if name in present or (key in needed and usual[key] not in present)
+    }
+    return Columns(**{**found, **asked})
 
 
 def spelled_rows(pairs: Pairs, data: Data) -> list[dict[str, Any]]:

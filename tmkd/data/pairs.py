@@ -325,7 +325,10 @@ class Pairs:
             DataError: there is no such column, it is empty, or the pairs have labels.
         """
         if self.has_labels:
-            raise DataError(f"there are labels; the reference {reference.column!r} is for pairs that have none")
+            raise DataError(
+                f"there are labels; the reference {reference.column!r} is for pairs that have none. Leave out "
+                "data.reference to use the labels, or the column of labels to use the reference"
+            )
         found = Pairs(self.table, reference).reference_probabilities
         assert found is not None
         labels = pa.array([None if np.isnan(value) else int(value >= 0.5) for value in found], pa.int64())

@@ -250,13 +250,13 @@ def require_columns(data: RunData) -> None:
 
 
 def _require_no_replay(recipe: Recipe, teacher: str) -> None:
-    """No student sees pairs of the pool in stage 2, as they lack the scores of a teacher that labels the training set."""
+    """No student sees pairs of the pool in stage 2, since they lack the scores of a teacher of the training set."""
     for method in (one for one in recipe.chosen_methods if one.stage1):
         own, key = recipe.of_method(method), "cached.stage2" if method.cached else "stage2"
         if (own.cached.stage2 if method.cached else own.stage2).replay:
             raise DataError(
-                f"{key}.replay: teacher {teacher} has scores for the training set and none for the pool; give it to the "
-                "pool too, or leave replay out"
+                f"{key}.replay: teacher {teacher} has scores for the training set and none for the pool; give it to "
+                "the pool too, or leave replay out"
             )
 
 

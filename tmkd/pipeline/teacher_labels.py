@@ -71,9 +71,7 @@ class TeacherLabels:
         ]
 
     def teach(self, teacher: Teacher, pairs: Pairs) -> Step:
-        """Train one teacher on its share of the pairs.
-
-        A teacher of the recipe's own encoder begins with the warm start, if the recipe has one.
+        """Train one teacher on its share of the pairs, from the warm start if it has the recipe's own encoder.
 
         Raises:
             DataError: the share leaves no pair.
@@ -105,6 +103,13 @@ class TeacherLabels:
         """The teachers (indices) that can label the pairs: scores made elsewhere can where there are some for them."""
         return [n for n, (teacher, _) in enumerate(self.teachers) if self._sources.can_label(teacher, pairs)]
 
+    def labellers_with_note(self, pairs: Pairs, where: str) -> list[int]:
+        """As `labellers`, with a note that names the teachers that have no score of the pairs."""
+        which = self.labellers(pairs)
+        if absent := [one.name for n, (one, _) in enumerate(self.teachers) if n not in which]:
+            self.cache.say_once(f"no {where} pair has a score of {', '.join(absent)}: the other teachers label them")
+        return which
+
     def logits(self, pairs: Pairs, where: str, which: Sequence[int] | None = None) -> list[NDArray[np.float32]]:
         """Each teacher's logits of the pairs, K arrays [N, C] float32 in the order of the pairs.
 
@@ -122,13 +127,7 @@ class TeacherLabels:
         ]
 
     def uncalibrated(self, number: int, pairs: Pairs, where: str) -> NDArray[np.float32]:
-        """The logits of one teacher (index) before they are calibrated, [N, C] float32.
-
-        Args:
-            number: the teacher's index.
-            pairs: the N pairs.
-            where: what errors call the pairs.
-        """
+        """The logits of one teacher (index) of the pairs (`where` in errors), not calibrated, [N, C] float32."""
         teacher, step = self.teachers[number]
         if step is not None:
             return self.logits_of(step, pairs, teacher.name)
@@ -265,7 +264,7 @@ class TeacherLabels:
         """
         if method.targets == "none":
             return None
-        which = self.labellers(pairs)
+        which = self.labellers_with_note(pairs, where)
         assert which, "tmkd.pipeline.preflight finds pairs that no teacher can label"
         names = [self._name_of(number) for number in which]
         best = which.index(self.best_of(method) if only is None else only) if method.targets == "one" else 0
@@ -376,8 +375,8 @@ class TeacherLabels:
         able = sorted(set(range(len(self.teachers))).intersection(*map(self.labellers, learned)))
         if not able:
             raise DataError(f"{method.name}: no single teacher labels both the pool and the training pairs")
-        best = self._best(able)
-        self.cache.say_once(f"best teacher on the development set: {self.teachers[best][0].name}")
+        best, some = self._best(able), " of those that label its pairs" if len(able) < len(self.teachers) else ""
+        self.cache.say_once(f"best teacher on the development set{some}: {self.teachers[best][0].name}")
         return best
 
     @functools.cached_property

@@ -52,7 +52,8 @@ class DocumentRow:
             fields: the names of the fields.
 
         Raises:
-            DataError: the line is not valid UTF-8 or JSON, no object, has a key twice, or has fields that cannot be used.
+            DataError: the line is not valid UTF-8 or JSON, no object, or has a key twice or fields that cannot be
+                used.
         """
         try:
             row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=keys_once)

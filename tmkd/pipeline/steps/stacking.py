@@ -7,7 +7,6 @@ at any time.
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ from tmkd.data.split import folds
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, Workspace
 from tmkd.teachers.ensemble import Stacking, fit_stacking
-
-logger = logging.getLogger(__name__)
 
 _WEIGHTS, _FITTED_ON = "ensemble.json", "fitted_on.safetensors"
 
@@ -119,6 +116,5 @@ def stack_teachers(
         }
         save_file(arrays, folder / _FITTED_ON)
         write_json(folder / _WEIGHTS, {**found.to_json(), "pairs": len(known)})
-        logger.info(found.sentence())
 
     return StackedTeachers(workspace.step("ensemble", content, build, label="weights of the teachers"), names)

@@ -350,9 +350,20 @@ def carried_heads(folder: Path, classes: int, targets: Targets) -> list[int | No
     if not before or card.classes != classes:
         return None
     if len(before) == len(now) == 1 and before[0].startswith((MEAN, STACKED)):
-        joined = now[0].removeprefix(before[0])
-        return [0] if not joined or (joined != now[0] and joined.startswith(f"+{COLUMN}")) else None
+        return [0] if _same_ensemble(before[0], now[0]) else None
     known = [name for name in now if name in before]
     if known != before or any(not name.startswith(COLUMN) for name in now if name not in before):
         return None
     return [before.index(name) if name in before else None for name in now]
+
+
+def _same_ensemble(before: str, now: str) -> bool:
+    """Whether an ensemble is another one by its name, apart from columns of scores that joined it at any place."""
+    (kind, _, left), (other, _, names) = before.partition(" of "), now.partition(" of ")
+    waiting, joining = left.split("+"), False
+    for name in names.split("+"):  # the name of a column may have a + itself
+        if waiting[:1] == [name]:
+            waiting, joining = waiting[1:], False
+        elif not (joining := joining or name.startswith(COLUMN)):
+            return False
+    return kind == other and not waiting
