@@ -516,6 +516,7 @@ def test_deep_html_keeps_its_text(tag: str, depth: int) -> None:
         ("[1, 2]", r"rows\.jsonl:2: a line must be a JSON object, this is list"),
         ('{"text": ', r"rows\.jsonl:2: not valid JSON"),
         ("[" * 100_000, r"rows\.jsonl:2: not valid JSON"),
+        ('{"text": "one", "text": "two"}', r"rows\.jsonl:2: a key stands twice: 'text'"),
         ('{"id": "b"}', r"rows\.jsonl:2: there is no field 'text'"),
         ('{"text": 5}', r"rows\.jsonl:2: 'text' is int, it must be text"),
         ('{"id": [], "text": "x"}', r"rows\.jsonl:2: 'id' is list"),

@@ -269,7 +269,18 @@ def test_replay_keeps_the_reference_of_the_task_and_needs_the_same_teachers(tmkd
     np.testing.assert_allclose(rows.golden, [[0.1, 0.9], [0.0, 0.0]], rtol=1e-6)
     write_jsonl(small.with_name("train.jsonl"), [{**row, "judge": 0.5} for row in pair_rows(2)])
     refused = tmkd("distill", small, "stage2.replay=0.5", "data.scores={judge: probability}", check=False)
-    assert "stage2.replay: teacher judge has scores for the training set and none for the pool" in refused.stderr
+    reason = "stage2.replay: teacher judge has scores for the training set and none for the pool"
+    assert f" {reason}" in refused.stderr
+    cached = [
+        "methods=[tmkd@cached]",
+        "take=tmkd@cached",
+        "student.start=bottom",
+        "stage1.states=0",
+        "cached.state_size=16",
+    ]
+    replayed = "cached.stage2={learning_rate: 1.0e-3, epochs: 1, replay: 0.5}"
+    refused = tmkd("distill", small, *cached, replayed, "data.scores={judge: probability}", check=False)
+    assert f" cached.{reason}" in refused.stderr
     assert not list(small.parent.glob("workspace/steps/*"))
 
 

@@ -202,9 +202,13 @@ def test_bilstm_takes_embeddings_and_tokenizer_of_the_best_teacher(
     tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     other = tiny("mpnet", tmp_path / "mpnet")
+    for path in (tmp_path / "train.jsonl", tmp_path / "test.jsonl"):
+        path.write_text(
+            path.read_text().replace('"label": 0', '"label": "wrong"').replace('"label": 1', '"label": "right"')
+        )
     done = tmkd(
         "distill", tiny_recipe, f"teachers.1.encoder={other}", "methods=[bilstm,tkd]", "take=tkd",
-        "bilstm={width: 8, epochs: 1}",
+        "bilstm={width: 8, epochs: 1}", "data.labels={wrong: 0, right: 1}",
     )  # fmt: skip
     best = int("best teacher on the development set: b" in done.stderr)
     models = json.loads((tmp_path / "workspace" / "runs" / "tiny" / "manifest.json").read_text())["models"]
@@ -213,7 +217,8 @@ def test_bilstm_takes_embeddings_and_tokenizer_of_the_best_teacher(
     encoder = load_student(student).encoder
     assert isinstance(encoder, LstmEncoder)
     assert torch.equal(encoder.embeddings.weight, load_encoder(teacher, 2).base.embeddings.word_embeddings.weight)
-    assert json.loads((student / "tmkd.json").read_text())["soft_headers"] == 0
+    card = json.loads((student / "tmkd.json").read_text())
+    assert (card["soft_headers"], card["labels"]) == (0, ["wrong", "right"])
 
 
 def test_bilstm_learns(tmp_path: Path) -> None:
