@@ -290,7 +290,7 @@ def test_a_score_under_another_pid_is_a_label_of_the_pair_wherever_it_stands(fil
     run_of(second, partial=True).label()
     done = export_labels(tmp_path / "workspace" / "runs" / "tkd", tmp_path / "labels.parquet")
     assert done.missing == {}
-    assert done.rows == {"train": 64, "dev": 32, "pool": 32}  # the development set says which teacher is the best
+    assert done.rows == {"train": 64, "pool": 32}
     rows = pq.read_table(tmp_path / "labels.parquet").to_pylist()
     expected = [n / 8 for n in range(1, 64, 2)]
     assert [row["judge"] for row in rows] == [*np.repeat(expected, 2), *expected]
@@ -357,7 +357,7 @@ def test_labels_of_a_run_that_is_not_finished(files: Path, tmp_path: Path) -> No
     run.label()
     done = export_labels(workspace / "runs" / "begun", tmp_path / "labels.parquet")
     assert done.columns == ("a", "judge", "teacher-ensemble")
-    assert done.rows == {"train": 64, "dev": 32, "pool": 32}  # the development set says which teacher is the best
+    assert done.rows == {"train": 64, "pool": 32}
     assert done.missing == {"train": {"judge": 64, "teacher-ensemble": 64}, "pool": {"judge": 12}}
     rows = [row for row in pq.read_table(tmp_path / "labels.parquet").to_pylist() if row["part"] == "pool"]
     assert [row["judge"] for row in rows] == [*(number / 8 for number in range(20)), *[None] * 12]
