@@ -37,6 +37,7 @@ from tmkd.data.pairs import Pairs
 from tmkd.models.checkpoint import save_student, save_tokenizer
 from tmkd.models.encoders.find import find_folder, folder_fingerprint
 from tmkd.models.encoders.interaction import InteractionEncoder
+from tmkd.models.ready import SETTINGS_FILE
 from tmkd.models.student import Student
 from tmkd.pipeline.all_labels import label_all
 from tmkd.pipeline.run import Run
@@ -698,6 +699,17 @@ def test_labels_of_a_tuned_model_depend_on_who_reads_it(dry: Dry) -> None:
     reader = {"model": "builtin:minilm-l6", "max_length": None, "prompts": prompts}
     assert settings("builtin:minilm-l6", query_prompt="find: ") == {"precision": "fp32", "reader": reader}
     assert settings("{encoder}", pooling="mean") == {"precision": "fp32"}
+
+
+def test_a_model_that_earlier_versions_tuned_by_the_cosine_is_tuned_again(dry: Dry, tmp_path: Path) -> None:
+    """They did so whatever similarity its files name, but for the dot product."""
+    for similarity, said in (("dot", None), ("euclidean", "euclidean")):
+        folder = shutil.copytree(dry.places["encoder"], tmp_path / similarity)
+        (folder / SETTINGS_FILE).write_text(json.dumps({"similarity_fn_name": similarity}))
+        teacher = {"name": "a", "kind": "bi_encoder", "model": str(folder), "pooling": "mean", "tune": {}}
+        (name,) = dry.steps(dry.recipe({"teachers.0": {**teacher, "calibrate": "none"}}))["tuned"]
+        depends = json.loads((dry.root / "steps" / f"tuned-{name}" / "step.json").read_text())["depends_on"]
+        assert depends["settings"].get("similarity") == said
 
 
 def test_fingerprints_of_bi_encoders(places: dict[str, Path]) -> None:

@@ -97,6 +97,7 @@ def _content(
             "targets": targets and targets.names,
             "folds": targets and targets.folds,
             "replay": replay and replay.pool,
+            "replay_folds": replay and replay.targets.folds,
             "states": states,
         },
     )

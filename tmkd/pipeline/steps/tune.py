@@ -15,6 +15,7 @@ from tmkd.core.errors import DataError, named, needs_extra
 from tmkd.core.files import write_json
 from tmkd.core.hardware import attention, device, use_bf16
 from tmkd.data.pairs import Pairs
+from tmkd.models.embedding_files import similarity_of
 from tmkd.models.encoders.tensors import require_finite
 from tmkd.models.quiet import without_bars
 from tmkd.models.ready import checkpoint_json
@@ -97,7 +98,12 @@ def tune(workspace: Workspace, recipe: Recipe, teacher: Teacher, pairs: Pairs) -
         start = untuned(recipe, teacher)
     labelled = pairs.take((pairs.labels >= 0).nonzero()[0])
     content = depends_on(
-        settings={"tune": non_defaults(numbers), "precision": recipe.precision, "reader": _reader(start)},
+        settings={
+            "tune": non_defaults(numbers),
+            "precision": recipe.precision,
+            "reader": _reader(start),
+            "similarity": _similarity(start),
+        },
         inputs={"model": start, "train": labelled},
     )
 
@@ -137,6 +143,12 @@ def _reader(start: BiEncoderTeacher) -> dict[str, Any] | None:
     if not start.builtin:
         return None
     return {"model": start.spec, "max_length": start.max_length, "prompts": asdict(start.prompts)}
+
+
+def _similarity(start: BiEncoderTeacher) -> str | None:
+    """What the files name; None for what earlier versions tuned by, too, the cosine and the dot product."""
+    found = similarity_of(start.folder)
+    return None if found in ("cosine", "dot") else found
 
 
 def _say(name: str, contrast: Contrast, numbers: Tune) -> dict[str, int]:
