@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from conftest import Tmkd
@@ -19,7 +21,7 @@ from tmkd.models.encoders.families import takes_token_types
 from tmkd.models.encoders.forward import Batch, Packing, PairEncoder
 from tmkd.models.student import Student
 from tmkd.models.tokenizer import Encoded, PairTokenizer
-from tmkd.training.hidden_states import HiddenStates, HiddenStatesConfig, hidden_states_objectives
+from tmkd.training.hidden_states import VALUES, HiddenStates, HiddenStatesConfig, StoredStates, hidden_states_objectives
 from tmkd.training.objectives import TotalLoss
 
 STATES = ("student.start=teacher", "student.layers=2", "stage1.batch_size=8")
@@ -169,6 +171,17 @@ def test_kept_states_are_those_of_the_first_pass(tmp_path: Path, monkeypatch: py
     again.objective.store(tmp_path / "state", setting.encoded.lengths)
     monkeypatch.setattr(again.objective.teacher, "with_hidden_states", fail)
     assert torch.equal(again.distance(batch), first)
+
+
+def test_states_are_kept_where_the_system_reserves_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS and Windows have no `posix_fallocate`."""
+    monkeypatch.delattr(os, "posix_fallocate")
+    lengths, states = np.array([70_000, 3]), np.ones((1, 3, 8), dtype=np.float16)
+    StoredStates(tmp_path, lengths, 8).store([1], states)
+    kept = StoredStates(tmp_path, lengths, 8)  # as after an interruption
+    assert kept.load([0], 3) is None
+    np.testing.assert_array_equal(kept.load([1], 3), states)
+    assert (tmp_path / VALUES).stat().st_size == 70_003 * 8 * 2
 
 
 def test_states_that_the_disk_has_no_room_for_are_computed_in_every_pass(

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 SHARE_OF_DISK = 0.25  # most of the free space that stored hidden states may take
 VALUES, READ = "states.f16", "states.read"  # files of `StoredStates`
+_BLOCK = 1 << 20  # bytes that are written at once
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,11 @@ class StoredStates:
 def _reserved(path: Path, size: int) -> Path:
     """Make a file of `size` zero bytes and take its room on the disk now, so that no later write into it can fail."""
     with disk_errors(path, size), path.open("ab") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return path
+        while (left := size - file.tell()) > 0:  # macOS and Windows have no such function: zeros are written
+            file.write(bytes(min(left, _BLOCK)))
     return path
 
 
