@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -139,10 +140,14 @@ def keys_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     found = dict(members)
     if len(found) < len(members):
-        names = [name for name, _ in members]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"a key stands twice: {', '.join(map(repr, twice))}; rename one of the two")
+        twice = ", ".join(map(repr, named_twice([name for name, _ in members])))
+        raise ValueError(f"a key stands twice: {twice}; rename one of the two")
     return found
+
+
+def named_twice(names: Sequence[str]) -> list[str]:
+    """The names that occur more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def swap_in(fresh: Path, target: Path) -> None:

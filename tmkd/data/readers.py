@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tmkd.core.errors import DataError
-from tmkd.core.files import Quoting, keys_once
+from tmkd.core.files import Quoting, keys_once, named_twice
 from tmkd.data.delimited import Dialect, bad_line, delimited_lines, find_dialect, text_lines
 
 logger = logging.getLogger(__name__)
@@ -295,8 +295,7 @@ def _values(column: pa.ChunkedArray, where: str) -> list[Any]:
 
 
 def _require_once(names: Sequence[str], where: str) -> None:
-    twice = sorted({name for name in names if list(names).count(name) > 1})
-    if twice:
+    if twice := named_twice(names):
         raise DataError(f"{where}: a column is named twice: {', '.join(map(repr, twice))}; rename one of the two")
 
 

@@ -375,7 +375,7 @@ class TeacherLabels:
         able = sorted(set(range(len(self.teachers))).intersection(*map(self.labellers, learned)))
         if not able:
             raise DataError(f"{method.name}: no single teacher labels both the pool and the training pairs")
-        best, some = self._best(able), " of those that label its pairs" if len(able) < len(self.teachers) else ""
+        best, some = self._best(able), " (only teachers that label the pairs)" if len(able) < len(self.teachers) else ""
         self.cache.say_once(f"best teacher on the development set{some}: {self.teachers[best][0].name}")
         return best
 

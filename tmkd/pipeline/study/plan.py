@@ -17,6 +17,7 @@ from tmkd.config.methods import chosen_method
 from tmkd.config.recipe import BEST, Recipe
 from tmkd.config.sections import Part, Seeds
 from tmkd.core.errors import RecipeError
+from tmkd.core.files import named_twice
 from tmkd.evaluation.results import METRICS
 
 OWN_KEYS = ("seeds", "methods")  # of a recipe, set by the study
@@ -60,8 +61,7 @@ class Study(Part):
         if self.metric not in METRICS:
             raise ValueError(f"metric: {self.metric!r} is not one; there are: {', '.join(METRICS)}")
         names = list(self.all_variants())
-        every = [*self.variants, *(name for name, _ in self._of_grid())]
-        if twice := [name for number, name in enumerate(every) if name in every[:number]]:
+        if twice := named_twice([*self.variants, *(name for name, _ in self._of_grid())]):
             raise ValueError(
                 f"two variants are called {twice[0]!r}; rename the one in `variants`, or change the `grid`"
             )
