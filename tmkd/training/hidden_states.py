@@ -197,7 +197,9 @@ class HiddenStates(StatesObjective):
         pairs = rows.tolist()
         found = self.stored.load(pairs, batch.input_ids.shape[1])
         if found is None:
-            found = torch.cat(self._run_teacher(batch), dim=-1).numpy()
+            read = self._run_teacher(batch)
+            with torch.autocast(device().type, enabled=False):  # on a CPU it refuses to join float16
+                found = torch.cat(read, dim=-1).numpy()
             self.stored.store(pairs, found)
         return list(torch.from_numpy(found).chunk(len(self.scales), dim=-1))
 
