@@ -14,12 +14,15 @@ from encoder_fixtures import inputs, tiny
 from tmkd.config.load import load_recipe
 from tmkd.config.methods import METHODS
 from tmkd.core.errors import EncoderError
+from tmkd.core.logits import log_odds
 from tmkd.models.checkpoint import load_encoder, load_student, save_student, word_embeddings
 from tmkd.models.encoders.forward import Batch
 from tmkd.models.encoders.lstm import LstmEncoder, LstmShape
 from tmkd.models.inputs import TokenInputs
 from tmkd.models.student import Student
+from tmkd.pipeline.followed import correlation
 from tmkd.pipeline.run import Run
+from tmkd.pipeline.steps.label import head_logits
 from tmkd.teachers.ensemble import ensemble_logits
 
 METHOD_TEXT = Path(__file__).parents[2] / "docs" / "METHOD.md"
@@ -117,8 +120,19 @@ def test_every_method_in_one_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) 
     assert close["m-o-m"]["agreement"]["mean"] == pytest.approx(same)
     ahead = close["tmkd"]["agreement"]["mean"] - same
     assert close["m-o-m"]["behind"]["agreement"]["mean"] == pytest.approx(ahead)
+    taken = next(student for student in run.students.train_all() if student.method.name == "tmkd")
+    assert results["followed"].keys() == {"a", "b"}
+    for name, pairs in (("stage1", run.labels.stage1_pool), ("train", run.data.student_pairs), ("test", test)):
+        given = head_logits(run.workspace, taken.steps[0], pairs, name="x", precision=run.data.recipe.precision)
+        heads = log_odds(given[:, 1:])  # the golden head stands first
+        for place, (teacher, step) in enumerate(run.labels.teachers):
+            assert step is not None
+            of_teacher = log_odds(run.labels.logits_of(step, pairs, "x"))
+            expected = np.corrcoef(heads[:, place], of_teacher)[0, 1]
+            assert results["followed"][teacher.name][name] == pytest.approx(expected, abs=1e-4)
     page = (workspace / "runs" / "tiny" / "report" / "report.html").read_text()
     assert "Agreement with the teachers" in page
+    assert "How closely the student follows its teachers" in page
     assert "What each teacher adds" in page
     assert "How the heads are combined" in page
 
@@ -126,6 +140,17 @@ def test_every_method_in_one_run(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) 
     assert "the ensemble without each teacher" in shown.stdout
     assert "its heads combined" in shown.stdout
     assert "share of pairs decided as teacher-ensemble does" in shown.stdout
+
+
+def test_how_closely_one_model_follows_another() -> None:
+    first = np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]])
+    assert correlation(first, 2 * first + 5) == pytest.approx(1)
+    assert correlation(first, first[[1, 0, 2]]) == pytest.approx(0.5)  # (1, 2, 3) and (2, 1, 3)
+    assert np.isnan(correlation(first, np.zeros((3, 2))))
+    assert np.isnan(correlation(first[:0], first[:0]))
+    three = np.array([[1.0, 2.0, 6.0], [0.0, 3.0, 0.0]])  # less their means: -2, -1, 3 and -1, 2, -1
+    other = np.array([[4.0, 2.0, 0.0], [1.0, 4.0, 1.0]])  # 2, 0, -2 and -1, 2, -1
+    assert correlation(three, other) == pytest.approx(-4 / np.sqrt(20 * 14))
 
 
 def test_stage1_of_one_teacher_is_shared(tmkd: Tmkd, tiny_recipe: Path, tmp_path: Path) -> None:

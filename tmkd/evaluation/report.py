@@ -15,6 +15,7 @@ from tmkd.evaluation.charts import learning_curves, quality_against_latency
 from tmkd.evaluation.comparison import Disagreement
 from tmkd.evaluation.results import ENSEMBLE, ModelResult, Results
 from tmkd.evaluation.significance import TITLES, Difference
+from tmkd.evaluation.terminal import SETS
 
 _COSTS = {"layers": "layers", "parameters": "parameters", "bytes": "file", "pairs_per_second": "pairs/s"}
 
@@ -65,6 +66,7 @@ def write_report(
             ranked_parity=any(row.get("kendall_tau") is not None for row in parity),
             ndcg_parity=any(row.get("ndcg_pytorch") is not None for row in parity),
             exports=results.exports,
+            followed_sets=SETS,
             parity_reasons=any(row.get("reason") for row in parity),
             disagreements=list(disagreements),
             recipe_text=recipe_text,

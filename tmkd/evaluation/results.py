@@ -25,6 +25,7 @@ from tmkd.evaluation.significance import (
     unmeasured_sentence,
     verdict,
 )
+from tmkd.evaluation.terminal import followed_table, reliability_table
 
 Kind = Literal["teacher", "ensemble", "baseline", "student", "free"]
 METRICS = ("accuracy", "auc", "spearman", "mrr", "map", "ndcg@10")
@@ -200,6 +201,7 @@ class Results:
         leave_one_out: the ensemble without each teacher.
         combinations: the heads of the taken student, combined in each way.
         agreement: how often each student or baseline decides as the ensemble does.
+        followed: how closely the taken student follows each of its teachers (`tmkd.pipeline.followed`).
         ensemble: how the teachers are weighed where the ensemble is no plain mean: {"kind": the
             recipe's `ensemble`, "weights": {teacher: weight}, "intercept", "ridge", "log_loss", "fitted_to"}.
         taught_by: how many teachers' soft labels the exported student learned; None where it is not known.
@@ -234,6 +236,7 @@ class Results:
     leave_one_out: list[Component] = field(default_factory=list)
     combinations: list[Component] = field(default_factory=list)
     agreement: list[Component] = field(default_factory=list)
+    followed: dict[str, dict[str, float]] = field(default_factory=dict)
     ensemble: dict[str, Any] = field(default_factory=dict)
     taught_by: int | None = None
     unmeasured: dict[str, str] = field(default_factory=dict)
@@ -305,6 +308,7 @@ class Results:
             "leave_one_out": [component.to_json("teacher") for component in self.leave_one_out],
             "combinations": [component.to_json("combination") for component in self.combinations],
             "agreement": [component.to_json("model") for component in self.agreement],
+            "followed": self.followed,
             "data": self.data,
             "provenance": self.provenance,
         }
@@ -357,18 +361,9 @@ class Results:
             (f"share of pairs decided as {self.relative_to} does", self.agreement, [AGREEMENT], f"{taken} minus it"),
         )
         shown = [_component_table(title, found, metrics, lead) for title, found, metrics, lead in components if found]
-        return [self.table(), *([self._reliability_table()] if self.reliability else []), *shown]
-
-    def _reliability_table(self) -> Table:
-        """How well each teacher's probabilities agree with the labels, before and after calibration."""
-        shown = Table(title="reliability of the teachers' probabilities", title_justify="left")
-        for column in ("teacher", "calibration error", "calibrated", "log loss", "calibrated"):
-            shown.add_column(column, justify="left" if column == "teacher" else "right")
-        for name, found in self.reliability.items():
-            cells = [f"{found[state][key]:.3f}" if state in found else "" for key in ("error", "log_loss")
-                     for state in ("given", "calibrated")]  # fmt: skip
-            shown.add_row(name.removeprefix("teacher:"), *cells)
-        return shown
+        if self.followed:
+            shown.append(followed_table(taken, self.followed))
+        return [self.table(), *([reliability_table(self.reliability)] if self.reliability else []), *shown]
 
 
 def _component_table(title: str, components: Sequence[Component], metrics: Sequence[str], column: str) -> Table:

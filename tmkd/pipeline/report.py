@@ -17,6 +17,7 @@ from tmkd.data.writers import write_rows
 from tmkd.evaluation.comparison import disagreements
 from tmkd.evaluation.report import write_report
 from tmkd.evaluation.results import Results
+from tmkd.pipeline.followed import followed
 from tmkd.pipeline.preflight_teachers import coverage_of
 from tmkd.pipeline.provenance import as_lines, provenance
 from tmkd.pipeline.run_data import RunData
@@ -25,22 +26,23 @@ from tmkd.pipeline.steps.evaluate import compare_outputs, evaluate, outputs
 from tmkd.pipeline.steps.evaluate_export import evaluate_export
 from tmkd.pipeline.steps.finished_run import FinishedRun
 from tmkd.pipeline.store.workspace import Step
+from tmkd.pipeline.teacher_labels import TeacherLabels
 
 logger = logging.getLogger(__name__)
 
 
-def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[str, Any]]) -> Results:
+def report(labels: TeacherLabels, folder: Path, export: Step, parity: Sequence[Mapping[str, Any]]) -> Results:
     """Compare every model of a run on its test pairs and write `report/` and `test.jsonl` into its folder.
 
     The test pairs are read here and nowhere else.
 
     Args:
-        data: the pairs of the run.
+        labels: the teachers of the run and their labels, with its pairs.
         folder: the run's folder, with its manifest.
         export: the step that exported the student.
         parity: how each backend of the export compares with the student.
     """
-    recipe = data.recipe
+    data, recipe = labels.data, labels.recipe
     run = FinishedRun.read(folder, data.workspace)
     curves = run.curves()
     logger.info("measuring every model on the test set")
@@ -53,6 +55,7 @@ def report(data: RunData, folder: Path, export: Step, parity: Sequence[Mapping[s
         data.workspace, export, data.test, classes=recipe.classes, positive=recipe.positive_class
     )
     by_name = {output.name: output for output in found}
+    results.followed = followed(labels, run, run.take, {name: output.logits[0] for name, output in by_name.items()})
     student = by_name[run.take].logits.mean(axis=0)
     teacher = by_name[results.relative_to if results.relative_to in by_name else found[0].name].logits[0]
     with disk_errors(folder):

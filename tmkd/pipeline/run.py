@@ -278,7 +278,7 @@ class Run:
             label_all(self.labels)
             distilled = self._distill(jobs)
             exported = self._export()
-            results = report(self.data, self.folder, self._export_step(), exported.parity)
+            results = report(self.labels, self.folder, self._export_step(), exported.parity)
             others = report_on_others(self.data, self.folder)
             self._write_manifest()  # with the steps that the reports used
         page = self.folder / "report" / "report.html"
