@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -392,10 +393,15 @@ def test_export_has_the_labels_that_students_learn(files: Path, tmp_path: Path) 
     in_fold = log_odds(run.labels.logits(run.data.student_pairs, "train")[0])
     assert not np.allclose([row["a"] for row in rows if row["part"] == "train"], in_fold)
     shown = WorkspaceLabels(tmp_path / "workspace").show(tmp_path / "workspace" / "runs" / "folds")
-    assert {one.sets for one in shown.stores} >= {("train",), ("pool",), ("all of the pool",)}
+    sets = {one.sets for one in shown.stores}
+    assert sets >= {("pool",), ("all of the pool",), ("fold 1 of 2 of train",), ("fold 2 of 2 of train",)}
+    assert not sets & {("train",), ("all of train",)}  # nobody learns what the teacher of all of them says of them
 
 
-def test_label_alone_makes_the_out_of_fold_labels_that_students_learn(files: Path, tmp_path: Path) -> None:
+def test_label_alone_makes_the_out_of_fold_labels_that_students_learn(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     keys = {**content(files), "teachers": [{"name": "a", "seed": 1, **NUMBERS}], "labels": "out-of-fold", "folds": 2}
     keys |= {"name": "folds", "methods": ["tkd"], "take": "tkd"}
     run = Run(parse_recipe(keys, "test"), tmp_path / "workspace")
@@ -403,6 +409,9 @@ def test_label_alone_makes_the_out_of_fold_labels_that_students_learn(files: Pat
     done = export_labels(run.folder, tmp_path / "labels.parquet")
     assert done.rows == {"train": 64, "dev": 32, "pool": 32}  # the development set says which teacher is the best
     assert not done.missing
+    assert run.labels.targets(METHODS["tkd"], run.data.student_pairs, "train") is not None
+    assert "label 32 pairs with a" in caplog.text
+    assert "label 64 pairs with a" not in caplog.text  # no student learns what the teacher of all of them says
 
 
 def test_lists_of_logits_for_more_than_two_classes(files: Path, tmp_path: Path) -> None:

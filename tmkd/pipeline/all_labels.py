@@ -34,8 +34,10 @@ def label_all(labels: TeacherLabels) -> LabelResult:
 
 def _label(labels: TeacherLabels, pairs: Pairs, where: str, methods: Sequence[Method]) -> int:
     """Store the labels of some pairs that these methods learn; how many pairs these are."""
-    labels.logits(pairs, where, labels.labellers_with_note(pairs, where))
+    which = labels.labellers_with_note(pairs, where)
     if labels.are_out_of_fold(where):
         for method in methods:
             labels.targets(method, pairs, where)
+        which = [number for number in which if not labels.teachers[number][0].learns_labels]
+    labels.logits(pairs, where, which)
     return len(pairs)

@@ -14,6 +14,7 @@ from tmkd.config.load import parse_recorded_recipe
 from tmkd.core.errors import TmkdError
 from tmkd.core.files import read_json
 from tmkd.data.pairs import Pairs
+from tmkd.data.split import folds
 from tmkd.pipeline.run_data import RunCache, RunData
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import UNFINISHED, StepMissing, Workspace
@@ -109,6 +110,10 @@ class RunLabels:
             named["all of train"] = data.train
         if "pool" in named and len(data.pool) > len(named["pool"]):
             named["all of the pool"] = data.pool
+        if self._labels.are_out_of_fold("train"):
+            fold, count = folds(data.train, data.recipe.folds), data.recipe.folds
+            for number in range(count):
+                named[f"fold {number + 1} of {count} of train"] = data.train.take(np.flatnonzero(fold == number))
         for name, pairs in named.items():
             for one in (pairs, pairs.distinct()):
                 mark = depends_on(settings={}, inputs={"pairs": one})["inputs"]["pairs"]
@@ -136,7 +141,7 @@ class RunLabels:
             labels, number = self._alone(name)
             try:
                 if number in labels.labellers(pairs):
-                    found[name] = self._of_teacher(labels, number, part)
+                    found[name] = labels.learned(number, pairs, part).logits
             except StepMissing:  # it is not trained yet, or has not labelled them
                 continue
         return found
@@ -155,12 +160,6 @@ class RunLabels:
             )
         )
         return alone, [one.name for one in alone.recipe.used_teachers].index(name)
-
-    def _of_teacher(self, labels: TeacherLabels, number: int, part: str) -> NDArray[np.float32]:
-        pairs = self.pairs[part]
-        if labels.are_out_of_fold(part) and labels.teachers[number][0].learns_labels:
-            return labels.out_of_fold(number, pairs).logits
-        return labels.logits(pairs, part, [number])[0]
 
     def ensemble(self, logits: dict[str, NDArray[np.float32]]) -> NDArray[np.floating[Any]] | None:
         """The ensemble of some teachers as the recipe has it.

@@ -238,17 +238,20 @@ class TeacherLabels:
         trained_on = where == "train" or (where == "pool" and self.data.pool is self.data.train)
         return trained_on and self.recipe.labels == "out-of-fold"
 
-    def out_of_fold(self, number: int, pairs: Pairs) -> FoldLabels:
-        """The labels of some of the training pairs by teachers that did not see their questions.
+    def learned(self, number: int, pairs: Pairs, where: str) -> FoldLabels:
+        """The labels of the pairs that students learn from one teacher, out-of-fold where `are_out_of_fold` says so.
 
         Args:
-            number: the index of a teacher that is trained here.
-            pairs: N of the training pairs.
+            number: the index of the teacher.
+            pairs: N pairs; training pairs where their labels are out-of-fold.
+            where: what errors call the pairs: train, dev or pool.
 
         Returns:
-            Calibrated logits, and the teachers that gave them.
+            Calibrated logits, and the teachers of the folds that gave them; no fold where the teacher itself did.
         """
         teacher, train = self.teachers[number][0], self.data.train
+        if not (teacher.learns_labels and self.are_out_of_fold(where)):
+            return FoldLabels(self.logits(pairs, where, [number])[0], ())
         found = fold_logits(self.recipe, teacher, train, self.teach, self.logits_of)
         rows = StoredIds(all_numbers_of(train.ids)).find(all_numbers_of(pairs.ids))
         return replace(found, logits=calibrated(teacher, self.calibration(number), found.logits[rows], pairs))
@@ -266,20 +269,15 @@ class TeacherLabels:
             return None
         which = self.labellers_with_note(pairs, where)
         assert which, "tmkd.pipeline.preflight finds pairs that no teacher can label"
-        names = [self._name_of(number) for number in which]
-        best = which.index(self.best_of(method) if only is None else only) if method.targets == "one" else 0
-        logits, marks = self.logits(pairs, where, which), tuple[str, ...]()
-        if self.are_out_of_fold(where):
-            for place, number in enumerate(which):
-                if self.teachers[number][0].learns_labels and (method.targets != "one" or place == best):
-                    labels = self.out_of_fold(number, pairs)
-                    logits[place] = labels.logits
-                    marks += labels.teachers
+        if method.targets == "one":
+            which = [self.best_of(method) if only is None else only]
+        labels = [self.learned(number, pairs, where) for number in which]
+        names, logits = [self._name_of(number) for number in which], [one.logits for one in labels]
         stacked = self._stacked_targets(which, logits) if method.targets == "mean" else None
-        found = stacked or Targets.choose(method, names, logits, best)
+        found = stacked or Targets.choose(method, names, logits, best=0)
         assert found is not None
         weighed = found.weigh(self.recipe.of_method(method).loss.weighting, lambda: self.development_weights(which))
-        return replace(weighed.masked(), folds=marks)
+        return replace(weighed.masked(), folds=tuple(fold for one in labels for fold in one.teachers))
 
     def pool_targets(self, method: Method) -> Targets | None:
         """What a method's student learns from the teachers in stage 1; from the pool's own teachers, if it has some."""

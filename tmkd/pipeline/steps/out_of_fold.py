@@ -25,11 +25,11 @@ LogitsOf = Callable[[Step, Pairs, str], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class FoldLabels:
-    """The labels of the training pairs by teachers that did not see them.
+    """The labels of pairs by teachers that did not see them.
 
     Attributes:
         logits: [N, C] float32 in the order of the pairs.
-        teachers: the fingerprint of each fold's teacher.
+        teachers: the fingerprint of each fold's teacher; none where the labels are of a teacher of all training pairs.
     """
 
     logits: NDArray[np.float32]
