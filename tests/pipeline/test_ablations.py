@@ -15,11 +15,14 @@ from encoder_fixtures import tiny
 from numpy.typing import NDArray
 
 from tmkd.config.load import load_recipe
+from tmkd.config.pool_sections import Sampling
 from tmkd.config.recipe import Recipe
 from tmkd.config.sections import Loss, Stage2, Training
 from tmkd.config.teacher_sections import Teacher
 from tmkd.core.errors import DataError
+from tmkd.core.logits import log_odds
 from tmkd.data.pairs import Pairs, Reference
+from tmkd.data.sampling import sample
 from tmkd.data.split import STAGE1, folds, split, subsample
 from tmkd.models.batching import replayed_steps
 from tmkd.models.student import StudentOutput
@@ -197,6 +200,25 @@ def test_stage_1_on_the_training_pairs_learns_out_of_fold_labels_too(small: Path
     assert not np.allclose(soft.logits, plain.students.stage1_targets(method).logits)
     steps = [one.students.pretrain(method, 0) for one in (line, plain)]
     assert steps[0] != steps[1]
+
+
+def test_out_of_fold_labels_choose_among_the_training_pairs_too(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits_of = TeacherLabels.logits_of
+
+    def reversed_in_folds(self: TeacherLabels, model: Step, pairs: Pairs, name: str) -> NDArray[np.float32]:
+        found = logits_of(self, model, pairs, name)
+        return found[:, ::-1] if "without fold" in name else found
+
+    monkeypatch.setattr(TeacherLabels, "logits_of", reversed_in_folds)
+    keys = ("data.pool=null", "methods=[tmkd]", "pool.sampling={kind: top, keep: 2, by: a}")
+    line = a_run(small, tmp_path / "w", *keys, "labels=out-of-fold", "folds=2")
+    train = line.data.train
+    scores = log_odds(line.labels.learned(0, train, "train").logits)
+    expected = train.take(sample(train, scores, Sampling(kind="top", keep=2)).rows)
+    assert line.labels.stage1_pool.pair_ids == expected.pair_ids
+    assert a_run(small, tmp_path / "w", *keys).labels.stage1_pool.pair_ids != expected.pair_ids
 
 
 # --- stage2.replay

@@ -308,7 +308,8 @@ class TeacherLabels:
         if not which:
             raise DataError(f"pool.sampling.by: {wanted.sampling.by} has no scores of the pool; name another teacher")
         whose = ", ".join(self.teachers[number][0].name for number in which)
-        scores = log_odds(ensemble_logits(self.logits(pool, "pool", which)), self.recipe.positive_class)
+        logits = [self.learned(number, pool, "pool").logits for number in which]
+        scores = log_odds(ensemble_logits(logits), self.recipe.positive_class)
         found = sample(pool, scores, wanted.sampling, wanted.seed)
         self.cache.say_once(found.sentence(whose))
         return pool.take(found.rows)
