@@ -177,7 +177,5 @@ class RunLabels:
             stacked = self._labels.stacked
         except StepMissing:
             return None
-        members = {} if stacked is None else {name: one for name, one in logits.items() if name in stacked.names}
-        if stacked is None or not members:
-            return mean_logits(list(logits.values()))
-        return stacked.of(list(members)).apply(list(members.values()))
+        found = None if stacked is None else stacked.together(logits)
+        return mean_logits(list(logits.values())) if found is None else found

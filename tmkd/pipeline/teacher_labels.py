@@ -203,15 +203,12 @@ class TeacherLabels:
 
     def _stacked_targets(self, which: Sequence[int], logits: Sequence[NDArray[np.float32]]) -> Targets | None:
         """The stacked ensemble's soft labels, from those teachers (indices) that take part in it."""
-        stacked = self.stacked
-        if stacked is None:
+        stacked, given = self.stacked, dict(zip([self.teachers[n][0].name for n in which], logits, strict=True))
+        if stacked is None or not (members := stacked.members(given)):
             return None
-        member = {n: one for n, one in zip(which, logits, strict=True) if self.teachers[n][0].name in stacked.names}
-        if not member:
-            return None
-        found = stacked.labelling([self.teachers[number][0].name for number in member])
-        names = [self._name_of(number) for number in member]
-        return Targets.stacked(stacked.step.fingerprint, names, found.apply(list(member.values())))
+        found = stacked.labelling(members).apply([given[name] for name in members])
+        names = [self._name_of(number) for number in which if self.teachers[number][0].name in members]
+        return Targets.stacked(stacked.step.fingerprint, names, found)
 
     def _name_of(self, number: int) -> str:
         """What a teacher's labels depend on, besides the pairs."""

@@ -256,18 +256,11 @@ def _ensemble(run: FinishedRun, teachers: list[ModelOutput]) -> ModelOutput:
     )
 
 
-def _members(stacked: StackedTeachers, teachers: list[ModelOutput]) -> dict[str, NDArray[np.float64]]:
-    """The logits of the teachers that take part in a stacked ensemble, [N, C], by the teacher's name."""
-    logits = {teacher.name.removeprefix("teacher:"): teacher.logits[0] for teacher in teachers}
-    return {name: one for name, one in logits.items() if name in stacked.names}
-
-
 def _together(stacked: StackedTeachers | None, teachers: list[ModelOutput]) -> NDArray[np.float64]:
     """The logits of the ensemble of some teachers, [N, C]."""
-    members = {} if stacked is None else _members(stacked, teachers)
-    if stacked is None or not members:
-        return ensemble_logits([teacher.logits[0] for teacher in teachers])
-    return stacked.of(list(members)).apply(list(members.values()))
+    logits = {teacher.name.removeprefix("teacher:"): teacher.logits[0] for teacher in teachers}
+    found = None if stacked is None else stacked.together(logits)
+    return ensemble_logits(list(logits.values())) if found is None else found
 
 
 def compare_outputs(
@@ -300,7 +293,7 @@ def compare_outputs(
             pairs, by_name[ENSEMBLE], _without_each(run, found), classes=classes, options=options
         )
         if (stacked := run.stacked) is not None:
-            names = list(_members(stacked, [output for output in found if output.kind == "teacher"]))
+            names = stacked.members(one.name.removeprefix("teacher:") for one in found if one.kind == "teacher")
             results.ensemble = {"kind": run.recipe.ensemble, **(stacked.of(names).to_json() if names else {})}
     ways = _combinations(run, pairs)
     if ways:

@@ -7,7 +7,7 @@ at any time.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,22 @@ class StackedTeachers:
                 "ensemble: mean takes them as they are"
             )
         return found
+
+    def members(self, names: Iterable[str]) -> list[str]:
+        """Those of some teachers that take part in the ensemble, in the order that is given."""
+        return [name for name in names if name in self.names]
+
+    def together(self, logits: Mapping[str, NDArray[np.floating[Any]]]) -> NDArray[np.float64] | None:
+        """The stacked ensemble of the teachers of these logits that take part in it.
+
+        Args:
+            logits: [N, C] by the teacher's name.
+
+        Returns:
+            [N, C] float64; None where no teacher takes part.
+        """
+        names = self.members(logits)
+        return self.of(names).apply([logits[name] for name in names]) if names else None
 
 
 def stack_teachers(
