@@ -58,7 +58,9 @@ def test_the_best_teacher_of_students_is_that_of_the_report(labels: Run) -> None
         assert soft.names == (teachers._name_of(1),)
 
 
-def test_the_best_teacher_labels_the_pairs_of_the_pool_that_students_see(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_the_best_teacher_labels_the_pairs_of_the_pool_that_students_see(
+    tiny_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """`sharp` is the best, and has scores of those pairs of the pool alone that `stage1.share` leaves out."""
     rows = [{**row, "sharp": row["label"], "dull": 0.5} for row in pair_rows(2)]
     keys = [f"data.{part}={write_jsonl(tmp_path / f'{part}.jsonl', some)}"
@@ -66,6 +68,7 @@ def test_the_best_teacher_labels_the_pairs_of_the_pool_that_students_see(tiny_re
     scores = "data.scores={sharp: probability, dull: probability}"
     teachers = "teachers=[{name: sharp, scores: sharp, partial: true}, {name: dull, scores: dull}]"
     given = [*keys, "data.test=null", scores, teachers, "methods=[tkd]", "take=tkd", "stage1.share=0.5"]
+    given.append("loss.weighting=development")
     pool = pool_rows()
     seen = Pairs.build(*zip(*((row["question"], row["passage"]) for row in pool), strict=True))
     kept = set(seen.take(subsample(seen, 0.5, STAGE1)).pair_ids)
@@ -79,6 +82,9 @@ def test_the_best_teacher_labels_the_pairs_of_the_pool_that_students_see(tiny_re
     soft = labels.targets(METHODS["tkd"], labels.stage1_pool, "pool")
     assert soft is not None
     assert soft.names == (labels._name_of(1),)
+    labels.targets(METHODS["tmkd"], labels.data.pool, "pool")
+    silent = sum(row["sharp"] is None for row in judged)
+    assert f"{silent} of {len(pool)} pool pairs have no loss on soft labels: only teachers with" in caplog.text
 
 
 def test_of_teachers_that_are_equally_good_the_cross_entropy_decides() -> None:

@@ -407,6 +407,16 @@ def test_a_partial_teachers_head_learns_from_the_pairs_alone_that_have_its_label
     assert whole.masked() is whole
 
 
+def test_pairs_that_only_teachers_of_weight_0_label_are_counted() -> None:
+    """Pair 0 has both labels, pair 1 that of the teacher at chance, pair 2 none."""
+    labels = np.array([[[0, 2], [0, 1]], [[NAN, NAN], [0, 1]], [[NAN, NAN], [NAN, NAN]]], dtype=np.float32)
+    targets = Targets(("a", "chance"), labels)
+    assert targets.without_weight == 0
+    weighed = targets.weigh("development", lambda: np.array([1.0, 0.0]))
+    assert weighed.without_weight == 1
+    assert weighed.masked().weights.tolist() == [[1, 0], [0, 0], [0, 0]]  # type: ignore[union-attr]
+
+
 def test_the_mean_of_teachers_is_that_of_those_that_label_a_pair() -> None:
     first = np.array([[0, 2], [0, 1], [NAN, NAN]], dtype=np.float32)
     second = np.array([[0, -1], [NAN, NAN], [NAN, NAN]], dtype=np.float32)

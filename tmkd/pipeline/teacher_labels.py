@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -274,6 +275,9 @@ class TeacherLabels:
         found = stacked or Targets.choose(method, names, logits, best=0)
         assert found is not None
         weighed = found.weigh(self.recipe.of_method(method).loss.weighting, lambda: self.development_weights(which))
+        if silent := weighed.without_weight:
+            why = "pairs have no loss on soft labels: only teachers with the weight 0 label them"
+            self.cache.say_once(f"{silent:,} of {len(pairs):,} {where} {why}", logging.WARNING)
         return replace(weighed.masked(), folds=tuple(fold for one in labels for fold in one.teachers))
 
     def pool_targets(self, method: Method) -> Targets | None:

@@ -105,10 +105,19 @@ class Targets:
         weights = np.broadcast_to(by_teacher, self.logits.shape[:2])
         return replace(self, weights=weights.copy(), weighting=[round(float(weight), 6) for weight in by_teacher])
 
+    @property
+    def without_weight(self) -> int:
+        """How many pairs have labels of teachers with the weight 0 alone, and so no loss on soft labels."""
+        if self.weights is None:
+            return 0
+        known = np.isfinite(self.logits).all(axis=-1)
+        return int((np.any(known, axis=1) & ~np.any(known & (self.weights > 0), axis=1)).sum())
+
     def masked(self) -> Targets:
         """Give the labels that partial teachers do not have the weight 0.
 
-        A pair's weights sum to 1 over the teachers that label it; a pair that none labels has no loss on soft labels.
+        A pair's weights sum to 1 over the teachers that label it; a pair that none labels, or none
+        with a weight above 0 (`without_weight`), has no loss on soft labels.
 
         Returns:
             Targets without nan; the same ones where every label is there.
