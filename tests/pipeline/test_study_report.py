@@ -173,6 +173,12 @@ def test_a_figure_is_called_what_it_shows_where_one_question_has_nothing_to_comp
     assert charts(tmp_path).keys() == {"t-values.svg"}
 
 
+def test_every_task_has_figures_of_its_own(tmp_path: Path) -> None:
+    write_study(tmp_path, outcome(study(**NAMED), [1.0, 1.0, 1.6, 0.5], tasks=("a b", "a/b", "A-b", "a-b-2")))
+    names = ["a-b", "a-b-2", "A-b-3", "a-b-2-2", "all"]
+    assert charts(tmp_path).keys() == {f"{name}-differences.svg" for name in names}
+
+
 def test_the_page_is_one_file_and_the_table_is_markdown(tmp_path: Path) -> None:
     found = outcome(study(variants={"<i>a</i>": {}, "b|c": {"x": 1}}), [1.0, 1.5])
     given = parse_recipe({"data": {"train": "t"}, "teachers": [{"name": "a"}, {"name": "b"}]}, "r")

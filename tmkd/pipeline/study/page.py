@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +40,25 @@ def write_study(folder: Path, results: StudyResults) -> None:
         environment=as_lines(results.provenance) if results.provenance else {},
         study_text=yaml.safe_dump(study.model_dump(mode="json", exclude_none=True), sort_keys=False),
     )  # fmt: skip
-    for section in sections:
+    for section, name in zip(sections, figure_names([section["task"] for section in sections]), strict=True):
         for kind, figure in section["figures"].items():
-            write_text(folder / "figures" / f"{_file_name(section['task'])}-{kind}.svg", standalone(figure))
+            write_text(folder / "figures" / f"{name}-{kind}.svg", standalone(figure))
     write_text(folder / "table.md", results.markdown())
     write_text(folder / "results.json", json.dumps(results.to_json(), indent=2, allow_nan=False) + "\n")
     write_text(folder / "report.html", text)
 
 
-def _file_name(task: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in task.replace(", ", "-"))
+def figure_names(tasks: Sequence[str]) -> list[str]:
+    """How the figures of each task are called: by its name, with `-` for characters that are special in file names.
+
+    Where two are called the same, also on a disk that ignores upper and lower case, the second has `-2` behind it.
+    """
+    found: list[str] = []
+    for task in tasks:
+        plain = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in task.replace(", ", "-"))
+        names = itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(2)))
+        found.append(next(name for name in names if name.lower() not in {one.lower() for one in found}))
+    return found
 
 
 def _section(results: StudyResults, task: str) -> dict[str, Any]:
