@@ -14,10 +14,11 @@ from conftest import logits
 from rich.console import Console
 
 from tmkd.data.pairs import Pairs, Reference
+from tmkd.evaluation.bootstrap import Interval
 from tmkd.evaluation.charts import learning_curves, quality_against_latency, spread
 from tmkd.evaluation.comparison import ComparisonOptions, compare
 from tmkd.evaluation.report import headline, write_report
-from tmkd.evaluation.results import Kind, ModelOutput, Results
+from tmkd.evaluation.results import Kind, ModelOutput, ModelResult, Results
 
 SMALL = ("bilstm", "finetune", "1-o-1", "1avg-o-1", "mkd", "tkd", "1avg-tkd", "tmkd")
 
@@ -135,6 +136,14 @@ def test_missing_parts_are_absent(tmp_path: Path) -> None:
     assert stored == results.to_json()
     assert not {"auc", "mrr", "map", "ndcg@10", "pairs_per_second", "milliseconds"} & set(stored["methods"][0])
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_ends_of_an_interval_are_told_apart_where_one_is_negative() -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    for low, high, shown in ((-0.1, -0.02, "-0.10 to -0.02"), (-0.1, 0.02, "-0.10 to 0.02"), (0.71, 0.82, "0.71-0.82")):
+        results = Results("t", 4, 2, [ModelResult("a", "student", 1, {"spearman": Interval(0.0, low, high)})], [])
+        console.print(results.table())
+        assert shown in console.export_text()
 
 
 def test_the_terminals_table_names_what_is_kept() -> None:

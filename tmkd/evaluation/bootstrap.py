@@ -48,6 +48,11 @@ class Interval:
         """`f"{interval:+.3f}"` is "+0.123 (+0.100 to +0.150)": each number in that form."""
         return f"{self.mean:{form}} ({self.low:{form}} to {self.high:{form}})"
 
+    def ends(self) -> str:
+        """The two ends for a narrow column: "0.71-0.82", or "-0.10 to -0.02" where one is negative."""
+        low, high = f"{self.low:.2f}", f"{self.high:.2f}"
+        return f"{low} to {high}" if "-" in low + high else f"{low}-{high}"
+
     def negated(self) -> Interval:
         """The interval of the same difference with first and second swapped."""
         return Interval(0.0 - self.mean, 0.0 - self.high, 0.0 - self.low)  # 0.0, never -0.0

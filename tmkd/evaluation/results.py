@@ -339,7 +339,7 @@ class Results:
         for column in ("model", *(TITLES[name] for name in names), kept_title, "pairs/s", "parameters"):
             table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column == "model")
         for row in [*self.methods, *self.free]:
-            cells = [f"{m.mean:.3f}\n{m.low:.2f}-{m.high:.2f}" if (m := row.metrics.get(n)) else "" for n in names]
+            cells = [f"{m.mean:.3f}\n{m.ends()}" if (m := row.metrics.get(n)) else "" for n in names]
             shares = [row.kept[name] for name in self.headline_metrics if name in row.kept]
             kept = "\n".join(f"{one.mean:.1%} ({100 * one.low:.0f}-{100 * one.high:.0f})" for one in shares)
             speed, parameters = row.size.get("pairs_per_second"), row.size.get("parameters")
