@@ -19,6 +19,8 @@ Floats = NDArray[np.float64]
 BINS = 10  # of the expected calibration error
 _TILT = 1e-3  # log-odds for one standard deviation: keeps the order of scores that an isotonic curve would tie
 
+NEGATE = "If a smaller score means a better passage, negate the scores"
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -73,7 +75,9 @@ class Calibration:
         return cls(**{**content, "knots": tuple((x, y) for x, y in content["knots"])})
 
 
-def fit(kind: str, logits: NDArray[np.floating[Any]], targets: NDArray[Any], name: str) -> Calibration:
+def fit(
+    kind: str, logits: NDArray[np.floating[Any]], targets: NDArray[Any], name: str, remedy: str = NEGATE
+) -> Calibration:
     """Fit a map on labelled pairs.
 
     Args:
@@ -81,6 +85,7 @@ def fit(kind: str, logits: NDArray[np.floating[Any]], targets: NDArray[Any], nam
         logits: [N, 2] of a teacher.
         targets: [N] the classes (0, 1), or probabilities of class 1.
         name: what errors call the teacher.
+        remedy: what the error advises where the scores fall.
 
     Raises:
         DataError: the labels have one class, the scores are all the same, or they fall where the labels rise.
@@ -102,8 +107,8 @@ def fit(kind: str, logits: NDArray[np.floating[Any]], targets: NDArray[Any], nam
     slope, intercept = _line(x, y)
     if slope <= 0:
         raise DataError(
-            f"teacher {name}: its scores fall where the training labels rise (slope {slope:.3g}). If a smaller score "
-            "means a better passage, negate the scores; otherwise leave the teacher out"
+            f"teacher {name}: its scores fall where the training labels rise (slope {slope:.3g}). {remedy}; "
+            "otherwise leave the teacher out"
         )
     if kind == "platt":
         return Calibration("platt", center, scale, slope, intercept)

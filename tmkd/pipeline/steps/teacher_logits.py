@@ -26,7 +26,7 @@ from tmkd.pipeline.steps.label import label, label_stored
 from tmkd.pipeline.steps.tune import TUNED, tuned_teacher, untuned
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.workspace import Step, StepMissing, Workspace
-from tmkd.teachers.calibration import Calibration, fit, reliability, standardised
+from tmkd.teachers.calibration import NEGATE, Calibration, fit, reliability, standardised
 from tmkd.teachers.cross_encoder import CrossEncoderTeacher
 from tmkd.teachers.interface import StoredTeacher
 from tmkd.teachers.score_file import ScoreFileTeacher
@@ -36,6 +36,12 @@ from tmkd.teachers.served import ServedTeacher
 logger = logging.getLogger(__name__)
 
 _FILE = "calibration.json"
+_REMEDIES = {
+    "scores": NEGATE,
+    "served": "Check its model, what its scores mean (`holds`), and of form chat its prompt and `answers` or `scale`",
+    "reranker": "If its classes are numbered the other way round, say so with `label_map`",
+}
+"""What may help where a finished teacher's scores fall as the labels rise, by its kind."""
 StoredTeachers = dict[str, StoredTeacher]
 """The teachers that a process has opened, by their names in the recipe: each embeds a text once."""
 
@@ -229,7 +235,8 @@ class TeacherLogits:
         content = depends_on(settings={"kind": teacher.calibration}, inputs={"teacher": list(names), "train": labelled})
 
         def build(folder: Path) -> None:
-            found = fit(teacher.calibration, logits[known], targets[known], teacher.name)
+            remedy = _REMEDIES.get(teacher.of_kind, "Take another model")
+            found = fit(teacher.calibration, logits[known], targets[known], teacher.name, remedy)
             before, after = (reliability(one, targets[known]) for one in (logits[known], found.apply(logits[known])))
             about = {"pairs": len(known), "before": before, "after": after}
             write_json(folder / _FILE, {"calibration": found.to_json(), "fitted_on": about})
