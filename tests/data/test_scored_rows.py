@@ -101,6 +101,18 @@ def test_what_cannot_be_used_is_named_by_file_and_line(tmp_path: Path, change: d
     assert (caught.value.path, caught.value.line) == (path, 2)
 
 
+def test_rows_of_two_forms_in_one_file_are_named(tmp_path: Path) -> None:
+    pair = {"pair_id": pair_id("a?", "x"), "score": 2.5}
+    for rows, line, expected in (
+        ([*TRIPLES, pair], 4, "of one pair (pair_id), and other rows of the file are a scored triple"),
+        ([TRIPLES[0], *LISTS], 1, "a scored triple (pos_score, neg_score), and other rows of the file are with lists"),
+    ):
+        with pytest.raises(DataError) as caught:
+            import_scores([write_jsonl(tmp_path / "mixed.jsonl", rows)], tmp_path / "judge.jsonl")
+        assert f"mixed.jsonl:{line}: the row is {expected}" in str(caught.value)
+        assert caught.value.line == line
+
+
 def test_errors_of_csv_and_parquet_name_the_place(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('query,pos,neg,pos_score,neg_score\na?,x,"y\nz",1,2\nb?,x,y,much,1\n')
     with pytest.raises(DataError, match=r"a\.csv:4: 'pos_score' is the score 'much', it must be a number"):

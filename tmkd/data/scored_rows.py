@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _QUESTIONS = ("query", "question")
 _ONE, _MANY = ("pos_score", "neg_score"), ("pos_scores", "neg_scores")
+_FORMS = {"a scored triple": _ONE, "with lists": _MANY, "of one pair": ("pair_id", "passage", "pid")}
+"""What a row is, by columns that only such rows have."""
 _SHOWN = 60  # characters of a text that a message shows
 
 
@@ -132,6 +134,7 @@ def _pairs(path: Path, rows: Rows, form: tuple[str, str, str, str, str]) -> Iter
     many, cells = form[3:] == _MANY, rows.dialect is not None
     for number, row in enumerate(rows):
         place = (path, number, None if rows.lines is None else rows.lines[number])
+        _require_form(place, row, form[3:])
         asked = _checked(place, question, text, row.get(question))
         for passages, scores in zip(texts, form[3:], strict=True):
             some, numbers = row.get(passages), row.get(scores)
@@ -146,6 +149,20 @@ def _pairs(path: Path, rows: Rows, form: tuple[str, str, str, str, str]) -> Iter
                 yield _Scored(
                     asked, _checked(place, passages, text, passage), _checked(place, scores, _number, value), place
                 )
+
+
+def _require_form(place: tuple[Path, int, int | None], row: Mapping[str, Any], scores: Sequence[str]) -> None:
+    """DataError if a row has columns of another form, and none of the file's columns of scores."""
+    if any(row.get(name) not in (None, "") for name in scores):
+        return
+    of_file = next(what for what, names in _FORMS.items() if names == scores)
+    for what, names in _FORMS.items():
+        if found := [name for name in names if row.get(name) not in (None, "")]:
+            raise DataError(
+                f"{place_of(*place)}: the row is {what} ({', '.join(found)}), and other rows of the file are {of_file} "
+                f"({', '.join(scores)}); put the rows of each form into a file of their own",
+                path=place[0], line=place[2],
+            )  # fmt: skip
 
 
 def _list(value: Any, cells: bool) -> list[Any]:
