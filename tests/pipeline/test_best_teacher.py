@@ -94,4 +94,9 @@ def test_of_teachers_that_are_equally_good_the_cross_entropy_decides() -> None:
     assert dict(found.values or {}) == {"unsure": 2.0, "sure": 2.0}
     assert found.method == "sure"
     assert found.order == ("sure", "unsure")
+    assert "sure is exported: on the development set it is equal to unsure by ROC-AUC plus MRR (" in found.sentence()
+    assert found.to_json()["equal"] == ["unsure"]
     assert choose_best({"one": sure[None], "two": sure[None]}, dev, classes=2, positive=1).method == "one"
+    better = choose_best({"sure": sure[None], "wrong": -sure[None]}, dev, classes=2, positive=1)
+    assert better.sentence().startswith("sure is exported: it is the best on the development set by ROC-AUC plus MRR (")
+    assert "equal" not in better.to_json()

@@ -184,7 +184,8 @@ class Results:
         pairs_digest: a hash of the labelled pairs' ids in whatever order; the same of the same pairs.
         ranked: the questions that MRR, MAP and nDCG@10 are averaged over: those with a positive and a negative pair.
         taken: the model that the run exports.
-        choice: how it was chosen, where the development set decided: {"method", "metrics", "development"}.
+        choice: how it was chosen, where the development set decided: {"method", "metrics", "development"}, and "equal"
+            where other methods are.
         relative_to: the model that shares are relative to: the better of the ensemble and the best single teacher, or
             the only teacher.
         free: baselines that train nothing, with what they have of the metrics.

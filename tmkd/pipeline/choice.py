@@ -33,18 +33,27 @@ class Choice:
     values: Mapping[str, float] | None = None
     order: tuple[str, ...] = ()
 
+    @property
+    def equal(self) -> tuple[str, ...]:
+        """The other methods with the same sum: the cross-entropy decided, or the order of the recipe."""
+        values = self.values or {}
+        return tuple(name for name in values if name != self.method and values[name] == values[self.method])
+
     def sentence(self) -> str:
         """Why this method is exported; nothing where the recipe names it."""
         if not self.values:
             return ""
         what = " plus ".join(TITLES[name] for name in self.metrics)
         found = ", ".join(f"{name} {value:.3f}" for name, value in self.values.items())
-        return f"{self.method} is exported: it is the best on the development set by {what} ({found})"
+        if not self.equal:
+            return f"{self.method} is exported: it is the best on the development set by {what} ({found})"
+        text = f"on the development set it is equal to {', '.join(self.equal)} by {what} ({found})"
+        return f"{self.method} is exported: {text}, and its cross-entropy is not higher"
 
     def to_json(self) -> dict[str, Any]:
-        """{"method", "metrics", "development"}; the last two where the development set decided."""
+        """{"method", "metrics", "development", "equal"}: the last three where there is something to say."""
         decided = {"metrics": list(self.metrics), "development": dict(self.values)} if self.values else {}
-        return {"method": self.method, **decided}
+        return {"method": self.method, **decided, **({"equal": list(self.equal)} if self.equal else {})}
 
 
 def choose_best(logits: Mapping[str, NDArray[np.floating[Any]]], dev: Pairs, *, classes: int, positive: int) -> Choice:
