@@ -209,6 +209,15 @@ def test_held_out_texts_are_left_out_and_counted(tmp_path: Path) -> None:
     assert done.left_out["held_out"] == sum(one != QUESTIONS[0] for one in asked) > 0
 
 
+def test_quotes_in_held_out_files_mean_what_is_said(tmp_path: Path) -> None:
+    first, rest = QUESTIONS[0].split(maxsplit=1)
+    (tmp_path / "test.csv").write_text(f'question,passage,label\n"{first}" {rest},p,1\n')
+    rows, _ = mined(QUESTIONS, ANSWERS, without=["test.csv"], quoting="none")
+    assert QUESTIONS[0] not in {row["question"] for row in rows}
+    with pytest.raises(DataError, match=r"test\.csv"):
+        mined(QUESTIONS, ANSWERS, without=["test.csv"])
+
+
 def test_held_out_pairs_need_no_label_and_may_have_columns_of_other_names(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "bare.jsonl", [{"query": "Where is the hash?", "text": ANSWERS[5], "grade": 0}])
     plain, _ = mined(QUESTIONS, ANSWERS)

@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,7 @@ def mine_pool(
     _check_output(output, corpus, (questions, *mining.without))
     asked = QuestionFile(Path(questions), mining.column, mining.quoting)
     next(iter(asked))  # a file that cannot be used is refused before the corpus is indexed
-    held = _held_out(mining.without, mining.without_columns)
+    held = _held_out(mining)
     folder = Path(index) if index is not None else output.with_name(output.name.split(".")[0] + ".index")
     indexed = _up_to_date(corpus, folder, reading)
     opened = DocumentIndex.open(folder)
@@ -201,11 +201,12 @@ def _up_to_date(corpus: Sequence[str | Path], folder: Path, reading: Reading | N
     return None
 
 
-def _held_out(without: Sequence[str | Path], names: Mapping[str, str]) -> HeldOut | None:
+def _held_out(mining: Mining) -> HeldOut | None:
     """What the pool must not contain: in a file without labels every passage is a right one."""
+    names = mining.without_columns
     columns, parts = Columns(**names), []
-    for one in map(Path, without):
-        rows = read_rows(one)
+    for one in map(Path, mining.without):
+        rows = read_rows(one, mining.quoting)
         labelled = "label" in names or any(row.get(columns.label or "") not in (None, "") for row in rows)
         pairs = rows_to_pairs(rows, one, columns=columns, need_labels=labelled, relevant_from=1, naming=_NAMING)
         if not labelled:

@@ -50,7 +50,7 @@ class Mining:
         most: in how many pairs a passage is, at most; None: in any number.
         seed: of `stratified`: decides which passages of a quantile are chosen.
         column: the column of the question; `text` in a file queries.jsonl, else `question`, unless given.
-        quoting: what a quote in a CSV or TSV file of questions means.
+        quoting: what a quote in a CSV or TSV file means, of questions or in `without`.
         without: files of pairs (development, test) whose questions and right passages are left out; labels from 1 on
             are right ones, and in a file without labels every passage is.
         without_columns: names of their columns by what they hold (question, passage, label), where they have other
