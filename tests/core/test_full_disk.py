@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ from tmkd.core.files import copy_folder, disk_errors, write_json, write_text
 from tmkd.core.mapped import mapped_numbers
 from tmkd.data.documents.index import DocumentIndex, update_index
 from tmkd.data.pairs import Pairs
-from tmkd.data.writers import write_tables
+from tmkd.data.writers import write_rows, write_tables
 from tmkd.export.export import export_student
 from tmkd.inference.state_store import StateStore
 from tmkd.inference.state_update import update_states
@@ -272,6 +273,23 @@ def test_a_run_on_a_full_disk_ends_in_one_sentence(small_disk: SmallDisk, tmkd: 
     assert "MiB needed" in done.stderr
     assert "Traceback" not in done.stderr
     assert not [name for name in files(disk) if name.endswith(".tmp") or name.endswith("model.safetensors")]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv.gz", "rows.parquet"])
+def test_rows_that_do_not_fit_say_how_many_bytes_they_have(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    rows = [{"text": np.random.default_rng(number).bytes(2000).hex()} for number in range(50)]
+    write_rows(path, rows)
+    size, before = path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    path.unlink()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
+    try:
+        with pytest.raises(NoRoomError, match=rf"{name} \(0\.[12] MiB needed") as found:
+            write_rows(path, rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert found.value.needed == size
+    assert not files(tmp_path)
 
 
 @pytest.mark.parametrize(

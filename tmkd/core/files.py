@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +60,7 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def replacing(path: Path, needed: int | None = None) -> Iterator[Path]:
+def replacing(path: Path, needed: int | Callable[[], int] | None = None) -> Iterator[Path]:
     """Replace a file as a whole: gives a temporary path to write to, which is renamed at the end of the block.
 
     Makes the folder. Readers see either the old file or the complete new one. If the block fails or the process is
@@ -68,7 +68,7 @@ def replacing(path: Path, needed: int | None = None) -> Iterator[Path]:
 
     Args:
         path: the file.
-        needed: bytes that the block writes, where they are known; for the message of a full disk.
+        needed: bytes that the block writes, where they are known, or what counts them; for the message of a full disk.
 
     Raises:
         NoRoomError: the disk is full.
@@ -202,12 +202,12 @@ def copy_folder(source: Path, target: Path, also: Mapping[str, str] | None = Non
 
 
 @contextmanager
-def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
+def disk_errors(path: Path, needed: int | Callable[[], int] | None = None) -> Iterator[None]:
     """Turn the errors of a full disk, as every library words them, into one that says so and what to do.
 
     Args:
         path: the file or folder that the block writes.
-        needed: bytes that the block writes, where they are known.
+        needed: bytes that the block writes, where they are known, or what counts them once there is no room.
 
     Raises:
         NoRoomError: there is no room on the disk, the user's quota is used up, or the file would be larger than the
@@ -223,7 +223,7 @@ def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
             raise
         parents = (path, *path.resolve().parents)
         free = shutil.disk_usage(next(parent for parent in parents if parent.is_dir())).free
-        raise NoRoomError(path, reason, needed=needed, free=free) from error
+        raise NoRoomError(path, reason, needed=needed() if callable(needed) else needed, free=free) from error
 
 
 _FULL = {

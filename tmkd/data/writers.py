@@ -38,6 +38,7 @@ def write_rows(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Raises:
         DataError: the rows do not fit the format, or the file cannot be written.
+        NoRoomError: the disk is full; the message says how many bytes the file has.
     """
     Extended(Rows(map(dict, rows)), path).write([{}] * len(rows))
 
@@ -78,16 +79,18 @@ class Extended:
 
         Raises:
             DataError: the file cannot be written.
+            NoRoomError: the disk is full; the message says how many bytes the file has.
         """
         if str(self.path) == "-":
             for line in self._json_lines(added):
                 write_json_line(line)
             return
         pieces = self._pieces(added)
+        counted = _Counted(_gzipped(pieces) if str(self.path).endswith(".gz") else pieces)
         remove_temporary_of(Path(self.path))
         try:
-            with replacing(Path(self.path)) as temporary, temporary.open("wb") as file:
-                file.writelines(_gzipped(pieces) if str(self.path).endswith(".gz") else pieces)
+            with replacing(Path(self.path), counted.all_bytes) as temporary, temporary.open("wb") as file:
+                file.writelines(counted)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
@@ -132,6 +135,24 @@ class Extended:
                 start = text[: text.rindex("}")].rstrip()
                 whole = start + ("" if start.endswith("{") else ", ") + json.dumps(more)[1:]
             yield whole
+
+
+class _Counted:
+    """The pieces of a file, whose bytes are counted as they are read."""
+
+    def __init__(self, pieces: Iterator[bytes | memoryview]) -> None:
+        self._pieces, self._bytes = pieces, 0
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        for piece in self._pieces:
+            self._bytes += len(piece)
+            yield piece
+
+    def all_bytes(self) -> int:
+        """The bytes of all pieces; those that were not read yet are read."""
+        for _ in self:
+            pass
+        return self._bytes
 
 
 def _gzipped(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
