@@ -31,13 +31,13 @@ from tmkd.inference.scorer import Scorer
 from tmkd.inference.text_encoder import INPUTS, TextEncoder
 from tmkd.models.batching import NO_BUDGET, length_sorted_batches, pad, stacked
 from tmkd.models.checkpoint import load_encoder, load_student
-from tmkd.models.encoders.cached_files import ENCODER_FOLDER, QUESTION_FOLDER
+from tmkd.models.encoders.cached_files import ENCODER_FOLDER
 from tmkd.models.encoders.find import encoder_fingerprint
 from tmkd.models.encoders.forward import Batch, PairEncoder
 from tmkd.models.encoders.interaction import InteractionEncoder
 from tmkd.models.one_logit import folded_rows
 from tmkd.models.text_states import TextStates, dequantised, padded, text_key
-from tmkd.models.text_tokenizer import TextTokenizer
+from tmkd.models.text_tokenizer import QUESTION_FOLDER, TextTokenizer
 
 Logits = NDArray[np.float32]
 STATES_VERSION = 1  # of how states are computed and rounded; another one makes stored states unusable

@@ -35,12 +35,12 @@ from tmkd.export.gate import BACKENDS, Backend, ExportSource, Source, gate, writ
 from tmkd.inference.manifest import CACHED, CACHED_FORMAT, POSITIVE_FORMAT, QUESTION_FORMAT, positive_of
 from tmkd.models.card import CARD_FILE, FORMAT, ModelCard, has_card, read_card
 from tmkd.models.checkpoint import save_tokenizer
-from tmkd.models.encoders.cached_files import ENCODER_FOLDER, QUESTION_FOLDER, is_cached, question_folder
+from tmkd.models.encoders.cached_files import ENCODER_FOLDER, is_cached, question_folder
 from tmkd.models.encoders.families import family_of
 from tmkd.models.encoders.tensors import write_tensors
 from tmkd.models.label_map import class_names
 from tmkd.models.one_logit import RELEVANT, class_rows, described, folded_rows, outputs_of
-from tmkd.models.text_tokenizer import TextTokenizer
+from tmkd.models.text_tokenizer import QUESTION_FOLDER, TextTokenizer
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.models.weights import read_weights, shape_of
 

@@ -26,7 +26,7 @@ from tmkd.inference.state_card import backends_of
 from tmkd.inference.threads import Threads
 from tmkd.models.batching import WIDTH_STEP, pad, padded_width
 from tmkd.models.text_states import TextStates, dequantised
-from tmkd.models.text_tokenizer import TextTokenizer
+from tmkd.models.text_tokenizer import QUESTION_FOLDER, TextTokenizer
 from tmkd.models.tokenizer import Encoded
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,6 @@ OUTPUTS = ("hidden", "states", "text_embedding")  # torch.onnx calls a value of 
 """Of the encoder's graph, as `tmkd.export.cached_graphs` writes it."""
 QUESTION_OUTPUTS = ("hidden", "text_embedding")
 """Of the graph that reads questions, where a student has an encoder of their own for them."""
-QUESTION_FOLDER = "question_encoder"  # of an export: the tokenizer of that encoder
 
 
 class ReadQuestion(NamedTuple):

@@ -19,7 +19,7 @@ from torch import Tensor
 from tmkd.core.errors import EncoderError, first_line
 from tmkd.core.files import disk_errors, read_json, write_json
 from tmkd.models.card import ModelCard, Origin, has_card, read_card
-from tmkd.models.encoders.cached_files import QUESTION_FOLDER, is_cached, load_interaction, save_interaction
+from tmkd.models.encoders.cached_files import is_cached, load_interaction, save_interaction
 from tmkd.models.encoders.families import family_of, last_linear
 from tmkd.models.encoders.find import HEADS_FILE, WEIGHTS_FILE
 from tmkd.models.encoders.forward import PairEncoder, encoder_of
@@ -30,6 +30,7 @@ from tmkd.models.layers import choose_layers, cut_config, keep_layers, replace_l
 from tmkd.models.one_logit import RELEVANT, class_rows, described, folded_rows
 from tmkd.models.ready import ACTIVATIONS, require_head
 from tmkd.models.student import Encoder, Student
+from tmkd.models.text_tokenizer import QUESTION_FOLDER
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.models.tokenizer_files import of_transformers
 from tmkd.models.weights import fill, read_weights

@@ -19,6 +19,9 @@ from tmkd.core.errors import DataError
 from tmkd.models.tokenizer import Encoded, require_text
 from tmkd.models.tokenizer_base import CHUNK, ModelTokenizer, sides_of
 
+QUESTION_FOLDER = "question_encoder"
+"""In the folder of a cached student or its export: an encoder of questions with its tokenizer, if there is one."""
+
 
 class TextTokenizer(ModelTokenizer):
     """The tokenizer of a model folder, for single texts. Safe to share between threads.

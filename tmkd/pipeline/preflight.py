@@ -22,13 +22,12 @@ from tmkd.models.card import has_card, read_card
 from tmkd.models.checkpoint import hidden_width, require_fit
 from tmkd.models.encoders.cached_files import (
     ENCODER_FOLDER,
-    QUESTION_FOLDER,
     first_encoders,
     interaction_shape,
     is_cached,
 )
 from tmkd.models.encoders.find import find_encoder, weights_fingerprint
-from tmkd.models.text_tokenizer import TextTokenizer
+from tmkd.models.text_tokenizer import QUESTION_FOLDER, TextTokenizer
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.preflight_teachers import (

@@ -26,10 +26,10 @@ from tmkd.models.encoders.find import (
 from tmkd.models.encoders.forward import PairEncoder
 from tmkd.models.encoders.interaction import InteractionEncoder, InteractionShape
 from tmkd.models.encoders.tensors import read_tensors, require_finite, write_tensors
+from tmkd.models.text_tokenizer import QUESTION_FOLDER
 
 MODEL_TYPE = "tmkd-cached"
 ENCODER_FOLDER = "encoder"  # in a student's folder: the checkpoint of E, config.json and weights
-QUESTION_FOLDER = "question_encoder"  # the same of an encoder of questions, with its tokenizer; if there is one
 _TRAINED = "readers."  # begins the names of E's weights where they are trained with the student
 
 

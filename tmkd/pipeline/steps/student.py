@@ -17,12 +17,13 @@ from tmkd.data.pairs import Pairs
 from tmkd.models.card import read_card
 from tmkd.models.checkpoint import hidden_width, load_encoder, load_student
 from tmkd.models.cut import lowest_layers
-from tmkd.models.encoders.cached_files import ENCODER_FOLDER, QUESTION_FOLDER, first_encoders, question_folder
+from tmkd.models.encoders.cached_files import ENCODER_FOLDER, first_encoders, question_folder
 from tmkd.models.encoders.find import find_encoder, weights_fingerprint
 from tmkd.models.encoders.interaction import InteractionEncoder, InteractionShape
 from tmkd.models.encoders.text_batches import TrainedReaders
 from tmkd.models.inputs import Inputs, StateInputs, TextInputs
 from tmkd.models.student import Student
+from tmkd.models.text_tokenizer import QUESTION_FOLDER
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.states import TextReading
 from tmkd.pipeline.store.fingerprint import non_defaults
