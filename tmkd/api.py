@@ -271,7 +271,7 @@ def clean_workspace(
     Args:
         workspace: the workspace.
         remove: remove the folders too.
-        tokens: count stored token ids as unused; they are made again where they are needed.
+        tokens: count the cache `tokens/` as unused: token ids, mapped pools, embeddings, pairs that endpoints refused.
 
     Raises:
         TmkdError: the folder is no workspace.

@@ -297,3 +297,6 @@ def test_clean_lists_what_nothing_needs_then_removes_it(tmkd: Tmkd, tmp_path: Pa
     assert sorted(path.name for path in workspace.glob("*")) == ["lock", "runs", "steps"]
     assert [path.name for path in (workspace / "steps").iterdir()] == ["teacher-1"]
     assert "every step is needed" in tmkd("clean").stderr
+    said = " ".join(tmkd("clean", "--help").stdout.replace("│", " ").split())
+    assert "token ids, mapped pools and embeddings" in said
+    assert "refused.jsonl" in said

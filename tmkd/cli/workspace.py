@@ -23,7 +23,12 @@ def clean(
     workspace: WorkspaceFolder = WORKSPACE,
     yes: Annotated[bool, typer.Option("--yes", help="remove them; otherwise they are only listed")] = False,
     tokens: Annotated[
-        bool, typer.Option("--tokens", help="also the stored token ids and mapped pools, which can be made again")
+        bool,
+        typer.Option(
+            "--tokens",
+            help="also tokens/: token ids, mapped pools and embeddings, which are made again, and the pairs that a "
+            "partial endpoint refused (refused.jsonl), which it is asked about again",
+        ),
     ] = False,
     json_file: JsonFile = None,
     quiet: Quiet = False,

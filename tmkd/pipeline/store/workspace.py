@@ -341,7 +341,8 @@ class Workspace:
 
         Args:
             remove: remove them; otherwise they are only found.
-            tokens: count the stored token ids as unused too. They are made again where they are needed.
+            tokens: count `tokens/` as unused too. Token ids, mapped pools and embeddings are made again where they are
+                needed, and a partial endpoint is asked again about the pairs that it refused.
 
         Returns:
             The folders, with the sizes that they have or had.
