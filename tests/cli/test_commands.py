@@ -288,13 +288,16 @@ def test_clean_lists_what_nothing_needs_then_removes_it(tmkd: Tmkd, tmp_path: Pa
         (workspace / folder / "file").write_bytes(b"x" * 1024)
     (workspace / "runs" / "one").mkdir(parents=True)
     (workspace / "runs" / "one" / "manifest.json").write_text('{"steps": ["teacher-1"]}')
+    (workspace / "locks").mkdir()
+    (workspace / "locks" / "student-3").touch()  # of a process that was killed
     unused = [f"workspace/steps/{name}" for name in ("student-3.partial", "teacher-2")]
     listed = json.loads(tmkd("clean", "--json").stdout)
     assert listed == [{"folder": folder, "bytes": 1024, "removed": False} for folder in unused]
     assert tmkd("clean", "--yes", "--tokens").stdout.splitlines() == [
         f"removed {folder} (0.0 MiB)" for folder in (*unused, "workspace/tokens")
     ]
-    assert sorted(path.name for path in workspace.glob("*")) == ["lock", "runs", "steps"]
+    assert sorted(path.name for path in workspace.glob("*")) == ["lock", "locks", "runs", "steps"]
+    assert not list((workspace / "locks").iterdir())
     assert [path.name for path in (workspace / "steps").iterdir()] == ["teacher-1"]
     assert "every step is needed" in tmkd("clean").stderr
     said = " ".join(tmkd("clean", "--help").stdout.replace("│", " ").split())

@@ -340,7 +340,7 @@ class Workspace:
         """Find the folders that nothing needs (`unused`), and remove them if `remove` says so.
 
         Args:
-            remove: remove them; otherwise they are only found.
+            remove: remove them, and lock files that killed processes left; otherwise they are only found.
             tokens: count `tokens/` as unused too. Token ids, mapped pools and embeddings are made again where they are
                 needed, and a partial endpoint is asked again about the pairs that it refused.
 
@@ -358,6 +358,8 @@ class Workspace:
             found = [UnusedFolder(folder, bytes_in(folder)) for folder in folders]
             for folder in folders if remove else ():
                 shutil.rmtree(folder)
+            for lock in (self.root / "locks").glob("*") if remove else ():  # of processes that were killed
+                lock.unlink()
         return found
 
 
