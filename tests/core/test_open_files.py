@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from label_fixtures import append, header_of
 from qa_fixtures import index_of
 
@@ -20,6 +21,8 @@ from tmkd.core.open_files import raise_limit, require_room
 from tmkd.data.arrow_file import write_arrow
 from tmkd.data.documents.index_files import open_files
 from tmkd.data.pairs import Pairs
+from tmkd.models.encoders.lstm import LstmEncoder, LstmShape, load_lstm, save_lstm
+from tmkd.models.encoders.tensors import read_tensors, write_tensors
 from tmkd.models.ragged import Ragged
 from tmkd.models.tokenizer import Encoded
 from tmkd.pipeline.steps import states
@@ -117,6 +120,16 @@ def label_part(folder: Path) -> Callable[[], object]:
     return lambda: read_arrays(part, 2)
 
 
+def weights(folder: Path) -> Callable[[], object]:
+    write_tensors({"a": torch.zeros(3)}, folder / "model.safetensors")
+    return lambda: read_tensors(folder / "model.safetensors")
+
+
+def lstm(folder: Path) -> Callable[[], object]:
+    save_lstm(LstmEncoder(LstmShape(9, 4, 4, 1, 0)), torch.zeros(2, 8), torch.zeros(2), folder)
+    return lambda: load_lstm(folder, dropout=0.0, freeze_embeddings=True)
+
+
 def index(folder: Path) -> Callable[[], object]:
     index_of(folder / "index")
     return lambda: open_files(folder / "index")
@@ -124,7 +137,10 @@ def index(folder: Path) -> Callable[[], object]:
 
 @pytest.mark.parametrize(
     ("stored", "left"),
-    [(one, 0) for one in (some_states, embeddings, token_ids, mapped_pairs, saved_pairs, labels, label_part)]
+    [
+        (one, 0)
+        for one in (some_states, embeddings, token_ids, mapped_pairs, saved_pairs, labels, label_part, weights, lstm)
+    ]
     + [(index, 1)],  # its card can be read
 )
 def test_what_cannot_be_opened_for_want_of_descriptors_is_not_damaged(

@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tmkd.core.console import progress
 from tmkd.core.errors import EncoderError, ExportError, first_line
 from tmkd.core.logits import class_logits
+from tmkd.core.open_files import require_room
 from tmkd.data.pairs import Pairs
 from tmkd.models.batching import length_sorted_batches, pad
 from tmkd.models.card import ModelCard
 from tmkd.models.encoders.families import family_of, last_linear, takes_token_types
 from tmkd.models.encoders.find import HEADS_FILE
+from tmkd.models.encoders.tensors import read_tensors
 from tmkd.models.one_logit import folded_rows
 from tmkd.models.quiet import without_bars
 from tmkd.models.tokenizer import PairTokenizer
@@ -78,12 +79,13 @@ def read_heads(folder: Path, card: ModelCard, positive: int = 1) -> Heads | None
             )
         return None
     try:
-        found = load_file(path)
+        found = read_tensors(path)
         weight, bias = found["soft.weight"], found["soft.bias"]
         if card.use_golden:
             weight = torch.cat([found["golden.weight"][None], weight])
             bias = torch.cat([found["golden.bias"][None], bias])
     except Exception as error:  # safetensors raises a class of its own for a damaged file
+        require_room(error, path)
         raise ExportError(f"{path} is damaged ({type(error).__name__}: {error}); train the student again") from error
     return folded_rows(weight.float(), bias.float(), positive)
 

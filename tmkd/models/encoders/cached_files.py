@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import read_json, write_json
+from tmkd.core.open_files import require_room
 from tmkd.models.encoders.families import model_type
 from tmkd.models.encoders.find import (
     INDEX_FILE,
@@ -134,6 +135,7 @@ def load_interaction(folder: Path, *, dropout: float) -> tuple[InteractionEncode
         weight, bias = tensors.pop("classifier.weight"), tensors.pop("classifier.bias")
         encoder.load_state_dict(tensors)
     except Exception as error:  # safetensors raises a class of its own for a damaged file
+        require_room(error, folder)
         raise EncoderError(f"{folder} does not hold a complete cached student ({error}); train it again") from error
     require_finite({**tensors, "classifier.weight": weight, "classifier.bias": bias}, folder)
     same = encoder_fingerprint(inner) == config["encoder_fingerprint"]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import read_json, write_json
+from tmkd.core.open_files import require_room
 from tmkd.models.encoders.families import model_type
 from tmkd.models.encoders.find import WEIGHTS_FILE
 from tmkd.models.encoders.forward import Batch, require_readable
@@ -191,6 +192,7 @@ def load_lstm(folder: Path, *, dropout: float, freeze_embeddings: bool) -> tuple
         weight, bias = tensors.pop("classifier.weight"), tensors.pop("classifier.bias")
         encoder.load_state_dict(tensors)
     except Exception as error:  # safetensors raises a class of its own for a damaged file
+        require_room(error, folder)
         raise EncoderError(f"{folder} does not hold a complete bilstm model ({error}); train it again") from error
     require_finite({**tensors, "classifier.weight": weight, "classifier.bias": bias}, folder)
     return encoder, weight, bias

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tmkd.core.errors import EncoderError
 from tmkd.core.files import replacing
+from tmkd.core.open_files import require_room
 
 
 def read_tensors(path: Path, names: frozenset[str] | None = None) -> dict[str, Tensor]:
@@ -53,13 +54,25 @@ def damage_named(path: Path) -> Iterator[None]:
 
     Raises:
         EncoderError: the block failed.
+        TmkdError: the file could not be opened because too many are open.
     """
     try:
         yield
     except Exception as error:  # safetensors raises its own class for a damaged file
+        require_room(_of_system(error, path), path)
         raise EncoderError(
             f"{path} cannot be read ({error}); the file is damaged, fetch it again", source=path.parent
         ) from error
+
+
+def _of_system(error: Exception, path: Path) -> Exception:
+    """The error, or the system's own where safetensors says "no such file", as it does of all that cannot be opened."""
+    if isinstance(error, FileNotFoundError):
+        try:
+            path.open("rb").close()
+        except OSError as found:
+            return found
+    return error
 
 
 def require_finite(weights: Mapping[str, Tensor], where: Path) -> None:
