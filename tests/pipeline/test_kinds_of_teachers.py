@@ -21,6 +21,7 @@ from tmkd.config.load import parse_recipe, parse_recorded_recipe
 from tmkd.config.teacher_sections import Endpoint
 from tmkd.core.errors import DataError, EndpointError, RecipeError
 from tmkd.core.logits import log_odds
+from tmkd.core.places import Place
 from tmkd.data.pairs import Pairs
 from tmkd.pipeline.label_export import export_labels
 from tmkd.pipeline.run import Run
@@ -321,6 +322,29 @@ def test_a_key_is_needed_where_something_is_asked(tmp_path: Path, monkeypatch: p
         monkeypatch.delenv("BIG_KEY")
         with pytest.raises(EndpointError, match="the environment has no BIG_KEY"):
             Run(recipe, Workspace(tmp_path / "other")).run()
+
+
+def test_no_key_is_needed_where_a_shared_address_has_the_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_of(workspace: str) -> Run:
+        return Run(recipe, Workspace(tmp_path / workspace, labels=Place.at(tmp_path / "shared")))
+
+    monkeypatch.setenv("BIG_KEY", "secret")
+    with stub(ranks) as server:
+        endpoint = {"url": server.url, "api_key_env": "BIG_KEY"}
+        teachers = [{"name": "big", "endpoint": endpoint}, {"name": "mine", "seed": 1, **NUMBERS}]
+        recipe = parse_recipe(content(tmp_path, teachers=teachers, methods=["teacher", "tmkd"]), "test")
+        run_of("one").label()
+        monkeypatch.delenv("BIG_KEY")
+        with pytest.raises(EndpointError, match="the environment has no BIG_KEY"):
+            run_of("two").run()  # the test set has no labels yet
+        monkeypatch.setenv("BIG_KEY", "secret")
+        run_of("one").run()
+        monkeypatch.delenv("BIG_KEY")
+        asked = len(server.asked)
+        run_of("two").run()
+        assert len(server.asked) == asked
 
 
 def test_labels_of_an_unfinished_store_of_another_precision_are_not_taken(tmp_path: Path) -> None:

@@ -31,12 +31,14 @@ from tmkd.models.ready import head_classes, require_head, require_log_odds
 from tmkd.models.weights import require_finite_weights
 from tmkd.pipeline.all_labels import label_all
 from tmkd.pipeline.run_data import RunData
+from tmkd.pipeline.steps.label import has_scores
 from tmkd.pipeline.steps.pool import is_run, other_teachers_of_run, teachers_of_run
 from tmkd.pipeline.steps.teach import length_of
 from tmkd.pipeline.steps.teacher_logits import TeacherLogits, is_step, join_score_files, score_file, stored_teacher
 from tmkd.pipeline.steps.tune import require_tunable
 from tmkd.pipeline.store.workspace import StepMissing
 from tmkd.pipeline.teacher_labels import TeacherLabels
+from tmkd.teachers.interface import StoredTeacher
 from tmkd.teachers.score_file import shown
 from tmkd.teachers.scores import ScoresTeacher
 from tmkd.teachers.served import ServedTeacher
@@ -73,19 +75,19 @@ def require_teachers(data: RunData) -> None:
 
 
 def require_keys(data: RunData) -> None:
-    """The key of every endpoint is there, unless the workspace holds all labels that the run asks for.
+    """The key of every endpoint is there, unless the workspace or its shared address holds all labels that it gives.
 
     Raises:
         EndpointError: the environment has no key, or one that no header can hold.
     """
     asked = [teacher for teacher in data.recipe.used_teachers if teacher.endpoint is not None]
-    served = [stored_teacher(data.recipe, teacher, data.cache.stored_teachers) for teacher in asked]
+    served = {one.name: stored_teacher(data.recipe, one, data.cache.stored_teachers) for one in asked}
     try:
-        for one in served:
+        for one in served.values():
             assert isinstance(one, ServedTeacher)
             one.key_header()
     except EndpointError:
-        if _lacks_labels(data):
+        if _lacks_labels(data) and not all(_are_shared(data, one, served[one.name]) for one in asked):
             raise
 
 
@@ -100,6 +102,26 @@ def _lacks_labels(data: RunData) -> bool:
     except (StepMissing, LabelError):
         return True
     return False
+
+
+def _are_shared(data: RunData, teacher: Teacher, served: StoredTeacher) -> bool:
+    """Whether a workspace with a shared address lacks no label of an endpoint, there or here. The pool is mined for it.
+
+    Which pairs `pool.sampling` leaves is known only when teachers have labelled the pool: then it counts as lacking.
+    """
+    recipe = data.recipe
+    if data.workspace.labels is None or (recipe.pool is not None and recipe.pool.sampling is not None):
+        return False
+    learning, sets = TeacherLabels(data).learning, [data.dev, data.test]
+    if teacher.calibration != "none" or recipe.ensemble == "stacked":
+        sets.append(data.train)
+    if any(method.stage2 for method in learning):
+        sets.append(data.student_pairs)
+    if any(map(recipe.trains_stage1, learning)) and not recipe.foreign_pool:
+        sets.append(data.stage1_share(data.pool))
+    if recipe.warm_up is not None and recipe.warm_up.teacher == teacher.name:
+        sets.append(data.warm_up_pairs)
+    return all(has_scores(data.workspace, served, pairs) for pairs in sets)
 
 
 def _require_different(recipe: Recipe) -> None:

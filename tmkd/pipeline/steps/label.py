@@ -25,7 +25,7 @@ from tmkd.models.predict import require_finite_logits, score, score_heads
 from tmkd.models.student import Combination, combine
 from tmkd.models.tokenizer import PairTokenizer
 from tmkd.pipeline.steps.states import model_inputs
-from tmkd.pipeline.steps.stored_labels import Labels, stored
+from tmkd.pipeline.steps.stored_labels import Labels, are_stored, stored
 from tmkd.pipeline.store.fingerprint import depends_on
 from tmkd.pipeline.store.label_store import LabelStore
 from tmkd.pipeline.store.workspace import Step, Workspace
@@ -169,13 +169,23 @@ def label_stored(workspace: Workspace, teacher: StoredTeacher, pairs: Pairs) -> 
     Raises:
         TmkdError: the teacher stopped; the scores that it gave before are kept.
     """
-    header = {"teacher": teacher.fingerprint, "holds": "raw scores", "classes": teacher.width, "dtype": "float32"}
-    unique = pairs.distinct()
-    content = depends_on(settings={}, inputs={"model": teacher, "pairs": unique})
-    wanted = Labels("labels", header, content, unique, teacher.name, borrow=teacher.by_texts)
+    wanted = _scores_of(teacher, pairs)
     if workspace.mode != "read":
         teacher.keep_in(workspace.tokens / f"embeddings-{digest_of(teacher.fingerprint)}")
     return stored(workspace, wanted, lambda some: teacher.scored(some, _cluster_for(workspace, some)))
+
+
+def has_scores(workspace: Workspace, teacher: StoredTeacher, pairs: Pairs) -> bool:
+    """Whether `label_stored` has nothing to label: the scores are in the workspace, or at its shared address."""
+    return are_stored(workspace, _scores_of(teacher, pairs))
+
+
+def _scores_of(teacher: StoredTeacher, pairs: Pairs) -> Labels:
+    """The raw scores of a teacher for the distinct ones of the pairs."""
+    header = {"teacher": teacher.fingerprint, "holds": "raw scores", "classes": teacher.width, "dtype": "float32"}
+    unique = pairs.distinct()
+    content = depends_on(settings={}, inputs={"model": teacher, "pairs": unique})
+    return Labels("labels", header, content, unique, teacher.name, borrow=teacher.by_texts)
 
 
 def _cluster_for(workspace: Workspace, pairs: Pairs) -> Cluster | None:

@@ -84,6 +84,15 @@ def stored(workspace: Workspace, wanted: Labels, scored: Callable[[Pairs], Itera
     return wanted.read(step.folder) if store is None else store
 
 
+def are_stored(workspace: Workspace, wanted: Labels) -> bool:
+    """Whether the workspace, or its shared address, has all of the labels in a finished store."""
+    folder = workspace.root / "steps" / f"{wanted.kind}-{fingerprint(wanted.kind, wanted.content)}"
+    if (folder / MANIFEST).is_file() and wanted.read(folder).has(wanted.pairs.ids).all():
+        return True
+    shared = _shared(workspace, folder)
+    return shared is not None and shared.rows() >= len(wanted.pairs)
+
+
 def _lacks_some(workspace: Workspace, folder: Path, store: LabelStore | None, wanted: Labels) -> bool:
     """Whether a finished store has not all of the labels, or the workspace's shared address lacks it.
 

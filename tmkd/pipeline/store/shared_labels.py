@@ -49,6 +49,15 @@ class SharedStore:
         except (ValueError, TypeError):
             return None
 
+    def rows(self) -> int:
+        """How many labels the finished store has; 0 where it is not finished.
+
+        Raises:
+            LabelError: the manifest there is damaged.
+        """
+        manifest = self._manifest() if self.step() is not None else None
+        return sum(part["rows"] for part in manifest["parts"]) if manifest else 0
+
     def fetch(self, folder: Path) -> dict[str, Any] | None:
         """See `Mirror`. A part that is damaged there is fetched as it is: whoever reads the folder leaves it out.
 
