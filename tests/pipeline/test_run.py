@@ -88,6 +88,7 @@ def test_run_score_evaluate_and_run_again(tmkd: Tmkd, recipe_file: Path, tmp_pat
     second = tmkd("run", recipe_file, "methods=[teacher,teacher-ensemble,finetune,mkd,tmkd]")
     assert (run / "export" / "calibration.json").read_text() == "{}"  # of no step, yet of this student
     assert second.stderr.count("done before") >= 10
+    assert "correlation of tmkd with its teachers" in second.stdout
     assert "pairs/s, 0 s left, loss" not in second.stderr  # nothing was trained again
 
     pairs = write_jsonl(tmp_path / "mine.jsonl", [{**row, "note": "kept"} for row in pair_rows(1)])

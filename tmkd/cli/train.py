@@ -70,7 +70,7 @@ def run(
         done = _run(recipe, overrides, workspace, labels, cluster).run(jobs)
     verdicts = [*done.results.standing(), *done.results.verdicts()]
     verdicts += [f"{name}: {sentence}" for name, results in done.others.items() for sentence in results.standing()]
-    shown = [done.results.table(), *(one.table() for one in done.others.values())]
+    shown = [*done.results.run_tables(), *(one.table() for one in done.others.values())]
     give(json_file, done.results.to_json(), shown, verdicts)
     say(f"report:    {done.report}")
     for name in done.others:

@@ -353,6 +353,10 @@ class Results:
             )
         return table
 
+    def run_tables(self) -> list[Table]:
+        """The tables that a run shows: the models, and how closely the student follows its teachers."""
+        return [self.table(), *([followed_table(self.taken, self.followed)] if self.followed else [])]
+
     def tables(self) -> list[Table]:
         """All tables for a terminal: the models, then the components and the agreement where they were measured."""
         headline, taken = self.headline_metrics, self.taken
@@ -362,8 +366,6 @@ class Results:
             (f"share of pairs decided as {self.relative_to} does", self.agreement, [AGREEMENT], f"{taken} minus it"),
         )
         shown = [_component_table(title, found, metrics, lead) for title, found, metrics, lead in components if found]
-        if self.followed:
-            shown.append(followed_table(taken, self.followed))
         return [self.table(), *([reliability_table(self.reliability)] if self.reliability else []), *shown]
 
 
