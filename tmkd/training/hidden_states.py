@@ -191,26 +191,25 @@ class HiddenStates(StatesObjective):
         return _mean_of_pairs(errors, batch)
 
     def _taught(self, batch: Batch, rows: Tensor) -> list[Tensor]:
-        """The teacher's hidden states, for each layer [n, T, d]; packed: [tokens, d]."""
+        """The teacher's hidden states, for each layer [n, T, d]; packed: [tokens, d].
+
+        They are float16, stored or not: what is learned does not depend on the disk's room for stored states. They fit:
+        a norm's output is its weight times sqrt(d) at most, plus its bias.
+        """
         if self.stored is None or batch.packing is not None:
-            return self._run_teacher(batch)
+            return [states.half() for states in self._run_teacher(batch)]
         pairs = rows.tolist()
         found = self.stored.load(pairs, batch.input_ids.shape[1])
         if found is None:
-            read = self._run_teacher(batch)
-            with torch.autocast(device().type, enabled=False):  # on a CPU it refuses to join float16
-                found = torch.cat(read, dim=-1).numpy()
+            found = torch.cat(self._run_teacher(batch), dim=-1).half().numpy()  # autocast joins no float16 on a CPU
             self.stored.store(pairs, found)
         return list(torch.from_numpy(found).chunk(len(self.scales), dim=-1))
 
     def _run_teacher(self, batch: Batch) -> list[Tensor]:
-        """As `_taught`, in float16: what is learned does not depend on the disk's room for stored states.
-
-        They fit: a norm's output is its weight times sqrt(d) at most, plus its bias.
-        """
+        """As `_taught`, as the teacher gives them."""
         with torch.no_grad():
             _, states = self.teacher.with_hidden_states(batch, self.taught_layers)
-        return [states[layer].half() for layer in self.taught_layers]
+        return [states[layer] for layer in self.taught_layers]
 
 
 def hidden_states_objectives(
