@@ -33,7 +33,7 @@ from tmkd.core.files import write_json
 from tmkd.data.pairs import Pairs
 from tmkd.evaluation.results import ENSEMBLE
 from tmkd.models.checkpoint import load_student
-from tmkd.pipeline.followed import followed
+from tmkd.pipeline.followed import followed, learned_sets, taught_by
 from tmkd.pipeline.run import Run
 from tmkd.pipeline.steps.finished_run import FinishedRun
 from tmkd.pipeline.steps.states import model_inputs
@@ -79,17 +79,14 @@ def gradients(run: Run, method: Method, batches: int) -> dict[str, dict[str, dic
     """The cosines of gradients in a method's stage-1 student, by pairs."""
     first = run.students.pretrain(method, run.recipe.seeds[0])
     assert isinstance(first, Step), "this run's stage 1 is of another run; measure that one"
-    learned, train = run.labels.pool_targets(method), run.labels.targets(method, run.data.student_pairs, "train")
-    assert learned is not None
-    assert train is not None
-    names = [ENSEMBLE] if method.targets == "mean" else [teacher.name for teacher, _ in run.labels.teachers]
-    if method.targets == "one":
-        names = [names[run.labels.best_of(method)]]
-    pool, pairs = run.labels.stage1_pool, run.data.student_pairs
-    return {
-        "stage 1, end": cosines(run, first, pool, learned, names, batches),
-        "stage 2, begin": cosines(run, first, pairs, train, [*names, "labels"], batches),
-    }
+    found = {}
+    for where, pairs, targets in learned_sets(run.labels, method):
+        names = taught_by(run.labels, method, pairs)
+        if where == "train":
+            found["stage 2, begin"] = cosines(run, first, pairs, targets, [*names, "labels"], batches)
+        else:
+            found["stage 1, end"] = cosines(run, first, pairs, targets, names, batches)
+    return found
 
 
 def cosines(

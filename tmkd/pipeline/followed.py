@@ -47,12 +47,12 @@ def followed(
     method = next(one for one in run.recipe.chosen_methods if one.name == name)
     if method.targets == "none":
         return {}
-    learned = list(_learned(labels, method))
+    learned = list(learned_sets(labels, method))
     if not learned:  # stage 1 alone, on another task's teachers
         return {}
     heads = learned[-1][2].names  # of the last stage
-    shown = dict(zip(heads, _shown(labels, method, learned[-1][1]), strict=True))
-    found: dict[str, dict[str, float]] = {name: {} for name in shown.values()}
+    shown = dict(zip(heads, taught_by(labels, method, learned[-1][1]), strict=True))
+    found: dict[str, dict[str, float]] = {teacher: {} for teacher in shown.values()}
     for where, pairs, targets in learned:
         rows = _some(len(pairs))
         given = _of_heads(run, name, pairs.take(rows), len(heads))
@@ -79,7 +79,7 @@ def correlation(first: Logits, second: Logits) -> float:
     return float(np.corrcoef(one, other)[0, 1])
 
 
-def _learned(labels: TeacherLabels, method: Method) -> Iterator[tuple[str, Pairs, Targets]]:
+def learned_sets(labels: TeacherLabels, method: Method) -> Iterator[tuple[str, Pairs, Targets]]:
     """The pairs whose soft labels a method's students learn in this run, and these labels, stage by stage."""
     if labels.recipe.trains_stage1(method) and not labels.recipe.foreign_pool:
         targets = labels.pool_targets(method)
@@ -92,7 +92,7 @@ def _learned(labels: TeacherLabels, method: Method) -> Iterator[tuple[str, Pairs
         yield "train", pairs, targets
 
 
-def _shown(labels: TeacherLabels, method: Method, pairs: Pairs) -> list[str]:
+def taught_by(labels: TeacherLabels, method: Method, pairs: Pairs) -> list[str]:
     """What the report calls the teacher of each head that learns from these pairs."""
     if method.targets == "mean":
         return [ENSEMBLE]
