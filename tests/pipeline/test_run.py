@@ -388,9 +388,10 @@ SHIPPED = {  # each recipe and its teachers: three as in the paper, or one of ea
     "qnli": CROSS_ENCODERS,
     "rte": CROSS_ENCODERS,
     "snli": CROSS_ENCODERS,
-    "webqa": CROSS_ENCODERS,
-    "webqa-mpnet": ["mpnet", "minilm", "t1"],
-    "wikiqa": CROSS_ENCODERS,
+    "webqa": ["mpnet", "t1"],
+    "webqa-small": CROSS_ENCODERS,
+    "wikiqa": ["mpnet", "t1"],
+    "wikiqa-small": CROSS_ENCODERS,
 }
 
 

@@ -37,7 +37,7 @@ LAYOUTS: dict[str, Any] = {
     "qnli": ("question", "sentence", QA, {"train": False, "validation": False, "test": True}, "qnli"),
     "rte": ("sentence1", "sentence2", QA, {"train": False, "validation": False, "test": True}, "rte"),
     "snli": ("premise", "hypothesis", NLI, {"train": False, "validation": False, "test": False}, "plain_text"),
-    "wikiqa": ("question", "answer", ["0", "1"], {"train": False, "validation": False, "test": False}, "default"),
+    "wikiqa-small": ("question", "answer", ["0", "1"], {"train": False, "validation": False, "test": False}, "default"),
 }
 
 
@@ -109,11 +109,11 @@ def test_the_labels_of_a_hidden_split_are_no_golden_labels(hub: Callable[..., Pa
     refused(lambda: read_hub(str(folder), "train", config="mnli"), "rte:mnli[train]")
 
 
-@pytest.mark.parametrize("name", [*LAYOUTS, "webqa"])
+@pytest.mark.parametrize("name", [*LAYOUTS, "webqa-small"])
 def test_every_recipe_reads_files_of_ones_own(tmp_path: Path, name: str) -> None:
     text = (RECIPES / f"{name}.yaml").read_text()
     recipe = load_recipe(RECIPES / f"{name}.yaml")
-    if name == "webqa":
+    if name == "webqa-small":
         assert "data.train=" in text
         rows = [{**row, "label": None, "score": 0.8 if row["label"] else 0.3} for row in pair_rows(3)]
         write_jsonl(tmp_path / "my-train.jsonl", rows)
@@ -141,7 +141,7 @@ def at_hand(hub: Callable[..., Path], name: str) -> list[str]:
     assert recipe.pool is not None
     for number, source in enumerate(recipe.pool.sources):
         if source.pairs is not None and source.pairs.hub is not None:
-            names = {"stanfordnlp/snli": "snli", "microsoft/wiki_qa": "wikiqa"}
+            names = {"stanfordnlp/snli": "snli", "microsoft/wiki_qa": "wikiqa-small"}
             folder = hub(source.pairs.config or names[source.pairs.hub], f"-pool{number}")
             key = f"pool.sources.{number}.pairs"
             overrides += [f"{key}.hub={folder}", f"{key}.split=train"]
