@@ -37,8 +37,9 @@ LAYOUTS: dict[str, Any] = {
     "qnli": ("question", "sentence", QA, {"train": False, "validation": False, "test": True}, "qnli"),
     "rte": ("sentence1", "sentence2", QA, {"train": False, "validation": False, "test": True}, "rte"),
     "snli": ("premise", "hypothesis", NLI, {"train": False, "validation": False, "test": False}, "plain_text"),
-    "wikiqa-small": ("question", "answer", ["0", "1"], {"train": False, "validation": False, "test": False}, "default"),
+    "wikiqa": ("question", "answer", ["0", "1"], {"train": False, "validation": False, "test": False}, "default"),
 }
+LAYOUTS["wikiqa-small"] = LAYOUTS["wikiqa"]
 
 
 @pytest.fixture(autouse=True)
@@ -109,11 +110,11 @@ def test_the_labels_of_a_hidden_split_are_no_golden_labels(hub: Callable[..., Pa
     refused(lambda: read_hub(str(folder), "train", config="mnli"), "rte:mnli[train]")
 
 
-@pytest.mark.parametrize("name", [*LAYOUTS, "webqa-small"])
+@pytest.mark.parametrize("name", [*LAYOUTS, "webqa", "webqa-small"])
 def test_every_recipe_reads_files_of_ones_own(tmp_path: Path, name: str) -> None:
     text = (RECIPES / f"{name}.yaml").read_text()
     recipe = load_recipe(RECIPES / f"{name}.yaml")
-    if name == "webqa-small":
+    if name.startswith("webqa"):
         assert "data.train=" in text
         rows = [{**row, "label": None, "score": 0.8 if row["label"] else 0.3} for row in pair_rows(3)]
         write_jsonl(tmp_path / "my-train.jsonl", rows)
@@ -141,7 +142,7 @@ def at_hand(hub: Callable[..., Path], name: str) -> list[str]:
     assert recipe.pool is not None
     for number, source in enumerate(recipe.pool.sources):
         if source.pairs is not None and source.pairs.hub is not None:
-            names = {"stanfordnlp/snli": "snli", "microsoft/wiki_qa": "wikiqa-small"}
+            names = {"stanfordnlp/snli": "snli", "microsoft/wiki_qa": "wikiqa"}
             folder = hub(source.pairs.config or names[source.pairs.hub], f"-pool{number}")
             key = f"pool.sources.{number}.pairs"
             overrides += [f"{key}.hub={folder}", f"{key}.split=train"]
@@ -152,8 +153,8 @@ def at_hand(hub: Callable[..., Path], name: str) -> list[str]:
 def test_every_recipe_trains_on_tiny_data(tmkd: Tmkd, hub: Callable[..., Path], encoder: Path, name: str) -> None:
     done = tmkd(
         "distill", RECIPES / f"{name}.yaml", *at_hand(hub, name), f"encoder={encoder}", "student.layers=1",
-        "teachers=[{name: a, epochs: 1}]", "methods=[tkd]", "take=tkd", "stage1={learning_rate: 1e-3, epochs: 1}",
-        "stage2.epochs=1", "pool.passages_per_question=2", "max_length=32",
+        "teachers=[{name: a, epochs: 1}]", "warm_up.teacher=null", "ensemble=mean", "methods=[tkd]", "take=tkd",
+        "stage1={learning_rate: 1e-3, epochs: 1}", "stage2.epochs=1", "pool.passages_per_question=2", "max_length=32",
     )  # fmt: skip
     assert "mine the pool: done" in done.stderr
     card = json.loads(Path(f"workspace/runs/{name}/student/tmkd.json").read_text())
