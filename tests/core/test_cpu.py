@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,20 @@ def test_a_system_without_affinity_has_all_its_cores(monkeypatch: pytest.MonkeyP
     assert cpu.usable_cores() == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert cpu.usable_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("set_by_the_user", "expected"),
+    [({}, "20000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_openmp_sees_how_long_waiting_threads_may_spin(set_by_the_user: dict[str, str], expected: str | None) -> None:
+    """OpenMP itself prints its settings when torch loads it."""
+    code = "from tmkd.core.cpu import let_waiting_threads_sleep as sleep; sleep(); import torch; torch.ones(1)"
+    ours = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE"} | set_by_the_user
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    shown = [line.partition("=")[2].strip(" '") for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    if not shown:
+        pytest.skip("torch computes with another OpenMP than GNU's")
+    assert shown[0] != "20000" if expected is None else shown[0] == expected

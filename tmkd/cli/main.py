@@ -19,6 +19,7 @@ from tmkd.cli.bench import bench
 from tmkd.cli.labels import labels
 from tmkd.cli.options import Command, Sections
 from tmkd.core.console import set_quiet
+from tmkd.core.cpu import let_waiting_threads_sleep
 from tmkd.core.errors import TmkdError
 from tmkd.core.open_files import too_many
 
@@ -150,6 +151,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # where a terminal or a file has no such character
     before, sys.stdout = sys.stdout, _named(sys.stdout)
     set_quiet(False)
+    let_waiting_threads_sleep()
     try:
         _require_together()
         _run_to_the_end()

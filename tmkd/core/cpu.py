@@ -73,6 +73,18 @@ def _quota_of(group: Path) -> float | None:
     return cores if cores > 0 else None
 
 
+def let_waiting_threads_sleep() -> None:
+    """Let threads that wait for the others of their process give their core away after some microseconds.
+
+    PyTorch computes with the threads of GNU OpenMP. Where several wait for one another, each keeps its core busy
+    for milliseconds before it sleeps. On a core that another process uses, too, a thread then waits for one that
+    cannot run, once for each of a training step's hundreds of operations. OpenMP reads the variable when it is
+    loaded, so call this before torch is imported. What the user has set (`GOMP_SPINCOUNT`, `OMP_WAIT_POLICY`) stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
 @functools.cache
 def cpu_flags() -> frozenset[str]:
     """The CPU's features by their Linux names (x86: flags, Arm: Features); empty on other systems."""
