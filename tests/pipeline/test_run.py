@@ -378,7 +378,8 @@ def test_test_rows_among_training_rows_are_refused(tmkd: Tmkd, recipe_file: Path
 
 CROSS_ENCODERS = ["t1", "t2", "t3"]
 SHIPPED = {  # each recipe and its teachers: three as in the paper, or one of each kind where the pool is very large
-    "debian-docs": CROSS_ENCODERS,
+    "debian-docs": ["mpnet", "minilm", "t1"],
+    "debian-docs-small": CROSS_ENCODERS,
     "demo": ["mpnet", "minilm", "t1"],
     "demo-small": CROSS_ENCODERS,
     "general": ["mpnet", "t1"],
