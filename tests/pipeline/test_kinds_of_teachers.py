@@ -15,6 +15,7 @@ import pytest
 import yaml
 from conftest import Tmkd, pair_rows, step_folders, write_jsonl
 from encoder_fixtures import tiny
+from kinds_fixtures import COSINE, NUMBERS, TKD, content
 from served_fixtures import ranks, stub
 
 from tmkd.config.load import parse_recipe, parse_recorded_recipe
@@ -33,30 +34,6 @@ from tmkd.pipeline.store.workspace import Workspace
 from tmkd.teachers.bi_encoder import BiEncoderTeacher
 from tmkd.teachers.interface import Scored
 from tmkd.teachers.served import ServedTeacher
-
-NUMBERS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}
-TKD = {"methods": ["teacher", "tkd"], "take": "tkd"}
-COSINE = {"name": "cosine", "kind": "bi_encoder", "model": "builtin:minilm-l6"}
-
-
-def content(folder: Path, **keys: Any) -> dict[str, Any]:
-    """A recipe of one-layer students."""
-    if not (folder / "train.jsonl").is_file():
-        write_jsonl(folder / "train.jsonl", pair_rows(4))
-        tiny("bert", folder / "encoder", max_position_embeddings=128)
-    return {
-        "name": "kinds",
-        "encoder": str(folder / "encoder"),
-        "max_length": 64,
-        "precision": "fp32",
-        "data": {"train": str(folder / "train.jsonl"), "hold_out": {"dev": 0.2, "test": 0.2}},
-        "student": {"layers": 1},
-        **dict.fromkeys(("stage1", "stage2", "without_stage1"), NUMBERS),
-        "methods": ["teacher", "teacher-ensemble", "tmkd"],
-        "export": {"backends": ["onnx-fp32"]},
-        "teachers": [COSINE, {"name": "mine", "seed": 1, **NUMBERS}],
-        **keys,
-    }
 
 
 def recipe_of(folder: Path, **keys: Any) -> Path:

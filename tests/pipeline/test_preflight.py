@@ -342,6 +342,15 @@ def test_questions_that_their_own_encoder_cannot_read_get_a_word() -> None:
     )
 
 
+def test_passages_that_an_embedding_model_cuts_get_a_word(tmkd: Tmkd, tiny_recipe: Path) -> None:
+    short = "{name: cosine, kind: bi_encoder, model: 'builtin:minilm-l6', max_length: 8, calibrate: none}"
+    done = tmkd("teach", tiny_recipe, f"teachers=[{short}]", "methods=[teacher, tkd]", "take=tkd")
+    said = " ".join(done.stderr.split())
+    assert "of the passages are longer than what teacher cosine reads (8 tokens) and are cut; give it a larger" in said
+    done = tmkd("teach", tiny_recipe, f"teachers=[{short.replace('8', '64')}]", "methods=[teacher, tkd]", "take=tkd")
+    assert "teacher cosine reads" not in " ".join(done.stderr.split())
+
+
 def test_pairs_that_are_cut_get_a_word() -> None:
     long = ["word " * 100 + str(n) for n in range(10)]
     [warning] = unread(["Which word?"] * 10, [*long[:6], *"abcd"])

@@ -32,7 +32,7 @@ def pairs_of(first: int, last: int) -> Pairs:
 
 def teacher_in(folder: Path) -> BiEncoderTeacher:
     found = BiEncoderTeacher("builtin:minilm-l6", precision="fp32")
-    found.keep_in(folder)
+    found.keep_in(folder, 0)
     return found
 
 

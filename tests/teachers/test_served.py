@@ -80,7 +80,7 @@ def test_it_tries_again_after_429_and_5xx_and_then_gives_up() -> None:
     with stub(lambda body, number: (429, {}) if number == 1 else (503, {}) if number == 2 else ranks(body)) as server:
         one = teacher(server.url, concurrency=1)
         assert log_odds(one.logits(PAIRS.take([0, 1]))).tolist() == [len(text) for text in PAIRS.passages[:2]]
-    assert one.sent == 3
+    assert one.budget.sent == 3
     with stub(lambda *_: (429, {"error": "slow down"})) as server, pytest.raises(EndpointError) as caught:
         teacher(server.url, retries=1).logits(PAIRS.take([0]))
     assert caught.value.status == 429

@@ -27,7 +27,7 @@ _OPPOSITES = frozenset(
 _POSITIVE = ("relevant", "entailment", "entailed", "answer", "correct", "duplicate", "match")
 
 
-def find_label_map(folder: Path, teacher: Teacher, recipe: Recipe) -> list[int]:
+def find_label_map(folder: Path, teacher: Teacher, recipe: Recipe, logits: int | None = None) -> list[int]:
     """Return, for each class of the task, the class of the checkpoint that it is, [C].
 
     The recipe's `label_map` decides. Without one, the names of the checkpoint's classes (`id2label`) and those of the
@@ -40,6 +40,7 @@ def find_label_map(folder: Path, teacher: Teacher, recipe: Recipe) -> list[int]:
         folder: the checkpoint.
         teacher: the recipe's entry for it.
         recipe: the task's classes and their names.
+        logits: how many logits it gives, where a library has opened it; its files say so unless given.
 
     Returns:
         The checkpoint's class of each class of the task.
@@ -51,7 +52,7 @@ def find_label_map(folder: Path, teacher: Teacher, recipe: Recipe) -> list[int]:
     if teacher.label_map is not None:
         return _mapped(teacher.label_map, names, teacher.name, recipe.classes)
     as_it_is, of_task = list(range(recipe.classes)), _names_of_task(recipe)
-    if (only := _only_logit(folder)) is not None:
+    if (only := _only_logit(folder, logits)) is not None:
         _require_class_1(only, of_task, teacher, recipe.positive_class)
         return as_it_is
     if not _named(names):
@@ -127,14 +128,14 @@ def _names_of_task(recipe: Recipe) -> dict[str, int]:
     return {_plain(name): labels[name] for name in in_order} if _named(in_order) else {}
 
 
-def _only_logit(folder: Path) -> str | None:
+def _only_logit(folder: Path, logits: int | None = None) -> str | None:
     """Return the name of a one-logit checkpoint's only class; empty if it has none; None for several logits."""
     names = _names(folder)
-    if has_card(folder) or len(names) > 1:
+    by_files = len(names) == 1 or (not names and _has_one_logit(folder))
+    # a language model that answers yes or no may name two classes in its files, which it does not have
+    if has_card(folder) or not (by_files if logits is None else logits == 1):
         return None
-    if not names:
-        return "" if _has_one_logit(folder) else None
-    return names[0] if _named(names) else ""
+    return names[0] if len(names) == 1 and _named(names) else ""
 
 
 def _has_one_logit(folder: Path) -> bool:

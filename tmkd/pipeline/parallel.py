@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from tmkd.core.places import Place
 from tmkd.pipeline.run_data import RunCache
 from tmkd.pipeline.store.workspace import Workspace
 from tmkd.pipeline.students import Students
+from tmkd.teachers.budget import count_together
 
 logger = logging.getLogger("tmkd.pipeline.parallel")  # __name__ is "__main__" in a job
 
@@ -66,6 +68,9 @@ def workers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
         "machine": this_machine(),
     }
     write_json(task, about)
+    requests = _requests_of(task)
+    requests.mkdir()
+    count_together(requests)
     share_cores(jobs)
     logger.info(
         f"{jobs} jobs train students side by side; logs of the other{'s' * (jobs > 2)}: {task.with_suffix('')}-*.log"
@@ -77,8 +82,15 @@ def workers(recipes: Sequence[Recipe], workspace: Workspace, jobs: int) -> Itera
     finally:
         for worker, log in zip(started, logs, strict=True):
             _stop(worker, log)
+        count_together(None)
+        shutil.rmtree(requests, ignore_errors=True)
         task.unlink(missing_ok=True)
         share_cores(1)
+
+
+def _requests_of(task: Path) -> Path:
+    """The folder where the processes of a task count the requests that they send to endpoints."""
+    return task.with_name(f"{task.stem}-requests")
 
 
 def _remove_left(folder: Path) -> None:
@@ -89,6 +101,7 @@ def _remove_left(folder: Path) -> None:
     for task in folder.glob("*.json"):
         with suppress(OSError, ValueError):
             if read_json(task).get("machine") == this_machine() and has_ended(int(task.stem)):
+                shutil.rmtree(_requests_of(task), ignore_errors=True)
                 for path in (*folder.glob(f"{task.stem}-job-*.log"), task):
                     path.unlink(missing_ok=True)
 
@@ -129,6 +142,7 @@ def _stop_with_parent() -> None:
 def run_worker(task: Path) -> None:
     """Train those students of a task's recipes that no other process is training, until all are there."""
     about = read_json(task)
+    count_together(_requests_of(task))
     share_cores(about["jobs"])
     recipes = [Recipe.model_validate(one) for one in about["recipes"]]
     labels = None if about["labels"] is None else Place.at(about["labels"])

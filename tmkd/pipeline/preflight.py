@@ -6,6 +6,7 @@ Checks that read no rows come first, those that need the pool (which may have to
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,11 +42,16 @@ from tmkd.pipeline.preflight_teachers import (
 )
 from tmkd.pipeline.run_data import RunData, share_of_pairs
 from tmkd.pipeline.steps.student import cached_encoder, shape_of
+from tmkd.pipeline.steps.teacher_logits import stored_teacher
+from tmkd.teachers.bi_encoder import BiEncoderTeacher
 from tmkd.teachers.ensemble import require_every_class
 from tmkd.training.losses import GROUPED
 
 _SAMPLE = 1000  # pairs of a part whose tokens are looked at
 _UNKNOWN, _CUT = 0.05, 0.2  # shares of tokens and of pairs from which it is said
+
+_Reader = tuple[str, Path, int, str]
+"""What is read (pairs, passages or questions), the tokenizer's folder, most tokens, and the teacher that reads."""
 
 
 def require_runnable(data: RunData) -> None:
@@ -242,27 +248,46 @@ def _require_taught(recipe: Recipe) -> None:
 
 
 def _warn_of_unread_text(data: RunData) -> None:
-    """Say where the encoder cannot read much of the text: tokens unknown to its vocabulary, pairs that are cut."""
-    recipe, task = data.recipe, data.task
-    kinds = {method.encoder for method in recipe.chosen_methods if method.trains}
-    readers: list[tuple[str, str]] = []
-    if kinds & {"bottom", "whole"} or any(map(recipe.fine_tunes_own, recipe.used_teachers)):
-        readers.append(("pairs", recipe.encoder))
-    if "cached" in kinds:
-        readers.append(("passages", recipe.cached_encoder))
-        readers += [("questions", spec) for spec in [recipe.cached.question_encoder] if spec is not None]
-    for what, encoder in readers:
-        looked = f"looked at {what} of {id(task)} with {encoder}, {recipe.max_length}"
+    """Say where a model cannot read much of the text: tokens unknown to its vocabulary, texts that are cut."""
+    task = data.task
+    for what, folder, length, teacher in [*_encoders(data.recipe), *_embedding_teachers(data)]:
+        looked = f"looked at {what} of {id(task)} with {folder}, {length}"
         if looked in data.cache.said:  # a study asks for every student
             continue
         data.cache.said.add(looked)
-        tokenizer = (PairTokenizer if what == "pairs" else TextTokenizer)(find_encoder(encoder), recipe.max_length)
+        tokenizer = (PairTokenizer if what == "pairs" else TextTokenizer)(folder, length)
         for name, part in task.parts.items():
-            warn_of_unread_text(part, tokenizer, task.counts[name], what)
+            warn_of_unread_text(part, tokenizer, task.counts[name], what, teacher)
+
+
+def _encoders(recipe: Recipe) -> Iterator[_Reader]:
+    """What reads texts for students, and for teachers that are fine-tuned here."""
+    kinds = {method.encoder for method in recipe.chosen_methods if method.trains}
+    length = recipe.max_length
+    if kinds & {"bottom", "whole"} or any(map(recipe.fine_tunes_own, recipe.used_teachers)):
+        yield "pairs", find_encoder(recipe.encoder), length, ""
+    if "cached" in kinds:
+        yield "passages", find_encoder(recipe.cached_encoder), length, ""
+        if (spec := recipe.cached.question_encoder) is not None:
+            yield "questions", find_encoder(spec), length, ""
+
+
+def _embedding_teachers(data: RunData) -> Iterator[_Reader]:
+    """What reads texts for embedding models that are teachers, where their files tell."""
+    for teacher in data.recipe.used_teachers:
+        if teacher.model is not None:
+            found = stored_teacher(data.recipe, teacher, data.cache.stored_teachers)
+            assert isinstance(found, BiEncoderTeacher)
+            if found.reads is not None:
+                yield "passages", *found.reads, teacher.name
 
 
 def warn_of_unread_text(
-    part: Pairs, tokenizer: PairTokenizer | TextTokenizer, counts: RowCounts, what: str = "passages"
+    part: Pairs,
+    tokenizer: PairTokenizer | TextTokenizer,
+    counts: RowCounts,
+    what: str = "passages",
+    teacher: str = "",
 ) -> None:
     """Warn where many tokens of pairs are unknown to a tokenizer, or many texts are cut; measured on a sample.
 
@@ -271,6 +296,7 @@ def warn_of_unread_text(
         tokenizer: of the model that reads them, or of one that reads their passages or their questions alone.
         counts: keeps the warnings.
         what: which texts a `TextTokenizer` reads: `passages` or `questions`.
+        teacher: the teacher that reads them; none where the recipe's encoder does.
     """
     sample = part.take(np.unique(np.linspace(0, len(part) - 1, _SAMPLE).astype(np.int64))) if len(part) else part
     if not len(sample):
@@ -285,13 +311,15 @@ def warn_of_unread_text(
     of, whose = (" of the questions", "cached.question_encoder") if what == "questions" else ("", "the encoder")
     if unknown >= _UNKNOWN:
         counts.warn(
-            f"{unknown:.0%} of the tokens{of} are unknown to {whose}'s vocabulary: it cannot read this text. Take an "
-            "encoder that was trained on its language"
+            f"{unknown:.0%} of the tokens{of} are unknown to {f'teacher {teacher}' if teacher else whose}'s "
+            "vocabulary: it cannot read this text. Take an encoder that was trained on its language"
         )
     if cut >= _CUT:
+        limit = f"what teacher {teacher} reads" if teacher else "max_length"
+        fix = "give it a larger max_length, if it has the positions" if teacher else "raise it"
         counts.warn(
-            f"{cut:.0%} of the {what} are longer than max_length ({tokenizer.max_length} tokens) and are cut; raise "
-            f"it, or cut the {what if what == 'questions' else 'passages'}"
+            f"{cut:.0%} of the {what} are longer than {limit} ({tokenizer.max_length} tokens) and are cut; {fix}, or "
+            f"cut the {what if what == 'questions' else 'passages'}"
         )
 
 

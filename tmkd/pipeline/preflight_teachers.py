@@ -271,14 +271,14 @@ def require_columns(data: RunData) -> None:
         _require_no_replay(recipe, absent[0])
 
 
-def _require_no_replay(recipe: Recipe, teacher: str) -> None:
-    """No student sees pairs of the pool in stage 2, since they lack the scores of a teacher of the training set."""
+def _require_no_replay(recipe: Recipe, teacher: str, has: str = "training set", lacks: str = "pool") -> None:
+    """No student sees pairs of the pool in stage 2: a teacher has scores for one of the two sets alone."""
     for method in (one for one in recipe.chosen_methods if one.stage1):
         own, key = recipe.of_method(method), "cached.stage2" if method.cached else "stage2"
         if (own.cached.stage2 if method.cached else own.stage2).replay:
             raise DataError(
-                f"{key}.replay: teacher {teacher} has scores for the training set and none for the pool; give it to "
-                "the pool too, or leave replay out"
+                f"{key}.replay: teacher {teacher} has scores for the {has} and none for the {lacks}; give it to the "
+                f"{lacks}, too, or leave replay out"
             )
 
 
@@ -312,6 +312,8 @@ def require_known_scores(data: RunData, methods: list[Method]) -> None:
             scores.require_all(parts[where], where)
         if "pool" in parts and "pool" not in able:
             _require_no_replay(data.recipe, teacher.name)
+        elif "pool" in parts and "train" not in able:
+            _require_no_replay(data.recipe, teacher.name, has="pool", lacks="training set")
         each = any(method.stage1 and method.stage2 and method.targets == "each" for method in methods)
         if each and not teacher.partial and "pool" in able and "train" not in able:
             raise DataError(

@@ -27,9 +27,8 @@ from tmkd.pipeline.steps.teacher_logits import TeacherLogits, calibrated, is_ste
 from tmkd.pipeline.steps.tune import tune
 from tmkd.pipeline.steps.warm_up import Judgement, warm_up
 from tmkd.pipeline.store.workspace import Step, Workspace
-from tmkd.teachers.ensemble import ensemble_logits
 from tmkd.teachers.scores import ScoresTeacher
-from tmkd.training.targets import Targets
+from tmkd.training.targets import Targets, mean_logits
 from tmkd.training.teacher_weights import above_chance, development_weights
 
 
@@ -181,10 +180,14 @@ class TeacherLabels:
 
         A column of scores that made the labels on which the weights are fitted is no part of it.
         """
+        if self.recipe.ensemble == "mean" or len(self.teachers) < 2:
+            return None
         dev = self.recipe.ensemble == "stacked-dev"
-        pairs = self.data.dev if dev else self.data.train
+        pairs, of = (self.data.dev, "development") if dev else (self.data.train, "training")
         which = [n for n in self.labellers(pairs) if not self._made_labels_of(n, pairs)]
-        if self.recipe.ensemble == "mean" or len(which) < 2:
+        if len(which) < 2:  # a reference column apart, each has to label them
+            why = f"is the plain mean here: fewer than two teachers label the {of} pairs, which its weights need"
+            self.cache.say_once(f"ensemble: {self.recipe.ensemble} {why}", logging.WARNING)
             return None
         inputs, logits = [], []
         for number in which:
@@ -194,7 +197,7 @@ class TeacherLabels:
             logits.append(calibrated(teacher, calibration, given, pairs))
         teachers = [self.teachers[number][0].name for number in which]
         found = stack_teachers(self.workspace, teachers, inputs, logits, pairs, self.recipe)
-        self.cache.say_once(f"{found.of(found.names).sentence()} ({'development' if dev else 'training'} pairs)")
+        self.cache.say_once(f"{found.of(found.names).sentence()} ({of} pairs)")
         return found
 
     def _made_labels_of(self, number: int, pairs: Pairs) -> bool:
@@ -305,12 +308,11 @@ class TeacherLabels:
         pool, wanted = self.data.pool, self.recipe.pool
         if wanted is None or wanted.sampling is None:
             return pool
-        which = [n for n in self.labellers(pool) if wanted.sampling.by in (None, self.teachers[n][0].name)]
-        if not which:
+        if not (which := [n for n in self.labellers(pool) if wanted.sampling.by in (None, self.teachers[n][0].name)]):
             raise DataError(f"pool.sampling.by: {wanted.sampling.by} has no scores of the pool; name another teacher")
         whose = ", ".join(self.teachers[number][0].name for number in which)
         logits = [self.learned(number, pool, "pool").logits for number in which]
-        scores = log_odds(ensemble_logits(logits), self.recipe.positive_class)
+        scores = log_odds(mean_logits(logits), self.recipe.positive_class)
         found = sample(pool, scores, wanted.sampling, wanted.seed)
         self.cache.say_once(found.sentence(whose))
         return pool.take(found.rows)

@@ -29,6 +29,7 @@ from tmkd.models.embedding_files import similarity_of
 from tmkd.models.encoders.families import FAMILIES
 from tmkd.models.encoders.find import find_folder, folder_fingerprint
 from tmkd.models.module_files import MODULES_FILE, read_modules
+from tmkd.models.own_length import own_length
 from tmkd.models.quiet import without_bars
 from tmkd.models.ready import SETTINGS_FILE, checkpoint_json
 from tmkd.models.student import SHARPNESS
@@ -155,6 +156,14 @@ class BiEncoderTeacher(StoredTeacher):
         about += [_FORWARD] if self.builtin else _other_types(self.folder)
         return digest_of(["bi_encoder", folder_fingerprint(self.folder), self.positive, *about])
 
+    @property
+    def reads(self) -> tuple[Path, int] | None:
+        """The folder of the tokenizer, and how many tokens of a text the model reads; None if its files do not tell."""
+        words = _words(self.folder)
+        if not all((words / name).is_file() for name in ("config.json", "tokenizer.json")):
+            return None
+        return words, self.max_length or BUILTIN_LENGTH.get(self.spec) or own_length(words)
+
     @functools.cached_property
     def _model(self) -> Any:
         return self.library_model()
@@ -208,7 +217,7 @@ class BiEncoderTeacher(StoredTeacher):
         given = {} if prompt is None else {"prompt": prompt}
         return lambda texts: np.asarray(encode(list(texts), show_progress_bar=False, **given), dtype=np.float32)
 
-    def keep_in(self, folder: Path) -> None:
+    def keep_in(self, folder: Path, whole: int) -> None:
         """See `StoredTeacher`: the embeddings of texts."""
         if self._embedded.folder != folder:
             self._embedded = EmbeddedTexts(folder)
@@ -325,10 +334,15 @@ def _other_types(folder: Path) -> list[str]:
     return sorted(({str(named)} if named else types_of(folder)) - {"float32", "F32"})
 
 
+def _words(folder: Path) -> Path:
+    """The folder of the module that reads words."""
+    modules = read_modules(folder)
+    return modules[0].place if modules else folder
+
+
 def _require_positions(folder: Path, max_length: int) -> None:
     """The model has a position for every token of a text, as far as its architecture is known here."""
-    modules = read_modules(folder)
-    words = modules[0].place if modules else folder
+    words = _words(folder)
     if (words / "config.json").is_file() and checkpoint_json(words / "config.json").get("model_type") in FAMILIES:
         require_fit(words, length=max_length)
 

@@ -97,11 +97,12 @@ class StoredTeacher(ABC):
             next pairs are asked for.
         """
 
-    def keep_in(self, folder: Path) -> None:  # noqa: B027
+    def keep_in(self, folder: Path, whole: int) -> None:  # noqa: B027
         """Keep what scoring makes beside the scores, and later scoring can use again, in a folder; most make nothing.
 
         Args:
             folder: of this teacher alone; it may be removed at any time that the teacher is not in use.
+            whole: how many pairs the set has that is labelled next, those whose scores are stored included.
         """
 
     def can_label(self, pairs: Pairs) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import logging
 import os
 import re
@@ -31,7 +30,9 @@ from tmkd.core.cluster import Cluster
 from tmkd.core.errors import EndpointError, needs_extra
 from tmkd.core.files import digest_of
 from tmkd.data.pairs import Pairs, pair_id
+from tmkd.teachers.budget import Budget
 from tmkd.teachers.interface import Scored, StoredTeacher
+from tmkd.teachers.left_out import LeftOut
 from tmkd.teachers.scores import imported_logits
 from tmkd.teachers.served_forms import form_of
 
@@ -42,10 +43,7 @@ logger = logging.getLogger(__name__)
 
 _GATHERED = 0.5  # seconds between two times that answers are given: each is a file for the label store
 _LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
-
-
-_FEW, _SHARE = 10, 0.1  # a partial teacher may leave out so many pairs, or this share of those it is to label
-_REFUSED = "refused.jsonl"  # the pairs that a partial teacher left out, which are not asked about again
+_NO_SCORE = (400, 413, 422)  # answers to a request whose texts the endpoint refuses: too long, or filtered
 
 _Answer = tuple[NDArray[np.int64], list[float]]
 """Places of the pairs of a request, and their scores."""
@@ -53,6 +51,14 @@ _Answer = tuple[NDArray[np.int64], list[float]]
 
 class _UnusableAnswerError(EndpointError):
     """An answer that is no score of the pair, such as a judge's refusal."""
+
+
+class _NoScoreError(Exception):
+    """What an endpoint answers in place of JSON with scores; the status where that is an error."""
+
+    def __init__(self, problem: str, status: int | None = None) -> None:
+        super().__init__(problem)
+        self.status = status
 
 
 class ServedTeacher(StoredTeacher):
@@ -63,8 +69,8 @@ class ServedTeacher(StoredTeacher):
         name: what messages and reports call the teacher.
         positive: the class of the right passages.
         partial: whether pairs whose answer cannot be used are left out. Too many of them are an error all the same.
-        left_out: why pairs were left out, by their pair_id; they are not asked about again.
-        sent: how many requests this object has sent, those that failed included.
+        left_out: the pairs that were left out; they are not asked about again.
+        budget: the requests that were sent, those that failed included.
 
     Raises:
         EndpointError: the prompt file cannot be read.
@@ -75,9 +81,8 @@ class ServedTeacher(StoredTeacher):
         with needs_extra("teachers"):
             import httpx
         self.endpoint, self.name, self.positive, self.partial = endpoint, name, positive, partial
-        self.left_out: dict[str, str] = {}
-        self._answered, self._before = False, 0  # of one labelling: any usable answer; the pairs left out before it
-        self._refused: Path | None = None
+        self.left_out = LeftOut()
+        self._answered, self._whole = False, 0  # of one labelling: any usable answer; the size of the set
         self._form = form_of(endpoint, self._error)
         address = urlsplit(endpoint.url)
         usual = address._replace(path=self._form.path).geturl()
@@ -86,7 +91,7 @@ class ServedTeacher(StoredTeacher):
         self._client = functools.partial(httpx.AsyncClient, timeout=endpoint.timeout, limits=most)
         self._failures: tuple[type[Exception], ...] = (httpx.RequestError,)
         self._stop = threading.Event()
-        self.sent = 0
+        self.budget = Budget(digest_of(self.fingerprint), endpoint.max_requests)
 
     def key_header(self) -> dict[str, str]:
         """The header of every request that holds the key; empty where the endpoint needs none.
@@ -130,7 +135,9 @@ class ServedTeacher(StoredTeacher):
         """
         answers: SimpleQueue[_Answer | None] = SimpleQueue()
         problems: list[EndpointError] = []
-        self._answered, self._before = False, len(self.left_out)
+        self._answered = False
+        if self.partial:
+            self.left_out.begin(pairs.pair_ids, max(self._whole, len(pairs)))
         self._stop.clear()
         with ThreadPoolExecutor(1) as pool:
             try:
@@ -146,17 +153,12 @@ class ServedTeacher(StoredTeacher):
             finally:
                 self._stop.set()
         done.result()
-        new = list(self.left_out.items())[self._before :]
-        if new and self._refused is not None:
-            self._refused.parent.mkdir(parents=True, exist_ok=True)
-            with self._refused.open("a", encoding="utf-8") as file:
-                file.writelines(f"{json.dumps(one)}\n" for one in new)
         if problems:
             raise problems[0]
-        if new:
+        if new := self.left_out.new:
             logger.warning(
                 f"teacher {self.name}: {len(new):,} of {len(pairs):,} pairs are left out, since its answer cannot be "
-                f"used; the first: {new[0][1]}"
+                f"used; the first: {new[0]}"
             )
 
     async def _ask_all(self, pairs: Pairs, answers: SimpleQueue[_Answer | None], problems: list[EndpointError]) -> None:
@@ -168,12 +170,12 @@ class ServedTeacher(StoredTeacher):
                 if self._stop.is_set():
                     break
                 some = pairs.take(rows)
-                if self.partial and some.pair_ids[0] in self.left_out:
+                if self.partial and some.pair_ids[0] in self.left_out.reasons:
                     continue
                 try:
                     scores = await self._scores(client, some.questions[0], some.passages)
                 except _UnusableAnswerError as problem:
-                    if (refused := self._refuse(some.pair_ids[0], problem, len(pairs))) is not None:
+                    if (refused := self._refuse(some.pair_ids[0], problem)) is not None:
                         problems.append(refused)
                         self._stop.set()
                 except EndpointError as problem:
@@ -191,20 +193,30 @@ class ServedTeacher(StoredTeacher):
 
     async def _scores(self, client: httpx.AsyncClient, question: str, passages: list[str]) -> list[float]:
         """The raw scores of one request's passages."""
-        answer = await self._ask(client, self._form.request(question, passages))
+        try:
+            answer = await self._ask(client, self._form.request(question, passages))
+        except _NoScoreError as error:
+            raise self._unusable(question, passages, str(error), error.status) from None
         try:
             return self._form.read(answer, len(passages))
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            more = f" and {len(passages) - 1} more" if len(passages) > 1 else ""
-            fix = "say `partial: true` for the teacher" if self.endpoint.form == "chat" else "leave the pair out"
-            advice = f". The answers before are kept; {fix}, or change how the endpoint is asked, to go on"
-            raise _UnusableAnswerError(
-                f"teacher {self.name}: {self.endpoint.url}: its answer cannot be used: {reason}; it begins "
-                f"{str(answer)[:200]!r}. It was asked about {question[:80]!r} with {passages[0][:80]!r} (pair_id "
-                f"{pair_id(question, passages[0])}){more}{'' if self.partial else advice}",
-                url=self.endpoint.url,
-            ) from error
+            problem = f"its answer cannot be used: {reason}; it begins {str(answer)[:200]!r}"
+            raise self._unusable(question, passages, problem) from error
+
+    def _unusable(
+        self, question: str, passages: list[str], problem: str, status: int | None = None
+    ) -> _UnusableAnswerError:
+        """The error of a request whose answer has no scores: which pair, and what to do."""
+        more = f" and {len(passages) - 1} more" if len(passages) > 1 else ""
+        fix = "say `partial: true` for the teacher" if self.endpoint.form == "chat" else "leave the pair out"
+        advice = f". The answers before are kept; {fix}, or change how the endpoint is asked, to go on"
+        return _UnusableAnswerError(
+            f"teacher {self.name}: {self.endpoint.url}: {problem}. It was asked about {question[:80]!r} with "
+            f"{passages[0][:80]!r} (pair_id {pair_id(question, passages[0])}){more}{'' if self.partial else advice}",
+            url=self.endpoint.url,
+            status=status,
+        )
 
     async def _ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Any:
         """The JSON that one request is answered with; tried again after 429, 5xx and broken connections."""
@@ -223,7 +235,7 @@ class ServedTeacher(StoredTeacher):
                 try:
                     return reply.json()
                 except (ValueError, RecursionError):
-                    raise self._error(f"its answer is no JSON; it begins {reply.text[:200]!r}") from None
+                    raise _NoScoreError(f"its answer is no JSON; it begins {reply.text[:200]!r}") from None
             status, problem = reply.status_code, f"answers {reply.status_code}: {reply.text[:200]!r}"
             if status in (401, 403):
                 named = self.endpoint.api_key_env
@@ -231,6 +243,8 @@ class ServedTeacher(StoredTeacher):
                     f"is the key in {named} right?" if named else "name the variable of its key: endpoint.api_key_env"
                 )
                 raise self._error(f"{problem}; {hint}", status)
+            if status in _NO_SCORE:
+                raise _NoScoreError(problem, status)
             if status != 429 and status < 500:
                 raise self._error(problem, status)
             asked = reply.headers.get("Retry-After", "")
@@ -242,37 +256,27 @@ class ServedTeacher(StoredTeacher):
             status,
         )
 
-    def keep_in(self, folder: Path) -> None:
+    def keep_in(self, folder: Path, whole: int) -> None:
         """See `StoredTeacher`: the pairs that it left out."""
-        if self.partial and self._refused is None:
-            self._refused = folder / _REFUSED
-            if self._refused.is_file():
-                for line in self._refused.read_text(encoding="utf-8").splitlines():
-                    with suppress(ValueError, TypeError):  # a line that was cut when the process was killed
-                        one, reason = json.loads(line)
-                        self.left_out[str(one)] = str(reason)
+        self._whole = whole
+        if self.partial:
+            self.left_out.keep_in(folder)
 
-    def _refuse(self, one: str, problem: EndpointError, pairs: int) -> EndpointError | None:
+    def _refuse(self, one: str, problem: EndpointError) -> EndpointError | None:
         """Leave a pair out; the error where that is not allowed, or where too many are.
 
         Args:
             one: its pair_id.
             problem: what is wrong with its answer.
-            pairs: how many pairs are to be labelled.
         """
         if not self.partial or self._stop.is_set():
             return problem
-        self.left_out[one] = str(problem)
-        count = len(self.left_out) - self._before
-        if count <= (max(_FEW, _SHARE * pairs) if self._answered else _FEW):
+        self.left_out.add(one, str(problem))
+        if not (many := self.left_out.too_many(answered=self._answered)):
             return None
-        self.left_out = dict(
-            list(self.left_out.items())[: self._before]
-        )  # ask about them again once the cause is mended
-        of = f"and {_SHARE:.0%} of the {pairs:,} pairs" if self._answered else "before the first that can be used"
+        self.left_out.ask_again()
         return self._error(
-            f"{count} of its answers cannot be used, which is more than {_FEW} {of}; look at the prompt, and at the "
-            f"model's answers. What was answered is kept. The last: {problem}"
+            f"{many}; look at the prompt, and at the model's answers. What was answered is kept. The last: {problem}"
         )
 
     async def _waited(self, seconds: float) -> bool:
@@ -284,18 +288,16 @@ class ServedTeacher(StoredTeacher):
 
     def _count(self) -> None:
         """Note that a request is sent, if the budget has room for it."""
-        most = self.endpoint.max_requests
-        if most is not None and self.sent >= most:
+        if not self.budget.spend():
             raise self._error(
-                f"max_requests: {most:,} requests are spent. What was answered is kept: run again to go on with as "
-                "many, or raise endpoint.max_requests"
+                f"max_requests: {self.endpoint.max_requests:,} requests are spent. What was answered is kept: run "
+                "again to go on with as many, or raise endpoint.max_requests"
             )
-        self.sent += 1
 
     def from_raw(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of two classes: what the form of the answers holds, log-odds or probabilities."""
         logits = imported_logits(raw[:, 0].astype(np.float64), self._form.holds).astype(np.float32)
-        return logits if self.positive else logits[:, ::-1]
+        return logits if self.positive else np.ascontiguousarray(logits[:, ::-1])
 
 
 def _gathered(answers: SimpleQueue[_Answer | None], until: float) -> list[_Answer | None]:

@@ -171,7 +171,7 @@ def label_stored(workspace: Workspace, teacher: StoredTeacher, pairs: Pairs) -> 
     """
     wanted = _scores_of(teacher, pairs)
     if workspace.mode != "read":
-        teacher.keep_in(workspace.tokens / f"embeddings-{digest_of(teacher.fingerprint)}")
+        teacher.keep_in(workspace.tokens / f"embeddings-{digest_of(teacher.fingerprint)}", len(wanted.pairs))
     return stored(workspace, wanted, lambda some: teacher.scored(some, _cluster_for(workspace, some)))
 
 

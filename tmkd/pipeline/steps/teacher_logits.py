@@ -144,7 +144,7 @@ def _open_reranker(recipe: Recipe, teacher: Teacher) -> CrossEncoderTeacher:
             f"{found.width} logits",
             source=found.folder,
         )
-    found.class_order = find_label_map(found.folder, teacher, recipe)
+    found.class_order = find_label_map(found.folder, teacher, recipe, found.width)
     return found
 
 
@@ -232,7 +232,8 @@ class TeacherLogits:
         assert targets is not None
         known = np.flatnonzero((pairs.labels >= 0) & np.isfinite(logits).all(axis=1))
         labelled = pairs.take(known)
-        content = depends_on(settings={"kind": teacher.calibration}, inputs={"teacher": list(names), "train": labelled})
+        settings = {"kind": teacher.calibration, "precision": self.recipe.precision}
+        content = depends_on(settings=settings, inputs={"teacher": list(names), "train": labelled})
 
         def build(folder: Path) -> None:
             remedy = _REMEDIES.get(teacher.of_kind, "Take another model")
