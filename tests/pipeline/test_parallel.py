@@ -18,6 +18,7 @@ import tmkd.pipeline.parallel as jobs
 from tmkd.config.load import load_recipe
 from tmkd.core.hardware import share_cores
 from tmkd.pipeline.store.workspace import Busy, Workspace, held
+from tmkd.teachers.budget import count_together
 
 SEEDS = ("methods=[finetune,mkd]", "take=mkd", "seeds=[0,1,2]")
 
@@ -94,6 +95,7 @@ def test_a_job_trains_every_student_that_nobody_is_at(tmkd: Tmkd, tiny_recipe: P
     task.write_text(json.dumps({"workspace": str(place), "labels": None, "jobs": 2, "recipes": recipes}))
     jobs.run_worker(task)
     share_cores(1)
+    count_together(None)
     assert len(list((place / "steps").glob("student-*"))) == 6
     done = tmkd("run", tiny_recipe, *SEEDS)
     assert "pairs/s, 0 s left, loss" not in done.stderr  # they are the run's own
@@ -141,7 +143,7 @@ def test_jobs_go_when_the_one_that_started_them_is_killed(tiny_recipe: Path, tmp
     for worker in workers:
         _until(lambda pid=worker: not _runs(int(pid)))
     folder, task = log.parent, log.with_name(f"{run.pid}.json")
-    assert {log, task} == set(folder.iterdir())
+    assert {log, task, task.with_name(f"{run.pid}-requests")} == set(folder.iterdir())
     about = json.loads(task.read_text())
     about["machine"]["host"] = "another"
     elsewhere = folder / "1234567.json"
