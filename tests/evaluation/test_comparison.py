@@ -138,6 +138,9 @@ def test_the_headline_counts_who_taught_and_names_no_depth_where_it_is_not_known
     }.items():
         results.taught_by = taught_by
         assert headline(results).startswith(said)
+    untimed = [replace(one, pairs_per_second=None) if n == 0 else one for n, one in enumerate(some)]
+    named = headline(compare(pairs, untimed, classes=2, task="t"))
+    assert f"times as fast as the teacher {some[1].name.removeprefix('teacher:')}" in named
     results.unmeasured, results.taught_by = {"judge": "it has no score"}, 3
     assert headline(results).startswith("3 teachers became one student")
     alone = [one for one in some if one.name == "tmkd"]
@@ -285,9 +288,7 @@ def test_an_ensemble_that_is_no_better_than_one_teacher_is_said_to_be_none() -> 
     assert results.relative_to == "teacher:t1"
     assert results.ensemble_lead is not None
     assert results.ensemble_lead.significant
-    sentence = (
-        "The ensemble is significantly worse than the best single teacher on the development set, t1, in the mean of"
-    )
+    sentence = "The ensemble is significantly worse than t1, which is the best teacher on the development set, by "
     assert results.standing()[0].startswith(sentence)
     assert results.standing()[0].endswith("what is kept is relative to t1.")
     student, top = (next(row for row in results.methods if row.name == name) for name in ("tmkd", "teacher:t1"))
@@ -304,7 +305,7 @@ def test_an_ensemble_that_is_no_better_than_one_teacher_is_said_to_be_none() -> 
     found[0] = ModelOutput("teacher:t1", "teacher", found[2].logits)
     level = compare(pairs, found, classes=2, task="a task", options=best)
     assert level.relative_to == "teacher-ensemble"
-    assert "The ensemble is not significantly better than the best single teacher" in level.standing()[0]
+    assert "The ensemble is not significantly better than t1, which is the best teacher on the" in level.standing()[0]
     assert level.to_json()["ensemble"]["lead"]["real"] is False
 
 

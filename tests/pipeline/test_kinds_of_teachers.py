@@ -75,6 +75,8 @@ def test_a_whole_run_with_a_bi_encoder(tmkd: Tmkd, tmp_path: Path) -> None:
     report = json.loads(Path("workspace/runs/kinds/report/results.json").read_text())
     names = [row["name"] for row in report["methods"]]
     assert names == ["teacher:cosine", "teacher:mine", "teacher-ensemble", "tmkd"]
+    assert ["pairs_per_second" not in row for row in report["methods"]] == [True, False, True, False]
+    assert "parameters" not in report["methods"][2], "the embedding model is in the ensemble, too"
     assert set(report["reliability"]["teacher:cosine"]) == {"given", "calibrated"}
     assert set(report["reliability"]["teacher:mine"]) == {"given"}
     assert "Reliability of the teachers" in Path("workspace/runs/kinds/report/report.html").read_text()

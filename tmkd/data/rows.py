@@ -18,7 +18,7 @@ from tmkd.data.row_counts import RowCounts
 Row = Mapping[str, Any]
 ScoreKinds = Mapping[str, Literal["logit", "probability"]]
 _MOST_CLASSES = 2**31
-_OR_MAPPED = ", or a word whose class data.labels says: {'no': 0, 'yes': 1}"
+_OR_MAPPED = ", or a word that a recipe's data.labels maps, as in {'no': 0, 'yes': 1}"
 _NAMING = (
     "Name yours: in a recipe's data.columns or data.scores, or with a command's --question and the like; commands "
     "without these options read columns of these names"
@@ -277,7 +277,7 @@ def grade(value: Any) -> int | None:
         return None
     whole = _integer(value)
     if whole is None or abs(whole) >= _MOST_CLASSES:
-        raise BadValue(f"is {value!r}, a grade must be an integer")
+        raise BadValue(f"is {value!r}, a grade must be an integer: 0 for a wrong passage, 1 and up for a right one")
     return whole
 
 

@@ -135,14 +135,19 @@ def _headline_model(results: Results) -> ModelResult | None:
 
 def speedups(results: Results) -> dict[str, float]:
     """Return the speed of every model relative to the deepest teacher (of several equally deep ones, the slowest)."""
-    teachers = [row for row in results.methods if row.kind == "teacher" and row.size.get("pairs_per_second")]
-    if not teachers:
+    deepest = _deepest(results)
+    if deepest is None:
         return {}
-    deepest = max(teachers, key=lambda row: (row.size.get("layers") or 0, -row.size["pairs_per_second"]))
     base = deepest.size["pairs_per_second"]
     return {
         row.name: row.size["pairs_per_second"] / base for row in results.methods if row.size.get("pairs_per_second")
     }
+
+
+def _deepest(results: Results) -> ModelResult | None:
+    """The deepest teacher that was timed, of several the slowest; None where none was."""
+    timed = [row for row in results.methods if row.kind == "teacher" and row.size.get("pairs_per_second")]
+    return max(timed, key=lambda row: (row.size.get("layers") or 0, -row.size["pairs_per_second"]), default=None)
 
 
 def headline(results: Results) -> str:
@@ -173,15 +178,18 @@ def headline(results: Results) -> str:
     if kept:
         text += f"{keeps} {' and '.join(kept)}"
     every = speedups(results)
-    if student.name in every:
-        text += f", {every[student.name]:.1f} times as fast as one teacher"
+    if (deepest := _deepest(results)) is not None and student.name in every:
+        timed = [row for row in teachers if row.size.get("pairs_per_second")]
+        one = "one teacher" if len(timed) == len(teachers) else f"the teacher {deepest.name.removeprefix('teacher:')}"
+        text += f", {every[student.name]:.1f} times as fast as {one}"
         text += " once passages are read" if once else ""
         if ENSEMBLE in every:
             text += f" and {every[student.name] / every[ENSEMBLE]:.1f} times as fast as the ensemble"
         fastest = max(results.exports, key=lambda row: float(row["pairs_per_second"]), default=None)
         if fastest is not None and student.name == results.taken:
             base = (student.size["pairs_per_second"] or 1) / every[student.name]
-            text += f"; exported ({fastest['backend']}) {fastest['pairs_per_second'] / base:.1f} times as fast as one"
+            faster = fastest["pairs_per_second"] / base
+            text += f"; exported ({fastest['backend']}) {faster:.1f} times as fast as that teacher in PyTorch"
     return text[0].upper() + text[1:] + "."
 
 

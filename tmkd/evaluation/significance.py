@@ -140,14 +140,15 @@ def ensemble_sentence(lead: Difference, relative_to: str) -> str:
     """
     best, (by, span) = lead.second.removeprefix("teacher:"), _shown(lead.value)
     span = f"(95% interval {span})"
-    which = f"the best single teacher on the development set, {best}, in {TITLES[lead.metric]}"
+    which = f"{best}, which is the best teacher on the development set"
+    word, on = "better" if lead.value.mean > 0 else "worse", f"in {TITLES[lead.metric]} on these pairs"
     if lead.significant:
-        word = "better" if lead.value.mean > 0 else "worse"
-        text = f"The ensemble is significantly {word} than {which} by {by} {span}"
+        text = f"The ensemble is significantly {word} than {which}, by {by} {on} {span}"
     else:
-        text = f"The ensemble is not significantly better than {which}: it is {by} "
-        text += f"{'better' if lead.value.mean > 0 else 'worse'} {span}"
-    return f"{text}; what is kept is relative to {relative_to.removeprefix('teacher:')}."
+        apart = "level with it" if by == "0.000" else f"{by} {word}"
+        text = f"The ensemble is not significantly better than {which}: it is {apart} {on} {span}"
+    teacher = relative_to.removeprefix("teacher:")
+    return f"{text}; what is kept is relative to {'the ensemble' if teacher == relative_to else teacher}."
 
 
 def _shown(value: Interval) -> tuple[str, str]:

@@ -132,7 +132,7 @@ class ScoreFileTeacher(StoredTeacher):
             raise AssertionError(self.path)
         join = next((columns for columns in _JOINS if all(name in first[1] for name in columns)), None)
         if join is None:
-            raise self._without("column pair_id, no question and passage, and no qid and pid", first[1])
+            raise self._without("column pair_id, no question and passage, and no qid and pid", first[1], rename=True)
         names: dict[str, None] = {}
         ids, values, places = [np.empty((0, 2), np.uint64)], array("d"), array("q")
         rows = itertools.chain([first], rows)
@@ -149,9 +149,10 @@ class ScoreFileTeacher(StoredTeacher):
         once = self._once(numbers, scores, read)
         return _Table(join, StoredIds(numbers[once]), scores[once], read[once])
 
-    def _without(self, what: str, names: Mapping[str, Any]) -> DataError:
+    def _without(self, what: str, names: Mapping[str, Any], *, rename: bool = False) -> DataError:
+        fix = ". Rename those of the texts to question and passage" if rename else ""
         return DataError(
-            f"teacher {self.name}: {self.path} has no {what}; its columns are {', '.join(names)}", path=self.path
+            f"teacher {self.name}: {self.path} has no {what}; its columns are {', '.join(names)}{fix}", path=self.path
         )
 
     def _id(self, row: Mapping[str, Any], join: tuple[str, ...], number: int) -> str:

@@ -244,8 +244,8 @@ def _has_module(folder: Path) -> bool:
 
 
 def _ensemble(run: FinishedRun, teachers: list[ModelOutput]) -> ModelOutput:
-    """The teacher ensemble; its size is that of all teachers that are models."""
-    models = [teacher for teacher in teachers if teacher.parameters is not None]
+    """The teacher ensemble; its size is that of its teachers, where all are models whose size is known."""
+    models = teachers if all(teacher.parameters is not None for teacher in teachers) else []
     return ModelOutput(
         name=ENSEMBLE,
         kind="ensemble",

@@ -39,7 +39,7 @@ def add_speed(run: FinishedRun, outputs: Sequence[ModelOutput], pairs: Pairs) ->
     """Fill in the speed of a run's models, in place.
 
     One model of every shape is timed: teachers of one encoder are equally fast. The ensemble takes the time of all its
-    teachers, and `m-o-m` that of all its students.
+    teachers, where all are timed, and `m-o-m` that of all its students.
 
     Args:
         run: where the models are.
@@ -56,9 +56,9 @@ def add_speed(run: FinishedRun, outputs: Sequence[ModelOutput], pairs: Pairs) ->
             models = len(folders[output.name])
             output.pairs_per_second = speed["pairs_per_second"] / models
             output.milliseconds = {int(size): models * value for size, value in speed["milliseconds"].items()}
-    teachers = [output for output in outputs if output.kind == "teacher" and output.pairs_per_second]
+    teachers = [output for output in outputs if output.kind == "teacher"]
     for output in outputs:
-        if output.name == ENSEMBLE and teachers:
+        if output.name == ENSEMBLE and teachers and all(teacher.pairs_per_second for teacher in teachers):
             output.pairs_per_second = 1 / sum(1 / (teacher.pairs_per_second or 1) for teacher in teachers)
             output.milliseconds = {
                 size: sum((teacher.milliseconds or {})[size] for teacher in teachers)
