@@ -269,12 +269,8 @@ class Recipe(Part):
             return self
         taken = {method.name: method for method in self.chosen_methods}.get(self.take)
         if taken is None:
-            able = [method.name for method in self.chosen_methods if method.trains]
-            instead = ", ".join(able) or "no method that trains a student is there"
-            raise ValueError(
-                f"take: {self.take!r} is not among the methods ({', '.join(self.methods)}); take one of them that "
-                f"trains a student ({instead}), or add it to the methods"
-            )
+            why = "take one of them that trains a student, or add this one"
+            raise ValueError(f"take: {self.take!r} is not among the methods ({', '.join(self.methods)}); {why}")
         if not taken.trains:
             raise ValueError(f"take: {self.take!r} trains no student; take a method that does")
         return self
