@@ -269,8 +269,7 @@ class Recipe(Part):
             return self
         taken = {method.name: method for method in self.chosen_methods}.get(self.take)
         if taken is None:
-            why = "take one of them that trains a student, or add this one"
-            raise ValueError(f"take: {self.take!r} is not among the methods ({', '.join(self.methods)}); {why}")
+            raise ValueError(f"take: {self.take!r} is not among the methods ({', '.join(self.methods)}); take one")
         if not taken.trains:
             raise ValueError(f"take: {self.take!r} trains no student; take a method that does")
         return self
