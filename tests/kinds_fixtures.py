@@ -14,9 +14,10 @@ COSINE = {"name": "cosine", "kind": "bi_encoder", "model": "builtin:minilm-l6"}
 
 
 def content(folder: Path, **keys: Any) -> dict[str, Any]:
-    """A recipe of one-layer students."""
+    """A recipe of one-layer students; its training pairs and its encoder are written where they are not there."""
     if not (folder / "train.jsonl").is_file():
         write_jsonl(folder / "train.jsonl", pair_rows(4))
+    if not (folder / "encoder").is_dir():
         tiny("bert", folder / "encoder", max_position_embeddings=128)
     return {
         "name": "kinds",

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 from conftest import Tmkd, pair_rows, write_jsonl
-from encoder_fixtures import tiny
+from kinds_fixtures import NUMBERS
+from kinds_fixtures import content as of_kinds
 from sklearn.metrics import roc_auc_score
 
 from tmkd.config.load import parse_recipe
@@ -23,7 +24,6 @@ from tmkd.pipeline.development import teachers_on_development
 from tmkd.pipeline.run import Run
 from tmkd.teachers.ensemble import fit_stacking
 
-NUMBERS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}
 COLUMNS = [{"name": "judge", "scores": "judge"}, {"name": "noise", "scores": "noise"}]
 
 
@@ -36,24 +36,18 @@ def content(folder: Path, **keys: Any) -> dict[str, Any]:
             for row in pair_rows(8)
         ]
         write_jsonl(folder / "train.jsonl", rows)
-        tiny("bert", folder / "encoder", max_position_embeddings=128)
-    return {
+    data = {"train": str(folder / "train.jsonl"), "hold_out": {"dev": 0.2, "test": 0.2},
+            "scores": {"judge": "logit", "noise": "logit"}}  # fmt: skip
+    own = {
         "name": "stacked",
-        "encoder": str(folder / "encoder"),
-        "max_length": 64,
-        "precision": "fp32",
-        "data": {"train": str(folder / "train.jsonl"), "hold_out": {"dev": 0.2, "test": 0.2},
-                 "scores": {"judge": "logit", "noise": "logit"}},
-        "student": {"layers": 1},
-        **dict.fromkeys(("stage1", "stage2", "without_stage1"), NUMBERS),
+        "data": data,
         "methods": ["teacher", "teacher-ensemble", "1avg-tkd"],
         "take": "1avg-tkd",
-        "export": {"backends": ["onnx-fp32"]},
         "teachers": [{"name": "mine", "seed": 1, **NUMBERS}, *COLUMNS],
         "ensemble": "stacked",
         "folds": 2,
-        **keys,
-    }  # fmt: skip
+    }
+    return of_kinds(folder, **{**own, **keys})
 
 
 def test_teachers_are_measured_without_a_student_that_learns_from_them(tmkd: Tmkd, tmp_path: Path) -> None:

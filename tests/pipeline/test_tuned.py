@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import Tmkd, pair_rows, write_jsonl
+from conftest import Tmkd, pair_rows
 from encoder_fixtures import tiny
+from kinds_fixtures import TKD
+from kinds_fixtures import content as of_kinds
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 from transformers.utils import logging as transformers_logging
@@ -29,30 +31,14 @@ from tmkd.teachers.bi_encoder import BiEncoderTeacher
 
 ROWS = pair_rows(4)
 TEXTS = sorted({str(row[key]) for row in ROWS for key in ("question", "passage")})
-NUMBERS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}
 TUNE = {"learning_rate": 3e-4, "epochs": 2, "batch_size": 4, "negatives": 1}
 
 
 def content(folder: Path, model: str, **keys: Any) -> dict[str, Any]:
     """A recipe whose only teacher is a bi-encoder that is tuned."""
-    write_jsonl(folder / "train.jsonl", ROWS)
-    if not (folder / "encoder").is_dir():
-        tiny("bert", folder / "encoder", max_position_embeddings=128)
     teacher = {"name": "b", "kind": "bi_encoder", "model": model, "tune": TUNE, "calibrate": "none"}
-    return {
-        "name": "tuned",
-        "encoder": str(folder / "encoder"),
-        "max_length": 64,
-        "precision": "fp32",
-        "data": {"train": str(folder / "train.jsonl"), "hold_out": {"dev": 0.2, "test": 0.2}},
-        "student": {"layers": 1},
-        **dict.fromkeys(("stage1", "stage2", "without_stage1"), NUMBERS),
-        "methods": ["teacher", "tkd"],
-        "take": "tkd",
-        "export": {"backends": ["onnx-fp32"]},
-        "teachers": [{**teacher, **keys.pop("teacher", {})}],
-        **keys,
-    }
+    teachers = [{**teacher, **keys.pop("teacher", {})}]
+    return of_kinds(folder, **{"name": "tuned", **TKD, "teachers": teachers, **keys})
 
 
 def tuned(recipe: dict[str, Any], workspace: Path) -> tuple[Run, Step]:

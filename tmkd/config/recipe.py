@@ -269,7 +269,7 @@ class Recipe(Part):
             return self
         taken = {method.name: method for method in self.chosen_methods}.get(self.take)
         if taken is None:
-            raise ValueError(f"take: {self.take!r} is not among the methods ({', '.join(self.methods)}); take one")
+            raise ValueError(f"take: {self.take!r} is not among the methods ({', '.join(self.methods)}); set it to one")
         if not taken.trains:
             raise ValueError(f"take: {self.take!r} trains no student; take a method that does")
         return self

@@ -179,16 +179,15 @@ def headline(results: Results) -> str:
         text += f"{keeps} {' and '.join(kept)}"
     every = speedups(results)
     if (deepest := _deepest(results)) is not None and student.name in every:
-        timed = [row for row in teachers if row.size.get("pairs_per_second")]
-        one = "one teacher" if len(timed) == len(teachers) else f"the teacher {deepest.name.removeprefix('teacher:')}"
+        timed = all(row.size.get("pairs_per_second") for row in teachers)
+        one = "one teacher" if timed else f"the teacher {deepest.name.removeprefix('teacher:')}"
         text += f", {every[student.name]:.1f} times as fast as {one}"
         text += " once passages are read" if once else ""
         if ENSEMBLE in every:
             text += f" and {every[student.name] / every[ENSEMBLE]:.1f} times as fast as the ensemble"
         fastest = max(results.exports, key=lambda row: float(row["pairs_per_second"]), default=None)
         if fastest is not None and student.name == results.taken:
-            base = (student.size["pairs_per_second"] or 1) / every[student.name]
-            faster = fastest["pairs_per_second"] / base
+            faster = fastest["pairs_per_second"] / deepest.size["pairs_per_second"]
             text += f"; exported ({fastest['backend']}) {faster:.1f} times as fast as that teacher in PyTorch"
     return text[0].upper() + text[1:] + "."
 

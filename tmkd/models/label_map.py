@@ -131,9 +131,10 @@ def _names_of_task(recipe: Recipe) -> dict[str, int]:
 def _only_logit(folder: Path, logits: int | None = None) -> str | None:
     """Return the name of a one-logit checkpoint's only class; empty if it has none; None for several logits."""
     names = _names(folder)
-    by_files = len(names) == 1 or (not names and _has_one_logit(folder))
-    # a language model that answers yes or no may name two classes in its files, which it does not have
-    if has_card(folder) or not (by_files if logits is None else logits == 1):
+    if has_card(folder):
+        return None
+    # what a library found counts first: a language model that answers yes or no may name two classes in its files
+    if not (logits == 1 if logits is not None else len(names) == 1 or (not names and _has_one_logit(folder))):
         return None
     return names[0] if len(names) == 1 and _named(names) else ""
 

@@ -278,8 +278,8 @@ def _embedding_teachers(data: RunData) -> Iterator[_Reader]:
         if teacher.model is not None:
             found = stored_teacher(data.recipe, teacher, data.cache.stored_teachers)
             assert isinstance(found, BiEncoderTeacher)
-            if found.reads is not None:
-                yield "passages", *found.reads, teacher.name
+            if (reads := found.reads) is not None:
+                yield "passages", *reads, teacher.name
 
 
 def warn_of_unread_text(

@@ -185,7 +185,7 @@ class TeacherLabels:
         dev = self.recipe.ensemble == "stacked-dev"
         pairs, of = (self.data.dev, "development") if dev else (self.data.train, "training")
         which = [n for n in self.labellers(pairs) if not self._made_labels_of(n, pairs)]
-        if len(which) < 2:  # a reference column apart, each has to label them
+        if len(which) < 2:  # without a column of scores that made the labels
             why = f"is the plain mean here: fewer than two teachers label the {of} pairs, which its weights need"
             self.cache.say_once(f"ensemble: {self.recipe.ensemble} {why}", logging.WARNING)
             return None
